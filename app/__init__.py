@@ -1,0 +1,1 @@
+"""Emberpool: warm KubeVirt VMs, ready before they are asked for."""

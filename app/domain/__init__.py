@@ -1,0 +1,1 @@
+"""Decisions as pure functions, and the shapes they take and give. No input or output happens here."""

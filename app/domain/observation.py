@@ -1,0 +1,66 @@
+"""What the cluster says of one VM, in our words, whatever API version said it."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+
+class WarmWhen(StrEnum):
+    """What a pool takes as proof that a guest has booted.
+
+    `agent`: conditions Ready and AgentConnected are True. `ready`: Ready alone, for guests without an agent but with a
+    readiness probe. `running`: the domain runs, for guests that can say nothing.
+    """
+
+    AGENT = "agent"
+    READY = "ready"
+    RUNNING = "running"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a VM will not come up, as the cluster says it: `reason` in one word, `message` whole."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One VirtualMachine and its VirtualMachineInstance, as last seen.
+
+    `vm_id` and `claim_id` are what our labels say (None where a label is missing or is no UUID). `phase` is the VMI's
+    (None without one). `failure` is set where the cluster reports a start that failed. `phase_times` maps a VMI phase to
+    when it was entered (KubeVirt's `status.phaseTransitionTimestamps`).
+    """
+
+    name: str
+    namespace: str
+    uid: str
+    pool: str | None = None
+    vm_id: str | None = None
+    claim_id: str | None = None
+    created_at: datetime | None = None
+    deleting: bool = False
+    printable_status: str | None = None
+    vmi_uid: str | None = None
+    phase: str | None = None
+    ready: bool = False
+    agent_connected: bool = False
+    paused: bool = False
+    node: str | None = None
+    addresses: tuple[str, ...] = ()
+    failure: Failure | None = None
+    phase_times: dict[str, datetime] = field(default_factory=dict)
+
+    def is_warm(self, when: WarmWhen) -> bool:
+        """Booted and fit to be claimed. A paused VM never is: KubeVirt's start strategy `Paused` runs a guest that has not booted."""
+        if self.deleting or self.paused or self.phase != "Running" or self.vmi_uid is None:
+            return False
+        match when:
+            case WarmWhen.AGENT:
+                return self.ready and self.agent_connected
+            case WarmWhen.READY:
+                return self.ready
+            case WarmWhen.RUNNING:
+                return True

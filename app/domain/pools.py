@@ -1,0 +1,68 @@
+"""What a pool is asked to be. The same shape is the body of `PUT /v1/pools/{name}` and what the store keeps."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.config import MAX_LEASE_SECONDS, MAX_POOL_SIZE
+from app.domain.observation import WarmWhen
+
+POOL_NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+PoolName = Annotated[str, Field(pattern=POOL_NAME_PATTERN, max_length=63, examples=["fast-start-pool"])]
+
+
+class PoolSpec(BaseModel):
+    """How many VMs of which template to keep warm, and within which limits. Times are in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(ge=0, le=MAX_POOL_SIZE, description="How many VMs to keep ready.", examples=[10])
+    template: dict[str, Any] = Field(
+        description=(
+            "The VM: a KubeVirt template as in a VirtualMachine's `spec.template` (`{spec: {domain, volumes}}`), a whole "
+            "VirtualMachine `spec`, or the short form `{image, cpu, memory, disk}`."
+        ),
+        examples=[{"image": "quay.io/containerdisks/ubuntu:22.04", "cpu": 2, "memory": "2Gi"}],
+    )
+    min_available: int = Field(
+        default=0,
+        ge=0,
+        description="The floor: fewer ready VMs make the pool `degraded`; nothing voluntary goes below it.",
+    )
+    auto_replenish: bool = Field(
+        default=True, description="Replace each claimed VM. Without it the pool drains until `replenish`."
+    )
+    max_vms: int | None = Field(
+        default=None,
+        ge=0,
+        description="At most so many VMs, warm and claimed together. None: no limit but the cluster's.",
+    )
+    max_ready_age_seconds: int | None = Field(default=None, ge=60, description="Replace VMs that have waited longer.")
+    max_concurrent_creates: int = Field(
+        default=10, ge=1, le=500, description="At most so many VMs on their way at once."
+    )
+    boot_timeout_seconds: int = Field(default=600, ge=5, le=86_400, description="A VM not ready by then has failed.")
+    warm_when: WarmWhen = Field(
+        default=WarmWhen.AGENT,
+        description="What proves that the guest has booted: `agent` (Ready and guest agent connected), `ready`, or `running`.",
+    )
+    default_lease_seconds: int = Field(
+        default=3600, ge=1, le=MAX_LEASE_SECONDS, description="The lease of a claim that names none."
+    )
+    max_lease_seconds: int = Field(
+        default=86_400, ge=1, le=MAX_LEASE_SECONDS, description="The longest lease from now on."
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.min_available > self.size:
+            raise ValueError(
+                f"min_available ({self.min_available}) is above size ({self.size}); lower it or raise size"
+            )
+        if self.max_vms is not None and self.max_vms < self.size:
+            raise ValueError(f"max_vms ({self.max_vms}) is below size ({self.size}); raise it or lower size")
+        if self.default_lease_seconds > self.max_lease_seconds:
+            raise ValueError(
+                f"default_lease_seconds ({self.default_lease_seconds}) is above max_lease_seconds ({self.max_lease_seconds})"
+            )
+        return self

@@ -1,0 +1,89 @@
+"""The life of a VM and of a claim.
+
+A VM: `planned -> creating -> booting -> ready -> claimed -> releasing -> deleted`. A row is `planned` before the cluster is
+asked for anything; `creating` while a worker asks; `booting` once the cluster has the object; `ready` while it waits in the
+queue of warm VMs; `claimed` while a claim holds it; `releasing` until the cluster has let go of the object; `deleted` for
+good. A VM that is no longer warm goes back from `ready` to `booting` and has a short time to recover. `failed` is one we
+give up on: its object is still to be removed, so `releasing` follows. `lost` is one that left the cluster without us.
+
+A claim: `pending -> bound -> released | expired | failed`. A claim goes back from `bound` to `pending` where its VM died
+within its first moments and no other is ready yet.
+"""
+
+from enum import StrEnum
+
+from app.errors import IllegalTransition
+
+
+class VmState(StrEnum):
+    PLANNED = "planned"
+    CREATING = "creating"
+    BOOTING = "booting"
+    READY = "ready"
+    CLAIMED = "claimed"
+    RELEASING = "releasing"
+    DELETED = "deleted"
+    FAILED = "failed"
+    LOST = "lost"
+
+
+class ClaimState(StrEnum):
+    PENDING = "pending"
+    BOUND = "bound"
+    RELEASED = "released"
+    EXPIRED = "expired"
+    FAILED = "failed"
+
+
+class PoolPhase(StrEnum):
+    """`ready`: full. `filling`: below its size, and being brought back. `drained`: below its size, and nobody asked to refill it.
+
+    `degraded`: fewer ready VMs than `min_available`. `stalled`: the breaker is open. `paused`, `deleting`: as asked.
+    """
+
+    READY = "ready"
+    FILLING = "filling"
+    DRAINED = "drained"
+    DEGRADED = "degraded"
+    STALLED = "stalled"
+    PAUSED = "paused"
+    DELETING = "deleting"
+
+
+_VM = VmState
+VM_TRANSITIONS: dict[VmState, frozenset[VmState]] = {
+    _VM.PLANNED: frozenset({_VM.CREATING, _VM.FAILED, _VM.DELETED}),
+    _VM.CREATING: frozenset({_VM.BOOTING, _VM.PLANNED, _VM.RELEASING, _VM.FAILED, _VM.LOST}),
+    _VM.BOOTING: frozenset({_VM.READY, _VM.RELEASING, _VM.FAILED, _VM.LOST}),
+    _VM.READY: frozenset({_VM.BOOTING, _VM.CLAIMED, _VM.RELEASING, _VM.FAILED, _VM.LOST}),
+    _VM.CLAIMED: frozenset({_VM.RELEASING, _VM.FAILED, _VM.LOST}),
+    _VM.RELEASING: frozenset({_VM.DELETED}),
+    _VM.FAILED: frozenset({_VM.RELEASING}),
+    _VM.LOST: frozenset(),
+    _VM.DELETED: frozenset(),
+}
+
+_CL = ClaimState
+CLAIM_TRANSITIONS: dict[ClaimState, frozenset[ClaimState]] = {
+    _CL.PENDING: frozenset({_CL.BOUND, _CL.RELEASED, _CL.EXPIRED, _CL.FAILED}),
+    _CL.BOUND: frozenset({_CL.PENDING, _CL.RELEASED, _CL.EXPIRED, _CL.FAILED}),
+    _CL.RELEASED: frozenset(),
+    _CL.EXPIRED: frozenset(),
+    _CL.FAILED: frozenset(),
+}
+
+VM_ENDED = frozenset({_VM.DELETED, _VM.LOST})
+VM_IN_FLIGHT = frozenset({_VM.PLANNED, _VM.CREATING, _VM.BOOTING})
+CLAIM_ENDED = frozenset({_CL.RELEASED, _CL.EXPIRED, _CL.FAILED})
+
+
+def check_vm_transition(old: VmState, new: VmState) -> None:
+    """Raises IllegalTransition where the table does not allow it."""
+    if new not in VM_TRANSITIONS[old]:
+        raise IllegalTransition(f"a VM cannot go from {old} to {new}")
+
+
+def check_claim_transition(old: ClaimState, new: ClaimState) -> None:
+    """Raises IllegalTransition where the table does not allow it."""
+    if new not in CLAIM_TRANSITIONS[old]:
+        raise IllegalTransition(f"a claim cannot go from {old} to {new}")

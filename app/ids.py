@@ -1,0 +1,23 @@
+"""Ids are made before the insert, so that a row, its cluster name and its answer agree whatever crashes between."""
+
+import base64
+import uuid
+
+import uuid_utils
+
+_NAME_LIMIT = 63  # a label value's limit, and a host name's: VM names are used as both
+_ID_CHARS = 26  # 128 bits in base32
+
+
+def new_id() -> uuid.UUID:
+    """A UUIDv7: rising with time, so that inserts stay at the right edge of an index."""
+    return uuid.UUID(bytes=uuid_utils.uuid7().bytes)
+
+
+def vm_name(pool: str, vm_id: uuid.UUID) -> str:
+    """The cluster name of a VM, at most 63 characters: the pool's name for people, the whole id so that it is never used twice.
+
+    A name that came back could boot the disk of the VM that had it before (KubeVirt v1.9.0 looks a DataVolume up by name alone).
+    """
+    suffix = base64.b32encode(vm_id.bytes).decode().rstrip("=").lower()
+    return f"{pool[: _NAME_LIMIT - _ID_CHARS - 1].rstrip('-.')}-{suffix}"
