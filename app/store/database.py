@@ -1,0 +1,90 @@
+"""The way to Postgres: an engine, transactions, and the one place where its absence becomes an error of ours."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from app.errors import DatabaseUnavailable
+
+_RETRY_AFTER_SECONDS = 2.0
+_AWAY = (
+    OSError,
+    TimeoutError,
+    PoolTimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InterfaceError,
+)
+
+
+def engine_url(url: str) -> URL:
+    """A libpq URL (socket folder as `?host=`) as SQLAlchemy with asyncpg takes it."""
+    return make_url(url).set(drivername="postgresql+asyncpg")
+
+
+def driver_dsn(url: str) -> str:
+    """The same for asyncpg itself."""
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that Postgres cannot be reached, and not that a statement is wrong."""
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
+            return True
+        cause = error.orig.__cause__ if error.orig is not None else None
+        return cause is not None and isinstance(cause, _AWAY)
+    return isinstance(error, _AWAY)
+
+
+def unavailable() -> DatabaseUnavailable:
+    return DatabaseUnavailable(
+        "the database does not answer; nothing was changed that you have not been told of. Try again in a moment",
+        retry_after=_RETRY_AFTER_SECONDS,
+    )
+
+
+class Database:
+    """One process's connections. `begin` opens a transaction that commits when the block ends, and rolls back when it raises."""
+
+    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+        self.url = url
+        self._engine: AsyncEngine = create_async_engine(
+            engine_url(url),
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=5,
+            pool_pre_ping=True,
+            connect_args={
+                "timeout": 5,
+                "command_timeout": 30,
+                "server_settings": {"jit": "off", "application_name": "emberpool"},
+            },
+        )
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        """Raises DatabaseUnavailable where Postgres cannot be reached, or goes away in the middle."""
+        try:
+            async with self._engine.begin() as tx:
+                yield tx
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            if is_away(error):
+                raise unavailable() from error
+            raise
+
+    async def close(self) -> None:
+        await self._engine.dispose()

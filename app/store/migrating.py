@@ -1,0 +1,53 @@
+"""Running the migrations, and knowing whether they have been run."""
+
+import asyncio
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.store.database import engine_url
+
+_SCRIPTS = Path(__file__).resolve().parents[2] / "migrations"
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    """Brings the database at a libpq `url` to `revision`; the same revision again changes nothing.
+
+    Blocks, and starts an event loop of its own: call it outside of one, or through `upgrade_async`.
+    """
+    command.upgrade(_config(url), revision)
+
+
+def downgrade(url: str, revision: str) -> None:
+    command.downgrade(_config(url), revision)
+
+
+async def upgrade_async(url: str) -> None:
+    await asyncio.to_thread(upgrade, url)
+
+
+def head() -> str:
+    """The newest revision that this program knows."""
+    found = ScriptDirectory(str(_SCRIPTS)).get_current_head()
+    if found is None:
+        raise RuntimeError("no migration is packed with this program")
+    return found
+
+
+async def current(tx: AsyncConnection) -> str | None:
+    """The revision that the database is at; None where it was never migrated."""
+    if (await tx.execute(text("SELECT to_regclass('alembic_version')"))).scalar() is None:
+        return None
+    found: str | None = (await tx.execute(text("SELECT version_num FROM alembic_version"))).scalar()
+    return found
+
+
+def _config(url: str) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_SCRIPTS))
+    config.attributes["url"] = engine_url(url)
+    return config

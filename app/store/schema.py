@@ -1,0 +1,259 @@
+"""The tables, as the migrations make them (a test compares the two).
+
+`vm.state` is authoritative for a VM; `ready_slot` is the queue of those that are `ready`, narrow so that a claim touches
+nothing wide; `claim_queue` is the queue of claims that wait. A row of either queue exists exactly while its VM is `ready`
+(its claim `pending`): each change of state moves both in one transaction, the queue's row locked first.
+
+`event` is the history. Its order is `(xid, id)`: ids are given out before they commit, so that a reader that only remembered
+the highest id would miss those that commit late; events of transactions below the oldest one still running are final.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Sequence,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import UserDefinedType
+from typing_extensions import override
+
+from app.domain.states import ClaimState, VmState
+
+
+class Xid8(UserDefinedType[str]):
+    """A transaction id that never wraps around (Postgres 13 and later)."""
+
+    cache_ok = True
+
+    @override
+    def get_col_spec(self, **kw: Any) -> str:
+        return "xid8"
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "pk": "%(table_name)s_pkey",
+    }
+)
+
+_NOW = text("now()")
+_AWARE = DateTime(timezone=True)
+
+
+def _one_of(column: str, values: type[VmState] | type[ClaimState]) -> str:
+    return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"
+
+
+ready_seq = Sequence("ready_seq", metadata=metadata)
+
+pool = Table(
+    "pool",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("spec", JSONB, nullable=False, comment="PoolSpec as written"),
+    Column("vm_spec", JSONB, nullable=False, comment="the template, expanded"),
+    Column("revision", Text, nullable=False, comment="fingerprint of vm_spec"),
+    Column("generation", BigInteger, nullable=False, server_default=text("1")),
+    Column("paused", Boolean, nullable=False, server_default=text("false")),
+    Column(
+        "refilled_at",
+        _AWARE,
+        nullable=False,
+        server_default=_NOW,
+        comment="claims since then drain a pool without auto_replenish",
+    ),
+    Column("consecutive_failures", Integer, nullable=False, server_default=text("0")),
+    Column("last_failure", Text),
+    Column("last_failure_at", _AWARE),
+    Column("backoff_until", _AWARE),
+    Column("stalled_at", _AWARE),
+    Column("created_at", _AWARE, nullable=False, server_default=_NOW),
+    Column("updated_at", _AWARE, nullable=False, server_default=_NOW),
+    Column("deleting_at", _AWARE),
+    Column("deleted_at", _AWARE),
+    Index("pool_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+)
+
+pool_plan = Table(
+    "pool_plan",
+    metadata,
+    Column("pool_id", Uuid, ForeignKey("pool.id", ondelete="CASCADE"), primary_key=True),
+    Column("due_at", _AWARE, nullable=False, server_default=_NOW),
+    Column("planned_at", _AWARE),
+    Column(
+        "notes", JSONB, nullable=False, server_default=text("'[]'"), comment="what the last plan waits for, in words"
+    ),
+    postgresql_with={"fillfactor": "50"},
+)
+
+vm = Table(
+    "vm",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("pool_id", Uuid, ForeignKey("pool.id"), nullable=False),
+    Column("name", Text, nullable=False, unique=True),
+    Column("state", Text, nullable=False, server_default=text("'planned'")),
+    Column("state_since", _AWARE, nullable=False, server_default=_NOW),
+    Column("revision", Text, nullable=False),
+    Column("urgent", Boolean, nullable=False, server_default=text("false"), comment="its pool is below its floor"),
+    Column("uid", Text),
+    Column("vmi_uid", Text),
+    Column("node", Text),
+    Column("addresses", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Column("health", Text, comment="what ails it, in words; NULL: nothing known"),
+    Column("unwell_since", _AWARE),
+    Column("created_at", _AWARE, nullable=False, server_default=_NOW),
+    Column("asked_at", _AWARE, comment="when the cluster was first asked for it"),
+    Column("ready_at", _AWARE),
+    Column("claimed_at", _AWARE),
+    Column("ended_at", _AWARE),
+    Column("boot_seconds", Double, comment="asked_at to the first ready"),
+    Column("stages", JSONB, comment="seconds by stage, from the cluster's own timestamps"),
+    Column("reason", Text, comment="why it failed, was lost, or is released"),
+    Column("claim_id", Uuid),
+    Column("labelled_claim_id", Uuid, comment="the claim that the cluster's object is labelled with"),
+    Column("deadline_at", _AWARE, comment="booting: failed after it"),
+    Column("due_at", _AWARE, nullable=False, server_default=_NOW, comment="a worker looks at it from then on"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("lease_token", Uuid),
+    Column("lease_expires_at", _AWARE),
+    CheckConstraint(_one_of("state", VmState), name="state"),
+    CheckConstraint("state <> 'claimed' OR claim_id IS NOT NULL", name="claimed"),
+    Index("vm_live_idx", "pool_id", "state", postgresql_where=text("ended_at IS NULL")),
+    Index("vm_work_idx", "due_at", postgresql_where=text("state IN ('planned', 'creating', 'failed', 'releasing')")),
+    Index("vm_boots_idx", "pool_id", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
+    Index("vm_ended_idx", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+    Index(
+        "vm_unlabelled_idx",
+        "due_at",
+        postgresql_where=text("state = 'claimed' AND labelled_claim_id IS DISTINCT FROM claim_id"),
+    ),
+)
+
+ready_slot = Table(
+    "ready_slot",
+    metadata,
+    Column("pool_id", Uuid, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("vm_id", Uuid, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("node", Text),
+    Column("addresses", ARRAY(Text), nullable=False),
+    Column("ready_at", _AWARE, nullable=False),
+    Column("boot_seconds", Double),
+    PrimaryKeyConstraint("pool_id", "seq"),
+    Index("ready_slot_vm_id_key", "vm_id", unique=True),
+    postgresql_with={
+        "autovacuum_vacuum_scale_factor": "0",
+        "autovacuum_vacuum_threshold": "5000",
+        "autovacuum_vacuum_cost_delay": "0",
+    },
+)
+
+claim = Table(
+    "claim",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("pool_id", Uuid, nullable=False),
+    Column("vm_id", Uuid),
+    Column("state", Text, nullable=False),
+    Column("idem_key", Text),
+    Column("request_hash", Text),
+    Column("labels", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("path", Text),
+    Column("lease_seconds", Integer, nullable=False),
+    Column("lease_expires_at", _AWARE),
+    Column("created_at", _AWARE, nullable=False, server_default=_NOW),
+    Column("bound_at", _AWARE),
+    Column("ended_at", _AWARE),
+    Column("pending_until", _AWARE, comment="pending: failed after it"),
+    Column("reason", Text, comment="pending: why it was not warm; ended: why"),
+    Column("replacements", JSONB, nullable=False, server_default=text("'[]'"), comment="VMs that were dead on arrival"),
+    CheckConstraint(_one_of("state", ClaimState), name="state"),
+    CheckConstraint("state <> 'bound' OR (vm_id IS NOT NULL AND lease_expires_at IS NOT NULL)", name="bound"),
+    Index("claim_idem_key_key", "idem_key", unique=True, postgresql_where=text("idem_key IS NOT NULL")),
+    Index("claim_lease_idx", "lease_expires_at", postgresql_where=text("state = 'bound'")),
+    Index("claim_pool_idx", "pool_id", "id"),
+    Index("claim_vm_idx", "vm_id", postgresql_where=text("state = 'bound'")),
+    Index("claim_ended_idx", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+)
+
+claim_queue = Table(
+    "claim_queue",
+    metadata,
+    Column("pool_id", Uuid, nullable=False),
+    Column("seq", BigInteger, Identity(always=False), nullable=False),
+    Column("claim_id", Uuid, nullable=False),
+    PrimaryKeyConstraint("pool_id", "seq"),
+    Index("claim_queue_claim_id_key", "claim_id", unique=True),
+    postgresql_with={
+        "autovacuum_vacuum_scale_factor": "0",
+        "autovacuum_vacuum_threshold": "1000",
+        "autovacuum_vacuum_cost_delay": "0",
+    },
+)
+
+event = Table(
+    "event",
+    metadata,
+    Column("xid", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
+    Column("id", BigInteger, Identity(always=True), nullable=False),
+    Column("at", _AWARE, nullable=False, server_default=_NOW),
+    Column("type", Text, nullable=False, comment="pool.*, vm.<state>, claim.<state>"),
+    Column("pool_id", Uuid),
+    Column("vm_id", Uuid),
+    Column("claim_id", Uuid),
+    Column("data", JSONB, nullable=False, server_default=text("'{}'")),
+    PrimaryKeyConstraint("xid", "id"),
+    Index("event_vm_idx", "vm_id", "id", postgresql_where=text("vm_id IS NOT NULL")),
+)
+
+lease = Table(
+    "lease",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("token", Uuid, nullable=False),
+    Column("expires_at", _AWARE, nullable=False),
+)
+
+bucket = Table(
+    "bucket",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("tokens", Double, nullable=False),
+    Column("filled_at", _AWARE, nullable=False, server_default=_NOW),
+)
+
+watch = Table(
+    "watch",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("listed_at", _AWARE),
+    Column("heard_at", _AWARE, comment="the last event of any kind"),
+    Column("broken_since", _AWARE),
+    Column("broken_reason", Text),
+)
