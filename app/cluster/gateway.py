@@ -4,30 +4,50 @@ ClusterUnavailable (try again later), ClusterRefused (the object is wrong: its a
 (a right or a quota is missing), ClusterConflict, ClusterNotFound; anything else the cluster says is a ClusterError.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Protocol
 
-from app.domain.observation import Observation
+from app.domain.observation import Observation, WarmWhen
 
 Manifest = dict[str, Any]
+
+
+class TemplateForm(StrEnum):
+    """How a template was written. It is needed only to say where in it a refused field stands."""
+
+    SHORT = "short"
+    """`{image, cpu, memory, ...}`"""
+    VMI = "vmi"
+    """`{metadata?, spec: {domain, volumes, ...}}`: what a VirtualMachine has as `spec.template`"""
+    VM_SPEC = "vm-spec"
+    """`{runStrategy?, template, dataVolumeTemplates?}`: a VirtualMachine's `spec`"""
+    VM = "vm"
+    """`{metadata?, spec: {runStrategy?, template, ...}}`: a VirtualMachine, or a VirtualMachinePool's template"""
 
 
 @dataclass(frozen=True, slots=True)
 class VmTemplate:
     """A pool's template, expanded and checked by our own rules: the `spec` of a VirtualMachine, and its fingerprint.
 
-    `fingerprint` is the same for templates that make the same VM; a change of it rotates a pool.
+    `fingerprint` is the same for templates that make the same VM; a change of it rotates a pool. `spec` and `fingerprint`
+    are all that a VM is made from, and so all that has to be kept.
     """
 
     spec: Manifest
     fingerprint: str
+    form: TemplateForm = TemplateForm.VM_SPEC
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """The whole truth at one moment: VMs of ours that are not in it do not exist. `began_at` is when the list was asked for."""
+    """The whole truth at one moment: VMs of ours that are not in it do not exist.
+
+    `began_at` is when the list was asked for, by this process's clock: a VM created after it may be missing. Whoever
+    compares it with times that another clock wrote must allow for the difference, or take their own note of the time.
+    """
 
     observations: tuple[Observation, ...]
     began_at: datetime
@@ -59,18 +79,26 @@ ClusterEvent = Listed | Changed | Gone | Broken
 
 
 class Gateway(Protocol):
-    def expand(self, template: Manifest) -> VmTemplate:
-        """A template as users write it, to a VM's spec. Raises TemplateRefused, each problem with its field. No network."""
+    def expand(self, template: Manifest, warm_when: WarmWhen) -> VmTemplate:
+        """A template as users write it, to a VM's spec. Raises TemplateRefused with every problem found, each with its field. No network.
+
+        `warm_when` is the pool's: where the guest agent decides and the template brings no readiness probe, the spec gets
+        one that asks the agent, so that the VM's Ready follows its guest.
+        """
         ...
 
     async def check(self, template: VmTemplate) -> None:
-        """A server-side dry run of one VM. Raises TemplateRefused with the cluster's own message and field."""
+        """A server-side dry run of one VM. Raises TemplateRefused with the cluster's own message and field.
+
+        A namespace that is missing (ClusterNotFound) or a quota that is used up (ClusterForbidden) is no fault of the template.
+        """
         ...
 
     async def create_vm(self, *, name: str, pool: str, vm_id: str, template: VmTemplate) -> Observation:
         """Makes the VM, or finds the one that an earlier try made (same name and `vm_id` label): both are success.
 
-        Raises ClusterConflict where the name belongs to an object that is not this VM's.
+        Raises ClusterConflict where the name belongs to an object that is not this VM's. A VM that an earlier try made may
+        already be `deleting` in the answer.
         """
         ...
 
@@ -90,8 +118,11 @@ class Gateway(Protocol):
         """Every VM of this installation."""
         ...
 
-    def observe(self) -> AsyncIterator[ClusterEvent]:
-        """Lists, then watches, for ever: lists again on 410, on a break, on silence, and every relist interval. Ends only by being closed."""
+    def observe(self) -> AsyncGenerator[ClusterEvent, None]:
+        """Lists, then watches, for ever: lists again on 410, on a break, on silence, and every relist interval. Ends only by being closed.
+
+        The first event is a Listed or a Broken. Wrap it in `contextlib.aclosing`: closed, it leaves no task and no connection.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -19,10 +19,15 @@ class WarmWhen(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a VM will not come up, as the cluster says it: `reason` in one word, `message` whole."""
+    """Why a VM will not come up, as the cluster says it: `reason` in one word, `message` whole.
+
+    `transient` failures may heal by themselves (no room on the nodes, an image or a disk that is not there yet); the others
+    will not, or only by starting over.
+    """
 
     reason: str
     message: str
+    transient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
