@@ -1,0 +1,74 @@
+# Everything runs in .venv, made on first use from the locks in requirements/. `make` alone lists the targets.
+
+PYTHON ?= python3
+# Arguments for `up`, `demo`, `bench` and `pytest`, as in: make up ARGS="--port 9000"
+ARGS ?=
+# Test processes side by side.
+JOBS ?= 2
+
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check --no-input --quiet
+RUNTIME := .venv/.runtime-installed
+DEV := .venv/.dev-installed
+# One floor for all platforms and Python versions that pyproject.toml allows; versions in the locks are kept unless asked: make lock ARGS=--upgrade
+LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint pytest up bench openapi fmt lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+demo: $(RUNTIME) ## Set everything up and see a pool warm, a claim and the backfill
+	$(BIN)/emberpool demo $(ARGS)
+
+test: lint pytest ## Everything that must pass: format, lint, types, import contracts, tests
+
+lint: $(DEV) ## The checks without the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+pytest: $(DEV) ## The tests alone; migrations and OpenAPI drift are among them
+	$(BIN)/pytest -n $(JOBS) $(ARGS)
+
+up: $(RUNTIME) ## Serve with a Postgres and a dev cluster of our own, until stopped
+	$(BIN)/emberpool up $(ARGS)
+
+bench: $(RUNTIME) ## The soak: 20 pools, faults on, invariants checked at the end
+	$(BIN)/python -m bench.soak $(ARGS)
+
+openapi: $(RUNTIME) ## Write openapi/openapi.json anew
+	mkdir -p openapi
+	$(BIN)/emberpool openapi > openapi/openapi.json.new
+	mv openapi/openapi.json.new openapi/openapi.json
+
+fmt: $(DEV) ## Format, and repair what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(BIN)/pip ## Resolve the dependencies anew into requirements/
+	$(PIP) install uv
+	$(LOCK) pyproject.toml --group dev -o requirements/dev.txt $(ARGS)
+	$(LOCK) pyproject.toml -c requirements/dev.txt -o requirements/runtime.txt $(ARGS)
+	echo setuptools | $(LOCK) - -c requirements/dev.txt -o requirements/build.txt $(ARGS)
+
+clean: ## Remove .venv and what the tools cache; data of `up` stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+
+# setuptools comes from a lock, and builds the project without fetching anything.
+$(RUNTIME): requirements/runtime.txt requirements/build.txt pyproject.toml | $(BIN)/pip
+	$(PIP) install --require-hashes -r requirements/runtime.txt -r requirements/build.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(DEV): requirements/dev.txt $(RUNTIME)
+	$(PIP) install --require-hashes -r requirements/dev.txt
+	touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Emberpool needs Python 3.11 or newer, and '$(PYTHON)' is not: $$($(PYTHON) --version 2>&1). Name one: make $(MAKECMDGOALS) PYTHON=python3.13" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
