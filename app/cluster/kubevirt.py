@@ -1,0 +1,151 @@
+"""The Gateway over a real KubeVirt cluster (>= 1.7), or over whatever speaks its API."""
+
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
+
+import structlog
+
+from app.cluster import labels, templates
+from app.cluster.client import VMIS, VMS, AlreadyExists, KubeVirtClient, configure
+from app.cluster.gateway import ClusterEvent, Listed, Manifest, VmTemplate
+from app.cluster.inventory import Inventory
+from app.cluster.manifests import vm_manifest
+from app.cluster.observations import observe_vm
+from app.cluster.watch import Snapshot, observe
+from app.config import Settings
+from app.domain.observation import Observation, WarmWhen
+from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused, FieldProblem, TemplateRefused
+from app.ids import new_id, vm_name
+
+_DRY_RUN = "dry-run"
+
+_log = structlog.get_logger(__name__)
+
+
+async def connect(settings: Settings) -> "KubeVirtGateway":
+    """Reads the kubeconfig, or the pod's service account. Makes no call: a cluster that is away is told by the first one.
+
+    Raises ClusterError where neither can be used.
+    """
+    return KubeVirtGateway(settings, KubeVirtClient(settings, await configure(settings)))
+
+
+class KubeVirtGateway:
+    """See `Gateway`, whose contract this is."""
+
+    def __init__(self, settings: Settings, client: KubeVirtClient) -> None:
+        """Owns the client, and closes it."""
+        self._settings = settings
+        self._client = client
+
+    def expand(self, template: Manifest, warm_when: WarmWhen) -> VmTemplate:
+        return templates.expand(template, warm_when)
+
+    async def check(self, template: VmTemplate) -> None:
+        vm_id = new_id()
+        body = self._manifest(name=vm_name(_DRY_RUN, vm_id), pool=_DRY_RUN, vm_id=str(vm_id), template=template)
+        try:
+            await self._client.create(VMS, body, dry_run=True)
+        except ClusterRefused as error:
+            raise TemplateRefused(
+                f"The cluster refuses a VM of this template: {error.detail}",
+                problems=[
+                    FieldProblem(templates.locate(template.form, problem.field), problem.message)
+                    for problem in error.problems
+                ],
+            ) from error
+
+    async def create_vm(self, *, name: str, pool: str, vm_id: str, template: VmTemplate) -> Observation:
+        body = self._manifest(name=name, pool=pool, vm_id=vm_id, template=template)
+        try:
+            vm = await self._client.create(VMS, body)
+        except AlreadyExists:
+            vm = await self._find_earlier(name, vm_id)
+            _log.info("vm_found", vm=name, pool=pool)
+        return observe_vm(vm, None)
+
+    async def delete_vm(self, *, name: str, uid: str | None) -> bool:
+        try:
+            if uid is None:
+                vm = await self._client.get(VMS, name)
+                if not self._is_ours(vm):
+                    _log.warning("foreign_vm_left_alone", vm=name)
+                    return False
+                uid = str(vm["metadata"]["uid"])
+            answer = await self._client.delete(VMS, name, uid)
+        except ClusterNotFound:
+            return False
+        except ClusterConflict:
+            if await self._has_uid(name, uid):
+                raise
+            return False
+        return answer.get("kind") != "Status"  # a Status: it had no finalizer, and went at once
+
+    async def label_claim(self, *, name: str, uid: str, claim_id: str) -> None:
+        patch = {"metadata": {"uid": uid, "labels": {labels.CLAIM: claim_id}}}
+        try:
+            await self._client.merge(VMS, name, patch)
+        except ClusterRefused as error:
+            # A uid cannot be changed, so that a patch which names another one is invalid: the guard that we want.
+            if any(problem.field == "metadata.uid" for problem in error.problems):
+                raise ClusterConflict(
+                    f"VM {name} is another one by now: its UID is not {uid}, and it gets no claim."
+                ) from error
+            raise
+
+    async def list_vms(self) -> Listed:
+        found = await self.snapshot()
+        inventory = Inventory()
+        inventory.replace(found.vms, found.vmis)
+        return Listed(inventory.observations(), found.began_at)
+
+    def observe(self) -> AsyncGenerator[ClusterEvent, None]:
+        return observe(self, relist_seconds=self._settings.relist_seconds)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def snapshot(self) -> Snapshot:
+        """Both kinds, listed whole."""
+        began_at = datetime.now(UTC)
+        vms, vm_version = await self._client.list_all(VMS)
+        vmis, vmi_version = await self._client.list_all(VMIS)
+        return Snapshot(vms, vmis, vm_version, vmi_version, began_at)
+
+    def watch(self, plural: str, resource_version: str) -> AsyncGenerator[Manifest, None]:
+        """The events of one kind; see `KubeVirtClient.watch`."""
+        return self._client.watch(plural, resource_version)
+
+    def _manifest(self, *, name: str, pool: str, vm_id: str, template: VmTemplate) -> Manifest:
+        settings = self._settings
+        return vm_manifest(
+            name=name,
+            namespace=settings.namespace,
+            instance=settings.instance,
+            pool=pool,
+            vm_id=vm_id,
+            spec=template.spec,
+        )
+
+    async def _find_earlier(self, name: str, vm_id: str) -> Manifest:
+        try:
+            vm = await self._client.get(VMS, name)
+        except ClusterNotFound as error:
+            # It was there, and is going or gone: the name must not be used again.
+            raise ClusterConflict(
+                f"VM {name} existed already, and went while it was read; a new VM needs a new name."
+            ) from error
+        if not self._is_ours(vm) or (vm["metadata"].get("labels") or {}).get(labels.VM_ID) != vm_id:
+            raise ClusterConflict(f"The name {name} belongs to a VM that is not ours; it is left as it is.")
+        return vm
+
+    def _is_ours(self, vm: Manifest) -> bool:
+        found = vm["metadata"].get("labels") or {}
+        return found.get(labels.MANAGED_BY) == labels.MANAGER and found.get(labels.INSTANCE) == self._settings.instance
+
+    async def _has_uid(self, name: str, uid: str | None) -> bool:
+        try:
+            vm = await self._client.get(VMS, name)
+        except ClusterNotFound:
+            return False
+        return bool(vm["metadata"].get("uid") == uid)
