@@ -1,0 +1,148 @@
+"""The dev cluster as a process of its own, kept running while `up` runs, its objects kept in the data folder.
+
+It is started as a command and known by its kubeconfig alone: nothing of it is imported.
+"""
+
+import asyncio
+import json
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import structlog
+
+from app.embedded.folder import DataFolder, EmbeddedError
+
+_READY_SECONDS: Final = 30
+_STOP_SECONDS: Final = 10
+_RESTART_SECONDS: Final = (0.1, 0.5, 2.0, 5.0)  # between one death and the next start; the last for all that follow
+
+_log = structlog.get_logger(__name__)
+
+
+class DevClusterFailed(EmbeddedError):
+    code = "embedded-cluster-failed"
+    title = "The dev cluster cannot run"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A running dev cluster. Both stay as they are when it is restarted."""
+
+    url: str
+    kubeconfig: Path
+
+
+@asynccontextmanager
+async def run_cluster(
+    folder: DataFolder, *, cold_boot_seconds: float = 30, arguments: Sequence[str] = ()
+) -> AsyncIterator[Cluster]:
+    """Run a dev cluster until the block ends: listening when the block begins, restarted at the same address when it dies.
+
+    `arguments` are further ones of `python -m app.devcluster`. Raises DevClusterFailed with the end of its log.
+    """
+    log = _make_folder(folder.cluster)
+    kubeconfig = folder.cluster / "kubeconfig"
+    command = [
+        *(sys.executable, "-m", "app.embedded.leash", "app.devcluster", "--host", "127.0.0.1"),
+        *("--cold-boot-seconds", f"{cold_boot_seconds:g}"),
+        *("--state", str(folder.cluster / "state.sqlite"), "--kubeconfig-out", str(kubeconfig)),
+        *arguments,
+    ]
+    process, url = await _start([*command, "--port", "0"], log)
+    supervisor = _Supervisor(process, [*command, "--port", str(urlsplit(url).port)], log)
+    keeping = asyncio.create_task(supervisor.keep_running(), name="keep-dev-cluster")
+    try:
+        yield Cluster(url=url, kubeconfig=kubeconfig)
+    finally:
+        keeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeping
+        await _stop(supervisor.process)
+
+
+class _Supervisor:
+    def __init__(self, process: Process, command: Sequence[str], log: Path) -> None:
+        self.process = process
+        self._command = command
+        self._log = log
+
+    async def keep_running(self) -> None:
+        deaths = 0
+        while True:
+            code = await _drain(self.process)
+            _log.warning("dev cluster died", code=code, log=str(self._log))
+            while True:
+                await asyncio.sleep(_RESTART_SECONDS[min(deaths, len(_RESTART_SECONDS) - 1)])
+                deaths += 1
+                try:
+                    self.process, url = await _start(self._command, self._log)
+                except DevClusterFailed as error:
+                    _log.error("dev cluster does not start", reason=str(error))  # a sentence; a trace would add nothing
+                else:
+                    _log.info("dev cluster restarted", url=url)
+                    break
+
+
+async def _start(command: Sequence[str], log: Path) -> tuple[Process, str]:
+    """The process and its address, once it listens: it then writes one line of JSON with a `url`."""
+    with log.open("ab") as stderr:
+        # A session of its own: Ctrl-C at the terminal is ours to handle, and the cluster must outlive our own draining.
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, stdout=PIPE, stderr=stderr, start_new_session=True
+        )
+    try:
+        async with asyncio.timeout(_READY_SECONDS):
+            line = await _stdout(process).readline()
+        return process, str(json.loads(line)["url"])
+    except (TimeoutError, ValueError, KeyError) as error:
+        await _stop(process)
+        reason = (
+            f"it did not listen within {_READY_SECONDS} s" if isinstance(error, TimeoutError) else "it ended at once"
+        )
+        raise DevClusterFailed(f"The dev cluster cannot run: {reason}. The end of {log}:\n{_read_tail(log)}") from error
+    except BaseException:
+        await _stop(process)
+        raise
+
+
+async def _drain(process: Process) -> int:
+    """Wait for the end, reading what it writes, so that it is never held up by a full pipe. Its exit code."""
+    while await _stdout(process).read(65536):
+        pass
+    return await process.wait()
+
+
+async def _stop(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        async with asyncio.timeout(_STOP_SECONDS):
+            await _drain(process)
+    except TimeoutError:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await _drain(process)
+
+
+def _make_folder(path: Path) -> Path:
+    """The log in it, empty: it tells of one run."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    log = path / "log"
+    log.write_bytes(b"")
+    return log
+
+
+def _read_tail(log: Path) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])
+
+
+def _stdout(process: Process) -> asyncio.StreamReader:
+    if process.stdout is None:
+        raise RuntimeError("the dev cluster was started without a pipe for its output")
+    return process.stdout
