@@ -1,0 +1,215 @@
+"""What to do for one pool, from a snapshot of its rows and a clock. No effect happens here.
+
+The rules, strongest first:
+
+1. A claimed VM is never touched.
+2. Nothing voluntary (rotation, ageing, shrinking) leaves fewer ready VMs than the floor. Deleting the pool is not voluntary
+   in this sense: its owner asked for the end.
+3. A planned VM counts as capacity, so that planning again never creates twice.
+4. `max_vms` counts everything that still takes room in the cluster, VMs on their way out included.
+5. A stale VM (old template, or waited too long) goes once a fresh one has come, so that a rotation shows in no claim. Only
+   where `max_vms` leaves no room for a fresh one does a stale one go first, down to the floor and no further.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+_SURGE_SHARE = 0.25
+"""During a rotation so much of a pool's size may be on its way at once, above the size."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyVm:
+    """A VM that waits to be claimed. `current`: made from the pool's template as it stands now."""
+
+    id: UUID
+    ready_at: datetime
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InFlightVm:
+    """A VM on its way. `asked`: the cluster may know it already. `leased`: a worker is at it this moment."""
+
+    id: UUID
+    created_at: datetime
+    current: bool
+    asked: bool
+    leased: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    """One pool as its rows stand. `waiting` counts claims in its queue, `drained` VMs claimed since it was last filled.
+
+    `ready` and `in_flight` hold every such VM of the pool.
+    """
+
+    size: int
+    min_available: int
+    auto_replenish: bool
+    max_vms: int | None
+    max_concurrent_creates: int
+    max_ready_age: timedelta | None
+    ready: tuple[ReadyVm, ...] = ()
+    in_flight: tuple[InFlightVm, ...] = ()
+    claimed: int = 0
+    leaving: int = 0
+    waiting: int = 0
+    drained: int = 0
+    paused: bool = False
+    deleting: bool = False
+    stalled: bool = False
+    backoff_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`create` new VMs; `cancel` VMs on their way; `remove` ready ones, in this order as far as the floor lets.
+
+    `urgent`: the pool is below its floor, its creates go first. `notes` say what keeps the pool from its size, for people.
+    `look_again_at`: time alone changes the plan then.
+    """
+
+    create: int = 0
+    cancel: tuple[UUID, ...] = ()
+    remove: tuple[UUID, ...] = ()
+    floor: int = 0
+    urgent: bool = False
+    notes: tuple[str, ...] = ()
+    look_again_at: datetime | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.create or self.cancel or self.remove)
+
+
+def target(pool: PoolSnapshot) -> int:
+    """How many unclaimed VMs the pool is to have, ready or on their way: its size, one more for each claim that waits for one."""
+    if pool.deleting:
+        return 0
+    size = pool.size if pool.auto_replenish else max(0, pool.size - pool.drained)
+    return size + pool.waiting
+
+
+def plan(pool: PoolSnapshot, now: datetime) -> Plan:
+    """The next step of one pool. Executing it and planning again converges on the target, unless failures keep it back."""
+    if pool.deleting:
+        return Plan(
+            cancel=_ids(vm for vm in pool.in_flight if not vm.leased),
+            remove=_ids(pool.ready),
+            notes=("the pool is being deleted",),
+        )
+    urgent = len(pool.ready) < pool.min_available
+    if pool.paused:
+        return Plan(
+            urgent=urgent, floor=pool.min_available, notes=("paused: nothing is created or removed until resume",)
+        )
+
+    want = target(pool)
+    stale = _stale(pool, now)
+    fresh_ready = len(pool.ready) - len(stale)
+    cancel = _cancel(pool, want=want, fresh_ready=fresh_ready, urgent=urgent)
+    staying = [vm for vm in pool.in_flight if vm.id not in set(cancel)]
+    create, notes = _create(
+        pool, now, want=want, fresh=fresh_ready + sum(vm.current for vm in staying), staying=len(staying)
+    )
+    remove = _remove(pool, want=want, stale=stale, room_needed=_missing(want, fresh_ready, staying) - create)
+    return Plan(
+        create=create,
+        cancel=cancel,
+        remove=remove,
+        floor=pool.min_available,
+        urgent=urgent,
+        notes=notes,
+        look_again_at=_look_again_at(pool, now),
+    )
+
+
+def _stale(pool: PoolSnapshot, now: datetime) -> list[ReadyVm]:
+    """Ready VMs that are to be replaced, those of an old template first, then the longest waiting."""
+    old = [vm for vm in pool.ready if not vm.current or _is_aged(pool, vm, now)]
+    return sorted(old, key=lambda vm: (vm.current, vm.ready_at))
+
+
+def _is_aged(pool: PoolSnapshot, vm: ReadyVm, now: datetime) -> bool:
+    return pool.max_ready_age is not None and now - vm.ready_at >= pool.max_ready_age
+
+
+def _cancel(pool: PoolSnapshot, *, want: int, fresh_ready: int, urgent: bool) -> tuple[UUID, ...]:
+    """VMs on their way that are of no use any more: the youngest first, and nothing that a worker is at.
+
+    Below the floor a VM of the old template that already boots is let through: it is the soonest help.
+    """
+    old = [vm for vm in pool.in_flight if not vm.current and not vm.leased and not (urgent and vm.asked)]
+    current = [vm for vm in pool.in_flight if vm.current]
+    surplus = max(0, fresh_ready + len(current) - want)
+    youngest = sorted((vm for vm in current if not vm.leased), key=lambda vm: (vm.asked, -vm.created_at.timestamp()))
+    return _ids([*old, *youngest[: min(surplus, len(current))]])
+
+
+def _missing(want: int, fresh_ready: int, staying: list[InFlightVm]) -> int:
+    return max(0, want - fresh_ready - sum(vm.current for vm in staying))
+
+
+def _create(pool: PoolSnapshot, now: datetime, *, want: int, fresh: int, staying: int) -> tuple[int, tuple[str, ...]]:
+    missing = want - fresh
+    if missing <= 0:
+        return 0, ()
+    if pool.stalled:
+        return 0, ("stalled: too many VMs failed in a row; edit the pool or resume it",)
+    if pool.backoff_until is not None and pool.backoff_until > now:
+        return 0, (f"backing off after a failure until {pool.backoff_until.isoformat(timespec='seconds')}",)
+    notes: list[str] = []
+    create = missing
+    pace = pool.max_concurrent_creates - staying
+    if pace < create:
+        create = pace
+        notes.append(f"{staying} VMs are on their way; max_concurrent_creates is {pool.max_concurrent_creates}")
+    # A rotation replaces some at a time: its surge is bounded, so that a new template does not double the pool.
+    surge = max(1, int(pool.size * _SURGE_SHARE))
+    headroom = want + surge - len(pool.ready) - staying
+    if headroom < create:
+        create = headroom
+        notes.append("rotating: the next VMs are made once these are ready")
+    if pool.max_vms is not None:
+        # What is being cancelled still takes room until the cluster has let go of it.
+        room = pool.max_vms - pool.claimed - pool.leaving - len(pool.ready) - len(pool.in_flight)
+        if room < create:
+            create = room
+            notes.append(f"max_vms is {pool.max_vms}: {pool.claimed} claimed, {pool.leaving} leaving")
+    return max(0, create), tuple(notes)
+
+
+def _remove(pool: PoolSnapshot, *, want: int, stale: list[ReadyVm], room_needed: int) -> tuple[UUID, ...]:
+    """Ready VMs to let go: what is above the target, stale ones first; under a tight `max_vms` stale ones make room."""
+    stale_ids = {vm.id for vm in stale}
+    oldest = sorted((vm for vm in pool.ready if vm.id not in stale_ids), key=lambda vm: vm.ready_at)
+    surplus = max(0, len(pool.ready) - want)
+    above_floor = max(0, len(pool.ready) - pool.min_available)
+    count = min(surplus, above_floor)
+    if stale and room_needed > 0 and _is_blocked_by_cap(pool):
+        count = min(max(count, min(room_needed, len(stale), pool.max_concurrent_creates)), above_floor)
+    return _ids([*stale, *oldest][:count])
+
+
+def _is_blocked_by_cap(pool: PoolSnapshot) -> bool:
+    """No room for one more, and none on its way out that would make some."""
+    if pool.max_vms is None or pool.leaving or pool.stalled or pool.backoff_until is not None:
+        return False
+    return pool.claimed + len(pool.ready) + len(pool.in_flight) >= pool.max_vms
+
+
+def _look_again_at(pool: PoolSnapshot, now: datetime) -> datetime | None:
+    moments = []
+    if pool.backoff_until is not None and pool.backoff_until > now:
+        moments.append(pool.backoff_until)
+    if pool.max_ready_age is not None:
+        moments += [vm.ready_at + pool.max_ready_age for vm in pool.ready if not _is_aged(pool, vm, now)]
+    return min(moments, default=None)
+
+
+def _ids(vms: Iterable[ReadyVm | InFlightVm]) -> tuple[UUID, ...]:
+    return tuple(vm.id for vm in vms)

@@ -1,0 +1,107 @@
+"""What a pool says of itself: its phase, its fill, and how long a claim would wait, all from measured times."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from app.domain.states import PoolPhase
+
+_GUESS_SECONDS = 60.0
+"""A cold boot where this cluster has measured none yet: the upper end of the 30 to 60 s that the design starts from."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootTimes:
+    """Seconds from asking the cluster to the VM being ready, over the last `count` boots of one pool. None: none yet."""
+
+    count: int = 0
+    p50: float | None = None
+    p95: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolCounts:
+    """VMs of one pool by state; `waiting` counts the claims in its queue."""
+
+    planned: int = 0
+    creating: int = 0
+    booting: int = 0
+    ready: int = 0
+    claimed: int = 0
+    releasing: int = 0
+    failed: int = 0
+    waiting: int = 0
+
+    @property
+    def in_flight(self) -> int:
+        return self.planned + self.creating + self.booting
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFlags:
+    deleting: bool = False
+    paused: bool = False
+    stalled_because: str | None = None
+    auto_replenish: bool = True
+    last_failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolHealth:
+    phase: PoolPhase
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WaitEstimate:
+    """`seconds` until a VM is there for one more claim, and what that is based on, in words. None: no VM will come by itself."""
+
+    seconds: float | None
+    basis: str
+
+
+def assess(
+    counts: PoolCounts, *, size: int, min_available: int, flags: PoolFlags, notes: tuple[str, ...] = ()
+) -> PoolHealth:
+    """The pool's phase, the worst that applies, and why, in words for an operator."""
+    if flags.deleting:
+        return PoolHealth(PoolPhase.DELETING, f"{counts.claimed} claimed VMs are kept until they are released")
+    if flags.stalled_because is not None:
+        return PoolHealth(PoolPhase.STALLED, flags.stalled_because)
+    if flags.paused:
+        return PoolHealth(PoolPhase.PAUSED, "paused: nothing is created or removed until resume")
+    waits_for = "; ".join((*notes, *([f"last failure: {flags.last_failure}"] if flags.last_failure else ())))
+    if counts.ready < min_available:
+        reason = f"{counts.ready} ready, below min_available {min_available}"
+        return PoolHealth(PoolPhase.DEGRADED, f"{reason}; {waits_for}" if waits_for else reason)
+    if counts.ready >= size:
+        return PoolHealth(PoolPhase.READY, None)
+    if not flags.auto_replenish and counts.in_flight == 0:
+        return PoolHealth(PoolPhase.DRAINED, "auto_replenish is off: call replenish to refill it")
+    return PoolHealth(PoolPhase.FILLING, waits_for or None)
+
+
+def estimate_wait(
+    *, place: int, boots: BootTimes, in_flight_since: tuple[datetime, ...], now: datetime, can_grow: bool, batch: int
+) -> WaitEstimate:
+    """How long the claim at `place` (1: the next) in a pool's queue waits.
+
+    `in_flight_since` says when each VM on its way began, oldest first; a claim beyond them waits for `batch` more boots at
+    a time where the pool `can_grow`.
+    """
+    typical = boots.p50 if boots.p50 is not None else _GUESS_SECONDS
+    basis = (
+        f"the median of the pool's last {boots.count} boots, {typical:.1f} s"
+        if boots.p50 is not None
+        else "no boot measured yet"
+    )
+    if place <= len(in_flight_since):
+        age = (now - in_flight_since[place - 1]).total_seconds()
+        return WaitEstimate(max(typical - age, 0.05 * typical), f"{basis}; {len(in_flight_since)} VMs are on their way")
+    if not can_grow:
+        return WaitEstimate(
+            None, f"{len(in_flight_since)} VMs are on their way and {place - 1} claims wait before this one"
+        )
+    rounds = 1 + (place - len(in_flight_since) - 1) // max(1, batch)
+    return WaitEstimate(
+        typical * (rounds + (1 if in_flight_since else 0)), f"{basis}; {place - 1} claims wait before this one"
+    )

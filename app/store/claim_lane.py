@@ -1,0 +1,248 @@
+"""The claim of warm VMs: one statement for many requests, on the driver's own prepared statement.
+
+Constant time, whatever the size of the pool or its history: a claim begins at a hint, the first sequence number that this
+process has not seen claimed, and so never walks the dead entries that an old snapshot keeps at the head of the index. A
+hint is only a hint. Sequences commit out of order and other processes roll back, so rows can lie below it: `lower_hints`
+puts it right in the background, and a caller asks again from the true start before it says "none".
+
+One statement moves everything: the claim, the queue, the VM's row and the history. Nothing in it notifies, and no row of
+the pool's is written: either would make claims wait for each other.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from app.store.database import driver_dsn, is_away, unavailable
+
+_CONNECT_SECONDS = 5.0
+_STATEMENT_SECONDS = 15.0
+
+# $1 pool, $2 hint, then one array entry a request: $3 claim ids, $4 idempotency keys, $5 request hashes, $6 lease seconds,
+# $7 labels. No join to an updated or deleted table: under a generic plan Postgres reads such a table whole.
+_CLAIM = """
+WITH req AS MATERIALIZED (
+    SELECT r.id, r.key, r.hash, r.lease, r.labels, r.ord, c.id AS known
+    FROM unnest($3::uuid[], $4::text[], $5::text[], $6::int[], $7::text[])
+        WITH ORDINALITY AS r(id, key, hash, lease, labels, ord)
+    LEFT JOIN LATERAL (SELECT id FROM claim WHERE idem_key = r.key LIMIT 1) c ON true),
+fresh AS MATERIALIZED (
+    SELECT id, key, hash, lease, labels, row_number() OVER (ORDER BY ord) AS n FROM req WHERE known IS NULL),
+locked AS MATERIALIZED (
+    SELECT ctid AS tid, seq, vm_id, name, node, addresses, ready_at, boot_seconds FROM ready_slot
+    WHERE pool_id = $1 AND seq >= $2 AND (SELECT deleting_at IS NULL FROM pool WHERE id = $1)
+    ORDER BY seq LIMIT (SELECT count(*) FROM fresh) FOR UPDATE SKIP LOCKED),
+picked AS MATERIALIZED (SELECT *, row_number() OVER (ORDER BY seq) AS n FROM locked),
+made AS (
+    INSERT INTO claim (id, pool_id, vm_id, state, idem_key, request_hash, labels, path, lease_seconds, lease_expires_at, bound_at)
+    SELECT f.id, $1, p.vm_id, 'bound', f.key, f.hash, f.labels::jsonb, 'pool', f.lease, now() + make_interval(secs => f.lease), now()
+    FROM picked p JOIN fresh f USING (n)
+    ON CONFLICT (idem_key) WHERE idem_key IS NOT NULL DO NOTHING
+    RETURNING id, vm_id, created_at, lease_expires_at),
+unqueued AS (DELETE FROM ready_slot WHERE ctid = ANY(ARRAY(SELECT tid FROM picked JOIN made USING (vm_id)))),
+taken AS (
+    UPDATE vm SET state = 'claimed', state_since = now(), claimed_at = now(), due_at = now(), attempts = 0,
+        claim_id = (SELECT made.id FROM made WHERE made.vm_id = vm.id)
+    WHERE id = ANY(ARRAY(SELECT vm_id FROM made))),
+noted AS (INSERT INTO event (type, pool_id, vm_id, claim_id, data)
+    SELECT 'claim.bound', $1, vm_id, id, '{"path": "pool"}'::jsonb FROM made)
+SELECT f.id AS asked, m.id AS made, NULL::uuid AS known, p.seq, p.vm_id, p.name, p.node, p.addresses, p.ready_at,
+    p.boot_seconds, m.created_at, m.lease_expires_at
+FROM picked p JOIN fresh f USING (n) LEFT JOIN made m USING (vm_id)
+UNION ALL
+SELECT id, NULL, known, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM req WHERE known IS NOT NULL
+"""
+
+_LOWEST = """
+SELECT p.id, (SELECT min(seq) FROM ready_slot WHERE pool_id = p.id) AS seq FROM unnest($1::uuid[]) AS p(id)
+"""
+
+_SETTLED = """
+SELECT c.id, c.created_at, c.lease_expires_at, v.id AS vm_id, v.name, v.node, v.addresses, v.ready_at, v.boot_seconds
+FROM claim c JOIN vm v ON v.id = c.vm_id WHERE c.id = ANY($1::uuid[]) AND c.state = 'bound'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """One request for one warm VM. `claim_id` is made by the caller; `labels` is JSON."""
+
+    claim_id: UUID
+    key: str | None
+    request_hash: str
+    lease_seconds: int
+    labels: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A warm VM, claimed: what the answer needs, with no further read."""
+
+    claim_id: UUID
+    vm_id: UUID
+    name: str
+    node: str | None
+    addresses: tuple[str, ...]
+    ready_at: datetime
+    boot_seconds: float | None
+    created_at: datetime
+    lease_expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The idempotency key belongs to an earlier claim already: that one is the answer, if its body was the same."""
+
+    claim_id: UUID
+
+
+Outcome = Bound | Known | None
+"""None: no warm VM for this request in this look."""
+
+
+class ClaimLane:
+    """The connections of the claim path and the hints of one process."""
+
+    def __init__(self, url: str, *, connections: int = 2) -> None:
+        self._dsn = driver_dsn(url)
+        self._idle: asyncio.LifoQueue[asyncpg.Connection[Any] | None] = asyncio.LifoQueue()
+        for _ in range(connections):
+            self._idle.put_nowait(None)
+        self._hints: dict[UUID, int] = {}
+
+    async def claim(
+        self, pool_id: UUID, requests: Sequence[ClaimRequest], *, from_start: bool = False
+    ) -> dict[UUID, Outcome]:
+        """Serves each request, in their order, as far as warm VMs go; the outcome by claim id.
+
+        No two requests may carry the same key: the later one would be taken for a conflict with another process.
+        `from_start` looks below the hint too. Raises DatabaseUnavailable; a connection that breaks after Postgres has
+        committed is found out by asking again, so that no VM is claimed for nobody while its client waits.
+        """
+        hint = 0 if from_start else self._hints.get(pool_id, 0)
+        arguments = (
+            pool_id,
+            hint,
+            [r.claim_id for r in requests],
+            [r.key for r in requests],
+            [r.request_hash for r in requests],
+            [r.lease_seconds for r in requests],
+            [r.labels for r in requests],
+        )
+        try:
+            async with self._connection() as connection:
+                rows = await connection.fetch(_CLAIM, *arguments)
+        except Exception as error:
+            if not is_away(error):
+                raise
+            return await self._settle([r.claim_id for r in requests], error)
+        self._learn(pool_id, rows)
+        outcomes: dict[UUID, Outcome] = dict.fromkeys((r.claim_id for r in requests), None)
+        for row in rows:
+            if row["known"] is not None:
+                outcomes[row["asked"]] = Known(row["known"])
+            elif row["made"] is not None:
+                outcomes[row["asked"]] = _bound(row["made"], row)
+        return outcomes
+
+    async def lower_hints(self, pool_ids: Iterable[UUID] | None = None) -> None:
+        """Moves hints down to where rows really begin; up only through claims. Without `pool_ids` for every pool known here.
+
+        Raises DatabaseUnavailable.
+        """
+        asked = list(self._hints if pool_ids is None else pool_ids)
+        if not asked:
+            return
+        try:
+            async with self._connection() as connection:
+                rows = await connection.fetch(_LOWEST, asked)
+        except Exception as error:
+            if is_away(error):
+                raise unavailable() from error
+            raise
+        for row in rows:
+            if row["seq"] is not None:
+                self._hints[row["id"]] = min(row["seq"], self._hints.get(row["id"], row["seq"]))
+
+    def forget(self, pool_id: UUID) -> None:
+        self._hints.pop(pool_id, None)
+
+    async def close(self) -> None:
+        while not self._idle.empty():
+            connection = self._idle.get_nowait()
+            if connection is not None:
+                with contextlib.suppress(Exception):
+                    await connection.close(timeout=2)
+
+    def _learn(self, pool_id: UUID, rows: Sequence[Any]) -> None:
+        """The hint after a statement: past what it took, but not past a VM whose claim another process's key won."""
+        taken = [row["seq"] for row in rows if row["made"] is not None]
+        left = [row["seq"] for row in rows if row["made"] is None and row["known"] is None]
+        if left:
+            self._hints[pool_id] = min(left)
+        elif taken:
+            self._hints[pool_id] = max(taken) + 1
+
+    async def _settle(self, claim_ids: list[UUID], error: Exception) -> dict[UUID, Outcome]:
+        """After a broken connection: what was committed counts; where nothing was, nobody is told otherwise."""
+        try:
+            async with self._connection() as connection:
+                rows = await connection.fetch(_SETTLED, claim_ids)
+        except Exception as again:
+            if is_away(again):
+                raise unavailable() from error
+            raise
+        found: dict[UUID, Outcome] = {row["id"]: _bound(row["id"], row) for row in rows}
+        if not found:
+            raise unavailable() from error
+        return dict.fromkeys(claim_ids, None) | found
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
+        """One of the connections, made again where it was lost. It goes back however the block ends."""
+        connection = await self._idle.get()
+        try:
+            if connection is None or connection.is_closed():
+                connection = await self._connect()
+            yield connection
+        except BaseException:
+            # The state of the wire is unknown: the next user gets a new connection.
+            if connection is not None:
+                connection.terminate()
+                connection = None
+            raise
+        finally:
+            self._idle.put_nowait(connection)
+
+    async def _connect(self) -> "asyncpg.Connection[Any]":
+        return await asyncpg.connect(
+            self._dsn,
+            timeout=_CONNECT_SECONDS,
+            command_timeout=_STATEMENT_SECONDS,
+            server_settings={
+                "plan_cache_mode": "force_generic_plan",
+                "jit": "off",
+                "application_name": "emberpool-claims",
+            },
+        )
+
+
+def _bound(claim_id: UUID, row: Any) -> Bound:
+    return Bound(
+        claim_id=claim_id,
+        vm_id=row["vm_id"],
+        name=row["name"],
+        node=row["node"],
+        addresses=tuple(row["addresses"]),
+        ready_at=row["ready_at"],
+        boot_seconds=row["boot_seconds"],
+        created_at=row["created_at"],
+        lease_expires_at=row["lease_expires_at"],
+    )

@@ -1,0 +1,115 @@
+"""The history: written with each change, read as pages and as a tail."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+from typing_extensions import override
+
+_RECORD = text("""
+    INSERT INTO event (type, pool_id, vm_id, claim_id, data) VALUES (:type, :pool_id, :vm_id, :claim_id, :data)
+""").bindparams(bindparam("data", type_=JSONB))
+
+# Only events of transactions older than every one still running: none can appear before them later on.
+_PAGE = """
+    SELECT e.xid::text AS xid, e.id, e.at, e.type, e.pool_id, p.name AS pool, e.vm_id, e.claim_id, e.data
+    FROM event e LEFT JOIN pool p ON p.id = e.pool_id
+    WHERE (e.xid, e.id) > (CAST(CAST(:xid AS text) AS xid8), :id) AND e.xid < pg_snapshot_xmin(pg_current_snapshot())
+      AND (CAST(:pool AS text) IS NULL OR p.name = :pool)
+      AND (CAST(:kind AS text) IS NULL OR e.type LIKE :kind || '.%')
+    ORDER BY e.xid, e.id LIMIT :limit
+"""
+_LATEST = """
+    SELECT e.xid::text AS xid, e.id FROM event e
+    WHERE e.xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY e.xid DESC, e.id DESC LIMIT 1
+"""
+_OF_VM = """
+    SELECT e.xid::text AS xid, e.id, e.at, e.type, e.pool_id, p.name AS pool, e.vm_id, e.claim_id, e.data
+    FROM event e LEFT JOIN pool p ON p.id = e.pool_id WHERE e.vm_id = :vm_id ORDER BY e.id LIMIT :limit
+"""
+_PRUNE = """
+    DELETE FROM event WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM event WHERE at < now() - make_interval(secs => :seconds) ORDER BY xid, id LIMIT :limit))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in the history. Its text is what clients hand back (a page's cursor, a stream's Last-Event-ID)."""
+
+    xid: int = 0
+    id: int = 0
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.xid}-{self.id}"
+
+    @classmethod
+    def parse(cls, value: str) -> "Cursor":
+        """Raises ValueError where `value` is not a cursor's text."""
+        xid, _, number = value.partition("-")
+        return cls(int(xid), int(number))
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    cursor: Cursor
+    at: datetime
+    type: str
+    pool_id: UUID | None
+    pool: str | None
+    vm_id: UUID | None
+    claim_id: UUID | None
+    data: dict[str, Any]
+
+
+async def record(
+    tx: AsyncConnection,
+    type_: str,
+    *,
+    pool_id: UUID | None = None,
+    vm_id: UUID | None = None,
+    claim_id: UUID | None = None,
+    **data: object,
+) -> None:
+    await tx.execute(_RECORD, {"type": type_, "pool_id": pool_id, "vm_id": vm_id, "claim_id": claim_id, "data": data})
+
+
+async def page(
+    tx: AsyncConnection, *, after: Cursor, limit: int, pool: str | None = None, kind: str | None = None
+) -> list[EventRow]:
+    """Up to `limit` events after a cursor, oldest first. `kind` is the part of the type before the dot: pool, vm, claim."""
+    params = {"xid": str(after.xid), "id": after.id, "limit": limit, "pool": pool, "kind": kind}
+    return [_read(row) for row in (await tx.execute(text(_PAGE), params)).mappings()]
+
+
+async def latest(tx: AsyncConnection) -> Cursor:
+    """Where the history ends now: what comes after it is new."""
+    row = (await tx.execute(text(_LATEST))).mappings().first()
+    return Cursor(int(row["xid"]), row["id"]) if row else Cursor()
+
+
+async def of_vm(tx: AsyncConnection, vm_id: UUID, *, limit: int = 200) -> list[EventRow]:
+    return [_read(row) for row in (await tx.execute(text(_OF_VM), {"vm_id": vm_id, "limit": limit})).mappings()]
+
+
+async def prune(tx: AsyncConnection, *, seconds: float, limit: int) -> int:
+    """Drops up to `limit` events older than `seconds`, the oldest first, and says how many."""
+    return (await tx.execute(text(_PRUNE), {"seconds": seconds, "limit": limit})).rowcount
+
+
+def _read(row: Any) -> EventRow:
+    return EventRow(
+        cursor=Cursor(int(row["xid"]), row["id"]),
+        at=row["at"],
+        type=row["type"],
+        pool_id=row["pool_id"],
+        pool=row["pool"],
+        vm_id=row["vm_id"],
+        claim_id=row["claim_id"],
+        data=row["data"],
+    )

@@ -1,0 +1,92 @@
+"""NOTIFY and LISTEN: hints that wake others at once. A lost hint costs a polling interval, never correctness."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import asyncpg
+import structlog
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.store.database import driver_dsn, is_away
+
+_CHANNEL = "emberpool"
+_RECONNECT_SECONDS = 1.0
+_PING_SECONDS = 10.0
+log = structlog.get_logger(__name__)
+
+
+class Topic(StrEnum):
+    PLAN = "plan"
+    """A pool is due for planning; the payload is its id."""
+    CREATE = "create"
+    REMOVE = "remove"
+    BOUND = "bound"
+    """Claims of a pool's queue changed; the payload is the pool's id."""
+    CLAIMED = "claimed"
+    """Warm VMs of a pool were claimed; the payload is the pool's id."""
+
+
+async def notify(tx: AsyncConnection, topic: Topic, payload: object = "") -> None:
+    """Sent when `tx` commits. Never call it in the transaction of a warm claim: commits that notify wait for each other."""
+    await tx.execute(
+        text("SELECT pg_notify(:channel, :payload)"), {"channel": _CHANNEL, "payload": f"{topic}:{payload}"}
+    )
+
+
+class Listener:
+    """One connection that listens, and calls back for each notice. After a lost connection every topic is called once, with an
+    empty payload: whatever was sent meanwhile is gone.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._dsn = driver_dsn(url)
+        self._calls: dict[Topic, list[Callable[[str], None]]] = {topic: [] for topic in Topic}
+
+    def on(self, topic: Topic, call: Callable[[str], None]) -> None:
+        self._calls[topic].append(call)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Listens until `stop`, and connects again for ever; only a bug raises."""
+        while not stop.is_set():
+            try:
+                await self._listen(stop)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                log.debug("listener.away", error=str(error))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), _RECONNECT_SECONDS)
+
+    async def _listen(self, stop: asyncio.Event) -> None:
+        connection: asyncpg.Connection[Any] = await asyncpg.connect(self._dsn, timeout=5, command_timeout=5)
+        lost = asyncio.Event()
+        try:
+            connection.add_termination_listener(lambda _: lost.set())
+            await connection.add_listener(_CHANNEL, self._dispatch)
+            for topic in Topic:
+                self._call(topic, "")
+            while not (stop.is_set() or lost.is_set()):
+                waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(lost.wait())]
+                try:
+                    await asyncio.wait(waits, timeout=_PING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for wait in waits:
+                        wait.cancel()
+                if not (stop.is_set() or lost.is_set()):
+                    await connection.execute("SELECT 1")  # a dead peer shows only when something is sent
+        finally:
+            connection.terminate()
+
+    def _dispatch(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        topic, _, rest = str(payload).partition(":")
+        known = next((t for t in Topic if t == topic), None)
+        if known is not None:
+            self._call(known, rest)
+
+    def _call(self, topic: Topic, payload: str) -> None:
+        for call in self._calls[topic]:
+            call(payload)

@@ -1,0 +1,158 @@
+"""What the rows know of the VMs that the cluster shows, and writing down what it shows of them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.health import VmFacts
+from app.domain.observation import WarmWhen
+from app.domain.states import VmState
+
+_COLUMNS = """
+    v.id, v.pool_id, v.name, v.state, v.state_since, v.uid, v.vmi_uid, v.node, v.addresses, v.health, v.unwell_since,
+    v.claimed_at, v.claim_id, v.created_at, v.asked_at, v.ready_at, p.spec->>'warm_when' AS warm_when,
+    (p.spec->>'boot_timeout_seconds')::float AS boot_timeout
+"""
+_BY_IDS = f"SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = ANY(CAST(:ids AS uuid[]))"
+_BY_NAMES = f"SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.name = ANY(CAST(:names AS text[])) AND v.ended_at IS NULL"
+
+# Only VMs whose object was known before the list was asked for can be missing from it.
+_MISSING = f"""
+    SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id
+    WHERE v.ended_at IS NULL AND v.state IN ('booting', 'ready', 'claimed', 'failed', 'releasing') AND v.state_since < :before
+      AND NOT (v.name = ANY(CAST(:names AS text[])))
+    ORDER BY v.id LIMIT :limit
+"""
+_OVERDUE = f"""
+    SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id
+    WHERE v.ended_at IS NULL AND v.state = 'booting' AND v.deadline_at < now() ORDER BY v.id LIMIT :limit
+"""
+
+_WRITE = text("""
+    UPDATE vm SET uid = coalesce(vm.uid, n.uid), vmi_uid = n.vmi_uid, node = n.node,
+        addresses = string_to_array(n.addresses, ' '), health = n.health,
+        unwell_since = CASE WHEN n.health IS NULL THEN NULL ELSE coalesce(vm.unwell_since, now()) END
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:uids AS text[]), CAST(:vmi_uids AS text[]), CAST(:nodes AS text[]),
+        CAST(:addresses AS text[]), CAST(:healths AS text[])) AS n(id, uid, vmi_uid, node, addresses, health)
+    WHERE vm.id = n.id
+""")
+_WRITE_SLOTS = text("""
+    UPDATE ready_slot s SET node = v.node, addresses = v.addresses FROM vm v
+    WHERE v.id = s.vm_id AND s.vm_id = ANY(CAST(:ids AS uuid[])) AND (s.node, s.addresses) IS DISTINCT FROM (v.node, v.addresses)
+""")
+_STAGES = text(
+    "UPDATE vm SET stages = jsonb_build_object('queue', :queue, 'schedule', :schedule, 'start', :start, 'boot', :boot) WHERE id = :id"
+)
+_NOW = text("SELECT now()")
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedVm:
+    """One VM's row, as far as watching it needs."""
+
+    id: UUID
+    pool_id: UUID
+    name: str
+    facts: VmFacts
+    state_since: datetime
+    claim_id: UUID | None
+    created_at: datetime
+    asked_at: datetime | None
+    ready_at: datetime | None
+    warm_when: WarmWhen
+    boot_timeout_seconds: float
+
+    @property
+    def state(self) -> VmState:
+        return self.facts.state
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What the cluster shows of one VM now, to be written down."""
+
+    id: UUID
+    uid: str
+    vmi_uid: str | None
+    node: str | None
+    addresses: tuple[str, ...]
+    health: str | None
+
+
+async def by_ids(tx: AsyncConnection, ids: Iterable[UUID]) -> dict[UUID, ObservedVm]:
+    return {vm.id: vm for vm in await _read(tx, _BY_IDS, {"ids": list(ids)})}
+
+
+async def by_names(tx: AsyncConnection, names: Iterable[str]) -> dict[str, ObservedVm]:
+    """Those that have not ended."""
+    return {vm.name: vm for vm in await _read(tx, _BY_NAMES, {"names": list(names)})}
+
+
+async def missing(tx: AsyncConnection, *, names: Sequence[str], before: datetime, limit: int) -> list[ObservedVm]:
+    """VMs that should have an object, have been in their state since before `before`, and are not among `names`."""
+    return await _read(tx, _MISSING, {"names": list(names), "before": before, "limit": limit})
+
+
+async def overdue(tx: AsyncConnection, *, limit: int) -> list[ObservedVm]:
+    """Booting VMs past their deadline."""
+    return await _read(tx, _OVERDUE, {"limit": limit})
+
+
+async def write(tx: AsyncConnection, sightings: Sequence[Sighting]) -> None:
+    """Writes down what was seen, in the order of ids; the queue's rows follow where a waiting VM moved."""
+    if not sightings:
+        return
+    ordered = sorted(sightings, key=lambda s: s.id)
+    await tx.execute(
+        _WRITE,
+        {
+            "ids": [s.id for s in ordered],
+            "uids": [s.uid for s in ordered],
+            "vmi_uids": [s.vmi_uid for s in ordered],
+            "nodes": [s.node for s in ordered],
+            "addresses": [" ".join(s.addresses) for s in ordered],
+            "healths": [s.health for s in ordered],
+        },
+    )
+    await tx.execute(_WRITE_SLOTS, {"ids": [s.id for s in ordered]})
+
+
+async def write_stages(tx: AsyncConnection, vm_id: UUID, stages: dict[str, float | None]) -> None:
+    await tx.execute(_STAGES, {"id": vm_id, **stages})
+
+
+async def database_now(tx: AsyncConnection) -> datetime:
+    now: datetime = (await tx.execute(_NOW)).scalar_one()
+    return now
+
+
+async def _read(tx: AsyncConnection, query: str, params: dict[str, object]) -> list[ObservedVm]:
+    return [
+        ObservedVm(
+            id=row["id"],
+            pool_id=row["pool_id"],
+            name=row["name"],
+            facts=VmFacts(
+                state=VmState(row["state"]),
+                uid=row["uid"],
+                vmi_uid=row["vmi_uid"],
+                node=row["node"],
+                addresses=tuple(row["addresses"]),
+                health=row["health"],
+                unwell_since=row["unwell_since"],
+                claimed_at=row["claimed_at"],
+            ),
+            state_since=row["state_since"],
+            claim_id=row["claim_id"],
+            created_at=row["created_at"],
+            asked_at=row["asked_at"],
+            ready_at=row["ready_at"],
+            warm_when=WarmWhen(row["warm_when"]),
+            boot_timeout_seconds=row["boot_timeout"],
+        )
+        for row in (await tx.execute(text(query), params)).mappings()
+    ]

@@ -1,0 +1,127 @@
+"""Rows as the rest of the program sees them: frozen, typed, detached from any connection."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import RowMapping
+
+from app.domain.pools import PoolSpec
+from app.domain.states import ClaimState, VmState
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRow:
+    id: UUID
+    name: str
+    spec: PoolSpec
+    vm_spec: dict[str, Any]
+    revision: str
+    generation: int
+    paused: bool
+    refilled_at: datetime
+    consecutive_failures: int
+    last_failure: str | None
+    last_failure_at: datetime | None
+    backoff_until: datetime | None
+    stalled_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    deleting_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class VmRow:
+    """`pool` is the pool's name; times are the database's."""
+
+    id: UUID
+    pool_id: UUID
+    pool: str
+    name: str
+    state: VmState
+    state_since: datetime
+    revision: str
+    uid: str | None
+    vmi_uid: str | None
+    node: str | None
+    addresses: tuple[str, ...]
+    health: str | None
+    created_at: datetime
+    asked_at: datetime | None
+    ready_at: datetime | None
+    claimed_at: datetime | None
+    ended_at: datetime | None
+    boot_seconds: float | None
+    stages: dict[str, float] | None
+    reason: str | None
+    claim_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRow:
+    """A claim, with what is known of its VM now. `pool` is the pool's name; times are the database's."""
+
+    id: UUID
+    pool_id: UUID
+    pool: str
+    state: ClaimState
+    labels: dict[str, str]
+    path: str | None
+    lease_seconds: int
+    lease_expires_at: datetime | None
+    created_at: datetime
+    bound_at: datetime | None
+    ended_at: datetime | None
+    reason: str | None
+    replacements: tuple[dict[str, Any], ...]
+    request_hash: str | None
+    vm_id: UUID | None
+    vm_name: str | None
+    vm_uid: str | None
+    node: str | None
+    addresses: tuple[str, ...]
+    health: str | None
+    vm_boot_seconds: float | None
+    vm_ready_at: datetime | None
+
+
+POOL_COLUMNS = """
+    p.id, p.name, p.spec, p.vm_spec, p.revision, p.generation, p.paused, p.refilled_at, p.consecutive_failures,
+    p.last_failure, p.last_failure_at, p.backoff_until, p.stalled_at, p.created_at, p.updated_at, p.deleting_at
+"""
+
+VM_COLUMNS = """
+    v.id, v.pool_id, p.name AS pool, v.name, v.state, v.state_since, v.revision, v.uid, v.vmi_uid, v.node, v.addresses,
+    v.health, v.created_at, v.asked_at, v.ready_at, v.claimed_at, v.ended_at, v.boot_seconds, v.stages, v.reason, v.claim_id
+"""
+
+CLAIM_COLUMNS = """
+    c.id, c.pool_id, p.name AS pool, c.state, c.labels, c.path, c.lease_seconds, c.lease_expires_at, c.created_at,
+    c.bound_at, c.ended_at, c.reason, c.replacements, c.request_hash, c.vm_id, v.name AS vm_name, v.uid AS vm_uid,
+    v.node, coalesce(v.addresses, '{}') AS addresses, v.health, v.boot_seconds AS vm_boot_seconds, v.ready_at AS vm_ready_at
+"""
+
+
+def read_pool(row: RowMapping) -> PoolRow:
+    return PoolRow(**{**row, "spec": PoolSpec.model_validate(row["spec"])})
+
+
+def read_vm(row: RowMapping) -> VmRow:
+    return VmRow(**{**row, "state": VmState(row["state"]), "addresses": _tuple(row["addresses"])})
+
+
+def read_claim(row: RowMapping) -> ClaimRow:
+    return ClaimRow(
+        **{
+            **row,
+            "state": ClaimState(row["state"]),
+            "addresses": _tuple(row["addresses"]),
+            "replacements": tuple(row["replacements"]),
+        }
+    )
+
+
+def _tuple(value: Sequence[str]) -> tuple[str, ...]:
+    return tuple(value)

@@ -1,0 +1,77 @@
+"""Figures of pools, for their status and for estimates: counted and measured by the database when asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.statistics import BootTimes, PoolCounts
+
+_LAST_BOOTS = 200
+_RATE_WINDOW_SECONDS = 300
+
+_COUNTS = text("""
+    SELECT pool_id, state, count(*) AS n FROM vm
+    WHERE pool_id = ANY(CAST(:ids AS uuid[])) AND ended_at IS NULL GROUP BY pool_id, state
+    UNION ALL
+    SELECT pool_id, 'waiting', count(*) FROM claim_queue WHERE pool_id = ANY(CAST(:ids AS uuid[])) GROUP BY pool_id
+""")
+
+_BOOTS = text("""
+    SELECT p.id, b.n, b.p50, b.p95, b.recent FROM unnest(CAST(:ids AS uuid[])) AS p(id) CROSS JOIN LATERAL (
+        SELECT count(*) AS n,
+            percentile_cont(0.5) WITHIN GROUP (ORDER BY boot_seconds) AS p50,
+            percentile_cont(0.95) WITHIN GROUP (ORDER BY boot_seconds) AS p95,
+            count(*) FILTER (WHERE ready_at > now() - make_interval(secs => :window)) AS recent
+        FROM (SELECT boot_seconds, ready_at FROM vm WHERE pool_id = p.id AND boot_seconds IS NOT NULL
+              ORDER BY ready_at DESC LIMIT :last) last) b
+""")
+
+_IN_FLIGHT = text("""
+    SELECT coalesce(asked_at, now()) AS since FROM vm
+    WHERE pool_id = :id AND ended_at IS NULL AND state IN ('planned', 'creating', 'booting') ORDER BY 1 LIMIT 500
+""")
+
+_PLACE = text("""
+    SELECT count(*) FROM claim_queue WHERE pool_id = :id
+      AND seq < coalesce((SELECT seq FROM claim_queue WHERE claim_id = :claim_id), 9223372036854775807)
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFigures:
+    """`refill_per_minute`: VMs that became ready over the last five minutes, a minute."""
+
+    counts: PoolCounts
+    boots: BootTimes
+    refill_per_minute: float
+
+
+async def of_pools(tx: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, PoolFigures]:
+    """The figures of each of these pools."""
+    counts: dict[UUID, dict[str, int]] = {pool_id: {} for pool_id in ids}
+    for row in await tx.execute(_COUNTS, {"ids": list(ids)}):
+        counts[row.pool_id][row.state] = row.n
+    params = {"ids": list(ids), "last": _LAST_BOOTS, "window": _RATE_WINDOW_SECONDS}
+    return {
+        row.id: PoolFigures(
+            counts=PoolCounts(**counts[row.id]),
+            boots=BootTimes(count=row.n, p50=row.p50, p95=row.p95),
+            refill_per_minute=row.recent * 60 / _RATE_WINDOW_SECONDS,
+        )
+        for row in await tx.execute(_BOOTS, params)
+    }
+
+
+async def in_flight_since(tx: AsyncConnection, pool_id: UUID) -> tuple[datetime, ...]:
+    """When each VM on its way was asked for, oldest first."""
+    return tuple(row.since for row in await tx.execute(_IN_FLIGHT, {"id": pool_id}))
+
+
+async def place_in_queue(tx: AsyncConnection, pool_id: UUID, claim_id: UUID | None) -> int:
+    """1: the next to be served. A claim that is not in the queue stands behind all that are."""
+    before: int = (await tx.execute(_PLACE, {"id": pool_id, "claim_id": claim_id})).scalar_one()
+    return before + 1

@@ -1,0 +1,196 @@
+"""VM rows: their changes of state, each with its event and its place in the queue of ready VMs, and reads of them.
+
+Where a change takes a VM out of the queue the queue's row is locked first, as a claim does it: one order, no deadlock.
+"""
+
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.states import VM_TRANSITIONS, VmState, check_vm_transition
+from app.store.rows import VM_COLUMNS, VmRow, read_vm
+
+_PLAN = text("""
+    WITH made AS (
+        INSERT INTO vm (id, pool_id, name, revision, urgent)
+        SELECT id, :pool_id, name, :revision, :urgent FROM unnest(CAST(:ids AS uuid[]), CAST(:names AS text[])) AS n(id, name)
+        RETURNING id)
+    INSERT INTO event (type, pool_id, vm_id, data)
+    SELECT 'vm.planned', :pool_id, id, jsonb_build_object('revision', CAST(:revision AS text)) FROM made
+""")
+
+_URGE = text(
+    "UPDATE vm SET urgent = :urgent WHERE pool_id = :pool_id AND state = 'planned' AND ended_at IS NULL AND urgent <> :urgent"
+)
+
+# `moving` locks the rows in one order, so that two movers of the same VMs cannot wait for each other in a circle.
+_MOVE = """
+    WITH moving AS (
+        SELECT id, state FROM vm WHERE id = ANY(CAST(:ids AS uuid[])) AND state = ANY(CAST(:sources AS text[]))
+        ORDER BY id FOR UPDATE),
+    moved AS (
+        UPDATE vm SET state = CAST(:target AS text), state_since = now(), reason = coalesce(:reason, vm.reason),
+            ended_at = CASE WHEN :target IN ('deleted', 'lost') THEN now() ELSE vm.ended_at END,
+            due_at = now(), attempts = 0, lease_token = NULL, lease_expires_at = NULL, deadline_at = NULL, unwell_since = NULL
+            {more}
+        FROM moving WHERE vm.id = moving.id
+        RETURNING vm.id, vm.pool_id, vm.claim_id, moving.state AS source),
+    noted AS (
+        INSERT INTO event (type, pool_id, vm_id, claim_id, data)
+        SELECT 'vm.' || :target, pool_id, id, claim_id,
+            jsonb_strip_nulls(jsonb_build_object('from', source, 'reason', CAST(:reason AS text))) FROM moved)
+    SELECT id FROM moved
+"""
+
+_LEAVE_QUEUE = text("DELETE FROM ready_slot WHERE vm_id = ANY(CAST(:ids AS uuid[])) RETURNING vm_id")
+
+_TAKE_BACK = text("""
+    DELETE FROM ready_slot WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM ready_slot WHERE vm_id = ANY(CAST(:ids AS uuid[])) FOR UPDATE SKIP LOCKED)) RETURNING vm_id
+""")
+
+_COUNT_READY = text("SELECT count(*) FROM ready_slot WHERE pool_id = :pool_id")
+
+_ENQUEUE = text("""
+    INSERT INTO ready_slot (pool_id, seq, vm_id, name, node, addresses, ready_at, boot_seconds)
+    SELECT pool_id, nextval('ready_seq'), id, name, node, addresses, now(), boot_seconds FROM vm
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'ready' ORDER BY state_since, id
+    RETURNING seq
+""")
+
+_BY_ID = f"SELECT {VM_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = ANY(CAST(:ids AS uuid[]))"
+
+_PAGE = f"""
+    SELECT {VM_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id
+    WHERE (CAST(:after AS uuid) IS NULL OR v.id < :after)
+      AND (CAST(:pool AS text) IS NULL OR p.name = :pool)
+      AND (CAST(:state AS text) IS NULL OR v.state = :state)
+      AND (:ended OR v.ended_at IS NULL)
+    ORDER BY v.id DESC LIMIT :limit
+"""
+
+_PRUNE = text("""
+    DELETE FROM vm WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM vm WHERE ended_at < now() - make_interval(secs => :seconds) ORDER BY ended_at LIMIT :limit))
+""")
+
+# Which columns each state sets on the way in; the rest of the row stays as it was.
+_MORE = {
+    VmState.BOOTING: ", deadline_at = now() + make_interval(secs => :deadline), unwell_since = CASE WHEN moving.state = 'ready' THEN now() END",
+    VmState.READY: (
+        ", ready_at = now(), health = NULL,"
+        " boot_seconds = coalesce(vm.boot_seconds, extract(epoch FROM now() - vm.asked_at))"
+    ),
+}
+
+
+async def plan(
+    tx: AsyncConnection, pool_id: UUID, *, vms: Sequence[tuple[UUID, str]], revision: str, urgent: bool
+) -> None:
+    """Writes the intent: `vms` as (id, cluster name), state `planned`."""
+    params = {
+        "pool_id": pool_id,
+        "ids": [vm_id for vm_id, _ in vms],
+        "names": [name for _, name in vms],
+        "revision": revision,
+        "urgent": urgent,
+    }
+    await tx.execute(_PLAN, params)
+
+
+async def urge(tx: AsyncConnection, pool_id: UUID, *, urgent: bool) -> None:
+    """Moves a pool's planned VMs into, or out of, the lane of the pools that are below their floor."""
+    await tx.execute(_URGE, {"pool_id": pool_id, "urgent": urgent})
+
+
+async def move(
+    tx: AsyncConnection,
+    ids: Iterable[UUID],
+    target: VmState,
+    *,
+    sources: Iterable[VmState],
+    reason: str | None = None,
+    deadline_seconds: float | None = None,
+) -> list[UUID]:
+    """Moves those of `ids` that are in one of `sources`, and says which; the others are left as they are.
+
+    A VM that is `ready` leaves the queue; one that becomes `ready` does not enter it here (see `enqueue`). For a move to
+    `booting`, `deadline_seconds` from now it has failed. Raises IllegalTransition where the table forbids the move.
+    """
+    wanted = list(ids)
+    states = list(sources)
+    for source in states:
+        check_vm_transition(source, target)
+    if not wanted:
+        return []
+    if VmState.READY in states:
+        left = {row.vm_id for row in await tx.execute(_LEAVE_QUEUE, {"ids": wanted})}
+        if states == [VmState.READY]:
+            wanted = [vm_id for vm_id in wanted if vm_id in left]
+    return await _move(tx, wanted, target, states, reason=reason, deadline_seconds=deadline_seconds)
+
+
+async def take_from_queue(tx: AsyncConnection, pool_id: UUID, ids: Sequence[UUID], *, floor: int) -> list[UUID]:
+    """Takes ready VMs out of the queue for a voluntary end, in the order given, and never below `floor`.
+
+    A VM that a claim is just taking is passed over. The caller moves those that come back on to `releasing`.
+    """
+    if not ids:
+        return []
+    ready: int = (await tx.execute(_COUNT_READY, {"pool_id": pool_id})).scalar_one()
+    allowed = list(ids)[: max(0, ready - floor)]
+    return [row.vm_id for row in await tx.execute(_TAKE_BACK, {"ids": allowed})]
+
+
+async def leave_ready(tx: AsyncConnection, ids: Sequence[UUID], *, reason: str) -> list[UUID]:
+    """Moves VMs whose places in the queue the caller has just taken on from `ready` to `releasing`."""
+    return await _move(tx, list(ids), VmState.RELEASING, [VmState.READY], reason=reason, deadline_seconds=None)
+
+
+async def enqueue(tx: AsyncConnection, ids: Iterable[UUID]) -> list[int]:
+    """Puts VMs that are `ready` at the end of their pools' queues; their sequence numbers."""
+    return [row.seq for row in await tx.execute(_ENQUEUE, {"ids": list(ids)})]
+
+
+async def release(tx: AsyncConnection, ids: Iterable[UUID], *, sources: Iterable[VmState], reason: str) -> list[UUID]:
+    return await move(tx, ids, VmState.RELEASING, sources=sources, reason=reason)
+
+
+def sources_of(target: VmState) -> frozenset[VmState]:
+    """Every state that the table lets go to `target`."""
+    return frozenset(source for source, targets in VM_TRANSITIONS.items() if target in targets)
+
+
+async def get(tx: AsyncConnection, vm_id: UUID) -> VmRow | None:
+    row = (await tx.execute(text(_BY_ID), {"ids": [vm_id]})).mappings().first()
+    return read_vm(row) if row else None
+
+
+async def page(
+    tx: AsyncConnection, *, after: UUID | None, limit: int, pool: str | None, state: VmState | None, ended: bool
+) -> list[VmRow]:
+    """The newest first. Without `ended` only those that still exist."""
+    params = {"after": after, "limit": limit, "pool": pool, "state": state and str(state), "ended": ended}
+    return [read_vm(row) for row in (await tx.execute(text(_PAGE), params)).mappings()]
+
+
+async def prune(tx: AsyncConnection, *, seconds: float, limit: int) -> int:
+    """Drops up to `limit` VMs that ended more than `seconds` ago, and says how many."""
+    return (await tx.execute(_PRUNE, {"seconds": seconds, "limit": limit})).rowcount
+
+
+async def _move(
+    tx: AsyncConnection,
+    ids: Sequence[UUID],
+    target: VmState,
+    sources: Sequence[VmState],
+    *,
+    reason: str | None,
+    deadline_seconds: float | None,
+) -> list[UUID]:
+    params = {"ids": list(ids), "sources": [str(s) for s in sources], "target": str(target), "reason": reason}
+    if target is VmState.BOOTING:
+        params["deadline"] = deadline_seconds
+    return [row.id for row in await tx.execute(text(_MOVE.format(more=_MORE.get(target, ""))), params)]

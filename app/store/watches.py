@@ -1,0 +1,55 @@
+"""How fresh our picture of the cluster is: written by the one replica that watches, read by everybody's readiness."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+_HEARD = text("""
+    INSERT INTO watch (name, holder, listed_at, heard_at)
+    VALUES (:name, :holder, CASE WHEN :listed THEN now() END, now())
+    ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, heard_at = now(), broken_since = NULL, broken_reason = NULL,
+        listed_at = CASE WHEN :listed THEN now() ELSE watch.listed_at END
+""")
+_BROKEN = text("""
+    INSERT INTO watch (name, holder, broken_since, broken_reason) VALUES (:name, :holder, now(), :reason)
+    ON CONFLICT (name) DO UPDATE SET holder = excluded.holder,
+        broken_since = coalesce(watch.broken_since, now()), broken_reason = excluded.broken_reason
+""")
+_READ = text("""
+    SELECT holder, listed_at, extract(epoch FROM now() - listed_at)::float AS list_age,
+        extract(epoch FROM now() - heard_at)::float AS age, broken_since, broken_reason FROM watch WHERE name = :name
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class WatchState:
+    """`age_seconds`: since the last sign of life of the watch; `list_age_seconds`: since the last whole list. None: never."""
+
+    holder: str
+    age_seconds: float | None
+    list_age_seconds: float | None
+    broken_since: datetime | None
+    broken_reason: str | None
+
+
+async def write_heard(tx: AsyncConnection, name: str, *, holder: str, listed: bool) -> None:
+    await tx.execute(_HEARD, {"name": name, "holder": holder, "listed": listed})
+
+
+async def write_broken(tx: AsyncConnection, name: str, *, holder: str, reason: str) -> None:
+    await tx.execute(_BROKEN, {"name": name, "holder": holder, "reason": reason})
+
+
+async def get(tx: AsyncConnection, name: str) -> WatchState | None:
+    row = (await tx.execute(_READ, {"name": name})).first()
+    if row is None:
+        return None
+    return WatchState(
+        holder=row.holder,
+        age_seconds=row.age,
+        list_age_seconds=row.list_age,
+        broken_since=row.broken_since,
+        broken_reason=row.broken_reason,
+    )

@@ -1,0 +1,171 @@
+"""VMs as work: taken by workers under a lease (token and expiry), written back only while the token still holds.
+
+The cluster is called between the two, outside any transaction. A worker that dies in between loses its lease in time, and
+the next one asks the cluster again under the same name.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.states import VmState
+
+_FILL = text("""
+    INSERT INTO bucket (name, tokens) VALUES (:name, :burst) ON CONFLICT (name) DO UPDATE
+    SET tokens = least(:burst, bucket.tokens + :rate * extract(epoch FROM now() - bucket.filled_at)), filled_at = now()
+    RETURNING tokens
+""")
+_SPEND = text("UPDATE bucket SET tokens = tokens - :spent WHERE name = :name")
+
+_TAKE_CREATES = text("""
+    WITH due AS (
+        SELECT v.id FROM vm v
+        WHERE v.due_at <= now() AND (v.state = 'planned' OR (v.state = 'creating' AND v.lease_expires_at < now()))
+        ORDER BY v.urgent DESC, v.created_at, v.id LIMIT :limit FOR UPDATE SKIP LOCKED),
+    taken AS (
+        UPDATE vm SET state = 'creating', state_since = CASE WHEN vm.state = 'creating' THEN vm.state_since ELSE now() END,
+            asked_at = coalesce(asked_at, now()), attempts = attempts + 1,
+            revision = CASE WHEN asked_at IS NULL THEN p.revision ELSE vm.revision END,
+            lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)
+        FROM due, pool p WHERE vm.id = due.id AND p.id = vm.pool_id
+        RETURNING vm.id, vm.pool_id, vm.name, vm.uid, vm.claim_id, vm.attempts),
+    noted AS (INSERT INTO event (type, pool_id, vm_id) SELECT 'vm.creating', pool_id, id FROM taken WHERE attempts = 1)
+    SELECT t.*, p.name AS pool, p.vm_spec, p.revision, (p.spec->>'boot_timeout_seconds')::float AS boot_timeout
+    FROM taken t JOIN pool p ON p.id = t.pool_id ORDER BY t.id
+""")
+
+_TAKE_REMOVALS = text("""
+    WITH due AS (
+        SELECT id FROM vm
+        WHERE due_at <= now() AND state IN ('failed', 'releasing') AND (lease_expires_at IS NULL OR lease_expires_at < now())
+        ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED),
+    taken AS (
+        UPDATE vm SET attempts = attempts + 1, lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)
+        FROM due WHERE vm.id = due.id
+        RETURNING vm.id, vm.pool_id, vm.name, vm.uid, vm.claim_id, vm.attempts, vm.state)
+    SELECT * FROM taken ORDER BY id
+""")
+
+_TAKE_UNLABELLED = text("""
+    WITH due AS (
+        SELECT id FROM vm
+        WHERE due_at <= now() AND state = 'claimed' AND labelled_claim_id IS DISTINCT FROM claim_id
+          AND (lease_expires_at IS NULL OR lease_expires_at < now())
+        ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED),
+    taken AS (
+        UPDATE vm SET attempts = attempts + 1, lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)
+        FROM due WHERE vm.id = due.id
+        RETURNING vm.id, vm.pool_id, vm.name, vm.uid, vm.claim_id, vm.attempts)
+    SELECT * FROM taken ORDER BY id
+""")
+
+_HOLDS = text(
+    "SELECT id FROM vm WHERE id = :id AND lease_token = :token AND state = ANY(CAST(:states AS text[])) FOR UPDATE"
+)
+
+_BEGIN_BOOT = text("UPDATE vm SET uid = :uid WHERE id = :id")
+_LABELLED = text("""
+    UPDATE vm SET labelled_claim_id = :claim_id, attempts = 0, lease_token = NULL, lease_expires_at = NULL
+    WHERE id = :id AND lease_token = :token AND claim_id = :claim_id
+""")
+_DEFER = text("""
+    UPDATE vm SET due_at = now() + make_interval(secs => :seconds), lease_token = NULL, lease_expires_at = NULL,
+        health = coalesce(:why, health)
+    WHERE id = :id AND lease_token = :token
+""")
+_HAND_BACK = text("UPDATE vm SET lease_expires_at = now(), due_at = now() WHERE lease_token = :token")
+
+
+@dataclass(frozen=True, slots=True)
+class VmWork:
+    """One VM that this worker may call the cluster for, until its lease ends. `attempts` counts this one."""
+
+    id: UUID
+    pool_id: UUID
+    name: str
+    uid: str | None
+    claim_id: UUID | None
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class CreateWork(VmWork):
+    pool: str
+    vm_spec: dict[str, Any]
+    revision: str
+    boot_timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveWork(VmWork):
+    state: VmState
+
+
+async def take_creates(
+    tx: AsyncConnection, *, token: UUID, limit: int, seconds: float, rate: float
+) -> list[CreateWork]:
+    """Planned VMs that are due, the urgent first, and creates that a dead worker left; at most the global `rate` a second."""
+    burst = max(1.0, rate)
+    tokens: float = (await tx.execute(_FILL, {"name": "creates", "rate": rate, "burst": burst})).scalar_one()
+    allowed = min(limit, int(tokens))
+    if allowed <= 0:
+        return []
+    rows = (await tx.execute(_TAKE_CREATES, {"token": token, "limit": allowed, "seconds": seconds})).mappings().all()
+    if rows:
+        await tx.execute(_SPEND, {"name": "creates", "spent": len(rows)})
+    return [
+        CreateWork(
+            id=r["id"],
+            pool_id=r["pool_id"],
+            name=r["name"],
+            uid=r["uid"],
+            claim_id=r["claim_id"],
+            attempts=r["attempts"],
+            pool=r["pool"],
+            vm_spec=r["vm_spec"],
+            revision=r["revision"],
+            boot_timeout_seconds=r["boot_timeout"],
+        )
+        for r in rows
+    ]
+
+
+async def take_removals(tx: AsyncConnection, *, token: UUID, limit: int, seconds: float) -> list[RemoveWork]:
+    """VMs whose object is to go from the cluster, and is not known to have gone."""
+    params = {"token": token, "limit": limit, "seconds": seconds}
+    rows = (await tx.execute(_TAKE_REMOVALS, params)).mappings()
+    return [RemoveWork(**{**row, "state": VmState(row["state"])}) for row in rows]
+
+
+async def take_unlabelled(tx: AsyncConnection, *, token: UUID, limit: int, seconds: float) -> list[VmWork]:
+    """Claimed VMs whose object does not carry its claim's label yet."""
+    params = {"token": token, "limit": limit, "seconds": seconds}
+    return [VmWork(**row) for row in (await tx.execute(_TAKE_UNLABELLED, params)).mappings()]
+
+
+async def holds(tx: AsyncConnection, vm_id: UUID, *, token: UUID, states: Iterable[VmState]) -> bool:
+    """Whether the work is still ours and in one of `states`; the row is then locked until `tx` ends."""
+    params = {"id": vm_id, "token": token, "states": [str(s) for s in states]}
+    return (await tx.execute(_HOLDS, params)).first() is not None
+
+
+async def write_uid(tx: AsyncConnection, vm_id: UUID, uid: str) -> None:
+    await tx.execute(_BEGIN_BOOT, {"id": vm_id, "uid": uid})
+
+
+async def mark_labelled(tx: AsyncConnection, vm_id: UUID, *, token: UUID, claim_id: UUID) -> None:
+    await tx.execute(_LABELLED, {"id": vm_id, "token": token, "claim_id": claim_id})
+
+
+async def defer(tx: AsyncConnection, vm_id: UUID, *, token: UUID, seconds: float, why: str | None = None) -> None:
+    """Gives the work back, to be looked at again after `seconds`."""
+    await tx.execute(_DEFER, {"id": vm_id, "token": token, "seconds": seconds, "why": why})
+
+
+async def hand_back(tx: AsyncConnection, *, token: UUID) -> None:
+    """Gives back all that a stopping worker still holds, to be taken at once by another."""
+    await tx.execute(_HAND_BACK, {"token": token})

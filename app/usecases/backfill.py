@@ -1,0 +1,81 @@
+"""Planning a pool: snapshot, pure plan, and its intent written, all in one short transaction that calls nobody."""
+
+from datetime import datetime
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.planning import Plan, plan
+from app.domain.states import VmState
+from app.ids import new_id, vm_name
+from app.store import events, planning, vms
+from app.store import pools as pool_rows
+from app.store.database import Database
+from app.store.notices import Topic, notify
+from app.store.rows import PoolRow
+
+log = structlog.get_logger(__name__)
+
+
+async def plan_next_pool(db: Database, *, every_seconds: float, skip: tuple[UUID, ...] = ()) -> UUID | None:
+    """Plans one pool that is due; None where none is (or others plan them this moment).
+
+    A pool that has nothing left of a deletion is ended here. The next look is after `every_seconds`, or when the plan says.
+    """
+    async with db.begin() as tx:
+        pool_id = await planning.take_due(tx, skip=skip)
+        if pool_id is None:
+            return None
+        pool = await pool_rows.get_by_id(tx, pool_id)
+        if pool is None:
+            return pool_id
+        snapshot, now = await planning.snapshot(tx, pool)
+        if pool.deleting_at is not None and await pool_rows.end_delete(tx, pool_id):
+            await events.record(tx, "pool.deleted", pool_id=pool_id)
+            log.info("pool.deleted", pool=pool.name)
+            return pool_id
+        step = plan(snapshot, now)
+        await _apply(tx, pool, step)
+        await planning.write(tx, pool_id, next_in_seconds=_next_look(step, now, every_seconds), notes=step.notes)
+    if not step.is_idle:
+        log.info(
+            "pool.planned",
+            pool=pool.name,
+            create=step.create,
+            cancel=len(step.cancel),
+            remove=len(step.remove),
+            urgent=step.urgent,
+        )
+    return pool_id
+
+
+async def _apply(tx: AsyncConnection, pool: PoolRow, step: Plan) -> None:
+    if step.remove:
+        taken = await vms.take_from_queue(tx, pool.id, step.remove, floor=step.floor)
+        # Their places in the queue are gone and locked by us: no claim can have them any more.
+        await vms.leave_ready(tx, taken, reason=_why_removed(pool))
+    if step.cancel:
+        why = _why_removed(pool)
+        never_asked = await vms.move(tx, step.cancel, VmState.DELETED, sources=[VmState.PLANNED], reason=why)
+        rest = [vm_id for vm_id in step.cancel if vm_id not in set(never_asked)]
+        await vms.release(tx, rest, sources=[VmState.BOOTING], reason=why)
+    await vms.urge(tx, pool.id, urgent=step.urgent)
+    if step.create:
+        made = [(vm_id, vm_name(pool.name, vm_id)) for vm_id in (new_id() for _ in range(step.create))]
+        await vms.plan(tx, pool.id, vms=made, revision=pool.revision, urgent=step.urgent)
+        await notify(tx, Topic.CREATE)
+    if step.remove or step.cancel:
+        await notify(tx, Topic.REMOVE)
+
+
+def _why_removed(pool: PoolRow) -> str:
+    if pool.deleting_at is not None:
+        return "its pool is being deleted"
+    return "the pool has no more use for it: it is above the size, of an old template, or has waited too long"
+
+
+def _next_look(step: Plan, now: datetime, every_seconds: float) -> float:
+    if step.look_again_at is None:
+        return every_seconds
+    return min(every_seconds, max(0.05, (step.look_again_at - now).total_seconds()))

@@ -1,0 +1,171 @@
+"""`POST /v1/claim`: a warm VM at once, else a place in the pool's queue, else a refusal that says when to come back.
+
+Claiming never calls the cluster, and a warm claim writes one statement. What it costs to say no, or to wait, is paid only
+by those who are not served at once (`queueing`).
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from uuid import UUID
+
+import orjson
+import structlog
+
+from app.config import Settings
+from app.errors import DatabaseUnavailable
+from app.ids import new_id
+from app.store import pools as pool_rows
+from app.store.claim_lane import Bound, ClaimLane, ClaimRequest, Known, Outcome
+from app.store.database import Database
+from app.store.notices import Topic, notify
+from app.usecases.claims import refuse_long_lease
+from app.usecases.combiner import Combiner
+from app.usecases.pools import no_such_pool
+from app.usecases.queueing import ClaimQueue, NewClaim, StoredClaim, UntilGone
+from app.usecases.waiting import WaitingRoom
+
+_FACTS_SECONDS = 2.0
+_SWEEP_SECONDS = 1.0
+_TELL_SECONDS = 0.02
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WarmClaim:
+    """Served at once: what the answer needs, with no further read."""
+
+    pool: str
+    labels: dict[str, str]
+    lease_seconds: int
+    bound: Bound
+
+
+ClaimAnswer = WarmClaim | StoredClaim
+
+
+@dataclass(frozen=True, slots=True)
+class _PoolFacts:
+    id: UUID
+    default_lease_seconds: int
+    max_lease_seconds: int
+    good_until: float
+
+
+class ClaimDesk:
+    """One process's claims: a combiner a pool, and what is known of the pools.
+
+    While `run` runs, hints are put right once a second and planners hear of claims at once; without it both come later.
+    """
+
+    def __init__(self, db: Database, lane: ClaimLane, room: WaitingRoom, settings: Settings) -> None:
+        self.queue = ClaimQueue(db, room, settings)
+        self._db = db
+        self._lane = lane
+        self._combiners: dict[UUID, Combiner] = {}
+        self._facts: dict[str, _PoolFacts] = {}
+        self._claimed: set[UUID] = set()
+        self._tell = asyncio.Event()
+
+    async def claim(self, wish: NewClaim, until_gone: UntilGone) -> ClaimAnswer:
+        """Serves one wish; `until_gone` is only awaited while the claim waits.
+
+        Raises PoolNotFound, PoolBeingDeleted, LeaseTooLong, IdempotencyKeyReused, NoWarmVm (with `retry_after`),
+        DatabaseUnavailable.
+        """
+        facts = self._facts.get(wish.pool)
+        if facts is None or facts.good_until < time.monotonic():
+            facts = await self._learn(wish.pool)
+        lease_seconds = wish.lease_seconds if wish.lease_seconds is not None else facts.default_lease_seconds
+        refuse_long_lease(lease_seconds, facts.max_lease_seconds, wish.pool)
+        request = ClaimRequest(
+            claim_id=new_id(),
+            key=wish.key,
+            request_hash=wish.request_hash,
+            lease_seconds=lease_seconds,
+            labels=orjson.dumps(wish.labels).decode(),
+        )
+        outcome = await self._ask(facts.id, request)
+        if isinstance(outcome, Bound):
+            return WarmClaim(wish.pool, wish.labels, lease_seconds, outcome)
+        if isinstance(outcome, Known):
+            return await self.queue.replay(outcome.claim_id, wish, until_gone)
+        self._facts.pop(wish.pool, None)  # the pool may be another one of that name by now
+        return await self.queue.join(wish, request, until_gone)
+
+    def forget_pools(self, _payload: str = "") -> None:
+        """What was known of the pools may have changed."""
+        self._facts.clear()
+
+    async def warm_up(self) -> None:
+        """Finds where each pool's queue begins, so that the first claim does not walk to it."""
+        async with self._db.begin() as tx:
+            pools = await pool_rows.page(tx, after="", limit=100_000)
+        await self._lane.lower_hints([pool.id for pool in pools])
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`: puts the hints right once a second, and tells planners of claims some 20 ms after them."""
+        swept = 0.0
+        while not stop.is_set():
+            try:
+                if time.monotonic() - swept >= _SWEEP_SECONDS:
+                    swept = time.monotonic()
+                    await self._lane.lower_hints()
+                    self._drop_idle_combiners()
+                await self._tell_planners()
+            except DatabaseUnavailable:
+                log.debug("claim_desk.database_away")
+            await self._rest(stop)
+
+    async def _ask(self, pool_id: UUID, request: ClaimRequest) -> Outcome:
+        """The hint first, and the pool's true beginning before "none" is believed."""
+        combiner = self._combiners.get(pool_id)
+        if combiner is None:
+            combiner = self._combiners[pool_id] = Combiner(self._lane, pool_id, self._note_claimed)
+        outcome = await combiner.claim(request)
+        return outcome if outcome is not None else await combiner.claim(request, from_start=True)
+
+    async def _learn(self, name: str) -> _PoolFacts:
+        async with self._db.begin() as tx:
+            pool = await pool_rows.get(tx, name)
+        if pool is None:
+            self._facts.pop(name, None)
+            raise no_such_pool(name)
+        spec = pool.spec
+        good_until = time.monotonic() + _FACTS_SECONDS
+        facts = _PoolFacts(pool.id, spec.default_lease_seconds, spec.max_lease_seconds, good_until)
+        self._facts[name] = facts
+        return facts
+
+    def _note_claimed(self, pool_id: UUID) -> None:
+        self._claimed.add(pool_id)
+        self._tell.set()
+
+    async def _tell_planners(self) -> None:
+        self._tell.clear()
+        claimed, self._claimed = self._claimed, set()
+        if not claimed:
+            return
+        try:
+            async with self._db.begin() as tx:
+                for pool_id in sorted(claimed):
+                    await pool_rows.make_due(tx, pool_id)
+                    await notify(tx, Topic.PLAN, pool_id)
+                await notify(tx, Topic.CLAIMED)
+        except DatabaseUnavailable:
+            self._claimed |= claimed
+            raise
+
+    def _drop_idle_combiners(self) -> None:
+        for pool_id in [pool_id for pool_id, combiner in self._combiners.items() if combiner.is_idle]:
+            del self._combiners[pool_id]
+
+    async def _rest(self, stop: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._tell.wait())]
+        try:
+            await asyncio.wait(waits, timeout=_SWEEP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if self._tell.is_set() and not stop.is_set():
+            await asyncio.sleep(_TELL_SECONDS)  # one notice for all claims of this moment

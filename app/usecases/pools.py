@@ -1,0 +1,165 @@
+"""Writing pools: the cluster is asked first, with no transaction open, and then one transaction writes what it said yes to."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.cluster.gateway import Gateway
+from app.domain.pools import PoolSpec
+from app.domain.states import ClaimState, VmState
+from app.errors import PoolBeingDeleted, PoolNotFound
+from app.ids import new_id
+from app.store import claims as claim_rows
+from app.store import events, vms
+from app.store import pools as pool_rows
+from app.store.database import Database
+from app.store.notices import Topic, notify
+from app.store.rows import PoolRow
+
+log = structlog.get_logger(__name__)
+
+
+class Written(StrEnum):
+    CREATED = "created"
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class PutPool:
+    pool: PoolRow
+    outcome: Written
+
+
+async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> PutPool:
+    """Creates the pool, or brings it to `spec`; the same spec again changes nothing.
+
+    A template that is new to the pool is checked by a server-side dry run. Raises TemplateRefused, PoolBeingDeleted,
+    ClusterUnavailable (nothing is stored then).
+    """
+    template = gateway.expand(spec.template, spec.warm_when)
+    async with db.begin() as tx:
+        before = await pool_rows.get(tx, name)
+    _refuse_deleting(before)
+    if before is None or before.revision != template.fingerprint:
+        await gateway.check(template)
+
+    async with db.begin() as tx:
+        pool = await pool_rows.get(tx, name, lock=True)
+        _refuse_deleting(pool)
+        if pool is None:
+            outcome = Written.CREATED
+            pool_id = new_id()
+            if not await pool_rows.insert(
+                tx, pool_id=pool_id, name=name, spec=spec, vm_spec=template.spec, revision=template.fingerprint
+            ):
+                raise PoolBeingDeleted(
+                    f"pool {name!r} was written by somebody else at the same moment; read it and try again"
+                )
+        else:
+            pool_id = pool.id
+            if pool.spec == spec and pool.revision == template.fingerprint:
+                return PutPool(pool, Written.UNCHANGED)
+            outcome = Written.CHANGED
+            await pool_rows.replace(tx, pool_id, spec=spec, vm_spec=template.spec, revision=template.fingerprint)
+        await events.record(tx, f"pool.{outcome}", pool_id=pool_id, size=spec.size, revision=template.fingerprint[:12])
+        await _wake(tx, pool_id)
+        written = await pool_rows.get_by_id(tx, pool_id)
+    if written is None:
+        raise PoolNotFound(f"pool {name!r} was deleted at the same moment; write it again if you still want it")
+    log.info("pool.written", pool=name, outcome=outcome, size=spec.size)
+    return PutPool(written, outcome)
+
+
+async def delete_pool(db: Database, name: str, *, force: bool) -> PoolRow:
+    """Begins the end of a pool: unclaimed VMs go, waiting claims fail, claimed VMs are kept until released.
+
+    With `force` the claimed ones are released now. Asking again is allowed, also to add `force`. Raises PoolNotFound.
+    """
+    async with db.begin() as tx:
+        pool = await _existing(tx, name, lock=True)
+        if await pool_rows.begin_delete(tx, pool.id):
+            await events.record(tx, "pool.deleting", pool_id=pool.id, force=force)
+        waiting = await claim_rows.pending_of_pool(tx, pool.id)
+        reason = f"pool {name!r} was deleted"
+        await claim_rows.end(tx, waiting, ClaimState.FAILED, sources=[ClaimState.PENDING], reason=reason)
+        if force:
+            bound = await claim_rows.bound_of_pool(tx, pool.id)
+            ended = await claim_rows.end(
+                tx, bound, ClaimState.RELEASED, sources=[ClaimState.BOUND], reason=f"{reason} by force"
+            )
+            held = [vm_id for _, _, vm_id in ended if vm_id is not None]
+            await vms.release(tx, held, sources=[VmState.CLAIMED], reason=f"{reason} by force")
+            await notify(tx, Topic.REMOVE)
+        await notify(tx, Topic.BOUND, pool.id)
+        await _wake(tx, pool.id)
+        deleted = await pool_rows.get_by_id(tx, pool.id)
+    log.info("pool.deleting", pool=name, force=force)
+    return deleted if deleted is not None else pool
+
+
+async def replenish_pool(db: Database, name: str) -> PoolRow:
+    """Fills the pool up to its size once, also one without auto_replenish."""
+    async with db.begin() as tx:
+        pool = await _existing(tx, name, lock=True)
+        _refuse_deleting(pool)
+        await pool_rows.replenish(tx, pool.id)
+        await events.record(tx, "pool.replenish", pool_id=pool.id)
+        await _wake(tx, pool.id)
+        return await _again(tx, pool)
+
+
+async def pause_pool(db: Database, name: str) -> PoolRow:
+    """Nothing is created or removed for the pool until it is resumed; its warm VMs can be claimed all the same."""
+    async with db.begin() as tx:
+        pool = await _existing(tx, name, lock=True)
+        _refuse_deleting(pool)
+        if await pool_rows.set_paused(tx, pool.id, paused=True):
+            await events.record(tx, "pool.paused", pool_id=pool.id)
+            await _wake(tx, pool.id)
+        return await _again(tx, pool)
+
+
+async def resume_pool(db: Database, name: str) -> PoolRow:
+    """Ends a pause, closes the breaker and forgets the backoff."""
+    async with db.begin() as tx:
+        pool = await _existing(tx, name, lock=True)
+        _refuse_deleting(pool)
+        resumed = await pool_rows.set_paused(tx, pool.id, paused=False)
+        forgiven = await pool_rows.forgive(tx, [pool.id])
+        if resumed or forgiven:
+            await events.record(tx, "pool.resumed", pool_id=pool.id)
+            await _wake(tx, pool.id)
+        return await _again(tx, pool)
+
+
+def no_such_pool(name: str) -> PoolNotFound:
+    return PoolNotFound(f"no pool is named {name!r}; GET /v1/pools lists them, PUT /v1/pools/{name} makes one")
+
+
+async def _existing(tx: AsyncConnection, name: str, *, lock: bool) -> PoolRow:
+    pool = await pool_rows.get(tx, name, lock=lock)
+    if pool is None:
+        raise no_such_pool(name)
+    return pool
+
+
+async def _again(tx: AsyncConnection, pool: PoolRow) -> PoolRow:
+    found = await pool_rows.get_by_id(tx, pool.id)
+    return found if found is not None else pool
+
+
+def _refuse_deleting(pool: PoolRow | None) -> None:
+    if pool is not None and pool.deleting_at is not None:
+        raise PoolBeingDeleted(
+            f"pool {pool.name!r} is being deleted and its name is free once its last VM has gone; "
+            f"DELETE /v1/pools/{pool.name}?force=true releases its claims now"
+        )
+
+
+async def _wake(tx: AsyncConnection, pool_id: UUID) -> None:
+    await pool_rows.make_due(tx, pool_id)
+    await notify(tx, Topic.PLAN, pool_id)

@@ -1,0 +1,231 @@
+"""Claims that no warm VM could serve at once: a place in their pool's queue, kept in the database, in order of arrival.
+
+What keeps the promise is the row; the waiting request is only one of those that look at it. A client that goes away frees
+its place: at once without an idempotency key, after a short while with one, for the retry that may be on its way.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+
+from app.config import Settings
+from app.domain.states import CLAIM_ENDED, ClaimState
+from app.domain.statistics import WaitEstimate, estimate_wait
+from app.errors import DatabaseUnavailable, IdempotencyKeyReused, NoWarmVm, PoolBeingDeleted
+from app.store import claims, statistics
+from app.store import pools as pool_rows
+from app.store.claim_lane import ClaimRequest
+from app.store.database import Database
+from app.store.notices import Topic, notify
+from app.store.observed import database_now
+from app.store.rows import ClaimRow, PoolRow
+from app.usecases.claims import no_such_claim
+from app.usecases.pools import no_such_pool
+from app.usecases.waiting import WaitingRoom
+
+_RETRY_WINDOW_SECONDS = 15.0
+_DEFAULT_RETRY_AFTER = 30.0
+_RETRY_AFTER_BOUNDS = (1.0, 300.0)
+log = structlog.get_logger(__name__)
+
+UntilGone = Callable[[], Awaitable[None]]
+"""Returns when the client of a request has left."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewClaim:
+    """A client's wish. `request_hash` is over the whole body: the same key must come with the same one."""
+
+    pool: str
+    wait_seconds: float
+    lease_seconds: int | None
+    labels: dict[str, str]
+    key: str | None
+    request_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredClaim:
+    """Served from its row: after a wait, still waiting (`estimate` says how long), or `replayed` for its idempotency key."""
+
+    claim: ClaimRow
+    replayed: bool = False
+    estimate: WaitEstimate | None = None
+
+
+class ClaimQueue:
+    """Joining the queue, waiting in it, and leaving it."""
+
+    def __init__(self, db: Database, room: WaitingRoom, settings: Settings) -> None:
+        self._db = db
+        self._room = room
+        self._pending_seconds = settings.pending_seconds
+        self._max_pending = settings.max_pending_per_pool
+
+    async def join(self, wish: NewClaim, request: ClaimRequest, until_gone: UntilGone) -> StoredClaim:
+        """A place for a claim that found no warm VM, and the wait for it. Raises NoWarmVm, PoolBeingDeleted, PoolNotFound."""
+        async with self._db.begin() as tx:
+            pool = await pool_rows.get(tx, wish.pool)
+        if pool is None:
+            raise no_such_pool(wish.pool)
+        if pool.deleting_at is not None:
+            raise PoolBeingDeleted(f"pool {pool.name!r} is being deleted; claim from another pool")
+        reason = await self._why_not_warm(pool, wish)
+        async with self._db.begin() as tx:
+            claim_id = await claims.insert_pending(
+                tx,
+                claim_id=request.claim_id,
+                pool_id=pool.id,
+                key=request.key,
+                request_hash=request.request_hash,
+                labels=wish.labels,
+                lease_seconds=request.lease_seconds,
+                pending_seconds=self._pending_seconds,
+                reason=reason,
+            )
+            await pool_rows.make_due(tx, pool.id)
+            await notify(tx, Topic.PLAN, pool.id)
+        if claim_id != request.claim_id:
+            return await self.replay(claim_id, wish, until_gone)
+        # A VM may have become ready between the last look and the place in the queue: whoever made it ready looks for
+        # waiting claims after its commit, we look for ready VMs after ours, so that one of the two sees both.
+        async with self._db.begin() as tx:
+            if await claims.bind_pending(tx, pool.id):
+                await notify(tx, Topic.BOUND, pool.id)
+        return await self._wait(claim_id, wish, until_gone, replayed=False)
+
+    async def replay(self, claim_id: UUID, wish: NewClaim, until_gone: UntilGone) -> StoredClaim:
+        """The claim that an idempotency key belongs to. Raises IdempotencyKeyReused where its body was another."""
+        claim = await self._get(claim_id)
+        if claim.request_hash != wish.request_hash:
+            raise IdempotencyKeyReused(
+                f"this Idempotency-Key belongs to claim {claim.id}, which was made with another body; "
+                "send the same body to get that claim, or a new key to make a new one"
+            )
+        if claim.state is not ClaimState.PENDING:
+            return StoredClaim(claim, replayed=True)
+        async with self._db.begin() as tx:
+            await claims.hold_place(tx, claim_id, seconds=self._pending_seconds)
+        return await self._wait(claim_id, wish, until_gone, replayed=True)
+
+    async def look(self, claim_id: UUID, seconds: float, until_gone: UntilGone) -> StoredClaim:
+        """The claim, after waiting up to `seconds` for it to leave `pending`. Raises ClaimNotFound."""
+        claim = await self._get(claim_id)
+        if claim.state is ClaimState.PENDING and seconds > 0:
+            waited, _ = await self._until_bound(claim_id, seconds, until_gone)
+            claim = waited or await self._get(claim_id)
+        if claim.state is not ClaimState.PENDING:
+            return StoredClaim(claim)
+        return StoredClaim(claim, estimate=await self._estimate(claim.pool_id, claim.id))
+
+    async def _why_not_warm(self, pool: PoolRow, wish: NewClaim) -> str:
+        """The reason, in words. Raises NoWarmVm where no VM would come, or the queue is full."""
+        async with self._db.begin() as tx:
+            counts = (await statistics.of_pools(tx, [pool.id]))[pool.id].counts
+        empty = f"pool {pool.name!r} has no ready VM ({counts.in_flight} on their way, {counts.claimed} claimed)"
+        if counts.waiting >= self._max_pending:
+            raise NoWarmVm(
+                f"{empty}, and {counts.waiting} claims wait already, as many as may", retry_after=_DEFAULT_RETRY_AFTER
+            )
+        if counts.in_flight > counts.waiting:
+            return empty
+        because = _why_none_will_come(pool, counts.claimed, wish.wait_seconds)
+        if because is not None:
+            estimate = await self._estimate(pool.id, None)
+            raise NoWarmVm(f"{empty}, and {because}", retry_after=_retry_after(estimate.seconds))
+        return empty
+
+    async def _wait(self, claim_id: UUID, wish: NewClaim, until_gone: UntilGone, *, replayed: bool) -> StoredClaim:
+        claim, gone = None, False
+        if wish.wait_seconds > 0:
+            try:
+                claim, gone = await self._until_bound(claim_id, wish.wait_seconds, until_gone)
+            except asyncio.CancelledError:
+                await asyncio.shield(self._leave(claim_id, keyed=wish.key is not None))
+                raise
+        if gone:
+            await self._leave(claim_id, keyed=wish.key is not None)
+        if claim is None:
+            claim = await self._get(claim_id)
+        if claim.state in CLAIM_ENDED and claim.vm_id is None:
+            raise NoWarmVm(f"the claim ended before it got a VM: {claim.reason}", retry_after=_DEFAULT_RETRY_AFTER)
+        if claim.state is not ClaimState.PENDING:
+            return StoredClaim(claim, replayed=replayed)
+        estimate = await self._estimate(claim.pool_id, claim.id)
+        if estimate.seconds is None:
+            await self._leave(claim_id, keyed=False)
+            raise NoWarmVm(
+                f"{claim.reason}, and none comes by itself: {estimate.basis}", retry_after=_DEFAULT_RETRY_AFTER
+            )
+        return StoredClaim(claim, replayed=replayed, estimate=estimate)
+
+    async def _until_bound(self, claim_id: UUID, seconds: float, until_gone: UntilGone) -> tuple[ClaimRow | None, bool]:
+        """The claim once it is pending no more (None: not in time), and whether its client left before."""
+        waiting = asyncio.ensure_future(self._room.wait(claim_id, seconds))
+        leaving = asyncio.ensure_future(until_gone())
+        try:
+            await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
+            return (waiting.result(), False) if waiting.done() else (None, True)
+        finally:
+            waiting.cancel()
+            leaving.cancel()
+            await asyncio.gather(waiting, leaving, return_exceptions=True)
+
+    async def _leave(self, claim_id: UUID, *, keyed: bool) -> None:
+        try:
+            async with self._db.begin() as tx:
+                if keyed:
+                    await claims.hold_place(tx, claim_id, seconds=_RETRY_WINDOW_SECONDS)
+                else:
+                    why = "nobody waits for it any more"
+                    await claims.end(tx, [claim_id], ClaimState.FAILED, sources=[ClaimState.PENDING], reason=why)
+        except DatabaseUnavailable:
+            log.info("claim.place_not_freed", claim=str(claim_id))  # its own time limit will
+
+    async def _estimate(self, pool_id: UUID, claim_id: UUID | None) -> WaitEstimate:
+        async with self._db.begin() as tx:
+            pool = await pool_rows.get_by_id(tx, pool_id)
+            if pool is None:
+                return WaitEstimate(None, "its pool is gone")
+            figures = (await statistics.of_pools(tx, [pool_id]))[pool_id]
+            since = await statistics.in_flight_since(tx, pool_id)
+            place = await statistics.place_in_queue(tx, pool_id, claim_id)
+            now = await database_now(tx)
+        return estimate_wait(
+            place=place,
+            boots=figures.boots,
+            in_flight_since=since,
+            now=now,
+            can_grow=_why_none_will_come(pool, figures.counts.claimed, 0) is None,
+            batch=pool.spec.max_concurrent_creates,
+        )
+
+    async def _get(self, claim_id: UUID) -> ClaimRow:
+        async with self._db.begin() as tx:
+            claim = await claims.get(tx, claim_id)
+        if claim is None:
+            raise no_such_claim(claim_id)
+        return claim
+
+
+def _why_none_will_come(pool: PoolRow, claimed: int, wait_seconds: float) -> str | None:
+    """Why the pool makes no new VM for a claim, in words. Where only `max_vms` is in the way, who waits may outlast it."""
+    if pool.deleting_at is not None:
+        return "it is being deleted"
+    if pool.stalled_at is not None:
+        return f"it is stalled: {pool.last_failure}"
+    if pool.paused:
+        return "it is paused"
+    if not pool.spec.auto_replenish:
+        return "it does not refill by itself: call replenish"
+    if pool.spec.max_vms is not None and claimed >= pool.spec.max_vms and wait_seconds <= 0:
+        return f"all of its max_vms ({pool.spec.max_vms}) are claimed"
+    return None
+
+
+def _retry_after(seconds: float | None) -> float:
+    low, high = _RETRY_AFTER_BOUNDS
+    return _DEFAULT_RETRY_AFTER if seconds is None else min(high, max(low, seconds))

@@ -1,0 +1,146 @@
+"""What becomes of a VM, and of all that hangs on it: its place in the queue, its claim, its pool's failures.
+
+Each function works inside the caller's transaction. Locks are taken in one order: place in a queue, claim, VM.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.config import Settings
+from app.domain.failures import FailureRecord, judge_failure
+from app.domain.states import ClaimState, VmState
+from app.store import claims, events, vms
+from app.store import pools as pool_rows
+from app.store.notices import Topic, notify
+from app.store.observed import ObservedVm
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FateRules:
+    """The settings that decide over dead VMs, in seconds where they are times."""
+
+    replace_window: timedelta
+    pending_seconds: float
+    backoff_base_seconds: float
+    backoff_cap_seconds: float
+    breaker_failures: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> "FateRules":
+        return cls(
+            replace_window=timedelta(seconds=settings.replace_window_seconds),
+            pending_seconds=settings.pending_seconds,
+            backoff_base_seconds=settings.backoff_base_seconds,
+            backoff_cap_seconds=settings.backoff_cap_seconds,
+            breaker_failures=settings.breaker_failures,
+        )
+
+
+async def make_ready(tx: AsyncConnection, booted: Sequence[ObservedVm]) -> list[UUID]:
+    """Booting VMs that are warm enter the queue, waiting claims are served at once, and their pools' failures are forgotten.
+
+    Gives the pools that got one. The caller calls `serve_waiting` for them again after its commit: a claim that began to
+    wait at the same moment is seen by one of the two looks.
+    """
+    ready = await vms.move(tx, [vm.id for vm in booted], VmState.READY, sources=[VmState.BOOTING])
+    if not ready:
+        return []
+    await vms.enqueue(tx, ready)
+    pools = sorted({vm.pool_id for vm in booted if vm.id in set(ready)})
+    for pool_id in pools:
+        await _serve(tx, pool_id)
+    for pool_id in await pool_rows.forgive(tx, pools):
+        await events.record(tx, "pool.recovered", pool_id=pool_id)
+    return pools
+
+
+async def serve_waiting(tx: AsyncConnection, pool_id: UUID) -> int:
+    """Binds waiting claims of the pool to VMs that are ready, both in order; how many."""
+    return await _serve(tx, pool_id)
+
+
+async def give_up(
+    tx: AsyncConnection, vm: ObservedVm, target: VmState, *, reason: str, rules: FateRules, now: datetime
+) -> bool:
+    """A VM has `failed` or is `lost`. False where it was in another state by now, and nothing was changed.
+
+    A claim that holds it fails; within the replace window it gets another VM instead, from the front of the queue. A VM
+    that never came up counts against its pool.
+    """
+    requeued = False
+    if vm.state is VmState.CLAIMED and vm.claim_id is not None and await claims.holds_vm(tx, vm.claim_id, vm.id):
+        if vm.facts.claimed_at is not None and now - vm.facts.claimed_at <= rules.replace_window:
+            requeued = await claims.requeue(
+                tx, vm.claim_id, vm_id=vm.id, reason=reason, pending_seconds=rules.pending_seconds
+            )
+        else:
+            why = f"its VM {vm.name} is gone: {reason}"
+            await claims.end(tx, [vm.claim_id], ClaimState.FAILED, sources=[ClaimState.BOUND], reason=why)
+    if not await vms.move(tx, [vm.id], target, sources=[vm.state], reason=reason):
+        return False
+    if vm.state in {VmState.CREATING, VmState.BOOTING} and vm.ready_at is None:
+        await count_failure(tx, vm.pool_id, planned_at=vm.created_at, reason=reason, rules=rules, now=now)
+    if requeued:
+        await _serve(tx, vm.pool_id)
+        await notify(tx, Topic.BOUND, vm.pool_id)
+    if target is VmState.FAILED:
+        await notify(tx, Topic.REMOVE)
+    await pool_rows.make_due(tx, vm.pool_id)
+    await notify(tx, Topic.PLAN, vm.pool_id)
+    log.info("vm.given_up", vm=vm.name, state=target, was=vm.state, reason=reason, claim_replaced=requeued)
+    return True
+
+
+async def count_failure(
+    tx: AsyncConnection, pool_id: UUID, *, planned_at: datetime, reason: str, rules: FateRules, now: datetime
+) -> None:
+    """Weighs a VM that never came up against its pool: a backoff, and the breaker after too many in a row."""
+    consecutive, counted_at = await pool_rows.lock_failures(tx, pool_id)
+    verdict = judge_failure(
+        FailureRecord(consecutive, counted_at),
+        planned_at=planned_at,
+        now=now,
+        base_seconds=rules.backoff_base_seconds,
+        cap_seconds=rules.backoff_cap_seconds,
+        breaker=rules.breaker_failures,
+        roll=random.random(),  # noqa: S311 - jitter, not a secret
+    )
+    if not verdict.counts:
+        return
+    await pool_rows.write_failure(
+        tx,
+        pool_id,
+        reason=reason,
+        consecutive=verdict.consecutive,
+        backoff_until=verdict.backoff_until,
+        stalled=verdict.stalled,
+    )
+    if verdict.stalled:
+        await events.record(tx, "pool.stalled", pool_id=pool_id, reason=reason, failures=verdict.consecutive)
+        log.warning("pool.stalled", pool_id=str(pool_id), reason=reason, failures=verdict.consecutive)
+
+
+async def let_go(tx: AsyncConnection, vm: ObservedVm) -> None:
+    """The cluster has let go of a VM that we asked it to remove."""
+    if vm.state is VmState.FAILED:
+        await vms.release(tx, [vm.id], sources=[VmState.FAILED], reason="its object had gone by itself")
+    await vms.move(tx, [vm.id], VmState.DELETED, sources=[VmState.RELEASING])
+    await pool_rows.make_due(tx, vm.pool_id)
+    await notify(tx, Topic.PLAN, vm.pool_id)
+
+
+async def _serve(tx: AsyncConnection, pool_id: UUID) -> int:
+    bound = await claims.bind_pending(tx, pool_id)
+    if bound:
+        await notify(tx, Topic.BOUND, pool_id)
+        await pool_rows.make_due(tx, pool_id)
+        await notify(tx, Topic.PLAN, pool_id)
+    return len(bound)
