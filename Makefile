@@ -29,7 +29,7 @@ lint: $(DEV) ## The checks without the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 pytest: $(DEV) ## The tests alone; migrations and OpenAPI drift are among them
 	$(BIN)/pytest -n $(JOBS) $(ARGS)
