@@ -32,6 +32,7 @@ _OVERDUE = f"""
     WHERE v.ended_at IS NULL AND v.state = 'booting' AND v.deadline_at < now() ORDER BY v.id LIMIT :limit
 """
 
+_LOCK_SLOTS = text("SELECT 1 FROM ready_slot WHERE vm_id = ANY(CAST(:ids AS uuid[])) ORDER BY pool_id, seq FOR UPDATE")
 _WRITE = text("""
     UPDATE vm SET uid = coalesce(vm.uid, n.uid), vmi_uid = n.vmi_uid, node = n.node,
         addresses = string_to_array(n.addresses, ' '), health = n.health,
@@ -107,6 +108,7 @@ async def write(tx: AsyncConnection, sightings: Sequence[Sighting]) -> None:
     if not sightings:
         return
     ordered = sorted(sightings, key=lambda s: s.id)
+    await tx.execute(_LOCK_SLOTS, {"ids": [s.id for s in ordered]})  # the queue before the VM, as a claim does it
     await tx.execute(
         _WRITE,
         {

@@ -154,7 +154,10 @@ async def enqueue(tx: AsyncConnection, ids: Iterable[UUID]) -> list[int]:
     return [row.seq for row in await tx.execute(_ENQUEUE, {"ids": list(ids)})]
 
 
-async def release(tx: AsyncConnection, ids: Iterable[UUID], *, sources: Iterable[VmState], reason: str) -> list[UUID]:
+async def release(
+    tx: AsyncConnection, ids: Iterable[UUID], *, sources: Iterable[VmState], reason: str | None
+) -> list[UUID]:
+    """Moves VMs on to `releasing`; `reason` None keeps the reason that a row has."""
     return await move(tx, ids, VmState.RELEASING, sources=sources, reason=reason)
 
 

@@ -77,6 +77,14 @@ _DEFER = text("""
         health = coalesce(:why, health)
     WHERE id = :id AND lease_token = :token
 """)
+_PUT_OFF = text("""
+    UPDATE vm SET state = 'planned', state_since = now(), due_at = now() + make_interval(secs => :seconds),
+        lease_token = NULL, lease_expires_at = NULL, health = :why
+    WHERE id = :id AND lease_token = :token AND state = 'creating'
+""")
+_LOOK_AGAIN = text(
+    "UPDATE vm SET due_at = now() + make_interval(secs => :seconds), lease_token = NULL, lease_expires_at = NULL WHERE id = :id"
+)
 _HAND_BACK = text("UPDATE vm SET lease_expires_at = now(), due_at = now() WHERE lease_token = :token")
 
 
@@ -164,6 +172,16 @@ async def mark_labelled(tx: AsyncConnection, vm_id: UUID, *, token: UUID, claim_
 async def defer(tx: AsyncConnection, vm_id: UUID, *, token: UUID, seconds: float, why: str | None = None) -> None:
     """Gives the work back, to be looked at again after `seconds`."""
     await tx.execute(_DEFER, {"id": vm_id, "token": token, "seconds": seconds, "why": why})
+
+
+async def put_off_create(tx: AsyncConnection, vm_id: UUID, *, token: UUID, seconds: float, why: str) -> None:
+    """A create that met an absent cluster is planned again, due after `seconds`; its attempts go on counting."""
+    await tx.execute(_PUT_OFF, {"id": vm_id, "token": token, "seconds": seconds, "why": why})
+
+
+async def look_again(tx: AsyncConnection, vm_id: UUID, *, seconds: float) -> None:
+    """The caller, who holds the row, wants it taken again after `seconds`."""
+    await tx.execute(_LOOK_AGAIN, {"id": vm_id, "seconds": seconds})
 
 
 async def hand_back(tx: AsyncConnection, *, token: UUID) -> None:

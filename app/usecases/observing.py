@@ -1,0 +1,181 @@
+"""Writing down what the cluster shows: changes in batches, the end of objects, and whole lists with what is missing or too many."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.cluster.gateway import Gateway, Gone, Listed
+from app.config import Settings
+from app.domain.health import HealthRules, Judgement, Verdict, ailment, judge
+from app.domain.observation import Observation
+from app.domain.stages import measure_stages
+from app.domain.states import VM_ENDED, VmState
+from app.errors import ClusterError, ClusterUnavailable
+from app.store import observed, vms
+from app.store.database import Database
+from app.store.observed import ObservedVm, Sighting
+from app.telemetry import BOOT_SECONDS, ORPHANS, VM_ENDS
+from app.usecases.vm_fates import FateRules, give_up, let_go, make_ready, serve_waiting
+
+_CHUNK = 200
+_CLOCK_ALLOWANCE = timedelta(seconds=30)
+"""How far this process's clock may be from the database's before a list could miss a VM that it could not have shown."""
+_ORPHANS_AT_ONCE = 50
+_SHOWN = frozenset({Verdict.READY, Verdict.NOTED, Verdict.UNREADY})
+log = structlog.get_logger(__name__)
+
+
+class Observing:
+    def __init__(self, db: Database, gateway: Gateway, settings: Settings) -> None:
+        self._db = db
+        self._gateway = gateway
+        self._rules = HealthRules(
+            unready_grace=timedelta(seconds=settings.unready_grace_seconds),
+            replace_window=timedelta(seconds=settings.replace_window_seconds),
+        )
+        self._fates = FateRules.of(settings)
+        self._orphan_grace = timedelta(seconds=settings.orphan_grace_seconds)
+
+    async def apply_changes(self, seen: Sequence[Observation]) -> None:
+        """One transaction for a batch of VMs; the last observation of each counts."""
+        latest = {obs.name: obs for obs in seen}
+        by_id = {vm_id: obs for obs in latest.values() if (vm_id := _vm_id(obs)) is not None}
+        if not by_id:
+            return
+        async with self._db.begin() as tx:
+            pools = await self._apply(tx, by_id)
+        for pool_id in pools:
+            # A claim that began to wait while that was not committed yet: one of its look and this one sees both.
+            async with self._db.begin() as tx:
+                await serve_waiting(tx, pool_id)
+
+    async def apply_gone(self, gone: Gone) -> None:
+        """An object has left the cluster: as we asked, or without us."""
+        async with self._db.begin() as tx:
+            vm = (await observed.by_names(tx, [gone.name])).get(gone.name)
+            if vm is None or (vm.facts.uid is not None and vm.facts.uid != gone.uid):
+                return
+            await self._end(tx, vm, reason="its object left the cluster without us")
+
+    async def apply_list(self, listed: Listed) -> None:
+        """The whole truth at `began_at`: every VM in it, those that are missing from it, and those that nobody knows."""
+        for start in range(0, len(listed.observations), _CHUNK):
+            await self.apply_changes(listed.observations[start : start + _CHUNK])
+        await self._end_missing(listed)
+        await self._remove_orphans(listed)
+
+    async def _apply(self, tx: AsyncConnection, by_id: dict[UUID, Observation]) -> list[UUID]:
+        now = await observed.database_now(tx)
+        judged: list[tuple[ObservedVm, Observation, Judgement]] = []
+        for vm in (await observed.by_ids(tx, by_id)).values():
+            seen = by_id[vm.id]
+            if vm.name == seen.name:
+                current, judgement = await self._settle_creating(tx, vm, seen, now)
+                judged.append((current, seen, judgement))
+        await observed.write(
+            tx, [_sighting(vm.id, seen, judgement) for vm, seen, judgement in judged if judgement.verdict in _SHOWN]
+        )
+        for vm, _, judgement in judged:
+            await self._act(tx, vm, judgement, now)
+        booted = [(vm, seen) for vm, seen, judgement in judged if judgement.verdict is Verdict.READY]
+        pools = await make_ready(tx, [vm for vm, _ in booted])
+        for vm, seen in booted:
+            if vm.ready_at is None:
+                stages = measure_stages(
+                    planned_at=vm.created_at, asked_at=vm.asked_at, ready_at=now, phase_times=seen.phase_times
+                )
+                await observed.write_stages(tx, vm.id, stages)
+                if vm.asked_at is not None:
+                    BOOT_SECONDS.observe((now - vm.asked_at).total_seconds())
+        return pools
+
+    async def _settle_creating(
+        self, tx: AsyncConnection, vm: ObservedVm, seen: Observation, now: datetime
+    ) -> tuple[ObservedVm, Judgement]:
+        """The verdict; a VM that the watch shows before our own create was answered boots from here on."""
+        judgement = judge(vm.facts, seen, vm.warm_when, self._rules, now)
+        if judgement.verdict is not Verdict.CREATED:
+            return vm, judgement
+        moved = await vms.move(
+            tx, [vm.id], VmState.BOOTING, sources=[VmState.CREATING], deadline_seconds=vm.boot_timeout_seconds
+        )
+        if not moved:
+            return vm, Judgement(Verdict.NOTHING)
+        await observed.write(tx, [_sighting(vm.id, seen, judgement)])
+        current = (await observed.by_ids(tx, [vm.id]))[vm.id]
+        return current, judge(current.facts, seen, current.warm_when, self._rules, now)
+
+    async def _act(self, tx: AsyncConnection, vm: ObservedVm, judgement: Judgement, now: datetime) -> None:
+        reason = judgement.reason or "the cluster gave no reason"
+        match judgement.verdict:
+            case Verdict.UNREADY:
+                grace = self._rules.unready_grace.total_seconds()
+                if await vms.move(
+                    tx, [vm.id], VmState.BOOTING, sources=[VmState.READY], reason=reason, deadline_seconds=grace
+                ):
+                    log.info("vm.unready", vm=vm.name, reason=reason)
+            case Verdict.FAILED | Verdict.DEAD:
+                if await give_up(tx, vm, VmState.FAILED, reason=reason, rules=self._fates, now=now):
+                    VM_ENDS.labels(was=vm.state, became=VmState.FAILED).inc()
+            case _:
+                pass
+
+    async def _end(self, tx: AsyncConnection, vm: ObservedVm, *, reason: str) -> None:
+        if vm.state in {VmState.RELEASING, VmState.FAILED}:
+            await let_go(tx, vm)
+        elif vm.state in {VmState.BOOTING, VmState.READY, VmState.CLAIMED}:
+            now = await observed.database_now(tx)
+            if await give_up(tx, vm, VmState.LOST, reason=reason, rules=self._fates, now=now):
+                VM_ENDS.labels(was=vm.state, became=VmState.LOST).inc()
+
+    async def _end_missing(self, listed: Listed) -> None:
+        names = [obs.name for obs in listed.observations]
+        async with self._db.begin() as tx:
+            gone = await observed.missing(tx, names=names, before=listed.began_at - _CLOCK_ALLOWANCE, limit=_CHUNK * 10)
+        for vm in gone:
+            async with self._db.begin() as tx:
+                await self._end(tx, vm, reason="its object is not in the cluster")
+
+    async def _remove_orphans(self, listed: Listed) -> None:
+        """Objects with our label that no living row knows, once they are older than a create whose answer may be on its way."""
+        old = [obs for obs in listed.observations if not obs.deleting and self._is_old(obs, listed.began_at)]
+        async with self._db.begin() as tx:
+            known = await observed.by_ids(tx, [vm_id for obs in old if (vm_id := _vm_id(obs)) is not None])
+        orphans = [obs for obs in old if _is_orphan(obs, known)]
+        for obs in orphans[:_ORPHANS_AT_ONCE]:
+            log.warning("orphan.removed", vm=obs.name, uid=obs.uid, pool=obs.pool)
+            try:
+                await self._gateway.delete_vm(name=obs.name, uid=obs.uid)
+            except (ClusterUnavailable, ClusterError) as error:
+                log.info("orphan.left_for_later", vm=obs.name, error=error.detail)
+                return
+            ORPHANS.inc()
+
+    def _is_old(self, obs: Observation, now: datetime) -> bool:
+        created = obs.created_at or datetime.min.replace(tzinfo=UTC)
+        return now - created >= self._orphan_grace
+
+
+def _is_orphan(obs: Observation, known: dict[UUID, ObservedVm]) -> bool:
+    vm_id = _vm_id(obs)
+    vm = known.get(vm_id) if vm_id is not None else None
+    if vm is None or vm.name != obs.name or vm.state in VM_ENDED:
+        return True
+    return vm.facts.uid is not None and vm.facts.uid != obs.uid
+
+
+def _vm_id(obs: Observation) -> UUID | None:
+    try:
+        return UUID(obs.vm_id) if obs.vm_id else None
+    except ValueError:
+        return None
+
+
+def _sighting(vm_id: UUID, seen: Observation, judgement: Judgement) -> Sighting:
+    health = judgement.reason
+    if judgement.verdict is Verdict.CREATED:
+        health = ailment(seen) if seen.failure is not None else None
+    return Sighting(vm_id, seen.uid, seen.vmi_uid, seen.node, seen.addresses, health)

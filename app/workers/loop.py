@@ -1,0 +1,89 @@
+"""One shared loop: a step, again when there was work, else when woken, when the interval is over, or not after a stop.
+
+The database is authoritative and every step is safe to run twice or in two places: a loop that fails is only late.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import structlog
+
+from app.domain.failures import retry_delay
+from app.errors import ClusterUnavailable, DatabaseUnavailable
+from app.telemetry import LOOP_ERRORS
+
+_BACKOFF_BASE_SECONDS = 0.5
+_BACKOFF_CAP_SECONDS = 15.0
+log = structlog.get_logger(__name__)
+_Item = TypeVar("_Item")
+
+
+@dataclass(slots=True)
+class Wake:
+    """A hint that there is work. Hints that come while a step runs are one hint for the next."""
+
+    _event: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __call__(self, _payload: str = "") -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event.clear()
+
+
+async def run_loop(
+    name: str, step: Callable[[], Awaitable[bool]], *, every: float, wake: Wake, stop: asyncio.Event
+) -> None:
+    """Runs `step` until `stop`. A step that says True did something and is run again at once; `every` is in seconds.
+
+    An absent database or cluster is waited for, with jittered backoff. Anything else is logged whole, counted, and the loop
+    goes on the same way: one bad row must not end the service for the others.
+    """
+    failures = 0
+    while not stop.is_set():
+        try:
+            with structlog.contextvars.bound_contextvars(loop=name):
+                busy = await step()
+        except (DatabaseUnavailable, ClusterUnavailable) as error:
+            failures += 1
+            log.info("loop.waits", loop=name, error=error.detail, failures=failures)
+        except Exception:
+            failures += 1
+            LOOP_ERRORS.labels(loop=name).inc()
+            log.exception("loop.failed", loop=name, failures=failures)
+        else:
+            failures = 0
+            if busy:
+                await asyncio.sleep(0)
+                continue
+        pause = every
+        if failures:
+            roll = random.random()  # noqa: S311 - jitter, not a secret
+            pause = retry_delay(
+                failures, base_seconds=_BACKOFF_BASE_SECONDS, cap_seconds=_BACKOFF_CAP_SECONDS, roll=roll
+            )
+        await rest(pause, None if failures else wake, stop)
+
+
+async def at_once(handle: Callable[[_Item], Awaitable[None]], items: Sequence[_Item]) -> None:
+    """Handles all items side by side, to the end of each; then the first failure, if there was one, is raised."""
+    for result in await asyncio.gather(*(handle(item) for item in items), return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def rest(seconds: float, wake: Wake | None, stop: asyncio.Event) -> None:
+    """Returns after `seconds`, at a hint, or at the stop, whichever is first."""
+    waits: list[asyncio.Future[object]] = [asyncio.ensure_future(stop.wait())]
+    if wake is not None:
+        waits.append(asyncio.ensure_future(wake.wait()))
+    try:
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)

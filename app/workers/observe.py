@@ -1,0 +1,141 @@
+"""Keeps the rows true to the cluster: one replica at a time watches, and writes down what it sees in batches.
+
+Watch events are for speed. A whole list is the truth: it finds what a watch missed, VMs whose object has gone, and objects
+that carry our label though no row knows them. Whoever holds the lease watches; where it dies another takes over once the
+lease has run out. Two that watch at once do no harm, since every change is guarded by the row's state.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import structlog
+
+from app.cluster.gateway import Broken, Changed, ClusterEvent, Gateway, Gone, Listed
+from app.config import Settings
+from app.errors import DatabaseUnavailable
+from app.ids import new_id
+from app.store import leases, watches
+from app.store.database import Database
+from app.usecases.observing import Observing
+from app.workers.loop import rest
+
+WATCH_NAME = "virtualmachines"
+_LEASE_SECONDS = 12.0
+_RENEW_SECONDS = 3.0
+_BATCH = 200
+_GATHER_SECONDS = 0.01
+_HEARD_SECONDS = 2.0
+log = structlog.get_logger(__name__)
+
+
+class Observe:
+    """`run` is this replica's part: to watch while it holds the lease, and to stand by while it does not."""
+
+    def __init__(self, db: Database, gateway: Gateway, settings: Settings, *, holder: str) -> None:
+        self._db = db
+        self._gateway = gateway
+        self._observing = Observing(db, gateway, settings)
+        self._holder = holder
+        self._token = new_id()
+        self._heard_at = 0.0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            try:
+                if await self._take():
+                    await self._watch(stop)
+            except DatabaseUnavailable as error:
+                log.info("observe.waits", error=error.detail)
+            await rest(_RENEW_SECONDS, None, stop)
+        await self.hand_back()
+
+    async def hand_back(self) -> None:
+        """Lets another replica take the watch over at once."""
+        try:
+            async with self._db.begin() as tx:
+                await leases.give_back(tx, WATCH_NAME, token=self._token)
+        except DatabaseUnavailable:
+            log.info("observe.lease_left_to_run_out")
+
+    async def _take(self) -> bool:
+        async with self._db.begin() as tx:
+            return await leases.take(tx, WATCH_NAME, holder=self._holder, token=self._token, seconds=_LEASE_SECONDS)
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        """Watches until the stop, or until another holds the lease."""
+        log.info("observe.watching", holder=self._holder)
+        events: asyncio.Queue[ClusterEvent] = asyncio.Queue(maxsize=10_000)
+        async with aclosing(self._gateway.observe()) as source:
+            reader = asyncio.create_task(_read(source, events), name="observe-reader")
+            keeper = asyncio.create_task(self._keep(stop), name="observe-lease")
+            try:
+                while not (stop.is_set() or reader.done() or keeper.done()):
+                    batch = await _next_batch(events, keeper, reader)
+                    await self._apply(batch)
+            finally:
+                for task in (reader, keeper):
+                    task.cancel()
+                results = await asyncio.gather(reader, keeper, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        log.info("observe.stopped", holder=self._holder)
+
+    async def _keep(self, stop: asyncio.Event) -> None:
+        """Renews the lease; returns once another holds it."""
+        while not stop.is_set():
+            await rest(_RENEW_SECONDS, None, stop)
+            if not await self._take():
+                log.info("observe.lease_lost", holder=self._holder)
+                return
+
+    async def _apply(self, batch: list[ClusterEvent]) -> None:
+        """In order; changes that stand side by side go together."""
+        changes: list[Changed] = []
+        listed = False
+        for event in batch:
+            if isinstance(event, Changed):
+                changes.append(event)
+                continue
+            await self._observing.apply_changes([change.observation for change in changes])
+            changes.clear()
+            if isinstance(event, Listed):
+                await self._observing.apply_list(event)
+                listed = True
+            elif isinstance(event, Gone):
+                await self._observing.apply_gone(event)
+            elif isinstance(event, Broken):
+                async with self._db.begin() as tx:
+                    await watches.write_broken(tx, WATCH_NAME, holder=self._holder, reason=event.reason)
+                return
+        await self._observing.apply_changes([change.observation for change in changes])
+        await self._write_heard(listed=listed)
+
+    async def _write_heard(self, *, listed: bool) -> None:
+        now = asyncio.get_running_loop().time()
+        if listed or now - self._heard_at >= _HEARD_SECONDS:
+            self._heard_at = now
+            async with self._db.begin() as tx:
+                await watches.write_heard(tx, WATCH_NAME, holder=self._holder, listed=listed)
+
+
+async def _read(source: AsyncGenerator[ClusterEvent, None], events: "asyncio.Queue[ClusterEvent]") -> None:
+    async for event in source:
+        await events.put(event)
+
+
+async def _next_batch(events: "asyncio.Queue[ClusterEvent]", *ends: "asyncio.Task[None]") -> list[ClusterEvent]:
+    """Waits for an event, then takes those that came with it; empty where one of `ends` ended first."""
+    first = asyncio.ensure_future(events.get())
+    try:
+        await asyncio.wait([first, *ends], return_when=asyncio.FIRST_COMPLETED)
+        if not first.done():
+            return []
+        batch = [first.result()]
+    finally:
+        first.cancel()
+    await asyncio.sleep(_GATHER_SECONDS)
+    while len(batch) < _BATCH and not events.empty():
+        batch.append(events.get_nowait())
+    return batch

@@ -1,0 +1,75 @@
+"""All of a replica's background work, from its start to its drain."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+from app.cluster.gateway import Gateway
+from app.config import Settings
+from app.errors import DatabaseUnavailable
+from app.store.database import Database
+from app.store.notices import Listener, Topic
+from app.workers.backfill import Backfill
+from app.workers.labelling import Labelling
+from app.workers.loop import Wake, run_loop
+from app.workers.observe import Observe
+from app.workers.provision import Provision
+from app.workers.reap import Reap
+from app.workers.removal import Removal
+
+_CREATE_SECONDS = 0.5
+_REMOVE_SECONDS = 1.0
+_LABEL_SECONDS = 1.0
+log = structlog.get_logger(__name__)
+
+
+class Workers:
+    """Plan, create, remove, label, reap, observe. `listener` must be running for wakes to be more than the intervals."""
+
+    def __init__(self, db: Database, gateway: Gateway, listener: Listener, settings: Settings) -> None:
+        self._settings = settings
+        self._backfill = Backfill(db, every_seconds=settings.plan_seconds)
+        self._provision = Provision(db, gateway, settings)
+        self._removal = Removal(db, gateway, settings)
+        self._labelling = Labelling(db, gateway, settings)
+        self._reap = Reap(db, settings)
+        self._observe = Observe(db, gateway, settings, holder=f"{socket.gethostname()}:{os.getpid()}")
+        self._plan_wake, self._create_wake, self._remove_wake, self._label_wake = Wake(), Wake(), Wake(), Wake()
+        listener.on(Topic.PLAN, self._plan_wake)
+        listener.on(Topic.CREATE, self._create_wake)
+        listener.on(Topic.REMOVE, self._remove_wake)
+        listener.on(Topic.CLAIMED, self._label_wake)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Works until `stop`, finishes the calls under way, and hands the rest back. A loop that dies ends all of them."""
+        async with asyncio.TaskGroup() as tasks:
+            for name, work in self._loops(stop):
+                tasks.create_task(work, name=name)
+        for part in (self._provision, self._removal, self._labelling):
+            try:
+                await part.hand_back()
+            except DatabaseUnavailable:
+                log.info("workers.leases_left_to_run_out")
+                break
+        log.info("workers.stopped")
+
+    def _loops(self, stop: asyncio.Event) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+        s = self._settings
+        return [
+            ("plan", run_loop("plan", self._backfill.step, every=s.plan_seconds, wake=self._plan_wake, stop=stop)),
+            (
+                "create",
+                run_loop("create", self._provision.step, every=_CREATE_SECONDS, wake=self._create_wake, stop=stop),
+            ),
+            (
+                "remove",
+                run_loop("remove", self._removal.step, every=_REMOVE_SECONDS, wake=self._remove_wake, stop=stop),
+            ),
+            ("label", run_loop("label", self._labelling.step, every=_LABEL_SECONDS, wake=self._label_wake, stop=stop)),
+            ("reap", run_loop("reap", self._reap.step, every=s.reap_seconds, wake=Wake(), stop=stop)),
+            ("observe", self._observe.run(stop)),
+        ]
