@@ -1,0 +1,84 @@
+"""`python -m app.devcluster`: serve a dev cluster until SIGTERM or SIGINT."""
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+from app.devcluster.cluster import DevCluster
+from app.devcluster.config import DevClusterConfig
+from app.devcluster.durations import DEFAULT_COLD_BOOT_SECONDS, Durations
+from app.devcluster.nodes import NodeShape
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    shape = NodeShape(
+        cpu=options.node_cpu,
+        memory=options.node_memory,
+        hugepages_2mi=options.hugepages_2mi,
+        hugepages_1gi=options.hugepages_1gi,
+    )
+    config = DevClusterConfig(
+        host=options.host,
+        port=options.port,
+        durations=Durations.for_cold_boot(options.cold_boot_seconds, time_scale=options.time_scale),
+        nodes=options.nodes,
+        node_shape=shape,
+        namespaces=("default", *options.namespace),
+        images=tuple(options.image),
+        state=options.state,
+        seed=options.seed,
+    )
+    asyncio.run(_serve(config, options.kubeconfig_out, options.ready_file))
+    return 0
+
+
+async def _serve(config: DevClusterConfig, kubeconfig_out: Path | None, ready_file: Path | None) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with DevCluster(config) as cluster:
+        if kubeconfig_out is not None:
+            _write(kubeconfig_out, cluster.kubeconfig_text())
+        ready = json.dumps({"url": cluster.url, "kubeconfig": str(kubeconfig_out) if kubeconfig_out else None})
+        sys.stdout.write(ready + "\n")
+        sys.stdout.flush()
+        if ready_file is not None:
+            _write(ready_file, ready + "\n")
+        await stop.wait()
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: whoever waits for the file must not read half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m app.devcluster", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0: chosen by the system")
+    parser.add_argument("--cold-boot-seconds", type=float, default=DEFAULT_COLD_BOOT_SECONDS)
+    parser.add_argument("--time-scale", type=float, default=1.0, help="multiplies every simulated duration")
+    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--node-cpu", type=int, default=32, help="CPUs of each node")
+    parser.add_argument("--node-memory", default="256Gi")
+    parser.add_argument("--hugepages-2mi", default="64Gi", help="memory of each node set aside as 2 MiB pages")
+    parser.add_argument("--hugepages-1gi", default="0", help="memory of each node set aside as 1 GiB pages")
+    parser.add_argument("--namespace", action="append", default=[], help="a namespace beside default; repeatable")
+    parser.add_argument("--image", action="append", default=[], help="a container disk every node has; repeatable")
+    parser.add_argument("--state", type=Path, help="SQLite file that keeps the cluster across restarts")
+    parser.add_argument("--kubeconfig-out", type=Path)
+    parser.add_argument("--ready-file", type=Path, help="written when listening: one line of JSON with the url")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""What a dev cluster is made of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.devcluster.access import Subject
+from app.devcluster.durations import Durations
+from app.devcluster.nodes import IMAGE_CACHE_SLOTS, NodeShape
+
+
+@dataclass(frozen=True, slots=True)
+class DevClusterConfig:
+    """`port` 0 lets the system choose. Without `tokens` anybody may do anything. `state` is a SQLite file; None keeps
+    everything in memory. The same `seed` gives the same jitter and generated names. `images` are on every node already.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    durations: Durations = field(default_factory=Durations)
+    nodes: int = 3
+    node_shape: NodeShape = field(default_factory=NodeShape)
+    namespaces: tuple[str, ...] = ("default",)
+    images: tuple[str, ...] = ()
+    image_cache_slots: int = IMAGE_CACHE_SLOTS
+    tokens: Mapping[str, Subject] = field(default_factory=dict)
+    state: Path | None = None
+    seed: int = 0

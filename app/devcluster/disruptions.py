@@ -1,0 +1,193 @@
+"""Where ordered faults meet requests: before a verb, after its effect, in webhooks, quotas and watches."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from app.devcluster.clock import Clock
+from app.devcluster.durations import Durations
+from app.devcluster.faults import Fault, FaultBook
+from app.devcluster.objects import Store
+from app.devcluster.registry import VIRTUAL_MACHINES, Resource
+from app.devcluster.requests import Target
+from app.devcluster.status import ApiError, Json, PlainError, describe
+from app.devcluster.watch import Watch
+
+_BEFORE = frozenset({"error", "delay", "hang", "reset-before"})
+_AFTER = frozenset({"reset-after"})
+_REASONS = {
+    400: "BadRequest",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    409: "Conflict",
+    410: "Expired",
+    422: "Invalid",
+    429: "TooManyRequests",
+    500: "InternalError",
+    503: "ServiceUnavailable",
+    504: "Timeout",
+}
+_KUBEVIRT_GROUPS = frozenset({"kubevirt.io", "pool.kubevirt.io", "snapshot.kubevirt.io", "clone.kubevirt.io"})
+_MUTATOR = "https://virt-api.kubevirt.svc:443/virtualmachines-mutate?timeout=10s"
+
+
+class ResetError(ConnectionError):
+    """The connection was cut on order."""
+
+
+@dataclass
+class Disruptions:
+    """`starting` is set while the API server comes up again: custom kinds are not served yet."""
+
+    faults: FaultBook
+    store: Store
+    clock: Clock
+    durations: Durations
+    starting: bool = False
+    _cut: set[int] = field(default_factory=set)
+
+    def health(self, path: str) -> web.Response:
+        if self.starting and path != "/livez":
+            text = "[+]ping ok\n[+]log ok\n[-]poststarthook/crd-informer-synced failed: reason withheld\nreadyz check failed\n"
+            return web.Response(status=500, text=text)
+        return web.Response(text="ok")
+
+    async def before(self, request: web.Request, target: Target, verb: str, closing: asyncio.Event) -> None:
+        """Raises ApiError for an ordered error; returns when an ordered delay is over."""
+        if self.starting and target.group not in {"", "coordination.k8s.io", "apps", "storage.k8s.io"}:
+            raise ApiError(
+                503,
+                "ServiceUnavailable",
+                "the request has been made before all known HTTP paths have been installed, please try again",
+                details={"retryAfterSeconds": 5},
+                retry_after=5,
+            )
+        fault = self._strike(_BEFORE, target, verb)
+        if fault is None:
+            return
+        match fault.kind:
+            case "error":
+                raise _ordered_error(fault)
+            case "delay":
+                await self._sleep(float(fault.settings.get("seconds", 1.0)))
+            case "hang":
+                await self._hang(fault, closing)
+                _cut(request)
+            case _:
+                _cut(request)
+
+    def after(self, request: web.Request, target: Target, verb: str) -> None:
+        if self._strike(_AFTER, target, verb) is not None:
+            _cut(request)
+
+    def check_quota(self, resource: Resource, namespace: str, obj: Json) -> None:
+        """An ordered quota: at most `settings.limit` objects of the kind in the namespace."""
+        name = (obj.get("metadata") or {}).get("name", "")
+        for fault in self.faults.all():
+            if fault.kind != "quota" or fault.settings.get("memory") is not None:
+                continue
+            if not fault.matches("create", resource.plural, namespace, name, None):
+                continue
+            limit, used = int(fault.settings.get("limit", 0)), self.store.count(resource, namespace)
+            if used < limit:
+                continue
+            fault.struck += 1
+            counted = f"count/{resource.qualified}"
+            message = (
+                f'{resource.qualified} "{name}" is forbidden: exceeded quota: {fault.settings.get("name", "quota")}, '
+                f"requested: {counted}=1, used: {counted}={used}, limited: {counted}={limit}"
+            )
+            raise ApiError(403, "Forbidden", message, details=describe(resource.group, resource.plural, name))
+
+    async def check_webhooks(self, resource: Resource, verb: str) -> None:
+        """virt-api answers the webhooks of KubeVirt's kinds: hung, writes fail late; down, at once."""
+        if resource.group not in _KUBEVIRT_GROUPS or verb == "delete":
+            return
+        for kind, why in (
+            ("webhook-hang", "context deadline exceeded"),
+            ("virt-api-down", "dial tcp 10.96.0.20:443: connect: connection refused"),
+        ):
+            fault = self.faults.strike(frozenset({kind}), verb, resource.plural, "", "")
+            if fault is None:
+                continue
+            if kind == "webhook-hang":
+                await self._sleep(self.durations.webhook_timeout)
+            name = "virtualmachines-mutator" if resource is VIRTUAL_MACHINES else f"{resource.singular}-mutator"
+            raise ApiError(
+                500,
+                "InternalError",
+                f'Internal error occurred: failed calling webhook "{name}.kubevirt.io": failed to call webhook: '
+                f'Post "{_MUTATOR}": {why}',
+                details={"causes": [{"message": f'failed calling webhook "{name}.kubevirt.io"'}]},
+            )
+
+    def check_aggregated(self) -> None:
+        if any(fault.kind == "virt-api-down" and not fault.spent for fault in self.faults.all()):
+            raise PlainError(503, "service unavailable\n")
+
+    def admit_watch(self, watch: Watch, target: Target, version: str) -> None:
+        """Expire, silence or cut a watch as ordered; one already running is reached through `reach_watches`."""
+        fault = self._strike(frozenset({"watch-expire"}), target, "watch")
+        if fault is not None and version not in {"", "0"}:
+            watch.expire(int(version), self.store.rv)
+            return
+        if self._strike(frozenset({"watch-silent"}), target, "watch") is not None:
+            watch.silent = True
+        fault = self._strike(frozenset({"watch-break"}), target, "watch")
+        if fault is not None:
+            delay = float(fault.settings.get("seconds", 0.0))
+            self.clock.call_later(delay, lambda: self.cut_watch(watch))
+
+    def cut_watch(self, watch: Watch) -> None:
+        """End a watch in the middle, without the closing chunk."""
+        self._cut.add(id(watch))
+        watch.close()
+
+    def is_cut(self, watch: Watch) -> bool:
+        if id(watch) in self._cut:
+            self._cut.discard(id(watch))
+            return True
+        return False
+
+    def _strike(self, kinds: frozenset[str], target: Target, verb: str) -> Fault | None:
+        labels = None
+        if target.name:
+            from app.devcluster import registry  # noqa: PLC0415  # only faults by label need the object
+
+            resource = registry.find(target.group, target.version, target.plural)
+            stored = self.store.get(resource, target.namespace, target.name) if resource else None
+            labels = (stored.obj["metadata"].get("labels") or {}) if stored else None
+        return self.faults.strike(kinds, verb, target.plural, target.namespace, target.name, labels)
+
+    async def _sleep(self, seconds: float) -> None:
+        done = asyncio.Event()
+        self.clock.call_later(seconds, done.set)
+        await done.wait()
+
+    async def _hang(self, fault: Fault, closing: asyncio.Event) -> None:
+        """Until the fault is lifted or the server stops."""
+        wake = asyncio.Event()
+        self.faults.listen(wake.set)
+        while not closing.is_set() and fault in self.faults.all():
+            wake.clear()
+            waits = [asyncio.ensure_future(wake.wait()), asyncio.ensure_future(closing.wait())]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+
+
+def _ordered_error(fault: Fault) -> ApiError:
+    code = int(fault.settings.get("status", 500))
+    reason = fault.settings.get("reason", _REASONS.get(code, "InternalError"))
+    retry = fault.settings.get("retry_after")
+    message = fault.settings.get("message", f"ordered by {fault.id}")
+    details: Json = {"retryAfterSeconds": int(retry)} if retry is not None else {}
+    return ApiError(code, reason, message, details=details, retry_after=None if retry is None else int(retry))
+
+
+def _cut(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
+    raise ResetError("cut on order")

@@ -1,0 +1,172 @@
+"""Faults that a test orders: what they match, how often they strike, and which ones are in force."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from app.devcluster.durations import Jitter
+from app.devcluster.selectors import Requirement, parse_labels
+from app.devcluster.status import ApiError, Json, bad_request
+
+REQUEST_KINDS = frozenset(
+    {"error", "delay", "hang", "reset-before", "reset-after", "quota", "webhook-hang", "virt-api-down"}
+)
+WATCH_KINDS = frozenset({"watch-break", "watch-silent", "watch-expire"})
+GUEST_KINDS = frozenset(
+    {"never-boots", "boot-fails", "no-agent", "agent-lost", "guest-dies", "unready", "flapping", "image-error"}
+)
+KINDS = REQUEST_KINDS | WATCH_KINDS | GUEST_KINDS
+_FIELDS = frozenset({"kind", "verbs", "resource", "namespace", "name", "labels", "count", "probability", "settings"})
+
+
+@dataclass(slots=True)
+class Fault:
+    """One order. Empty matchers match anything; `name` and `namespace` are globs, `labels` a label selector.
+
+    `count` strikes and it is spent (None: no end). For guest faults a strike is a VMI: one that was struck stays so for
+    as long as the fault stands. `settings` depend on the kind: see `app.devcluster.admin`.
+    """
+
+    id: str
+    kind: str
+    verbs: tuple[str, ...] = ()
+    resource: str = ""
+    namespace: str = ""
+    name: str = ""
+    labels: tuple[Requirement, ...] = ()
+    count: int | None = None
+    probability: float = 1.0
+    settings: dict[str, Any] = field(default_factory=dict)
+    struck: int = 0
+    given: Json = field(default_factory=dict)
+    _marked: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def spent(self) -> bool:
+        return self.count is not None and self.struck >= self.count
+
+    def matches(self, verb: str, resource: str, namespace: str, name: str, labels: dict[str, str] | None) -> bool:
+        if self.verbs and verb not in self.verbs:
+            return False
+        if self.resource and not fnmatchcase(resource, self.resource):
+            return False
+        if self.namespace and not fnmatchcase(namespace, self.namespace):
+            return False
+        if self.name and not fnmatchcase(name, self.name):
+            return False
+        if not self.labels:
+            return True
+        return labels is not None and all(item.matches(labels) for item in self.labels)
+
+    def strike(self, jitter: Jitter) -> bool:
+        if self.spent or not (self.probability >= 1 or jitter.chance(self.probability)):
+            return False
+        self.struck += 1
+        return True
+
+    def strike_once(self, uid: str, jitter: Jitter) -> bool:
+        """As `strike`, but decided once for each `uid`."""
+        if uid not in self._marked:
+            self._marked[uid] = self.strike(jitter)
+        return self._marked[uid]
+
+    def forget(self, uid: str) -> None:
+        self._marked.pop(uid, None)
+
+    def describe(self) -> Json:
+        return {**self.given, "id": self.id, "struck": self.struck, "spent": self.spent}
+
+
+class FaultBook:
+    """All faults in force. Listeners are told when one is ordered or lifted, so that running guests can react."""
+
+    def __init__(self, jitter: Jitter) -> None:
+        self._jitter = jitter
+        self._faults: dict[str, Fault] = {}
+        self._numbers = itertools.count(1)
+        self._listeners: list[Callable[[], None]] = []
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+
+    def order(self, **given: Any) -> Fault:
+        """Put a fault in force. Raises ApiError 400 where the order is not understood."""
+        kind = given.get("kind")
+        if kind not in KINDS:
+            raise bad_request(f"fault kind '{kind}' is not known; use one of {', '.join(sorted(KINDS))}")
+        unknown = set(given) - _FIELDS
+        if unknown:
+            raise bad_request(
+                f"fault field '{min(unknown)}' is not known; use {', '.join(sorted(_FIELDS))} and put the rest in settings"
+            )
+        verbs = given.get("verbs") or ()
+        fault = Fault(
+            id=f"fault-{next(self._numbers)}",
+            kind=kind,
+            verbs=(verbs,) if isinstance(verbs, str) else tuple(verbs),
+            resource=given.get("resource", ""),
+            namespace=given.get("namespace", ""),
+            name=given.get("name", ""),
+            labels=parse_labels(given.get("labels", "")),
+            count=given.get("count"),
+            probability=float(given.get("probability", 1.0)),
+            settings=dict(given.get("settings") or {}),
+            given=dict(given),
+        )
+        self._faults[fault.id] = fault
+        self._tell()
+        return fault
+
+    def lift(self, fault_id: str) -> None:
+        if self._faults.pop(fault_id, None) is None:
+            raise ApiError(
+                404, "NotFound", f"fault '{fault_id}' is not in force; list them with GET /devcluster/v1/faults"
+            )
+        self._tell()
+
+    def lift_all(self) -> None:
+        self._faults.clear()
+        self._tell()
+
+    def all(self) -> list[Fault]:
+        return list(self._faults.values())
+
+    def strike(
+        self,
+        kinds: frozenset[str],
+        verb: str,
+        resource: str,
+        namespace: str,
+        name: str,
+        labels: dict[str, str] | None = None,
+    ) -> Fault | None:
+        """The first fault of these kinds that hits this request, or None; a hit is counted."""
+        for fault in self._faults.values():
+            if fault.kind not in kinds or not fault.matches(verb, resource, namespace, name, labels):
+                continue
+            if fault.strike(self._jitter):
+                return fault
+        return None
+
+    def guest(self, kind: str, vmi: Json) -> Fault | None:
+        """The fault of this kind that a guest suffers, or None."""
+        metadata = vmi["metadata"]
+        for fault in self._faults.values():
+            if fault.kind != kind:
+                continue
+            labels = metadata.get("labels") or {}
+            if fault.matches("", "virtualmachineinstances", metadata["namespace"], metadata["name"], labels) and (
+                fault.strike_once(metadata["uid"], self._jitter)
+            ):
+                return fault
+        return None
+
+    def forget(self, uid: str) -> None:
+        for fault in self._faults.values():
+            fault.forget(uid)
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()

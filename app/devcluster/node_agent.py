@@ -1,0 +1,402 @@
+"""What runs on the nodes: the kubelet that starts pods, and the virt-handler that starts guests and watches them."""
+
+import uuid
+from collections.abc import Callable
+
+from app.devcluster.api import Api
+from app.devcluster.conditions import drop, find, holds, make, put
+from app.devcluster.durations import Durations, Jitter
+from app.devcluster.faults import Fault, FaultBook
+from app.devcluster.nodes import ImageCache
+from app.devcluster.objects import Change, Key, Stored
+from app.devcluster.registry import PODS, VIRTUAL_MACHINE_INSTANCES
+from app.devcluster.status import Json
+from app.devcluster.times import stamp
+from app.devcluster.vmi_controller import FINAL, phase_of, pod_of, with_phase
+from app.devcluster.work import Timers, WorkQueue
+
+_GUEST = {
+    "id": "devcluster",
+    "kernelRelease": "6.1.0",
+    "kernelVersion": "#1 SMP",
+    "machine": "x86_64",
+    "name": "Simulated Linux",
+    "prettyName": "Simulated Linux 1",
+    "version": "1",
+    "versionId": "1",
+}
+_UNPAUSED_GATE = 'corresponding condition of pod readiness gate "kubevirt.io/virtual-machine-unpaused" is not "True".'
+_Timer = tuple[str, str]
+
+
+class NodeAgent:
+    """Drives each VMI's pod and guest through their stages by timers; dead nodes do nothing."""
+
+    def __init__(self, api: Api, durations: Durations, jitter: Jitter, faults: FaultBook, images: ImageCache) -> None:
+        self._api = api
+        self._durations = durations
+        self._jitter = jitter
+        self._faults = faults
+        self._images = images
+        self._dead: set[str] = set()
+        self._timers: Timers[_Timer] = Timers(api.clock)
+        self._pulls: dict[_Timer, set[Key]] = {}
+        self._addresses = 1
+        self._queue: WorkQueue[Key] = WorkQueue("node", self._visit)
+        self._unsubscribe = api.store.subscribe(self._notice)
+        faults.listen(self.resume)
+
+    def resume(self) -> None:
+        """Look at every guest: after a start from a saved state, and when faults come or go."""
+        for stored in self._api.store.each(VIRTUAL_MACHINE_INSTANCES):
+            self._queue.add((stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"]))
+        for stored in self._api.store.each(PODS):
+            address = stored.obj["status"].get("podIP", "")
+            if address:
+                high, low = address.split(".")[2:]
+                self._addresses = max(self._addresses, int(high) * 250 + int(low) - 1)
+
+    def stop(self) -> None:
+        self._unsubscribe()
+        self._queue.stop()
+        self._timers.cancel_all()
+
+    @property
+    def idle(self) -> bool:
+        return self._queue.idle
+
+    def freeze(self, node: str) -> None:
+        """The node is dead: nothing on it moves, and nothing that waits for it ends."""
+        self._dead.add(node)
+
+    def thaw(self, node: str) -> None:
+        self._dead.discard(node)
+        self.resume()
+
+    def _notice(self, change: Change) -> None:
+        if change.resource is VIRTUAL_MACHINE_INSTANCES:
+            if change.new is None:
+                self._forget(change.last.obj["metadata"]["uid"])
+            self._queue.add(change.key)
+        elif change.resource is PODS:
+            if change.new is None:
+                self._forget(change.last.obj["metadata"]["uid"])
+            for reference in change.last.obj["metadata"].get("ownerReferences", ()):
+                if reference["kind"] == "VirtualMachineInstance":
+                    self._queue.add((change.key[0], reference["name"]))
+
+    def _forget(self, uid: str) -> None:
+        for stage in ("launch", "guest", "agent", "probe", "end", "cleanup", "pause", "flap", "retry"):
+            self._timers.cancel((uid, stage))
+        self._faults.forget(uid)
+
+    def _visit(self, key: Key) -> None:
+        stored = self._api.store.get(VIRTUAL_MACHINE_INSTANCES, *key)
+        if stored is None:
+            return
+        vmi = stored.obj
+        pod = pod_of(self._api, vmi)
+        if pod is None:
+            return
+        node = pod.obj["spec"].get("nodeName", "")
+        going = "deletionTimestamp" in vmi["metadata"] or "deletionTimestamp" in pod.obj["metadata"]
+        if node in self._dead:
+            return
+        if going:
+            self._end(key, vmi, pod)
+        elif not node or phase_of(vmi) in FINAL:
+            self._finish_pod(key, vmi, pod)
+        elif pod.obj["status"]["phase"] == "Pending":
+            self._start_pod(key, vmi, pod, node)
+        elif phase_of(vmi) == "Scheduled":
+            self._start_guest(key, vmi)
+        elif phase_of(vmi) == "Running":
+            self._watch_guest(key, vmi, pod)
+
+    # Pods
+
+    def _start_pod(self, key: Key, vmi: Json, pod: Stored, node: str) -> None:
+        fault = self._faults.guest("image-error", vmi)
+        missing = self._images.missing(node, pod.obj)
+        uid = pod.obj["metadata"]["uid"]
+        if fault is not None:
+            image = (missing or [item["image"] for item in pod.obj["spec"]["containers"]])[-1]
+            self._fail_pull(key, pod, image, fault)
+            return
+        if missing:
+            for image in missing:
+                self._pull(key, node, image)
+            return
+        delay = self._jitter.spread(self._durations.launch)
+        self._timers.ensure(
+            (uid, "launch"),
+            "launch",
+            delay,
+            lambda: self._on_pod(key, lambda obj: self._launched(obj, probed="readinessProbe" in vmi["spec"])),
+        )
+
+    def _pull(self, key: Key, node: str, image: str) -> None:
+        pull = (node, image)
+        self._pulls.setdefault(pull, set()).add(key)
+
+        def done() -> None:
+            self._images.add(node, image)
+            for waiting in self._pulls.pop(pull, ()):
+                self._queue.add(waiting)
+
+        self._timers.ensure(pull, "pull", self._jitter.spread(self._durations.image_pull), done)
+
+    def _fail_pull(self, key: Key, pod: Stored, image: str, fault: Fault) -> None:
+        """ErrImagePull and ImagePullBackOff in turn, as long as the fault stands."""
+        uid = pod.obj["metadata"]["uid"]
+        problem = fault.settings.get(
+            "message",
+            f'rpc error: code = NotFound desc = failed to pull and unpack image "{image}": failed to resolve reference '
+            f'"{image}": not found',
+        )
+
+        def fail(obj: Json) -> Json:
+            waiting = obj["status"].get("containerStatuses", [{}])[0].get("state", {}).get("waiting", {})
+            if waiting.get("reason") == "ErrImagePull":
+                state = {
+                    "reason": "ImagePullBackOff",
+                    "message": f'Back-off pulling image "{image}": ErrImagePull: {problem}',
+                }
+            else:
+                state = {"reason": "ErrImagePull", "message": problem}
+            container = {"name": "volume", "image": image, "ready": False, "state": {"waiting": state}}
+            return {**obj, "status": {**obj["status"], "containerStatuses": [container]}}
+
+        begun = "containerStatuses" in pod.obj["status"]
+        delay = self._durations.image_retry if begun else self._durations.launch
+        self._timers.ensure((uid, "retry"), "retry", self._jitter.spread(delay), lambda: self._on_pod(key, fail))
+
+    def _launched(self, pod: Json, *, probed: bool) -> Json:
+        self._images.use(pod["spec"]["nodeName"], pod)
+        now = self._api.clock.now()
+        self._addresses += 1
+        address = f"10.244.{self._addresses // 250 % 256}.{self._addresses % 250 + 1}"
+        containers = [
+            {
+                "name": item["name"],
+                "image": item["image"],
+                "ready": True,
+                "state": {"running": {"startedAt": stamp(now)}},
+            }
+            for item in pod["spec"]["containers"]
+        ]
+        running = {
+            **pod,
+            "status": {
+                **pod["status"],
+                "phase": "Running",
+                "containerStatuses": containers,
+                "podIP": address,
+                "podIPs": [{"ip": address}],
+                "startTime": stamp(now),
+            },
+        }
+        return self._containers(running, not probed)
+
+    def _finish_pod(self, key: Key, vmi: Json, pod: Stored) -> None:
+        """A pod whose guest has ended ends with it."""
+        if phase_of(vmi) in FINAL and pod.obj["status"]["phase"] not in FINAL:
+            phase = phase_of(vmi)
+            self._on_pod(key, lambda obj: {**obj, "status": {**obj["status"], "phase": phase}})
+
+    # Guests
+
+    def _start_guest(self, key: Key, vmi: Json) -> None:
+        if self._faults.guest("never-boots", vmi) is not None:
+            self._timers.cancel((vmi["metadata"]["uid"], "guest"))
+            return
+        fails = self._faults.guest("boot-fails", vmi) is not None
+        delay = self._jitter.spread(self._durations.domain_start)
+        turn = self._failed if fails else self._started
+        self._timers.ensure(
+            (vmi["metadata"]["uid"], "guest"), "fail" if fails else "start", delay, lambda: self._on_vmi(key, turn)
+        )
+
+    def _started(self, vmi: Json) -> Json:
+        now = self._api.clock.now()
+        pod = pod_of(self._api, vmi)
+        address = pod.obj["status"].get("podIP", "") if pod else ""
+        interfaces = [
+            {
+                "infoSource": "domain",
+                **({"ipAddress": address, "ipAddresses": [address]} if number == 0 else {}),
+                "linkState": "up",
+                "mac": item.get("mac") or _mac(),
+                "name": item["name"],
+                "podInterfaceName": item["podInterfaceName"],
+                "queueCount": 1,
+            }
+            for number, item in enumerate(vmi["status"].get("interfaces", ()))
+        ]
+        conditions = put(vmi["status"].get("conditions"), make("LiveMigratable", True, now))
+        conditions = put(conditions, make("StorageLiveMigratable", True, now))
+        cpu = vmi["spec"]["domain"]["cpu"]
+        memory = {name: value for name, value in vmi["status"].get("memory", {}).items() if name != "memoryOverhead"}
+        status: Json = {
+            "conditions": conditions,
+            "currentCPUTopology": {name: cpu.get(name, 1) for name in ("cores", "sockets", "threads")},
+            "machine": {"type": "pc-q35-rhel9.6.0"},
+            "memory": memory,
+            "selinuxContext": "none",
+        }
+        if interfaces:
+            status["interfaces"] = interfaces
+        if "volumeStatus" in vmi["status"]:
+            status["volumeStatus"] = [
+                {**item, "target": f"vd{chr(ord('a') + number)}"}
+                for number, item in enumerate(vmi["status"]["volumeStatus"])
+            ]
+        return with_phase(vmi, "Running", stamp(now), **status)
+
+    def _failed(self, vmi: Json) -> Json:
+        conditions = drop(vmi["status"].get("conditions"), "AgentConnected", "Paused")
+        return with_phase(vmi, "Failed", stamp(self._api.clock.now()), conditions=conditions)
+
+    def _watch_guest(self, key: Key, vmi: Json, pod: Stored) -> None:
+        uid = vmi["metadata"]["uid"]
+        death = self._faults.guest("guest-dies", vmi)
+        if death is not None:
+            delay = float(death.settings.get("seconds", 0))
+            self._timers.ensure((uid, "end"), "die", delay, lambda: self._on_vmi(key, self._failed))
+        else:
+            self._timers.cancel((uid, "end"))
+        connected = holds(vmi["status"].get("conditions"), "AgentConnected")
+        mute = self._faults.guest("no-agent", vmi) or self._faults.guest("agent-lost", vmi)
+        if mute is not None:
+            self._timers.cancel((uid, "agent"))
+            if connected:
+                self._on_vmi(key, self._disconnected)
+                return
+        elif not connected:
+            delay = self._jitter.spread(self._durations.guest_boot)
+            self._timers.ensure((uid, "agent"), "agent", delay, lambda: self._on_vmi(key, self._connected))
+        self._probe(key, vmi, pod, connected=connected and mute is None)
+
+    def _connected(self, vmi: Json) -> Json:
+        conditions = put(vmi["status"].get("conditions"), make("AgentConnected", True, self._api.clock.now()))
+        interfaces = [
+            {**item, "infoSource": "domain, guest-agent", "interfaceName": item["podInterfaceName"]}
+            for item in vmi["status"].get("interfaces", ())
+        ]
+        status = {**vmi["status"], "conditions": conditions, "guestOSInfo": _GUEST}
+        if interfaces:
+            status["interfaces"] = interfaces
+        return {**vmi, "status": status}
+
+    def _disconnected(self, vmi: Json) -> Json:
+        conditions = drop(vmi["status"].get("conditions"), "AgentConnected")
+        return {**vmi, "status": {**vmi["status"], "conditions": conditions}}
+
+    def _probe(self, key: Key, vmi: Json, pod: Stored, *, connected: bool) -> None:
+        """Keep the pod's Ready condition true to the guest: by its probe where it has one, else from the start."""
+        uid = pod.obj["metadata"]["uid"]
+        probed = "readinessProbe" in vmi["spec"]
+        healthy = (connected or not probed) and self._faults.guest("unready", vmi) is None
+        flapping = self._faults.guest("flapping", vmi)
+        ready = holds(pod.obj["status"].get("conditions"), "ContainersReady")
+        if flapping is not None and healthy:
+            period = float(flapping.settings.get("seconds", 1.0))
+            self._timers.ensure(
+                (uid, "flap"), "flap", period, lambda: self._on_pod(key, lambda obj: self._containers(obj, not ready))
+            )
+        else:
+            self._timers.cancel((uid, "flap"))
+        if healthy and not ready and flapping is None:
+            if probed:
+                delay = self._jitter.spread(self._durations.probe)
+                self._timers.ensure(
+                    (uid, "probe"), "probe", delay, lambda: self._on_pod(key, lambda obj: self._containers(obj, True))
+                )
+            else:
+                self._on_pod(key, lambda obj: self._containers(obj, True))
+            return
+        if not healthy:
+            self._timers.cancel((uid, "probe"))
+            if ready:
+                self._on_pod(key, lambda obj: self._containers(obj, False))
+                return
+        paused = holds(vmi["status"].get("conditions"), "Paused")
+        self._on_pod(key, lambda obj: self._gated(obj, paused))
+
+    def _containers(self, pod: Json, ready: bool) -> Json:  # noqa: FBT001  # read at its call as a verb's object
+        marker = make("ContainersReady", ready, self._api.clock.now())
+        return self._gated(
+            {**pod, "status": {**pod["status"], "conditions": put(pod["status"].get("conditions"), marker)}},
+            _is_gated(pod),
+        )
+
+    def _gated(self, pod: Json, paused: bool) -> Json:  # noqa: FBT001
+        now = self._api.clock.now()
+        conditions = pod["status"].get("conditions") or []
+        gate = make("kubevirt.io/virtual-machine-unpaused", not paused, now)
+        conditions = put(conditions, gate)
+        if not holds(conditions, "ContainersReady"):
+            message = "containers with unready status: [compute]"
+            ready = make("Ready", False, now, reason="ContainersNotReady", message=message)
+        elif paused:
+            ready = make("Ready", False, now, reason="ReadinessGatesNotReady", message=_UNPAUSED_GATE)
+        else:
+            ready = make("Ready", True, now)
+        conditions = put(conditions, ready)
+        if conditions == pod["status"].get("conditions"):
+            return pod
+        return {**pod, "status": {**pod["status"], "conditions": conditions}}
+
+    # The end
+
+    def _end(self, key: Key, vmi: Json, pod: Stored) -> None:
+        """Shut the guest down, then let the pod go."""
+        uid = vmi["metadata"]["uid"]
+        pod_uid = pod.obj["metadata"]["uid"]
+        for stage in ("guest", "agent"):
+            self._timers.cancel((uid, stage))
+        for stage in ("launch", "probe", "flap", "retry"):
+            self._timers.cancel((pod_uid, stage))
+        started = pod.obj["status"]["phase"] != "Pending"
+        if started and phase_of(vmi) not in FINAL:
+            delay = self._jitter.spread(self._durations.graceful_stop)
+            self._timers.ensure((uid, "end"), "stop", delay, lambda: self._on_vmi(key, self._stopped))
+        elif "deletionTimestamp" in pod.obj["metadata"]:
+            delay = self._jitter.spread(self._durations.graceful_stop / 4) if started else 0.0
+            self._timers.ensure((pod_uid, "cleanup"), "cleanup", delay, lambda: self._remove_pod(key, pod_uid))
+
+    def _stopped(self, vmi: Json) -> Json:
+        conditions = drop(vmi["status"].get("conditions"), "AgentConnected", "Paused")
+        return with_phase(vmi, "Succeeded", stamp(self._api.clock.now()), conditions=conditions)
+
+    def _remove_pod(self, key: Key, uid: str) -> None:
+        found = self._api.store.by_uid(uid)
+        if found is not None:
+            metadata = found[1].obj["metadata"]
+            self._api.store.remove(PODS, metadata["namespace"], metadata["name"])
+        self._queue.add(key)
+
+    def _on_vmi(self, key: Key, change: Callable[[Json], Json]) -> None:
+        stored = self._api.store.get(VIRTUAL_MACHINE_INSTANCES, *key)
+        if stored is None or phase_of(stored.obj) in FINAL or self._is_frozen(stored.obj):
+            return
+        self._api.modify(VIRTUAL_MACHINE_INSTANCES, stored, change)
+
+    def _on_pod(self, key: Key, change: Callable[[Json], Json]) -> None:
+        stored = self._api.store.get(VIRTUAL_MACHINE_INSTANCES, *key)
+        pod = pod_of(self._api, stored.obj) if stored else None
+        if pod is not None and pod.obj["spec"].get("nodeName") not in self._dead:
+            self._api.modify(PODS, pod, change)
+
+    def _is_frozen(self, vmi: Json) -> bool:
+        return vmi["status"].get("nodeName") in self._dead
+
+
+def _is_gated(pod: Json) -> bool:
+    gate = find(pod["status"].get("conditions"), "kubevirt.io/virtual-machine-unpaused")
+    return gate is not None and gate["status"] == "False"
+
+
+def _mac() -> str:
+    raw = uuid.uuid4().bytes
+    return f"02:00:00:{raw[0]:02x}:{raw[1]:02x}:{raw[2]:02x}"

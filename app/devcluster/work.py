@@ -1,0 +1,100 @@
+"""A work queue for controllers: keys wait once, however often they are named, and are handled one after the other."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import structlog
+
+from app.devcluster.clock import Clock, Timer
+from app.devcluster.status import ApiError
+
+KeyT = TypeVar("KeyT")
+_SLICE = 20
+_log = structlog.get_logger(__name__)
+
+
+class WorkQueue(Generic[KeyT]):
+    """Runs `handle(key)` soon after `add(key)`, some keys per turn of the event loop so that requests get theirs.
+
+    `handle` may write to the store and so cause its own key to be added again: it is written to come to rest.
+    """
+
+    def __init__(self, name: str, handle: Callable[[KeyT], None], *, patience: int = 0) -> None:
+        """`patience` turns of the event loop pass before work begins: who has more comes after who has less."""
+        self._name = name
+        self._patience = patience
+        self._handle = handle
+        self._keys: dict[KeyT, None] = {}
+        self._scheduled = False
+        self._stopped = False
+
+    def add(self, key: KeyT) -> None:
+        self._keys[key] = None
+        if not self._scheduled and not self._stopped:
+            self._scheduled = True
+            self._wait(self._patience)
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._keys.clear()
+
+    @property
+    def idle(self) -> bool:
+        return not self._keys
+
+    def _wait(self, turns: int) -> None:
+        loop = asyncio.get_running_loop()
+        if turns > 0:
+            loop.call_soon(self._wait, turns - 1)
+        else:
+            loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        self._scheduled = False
+        for key in list(self._keys)[:_SLICE]:
+            self._keys.pop(key, None)
+            try:
+                self._handle(key)
+            except ApiError as error:
+                _log.warning("controller_write_refused", controller=self._name, key=key, error=error.message)
+            except Exception:  # noqa: BLE001  # one object's trouble must not stop the controller
+                _log.exception("controller_failed", controller=self._name, key=key)
+        if self._keys and not self._stopped:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._run)
+
+
+class Timers(Generic[KeyT]):
+    """At most one timer for a key: asking again for the same stage changes nothing, another stage replaces it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._running: dict[KeyT, tuple[str, Timer]] = {}
+
+    def ensure(self, key: KeyT, stage: str, delay: float, callback: Callable[[], None]) -> None:
+        running = self._running.get(key)
+        if running is not None:
+            if running[0] == stage:
+                return
+            running[1].cancel()
+
+        def fire() -> None:
+            self._running.pop(key, None)
+            callback()
+
+        self._running[key] = (stage, self._clock.call_later(delay, fire))
+
+    def waits_for(self, key: KeyT) -> str | None:
+        running = self._running.get(key)
+        return running[0] if running else None
+
+    def cancel(self, key: KeyT) -> None:
+        running = self._running.pop(key, None)
+        if running is not None:
+            running[1].cancel()
+
+    def cancel_all(self) -> None:
+        for _, timer in self._running.values():
+            timer.cancel()
+        self._running.clear()
