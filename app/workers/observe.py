@@ -17,6 +17,7 @@ from app.errors import DatabaseUnavailable
 from app.ids import new_id
 from app.store import leases, watches
 from app.store.database import Database
+from app.telemetry import LOOP_ERRORS
 from app.usecases.observing import Observing
 from app.workers.loop import rest
 
@@ -47,6 +48,10 @@ class Observe:
                     await self._watch(stop)
             except DatabaseUnavailable as error:
                 log.info("observe.waits", error=error.detail)
+            except Exception:
+                # Whatever it was, a fresh list is the way to go on: one strange object must not end the other loops.
+                LOOP_ERRORS.labels(loop="observe").inc()
+                log.exception("observe.failed")
             await rest(_RENEW_SECONDS, None, stop)
         await self.hand_back()
 
