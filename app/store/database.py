@@ -12,6 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from app.errors import DatabaseUnavailable
 
+Tx = AsyncConnection
+"""An open transaction, as store functions take it; what it is made of is the store's affair."""
+
 _RETRY_AFTER_SECONDS = 2.0
 _AWAY = (
     OSError,

@@ -4,14 +4,13 @@ from datetime import datetime
 from uuid import UUID
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.planning import Plan, plan
 from app.domain.states import VmState
 from app.ids import new_id, vm_name
 from app.store import events, planning, vms
 from app.store import pools as pool_rows
-from app.store.database import Database
+from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
 from app.store.rows import PoolRow
 
@@ -50,7 +49,7 @@ async def plan_next_pool(db: Database, *, every_seconds: float, skip: tuple[UUID
     return pool_id
 
 
-async def _apply(tx: AsyncConnection, pool: PoolRow, step: Plan) -> None:
+async def _apply(tx: Tx, pool: PoolRow, step: Plan) -> None:
     if step.remove:
         taken = await vms.take_from_queue(tx, pool.id, step.remove, floor=step.floor)
         # Their places in the queue are gone and locked by us: no claim can have them any more.

@@ -3,13 +3,12 @@
 from uuid import UUID
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.states import CLAIM_ENDED, ClaimState, VmState
 from app.errors import ClaimEnded, ClaimNotFound, Conflict, FieldProblem, LeaseTooLong
 from app.store import claims, vms
 from app.store import pools as pool_rows
-from app.store.database import Database
+from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
 from app.store.rows import ClaimRow
 
@@ -68,7 +67,7 @@ def refuse_long_lease(seconds: int, limit: int, pool: str) -> None:
         )
 
 
-async def _existing(tx: AsyncConnection, claim_id: UUID) -> ClaimRow:
+async def _existing(tx: Tx, claim_id: UUID) -> ClaimRow:
     claim = await claims.get(tx, claim_id)
     if claim is None:
         raise no_such_claim(claim_id)

@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.cluster.gateway import Gateway, Gone, Listed
 from app.config import Settings
@@ -15,7 +14,7 @@ from app.domain.stages import measure_stages
 from app.domain.states import VM_ENDED, VmState
 from app.errors import ClusterError, ClusterUnavailable
 from app.store import observed, vms
-from app.store.database import Database
+from app.store.database import Database, Tx
 from app.store.observed import ObservedVm, Sighting
 from app.telemetry import BOOT_SECONDS, ORPHANS, VM_ENDS
 from app.usecases.vm_fates import FateRules, give_up, let_go, make_ready, serve_waiting
@@ -67,7 +66,7 @@ class Observing:
         await self._end_missing(listed)
         await self._remove_orphans(listed)
 
-    async def _apply(self, tx: AsyncConnection, by_id: dict[UUID, Observation]) -> list[UUID]:
+    async def _apply(self, tx: Tx, by_id: dict[UUID, Observation]) -> list[UUID]:
         now = await observed.database_now(tx)
         judged: list[tuple[ObservedVm, Observation, Judgement]] = []
         for vm in (await observed.by_ids(tx, by_id)).values():
@@ -93,7 +92,7 @@ class Observing:
         return pools
 
     async def _settle_creating(
-        self, tx: AsyncConnection, vm: ObservedVm, seen: Observation, now: datetime
+        self, tx: Tx, vm: ObservedVm, seen: Observation, now: datetime
     ) -> tuple[ObservedVm, Judgement]:
         """The verdict; a VM that the watch shows before our own create was answered boots from here on."""
         judgement = judge(vm.facts, seen, vm.warm_when, self._rules, now)
@@ -108,7 +107,7 @@ class Observing:
         current = (await observed.by_ids(tx, [vm.id]))[vm.id]
         return current, judge(current.facts, seen, current.warm_when, self._rules, now)
 
-    async def _act(self, tx: AsyncConnection, vm: ObservedVm, judgement: Judgement, now: datetime) -> None:
+    async def _act(self, tx: Tx, vm: ObservedVm, judgement: Judgement, now: datetime) -> None:
         reason = judgement.reason or "the cluster gave no reason"
         match judgement.verdict:
             case Verdict.UNREADY:
@@ -123,7 +122,7 @@ class Observing:
             case _:
                 pass
 
-    async def _end(self, tx: AsyncConnection, vm: ObservedVm, *, reason: str) -> None:
+    async def _end(self, tx: Tx, vm: ObservedVm, *, reason: str) -> None:
         if vm.state in {VmState.RELEASING, VmState.FAILED}:
             await let_go(tx, vm)
         elif vm.state in {VmState.BOOTING, VmState.READY, VmState.CLAIMED}:

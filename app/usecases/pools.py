@@ -5,7 +5,6 @@ from enum import StrEnum
 from uuid import UUID
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.cluster.gateway import Gateway
 from app.domain.pools import PoolSpec
@@ -15,7 +14,7 @@ from app.ids import new_id
 from app.store import claims as claim_rows
 from app.store import events, vms
 from app.store import pools as pool_rows
-from app.store.database import Database
+from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
 from app.store.rows import PoolRow
 
@@ -140,14 +139,14 @@ def no_such_pool(name: str) -> PoolNotFound:
     return PoolNotFound(f"no pool is named {name!r}; GET /v1/pools lists them, PUT /v1/pools/{name} makes one")
 
 
-async def _existing(tx: AsyncConnection, name: str, *, lock: bool) -> PoolRow:
+async def _existing(tx: Tx, name: str, *, lock: bool) -> PoolRow:
     pool = await pool_rows.get(tx, name, lock=lock)
     if pool is None:
         raise no_such_pool(name)
     return pool
 
 
-async def _again(tx: AsyncConnection, pool: PoolRow) -> PoolRow:
+async def _again(tx: Tx, pool: PoolRow) -> PoolRow:
     found = await pool_rows.get_by_id(tx, pool.id)
     return found if found is not None else pool
 
@@ -160,6 +159,6 @@ def _refuse_deleting(pool: PoolRow | None) -> None:
         )
 
 
-async def _wake(tx: AsyncConnection, pool_id: UUID) -> None:
+async def _wake(tx: Tx, pool_id: UUID) -> None:
     await pool_rows.make_due(tx, pool_id)
     await notify(tx, Topic.PLAN, pool_id)

@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.config import Settings
 from app.domain.failures import FailureRecord, judge_failure
 from app.domain.states import ClaimState, VmState
 from app.store import claims, events, vms
 from app.store import pools as pool_rows
+from app.store.database import Tx
 from app.store.notices import Topic, notify
 from app.store.observed import ObservedVm
 
@@ -44,7 +44,7 @@ class FateRules:
         )
 
 
-async def make_ready(tx: AsyncConnection, booted: Sequence[ObservedVm]) -> list[UUID]:
+async def make_ready(tx: Tx, booted: Sequence[ObservedVm]) -> list[UUID]:
     """Booting VMs that are warm enter the queue, waiting claims are served at once, and their pools' failures are forgotten.
 
     Gives the pools that got one. The caller calls `serve_waiting` for them again after its commit: a claim that began to
@@ -62,14 +62,12 @@ async def make_ready(tx: AsyncConnection, booted: Sequence[ObservedVm]) -> list[
     return pools
 
 
-async def serve_waiting(tx: AsyncConnection, pool_id: UUID) -> int:
+async def serve_waiting(tx: Tx, pool_id: UUID) -> int:
     """Binds waiting claims of the pool to VMs that are ready, both in order; how many."""
     return await _serve(tx, pool_id)
 
 
-async def give_up(
-    tx: AsyncConnection, vm: ObservedVm, target: VmState, *, reason: str, rules: FateRules, now: datetime
-) -> bool:
+async def give_up(tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, rules: FateRules, now: datetime) -> bool:
     """A VM has `failed` or is `lost`. False where it was in another state by now, and nothing was changed.
 
     A claim that holds it fails; within the replace window it gets another VM instead, from the front of the queue. A VM
@@ -100,7 +98,7 @@ async def give_up(
 
 
 async def count_failure(
-    tx: AsyncConnection, pool_id: UUID, *, planned_at: datetime, reason: str, rules: FateRules, now: datetime
+    tx: Tx, pool_id: UUID, *, planned_at: datetime, reason: str, rules: FateRules, now: datetime
 ) -> None:
     """Weighs a VM that never came up against its pool: a backoff, and the breaker after too many in a row."""
     consecutive, counted_at = await pool_rows.lock_failures(tx, pool_id)
@@ -128,7 +126,7 @@ async def count_failure(
         log.warning("pool.stalled", pool_id=str(pool_id), reason=reason, failures=verdict.consecutive)
 
 
-async def let_go(tx: AsyncConnection, vm: ObservedVm) -> None:
+async def let_go(tx: Tx, vm: ObservedVm) -> None:
     """The cluster has let go of a VM that we asked it to remove."""
     if vm.state is VmState.FAILED:
         await vms.release(tx, [vm.id], sources=[VmState.FAILED], reason="its object had gone by itself")
@@ -137,7 +135,7 @@ async def let_go(tx: AsyncConnection, vm: ObservedVm) -> None:
     await notify(tx, Topic.PLAN, vm.pool_id)
 
 
-async def _serve(tx: AsyncConnection, pool_id: UUID) -> int:
+async def _serve(tx: Tx, pool_id: UUID) -> int:
     bound = await claims.bind_pending(tx, pool_id)
     if bound:
         await notify(tx, Topic.BOUND, pool_id)
