@@ -1,5 +1,6 @@
-"""The database fixture gives each test a migrated database that no other test sees."""
+"""The shared fixtures: each test has a migrated database and a cluster that no other test sees."""
 
+import aiohttp
 import asyncpg
 import pytest
 
@@ -35,3 +36,13 @@ async def test_a_database_is_dropped_even_while_somebody_is_connected(postgres, 
     finally:
         await admin.close()
         left_open.terminate()
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+async def test_each_test_has_a_cluster_of_its_own(dev_cluster, turn):
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mark"}}
+    async with (
+        aiohttp.ClientSession(raise_for_status=True) as session,
+        session.post(f"{dev_cluster.url}/api/v1/namespaces", json=namespace) as response,
+    ):
+        assert response.status == 201  # in the same cluster, a second one would be a conflict

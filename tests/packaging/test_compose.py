@@ -91,3 +91,11 @@ def test_our_containers_have_no_more_rights_than_they_need(services):
         assert services[name]["read_only"], name
         assert services[name]["cap_drop"] == ["ALL"], name
         assert services[name]["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_the_dev_clusters_kubeconfig_names_a_host_that_the_others_resolve(services):
+    cluster = services["devcluster"]
+    assert cluster["hostname"] == "devcluster"
+    assert "--host=devcluster" in cluster["command"]
+    assert "http://devcluster:8001/" in cluster["healthcheck"]["test"][-1]
+    assert "--port=8001" in cluster["command"]

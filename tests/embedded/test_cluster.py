@@ -1,0 +1,106 @@
+"""The dev cluster as `up` runs it: there when the block begins, back when it dies, gone when the block ends."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+import yaml
+
+from app.embedded.cluster import DevClusterFailed, run_cluster
+from app.embedded.folder import hold_folder
+
+SECONDS = 30  # a bound, not a wait
+DIES_HOLDING = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from app.embedded.cluster import run_cluster
+from app.embedded.folder import hold_folder
+
+async def main():
+    with hold_folder(Path(sys.argv[1])) as folder:
+        async with run_cluster(folder) as cluster:
+            print(cluster.url, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+async def answers(url: str) -> bool:
+    try:
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/version") as response:
+            return response.status == 200
+    except aiohttp.ClientError:
+        return False
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not await holds():  # noqa: ASYNC110  # what is waited for is in other processes: it can set no event here
+            await asyncio.sleep(0.05)
+
+
+def clusters_of(folder: Path) -> list[psutil.Process]:
+    """The processes that keep their state in the folder."""
+    state = str(folder / "cluster" / "state.sqlite")
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if state in (process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+async def test_it_listens_on_loopback_while_the_block_lasts(tmp_path):
+    with hold_folder(tmp_path) as folder:
+        async with run_cluster(folder) as cluster:
+            assert cluster.url.startswith("http://127.0.0.1:")
+            assert await answers(cluster.url)
+        assert not await answers(cluster.url)
+    assert clusters_of(tmp_path) == []
+
+
+async def test_its_kubeconfig_leads_to_it(tmp_path):
+    with hold_folder(tmp_path) as folder:
+        async with run_cluster(folder) as cluster:
+            kubeconfig = yaml.safe_load(cluster.kubeconfig.read_text(encoding="utf-8"))
+            assert [each["cluster"]["server"] for each in kubeconfig["clusters"]] == [cluster.url]
+
+
+async def test_it_comes_back_at_its_address_when_it_dies(tmp_path):
+    with hold_folder(tmp_path) as folder:
+        async with run_cluster(folder) as cluster:
+            for _ in range(2):
+                (before,) = clusters_of(tmp_path)
+                before.kill()
+                before.wait(SECONDS)
+                await until(lambda: answers(cluster.url))
+        assert not await answers(cluster.url)
+    assert clusters_of(tmp_path) == []
+
+
+async def test_it_does_not_outlive_a_killed_starter(tmp_path):
+    command = [sys.executable, "-c", DIES_HOLDING, str(tmp_path)]
+    done = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    url = done.stdout.strip()
+    assert url
+    _, alive = psutil.wait_procs(clusters_of(tmp_path), timeout=SECONDS)
+    assert not alive
+    assert not await answers(url)
+
+
+async def test_one_that_cannot_start_says_why(tmp_path):
+    with (
+        hold_folder(tmp_path) as folder,
+        pytest.raises(DevClusterFailed, match=r"(?s)it ended at once.*--no-such-flag"),
+    ):
+        await run_cluster(folder, arguments=["--no-such-flag"]).__aenter__()
+    assert clusters_of(tmp_path) == []
