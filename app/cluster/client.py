@@ -196,7 +196,9 @@ class KubeVirtClient:
             if not line:
                 return None
             event = _as_object(orjson.loads(line))
-        if event.get("type") == "ERROR":
+        if not isinstance(event.get("type"), str):
+            raise ClusterError(f"The cluster sent what is no event of a watch; could not {doing}.")
+        if event["type"] == "ERROR":
             status = event.get("object") or {}
             raise translate(int(status.get("code") or 500), status, None, doing)
         return event

@@ -199,6 +199,7 @@ class TestWatch:
             (streams(BOOKMARK, after=cut), ClusterUnavailable, "cannot be reached"),
             (streams(b'{"type": "ADD'), ClusterError, "cannot be read"),
             (streams(b"[]\n"), ClusterError, "no JSON object"),
+            (says({"kind": "VirtualMachineList", "items": []}), ClusterError, "no event"),
             (streams({"type": "ERROR", "object": {"message": "odd"}}), ClusterUnavailable, "odd"),
         ],
     )
