@@ -97,7 +97,7 @@ class KubeVirtClient:
                 },
                 _request_timeout=self._timeout,
             )
-        return _as_object(answer)
+        return _as_object({} if answer is None else answer)  # the library reads no body of a 202
 
     async def merge(self, plural: str, name: str, patch: Manifest) -> Manifest:
         """A JSON merge patch."""

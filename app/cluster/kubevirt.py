@@ -61,7 +61,7 @@ class KubeVirtGateway:
             vm = await self._client.create(VMS, body)
         except AlreadyExists:
             vm = await self._find_earlier(name, vm_id)
-            _log.info("vm_found", vm=name, pool=pool)
+            _log.info("cluster.vm_found", vm=name, pool=pool)
         return observe_vm(vm, None)
 
     async def delete_vm(self, *, name: str, uid: str | None) -> bool:
@@ -69,7 +69,7 @@ class KubeVirtGateway:
             if uid is None:
                 vm = await self._client.get(VMS, name)
                 if not self._is_ours(vm):
-                    _log.warning("foreign_vm_left_alone", vm=name)
+                    _log.warning("cluster.foreign_vm_left_alone", vm=name)
                     return False
                 uid = str(vm["metadata"]["uid"])
             answer = await self._client.delete(VMS, name, uid)

@@ -33,7 +33,12 @@ _VMI_ROOTS = {
     TemplateForm.VM_SPEC: f"{ROOT}.template",
     TemplateForm.VM: f"{ROOT}.spec.template",
 }
-_SHORT_FIELDS = {"spec.template.spec.domain.memory": f"{ROOT}.memory", "spec.template.spec.domain.cpu": f"{ROOT}.cpu"}
+_SHORT_FIELDS = {
+    "spec.template.spec.domain.memory": f"{ROOT}.memory",
+    "spec.template.spec.domain.cpu": f"{ROOT}.cpu",
+    "spec.template.metadata.labels": f"{ROOT}.labels",
+    "metadata.labels": f"{ROOT}.labels",
+}
 
 # Often enough that a claim never meets a guest that stopped answering long ago, and rarely enough for hundreds of VMs: each
 # ping is a process in the VM's pod.
@@ -74,14 +79,16 @@ def locate(form: TemplateForm, field: str) -> str:
     """The field of a VirtualMachine, as the cluster names it, to the field of the template that its author wrote."""
     if form is TemplateForm.SHORT:
         return next((short for long, short in _SHORT_FIELDS.items() if _below(field, long) is not None), ROOT)
+    field = field.replace("dataVolumeTemplate[", "dataVolumeTemplates[")  # KubeVirt v1.9.0 drops the s
     in_vmi = _below(field, "spec.template")
     if in_vmi is not None:
         return _VMI_ROOTS[form] + in_vmi
     in_vm = _below(field, "spec")
     if in_vm is not None:
         return _VM_ROOTS[form] + in_vm if form in _VM_ROOTS else ROOT
-    if form is TemplateForm.VM and _below(field, "metadata") is not None:
-        return f"{ROOT}.{field}"
+    if any(_below(field, f"metadata.{key}") is not None for key in ("labels", "annotations")):
+        # The VM's own are those of its VMI template too: see `manifests.vm_manifest`.
+        return f"{ROOT if form is TemplateForm.VM else _VMI_ROOTS[form]}.{field}"
     return ROOT
 
 

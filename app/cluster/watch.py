@@ -66,7 +66,7 @@ async def observe(
             snapshot = await source.snapshot()
         except (ClusterError, ClusterUnavailable) as error:
             failures += 1
-            _log.warning("cluster_list_failed", reason=error.detail, failures=failures)
+            _log.warning("cluster.list_failed", reason=error.detail, failures=failures)
             yield Broken(error.detail)
             await sleep(_backoff(failures))
             continue
@@ -80,7 +80,7 @@ async def observe(
         if watches.broken is None:
             failures = 0
             continue
-        _log.warning("cluster_watch_broken", reason=watches.broken, seconds=round(watches.lasted, 3))
+        _log.warning("cluster.watch_broken", reason=watches.broken, seconds=round(watches.lasted, 3))
         failures = failures + 1 if watches.lasted < _SHORT_ROUND else 0
         if failures:
             yield Broken(watches.broken)

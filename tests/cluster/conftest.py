@@ -2,6 +2,7 @@
 
 import pytest
 
+from app.cluster import watch
 from app.cluster.kubevirt import connect
 from app.config import Settings
 from app.devcluster import DevCluster, DevClusterConfig, Durations
@@ -14,8 +15,9 @@ async def cluster():
 
 
 @pytest.fixture
-async def connected(cluster, tmp_path):
-    """Makes gateways to the cluster, with the settings that a test wants."""
+async def connected(cluster, tmp_path, monkeypatch):
+    """Makes gateways to the cluster, with the settings that a test wants. Their pauses are next to none."""
+    monkeypatch.setattr(watch, "_BACKOFF_BASE", 0.001)
     made = []
 
     async def make(**settings):

@@ -1,7 +1,7 @@
 """The gateway's contract, over HTTP against the dev cluster."""
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
@@ -9,16 +9,19 @@ from app.cluster import client as cluster_client
 from app.cluster import labels
 from app.cluster.client import VMS
 from app.cluster.gateway import Broken, Changed, Gone, Listed
+from app.cluster.kubevirt import connect
 from app.domain.observation import WarmWhen
 from app.errors import (
     ClusterConflict,
     ClusterForbidden,
     ClusterNotFound,
+    ClusterRefused,
     ClusterUnavailable,
     TemplateRefused,
 )
 from app.ids import new_id, vm_name
-from tests.cluster.documents import CLAIM_ID, SHORT, VM_ID, VM_SPEC, VMI_TEMPLATE, WITH_DATA_VOLUME, changed, uid_of
+from tests.cluster.api_server import ApiServer, fails, says, says_text, serving
+from tests.cluster.documents import CLAIM_ID, SHORT, VM_ID, VM_SPEC, VMI_TEMPLATE, WITH_DATA_VOLUME, changed, uid_of, vm
 
 OTHER_UID = "00000000-0000-0000-0000-000000000001"
 PATIENCE = 20
@@ -87,7 +90,7 @@ class TestCheck:
             ),
             (changed(VM_SPEC, "template.spec.domain.bar", 1), "template.template.spec.domain.bar", "unknown field"),
             ({"spec": changed(VM_SPEC, "foo", 1)}, "template.spec.foo", 'unknown field "spec.foo"'),
-            ({**SHORT, "labels": {"a": "no spaces allowed"}}, "template", "no spaces allowed"),
+            ({**SHORT, "labels": {"a": "no spaces allowed"}}, "template.labels", "no spaces allowed"),
             (
                 changed(VMI_TEMPLATE, "spec.domain.devices", {"disks": [{"name": "data", "disk": {}}]}),
                 "template.spec.domain.devices.disks[0].name",
@@ -240,6 +243,59 @@ class TestTrouble:
         assert (await gateway.list_vms()).observations == ()
 
 
+class TestAnswersOfARace:
+    """Answers in an order that the dev cluster gives only by chance."""
+
+    async def test_a_vm_that_went_while_it_was_found_gives_its_name_to_no_other(self, tmp_path):
+        taken = fails('virtualmachines.kubevirt.io "a" already exists', 409, "AlreadyExists")
+        async with talking_to(ApiServer(taken, fails("not found", 404, "NotFound")), tmp_path) as gateway:
+            with pytest.raises(ClusterConflict, match="new name"):
+                await create(gateway)
+
+    async def test_a_vm_that_was_already_going_is_found_going(self, tmp_path):
+        taken = fails('virtualmachines.kubevirt.io "a" already exists', 409, "AlreadyExists")
+        found = vm("a", deletionTimestamp="2026-11-23T04:06:36Z")
+        found["metadata"]["labels"][labels.INSTANCE] = "blue"
+        async with talking_to(ApiServer(taken, says(found)), tmp_path) as gateway:
+            assert (await create(gateway)).deleting
+
+    @pytest.mark.parametrize(
+        ("answers", "going"),
+        [
+            ([says(vm("a"))], True),
+            ([says_text("", 202)], True),
+            ([says({"kind": "Status", "status": "Success"})], False),
+            ([fails("not found", 404, "NotFound")], False),
+            ([fails("precondition", 409, "Conflict"), fails("not found", 404, "NotFound")], False),
+            ([fails("precondition", 409, "Conflict"), says(vm("a", uid=OTHER_UID))], False),
+        ],
+    )
+    async def test_what_a_delete_is_told(self, tmp_path, answers, going):
+        async with talking_to(ApiServer(*answers), tmp_path) as gateway:
+            assert await gateway.delete_vm(name="a", uid=uid_of("a")) is going
+
+    async def test_a_conflict_over_the_right_uid_is_one(self, tmp_path):
+        async with talking_to(ApiServer(fails("busy", 409, "Conflict"), says(vm("a"))), tmp_path) as gateway:
+            with pytest.raises(ClusterConflict, match="busy"):
+                await gateway.delete_vm(name="a", uid=uid_of("a"))
+
+    async def test_a_claims_label_that_is_refused_for_another_reason(self, tmp_path):
+        refused = fails("denied", 422, "Invalid", causes=[{"message": "bad", "field": "metadata.labels"}])
+        async with talking_to(ApiServer(refused), tmp_path) as gateway:
+            with pytest.raises(ClusterRefused):
+                await gateway.label_claim(name="a", uid=uid_of("a"), claim_id=CLAIM_ID)
+
+
+@asynccontextmanager
+async def talking_to(server, folder):
+    async with serving(server, folder) as settings:
+        gateway = await connect(settings)
+        try:
+            yield gateway
+        finally:
+            await gateway.close()
+
+
 class TestObserve:
     async def test_lists_are_whole_whatever_their_pages(self, gateway, monkeypatch):
         monkeypatch.setattr(cluster_client, "_PAGE_SIZE", 2)
@@ -284,6 +340,30 @@ class TestObserve:
             await gateway.delete_vm(name="a", uid=made.uid)
             await until(events, is_gone("a"))
             await until(events, is_warm("b"))
+
+    async def test_whoever_follows_the_stream_knows_the_truth_in_the_end(self, cluster, gateway):
+        """GIVEN watches that break and expire WHEN VMs come and go THEN a follower ends with those that stay, all warm."""
+        cluster.faults.order(kind="watch-break", probability=0.3, count=12)
+        cluster.faults.order(kind="watch-expire", probability=0.3, count=12)
+        known = {}
+
+        def follow(event):
+            if isinstance(event, Listed):
+                known.clear()
+                known.update({seen.name: seen for seen in event.observations})
+            elif isinstance(event, Changed):
+                known[event.observation.name] = event.observation
+            elif isinstance(event, Gone):
+                known.pop(event.name, None)
+            return known.keys() == {"b", "d", "f"} and all(seen.is_warm(WarmWhen.AGENT) for seen in known.values())
+
+        async with aclosing(gateway.observe()) as events:
+            await until(events, is_listed)
+            for name in "abcdef":
+                await create(gateway, name, vm_id=str(new_id()))
+            for name in "ace":
+                await gateway.delete_vm(name=name, uid=None)
+            await until(events, follow)
 
     async def test_a_silent_watch_is_listed_again(self, cluster, connected):
         gateway = await connected(watch_silence_seconds=0.1)
