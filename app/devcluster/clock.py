@@ -11,6 +11,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+_SETTLE_TURNS = 100_000
+_QUIET_TURNS = 4
+
 
 class Timer(Protocol):
     def cancel(self) -> None: ...
@@ -40,6 +43,8 @@ class ManualClock:
     """Time that stands still until it is moved; callbacks run in the order in which they are due."""
 
     def __init__(self, start: datetime | None = None) -> None:
+        self.busy: list[Callable[[], bool]] = []
+        """What must come to rest before time moves on; a DevCluster adds its controllers."""
         self._now = start or datetime(2030, 1, 1, tzinfo=UTC)
         self._order = itertools.count()
         self._due: list[tuple[datetime, int, _ManualTimer]] = []
@@ -55,16 +60,26 @@ class ManualClock:
     async def advance(self, seconds: float) -> None:
         """Move time forward; between two callbacks the loop runs until it has nothing left to do at once."""
         target = self._now + timedelta(seconds=seconds)
-        await _let_the_loop_run()
+        await self.settle()
         while self._due and self._due[0][0] <= target:
             moment, _, timer = heapq.heappop(self._due)
             if timer.callback is None:
                 continue
             self._now = max(self._now, moment)
             timer.fire()
-            await _let_the_loop_run()
+            await self.settle()
         self._now = target
-        await _let_the_loop_run()
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Let the event loop run until nothing has anything to do at once."""
+        quiet = 0
+        for _ in range(_SETTLE_TURNS):
+            await asyncio.sleep(0)
+            quiet = 0 if any(busy() for busy in self.busy) else quiet + 1
+            if quiet > _QUIET_TURNS:
+                return
+        raise RuntimeError(f"the controllers did not come to rest within {_SETTLE_TURNS} turns of the event loop")
 
 
 class _ManualTimer:
@@ -78,8 +93,3 @@ class _ManualTimer:
         callback, self.callback = self.callback, None
         if callback is not None:
             callback()
-
-
-async def _let_the_loop_run() -> None:
-    for _ in range(8):  # a callback may queue work that queues work; controllers need two or three turns
-        await asyncio.sleep(0)

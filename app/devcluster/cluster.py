@@ -3,14 +3,14 @@
 import uuid
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import yaml
 from aiohttp import web
 
 from app.devcluster.admission import Webhooks
 from app.devcluster.api import Api
-from app.devcluster.clock import Clock, LoopClock
+from app.devcluster.clock import Clock, LoopClock, ManualClock
 from app.devcluster.config import DevClusterConfig
 from app.devcluster.disruptions import Disruptions, ResetError
 from app.devcluster.durations import Jitter
@@ -31,6 +31,11 @@ from app.devcluster.vmi_controller import InstanceController
 _SHUTDOWN_SECONDS = 1.0
 
 
+class _Worker(Protocol):
+    @property
+    def idle(self) -> bool: ...
+
+
 class DevCluster:
     """`async with DevCluster(config) as cluster:` serves at `cluster.url` until the block ends.
 
@@ -40,9 +45,12 @@ class DevCluster:
     def __init__(self, config: DevClusterConfig | None = None, *, clock: Clock | None = None) -> None:
         self.config = config or DevClusterConfig()
         self.clock: Clock = clock or LoopClock()
-        self.jitter = Jitter(self.config.seed)
+        self.jitter = Jitter(self.config.seed, self.config.jitter_share)
         self.store = Store()
         self.faults = FaultBook(self.jitter)
+        if isinstance(clock, ManualClock):
+            clock.busy.append(lambda: not self.idle)
+        self._workers: tuple[_Worker, ...] = ()
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
         self._port = 0

@@ -12,7 +12,8 @@ from app.devcluster.nodes import IMAGE_CACHE_SLOTS, NodeShape
 @dataclass(frozen=True, slots=True)
 class DevClusterConfig:
     """`port` 0 lets the system choose. Without `tokens` anybody may do anything. `state` is a SQLite file; None keeps
-    everything in memory. The same `seed` gives the same jitter and generated names. `images` are on every node already.
+    everything in memory. The same `seed` gives the same jitter and generated names;
+    `jitter_share` is how far durations stray either way. `images` are on every node already.
     """
 
     host: str = "127.0.0.1"
@@ -26,3 +27,4 @@ class DevClusterConfig:
     tokens: Mapping[str, Subject] = field(default_factory=dict)
     state: Path | None = None
     seed: int = 0
+    jitter_share: float = 0.1

@@ -2,6 +2,8 @@
 
 import re
 
+import orjson
+
 from app.devcluster.registry import Resource
 from app.devcluster.status import Json, cause
 
@@ -10,6 +12,7 @@ _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _QUALIFIED = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
 _VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 _STANDARD_FINALIZERS = frozenset({"orphan", "foregroundDeletion", "kubernetes"})
+_OWNER_FIELDS = ("apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion")
 _NAME_LIMIT = 253
 _LABEL_LIMIT = 63
 
@@ -112,10 +115,15 @@ def _check_owners(references: list[Json]) -> list[Json]:
             for field in ("apiVersion", "kind", "name", "uid")
             if not reference.get(field)
         ]
-    if sum(1 for reference in references if reference.get("controller")) > 1:
-        causes.append(
-            _invalid("metadata.ownerReferences", references, "Only one reference can have Controller set to true.")
+    controllers = [reference for reference in references if reference.get("controller")]
+    if len(controllers) > 1:
+        shown = orjson.dumps([{key: item[key] for key in _OWNER_FIELDS if key in item} for item in references]).decode()
+        named = " and ".join(f"{item['kind']}/{item['name']}" for item in controllers[:2])
+        message = (
+            f'Invalid value: {shown}: Only one reference can have Controller set to true. Found "true" in references '
+            f"for {named}"
         )
+        causes.append(cause("FieldValueInvalid", message, "metadata.ownerReferences"))
     return causes
 
 

@@ -151,6 +151,8 @@ def _fields_of(resource: Resource) -> frozenset[str]:
     always = {"metadata.name", "metadata.namespace"}
     if resource is PODS:
         always |= {"spec.nodeName", "status.phase", "spec.schedulerName", "status.podIP"}
+    if resource.plural == "secrets":
+        always |= {"type"}
     if resource.plural == "events":
         always |= {"involvedObject.name", "involvedObject.uid", "involvedObject.kind", "reason", "type"}
     return frozenset(always)

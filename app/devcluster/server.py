@@ -235,22 +235,25 @@ class ApiServer:
         return response
 
     async def _stream(self, watch: Watch, response: web.StreamResponse, options: ListOptions) -> None:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + (options.timeout if options.timeout is not None else _DEFAULT_WATCH_SECONDS)
-        bookmark = _next_bookmark(loop.time(), end) if options.bookmarks else end
-        while True:
-            data = watch.drain()
-            if data:
-                await response.write(data)
-                continue
-            now = loop.time()
-            if watch.closed or now >= end or self.closing.is_set():
-                return
-            if options.bookmarks and now >= bookmark and not watch.silent:
-                watch.bookmark()
-                bookmark = _next_bookmark(now, end)
-                continue
-            await watch.wait(min(bookmark, end) - now)
+        seconds = options.timeout if options.timeout is not None else _DEFAULT_WATCH_SECONDS
+        clock = self._api.clock
+        timers = [clock.call_later(seconds, watch.close)]
+        if options.bookmarks:
+            moments = [BOOKMARK_SECONDS * number for number in range(1, int(seconds / BOOKMARK_SECONDS) + 1)]
+            moments.append(seconds - _BOOKMARK_BEFORE_END)
+            timers += [clock.call_later(moment, watch.bookmark) for moment in moments if 0 < moment < seconds]
+        try:
+            while not self.closing.is_set():
+                data = watch.drain()
+                if data:
+                    await response.write(data)
+                elif watch.closed:
+                    return
+                else:
+                    await watch.wait()
+        finally:
+            for timer in timers:
+                timer.cancel()
 
     def _subresource(self, request: web.Request, target: Target) -> web.Response:
         if target.version not in VERSIONS:
@@ -266,12 +269,6 @@ class ApiServer:
             raise PlainError(406, "406: Not Acceptable\n\nAvailable representations: ")
         status = self._subresources.call(target.plural, target.namespace, target.name, target.subresource)
         return web.Response(status=status, headers={"Server": SERVER_NAME})
-
-
-def _next_bookmark(now: float, end: float) -> float:
-    """Once a minute, and once shortly before the end."""
-    late = end - _BOOKMARK_BEFORE_END
-    return min(now + BOOKMARK_SECONDS, late if late > now else end)
 
 
 def _fixed(request: web.Request, document: Json) -> web.Response:

@@ -68,7 +68,8 @@ class Watch:
         self.close()
 
     def bookmark(self) -> None:
-        self._push_bookmark(None)
+        if not (self.closed or self.silent):
+            self._push_bookmark(None)
 
     def close(self) -> None:
         self.closed = True
@@ -76,16 +77,18 @@ class Watch:
         self._unsubscribe = _nothing
         self._ready.set()
 
-    async def wait(self, timeout: float | None) -> None:  # noqa: ASYNC109  # a bound on idling, not on the work
-        try:
-            async with asyncio.timeout(timeout):
-                await self._ready.wait()
-        except TimeoutError:
-            return
+    async def wait(self) -> None:
+        """Until there is something to send, or the end."""
+        await self._ready.wait()
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._queue)
 
     def drain(self) -> bytes:
         """Everything queued, as the bytes to send."""
-        self._ready.clear()
+        if not self.closed:
+            self._ready.clear()
         if not self._queue:
             return b""
         data = b"".join(self._queue)

@@ -54,7 +54,7 @@ class VmRow:
     claimed_at: datetime | None
     ended_at: datetime | None
     boot_seconds: float | None
-    stages: dict[str, float] | None
+    stages: dict[str, float | None] | None
     reason: str | None
     claim_id: UUID | None
 

@@ -1,0 +1,134 @@
+"""Pools: written by name, watched, refilled, paused."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Response
+
+from app.api.pages import After, Limit, Page, decode, encode
+from app.api.problems import responses
+from app.api.schemas import PoolView
+from app.api.services import Services, services
+from app.domain.pools import POOL_NAME_PATTERN, PoolSpec
+from app.errors import (
+    BodyTooLarge,
+    ClusterUnavailable,
+    DatabaseUnavailable,
+    InvalidRequest,
+    MalformedBody,
+    PoolBeingDeleted,
+    PoolNotFound,
+    TemplateRefused,
+    UnsupportedMediaType,
+)
+from app.store import planning, statistics
+from app.store import pools as pool_rows
+from app.store.rows import PoolRow
+from app.usecases import pools as usecases
+from app.usecases.pools import Written, no_such_pool
+
+router = APIRouter(prefix="/v1/pools", tags=["pools"])
+Name = Annotated[
+    str, Path(pattern=POOL_NAME_PATTERN, max_length=63, description="The pool's name.", examples=["fast-start-pool"])
+]
+Svc = Annotated[Services, Depends(services)]
+_FOUND = (InvalidRequest, PoolNotFound, DatabaseUnavailable)
+
+
+@router.put(
+    "/{name}",
+    operation_id="putPool",
+    summary="Create a pool, or bring it to what the body says",
+    responses={
+        201: {"model": PoolView, "description": "Created: its VMs are on their way"},
+        **responses(
+            *(InvalidRequest, TemplateRefused, MalformedBody, BodyTooLarge, UnsupportedMediaType, PoolBeingDeleted),
+            *(ClusterUnavailable, DatabaseUnavailable),
+        ),
+    },
+)
+async def put_pool(name: Name, spec: PoolSpec, svc: Svc, response: Response) -> PoolView:
+    """The template is checked by our own rules and by a server-side dry run before anything is stored. A changed template
+    rotates the unclaimed VMs behind the floor; claimed ones stay as they are. The same body again changes nothing.
+    """
+    put = await usecases.put_pool(svc.db, svc.gateway, name, spec)
+    if put.outcome is Written.CREATED:
+        response.status_code = 201
+    response.headers["Emberpool-Outcome"] = put.outcome
+    return (await _views(svc, [put.pool]))[0]
+
+
+@router.get(
+    "", operation_id="listPools", summary="All pools, by name", responses=responses(InvalidRequest, DatabaseUnavailable)
+)
+async def list_pools(svc: Svc, limit: Limit = 100, after: After = None) -> Page[PoolView]:
+    async with svc.db.begin() as tx:
+        found = await pool_rows.page(tx, after=decode(after) or "", limit=limit + 1)
+    views = await _views(svc, found[:limit])
+    return Page(items=views, next=encode(found[limit - 1].name) if len(found) > limit else None)
+
+
+@router.get("/{name}", operation_id="getPool", summary="One pool and its status", responses=responses(*_FOUND))
+async def get_pool(name: Name, svc: Svc) -> PoolView:
+    """Counts by state, fill, why it is degraded or stalled, the refill rate, and what boots took on this cluster."""
+    async with svc.db.begin() as tx:
+        pool = await pool_rows.get(tx, name)
+    if pool is None:
+        raise no_such_pool(name)
+    return (await _views(svc, [pool]))[0]
+
+
+@router.delete(
+    "/{name}",
+    operation_id="deletePool",
+    summary="Delete a pool; claimed VMs are kept until released",
+    status_code=202,
+    responses=responses(*_FOUND),
+)
+async def delete_pool(
+    name: Name, svc: Svc, *, force: Annotated[bool, Query(description="Release its claims too, now.")] = False
+) -> PoolView:
+    """Its unclaimed VMs are removed, waiting claims fail, nothing new is created. It is gone, and its name free, once the last
+    of its VMs has left the cluster.
+    """
+    pool = await usecases.delete_pool(svc.db, name, force=force)
+    return (await _views(svc, [pool]))[0]
+
+
+@router.post(
+    "/{name}/replenish",
+    operation_id="replenishPool",
+    summary="Fill a pool up to its size once",
+    status_code=202,
+    responses=responses(*_FOUND, PoolBeingDeleted),
+)
+async def replenish_pool(name: Name, svc: Svc) -> PoolView:
+    """For pools without `auto_replenish`; one with it refills by itself, and this changes nothing."""
+    return (await _views(svc, [await usecases.replenish_pool(svc.db, name)]))[0]
+
+
+@router.post(
+    "/{name}/pause",
+    operation_id="pausePool",
+    summary="Create and remove nothing until resumed",
+    responses=responses(*_FOUND, PoolBeingDeleted),
+)
+async def pause_pool(name: Name, svc: Svc) -> PoolView:
+    """Its ready VMs can be claimed all the same."""
+    return (await _views(svc, [await usecases.pause_pool(svc.db, name)]))[0]
+
+
+@router.post(
+    "/{name}/resume",
+    operation_id="resumePool",
+    summary="End a pause, or a stall after failures",
+    responses=responses(*_FOUND, PoolBeingDeleted),
+)
+async def resume_pool(name: Name, svc: Svc) -> PoolView:
+    return (await _views(svc, [await usecases.resume_pool(svc.db, name)]))[0]
+
+
+async def _views(svc: Services, pools: list[PoolRow]) -> list[PoolView]:
+    async with svc.db.begin() as tx:
+        figures = await statistics.of_pools(tx, [pool.id for pool in pools])
+        notes = [await planning.notes(tx, pool.id) for pool in pools]
+    return [PoolView.of(pool, figures[pool.id], note) for pool, note in zip(pools, notes, strict=True)]
