@@ -46,7 +46,10 @@ _MAX_KEY = 255
 class _Direct(APIRoute):
     @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        return lambda request: serve(request)  # noqa: PLW0108 - `serve` stands below, where it is read
+        async def handle(request: Request) -> Response:
+            return await serve(request)
+
+        return handle
 
 
 router = APIRouter(tags=["claims"], route_class=_Direct)

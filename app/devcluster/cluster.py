@@ -91,9 +91,9 @@ class DevCluster:
         api = self.api = Api(self.store, self.clock, Webhooks(), self.jitter)
         ledger = Ledger(self.store)
         self.disruptions = Disruptions(self.faults, self.store, self.clock, config.durations)
-        garbage = GarbageCollector(api)
+        garbage = GarbageCollector(api, config.durations)
         machines = MachineController(api, config.durations)
-        instances = InstanceController(api, self.jitter, lambda _pod: None)
+        instances = InstanceController(api, config.durations, self.jitter, lambda _pod: None)
         scheduler = Scheduler(api, ledger, config.durations, self.jitter)
         self.agent = NodeAgent(api, config.durations, self.jitter, self.faults, self.images)
         for resource in RESOURCES:

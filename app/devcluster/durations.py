@@ -21,6 +21,8 @@ class Durations:
     guest_boot: float = 14.0
     probe: float = 1.0
     graceful_stop: float = 2.0
+    reaction: float = 0.015
+    collection: float = 0.01
     image_retry: float = 10.0
     node_grace: float = 47.0
     node_eviction: float = 300.0

@@ -2,21 +2,25 @@
 
 from app.devcluster.api import Api
 from app.devcluster.deletion import FOREGROUND, ORPHAN, DeleteOptions, delete
+from app.devcluster.durations import Durations
 from app.devcluster.objects import Change, Key, Stored
 from app.devcluster.registry import Resource, by_id
 from app.devcluster.status import Json
 from app.devcluster.work import WorkQueue
 
-_PATIENCE = 8  # the real collector works from its own watches and always comes after the controllers
 _Item = tuple[str, str, Key]
 
 
 class GarbageCollector:
-    """Looks at an object when its owners change or go, and at an owner when it waits for its dependents."""
+    """Looks at an object when its owners change or go, and at an owner when it waits for its dependents.
 
-    def __init__(self, api: Api) -> None:
+    An owner that KubeVirt's controllers still hold loses `foregroundDeletion` after their finalizers: the real collector
+    is slower than they are.
+    """
+
+    def __init__(self, api: Api, durations: Durations) -> None:
         self._api = api
-        self._queue: WorkQueue[_Item] = WorkQueue("garbage", self._visit, patience=_PATIENCE)
+        self._queue: WorkQueue[_Item] = WorkQueue("garbage", self._visit, api.clock, durations.collection)
         self._unsubscribe = api.store.subscribe(self._notice)
 
     def stop(self) -> None:
@@ -92,7 +96,7 @@ class GarbageCollector:
                 if dependent is not None:
                     blocking = blocking or _blocks(dependent, metadata["uid"])
                     self._queue.add(("dependent", resource_id, key))
-            if not blocking:
+            if not blocking and not any(item.startswith("kubevirt.io/") for item in finalizers):
                 self._drop_finalizer(resource, stored, FOREGROUND)
 
     def _visit_dependent(self, resource: Resource, stored: Stored) -> None:

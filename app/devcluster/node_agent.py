@@ -42,7 +42,7 @@ class NodeAgent:
         self._timers: Timers[_Timer] = Timers(api.clock)
         self._pulls: dict[_Timer, set[Key]] = {}
         self._addresses = 1
-        self._queue: WorkQueue[Key] = WorkQueue("node", self._visit)
+        self._queue: WorkQueue[Key] = WorkQueue("node", self._visit, api.clock)
         self._unsubscribe = api.store.subscribe(self._notice)
         faults.listen(self.resume)
 

@@ -25,7 +25,7 @@ class Scheduler:
         self._jitter = jitter
         self._timers: Timers[str] = Timers(api.clock)
         self._waiting: dict[Key, None] = {}
-        self._queue: WorkQueue[Key] = WorkQueue("scheduler", self._visit)
+        self._queue: WorkQueue[Key] = WorkQueue("scheduler", self._visit, api.clock)
         self._unsubscribe = api.store.subscribe(self._notice)
 
     def resume(self) -> None:

@@ -47,7 +47,7 @@ class MachineController:
         self._durations = durations
         self._timers: Timers[str] = Timers(api.clock)
         self._blocked: set[str] = set()
-        self._queue: WorkQueue[Key] = WorkQueue("vm", self._visit)
+        self._queue: WorkQueue[Key] = WorkQueue("vm", self._visit, api.clock, durations.reaction)
         self._unsubscribe = api.store.subscribe(self._notice)
 
     def resume(self) -> None:
@@ -113,7 +113,6 @@ class MachineController:
                 self._delete_instance(instance)
             elif VM_FINALIZER in vm["metadata"].get("finalizers", ()):
                 self._api.modify(VIRTUAL_MACHINES, stored, lambda obj: without_finalizer(obj, VM_FINALIZER))
-                return
         else:
             problem = self._run(stored, instance)
         latest = self._api.store.get(VIRTUAL_MACHINES, vm["metadata"]["namespace"], vm["metadata"]["name"])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from app.devcluster.api import Api
 from app.devcluster.conditions import drop, find, make, put
 from app.devcluster.deletion import DeleteOptions, delete
-from app.devcluster.durations import Jitter
+from app.devcluster.durations import Durations, Jitter
 from app.devcluster.garbage import without_finalizer
 from app.devcluster.launcher import LAUNCHER_IMAGE, OBSERVED, VM_FINALIZER, VMI_FINALIZERS, build_pod, memory_overhead
 from app.devcluster.objects import Change, Key, Stored
@@ -44,12 +44,12 @@ def pod_of(api: Api, vmi: Json) -> Stored | None:
 
 
 class InstanceController:
-    def __init__(self, api: Api, names: Jitter, refuse_pod: Callable[[Json], str | None]) -> None:
+    def __init__(self, api: Api, durations: Durations, names: Jitter, refuse_pod: Callable[[Json], str | None]) -> None:
         """`refuse_pod` says why a pod may not be created (a quota), or None."""
         self._api = api
         self._names = names
         self._refuse_pod = refuse_pod
-        self._queue: WorkQueue[Key] = WorkQueue("vmi", self._visit)
+        self._queue: WorkQueue[Key] = WorkQueue("vmi", self._visit, api.clock, durations.reaction)
         self._unsubscribe = api.store.subscribe(self._notice)
 
     def resume(self) -> None:

@@ -15,25 +15,31 @@ _log = structlog.get_logger(__name__)
 
 
 class WorkQueue(Generic[KeyT]):
-    """Runs `handle(key)` soon after `add(key)`, some keys per turn of the event loop so that requests get theirs.
+    """Runs `handle(key)` `delay` seconds after `add(key)`, some keys per turn of the loop so that requests get theirs.
 
     `handle` may write to the store and so cause its own key to be added again: it is written to come to rest.
     """
 
-    def __init__(self, name: str, handle: Callable[[KeyT], None], *, patience: int = 0) -> None:
-        """`patience` turns of the event loop pass before work begins: who has more comes after who has less."""
+    def __init__(self, name: str, handle: Callable[[KeyT], None], clock: Clock, delay: float = 0.0) -> None:
         self._name = name
-        self._patience = patience
         self._handle = handle
+        self._clock = clock
+        self._delay = delay
         self._keys: dict[KeyT, None] = {}
         self._scheduled = False
+        self._waiting = False
         self._stopped = False
 
     def add(self, key: KeyT) -> None:
         self._keys[key] = None
-        if not self._scheduled and not self._stopped:
-            self._scheduled = True
-            self._wait(self._patience)
+        if self._scheduled or self._stopped:
+            return
+        self._scheduled = True
+        if self._delay > 0:
+            self._waiting = True
+            self._clock.call_later(self._delay, self._run)
+        else:
+            asyncio.get_running_loop().call_soon(self._run)
 
     def stop(self) -> None:
         self._stopped = True
@@ -41,17 +47,11 @@ class WorkQueue(Generic[KeyT]):
 
     @property
     def idle(self) -> bool:
-        return not self._keys
-
-    def _wait(self, turns: int) -> None:
-        loop = asyncio.get_running_loop()
-        if turns > 0:
-            loop.call_soon(self._wait, turns - 1)
-        else:
-            loop.call_soon(self._run)
+        """Nothing to do before time moves on."""
+        return self._waiting or not self._keys
 
     def _run(self) -> None:
-        self._scheduled = False
+        self._scheduled = self._waiting = False
         for key in list(self._keys)[:_SLICE]:
             self._keys.pop(key, None)
             try:

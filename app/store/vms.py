@@ -33,7 +33,7 @@ _MOVE = """
     moved AS (
         UPDATE vm SET state = CAST(:target AS text), state_since = now(), reason = coalesce(:reason, vm.reason),
             ended_at = CASE WHEN :target IN ('deleted', 'lost') THEN now() ELSE vm.ended_at END,
-            due_at = now(), attempts = 0, lease_token = NULL, lease_expires_at = NULL, deadline_at = NULL, unwell_since = NULL
+            due_at = now(), attempts = 0, lease_token = NULL, lease_expires_at = NULL,
             {more}
         FROM moving WHERE vm.id = moving.id
         RETURNING vm.id, vm.pool_id, vm.claim_id, moving.state AS source),
@@ -76,11 +76,12 @@ _PRUNE = text("""
         SELECT ctid FROM vm WHERE ended_at < now() - make_interval(secs => :seconds) ORDER BY ended_at LIMIT :limit))
 """)
 
-# Which columns each state sets on the way in; the rest of the row stays as it was.
+# What a state means for a VM's deadline and health; a VM that only waits has neither.
+_CALM = "deadline_at = NULL, unwell_since = NULL"
 _MORE = {
-    VmState.BOOTING: ", deadline_at = now() + make_interval(secs => :deadline), unwell_since = CASE WHEN moving.state = 'ready' THEN now() END",
+    VmState.BOOTING: "deadline_at = now() + make_interval(secs => :deadline), unwell_since = CASE WHEN moving.state = 'ready' THEN now() END",
     VmState.READY: (
-        ", ready_at = now(), health = NULL,"
+        f"{_CALM}, ready_at = now(), health = NULL,"
         " boot_seconds = coalesce(vm.boot_seconds, extract(epoch FROM now() - vm.asked_at))"
     ),
 }
@@ -196,4 +197,4 @@ async def _move(
     params = {"ids": list(ids), "sources": [str(s) for s in sources], "target": str(target), "reason": reason}
     if target is VmState.BOOTING:
         params["deadline"] = deadline_seconds
-    return [row.id for row in await tx.execute(text(_MOVE.format(more=_MORE.get(target, ""))), params)]
+    return [row.id for row in await tx.execute(text(_MOVE.format(more=_MORE.get(target, _CALM))), params)]

@@ -98,7 +98,7 @@ class Observe:
     async def _apply(self, batch: list[ClusterEvent]) -> None:
         """In order; changes that stand side by side go together."""
         changes: list[Changed] = []
-        listed = False
+        listed = broken = False
         for event in batch:
             if isinstance(event, Changed):
                 changes.append(event)
@@ -107,15 +107,16 @@ class Observe:
             changes.clear()
             if isinstance(event, Listed):
                 await self._observing.apply_list(event)
-                listed = True
+                listed, broken = True, False
             elif isinstance(event, Gone):
                 await self._observing.apply_gone(event)
             elif isinstance(event, Broken):
+                broken = True
                 async with self._db.begin() as tx:
                     await watches.write_broken(tx, WATCH_NAME, holder=self._holder, reason=event.reason)
-                return
         await self._observing.apply_changes([change.observation for change in changes])
-        await self._write_heard(listed=listed)
+        if listed or not broken:
+            await self._write_heard(listed=listed)
 
     async def _write_heard(self, *, listed: bool) -> None:
         now = asyncio.get_running_loop().time()
