@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.health import VmFacts
@@ -45,9 +46,7 @@ _WRITE_SLOTS = text("""
     UPDATE ready_slot s SET node = v.node, addresses = v.addresses FROM vm v
     WHERE v.id = s.vm_id AND s.vm_id = ANY(CAST(:ids AS uuid[])) AND (s.node, s.addresses) IS DISTINCT FROM (v.node, v.addresses)
 """)
-_STAGES = text(
-    "UPDATE vm SET stages = jsonb_build_object('queue', :queue, 'schedule', :schedule, 'start', :start, 'boot', :boot) WHERE id = :id"
-)
+_STAGES = text("UPDATE vm SET stages = :stages WHERE id = :id").bindparams(bindparam("stages", type_=JSONB))
 _NOW = text("SELECT now()")
 
 
@@ -124,7 +123,7 @@ async def write(tx: AsyncConnection, sightings: Sequence[Sighting]) -> None:
 
 
 async def write_stages(tx: AsyncConnection, vm_id: UUID, stages: dict[str, float | None]) -> None:
-    await tx.execute(_STAGES, {"id": vm_id, **stages})
+    await tx.execute(_STAGES, {"id": vm_id, "stages": stages})
 
 
 async def database_now(tx: AsyncConnection) -> datetime:
