@@ -3,7 +3,7 @@
 import uuid
 from datetime import datetime
 
-from app.devcluster.quantities import MEBI, in_mebi, parse_quantity, whole
+from app.devcluster.quantities import MEBI, in_mebi, whole
 from app.devcluster.status import Json
 from app.devcluster.times import stamp
 
@@ -13,6 +13,7 @@ OBSERVED = {"kubevirt.io/latest-observed-api-version": "v1", "kubevirt.io/storag
 LAUNCHER_IMAGE = "quay.io/kubevirt/virt-launcher:v1.9.0"
 _CONSOLE_LOG_MEMORY = "35M"
 _HOTPLUG_RATIO = 4
+_HOTPLUG_MINIMUM = 2**30
 
 
 def build_instance(vm: Json, now: datetime) -> Json:
@@ -210,7 +211,7 @@ def _instance_spec(template: Json) -> Json:
     domain = {**template["domain"]}
     cpu = {**(domain.get("cpu") or {})}
     if not {"cores", "sockets", "threads"} & set(cpu):
-        cpu = {"cores": 1, **cpu}
+        cpu = {"cores": 1, "sockets": 1, "threads": 1, "maxSockets": _HOTPLUG_RATIO, **cpu}
     cpu.setdefault("model", "host-model")
     domain["cpu"] = cpu
     domain["features"] = {"acpi": {"enabled": True}, **(domain.get("features") or {})}
@@ -221,13 +222,7 @@ def _instance_spec(template: Json) -> Json:
         spec["networks"] = [{"name": "default", "pod": {}}]
     domain["devices"] = devices
     memory = {**(domain.get("memory") or {})}
-    limits = (domain.get("resources") or {}).get("limits") or {}
-    if (
-        memory.get("guest")
-        and "hugepages" not in memory
-        and parse_quantity(memory["guest"]) > 0
-        and not _fixed(cpu, limits)
-    ):
+    if memory.get("guest") and whole(memory["guest"]) >= _HOTPLUG_MINIMUM and not _maps_numa(cpu):
         memory.setdefault("maxGuest", in_mebi_or_more(whole(memory["guest"]) * _HOTPLUG_RATIO))
     if memory:
         domain["memory"] = memory
@@ -248,9 +243,9 @@ def _instance_spec(template: Json) -> Json:
     return spec
 
 
-def _fixed(cpu: Json, limits: Json) -> bool:
-    """Memory is not hotplugged where CPUs are pinned or a limit is set."""
-    return bool(cpu.get("dedicatedCpuPlacement")) or "cpu" in limits
+def _maps_numa(cpu: Json) -> bool:
+    """Memory is not hotplugged into a guest that sees the host's NUMA nodes."""
+    return (cpu.get("numa") or {}).get("guestMappingPassthrough") is not None
 
 
 def _volume(volume: Json) -> Json:

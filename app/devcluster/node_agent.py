@@ -41,6 +41,7 @@ class NodeAgent:
         self._dead: set[str] = set()
         self._timers: Timers[_Timer] = Timers(api.clock)
         self._pulls: dict[_Timer, set[Key]] = {}
+        self._shut_down: set[str] = set()
         self._addresses = 1
         self._queue: WorkQueue[Key] = WorkQueue("node", self._visit, api.clock)
         self._unsubscribe = api.store.subscribe(self._notice)
@@ -89,6 +90,7 @@ class NodeAgent:
         for stage in ("launch", "guest", "agent", "probe", "end", "cleanup", "pause", "flap", "retry"):
             self._timers.cancel((uid, stage))
         self._faults.forget(uid)
+        self._shut_down.discard(uid)
 
     def _visit(self, key: Key) -> None:
         stored = self._api.store.get(VIRTUAL_MACHINE_INSTANCES, *key)
@@ -199,10 +201,15 @@ class NodeAgent:
         return self._containers(running, not probed)
 
     def _finish_pod(self, key: Key, vmi: Json, pod: Stored) -> None:
-        """A pod whose guest has ended ends with it."""
+        """A pod whose guest has ended ends soon after it."""
         if phase_of(vmi) in FINAL and pod.obj["status"]["phase"] not in FINAL:
             phase = phase_of(vmi)
-            self._on_pod(key, lambda obj: {**obj, "status": {**obj["status"], "phase": phase}})
+            self._timers.ensure(
+                (vmi["metadata"]["uid"], "end"),
+                "finish",
+                self._jitter.spread(self._durations.graceful_stop),
+                lambda: self._on_pod(key, lambda obj: {**obj, "status": {**obj["status"], "phase": phase}}),
+            )
 
     # Guests
 
@@ -360,10 +367,15 @@ class NodeAgent:
         started = pod.obj["status"]["phase"] != "Pending"
         if started and phase_of(vmi) not in FINAL:
             delay = self._jitter.spread(self._durations.graceful_stop)
-            self._timers.ensure((uid, "end"), "stop", delay, lambda: self._on_vmi(key, self._stopped))
+            self._timers.ensure((uid, "end"), "stop", delay, lambda: self._shut(key, uid))
         elif "deletionTimestamp" in pod.obj["metadata"]:
-            delay = self._jitter.spread(self._durations.graceful_stop / 4) if started else 0.0
+            # The pod's grace period counts from its deletion: a guest that took it all leaves none to wait for.
+            delay = 0.0 if not started or uid in self._shut_down else self._jitter.spread(self._durations.graceful_stop)
             self._timers.ensure((pod_uid, "cleanup"), "cleanup", delay, lambda: self._remove_pod(key, pod_uid))
+
+    def _shut(self, key: Key, uid: str) -> None:
+        self._shut_down.add(uid)
+        self._on_vmi(key, self._stopped)
 
     def _stopped(self, vmi: Json) -> Json:
         conditions = drop(vmi["status"].get("conditions"), "AgentConnected", "Paused")

@@ -18,7 +18,6 @@ from app.devcluster.vmi_controller import FINAL, phase_of
 from app.devcluster.work import Timers, WorkQueue
 
 _PULL_ERRORS = frozenset({"ErrImagePull", "ImagePullBackOff"})
-_PERSISTENT = ("persistentVolumeClaim", "dataVolume")
 
 
 def strategy_of(vm: Json) -> str:
@@ -89,9 +88,8 @@ class MachineController:
         status = vm.get("status") or {}
         going = "deletionTimestamp" in metadata
         if vm["spec"]["template"]["spec"].get("volumes") and "volumeSnapshotStatuses" not in status and not going:
-            snapshots = {
-                "volumeSnapshotStatuses": [_snapshot_status(item) for item in vm["spec"]["template"]["spec"]["volumes"]]
-            }
+            volumes = vm["spec"]["template"]["spec"]["volumes"]
+            snapshots = {"volumeSnapshotStatuses": [self._snapshot_status(item, key[0]) for item in volumes]}
             self._set_status(stored, {"printableStatus": "Stopped", **status, **snapshots})
         elif not set(OBSERVED) <= set(metadata.get("annotations") or {}) and not going:
             self._api.modify(VIRTUAL_MACHINES, stored, _observe)
@@ -102,6 +100,17 @@ class MachineController:
             )
         else:
             self._reconcile(stored)
+
+    def _snapshot_status(self, volume: Json, namespace: str) -> Json:
+        claim = (volume.get("persistentVolumeClaim") or {}).get("claimName") or (volume.get("dataVolume") or {}).get(
+            "name"
+        )
+        if claim is None:
+            reason = f"Snapshot is not supported for this volumeSource type [{volume['name']}]"
+            return {"enabled": False, "name": volume["name"], "reason": reason}
+        if self._api.store.get(CLAIMS, namespace, claim) is None:
+            return {"enabled": False, "name": volume["name"], "reason": "PVC not found"}
+        return {"enabled": True, "name": volume["name"]}
 
     def _reconcile(self, stored: Stored) -> None:
         vm = stored.obj
@@ -294,13 +303,6 @@ def _mirror(conditions: list[Json], vmi: Json, now: datetime) -> list[Json]:
     for item in given:
         conditions = put(conditions, item)
     return conditions
-
-
-def _snapshot_status(volume: Json) -> Json:
-    if any(kind in volume for kind in _PERSISTENT):
-        return {"enabled": True, "name": volume["name"]}
-    reason = f"Snapshot is not supported for this volumeSource type [{volume['name']}]"
-    return {"enabled": False, "name": volume["name"], "reason": reason}
 
 
 def _observe(vm: Json) -> Json:

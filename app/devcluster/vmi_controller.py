@@ -151,7 +151,8 @@ class InstanceController:
         if phase_of(vmi) == "Scheduling":
             vmi = self._follow_scheduling(vmi, pod.obj)
             status = vmi["status"]
-            if status.get("activePods") != pods:
+            judged = find(pod.obj["status"].get("conditions"), "PodScheduled") is not None
+            if status.get("activePods") != pods or (judged and "qosClass" not in status):
                 vmi = {**vmi, "status": {**status, "activePods": pods, "qosClass": pod.obj["status"].get("qosClass")}}
             if pod.obj["status"]["phase"] == "Running" and status.get("activePods") == pods:
                 vmi = self._scheduled(vmi, pod.obj)
@@ -230,10 +231,10 @@ class InstanceController:
                 delete(self._api, PODS, metadata["namespace"], metadata["name"], DeleteOptions(uid=uid))
                 pod = pod_of(self._api, vmi)
         if pod is not None:
-            if phase_of(vmi) in FINAL and VM_FINALIZER in finalizers and _settled(vmi):
-                self._write(stored, lambda obj: without_finalizer(obj, VM_FINALIZER))
-            else:
-                self._write(stored, lambda obj: self._follow(obj, pod))
+            followed = self._follow(vmi, pod)
+            if followed is vmi and phase_of(vmi) in FINAL and VM_FINALIZER in finalizers:
+                followed = without_finalizer(vmi, VM_FINALIZER)
+            self._write(stored, lambda _: followed)
             return
         if VM_FINALIZER in finalizers:
             self._write(stored, lambda obj: without_finalizer(obj, VM_FINALIZER))
@@ -268,10 +269,9 @@ class InstanceController:
             probed=True,
         )
         conditions = put(_conditions(vmi), ready)
-        conditions = put(
-            conditions, make("Synchronized", False, now, reason="FailedPvcNotFound", message=message, probed=True)
-        )
-        conditions = put(conditions, make("PodScheduled", False, now, reason="Unschedulable", message=message))
+        conditions = put(conditions, make("Synchronized", False, now, reason="FailedPvcNotFound", message=message))
+        unscheduled = make("PodScheduled", False, now, reason="Unschedulable", message=message)
+        conditions = put(conditions, {**unscheduled, "lastTransitionTime": None})
         return _with_conditions(vmi, conditions)
 
     def _write(self, stored: Stored, change: Callable[[Json], Json]) -> None:
@@ -296,8 +296,3 @@ def _with_conditions(vmi: Json, conditions: list[Json]) -> Json:
 def _observe(vmi: Json) -> Json:
     metadata = vmi["metadata"]
     return {**vmi, "metadata": {**metadata, "annotations": {**(metadata.get("annotations") or {}), **OBSERVED}}}
-
-
-def _settled(vmi: Json) -> bool:
-    """The overhead of an ended guest is written before its finalizer goes."""
-    return "memoryOverhead" in vmi["status"].get("memory", {})

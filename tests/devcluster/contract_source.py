@@ -39,21 +39,37 @@ def convert(recordings, scenario):
     for line in lines:
         if "note" in line:
             continue
-        steps.append(_step(line, len(steps), origin, exact=_is_exact(scenario, line["request"]["path"])))
+        steps.append(_step(line, origin, exact=_is_exact(scenario, line["request"]["path"])))
         origin.learn(len(steps) - 1, line)
     return _fold(steps)
 
 
-def _step(line, number, origin, *, exact):
-    request, response = line["request"], line["response"]
+def _step(line, origin, *, exact):
+    step = _request(line, origin)
+    response = line["response"]
+    expected = step["expect"] = {"status": response["status"]}
+    if response["status"] is None:
+        return step
+    if "content-type" in response["headers"]:
+        expected["type"] = response["headers"]["content-type"].partition(";")[0]
+    for name in ("warnings", "retry_after"):
+        if name in response:
+            expected[name] = response[name]
+    if "events" in response:
+        expected |= _watched(response, exact=exact)
+    else:
+        expected["body"] = normalise(read_body(response["body"], expected.get("type")))
+    return step
+
+
+def _request(line, origin):
+    request = line["request"]
     headers = request.get("headers") or {}
     step = {"at": line["at"], "method": request["method"], "path": request["path"]}
     query = {key: origin.refer(value, key) for key, value in (request.get("query") or {}).items()}
     if query:
         step["query"] = query
-    for name in ("accept", "content-type"):
-        if name in headers:
-            step[name] = headers[name]
+    step |= {name: headers[name] for name in ("accept", "content-type") if name in headers}
     if "as" in request:
         step["as"] = _CALLERS[request["as"]]
     body = request.get("body")
@@ -62,30 +78,20 @@ def _step(line, number, origin, *, exact):
         if faults:
             step["faults"] = faults
         step["body"] = body if isinstance(body, str) else origin.refer(_without_rig(body))
-    expected = {"status": response["status"]}
-    if response["status"] is None:
-        step["expect"] = expected
-        return step
-    if "content-type" in response["headers"]:
-        expected["type"] = response["headers"]["content-type"].partition(";")[0]
-    for name in ("warnings", "retry_after"):
-        if name in response:
-            expected[name] = response[name]
-    if "events" in response:
-        events = [(event["t"], event["type"], event["object"]) for event in response["events"]]
-        end = response["end"]
-        expected["end"] = {"t": end["t"], "by": end["by"]}
-        errors = [normalise(obj) for _, kind, obj in events if kind == "ERROR"]
-        if errors:
-            expected["errors"] = errors
-        if exact:
-            expected["events"] = exact_events(events)
-        else:
-            expected["objects"] = tracks(events)
-    else:
-        expected["body"] = normalise(read_body(response["body"], expected.get("type")))
-    step["expect"] = expected
     return step
+
+
+def _watched(response, *, exact):
+    events = [(event["t"], event["type"], event["object"]) for event in response["events"]]
+    watched = {"end": {"t": response["end"]["t"], "by": response["end"]["by"]}}
+    errors = [normalise(obj) for _, kind, obj in events if kind == "ERROR"]
+    if errors:
+        watched["errors"] = errors
+    if exact:
+        watched["events"] = exact_events(events)
+    else:
+        watched["objects"] = tracks(events)
+    return watched
 
 
 def read_body(body, media):
@@ -172,6 +178,8 @@ class _Origin:
         for known, number in self._versions.items():
             if int(value) - int(known) == 100_000:
                 return {"$version": number, "plus": 100_000}
+        if not self._versions or int(value) > min(map(int, self._versions)) - 100:
+            return {"$version": "now"}  # read from a list that the recorder did not keep
         return "1"
 
     def _token(self, value):
@@ -223,35 +231,41 @@ def _without_rig(value):
 
 def _fold(steps):
     """Store what occurs more than once in one place: {"$part": n}."""
-    counts = {}
+    folding = _Folding()
+    folding.count(steps)
+    return {"steps": [folding.fold(step, top=True) for step in steps], "parts": folding.parts}
 
-    def count(value):
-        if isinstance(value, dict | list):
-            text = json.dumps(value, sort_keys=True)
-            if len(text) >= _PART_SIZE:
-                counts[text] = counts.get(text, 0) + 1
-                if counts[text] > 1:
-                    return
-            for item in value.values() if isinstance(value, dict) else value:
-                count(item)
 
-    def fold(value, *, top=False):
+class _Folding:
+    def __init__(self):
+        self.parts = []
+        self._places = {}
+        self._counts = {}
+
+    def count(self, value):
+        if not isinstance(value, dict | list):
+            return
+        text = json.dumps(value, sort_keys=True)
+        if len(text) >= _PART_SIZE:
+            self._counts[text] = self._counts.get(text, 0) + 1
+            if self._counts[text] > 1:
+                return
+        for item in value.values() if isinstance(value, dict) else value:
+            self.count(item)
+
+    def fold(self, value, *, top=False):
         if not isinstance(value, dict | list):
             return value
         text = json.dumps(value, sort_keys=True)
-        if not top and counts.get(text, 0) > 1:
-            if text not in places:
-                places[text] = len(parts)
-                parts.append(None)
-                parts[places[text]] = fold(value, top=True)
-            return {"$part": places[text]}
+        if not top and self._counts.get(text, 0) > 1:
+            if text not in self._places:
+                self._places[text] = len(self.parts)
+                self.parts.append(None)
+                self.parts[self._places[text]] = self.fold(value, top=True)
+            return {"$part": self._places[text]}
         if isinstance(value, dict):
-            return {key: fold(item) for key, item in value.items()}
-        return [fold(item) for item in value]
-
-    count(steps)
-    parts, places = [], {}
-    return {"steps": [fold(step, top=True) for step in steps], "parts": parts}
+            return {key: self.fold(item) for key, item in value.items()}
+        return [self.fold(item) for item in value]
 
 
 def unfold(document):

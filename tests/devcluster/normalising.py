@@ -82,7 +82,7 @@ def _object(value, key):
     if "nodeInfo" in value:
         return _node_status(value)
     if key == "guestOSInfo" and value:
-        return {name: "<text>" for name in value}
+        return dict.fromkeys(value, "<text>")
     if key == "activePods":
         return {"<uid>": "<node>"} if value else {}
     if key == "firmware":
@@ -137,8 +137,13 @@ def tracks(events):
         for track in entry["turns"].keys() - _observe(kind, obj).keys():
             if entry["turns"][track][-1][0] is not None:
                 entry["turns"][track].append([None, seconds])
-        entry["last"] = normalise(obj)
-    return {name: {"tracks": _lasting(entry["turns"]), "last": entry["last"]} for name, entry in objects.items()}
+        entry["gone"] = seconds if kind == "DELETED" else None
+        # What an object looked like on its way out is a matter of milliseconds; what it was is not.
+        entry["last"] = normalise(obj if kind != "DELETED" else {"spec": obj.get("spec")})
+    return {
+        name: {"tracks": _lasting(entry["turns"], entry["gone"]), "last": entry["last"]}
+        for name, entry in objects.items()
+    }
 
 
 def _observe(kind, obj):
@@ -148,7 +153,7 @@ def _observe(kind, obj):
         "life": "gone" if kind == "DELETED" else "there",
         "going": "deletionTimestamp" in metadata,
         "finalizers": metadata.get("finalizers", []),
-        "labels": normalise({key: value for key, value in (metadata.get("labels") or {}).items()}),
+        "labels": normalise(metadata.get("labels") or {}),
         "owners": [item["name"] for item in metadata.get("ownerReferences", [])],
     }
     for name in ("phase", "printableStatus", "ready", "created", "progress", "replicas", "readyReplicas", "readyToUse"):
@@ -163,10 +168,11 @@ def _observe(kind, obj):
 _LASTING_SECONDS = 0.15
 
 
-def _lasting(turns):
+def _lasting(turns, gone):
     result = {}
     for track, changes in turns.items():
-        ends = [change[1] for change in changes[1:]] + [float("inf")]
+        end = float("inf") if gone is None or track == "life" else gone
+        ends = [change[1] for change in changes[1:]] + [end]
         result[track] = [
             [value, end - start >= _LASTING_SECONDS] for (value, start), end in zip(changes, ends, strict=True)
         ]

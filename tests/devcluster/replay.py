@@ -147,8 +147,8 @@ class Replay:
         if isinstance(theirs, dict) and theirs.get("kind") == "APIResourceList":
             # The dev cluster serves fewer kinds; those it serves must be described alike.
             theirs = {**theirs, "resources": {name: theirs["resources"].get(name) for name in ours["resources"]}}
-        for path, ours, theirs in differences(ours, theirs):
-            self._complain(number, step, path, ours, theirs)
+        for path, got, wanted in differences(ours, theirs):
+            self._complain(number, step, path, got, wanted)
 
     def _learn(self, obj):
         metadata = obj.get("metadata") or {}
@@ -220,6 +220,8 @@ class Replay:
         return self._answers[place[0]]["items"][place[1]]["metadata"]["uid"]
 
     def _version(self, place):
+        if place == "now":
+            return self.cluster.store.rv
         if isinstance(place, int):
             return self._answers[place]["metadata"]["resourceVersion"]
         return self._all_events(place[1])[-1][2]["metadata"]["resourceVersion"]
@@ -307,14 +309,14 @@ def differences(ours, theirs, path=""):
 
 
 def compare_tracks(ours, theirs):
-    """Complaints where an object's course left out what lasted, or took a turn that was never recorded."""
+    """Complaints where an object's course, or what it came to, differs."""
     found = []
     for name in sorted(set(ours) | set(theirs)):
         if name not in ours or name not in theirs:
             found.append((f"object {name}", name in ours, name in theirs))
             continue
         for track in sorted(set(ours[name]["tracks"]) | set(theirs[name]["tracks"])):
-            mine = [value for value, _ in ours[name]["tracks"].get(track, [])]
+            mine = ours[name]["tracks"].get(track, [])
             recorded = theirs[name]["tracks"].get(track, [])
             if not _fits(mine, recorded):
                 found.append((f"{name} {track}", mine, recorded))
@@ -325,17 +327,13 @@ def compare_tracks(ours, theirs):
 
 
 def _fits(mine, recorded):
-    """Every lasting turn in order, and nothing that was not recorded."""
-    position = 0
-    for value in mine:
-        while position < len(recorded) and recorded[position][0] != value:
-            if recorded[position][1]:
-                return False
-            position += 1
-        if position == len(recorded):
-            return False
-        position += 1
-    return not any(lasting for _, lasting in recorded[position:])
+    """What lasted in one run occurred in the other, in the same order; what was short may be missing from either."""
+    return _occurs(mine, recorded) and _occurs(recorded, mine)
+
+
+def _occurs(turns, among):
+    values = iter([value for value, _ in among])
+    return all(any(value == other for other in values) for value, lasting in turns if lasting)
 
 
 def _by_object(events):
