@@ -1,5 +1,6 @@
 """The cluster put together: store, controllers and server, started and stopped as one."""
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -12,7 +13,7 @@ from app.devcluster.admission import Webhooks
 from app.devcluster.api import Api
 from app.devcluster.clock import Clock, LoopClock, ManualClock
 from app.devcluster.config import DevClusterConfig
-from app.devcluster.disruptions import Disruptions, ResetError
+from app.devcluster.disruptions import Disruptions, ResetError, Stage
 from app.devcluster.durations import Jitter
 from app.devcluster.faults import FaultBook
 from app.devcluster.garbage import GarbageCollector
@@ -29,6 +30,7 @@ from app.devcluster.vm_controller import MachineController
 from app.devcluster.vmi_controller import InstanceController
 
 _SHUTDOWN_SECONDS = 1.0
+_RESTART_GAP = 2
 
 
 class _Worker(Protocol):
@@ -51,6 +53,7 @@ class DevCluster:
         if isinstance(clock, ManualClock):
             clock.busy.append(lambda: not self.idle)
         self._workers: tuple[_Worker, ...] = ()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
         self._port = 0
@@ -120,6 +123,49 @@ class DevCluster:
             await self._runner.cleanup()
         for stop in self._stops:
             stop()
+
+    async def interrupt(self, *, kill: bool = True) -> None:
+        """Stop the API server, not the controllers: new connections are refused, open ones break (or, not killed, end)."""
+        if self._site is not None:
+            await self._site.stop()
+            self._site = None
+        for watch in tuple(self.server.watches):
+            if kill:
+                self.disruptions.cut_watch(watch)
+            else:
+                watch.close()
+        await asyncio.sleep(0)
+        server = self._runner.server if self._runner else None
+        for connection in tuple(server.connections) if server else ():
+            if connection.transport is not None and (kill or not self.server.watches):
+                connection.transport.abort()
+
+    async def recover(self, stage: Stage = Stage.UP) -> None:
+        """Start the API server again on its port; what watches had seen before is too old now."""
+        self.disruptions.stage = stage
+        self.store.rv += _RESTART_GAP
+        self.store.forget_history()
+        assert self._runner is not None  # noqa: S101  # interrupt() came before
+        self._site = web.TCPSite(self._runner, self.config.host, self._port)
+        await self._site.start()
+
+    async def restart(self, *, kill: bool = True, down: float = 0.0, starting: float = 0.0) -> None:
+        """Stop now, listen again after `down` seconds, be ready `starting` seconds later; returns at once."""
+        await self.interrupt(kill=kill)
+        loop = asyncio.get_running_loop()
+
+        def recover() -> None:
+            first = Stage.NO_CUSTOM_PATHS if starting else Stage.UP
+            self._tasks.add(task := loop.create_task(self.recover(first)))
+            task.add_done_callback(self._tasks.discard)
+            if starting:
+                self.clock.call_later(starting / 2, lambda: self._reach(Stage.NOT_READY))
+                self.clock.call_later(starting, lambda: self._reach(Stage.UP))
+
+        self.clock.call_later(down, recover)
+
+    def _reach(self, stage: Stage) -> None:
+        self.disruptions.stage = stage
 
     @property
     def idle(self) -> bool:

@@ -2,6 +2,8 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
 
 from aiohttp import web
 
@@ -30,7 +32,16 @@ _REASONS = {
     504: "Timeout",
 }
 _KUBEVIRT_GROUPS = frozenset({"kubevirt.io", "pool.kubevirt.io", "snapshot.kubevirt.io", "clone.kubevirt.io"})
+_REFUSED = "dial tcp 10.96.0.10:443: connect: connection refused"
 _MUTATOR = "https://virt-api.kubevirt.svc:443/virtualmachines-mutate?timeout=10s"
+
+
+class Stage(Enum):
+    """Of an API server that starts: it listens, then serves custom kinds, then is ready."""
+
+    NO_CUSTOM_PATHS = 1
+    NOT_READY = 2
+    UP = 3
 
 
 class ResetError(ConnectionError):
@@ -39,24 +50,30 @@ class ResetError(ConnectionError):
 
 @dataclass
 class Disruptions:
-    """`starting` is set while the API server comes up again: custom kinds are not served yet."""
+    """`stage` tells how far an API server that starts again has come."""
 
     faults: FaultBook
     store: Store
     clock: Clock
     durations: Durations
-    starting: bool = False
+    stage: Stage = Stage.UP
+    _down_since: dict[str, datetime] = field(default_factory=dict)
     _cut: set[int] = field(default_factory=set)
 
     def health(self, path: str) -> web.Response:
-        if self.starting and path != "/livez":
+        if self.stage is not Stage.UP and path != "/livez":
             text = "[+]ping ok\n[+]log ok\n[-]poststarthook/crd-informer-synced failed: reason withheld\nreadyz check failed\n"
             return web.Response(status=500, text=text)
         return web.Response(text="ok")
 
     async def before(self, request: web.Request, target: Target, verb: str, closing: asyncio.Event) -> None:
         """Raises ApiError for an ordered error; returns when an ordered delay is over."""
-        if self.starting and target.group not in {"", "coordination.k8s.io", "apps", "storage.k8s.io"}:
+        if self.stage is Stage.NO_CUSTOM_PATHS and target.group not in {
+            "",
+            "coordination.k8s.io",
+            "apps",
+            "storage.k8s.io",
+        }:
             raise ApiError(
                 503,
                 "ServiceUnavailable",
@@ -107,7 +124,7 @@ class Disruptions:
             return
         for kind, why in (
             ("webhook-hang", "context deadline exceeded"),
-            ("virt-api-down", "dial tcp 10.96.0.20:443: connect: connection refused"),
+            ("virt-api-down", _REFUSED),
         ):
             fault = self.faults.strike(frozenset({kind}), verb, resource.plural, "", "")
             if fault is None:
@@ -115,17 +132,21 @@ class Disruptions:
             if kind == "webhook-hang":
                 await self._sleep(self.durations.webhook_timeout)
             name = "virtualmachines-mutator" if resource is VIRTUAL_MACHINES else f"{resource.singular}-mutator"
+            told = f'failed calling webhook "{name}.kubevirt.io": failed to call webhook: Post "{_MUTATOR}": {why}'
             raise ApiError(
-                500,
-                "InternalError",
-                f'Internal error occurred: failed calling webhook "{name}.kubevirt.io": failed to call webhook: '
-                f'Post "{_MUTATOR}": {why}',
-                details={"causes": [{"message": f'failed calling webhook "{name}.kubevirt.io"'}]},
+                500, "InternalError", f"Internal error occurred: {told}", details={"causes": [{"message": told}]}
             )
 
     def check_aggregated(self) -> None:
-        if any(fault.kind == "virt-api-down" and not fault.spent for fault in self.faults.all()):
-            raise PlainError(503, "service unavailable\n")
+        """virt-api down: at first the proxy tells why, later only that the service is away."""
+        fault = next((item for item in self.faults.all() if item.kind == "virt-api-down" and not item.spent), None)
+        if fault is None:
+            return
+        now = self.clock.now()
+        since = self._down_since.setdefault(fault.id, now)
+        if (now - since).total_seconds() < self.durations.aggregation_notice:
+            raise PlainError(503, f"error trying to reach service: {_REFUSED}\n")
+        raise PlainError(503, "service unavailable\n")
 
     def admit_watch(self, watch: Watch, target: Target, version: str) -> None:
         """Expire, silence or cut a watch as ordered; one already running is reached through `reach_watches`."""

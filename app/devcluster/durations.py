@@ -30,6 +30,7 @@ class Durations:
     crash_backoff: float = 1.0
     crash_backoff_limit: float = 300.0
     webhook_timeout: float = 10.0
+    aggregation_notice: float = 30.0
     pool_reaction: float = 1.0
     volume_bind: float = 0.5
     import_total: float = 20.0

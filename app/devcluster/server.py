@@ -89,6 +89,8 @@ class ApiServer:
                 raise PlainError(404, _NOT_FOUND)
             return _fixed(request, known)
         if not target.plural:
+            if target.group == GROUP:
+                self._disruptions.check_aggregated()
             listed = discovery.resource_list(target.group, target.version)
             if listed is None:
                 raise PlainError(404, _NOT_FOUND)

@@ -104,6 +104,8 @@ def _node_status(status):
 
 
 def _text(value, key):
+    if value.startswith("[+]ping ok"):
+        return "<checks>"
     if key == "continue":
         return "<token>" if value else ""
     if key == "name" and (match := _GENERATED.match(value)):

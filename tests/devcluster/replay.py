@@ -29,11 +29,11 @@ _BOUND = 2000
 class Replay:
     """`run` gives the list of complaints; an empty one is agreement."""
 
-    def __init__(self, steps, *, setup=(), before=None):
+    def __init__(self, steps, *, setup=(), actions=()):
         self.steps = steps
         self.complaints = []
         self._setup = setup
-        self._before = before or {}
+        self._actions = list(actions)
         self._answers = {}
         self._watches = {}
         self._uids = {}
@@ -53,8 +53,6 @@ class Replay:
                 await self._send_setup(obj)
             for number, step in enumerate(self.steps):
                 await self._reach(step["at"])
-                if number in self._before:
-                    await self._before[number](self)
                 await self._do(number, step)
             await self._reach(float("inf"))
         return self.complaints
@@ -67,13 +65,15 @@ class Replay:
         await self.clock.settle()
 
     async def _reach(self, moment):
-        """Move the clock, closing on the way the watches that the recorder closed before."""
-        due = sorted(
-            (watch for watch in self._watches.values() if watch.closes <= moment), key=lambda item: item.closes
-        )
-        for watch in due:
-            await self._advance(watch.closes)
-            await self._finish(watch)
+        """Move the clock; on the way act on the cluster, and close the watches that the recorder closed before."""
+        due = [(watch.closes, self._finish, watch) for watch in self._watches.values()]
+        due += [(at, action, self.cluster) for at, action in self._actions]
+        for at, act, subject in sorted(due, key=lambda item: item[0]):
+            if at > moment:
+                break
+            await self._advance(at)
+            await act(subject)
+            self._actions = [item for item in self._actions if item != (at, act)]
         if moment != float("inf"):
             await self._advance(moment)
 

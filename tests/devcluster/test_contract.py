@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from app.devcluster.disruptions import Stage
+
 from .contract_source import CONTRACT, SCENARIOS, convert, unfold
 from .replay import Replay
 
@@ -29,11 +31,55 @@ SETUP = {
 }
 
 
+async def terminate(cluster):
+    await cluster.interrupt(kill=False)
+
+
+async def kill(cluster):
+    await cluster.interrupt(kill=True)
+
+
+async def listen(cluster):
+    await cluster.recover(Stage.NO_CUSTOM_PATHS)
+
+
+async def serve_custom_kinds(cluster):
+    cluster.disruptions.stage = Stage.NOT_READY
+
+
+async def be_ready(cluster):
+    cluster.disruptions.stage = Stage.UP
+
+
+async def stop_virt_api(cluster):
+    cluster.faults.order(kind="virt-api-down")
+
+
+async def start_virt_api(cluster):
+    cluster.faults.lift_all()
+
+
+ACTIONS = {
+    "server-restart": [
+        (3.1, terminate),
+        (63.5, listen),
+        (64.4, serve_custom_kinds),
+        (65.7, be_ready),
+        (69.7, kill),
+        (70.15, listen),
+        (71.0, serve_custom_kinds),
+        (72.0, be_ready),
+        (79.0, stop_virt_api),
+        (130.0, start_virt_api),
+    ],
+}
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_scenario(scenario):
     steps = unfold(json.loads((CONTRACT / f"{scenario}.json").read_text()))
 
-    complaints = await Replay(steps, setup=SETUP.get(scenario, ())).run()
+    complaints = await Replay(steps, setup=SETUP.get(scenario, ()), actions=ACTIONS.get(scenario, ())).run()
 
     assert not complaints, f"{len(complaints)} differences:\n" + "\n".join(complaints)
 
