@@ -109,14 +109,15 @@ def plan(pool: PoolSnapshot, now: datetime) -> Plan:
         )
 
     want = target(pool)
+    keep = _cap(pool, want)
     stale = _stale(pool, now)
     fresh_ready = len(pool.ready) - len(stale)
-    cancel = _cancel(pool, want=want, fresh_ready=fresh_ready, urgent=urgent)
+    cancel = _cancel(pool, keep=keep, fresh_ready=fresh_ready, urgent=urgent)
     staying = [vm for vm in pool.in_flight if vm.id not in set(cancel)]
     create, notes = _create(
         pool, now, want=want, fresh=fresh_ready + sum(vm.current for vm in staying), staying=len(staying)
     )
-    remove = _remove(pool, want=want, stale=stale, room_needed=_missing(want, fresh_ready, staying) - create)
+    remove = _remove(pool, now, keep=keep, stale=stale, room_needed=_missing(want, fresh_ready, staying) - create)
     return Plan(
         create=create,
         cancel=cancel,
@@ -126,6 +127,11 @@ def plan(pool: PoolSnapshot, now: datetime) -> Plan:
         notes=notes,
         look_again_at=_look_again_at(pool, now),
     )
+
+
+def _cap(pool: PoolSnapshot, want: int) -> int:
+    """How many unclaimed VMs may stay: a `max_vms` that was lowered below what is there lets the rest go."""
+    return want if pool.max_vms is None else min(want, max(0, pool.max_vms - pool.claimed))
 
 
 def _stale(pool: PoolSnapshot, now: datetime) -> list[ReadyVm]:
@@ -138,14 +144,14 @@ def _is_aged(pool: PoolSnapshot, vm: ReadyVm, now: datetime) -> bool:
     return pool.max_ready_age is not None and now - vm.ready_at >= pool.max_ready_age
 
 
-def _cancel(pool: PoolSnapshot, *, want: int, fresh_ready: int, urgent: bool) -> tuple[UUID, ...]:
+def _cancel(pool: PoolSnapshot, *, keep: int, fresh_ready: int, urgent: bool) -> tuple[UUID, ...]:
     """VMs on their way that are of no use any more: the youngest first, and nothing that a worker is at.
 
     Below the floor a VM of the old template that already boots is let through: it is the soonest help.
     """
     old = [vm for vm in pool.in_flight if not vm.current and not vm.leased and not (urgent and vm.asked)]
     current = [vm for vm in pool.in_flight if vm.current]
-    surplus = max(0, fresh_ready + len(current) - want)
+    surplus = max(0, fresh_ready + len(current) - keep)
     youngest = sorted((vm for vm in current if not vm.leased), key=lambda vm: (vm.asked, -vm.created_at.timestamp()))
     return _ids([*old, *youngest[: min(surplus, len(current))]])
 
@@ -183,21 +189,25 @@ def _create(pool: PoolSnapshot, now: datetime, *, want: int, fresh: int, staying
     return max(0, create), tuple(notes)
 
 
-def _remove(pool: PoolSnapshot, *, want: int, stale: list[ReadyVm], room_needed: int) -> tuple[UUID, ...]:
-    """Ready VMs to let go: what is above the target, stale ones first; under a tight `max_vms` stale ones make room."""
+def _remove(
+    pool: PoolSnapshot, now: datetime, *, keep: int, stale: list[ReadyVm], room_needed: int
+) -> tuple[UUID, ...]:
+    """Ready VMs to let go: those above what may stay, stale ones first; under a tight `max_vms` stale ones make room."""
     stale_ids = {vm.id for vm in stale}
     oldest = sorted((vm for vm in pool.ready if vm.id not in stale_ids), key=lambda vm: vm.ready_at)
-    surplus = max(0, len(pool.ready) - want)
+    surplus = max(0, len(pool.ready) - keep)
     above_floor = max(0, len(pool.ready) - pool.min_available)
     count = min(surplus, above_floor)
-    if stale and room_needed > 0 and _is_blocked_by_cap(pool):
+    if stale and room_needed > 0 and _is_blocked_by_cap(pool, now):
         count = min(max(count, min(room_needed, len(stale), pool.max_concurrent_creates)), above_floor)
     return _ids([*stale, *oldest][:count])
 
 
-def _is_blocked_by_cap(pool: PoolSnapshot) -> bool:
-    """No room for one more, and none on its way out that would make some."""
-    if pool.max_vms is None or pool.leaving or pool.stalled or pool.backoff_until is not None:
+def _is_blocked_by_cap(pool: PoolSnapshot, now: datetime) -> bool:
+    """No room for one more, none on its way out that would make some, and nothing else that keeps a new one from being made."""
+    if pool.max_vms is None or pool.leaving or pool.stalled:
+        return False
+    if pool.backoff_until is not None and pool.backoff_until > now:
         return False
     return pool.claimed + len(pool.ready) + len(pool.in_flight) >= pool.max_vms
 
