@@ -1,0 +1,85 @@
+"""A pool's phase, and how long a claim would wait."""
+
+from datetime import UTC, datetime, timedelta
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from app.domain.states import PoolPhase
+from app.domain.statistics import BootTimes, PoolCounts, PoolFlags, assess, estimate_wait
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+MEASURED = BootTimes(count=20, p50=40.0, p95=55.0)
+
+PHASES = {
+    "full": (PoolCounts(ready=3), {}, PoolPhase.READY),
+    "over full, while it rotates": (PoolCounts(ready=4, booting=1), {}, PoolPhase.READY),
+    "filling": (PoolCounts(ready=2, booting=1), {}, PoolPhase.FILLING),
+    "below the floor": (PoolCounts(booting=3), {}, PoolPhase.DEGRADED),
+    "drained": (PoolCounts(ready=1), {"auto_replenish": False}, PoolPhase.DRAINED),
+    "being refilled": (PoolCounts(ready=1, planned=2), {"auto_replenish": False}, PoolPhase.FILLING),
+    "paused before degraded": (PoolCounts(), {"paused": True}, PoolPhase.PAUSED),
+    "stalled before paused": (PoolCounts(), {"paused": True, "stalled_because": "5 failed"}, PoolPhase.STALLED),
+    "deleting before all": (PoolCounts(claimed=2), {"deleting": True, "stalled_because": "x"}, PoolPhase.DELETING),
+}
+
+
+@pytest.mark.parametrize(("counts", "flags", "phase"), PHASES.values(), ids=PHASES)
+def test_phase(counts, flags, phase):
+    assert assess(counts, size=3, min_available=1, flags=PoolFlags(**flags)).phase is phase
+
+
+def test_the_reason_names_what_is_waited_for_and_the_last_failure():
+    health = assess(
+        PoolCounts(), size=3, min_available=1, flags=PoolFlags(last_failure="no such image"), notes=("backing off",)
+    )
+    assert health.reason == "0 ready, below min_available 1; backing off; last failure: no such image"
+    assert assess(PoolCounts(ready=3), size=3, min_available=1, flags=PoolFlags(last_failure="x")).reason is None
+    assert assess(PoolCounts(ready=2, booting=1), size=3, min_available=1, flags=PoolFlags()).reason is None
+
+
+def wait(place, *, boots=MEASURED, ages=(), can_grow=True, batch=10):
+    since = tuple(NOW - timedelta(seconds=age) for age in ages)
+    return estimate_wait(place=place, boots=boots, in_flight_since=since, now=NOW, can_grow=can_grow, batch=batch)
+
+
+def test_the_next_claim_gets_the_vm_that_began_first():
+    assert wait(1, ages=(30, 10)).seconds == pytest.approx(10)
+    assert wait(2, ages=(30, 10)).seconds == pytest.approx(30)
+
+
+def test_a_boot_that_is_late_is_still_expected_soon():
+    assert wait(1, ages=(400,)).seconds == pytest.approx(2)
+
+
+def test_a_claim_beyond_those_on_their_way_waits_for_another_batch():
+    assert wait(2, ages=(10,)).seconds == pytest.approx(80)
+    assert wait(11, batch=5).seconds == pytest.approx(120)
+
+
+def test_without_a_measured_boot_it_says_so():
+    estimate = wait(1, boots=BootTimes())
+    assert estimate.seconds == pytest.approx(60)
+    assert "no boot measured yet" in estimate.basis
+    assert "20 boots, 40.0 s" in wait(1).basis
+
+
+def test_a_pool_that_makes_no_more_gives_no_time():
+    estimate = wait(3, ages=(10,), can_grow=False)
+    assert estimate.seconds is None
+    assert estimate.basis == "1 VMs are on their way and 2 claims wait before this one"
+
+
+@given(
+    place=st.integers(1, 500),
+    ages=st.lists(st.floats(0, 1000), max_size=20),
+    batch=st.integers(0, 50),
+    grows=st.booleans(),
+)
+def test_who_stands_further_back_never_waits_less(place, ages, batch, grows):
+    ages = sorted(ages, reverse=True)
+    here = wait(place, ages=ages, batch=batch, can_grow=grows).seconds
+    behind = wait(place + 1, ages=ages, batch=batch, can_grow=grows).seconds
+    assert here is None or here > 0
+    assert behind is None or (here is not None and behind >= here)
