@@ -2,13 +2,14 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from types import TracebackType
 from typing import Protocol, Self
 
 import yaml
 from aiohttp import web
 
+from app.devcluster.admin import PREFIX, Admin
 from app.devcluster.admission import Webhooks
 from app.devcluster.api import Api
 from app.devcluster.clock import Clock, LoopClock, ManualClock
@@ -18,8 +19,10 @@ from app.devcluster.durations import Jitter
 from app.devcluster.faults import FaultBook
 from app.devcluster.garbage import GarbageCollector
 from app.devcluster.node_agent import NodeAgent
+from app.devcluster.node_lifecycle import NodeLifecycle
 from app.devcluster.nodes import ImageCache, Ledger, NodeShape, build_node
 from app.devcluster.objects import Store
+from app.devcluster.persistence import StateFile
 from app.devcluster.registry import NAMESPACES, NODES, RESOURCES
 from app.devcluster.scheduler import Scheduler
 from app.devcluster.server import BODY_LIMIT, ApiServer
@@ -28,9 +31,11 @@ from app.devcluster.subresources import Subresources
 from app.devcluster.times import stamp
 from app.devcluster.vm_controller import MachineController
 from app.devcluster.vmi_controller import InstanceController
+from app.devcluster.watch import Watch
 
 _SHUTDOWN_SECONDS = 1.0
 _RESTART_GAP = 2
+_ANSWER_SECONDS = 0.05
 
 
 class _Worker(Protocol):
@@ -50,6 +55,10 @@ class DevCluster:
         self.jitter = Jitter(self.config.seed, self.config.jitter_share)
         self.store = Store()
         self.faults = FaultBook(self.jitter)
+        self.images = ImageCache(self.config.image_cache_slots)
+        self._state: StateFile | None = None
+        self._stops: tuple[Callable[[], None], ...] = ()
+        self._resumes: tuple[Callable[[], None], ...] = ()
         if isinstance(clock, ManualClock):
             clock.busy.append(lambda: not self.idle)
         self._workers: tuple[_Worker, ...] = ()
@@ -88,41 +97,95 @@ class DevCluster:
         await self.stop()
 
     async def start(self) -> None:
-        config = self.config
-        self._furnish()
-        self.images = ImageCache(config.image_cache_slots)
-        api = self.api = Api(self.store, self.clock, Webhooks(), self.jitter)
-        ledger = Ledger(self.store)
-        self.disruptions = Disruptions(self.faults, self.store, self.clock, config.durations)
-        garbage = GarbageCollector(api, config.durations)
-        machines = MachineController(api, config.durations)
-        instances = InstanceController(api, config.durations, self.jitter, lambda _pod: None)
-        scheduler = Scheduler(api, ledger, config.durations, self.jitter)
-        self.agent = NodeAgent(api, config.durations, self.jitter, self.faults, self.images)
+        if not self._open_state():
+            self._furnish()
+        for stored in self.store.each(NODES):
+            self._provide_images(stored.obj["metadata"]["name"])
+        self._build()
         for resource in RESOURCES:
-            garbage.resume(resource)
-        for resume in (machines.resume, instances.resume, scheduler.resume, self.agent.resume):
+            self._garbage.resume(resource)
+        for resume in self._resumes:
             resume()
-        self._stops: list[Callable[[], None]] = [
-            garbage.stop,
-            machines.stop,
-            instances.stop,
-            scheduler.stop,
-            self.agent.stop,
-            ledger.stop,
-        ]
-        self._workers = (garbage, machines, instances, scheduler, self.agent)
-        self.server = ApiServer(api, Subresources(api), self.disruptions, config.tokens)
         await self._listen()
 
     async def stop(self) -> None:
         self.server.closing.set()
         for watch in tuple(self.server.watches):
             watch.close()
+        for task in tuple(self._tasks):
+            task.cancel()
         if self._runner is not None:
             await self._runner.cleanup()
         for stop in self._stops:
             stop()
+        if self._state is not None:
+            self._state.close()
+
+    def reset(self) -> None:
+        """As new: no objects but nodes and namespaces, no faults."""
+        self.faults.lift_all()
+        self.store.clear()
+        self._furnish()
+
+    def _open_state(self) -> bool:
+        """Whether a saved cluster was found and taken up."""
+        if self.config.state is None:
+            return False
+        self._state = StateFile(self.config.state)
+        found = self._state.load(self.store)
+        self._state.attach(self.store, self.clock)
+        return found
+
+    def _provide_images(self, node: str) -> None:
+        for image in self.config.images:
+            self.images.add(node, image)
+
+    def _build(self) -> None:
+        config, store = self.config, self.store
+        api = self.api = Api(store, self.clock, Webhooks(), self.jitter)
+        self.ledger = Ledger(store)
+        self.disruptions = Disruptions(self.faults, store, self.clock, config.durations)
+        self._garbage = GarbageCollector(api, config.durations)
+        machines = MachineController(api, config.durations)
+        instances = InstanceController(api, config.durations, self.jitter, self.disruptions.refuse_pod)
+        scheduler = Scheduler(api, self.ledger, config.durations, self.jitter)
+        self.agent = NodeAgent(api, config.durations, self.jitter, self.faults, self.images)
+        self.lifecycle = NodeLifecycle(api, config.durations, self.agent, self.images)
+        self.server = ApiServer(api, Subresources(api), self.disruptions, config.tokens)
+        self.faults.listen(instances.resume)
+        self.faults.listen(lambda: self.disruptions.reach_watches(self.server.watches))
+        self._resumes = (
+            self.lifecycle.resume,
+            machines.resume,
+            instances.resume,
+            scheduler.resume,
+            self.agent.resume,
+        )
+        self._workers = (self._garbage, machines, instances, scheduler, self.agent)
+        self._stops = (
+            self._garbage.stop,
+            machines.stop,
+            instances.stop,
+            scheduler.stop,
+            self.lifecycle.stop,
+            self.agent.stop,
+            self.ledger.stop,
+        )
+
+    @property
+    def watches(self) -> Collection[Watch]:
+        """The watches open now."""
+        return self.server.watches
+
+    def order_restart(self, *, kill: bool, down: float, starting: float) -> None:
+        """As `restart`, begun when the caller's own request has been answered."""
+        loop = asyncio.get_running_loop()
+
+        def begin() -> None:
+            self._tasks.add(task := loop.create_task(self.restart(kill=kill, down=down, starting=starting)))
+            task.add_done_callback(self._tasks.discard)
+
+        self.clock.call_later(_ANSWER_SECONDS, begin)
 
     async def interrupt(self, *, kill: bool = True) -> None:
         """Stop the API server, not the controllers: new connections are refused, open ones break (or, not killed, end)."""
@@ -176,8 +239,7 @@ class DevCluster:
         number = sum(1 for _ in self.store.each(NODES))
         node = build_node(name, shape or self.config.node_shape, number, self.clock.now())
         self.store.put(NODES, node)
-        for image in self.config.images:
-            self.images.add(name, image)
+        self._provide_images(name)
 
     def add_namespace(self, name: str) -> None:
         if self.store.get(NAMESPACES, "", name) is None:
@@ -187,7 +249,6 @@ class DevCluster:
         """Namespaces and nodes of a new cluster."""
         for name in (*self.config.namespaces, "kube-system", "kubevirt"):
             self.add_namespace(name)
-        self.images = ImageCache(self.config.image_cache_slots)
         for number in range(1, self.config.nodes + 1):
             if self.store.get(NODES, "", f"node{number}") is None:
                 self.add_node(f"node{number}")
@@ -195,6 +256,7 @@ class DevCluster:
 
     async def _listen(self) -> None:
         application = web.Application(client_max_size=BODY_LIMIT, middlewares=[_quiet_cuts])
+        application.router.add_route("*", PREFIX + "{path:.*}", Admin(self).handle)
         application.router.add_route("*", "/{path:.*}", self.server.handle)
         self._runner = web.AppRunner(
             application, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS, handler_cancellation=True

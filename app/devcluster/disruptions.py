@@ -1,6 +1,7 @@
 """Where ordered faults meet requests: before a verb, after its effect, in webhooks, quotas and watches."""
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -9,9 +10,11 @@ from aiohttp import web
 
 from app.devcluster.clock import Clock
 from app.devcluster.durations import Durations
-from app.devcluster.faults import Fault, FaultBook
+from app.devcluster.faults import WATCH_KINDS, Fault, FaultBook
+from app.devcluster.nodes import pod_requests
 from app.devcluster.objects import Store
-from app.devcluster.registry import VIRTUAL_MACHINES, Resource
+from app.devcluster.quantities import whole
+from app.devcluster.registry import PODS, VIRTUAL_MACHINES, Resource
 from app.devcluster.requests import Target
 from app.devcluster.status import ApiError, Json, PlainError, describe
 from app.devcluster.watch import Watch
@@ -59,6 +62,7 @@ class Disruptions:
     stage: Stage = Stage.UP
     _down_since: dict[str, datetime] = field(default_factory=dict)
     _cut: set[int] = field(default_factory=set)
+    _reached: set[tuple[str, int]] = field(default_factory=set)
 
     def health(self, path: str) -> web.Response:
         if self.stage is not Stage.UP and path != "/livez":
@@ -160,6 +164,42 @@ class Disruptions:
         if fault is not None:
             delay = float(fault.settings.get("seconds", 0.0))
             self.clock.call_later(delay, lambda: self.cut_watch(watch))
+
+    def reach_watches(self, watches: Collection[Watch]) -> None:
+        """Apply watch faults that are ordered for running watches, each of them to each watch once."""
+        for fault in self.faults.all():
+            if fault.kind not in WATCH_KINDS or not fault.settings.get("running"):
+                continue
+            for watch in tuple(watches):
+                reached = (fault.id, id(watch))
+                plural = watch.resource.plural
+                if reached in self._reached or not fault.matches("watch", plural, watch.namespace, "", None):
+                    continue
+                self._reached.add(reached)
+                fault.struck += 1
+                if fault.kind == "watch-break":
+                    self.cut_watch(watch)
+                elif fault.kind == "watch-silent":
+                    watch.silent = True
+                else:
+                    watch.expire(watch.seen, self.store.rv)
+
+    def refuse_pod(self, pod: Json) -> str | None:
+        """An ordered quota on the memory that a namespace's pods ask for."""
+        namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
+        for fault in self.faults.all():
+            limit = fault.settings.get("memory")
+            if fault.kind != "quota" or limit is None or not fault.matches("create", "pods", namespace, name, None):
+                continue
+            asked = pod_requests(pod).get("memory", 0)
+            used = sum(pod_requests(other.obj).get("memory", 0) for other in self.store.rows(PODS, namespace))
+            if used + asked > whole(limit):
+                fault.struck += 1
+                return (
+                    f"exceeded quota: {fault.settings.get('name', 'quota')}, requested: requests.memory={asked}, "
+                    f"used: requests.memory={used}, limited: requests.memory={limit}"
+                )
+        return None
 
     def cut_watch(self, watch: Watch) -> None:
         """End a watch in the middle, without the closing chunk."""

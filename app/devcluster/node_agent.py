@@ -1,30 +1,20 @@
 """What runs on the nodes: the kubelet that starts pods, and the virt-handler that starts guests and watches them."""
 
-import uuid
 from collections.abc import Callable
 
 from app.devcluster.api import Api
-from app.devcluster.conditions import drop, find, holds, make, put
+from app.devcluster.conditions import find, holds, make, put
 from app.devcluster.durations import Durations, Jitter
 from app.devcluster.faults import Fault, FaultBook
+from app.devcluster.guests import connected, disconnected, failed, started, stopped
 from app.devcluster.nodes import ImageCache
 from app.devcluster.objects import Change, Key, Stored
 from app.devcluster.registry import PODS, VIRTUAL_MACHINE_INSTANCES
 from app.devcluster.status import Json
 from app.devcluster.times import stamp
-from app.devcluster.vmi_controller import FINAL, phase_of, pod_of, with_phase
+from app.devcluster.vmi_controller import FINAL, phase_of, pod_of
 from app.devcluster.work import Timers, WorkQueue
 
-_GUEST = {
-    "id": "devcluster",
-    "kernelRelease": "6.1.0",
-    "kernelVersion": "#1 SMP",
-    "machine": "x86_64",
-    "name": "Simulated Linux",
-    "prettyName": "Simulated Linux 1",
-    "version": "1",
-    "versionId": "1",
-}
 _UNPAUSED_GATE = 'corresponding condition of pod readiness gate "kubevirt.io/virtual-machine-unpaused" is not "True".'
 _Timer = tuple[str, str]
 
@@ -52,6 +42,8 @@ class NodeAgent:
         for stored in self._api.store.each(VIRTUAL_MACHINE_INSTANCES):
             self._queue.add((stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"]))
         for stored in self._api.store.each(PODS):
+            if stored.obj["status"]["phase"] == "Running":
+                self._images.use(stored.obj["spec"]["nodeName"], stored.obj)
             address = stored.obj["status"].get("podIP", "")
             if address:
                 high, low = address.split(".")[2:]
@@ -65,6 +57,9 @@ class NodeAgent:
     @property
     def idle(self) -> bool:
         return self._queue.idle
+
+    def is_dead(self, node: str) -> bool:
+        return node in self._dead
 
     def freeze(self, node: str) -> None:
         """The node is dead: nothing on it moves, and nothing that waits for it ends."""
@@ -219,91 +214,47 @@ class NodeAgent:
             return
         fails = self._faults.guest("boot-fails", vmi) is not None
         delay = self._jitter.spread(self._durations.domain_start)
-        turn = self._failed if fails else self._started
+        turn = self._fail if fails else self._start
         self._timers.ensure(
             (vmi["metadata"]["uid"], "guest"), "fail" if fails else "start", delay, lambda: self._on_vmi(key, turn)
         )
 
-    def _started(self, vmi: Json) -> Json:
-        now = self._api.clock.now()
+    def _start(self, vmi: Json) -> Json:
         pod = pod_of(self._api, vmi)
         address = pod.obj["status"].get("podIP", "") if pod else ""
-        interfaces = [
-            {
-                "infoSource": "domain",
-                **({"ipAddress": address, "ipAddresses": [address]} if number == 0 else {}),
-                "linkState": "up",
-                "mac": item.get("mac") or _mac(),
-                "name": item["name"],
-                "podInterfaceName": item["podInterfaceName"],
-                "queueCount": 1,
-            }
-            for number, item in enumerate(vmi["status"].get("interfaces", ()))
-        ]
-        conditions = put(vmi["status"].get("conditions"), make("LiveMigratable", True, now))
-        conditions = put(conditions, make("StorageLiveMigratable", True, now))
-        cpu = vmi["spec"]["domain"]["cpu"]
-        memory = {name: value for name, value in vmi["status"].get("memory", {}).items() if name != "memoryOverhead"}
-        status: Json = {
-            "conditions": conditions,
-            "currentCPUTopology": {name: cpu.get(name, 1) for name in ("cores", "sockets", "threads")},
-            "machine": {"type": "pc-q35-rhel9.6.0"},
-            "memory": memory,
-            "selinuxContext": "none",
-        }
-        if interfaces:
-            status["interfaces"] = interfaces
-        if "volumeStatus" in vmi["status"]:
-            status["volumeStatus"] = [
-                {**item, "target": f"vd{chr(ord('a') + number)}"}
-                for number, item in enumerate(vmi["status"]["volumeStatus"])
-            ]
-        return with_phase(vmi, "Running", stamp(now), **status)
+        return started(vmi, address, self._api.clock.now())
 
-    def _failed(self, vmi: Json) -> Json:
-        conditions = drop(vmi["status"].get("conditions"), "AgentConnected", "Paused")
-        return with_phase(vmi, "Failed", stamp(self._api.clock.now()), conditions=conditions)
+    def _fail(self, vmi: Json) -> Json:
+        return failed(vmi, self._api.clock.now())
+
+    def _connect(self, vmi: Json) -> Json:
+        return connected(vmi, self._api.clock.now())
 
     def _watch_guest(self, key: Key, vmi: Json, pod: Stored) -> None:
         uid = vmi["metadata"]["uid"]
         death = self._faults.guest("guest-dies", vmi)
         if death is not None:
             delay = float(death.settings.get("seconds", 0))
-            self._timers.ensure((uid, "end"), "die", delay, lambda: self._on_vmi(key, self._failed))
+            self._timers.ensure((uid, "end"), "die", delay, lambda: self._on_vmi(key, self._fail))
         else:
             self._timers.cancel((uid, "end"))
-        connected = holds(vmi["status"].get("conditions"), "AgentConnected")
+        answers = holds(vmi["status"].get("conditions"), "AgentConnected")
         mute = self._faults.guest("no-agent", vmi) or self._faults.guest("agent-lost", vmi)
         if mute is not None:
             self._timers.cancel((uid, "agent"))
-            if connected:
-                self._on_vmi(key, self._disconnected)
+            if answers:
+                self._on_vmi(key, disconnected)
                 return
-        elif not connected:
+        elif not answers:
             delay = self._jitter.spread(self._durations.guest_boot)
-            self._timers.ensure((uid, "agent"), "agent", delay, lambda: self._on_vmi(key, self._connected))
-        self._probe(key, vmi, pod, connected=connected and mute is None)
+            self._timers.ensure((uid, "agent"), "agent", delay, lambda: self._on_vmi(key, self._connect))
+        self._probe(key, vmi, pod, answers=answers and mute is None)
 
-    def _connected(self, vmi: Json) -> Json:
-        conditions = put(vmi["status"].get("conditions"), make("AgentConnected", True, self._api.clock.now()))
-        interfaces = [
-            {**item, "infoSource": "domain, guest-agent", "interfaceName": item["podInterfaceName"]}
-            for item in vmi["status"].get("interfaces", ())
-        ]
-        status = {**vmi["status"], "conditions": conditions, "guestOSInfo": _GUEST}
-        if interfaces:
-            status["interfaces"] = interfaces
-        return {**vmi, "status": status}
-
-    def _disconnected(self, vmi: Json) -> Json:
-        conditions = drop(vmi["status"].get("conditions"), "AgentConnected")
-        return {**vmi, "status": {**vmi["status"], "conditions": conditions}}
-
-    def _probe(self, key: Key, vmi: Json, pod: Stored, *, connected: bool) -> None:
+    def _probe(self, key: Key, vmi: Json, pod: Stored, *, answers: bool) -> None:
         """Keep the pod's Ready condition true to the guest: by its probe where it has one, else from the start."""
         uid = pod.obj["metadata"]["uid"]
         probed = "readinessProbe" in vmi["spec"]
-        healthy = (connected or not probed) and self._faults.guest("unready", vmi) is None
+        healthy = (answers or not probed) and self._faults.guest("unready", vmi) is None
         flapping = self._faults.guest("flapping", vmi)
         ready = holds(pod.obj["status"].get("conditions"), "ContainersReady")
         if flapping is not None and healthy:
@@ -375,11 +326,7 @@ class NodeAgent:
 
     def _shut(self, key: Key, uid: str) -> None:
         self._shut_down.add(uid)
-        self._on_vmi(key, self._stopped)
-
-    def _stopped(self, vmi: Json) -> Json:
-        conditions = drop(vmi["status"].get("conditions"), "AgentConnected", "Paused")
-        return with_phase(vmi, "Succeeded", stamp(self._api.clock.now()), conditions=conditions)
+        self._on_vmi(key, lambda vmi: stopped(vmi, self._api.clock.now()))
 
     def _remove_pod(self, key: Key, uid: str) -> None:
         found = self._api.store.by_uid(uid)
@@ -407,8 +354,3 @@ class NodeAgent:
 def _is_gated(pod: Json) -> bool:
     gate = find(pod["status"].get("conditions"), "kubevirt.io/virtual-machine-unpaused")
     return gate is not None and gate["status"] == "False"
-
-
-def _mac() -> str:
-    raw = uuid.uuid4().bytes
-    return f"02:00:00:{raw[0]:02x}:{raw[1]:02x}:{raw[2]:02x}"

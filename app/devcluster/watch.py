@@ -19,8 +19,8 @@ class Watch:
     def __init__(self, store: Store, resource: Resource, namespace: str, options: ListOptions) -> None:
         """Raises ApiError 500 where the version is no number."""
         self._store = store
-        self._resource = resource
-        self._namespace = namespace
+        self.resource = resource
+        self.namespace = namespace
         self._selector = options.selector
         self._queue: deque[bytes] = deque()
         self._ready = asyncio.Event()
@@ -45,7 +45,7 @@ class Watch:
             )
         self._after = int(version or 0)
         if options.initial_events or (options.initial_events is None and version in {"", "0"}):
-            for stored in self._store.rows(self._resource, self._namespace):
+            for stored in self._store.rows(self.resource, self.namespace):
                 if self._selector.matches(stored.obj):
                     self._push("ADDED", stored)
             self._after = self._store.rv
@@ -56,7 +56,7 @@ class Watch:
             self._after = self._store.rv
             return
         try:
-            for change in self._store.since(self._resource, self._after):
+            for change in self._store.since(self.resource, self._after):
                 self._take(change)
         except Gone as error:
             self.expire(self._after, error.oldest)
@@ -96,9 +96,9 @@ class Watch:
         return data
 
     def _take(self, change: Change) -> None:
-        if change.resource is not self._resource or change.rv <= self._after:
+        if change.resource is not self.resource or change.rv <= self._after:
             return
-        if self._namespace and change.key[0] != self._namespace:
+        if self.namespace and change.key[0] != self.namespace:
             return
         self.seen = change.rv
         if self.silent:
@@ -121,7 +121,7 @@ class Watch:
         metadata: dict[str, object] = {"resourceVersion": str(max(self.seen, self._store.rv))}
         if annotations:
             metadata["annotations"] = annotations
-        obj = {"apiVersion": self._resource.api_version, "kind": self._resource.kind, "metadata": metadata}
+        obj = {"apiVersion": self.resource.api_version, "kind": self.resource.kind, "metadata": metadata}
         self._queue.append(orjson.dumps({"type": "BOOKMARK", "object": obj}) + b"\n")
         self._ready.set()
 

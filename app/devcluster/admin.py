@@ -1,0 +1,195 @@
+"""The dev cluster's own API, below /devcluster/v1: what a test or a demo orders, and what it may look at.
+
+    GET    state                 counts: VMs by printable status and readiness, VMIs by phase, nodes, watches
+    GET    faults                the faults in force, and how often each struck
+    POST   faults                order one; answers with it and its id
+    DELETE faults                lift all
+    DELETE faults/{id}           lift one
+    GET    nodes                 each node: alive or not, what its pods ask for, the images it holds
+    POST   nodes                 {"name": ..., "cpu": 32, "memory": "256Gi", "hugepages_2mi": ..., "hugepages_1gi": ...}
+    DELETE nodes/{name}          take a node away
+    POST   nodes/{name}/kill     power it off; POST nodes/{name}/revive powers it on
+    POST   namespaces            {"name": ...}
+    POST   compact               forget the past: a watch or list from an older resourceVersion gets 410
+    POST   restart               {"kill": true, "down": seconds, "starting": seconds}: the API server stops and comes back
+    POST   reset                 remove every object and fault; nodes and namespaces as at the start
+
+A fault is {"kind": ..., "verbs": [...], "resource": "virtualmachines", "namespace": glob, "name": glob, "labels":
+selector, "count": n, "probability": p, "settings": {...}}; only `kind` is needed. Kinds, and their settings:
+
+    error           status (500), reason, message, retry_after: the request has no effect
+    delay           seconds, then the request goes on
+    hang            no answer until the fault is lifted; then the connection is cut
+    reset-before    the connection is cut, the request has no effect
+    reset-after     the connection is cut, the request had its effect
+    quota           limit: at most so many objects of the kind; or memory: a pod's requests beyond it are refused; name
+    webhook-hang    writes of KubeVirt kinds fail after 10 s of the cluster's scale
+    virt-api-down   writes of KubeVirt kinds fail at once, subresources answer 503
+    watch-break     the watch is cut in the middle, after `seconds`
+    watch-silent    the watch stays open and says nothing more
+    watch-expire    the watch ends in 410, whatever its resourceVersion
+    never-boots     the VMI stays Scheduled
+    boot-fails      the VMI fails before it runs: a crash loop
+    no-agent        the guest agent never connects;  agent-lost: it goes away
+    guest-dies      the VMI fails `seconds` after it runs
+    unready         the readiness probe fails;  flapping: it fails and succeeds in turn every `seconds`
+    image-error     the container disk cannot be pulled: `message`
+
+Watch faults strike watches as they are opened; with settings {"running": true} also those open already. Guest faults
+match a VMI by namespace, name and labels.
+"""
+
+import json
+from collections import Counter
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from app.devcluster.cluster_parts import Parts
+from app.devcluster.conditions import find, holds
+from app.devcluster.nodes import NodeShape
+from app.devcluster.registry import NODES, PODS, VIRTUAL_MACHINE_INSTANCES, VIRTUAL_MACHINES
+from app.devcluster.status import ApiError, Json, bad_request, not_found
+from app.devcluster.vmi_controller import phase_of
+
+PREFIX = "/devcluster/v1/"
+
+
+class Admin:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def handle(self, request: web.Request) -> web.Response:
+        try:
+            body, status = await self._route(request, request.path.removeprefix(PREFIX).strip("/").split("/"))
+        except ApiError as error:
+            body, status = error.body, error.code
+        return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+
+    async def _route(self, request: web.Request, path: list[str]) -> tuple[Any, int]:
+        match (request.method, *path):
+            case ("GET", "state"):
+                return self._state(), 200
+            case (_, "faults", *rest):
+                return await self._faults(request, rest)
+            case (_, "nodes", *rest):
+                return await self._nodes(request, rest)
+            case ("POST", "namespaces"):
+                self._parts.add_namespace(_text(await _read(request), "name"))
+                return {}, 201
+            case ("POST", "compact"):
+                self._parts.store.forget_history()
+                return {"resourceVersion": str(self._parts.store.rv)}, 200
+            case ("POST", "restart"):
+                order = await _read(request)
+                self._parts.order_restart(
+                    kill=bool(order.get("kill", True)),
+                    down=float(order.get("down", 0)),
+                    starting=float(order.get("starting", 0)),
+                )
+                return {}, 202
+            case ("POST", "reset"):
+                self._parts.reset()
+                return {}, 200
+            case _:
+                raise ApiError(
+                    404,
+                    "NotFound",
+                    f"{request.method} {request.path} is not served; see app.devcluster.admin for what is",
+                )
+
+    async def _faults(self, request: web.Request, rest: list[str]) -> tuple[Any, int]:
+        faults = self._parts.faults
+        match (request.method, *rest):
+            case ("GET",):
+                return {"items": [fault.describe() for fault in faults.all()]}, 200
+            case ("POST",):
+                return faults.order(**await _read(request)).describe(), 201
+            case ("DELETE",):
+                faults.lift_all()
+                return {}, 200
+            case ("DELETE", fault_id):
+                faults.lift(fault_id)
+                return {}, 200
+            case _:
+                raise ApiError(405, "MethodNotAllowed", "faults take GET, POST and DELETE")
+
+    async def _nodes(self, request: web.Request, rest: list[str]) -> tuple[Any, int]:
+        lifecycle = self._parts.lifecycle
+        match (request.method, *rest):
+            case ("GET",):
+                return {"items": [self._describe(stored.obj) for stored in self._parts.store.rows(NODES)]}, 200
+            case ("POST",):
+                given = await _read(request)
+                name = _text(given, "name")
+                shape = NodeShape(**{key: value for key, value in given.items() if key in NodeShape.__slots__})
+                self._parts.add_node(name, shape)
+                stored = self._parts.store.get(NODES, "", name)
+                if stored is None:
+                    raise not_found("", "nodes", name)
+                return self._describe(stored.obj), 201
+            case ("DELETE", name):
+                lifecycle.remove(name)
+            case ("POST", name, "kill"):
+                lifecycle.kill(name)
+            case ("POST", name, "revive"):
+                lifecycle.revive(name)
+            case _:
+                raise ApiError(
+                    405, "MethodNotAllowed", "nodes take GET, POST, DELETE {name} and POST {name}/kill|revive"
+                )
+        return {}, 200
+
+    def _describe(self, node: Json) -> Json:
+        name = node["metadata"]["name"]
+        ready = find(node["status"]["conditions"], "Ready") or {}
+        return {
+            "name": name,
+            "alive": not self._parts.agent.is_dead(name),
+            "ready": ready.get("status"),
+            "used": {kind: amount for kind, amount in self._parts.ledger.used(name).items() if amount},
+            "allocatable": node["status"]["allocatable"],
+            "images": self._parts.images.held().get(name, []),
+        }
+
+    def _state(self) -> Json:
+        store = self._parts.store
+        machines = [stored.obj for stored in store.each(VIRTUAL_MACHINES)]
+        instances = [stored.obj for stored in store.each(VIRTUAL_MACHINE_INSTANCES)]
+        printable = Counter((vm.get("status") or {}).get("printableStatus", "") for vm in machines)
+        warm = sum(
+            1
+            for vmi in instances
+            if phase_of(vmi) == "Running"
+            and "deletionTimestamp" not in vmi["metadata"]
+            and all(holds(vmi["status"].get("conditions"), kind) for kind in ("Ready", "AgentConnected"))
+            and not holds(vmi["status"].get("conditions"), "Paused")
+        )
+        return {
+            "resourceVersion": str(store.rv),
+            "virtualmachines": {"total": len(machines), "byStatus": dict(printable), "warm": warm},
+            "virtualmachineinstances": {"total": len(instances), "byPhase": dict(Counter(map(phase_of, instances)))},
+            "pods": sum(1 for _ in store.each(PODS)),
+            "nodes": sum(1 for _ in store.each(NODES)),
+            "faults": len(self._parts.faults.all()),
+            "watches": len(self._parts.watches),
+        }
+
+
+async def _read(request: web.Request) -> dict[str, Any]:
+    text = await request.text()
+    try:
+        given = json.loads(text or "{}")
+    except ValueError as error:
+        raise bad_request(f"the body is no JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise bad_request("the body must be a JSON object")
+    return given
+
+
+def _text(given: dict[str, Any], name: str) -> str:
+    value = given.get(name)
+    if not isinstance(value, str) or not value:
+        raise bad_request(f"'{name}' must be a text")
+    return value

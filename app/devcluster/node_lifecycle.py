@@ -1,0 +1,140 @@
+"""What the cluster makes of nodes that stop reporting, come back, or are taken away (delays as in Kubernetes 1.36)."""
+
+from collections.abc import Callable
+
+from app.devcluster.api import Api
+from app.devcluster.clock import Timer
+from app.devcluster.conditions import make, put
+from app.devcluster.deletion import DeleteOptions, delete
+from app.devcluster.durations import Durations
+from app.devcluster.node_agent import NodeAgent
+from app.devcluster.nodes import ImageCache, ready_conditions
+from app.devcluster.objects import Change, Stored
+from app.devcluster.registry import NODES, PODS
+from app.devcluster.status import Json, not_found
+from app.devcluster.times import stamp
+
+_TAINT = "node.kubernetes.io/unreachable"
+_SCHEDULABLE = "kubevirt.io/schedulable"
+
+
+class NodeLifecycle:
+    """A killed node turns NotReady after `node_grace`; its pods are deleted `node_eviction` later, but go only once the
+    node is back or taken away. A node that comes back takes new VMs `node_return` later.
+    """
+
+    def __init__(self, api: Api, durations: Durations, agent: NodeAgent, images: ImageCache) -> None:
+        self._api = api
+        self._durations = durations
+        self._agent = agent
+        self._images = images
+        self._timers: dict[str, list[Timer]] = {}
+        self._unsubscribe = api.store.subscribe(self._notice)
+
+    def resume(self) -> None:
+        """Nodes that were dead when the state was saved are dead still."""
+        for stored in self._api.store.each(NODES):
+            if any(item["key"] == _TAINT for item in stored.obj["spec"].get("taints", ())):
+                self._agent.freeze(stored.obj["metadata"]["name"])
+
+    def stop(self) -> None:
+        self._unsubscribe()
+        for name in list(self._timers):
+            self._cancel(name)
+
+    def kill(self, name: str) -> None:
+        """Power off. Raises ApiError 404 for a node that is not there."""
+        self._node(name)
+        self._cancel(name)
+        self._agent.freeze(name)
+        clock, grace = self._api.clock, self._durations.node_grace
+        self._timers[name] = [
+            clock.call_later(grace, lambda: self._miss(name)),
+            clock.call_later(grace + self._durations.node_eviction, lambda: self._evict(name)),
+        ]
+
+    def revive(self, name: str) -> None:
+        """Power on again: guests that were not evicted turn out to be running still."""
+        self._node(name)
+        self._cancel(name)
+        self._change(name, self._alive)
+        self._agent.thaw(name)
+        timer = self._api.clock.call_later(self._durations.node_return, lambda: self._change(name, _open))
+        self._timers[name] = [timer]
+
+    def remove(self, name: str) -> None:
+        """Take the node out of the cluster, and what ran on it with it."""
+        self._node(name)
+        self._api.store.remove(NODES, "", name)
+
+    def _notice(self, change: Change) -> None:
+        if change.resource is not NODES or change.new is not None:
+            return
+        name = change.key[1]
+        self._cancel(name)
+        self._images.forget(name)
+        for pod in self._pods(name):
+            metadata = pod.obj["metadata"]
+            self._api.store.remove(PODS, metadata["namespace"], metadata["name"])
+        self._agent.thaw(name)
+
+    def _miss(self, name: str) -> None:
+        now = self._api.clock.now()
+
+        def unknown(node: Json) -> Json:
+            taints = [
+                {"key": _TAINT, "effect": effect, "timeAdded": stamp(now)} for effect in ("NoSchedule", "NoExecute")
+            ]
+            status = {**node["status"], "conditions": ready_conditions(now, alive=False)}
+            return {**node, "spec": {**node["spec"], "taints": taints}, "status": status}
+
+        self._change(name, unknown)
+        for pod in self._pods(name):
+            self._api.modify(PODS, pod, self._unready)
+
+    def _unready(self, pod: Json) -> Json:
+        conditions = put(pod["status"].get("conditions"), make("Ready", False, self._api.clock.now()))
+        return {**pod, "status": {**pod["status"], "conditions": conditions}}
+
+    def _evict(self, name: str) -> None:
+        self._change(name, _close)
+        for pod in self._pods(name):
+            metadata = pod.obj["metadata"]
+            if "deletionTimestamp" not in metadata:
+                delete(self._api, PODS, metadata["namespace"], metadata["name"], DeleteOptions(uid=metadata["uid"]))
+
+    def _alive(self, node: Json) -> Json:
+        spec = {key: value for key, value in node["spec"].items() if key != "taints"}
+        status = {**node["status"], "conditions": ready_conditions(self._api.clock.now())}
+        return {**node, "spec": spec, "status": status}
+
+    def _pods(self, name: str) -> list[Stored]:
+        return [pod for pod in self._api.store.each(PODS) if pod.obj["spec"].get("nodeName") == name]
+
+    def _node(self, name: str) -> Stored:
+        stored = self._api.store.get(NODES, "", name)
+        if stored is None:
+            raise not_found("", "nodes", name)
+        return stored
+
+    def _change(self, name: str, change: Callable[[Json], Json]) -> None:
+        stored = self._api.store.get(NODES, "", name)
+        if stored is not None:
+            self._api.modify(NODES, stored, change)
+
+    def _cancel(self, name: str) -> None:
+        for timer in self._timers.pop(name, ()):
+            timer.cancel()
+
+
+def _close(node: Json) -> Json:
+    return _labelled(node, "false")
+
+
+def _open(node: Json) -> Json:
+    return _labelled(node, "true")
+
+
+def _labelled(node: Json, value: str) -> Json:
+    metadata = node["metadata"]
+    return {**node, "metadata": {**metadata, "labels": {**metadata["labels"], _SCHEDULABLE: value}}}
