@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Generator
@@ -16,12 +18,20 @@ from starlette.types import ASGIApp
 from typing_extensions import override
 
 from app.api import claim_route, claims, events, health, pools, problems, vms
+from app.api.claim_route import ClaimRoute
 from app.api.edge import Edge
 from app.api.services import Services
 from app.config import Role, Settings
+from app.errors import EmberpoolError
 from app.wiring import run_services
 
 log = structlog.get_logger(__name__)
+
+
+class CannotListen(EmberpoolError):
+    code = "cannot-listen"
+    title = "The service cannot listen"
+
 
 _DESCRIPTION = """
 Emberpool keeps VMs of KubeVirt warm and hands them out before they are asked for.
@@ -42,7 +52,7 @@ _TAGS = [
 
 
 def create_app(role: Role = Role.ALL) -> FastAPI:
-    """The application without what it works on: `services` goes into its state before it serves. The claim route stands first."""
+    """The application without what it works on: `services` goes into its state before it serves."""
     app: FastAPI = FastAPIOffline(
         title="Emberpool",
         version="1.0.0",
@@ -53,19 +63,19 @@ def create_app(role: Role = Role.ALL) -> FastAPI:
         swagger_ui_parameters={"displayRequestDuration": True, "tryItOutEnabled": True, "defaultModelsExpandDepth": 0},
     )
     if role is not Role.WORKER:
-        # FastAPI has put its own documents first; a claim must not walk past anything.
-        app.router.routes[:0] = claim_route.router.routes
-        for part in (claims, pools, vms, events):
+        for part in (claim_route, claims, pools, vms, events):
             app.include_router(part.router)
     app.include_router(health.router)
     problems.install(app)
     return app
 
 
-def with_edge(app: FastAPI, settings: Settings) -> ASGIApp:
-    """The application behind the checks that every request passes first."""
+def with_edge(app: FastAPI, services: Services) -> ASGIApp:
+    """The application behind the checks that every request passes first, and the claim route beside it."""
+    settings = services.settings
     token = settings.api_token.get_secret_value() if settings.api_token else None
-    return Edge(app, token=token, max_body_bytes=settings.max_body_bytes)
+    claim = ClaimRoute(services) if settings.role is not Role.WORKER else None
+    return Edge(app, claim=claim, token=token, max_body_bytes=settings.max_body_bytes)
 
 
 @asynccontextmanager
@@ -74,20 +84,22 @@ async def run_app(settings: Settings, *, stopping: asyncio.Event) -> AsyncIterat
     async with run_services(settings, stopping=stopping) as services:
         app = create_app(settings.role)
         app.state.services = services
-        yield with_edge(app, settings), services
+        yield with_edge(app, services), services
 
 
-async def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; `on_ready` is told the address once it listens.
+async def serve(
+    settings: Settings, *, on_ready: Callable[[str], None] | None = None, stopping: asyncio.Event | None = None
+) -> None:
+    """Serves until SIGTERM, SIGINT or `stopping`, then drains; `on_ready` is told the address once it listens.
 
-    Raises OSError where the address is taken, and what a part of the service died of.
+    Raises CannotListen, and what a part of the service died of.
     """
-    stopping = asyncio.Event()
+    stopping = stopping or asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
-    listening = socket.create_server((settings.host, settings.port), backlog=2048, reuse_port=False)
-    address = f"http://{settings.host}:{listening.getsockname()[1]}"
+    listening = _listen(settings)
+    address = _address(settings.host, listening.getsockname()[1])
     async with run_app(settings, stopping=stopping) as (app, _):
         server = _Server(
             uvicorn.Config(
@@ -97,6 +109,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = 
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # nothing here depends on who called; unwrapping them costs every request
                 timeout_graceful_shutdown=int(settings.shutdown_grace_seconds),
                 timeout_keep_alive=75,
             )
@@ -112,6 +125,26 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = 
         server.should_exit = True
         await serving
         ended.cancel()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048, reuse_port=False)
+    except OSError as error:
+        at = f"{settings.host} port {settings.port}"
+        if error.errno == errno.EADDRINUSE:
+            raise CannotListen(
+                f"{at} is taken by another process; stop it, or give another --port (0: any free one)."
+            ) from error
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise CannotListen(f"{at}: {reason}; give another --port, or another host as EMBERPOOL_HOST.") from error
+
+
+def _address(host: str, port: int) -> str:
+    """As a URL that can be opened on this machine: an address that stands for all of them is none to go to."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Server(uvicorn.Server):

@@ -40,7 +40,7 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
 
     parts: list[Coroutine[Any, Any, None]] = []
     if settings.role is not Role.WORKER:
-        listener.on(Topic.PLAN, desk.forget_pools)
+        listener.on(Topic.POOL, desk.forget_pools)
         listener.on(Topic.BOUND, room.wake)
         parts += [desk.run(stopping), room.run(stopping), tail.run(stopping)]
         try:

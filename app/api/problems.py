@@ -59,6 +59,13 @@ def render(error: EmberpoolError, *, instance: str | None = None) -> Response:
     return Response(orjson.dumps(body), status_code=error.status, media_type=MEDIA_TYPE, headers=headers)
 
 
+def render_crash(path: str, error: Exception) -> Response:
+    """The answer to a bug of ours: logged whole, told as nothing but that."""
+    log.error("request.crashed", path=path, exc_info=error)
+    found = EmberpoolError("an error on our side; its details are in the service's log. Trying again may help")
+    return render(found, instance=path)
+
+
 def responses(*errors: type[EmberpoolError]) -> dict[int | str, dict[str, Any]]:
     """What a route declares of its errors in the OpenAPI document: by status, one example a code."""
     found: dict[int | str, dict[str, Any]] = {}
@@ -116,9 +123,7 @@ def install(app: FastAPI) -> None:
         return render(_from_http(request, error), instance=request.url.path)
 
     async def on_bug(request: Request, error: Exception) -> Response:
-        log.error("request.crashed", path=request.url.path, exc_info=error)
-        found = EmberpoolError("an error on our side; its details are in the service's log. Trying again may help")
-        return render(found, instance=request.url.path)
+        return render_crash(request.url.path, error)
 
     handlers: list[tuple[type[Exception], Callable[[Request, Exception], Awaitable[Response]]]] = [
         (EmberpoolError, on_ours),

@@ -24,6 +24,14 @@ from app.store.database import driver_dsn, is_away, unavailable
 
 _CONNECT_SECONDS = 5.0
 _STATEMENT_SECONDS = 15.0
+# One generic plan for good. Made on a young database it would read the claims whole, since they are few, and go on doing so
+# when they are many (measured: 40 to 500 microseconds a claim after 6,000 claims); every table here has its index.
+_SESSION = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "jit": "off",
+    "application_name": "emberpool-claims",
+}
 
 # $1 pool, $2 hint, then one array entry a request: $3 claim ids, $4 idempotency keys, $5 request hashes, $6 lease seconds,
 # $7 labels. No join to an updated or deleted table: under a generic plan Postgres reads such a table whole.
@@ -226,11 +234,7 @@ class ClaimLane:
             self._dsn,
             timeout=_CONNECT_SECONDS,
             command_timeout=_STATEMENT_SECONDS,
-            server_settings={
-                "plan_cache_mode": "force_generic_plan",
-                "jit": "off",
-                "application_name": "emberpool-claims",
-            },
+            server_settings=_SESSION,
         )
 
 

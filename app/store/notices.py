@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 class Topic(StrEnum):
     PLAN = "plan"
     """A pool is due for planning; the payload is its id."""
+    POOL = "pool"
+    """A pool was written or deleted; the payload is its id."""
     CREATE = "create"
     REMOVE = "remove"
     BOUND = "bound"

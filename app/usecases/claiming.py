@@ -64,6 +64,7 @@ class ClaimDesk:
         self._lane = lane
         self._combiners: dict[UUID, Combiner] = {}
         self._facts: dict[str, _PoolFacts] = {}
+        self._reading: dict[str, asyncio.Future[_PoolFacts]] = {}
         self._claimed: set[UUID] = set()
         self._tell = asyncio.Event()
 
@@ -75,7 +76,7 @@ class ClaimDesk:
         """
         facts = self._facts.get(wish.pool)
         if facts is None or facts.good_until < time.monotonic():
-            facts = await self._learn(wish.pool)
+            facts = await self._learn_once(wish.pool)
         lease_seconds = wish.lease_seconds if wish.lease_seconds is not None else facts.default_lease_seconds
         refuse_long_lease(lease_seconds, facts.max_lease_seconds, wish.pool)
         request = ClaimRequest(
@@ -124,6 +125,19 @@ class ClaimDesk:
             combiner = self._combiners[pool_id] = Combiner(self._lane, pool_id, self._note_claimed)
         outcome = await combiner.claim(request)
         return outcome if outcome is not None else await combiner.claim(request, from_start=True)
+
+    async def _learn_once(self, name: str) -> _PoolFacts:
+        """All who ask for one pool at the same moment share one read; a cancelled one leaves it to the others."""
+        reading = self._reading.get(name)
+        if reading is None:
+            reading = self._reading[name] = asyncio.ensure_future(self._learn(name))
+            reading.add_done_callback(lambda done: self._end_reading(name, done))
+        return await asyncio.shield(reading)
+
+    def _end_reading(self, name: str, done: "asyncio.Future[_PoolFacts]") -> None:
+        del self._reading[name]
+        if not done.cancelled():
+            done.exception()  # whoever waited has had it; nobody waiting is no fault
 
     async def _learn(self, name: str) -> _PoolFacts:
         async with self._db.begin() as tx:

@@ -161,4 +161,5 @@ def _refuse_deleting(pool: PoolRow | None) -> None:
 
 async def _wake(tx: Tx, pool_id: UUID) -> None:
     await pool_rows.make_due(tx, pool_id)
+    await notify(tx, Topic.POOL, pool_id)
     await notify(tx, Topic.PLAN, pool_id)
