@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     """How often the cluster is listed whole, whatever the watches said."""
     watch_silence_seconds: float = Field(default=90, gt=0)
     """A watch with no event and no bookmark for so long is dead: an API server sends a bookmark about once a minute."""
+    watch_lease_seconds: float = Field(default=12, gt=0)
+    """How long the replica that watches may be silent before another takes the watch over; it renews at least four times in it."""
 
     plan_seconds: float = Field(default=1, gt=0)
     """How often each pool is planned when nothing wakes it."""

@@ -22,8 +22,8 @@ from app.usecases.observing import Observing
 from app.workers.loop import rest
 
 WATCH_NAME = "virtualmachines"
-_LEASE_SECONDS = 12.0
-_RENEW_SECONDS = 3.0
+_RENEWALS = 4  # in one lease, at least: three may fail before another takes over
+_RENEW_SECONDS = 3.0  # at most; so often standbys look whether the watch is free
 _BATCH = 200
 _GATHER_SECONDS = 0.01
 _HEARD_SECONDS = 2.0
@@ -38,6 +38,8 @@ class Observe:
         self._gateway = gateway
         self._observing = Observing(db, gateway, settings)
         self._holder = holder
+        self._lease_seconds = settings.watch_lease_seconds
+        self._renew_seconds = min(_RENEW_SECONDS, settings.watch_lease_seconds / _RENEWALS)
         self._token = new_id()
         self._heard_at = 0.0
 
@@ -52,7 +54,7 @@ class Observe:
                 # Whatever it was, a fresh list is the way to go on: one strange object must not end the other loops.
                 LOOP_ERRORS.labels(loop="observe").inc()
                 log.exception("observe.failed")
-            await rest(_RENEW_SECONDS, None, stop)
+            await rest(self._renew_seconds, None, stop)
         await self.hand_back()
 
     async def hand_back(self) -> None:
@@ -65,7 +67,9 @@ class Observe:
 
     async def _take(self) -> bool:
         async with self._db.begin() as tx:
-            return await leases.take(tx, WATCH_NAME, holder=self._holder, token=self._token, seconds=_LEASE_SECONDS)
+            return await leases.take(
+                tx, WATCH_NAME, holder=self._holder, token=self._token, seconds=self._lease_seconds
+            )
 
     async def _watch(self, stop: asyncio.Event) -> None:
         """Watches until the stop, or until another holds the lease."""
@@ -90,7 +94,7 @@ class Observe:
     async def _keep(self, stop: asyncio.Event) -> None:
         """Renews the lease; returns once another holds it."""
         while not stop.is_set():
-            await rest(_RENEW_SECONDS, None, stop)
+            await rest(self._renew_seconds, None, stop)
             if not await self._take():
                 log.info("observe.lease_lost", holder=self._holder)
                 return
