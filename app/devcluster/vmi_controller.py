@@ -71,7 +71,7 @@ class InstanceController:
             for reference in change.last.obj["metadata"].get("ownerReferences", ()):
                 if reference["kind"] == "VirtualMachineInstance":
                     self._queue.add((change.key[0], reference["name"]))
-        elif change.resource in {CLAIMS, DATA_VOLUMES}:
+        if change.resource in {CLAIMS, DATA_VOLUMES} or (change.resource is PODS and change.new is None):
             for stored in self._api.store.rows(VIRTUAL_MACHINE_INSTANCES, change.key[0]):
                 if phase_of(stored.obj) == "Pending":
                     self._queue.add((change.key[0], stored.obj["metadata"]["name"]))
@@ -103,6 +103,9 @@ class InstanceController:
         pod = build_pod(vmi, self._names.token(), now)
         refusal = self._refuse_pod(pod)
         if refusal:
+            told = find(_conditions(vmi), "Synchronized")
+            if told is not None and told.get("message", "").endswith(refusal):
+                return
             message = f'failed to create virtual machine pod: pods "{pod["metadata"]["name"]}" is forbidden: {refusal}'
             failed = make("Synchronized", False, now, reason="FailedCreate", message=message, probed=True)
             absent = make(
