@@ -76,7 +76,6 @@ _END = text("""
     WITH ending AS (
         SELECT id, pool_id, vm_id, state FROM claim
         WHERE id = ANY(CAST(:ids AS uuid[])) AND state = ANY(CAST(:sources AS text[])) ORDER BY id FOR UPDATE),
-    unwaited AS (DELETE FROM claim_queue WHERE claim_id = ANY(ARRAY(SELECT id FROM ending))),
     ended AS (
         UPDATE claim SET state = :target, ended_at = now(), reason = :reason, pending_until = NULL,
             idem_key = CASE WHEN :target = 'failed' AND vm_id IS NULL THEN NULL ELSE idem_key END
@@ -86,6 +85,10 @@ _END = text("""
             jsonb_build_object('from', state, 'reason', CAST(:reason AS text)) FROM ending)
     SELECT id, pool_id, vm_id FROM ending
 """)
+
+# A statement of its own, with a look of its own: a claim that went back into the queue while its end waited for its row has a
+# place that the statement before does not see.
+_LEAVE_QUEUE = text("DELETE FROM claim_queue WHERE claim_id = ANY(CAST(:ids AS uuid[]))")
 
 _RENEW = text("""
     WITH renewed AS (
@@ -99,11 +102,13 @@ _HOLD = text(
     "UPDATE claim SET pending_until = now() + make_interval(secs => :seconds) WHERE id = :id AND state = 'pending'"
 )
 
-_LEASES_OVER = text(
-    "SELECT id FROM claim WHERE state = 'bound' AND lease_expires_at < now() ORDER BY lease_expires_at LIMIT :limit"
-)
+_LEASES_OVER = text("""
+    SELECT id FROM claim WHERE state = 'bound' AND lease_expires_at < now()
+    ORDER BY lease_expires_at LIMIT :limit FOR UPDATE SKIP LOCKED
+""")
 _WAITED_OUT = text("""
-    SELECT c.id FROM claim_queue q JOIN claim c ON c.id = q.claim_id WHERE c.pending_until < now() ORDER BY q.seq LIMIT :limit
+    SELECT c.id FROM claim_queue q JOIN claim c ON c.id = q.claim_id WHERE c.pending_until < now()
+    ORDER BY q.seq LIMIT :limit FOR UPDATE OF q, c SKIP LOCKED
 """)
 
 # Before all who came later: the front of the queue, which is the lowest sequence number.
@@ -206,7 +211,9 @@ async def end(
         return []
     await tx.execute(_LOCK_PLACES, {"ids": list(claim_ids)})  # the queue before the claim, as binding does it
     params = {"ids": list(claim_ids), "sources": [str(s) for s in sources], "target": str(target), "reason": reason}
-    return [(row.id, row.pool_id, row.vm_id) for row in await tx.execute(_END, params)]
+    ended = [(row.id, row.pool_id, row.vm_id) for row in await tx.execute(_END, params)]
+    await tx.execute(_LEAVE_QUEUE, {"ids": [claim_id for claim_id, _, _ in ended]})
+    return ended
 
 
 async def renew(tx: AsyncConnection, claim_id: UUID, *, seconds: int) -> bool:
@@ -220,12 +227,12 @@ async def hold_place(tx: AsyncConnection, claim_id: UUID, *, seconds: float) -> 
 
 
 async def leases_over(tx: AsyncConnection, *, limit: int) -> list[UUID]:
-    """Bound claims past their lease, locked until `tx` ends: a renewal that came first is seen."""
+    """Bound claims past their lease, locked until `tx` ends. One that somebody renews this moment is passed over."""
     return [row.id for row in await tx.execute(_LEASES_OVER, {"limit": limit})]
 
 
 async def waited_out(tx: AsyncConnection, *, limit: int) -> list[UUID]:
-    """Pending claims past their time, locked until `tx` ends."""
+    """Pending claims past their time, locked with their places until `tx` ends. One that is just held or bound is passed over."""
     return [row.id for row in await tx.execute(_WAITED_OUT, {"limit": limit})]
 
 
