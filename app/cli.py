@@ -6,20 +6,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
+import structlog
 import typer
 import uvloop
 from pydantic import SecretStr, ValidationError
 from rich.console import Console
+from rich.text import Text
 
+from app import demo as demonstration
 from app.config import Role, Settings
 from app.embedded.cluster import run_cluster
 from app.embedded.folder import default_data_dir, hold_folder
 from app.embedded.postgres import describe_opening, run_postgres
-from app.errors import EmberpoolError
+from app.errors import DatabaseUnavailable, EmberpoolError
 from app.main import create_app
 from app.main import serve as serve_app
 from app.store import migrating
+from app.store.database import Database
 from app.telemetry import configure_logs
 
 app = typer.Typer(
@@ -30,12 +35,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _errors = Console(stderr=True)
+log = structlog.get_logger(__name__)
 
 Port = Annotated[int, typer.Option(help="Where the API listens; 0: any free port.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where the data is kept.", show_default=str(default_data_dir()))]
 ColdBoot = Annotated[
     float, typer.Option(min=0.1, help="What a cold boot takes on the dev cluster, in simulated seconds.")
 ]
+DatabaseUrl = Annotated[
+    str | None, typer.Option(help="postgresql://USER:PASSWORD@HOST/DATABASE. Also EMBERPOOL_DATABASE_URL.")
+]
+_DATABASE_SCHEMES = ("postgresql://", "postgres://")
+
+
+class DatabaseUnusable(EmberpoolError):
+    code = "database-unusable"
+    title = "The database cannot be used"
 
 
 @app.command()
@@ -52,17 +67,20 @@ def up(
     folder_path = data_dir or default_data_dir()
     opening = describe_opening(folder_path / "postgres")
     if opening is not None:
-        _errors.print(opening, style="yellow")
+        _errors.print(Text(opening, style="yellow"), soft_wrap=True)
+
+    arguments = ["--nodes", str(nodes)]
+    if settings.namespace != "default":
+        arguments += ["--namespace", settings.namespace]
 
     async def run() -> None:
-        async with run_cluster(
-            folder, cold_boot_seconds=cold_boot_seconds, arguments=["--nodes", str(nodes)]
-        ) as cluster:
+        async with run_cluster(folder, cold_boot_seconds=cold_boot_seconds, arguments=arguments) as cluster:
             own = settings.model_copy(
                 update={
                     "database_url": SecretStr(postgres.url()),
                     "kubeconfig": cluster.kubeconfig,
                     "kube_context": None,
+                    "role": Role.ALL,
                 }
             )
             await serve_app(own, on_ready=lambda address: _greet(address, folder_path))
@@ -73,9 +91,33 @@ def up(
 
 
 @app.command()
+def demo(
+    *,
+    pool: Annotated[
+        Path,
+        typer.Option(
+            help="The pool that is shown: YAML of kind VirtualMachinePool.", show_default="examples/pool.yaml"
+        ),
+    ] = demonstration.EXAMPLE,
+    port: Port = 8080,
+    cold_boot_seconds: ColdBoot = demonstration.COLD_BOOT_SECONDS,
+) -> None:
+    """See a pool warm, a claim and the backfill: on a Postgres and a dev cluster of its own, removed at the end."""
+    settings = _settings(port=port, log_level="warning", log_format="console")
+    console = Console()
+    demonstration.play(
+        settings,
+        demonstration.read_pool(pool),
+        console,
+        cold_boot_seconds=cold_boot_seconds,
+        stay=console.is_terminal,
+    )
+
+
+@app.command()
 def serve(
     *,
-    database_url: Annotated[str | None, typer.Option(help="A libpq URL. Also EMBERPOOL_DATABASE_URL.")] = None,
+    database_url: DatabaseUrl = None,
     kubeconfig: Annotated[
         Path | None, typer.Option(help="A kubeconfig; without one the pod's service account is used.")
     ] = None,
@@ -88,15 +130,27 @@ def serve(
     settings = _settings(
         database_url=database_url, kubeconfig=kubeconfig, namespace=namespace, role=role, host=host, port=port
     )
-    _run(lambda: serve_app(settings))
+    _refuse_nonsense(settings)
+
+    async def run() -> None:
+        try:
+            await _refuse_unmigrated(settings)
+        except DatabaseUnavailable:
+            log.warning("start.without_database", hint="it is waited for; until then requests get 503")
+        await serve_app(settings)
+
+    _run(run)
 
 
 @app.command()
-def migrate(
-    *, database_url: Annotated[str | None, typer.Option(help="A libpq URL. Also EMBERPOOL_DATABASE_URL.")] = None
-) -> None:
+def migrate(*, database_url: DatabaseUrl = None) -> None:
     """Bring the database to what this program needs. Running it again changes nothing."""
     settings = _settings(database_url=database_url)
+    _refuse_nonsense(settings)
+    try:
+        _run(lambda: _revision(settings))
+    except DatabaseUnavailable as error:
+        raise _unusable(settings, error) from error
     migrating.upgrade(settings.database_url.get_secret_value())
     typer.echo(f"The database is at migration {migrating.head()}.")
 
@@ -113,10 +167,10 @@ def main() -> None:
     try:
         app()
     except EmberpoolError as error:
-        _errors.print(f"[red]{error.title}.[/red] {error.detail}", highlight=False)
+        _complain(error.title, error.detail)
         sys.exit(1)
     except OSError as error:
-        _errors.print(f"[red]The system says no.[/red] {error.strerror or error}", highlight=False)
+        _complain("The system says no", f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(1)
 
 
@@ -131,13 +185,71 @@ def _settings(**flags: Any) -> Settings:
     return settings
 
 
+def _refuse_nonsense(settings: Settings) -> None:
+    """What can be seen to be wrong before anything is reached. A usage error, as for any other setting."""
+    if not settings.database_url.get_secret_value().startswith(_DATABASE_SCHEMES):
+        raise typer.BadParameter(
+            "database_url: a libpq URL begins with postgresql:// (a flag, or EMBERPOOL_DATABASE_URL)"
+        )
+    if settings.kubeconfig is not None and not settings.kubeconfig.is_file():
+        raise typer.BadParameter(
+            f"kubeconfig: there is no file {settings.kubeconfig} (a flag, or EMBERPOOL_KUBECONFIG)"
+        )
+
+
 def _run(work: Callable[[], Any]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work())
 
 
+async def _refuse_unmigrated(settings: Settings) -> None:
+    """Raises DatabaseUnusable where the database is not at the migration that this program needs, and DatabaseUnavailable."""
+    found, needed = await _revision(settings), migrating.head()
+    if found is None or found < needed:
+        raise DatabaseUnusable(
+            f"it is at migration {found or 'nothing'}, and this program needs {needed}; run `emberpool migrate` first"
+        )
+
+
+async def _revision(settings: Settings) -> str | None:
+    """The migration that the database is at. Raises DatabaseUnavailable, and DatabaseUnusable where it lets nobody in."""
+    db = Database(settings.database_url.get_secret_value())
+    try:
+        async with db.begin() as tx:
+            return await migrating.current(tx)
+    except DatabaseUnavailable:
+        raise
+    except Exception as error:
+        raise _unusable(settings, error) from error
+    finally:
+        await db.close()
+
+
+def _unusable(settings: Settings, error: BaseException) -> DatabaseUnusable:
+    """In the words of the innermost cause: the driver's, or the system's."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    url = urlsplit(settings.database_url.get_secret_value())
+    shown = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
+    return DatabaseUnusable(
+        f"what came of reaching {shown} is: {str(error) or type(error).__name__}. "
+        "Start it, or give its URL as --database-url or EMBERPOOL_DATABASE_URL"
+    )
+
+
+def _complain(title: str, detail: str) -> None:
+    sentence = detail[:1].upper() + detail[1:] + ("" if detail.endswith((".", "!", "?")) else ".")
+    _errors.print(Text.assemble((f"{title}.", "red"), " ", sentence), soft_wrap=True)
+
+
 def _greet(address: str, folder: Path) -> None:
-    _errors.print(f"\nEmberpool serves at [bold]{address}[/bold]; its OpenAPI UI is [bold]{address}/docs[/bold]")
     _errors.print(
-        f"The cluster is a stand-in with simulated times; its data and Postgres are kept in {folder}. Ctrl-C stops.\n"
+        Text.assemble("\nEmberpool serves at ", (address, "bold"), "; its OpenAPI UI is ", (f"{address}/docs", "bold")),
+        soft_wrap=True,
+    )
+    _errors.print(
+        Text(
+            f"The cluster is a stand-in with simulated times; its data and Postgres are kept in {folder}. Ctrl-C stops.\n"
+        ),
+        soft_wrap=True,
     )
