@@ -45,10 +45,10 @@ async def _serve(config: DevClusterConfig, kubeconfig_out: Path | None, ready_fi
         if kubeconfig_out is not None:
             _write(kubeconfig_out, cluster.kubeconfig_text())
         ready = json.dumps({"url": cluster.url, "kubeconfig": str(kubeconfig_out) if kubeconfig_out else None})
-        sys.stdout.write(ready + "\n")
-        sys.stdout.flush()
         if ready_file is not None:
             _write(ready_file, ready + "\n")
+        sys.stdout.write(ready + "\n")
+        sys.stdout.flush()
         await stop.wait()
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import inspect
 import json
 
 import aiohttp
@@ -105,7 +106,10 @@ async def bench(config):
 
 
 async def until(condition, bound=5.0):
-    """Wait for a condition that real I/O brings about."""
+    """Wait for a condition that real I/O or another process brings about; it may be a coroutine function."""
     async with asyncio.timeout(bound):
-        while not condition():  # noqa: ASYNC110  # what real I/O brings about sets no event of ours
+        while True:
+            met = condition()
+            if await met if inspect.isawaitable(met) else met:
+                return
             await asyncio.sleep(0.005)
