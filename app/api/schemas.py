@@ -115,9 +115,7 @@ class ClaimBody(BaseModel):
         le=MAX_LEASE_SECONDS,
         description="After so long the claim ends by itself. None: the pool's default.",
     )
-    paths: list[Literal["pool"]] = Field(
-        default=["pool"], min_length=1, max_length=1, description="Ways of being served that are allowed."
-    )
+    paths: tuple[Literal["pool"]] = Field(default=("pool",), description="Ways of being served that are allowed.")
     labels: dict[LabelName, Label] = Field(
         default_factory=dict,
         max_length=32,

@@ -13,9 +13,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -34,7 +33,7 @@ _SESSION = {
 }
 
 # $1 pool, $2 hint, then one array entry a request: $3 claim ids, $4 idempotency keys, $5 request hashes, $6 lease seconds,
-# $7 labels. No join to an updated or deleted table: under a generic plan Postgres reads such a table whole.
+# $7 labels. Keys are inserted in one order, so that two processes with the same keys do not wait in a circle. No join to an updated or deleted table: under a generic plan Postgres reads such a table whole.
 _CLAIM = """
 WITH req AS MATERIALIZED (
     SELECT r.id, r.key, r.hash, r.lease, r.labels, r.ord, c.id AS known
@@ -42,7 +41,7 @@ WITH req AS MATERIALIZED (
         WITH ORDINALITY AS r(id, key, hash, lease, labels, ord)
     LEFT JOIN LATERAL (SELECT id FROM claim WHERE idem_key = r.key LIMIT 1) c ON true),
 fresh AS MATERIALIZED (
-    SELECT id, key, hash, lease, labels, row_number() OVER (ORDER BY ord) AS n FROM req WHERE known IS NULL),
+    SELECT id, key, hash, lease, labels, ord, row_number() OVER (ORDER BY ord) AS n FROM req WHERE known IS NULL),
 locked AS MATERIALIZED (
     SELECT ctid AS tid, seq, vm_id, name, node, addresses, ready_at, boot_seconds FROM ready_slot
     WHERE pool_id = $1 AND seq >= $2 AND (SELECT deleting_at IS NULL FROM pool WHERE id = $1)
@@ -51,21 +50,21 @@ picked AS MATERIALIZED (SELECT *, row_number() OVER (ORDER BY seq) AS n FROM loc
 made AS (
     INSERT INTO claim (id, pool_id, vm_id, state, idem_key, request_hash, labels, path, lease_seconds, lease_expires_at, bound_at)
     SELECT f.id, $1, p.vm_id, 'bound', f.key, f.hash, f.labels::jsonb, 'pool', f.lease, now() + make_interval(secs => f.lease), now()
-    FROM picked p JOIN fresh f USING (n)
+    FROM picked p JOIN fresh f USING (n) ORDER BY f.key, n
     ON CONFLICT (idem_key) WHERE idem_key IS NOT NULL DO NOTHING
-    RETURNING id, vm_id, created_at, lease_expires_at),
+    RETURNING id, vm_id),
 unqueued AS (DELETE FROM ready_slot WHERE ctid = ANY(ARRAY(SELECT tid FROM picked JOIN made USING (vm_id)))),
 taken AS (
-    UPDATE vm SET state = 'claimed', state_since = now(), claimed_at = now(), due_at = now(), attempts = 0,
+    UPDATE vm SET state = 'claimed', state_since = now(), claimed_at = now(),
         claim_id = (SELECT made.id FROM made WHERE made.vm_id = vm.id)
     WHERE id = ANY(ARRAY(SELECT vm_id FROM made))),
 noted AS (INSERT INTO event (type, pool_id, vm_id, claim_id, data)
     SELECT 'claim.bound', $1, vm_id, id, '{"path": "pool"}'::jsonb FROM made)
-SELECT f.id AS asked, m.id AS made, NULL::uuid AS known, p.seq, p.vm_id, p.name, p.node, p.addresses, p.ready_at,
-    p.boot_seconds, m.created_at, m.lease_expires_at
+SELECT f.ord, m.id IS NOT NULL AS made, NULL::uuid AS known, p.seq, p.vm_id, p.name, p.node, p.addresses, p.ready_at,
+    p.boot_seconds, now() AS created_at
 FROM picked p JOIN fresh f USING (n) LEFT JOIN made m USING (vm_id)
 UNION ALL
-SELECT id, NULL, known, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM req WHERE known IS NOT NULL
+SELECT ord, false, known, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM req WHERE known IS NOT NULL
 """
 
 _LOWEST = """
@@ -73,13 +72,12 @@ SELECT p.id, (SELECT min(seq) FROM ready_slot WHERE pool_id = p.id) AS seq FROM 
 """
 
 _SETTLED = """
-SELECT c.id, c.created_at, c.lease_expires_at, v.id AS vm_id, v.name, v.node, v.addresses, v.ready_at, v.boot_seconds
+SELECT c.id, c.created_at, v.id AS vm_id, v.name, v.node, v.addresses, v.ready_at, v.boot_seconds
 FROM claim c JOIN vm v ON v.id = c.vm_id WHERE c.id = ANY($1::uuid[]) AND c.state = 'bound'
 """
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimRequest:
+class ClaimRequest(NamedTuple):
     """One request for one warm VM. `claim_id` is made by the caller; `labels` is JSON."""
 
     claim_id: UUID
@@ -89,8 +87,7 @@ class ClaimRequest:
     labels: str
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(NamedTuple):
     """A warm VM, claimed: what the answer needs, with no further read."""
 
     claim_id: UUID
@@ -104,8 +101,7 @@ class Bound:
     lease_expires_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """The idempotency key belongs to an earlier claim already: that one is the answer, if its body was the same."""
 
     claim_id: UUID
@@ -127,8 +123,8 @@ class ClaimLane:
 
     async def claim(
         self, pool_id: UUID, requests: Sequence[ClaimRequest], *, from_start: bool = False
-    ) -> dict[UUID, Outcome]:
-        """Serves each request, in their order, as far as warm VMs go; the outcome by claim id.
+    ) -> list[Outcome]:
+        """Serves each request, in their order, as far as warm VMs go; the outcomes in the same order.
 
         No two requests may carry the same key: the later one would be taken for a conflict with another process.
         `from_start` looks below the hint too. Raises DatabaseUnavailable; a connection that breaks after Postgres has
@@ -150,14 +146,15 @@ class ClaimLane:
         except Exception as error:
             if not is_away(error):
                 raise
-            return await self._settle([r.claim_id for r in requests], error)
+            return await self._settle(requests, error)
         self._learn(pool_id, rows)
-        outcomes: dict[UUID, Outcome] = dict.fromkeys((r.claim_id for r in requests), None)
+        outcomes: list[Outcome] = [None] * len(requests)
         for row in rows:
-            if row["known"] is not None:
-                outcomes[row["asked"]] = Known(row["known"])
-            elif row["made"] is not None:
-                outcomes[row["asked"]] = _bound(row["made"], row)
+            place = row["ord"] - 1
+            if row["made"]:
+                outcomes[place] = _bound(requests[place], row)
+            elif row["known"] is not None:
+                outcomes[place] = Known(row["known"])
         return outcomes
 
     async def lower_hints(self, pool_ids: Iterable[UUID] | None = None) -> None:
@@ -191,26 +188,26 @@ class ClaimLane:
 
     def _learn(self, pool_id: UUID, rows: Sequence[Any]) -> None:
         """The hint after a statement: past what it took, but not past a VM whose claim another process's key won."""
-        taken = [row["seq"] for row in rows if row["made"] is not None]
-        left = [row["seq"] for row in rows if row["made"] is None and row["known"] is None]
+        taken = [row["seq"] for row in rows if row["made"]]
+        left = [row["seq"] for row in rows if not row["made"] and row["known"] is None]
         if left:
             self._hints[pool_id] = min(left)
         elif taken:
             self._hints[pool_id] = max(taken) + 1
 
-    async def _settle(self, claim_ids: list[UUID], error: Exception) -> dict[UUID, Outcome]:
+    async def _settle(self, requests: Sequence[ClaimRequest], error: Exception) -> list[Outcome]:
         """After a broken connection: what was committed counts; where nothing was, nobody is told otherwise."""
         try:
             async with self._connection() as connection:
-                rows = await connection.fetch(_SETTLED, claim_ids)
+                rows = await connection.fetch(_SETTLED, [r.claim_id for r in requests])
         except Exception as again:
             if is_away(again):
                 raise unavailable() from error
             raise
-        found: dict[UUID, Outcome] = {row["id"]: _bound(row["id"], row) for row in rows}
-        if not found:
+        if not rows:
             raise unavailable() from error
-        return dict.fromkeys(claim_ids, None) | found
+        found = {row["id"]: row for row in rows}
+        return [_bound(r, found[r.claim_id]) if r.claim_id in found else None for r in requests]
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
@@ -238,15 +235,16 @@ class ClaimLane:
         )
 
 
-def _bound(claim_id: UUID, row: Any) -> Bound:
+def _bound(request: ClaimRequest, row: Any) -> Bound:
+    created_at = row["created_at"]
     return Bound(
-        claim_id=claim_id,
-        vm_id=row["vm_id"],
-        name=row["name"],
-        node=row["node"],
-        addresses=tuple(row["addresses"]),
-        ready_at=row["ready_at"],
-        boot_seconds=row["boot_seconds"],
-        created_at=row["created_at"],
-        lease_expires_at=row["lease_expires_at"],
+        request.claim_id,
+        row["vm_id"],
+        row["name"],
+        row["node"],
+        tuple(row["addresses"]),
+        row["ready_at"],
+        row["boot_seconds"],
+        created_at,
+        created_at + timedelta(seconds=request.lease_seconds),
     )

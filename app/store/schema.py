@@ -16,6 +16,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Computed,
     DateTime,
     Double,
     ForeignKey,
@@ -133,23 +134,29 @@ vm = Table(
     Column("stages", JSONB, comment="seconds by stage, from the cluster's own timestamps"),
     Column("reason", Text, comment="why it failed, was lost, or is released"),
     Column("claim_id", Uuid),
-    Column("labelled_claim_id", Uuid, comment="the claim that the cluster's object is labelled with"),
     Column("deadline_at", _AWARE, comment="booting: failed after it"),
     Column("due_at", _AWARE, nullable=False, server_default=_NOW, comment="a worker looks at it from then on"),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("lease_token", Uuid),
     Column("lease_expires_at", _AWARE),
+    Column(
+        "work",
+        Text,
+        Computed(
+            "CASE WHEN state IN ('planned', 'creating') THEN 'create' WHEN state IN ('failed', 'releasing') THEN 'remove' END",
+            persisted=True,
+        ),
+        comment="what a worker has to do for it",
+    ),
     CheckConstraint(_one_of("state", VmState), name="state"),
     CheckConstraint("state <> 'claimed' OR claim_id IS NOT NULL", name="claimed"),
-    Index("vm_live_idx", "pool_id", "state", postgresql_where=text("ended_at IS NULL")),
-    Index("vm_work_idx", "due_at", postgresql_where=text("state IN ('planned', 'creating', 'failed', 'releasing')")),
+    # No index on what a claim changes (state, claim_id): the row is then updated in its page, with no index touched, which
+    # halves what a claim costs Postgres.
+    Index("vm_live_idx", "pool_id", postgresql_where=text("ended_at IS NULL")),
+    Index("vm_work_idx", "work", "due_at", postgresql_where=text("work IS NOT NULL")),
     Index("vm_boots_idx", "pool_id", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
     Index("vm_ended_idx", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
-    Index(
-        "vm_unlabelled_idx",
-        "due_at",
-        postgresql_where=text("state = 'claimed' AND labelled_claim_id IS DISTINCT FROM claim_id"),
-    ),
+    postgresql_with={"fillfactor": "70"},
 )
 
 ready_slot = Table(
@@ -191,12 +198,21 @@ claim = Table(
     Column("pending_until", _AWARE, comment="pending: failed after it"),
     Column("reason", Text, comment="pending: why it was not warm; ended: why"),
     Column("replacements", JSONB, nullable=False, server_default=text("'[]'"), comment="VMs that were dead on arrival"),
+    Column(
+        "labelled",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="its VM carries its id in the cluster",
+    ),
+    Column("label_due_at", _AWARE, nullable=False, server_default=_NOW, comment="a worker labels the VM from then on"),
+    Column("label_attempts", Integer, nullable=False, server_default=text("0")),
     CheckConstraint(_one_of("state", ClaimState), name="state"),
     CheckConstraint("state <> 'bound' OR (vm_id IS NOT NULL AND lease_expires_at IS NOT NULL)", name="bound"),
     Index("claim_idem_key_key", "idem_key", unique=True, postgresql_where=text("idem_key IS NOT NULL")),
     Index("claim_lease_idx", "lease_expires_at", postgresql_where=text("state = 'bound'")),
     Index("claim_pool_idx", "pool_id", "id"),
-    Index("claim_vm_idx", "vm_id", postgresql_where=text("state = 'bound'")),
+    Index("claim_unlabelled_idx", "label_due_at", postgresql_where=text("state = 'bound' AND NOT labelled")),
     Index("claim_ended_idx", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
 )
 

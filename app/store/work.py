@@ -24,7 +24,8 @@ _SPEND = text("UPDATE bucket SET tokens = tokens - :spent WHERE name = :name")
 _TAKE_CREATES = text("""
     WITH due AS (
         SELECT v.id FROM vm v
-        WHERE v.due_at <= now() AND (v.state = 'planned' OR (v.state = 'creating' AND v.lease_expires_at < now()))
+        WHERE v.work = 'create' AND v.due_at <= now()
+          AND (v.state = 'planned' OR (v.state = 'creating' AND v.lease_expires_at < now()))
         ORDER BY v.urgent DESC, v.created_at, v.id LIMIT :limit FOR UPDATE SKIP LOCKED),
     taken AS (
         UPDATE vm SET state = 'creating', state_since = CASE WHEN vm.state = 'creating' THEN vm.state_since ELSE now() END,
@@ -41,7 +42,7 @@ _TAKE_CREATES = text("""
 _TAKE_REMOVALS = text("""
     WITH due AS (
         SELECT id FROM vm
-        WHERE due_at <= now() AND state IN ('failed', 'releasing') AND (lease_expires_at IS NULL OR lease_expires_at < now())
+        WHERE work = 'remove' AND due_at <= now() AND (lease_expires_at IS NULL OR lease_expires_at < now())
         ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED),
     taken AS (
         UPDATE vm SET attempts = attempts + 1, lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)
@@ -50,17 +51,17 @@ _TAKE_REMOVALS = text("""
     SELECT * FROM taken ORDER BY id
 """)
 
+# What is taken is not due again for as long as a lease: whoever dies over it is followed by another.
 _TAKE_UNLABELLED = text("""
     WITH due AS (
-        SELECT id FROM vm
-        WHERE due_at <= now() AND state = 'claimed' AND labelled_claim_id IS DISTINCT FROM claim_id
-          AND (lease_expires_at IS NULL OR lease_expires_at < now())
-        ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED),
+        SELECT id FROM claim WHERE state = 'bound' AND NOT labelled AND label_due_at <= now()
+        ORDER BY label_due_at LIMIT :limit FOR UPDATE SKIP LOCKED),
     taken AS (
-        UPDATE vm SET attempts = attempts + 1, lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)
-        FROM due WHERE vm.id = due.id
-        RETURNING vm.id, vm.pool_id, vm.name, vm.uid, vm.claim_id, vm.attempts)
-    SELECT * FROM taken ORDER BY id
+        UPDATE claim SET label_attempts = label_attempts + 1, label_due_at = now() + make_interval(secs => :seconds)
+        FROM due WHERE claim.id = due.id
+        RETURNING claim.id, claim.vm_id, claim.label_attempts)
+    SELECT t.id AS claim_id, v.id AS vm_id, v.name, v.uid, t.label_attempts AS attempts
+    FROM taken t JOIN vm v ON v.id = t.vm_id WHERE v.uid IS NOT NULL ORDER BY t.id
 """)
 
 _HOLDS = text(
@@ -68,10 +69,10 @@ _HOLDS = text(
 )
 
 _BEGIN_BOOT = text("UPDATE vm SET uid = :uid WHERE id = :id")
-_LABELLED = text("""
-    UPDATE vm SET labelled_claim_id = :claim_id, attempts = 0, lease_token = NULL, lease_expires_at = NULL
-    WHERE id = :id AND lease_token = :token AND claim_id = :claim_id
-""")
+_LABELLED = text("UPDATE claim SET labelled = true, label_attempts = 0 WHERE id = :claim_id AND vm_id = :vm_id")
+_LABEL_LATER = text(
+    "UPDATE claim SET label_due_at = now() + make_interval(secs => :seconds) WHERE id = :claim_id AND vm_id = :vm_id"
+)
 _DEFER = text("""
     UPDATE vm SET due_at = now() + make_interval(secs => :seconds), lease_token = NULL, lease_expires_at = NULL,
         health = coalesce(:why, health)
@@ -85,7 +86,9 @@ _PUT_OFF = text("""
 _LOOK_AGAIN = text(
     "UPDATE vm SET due_at = now() + make_interval(secs => :seconds), lease_token = NULL, lease_expires_at = NULL WHERE id = :id"
 )
-_HAND_BACK = text("UPDATE vm SET lease_expires_at = now(), due_at = now() WHERE lease_token = :token")
+_HAND_BACK = text(
+    "UPDATE vm SET lease_expires_at = now(), due_at = now() WHERE work IS NOT NULL AND lease_token = :token"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,17 @@ class VmWork:
     name: str
     uid: str | None
     claim_id: UUID | None
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelWork:
+    """One claim whose VM is to carry its id. `attempts` counts this one."""
+
+    claim_id: UUID
+    vm_id: UUID
+    name: str
+    uid: str
     attempts: int
 
 
@@ -149,10 +163,10 @@ async def take_removals(tx: AsyncConnection, *, token: UUID, limit: int, seconds
     return [RemoveWork(**{**row, "state": VmState(row["state"])}) for row in rows]
 
 
-async def take_unlabelled(tx: AsyncConnection, *, token: UUID, limit: int, seconds: float) -> list[VmWork]:
-    """Claimed VMs whose object does not carry its claim's label yet."""
-    params = {"token": token, "limit": limit, "seconds": seconds}
-    return [VmWork(**row) for row in (await tx.execute(_TAKE_UNLABELLED, params)).mappings()]
+async def take_unlabelled(tx: AsyncConnection, *, limit: int, seconds: float) -> list[LabelWork]:
+    """Bound claims whose VM does not carry their id in the cluster yet; not due again for `seconds`."""
+    rows = (await tx.execute(_TAKE_UNLABELLED, {"limit": limit, "seconds": seconds})).mappings()
+    return [LabelWork(**row) for row in rows]
 
 
 async def holds(tx: AsyncConnection, vm_id: UUID, *, token: UUID, states: Iterable[VmState]) -> bool:
@@ -165,8 +179,13 @@ async def write_uid(tx: AsyncConnection, vm_id: UUID, uid: str) -> None:
     await tx.execute(_BEGIN_BOOT, {"id": vm_id, "uid": uid})
 
 
-async def mark_labelled(tx: AsyncConnection, vm_id: UUID, *, token: UUID, claim_id: UUID) -> None:
-    await tx.execute(_LABELLED, {"id": vm_id, "token": token, "claim_id": claim_id})
+async def mark_labelled(tx: AsyncConnection, item: LabelWork) -> None:
+    """Nothing happens where the claim holds another VM by now."""
+    await tx.execute(_LABELLED, {"claim_id": item.claim_id, "vm_id": item.vm_id})
+
+
+async def label_later(tx: AsyncConnection, item: LabelWork, *, seconds: float) -> None:
+    await tx.execute(_LABEL_LATER, {"claim_id": item.claim_id, "vm_id": item.vm_id, "seconds": seconds})
 
 
 async def defer(tx: AsyncConnection, vm_id: UUID, *, token: UUID, seconds: float, why: str | None = None) -> None:

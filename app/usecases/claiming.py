@@ -7,6 +7,7 @@ by those who are not served at once (`queueing`).
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 import orjson
@@ -31,8 +32,7 @@ _TELL_SECONDS = 0.02
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class WarmClaim:
+class WarmClaim(NamedTuple):
     """Served at once: what the answer needs, with no further read."""
 
     pool: str

@@ -86,10 +86,10 @@ class Combiner:
     async def _ask(self, batch: list[_Ask]) -> None:
         from_start = any(ask.from_start for ask in batch)
         outcomes = await self._lane.claim(self._pool_id, [ask.request for ask in batch], from_start=from_start)
-        for ask in batch:
+        for ask, outcome in zip(batch, outcomes, strict=True):
             if not ask.answer.done():
-                ask.answer.set_result(outcomes[ask.request.claim_id])
-        if any(outcomes.values()):
+                ask.answer.set_result(outcome)
+        if any(outcomes):
             self._on_claimed(self._pool_id)
 
 

@@ -7,6 +7,7 @@ its place: at once without an idempotency key, after a short while with one, for
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
@@ -35,8 +36,7 @@ UntilGone = Callable[[], Awaitable[None]]
 """Returns when the client of a request has left."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewClaim:
+class NewClaim(NamedTuple):
     """A client's wish. `request_hash` is over the whole body: the same key must come with the same one."""
 
     pool: str

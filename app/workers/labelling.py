@@ -8,10 +8,9 @@ from app.cluster.gateway import Gateway
 from app.config import Settings
 from app.domain.failures import retry_delay
 from app.errors import ClusterError, ClusterUnavailable
-from app.ids import new_id
 from app.store import work
 from app.store.database import Database
-from app.store.work import VmWork
+from app.store.work import LabelWork
 from app.telemetry import CLUSTER_CALLS
 from app.workers.loop import at_once
 
@@ -24,26 +23,16 @@ class Labelling:
         self._db = db
         self._gateway = gateway
         self._settings = settings
-        self.token = new_id()
 
     async def step(self) -> bool:
         """Labels one batch of claimed VMs; True where there may be more."""
         limit = self._settings.provision_concurrency
         async with self._db.begin() as tx:
-            taken = await work.take_unlabelled(
-                tx, token=self.token, limit=limit, seconds=self._settings.work_lease_seconds
-            )
+            taken = await work.take_unlabelled(tx, limit=limit, seconds=self._settings.work_lease_seconds)
         await at_once(self._label, taken)
         return len(taken) == limit
 
-    async def hand_back(self) -> None:
-        """What this worker still holds is free for another at once."""
-        async with self._db.begin() as tx:
-            await work.hand_back(tx, token=self.token)
-
-    async def _label(self, item: VmWork) -> None:
-        if item.uid is None or item.claim_id is None:
-            return
+    async def _label(self, item: LabelWork) -> None:
         try:
             await self._gateway.label_claim(name=item.name, uid=item.uid, claim_id=str(item.claim_id))
         except (ClusterUnavailable, ClusterError) as error:
@@ -57,8 +46,8 @@ class Labelling:
             )
             log.info("vm.label_put_off", vm=item.name, error=error.detail, seconds=round(seconds, 1))
             async with self._db.begin() as tx:
-                await work.defer(tx, item.id, token=self.token, seconds=seconds)
+                await work.label_later(tx, item, seconds=seconds)
         else:
             CLUSTER_CALLS.labels(call="label", outcome="ok").inc()
             async with self._db.begin() as tx:
-                await work.mark_labelled(tx, item.id, token=self.token, claim_id=item.claim_id)
+                await work.mark_labelled(tx, item)

@@ -49,7 +49,7 @@ class Workers:
         async with asyncio.TaskGroup() as tasks:
             for name, work in self._loops(stop):
                 tasks.create_task(work, name=name)
-        for part in (self._provision, self._removal, self._labelling):
+        for part in (self._provision, self._removal):
             try:
                 await part.hand_back()
             except DatabaseUnavailable:
