@@ -13,7 +13,7 @@ class Verdict(StrEnum):
     NOTED = "noted"
     """Only facts changed (node, addresses, health): write them down."""
     CREATED = "created"
-    """The cluster has it before our own create was answered: `creating` becomes `booting`."""
+    """The cluster has it, though no create of ours was answered: `creating`, or `planned` again, becomes `booting`."""
     READY = "ready"
     UNREADY = "unready"
     """It was warm and is not: out of the queue, with a grace to recover."""
@@ -57,7 +57,7 @@ def judge(vm: VmFacts, seen: Observation, warm_when: WarmWhen, rules: HealthRule
             return Judgement(Verdict.FAILED, f"another object (uid {seen.uid}) stands under its name")
         return Judgement(Verdict.NOTHING)
     match vm.state:
-        case VmState.CREATING:
+        case VmState.PLANNED | VmState.CREATING:
             return Judgement(Verdict.CREATED)
         case VmState.BOOTING:
             return _judge_booting(vm, seen, warm_when)

@@ -94,10 +94,14 @@ class Observing:
     async def _settle_creating(
         self, tx: Tx, vm: ObservedVm, seen: Observation, now: datetime
     ) -> tuple[ObservedVm, Judgement]:
-        """The verdict; a VM that the watch shows before our own create was answered boots from here on."""
+        """The verdict; a VM that the watch shows before our own create was answered boots from here on.
+
+        Also one whose create is put off because its answer was lost: no later event may come to say that it is ready.
+        """
         judgement = judge(vm.facts, seen, vm.warm_when, self._rules, now)
         if judgement.verdict is not Verdict.CREATED:
             return vm, judgement
+        await vms.move(tx, [vm.id], VmState.CREATING, sources=[VmState.PLANNED])
         moved = await vms.move(
             tx, [vm.id], VmState.BOOTING, sources=[VmState.CREATING], deadline_seconds=vm.boot_timeout_seconds
         )

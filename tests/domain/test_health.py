@@ -82,7 +82,7 @@ CASES = {
     "claimed, will not heal": (VmState.CLAIMED, {"failure": CRASHED}, Verdict.DEAD),
     "claimed, may heal": (VmState.CLAIMED, {"failure": BAD_IMAGE, "ready": False}, Verdict.NOTED),
     "claimed, another under its name": (VmState.CLAIMED, {"uid": "uid-2"}, Verdict.FAILED),
-    "planned": (VmState.PLANNED, {}, Verdict.NOTHING),
+    "planned": (VmState.PLANNED, {}, Verdict.CREATED),
     "releasing": (VmState.RELEASING, {"deleting": True}, Verdict.NOTHING),
     "releasing, another under its name": (VmState.RELEASING, {"uid": "uid-2"}, Verdict.NOTHING),
     "failed": (VmState.FAILED, {}, Verdict.NOTHING),
