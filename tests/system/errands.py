@@ -1,0 +1,182 @@
+"""Clients of the service that know what they were told, and notice where two answers do not go together.
+
+An errand is one claim's whole life: claimed under an idempotency key, asked again under the same key wherever no answer came,
+held for a while, and released, or left to its lease. What every errand was answered goes into one ledger.
+"""
+
+import asyncio
+import random
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import aiohttp
+
+_ANSWER_SECONDS: Final = 8.0
+_PAUSE_SECONDS: Final = (0.02, 0.2)
+_OURS_TO_RETRY: Final = frozenset({500, 502, 503, 504})
+_ENDED: Final = frozenset({"released", "expired", "failed"})
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What all clients together were told. `outcomes` counts errands by how they ended, `seconds` times first answers."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    _claims_of_key: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _claims_of_vm: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _vms_of_claim: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _replaced: set[str] = field(default_factory=set)
+    held: dict[str, str] = field(default_factory=dict)
+    """Claims that a client holds now or left to their lease, and the VM of each."""
+
+    def note(self, key: str, claim: dict[str, Any]) -> None:
+        """A bound claim, as an answer to `key`."""
+        vm = str(claim["vm"]["name"])
+        self._claims_of_key[key].add(claim["id"])
+        self._claims_of_vm[vm].add(claim["id"])
+        self._vms_of_claim[claim["id"]].add(vm)
+        if claim["replacements"]:
+            self._replaced.add(claim["id"])
+
+    def contradictions(self) -> list[str]:
+        """Answers that cannot be true together."""
+        found = [
+            f"key {key} was answered with {len(ids)} claims: {sorted(ids)}"
+            for key, ids in self._claims_of_key.items()
+            if len(ids) > 1
+        ]
+        found += [
+            f"VM {vm} was given to {len(ids)} claims: {sorted(ids)}"
+            for vm, ids in self._claims_of_vm.items()
+            if len(ids) > 1
+        ]
+        found += [
+            f"claim {claim} was answered with {len(vms)} VMs and told of no replacement: {sorted(vms)}"
+            for claim, vms in self._vms_of_claim.items()
+            if len(vms) > 1 and claim not in self._replaced
+        ]
+        return found
+
+    @property
+    def keys(self) -> int:
+        return len(self._claims_of_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How clients behave: seconds they hold a VM, how long they let a request wait, and the shares of the odd ones."""
+
+    hold_seconds: tuple[float, float] = (0.05, 0.5)
+    wait_seconds: float = 2.0
+    lease_seconds: int = 600
+    short_lease_seconds: int = 2
+    forgetful: float = 0.1
+    """These never release: their lease, a short one, does."""
+    doubled: float = 0.1
+    """These send each request twice at the same moment, through two replicas."""
+    give_up_seconds: float = 20.0
+
+
+class Clients:
+    """Runs errands against whichever of `addresses()` is drawn. The seed decides everything but the moments."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        addresses: Callable[[], Sequence[str]],
+        pools: Sequence[str],
+        *,
+        seed: int,
+        habits: Habits | None = None,
+    ) -> None:
+        self.ledger = Ledger()
+        self._session = session
+        self._addresses = addresses
+        self._pools = pools
+        self._random = random.Random(seed)
+        self._habits = habits or Habits()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Errand after errand; the one under way at the stop is finished."""
+        while not stop.is_set():
+            await self.errand()
+
+    async def errand(self) -> None:
+        """One claim from its key to its end."""
+        draw = self._random
+        forgetful = draw.random() < self._habits.forgetful
+        body = {
+            "pool": draw.choice(self._pools),
+            "wait_seconds": self._habits.wait_seconds,
+            "lease_seconds": self._habits.short_lease_seconds if forgetful else self._habits.lease_seconds,
+        }
+        key = str(uuid.UUID(int=draw.getrandbits(128)))
+        claim = await self._claim(key, body, doubled=draw.random() < self._habits.doubled)
+        if claim is None:
+            return
+        self.ledger.held[claim["id"]] = claim["vm"]["name"]
+        await asyncio.sleep(draw.uniform(*self._habits.hold_seconds))
+        if forgetful:
+            self.ledger.outcomes["left to its lease"] += 1
+        elif await self._release(claim["id"]):
+            self.ledger.outcomes["released"] += 1
+            del self.ledger.held[claim["id"]]
+        else:
+            self.ledger.outcomes["not released in time"] += 1
+
+    async def _claim(self, key: str, body: dict[str, Any], *, doubled: bool) -> dict[str, Any] | None:
+        """The bound claim; None where there was none in time. Whatever happens on the way, the key stays the same."""
+        began = time.monotonic()
+        while time.monotonic() - began < self._habits.give_up_seconds:
+            asks = [self._ask("POST", "/v1/claim", json=body, headers={"Idempotency-Key": key}) for _ in range(2)]
+            if not doubled:
+                asks.pop().close()
+            asked = time.monotonic()
+            answers = await asyncio.gather(*asks)
+            for status, claim in answers:
+                self.ledger.statuses[str(status or "no answer")] += 1
+                if status == 201:
+                    self.ledger.note(key, claim)
+            bound = next((claim for status, claim in answers if status == 201), None)
+            if bound is not None:
+                self.ledger.seconds.append(time.monotonic() - asked)
+                return bound
+            if any(status == 200 for status, _ in answers):
+                self.ledger.outcomes["ended before it was heard of"] += 1
+                return None
+            if any(status is not None and 400 <= status < 500 for status, _ in answers):
+                self.ledger.outcomes[f"refused: {answers[0][1].get('code', answers[0][0])}"] += 1
+                return None
+            await asyncio.sleep(self._random.uniform(*_PAUSE_SECONDS))
+        self.ledger.outcomes["no VM in time"] += 1
+        return None
+
+    async def _release(self, claim_id: str) -> bool:
+        """Asks until it is told that the claim has ended."""
+        began = time.monotonic()
+        while time.monotonic() - began < self._habits.give_up_seconds:
+            status, claim = await self._ask("DELETE", f"/v1/claims/{claim_id}")
+            if status == 200 and claim["state"] in _ENDED:
+                return True
+            await asyncio.sleep(self._random.uniform(*_PAUSE_SECONDS))
+        return False
+
+    async def _ask(self, method: str, path: str, **request: Any) -> tuple[int | None, dict[str, Any]]:
+        """Status and body; no status where the replica went away in the middle, or was not there."""
+        addresses = self._addresses()
+        if not addresses:
+            return None, {}
+        timeout = aiohttp.ClientTimeout(total=self._habits.wait_seconds + _ANSWER_SECONDS)
+        try:
+            async with self._session.request(
+                method, self._random.choice(addresses) + path, timeout=timeout, **request
+            ) as response:
+                return response.status, await response.json(content_type=None)
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            return None, {}
