@@ -23,6 +23,7 @@ from app.devcluster.node_lifecycle import NodeLifecycle
 from app.devcluster.nodes import ImageCache, Ledger, NodeShape, build_node
 from app.devcluster.objects import Store
 from app.devcluster.persistence import StateFile
+from app.devcluster.pool_controller import PoolController
 from app.devcluster.registry import NAMESPACES, NODES, RESOURCES
 from app.devcluster.scheduler import Scheduler
 from app.devcluster.server import BODY_LIMIT, ApiServer
@@ -148,6 +149,7 @@ class DevCluster:
         self._garbage = GarbageCollector(api, config.durations)
         machines = MachineController(api, config.durations)
         instances = InstanceController(api, config.durations, self.jitter, self.disruptions.refuse_pod)
+        pools = PoolController(api, config.durations)
         scheduler = Scheduler(api, self.ledger, config.durations, self.jitter)
         self.agent = NodeAgent(api, config.durations, self.jitter, self.faults, self.images)
         self.lifecycle = NodeLifecycle(api, config.durations, self.agent, self.images)
@@ -156,14 +158,16 @@ class DevCluster:
         self.faults.listen(lambda: self.disruptions.reach_watches(self.server.watches))
         self._resumes = (
             self.lifecycle.resume,
+            pools.resume,
             machines.resume,
             instances.resume,
             scheduler.resume,
             self.agent.resume,
         )
-        self._workers = (self._garbage, machines, instances, scheduler, self.agent)
+        self._workers = (self._garbage, pools, machines, instances, scheduler, self.agent)
         self._stops = (
             self._garbage.stop,
+            pools.stop,
             machines.stop,
             instances.stop,
             scheduler.stop,

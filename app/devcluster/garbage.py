@@ -83,21 +83,26 @@ class GarbageCollector:
     def _visit_owner(self, resource: Resource, stored: Stored) -> None:
         metadata = stored.obj["metadata"]
         finalizers = metadata.get("finalizers", ())
-        if "deletionTimestamp" not in metadata:
+        if "deletionTimestamp" not in metadata or any("kubevirt.io/" in item for item in finalizers):
             return
         if ORPHAN in finalizers:
             for resource_id, key in self._api.store.dependents(metadata["uid"]):
                 self._release(by_id(resource_id), key, metadata["uid"])
             self._drop_finalizer(resource, stored, ORPHAN)
         elif FOREGROUND in finalizers:
-            blocking = False
             for resource_id, key in self._api.store.dependents(metadata["uid"]):
                 dependent = self._api.store.get(by_id(resource_id), *key)
                 if dependent is not None:
-                    blocking = blocking or _blocks(dependent, metadata["uid"])
-                    self._queue.add(("dependent", resource_id, key))
-            if not blocking and not any(item.startswith("kubevirt.io/") for item in finalizers):
+                    self._visit_dependent(by_id(resource_id), dependent)
+            if not self._is_blocked(metadata["uid"]):
                 self._drop_finalizer(resource, stored, FOREGROUND)
+
+    def _is_blocked(self, uid: str) -> bool:
+        for resource_id, key in self._api.store.dependents(uid):
+            dependent = self._api.store.get(by_id(resource_id), *key)
+            if dependent is not None and _blocks(dependent, uid):
+                return True
+        return False
 
     def _visit_dependent(self, resource: Resource, stored: Stored) -> None:
         """Delete what has no living owner; cut the references to owners that are gone where another one lives."""

@@ -9,7 +9,7 @@ import orjson
 import yaml
 from aiohttp import web
 
-from app.devcluster import discovery, registry
+from app.devcluster import discovery, registry, scale
 from app.devcluster.access import Subject, authenticate, authorize
 from app.devcluster.api import Api, WriteOptions, Written
 from app.devcluster.decoding import Decoded, decode_object, decode_options, decode_patch
@@ -144,6 +144,8 @@ class ApiServer:
         subresource = call.target.subresource
         if not subresource or (subresource == "status" and call.resource.status):
             return
+        if subresource == "scale" and call.resource.scale:
+            return
         if subresource == "status":
             name = call.target.name
             raise ApiError(
@@ -158,6 +160,8 @@ class ApiServer:
         version = parse_version(call.request.query.get("resourceVersion", ""))
         refuse_future(self._api.store, version)
         stored = self._api.get(call.resource, call.target.namespace, call.target.name)
+        if call.target.subresource == "scale":
+            return _render(call.answer, orjson.dumps(scale.view(stored)))
         if call.answer.shape.startswith("PartialObjectMetadata"):
             return _render(call.answer, orjson.dumps(partial(stored.obj)))
         return _render(call.answer, stored.raw)
@@ -185,7 +189,18 @@ class ApiServer:
         written = self._api.create(call.resource, call.target.namespace, decoded, options)
         return _written(call.answer, written)
 
+    async def _scale(self, call: Call) -> web.Response:
+        """Both a PUT of the Scale and a merge patch of it set the replicas."""
+        target, merge = call.target, "application/merge-patch+json"
+        decoded = decode_patch(await call.request.read(), merge)
+        options = _write_options(call.request, "UpdateOptions")
+        wanted = Decoded(scale.as_merge_patch(decoded.value))
+        written = self._api.patch(call.resource, target.namespace, target.name, wanted, merge, options, status=False)
+        return _render(call.answer, orjson.dumps(scale.view(written.stored)))
+
     async def _update(self, call: Call) -> web.Response:
+        if call.target.subresource == "scale":
+            return await self._scale(call)
         target, status = call.target, call.target.subresource == "status"
         body = await call.request.read()
         media = content_type_of(call.request)

@@ -1,6 +1,7 @@
 """A work queue for controllers: keys wait once, however often they are named, and are handled one after the other."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -26,6 +27,7 @@ class WorkQueue(Generic[KeyT]):
         self._clock = clock
         self._delay = delay
         self._keys: dict[KeyT, None] = {}
+        self._batch: deque[KeyT] = deque()
         self._scheduled = False
         self._waiting = False
         self._stopped = False
@@ -44,25 +46,34 @@ class WorkQueue(Generic[KeyT]):
     def stop(self) -> None:
         self._stopped = True
         self._keys.clear()
+        self._batch.clear()
 
     @property
     def idle(self) -> bool:
         """Nothing to do before time moves on."""
-        return self._waiting or not self._keys
+        return not self._batch and (self._waiting or not self._keys)
 
     def _run(self) -> None:
         self._scheduled = self._waiting = False
-        for key in list(self._keys)[:_SLICE]:
-            self._keys.pop(key, None)
+        if self._batch:
+            self._keys, added = {}, self._keys
+            self._batch.extend(key for key in added if key not in self._batch)
+            return
+        self._batch.extend(self._keys)
+        self._keys.clear()
+        self._work()
+
+    def _work(self) -> None:
+        for _ in range(min(_SLICE, len(self._batch))):
+            key = self._batch.popleft()
             try:
                 self._handle(key)
             except ApiError as error:
                 _log.warning("controller_write_refused", controller=self._name, key=key, error=error.message)
             except Exception:  # noqa: BLE001  # one object's trouble must not stop the controller
                 _log.exception("controller_failed", controller=self._name, key=key)
-        if self._keys and not self._stopped:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._run)
+        if self._batch and not self._stopped:
+            asyncio.get_running_loop().call_soon(self._work)
 
 
 class Timers(Generic[KeyT]):

@@ -167,7 +167,7 @@ def _observe(kind, obj):
     return seen
 
 
-_LASTING_SECONDS = 0.15
+_LASTING_SECONDS = 0.4
 
 
 def _lasting(turns, gone):
