@@ -33,7 +33,8 @@ _SESSION = {
 }
 
 # $1 pool, $2 hint, then one array entry a request: $3 claim ids, $4 idempotency keys, $5 request hashes, $6 lease seconds,
-# $7 labels. Keys are inserted in one order, so that two processes with the same keys do not wait in a circle. No join to an updated or deleted table: under a generic plan Postgres reads such a table whole.
+# $7 labels. No join to an updated or deleted table: under a generic plan Postgres reads such a table whole. Keys are inserted
+# in one order, so that two processes with the same keys do not wait for each other in a circle.
 _CLAIM = """
 WITH req AS MATERIALIZED (
     SELECT r.id, r.key, r.hash, r.lease, r.labels, r.ord, c.id AS known
