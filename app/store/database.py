@@ -28,6 +28,7 @@ _AWAY = (
     asyncpg.InvalidCatalogNameError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # an idle connection whose server said goodbye, used before its end was read (asyncpg 0.32)
 )
 
 
