@@ -21,11 +21,12 @@ log = structlog.get_logger(__name__)
 
 
 class WaitingRoom:
-    """All waiting requests of one process. `run` must be running for anybody to be woken."""
+    """All waiting requests of one process. `run` must be running for anybody to be woken; once it has ended nobody waits."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._waiters: dict[UUID, set[asyncio.Future[ClaimRow]]] = defaultdict(set)
+        self._waiters: dict[UUID, set[asyncio.Future[ClaimRow | None]]] = defaultdict(set)
+        self._closed = False
         self._wake = asyncio.Event()
 
     def wake(self, _pool_id: str = "") -> None:
@@ -34,8 +35,10 @@ class WaitingRoom:
             self._wake.set()
 
     async def wait(self, claim_id: UUID, seconds: float) -> ClaimRow | None:
-        """The claim as soon as it is pending no more; None where it still was after `seconds`."""
-        waiter: asyncio.Future[ClaimRow] = asyncio.get_running_loop().create_future()
+        """The claim as soon as it is pending no more; None where it still was after `seconds`, or at the stop."""
+        if self._closed:
+            return None
+        waiter: asyncio.Future[ClaimRow | None] = asyncio.get_running_loop().create_future()
         self._waiters[claim_id].add(waiter)
         self._wake.set()  # it may have been bound between its last read and now
         try:
@@ -48,7 +51,10 @@ class WaitingRoom:
                 del self._waiters[claim_id]
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Wakes waiters until `stop`; a database that is away is waited for."""
+        """Wakes waiters until `stop`, and lets them go then: the claims keep their places, other replicas can be asked.
+
+        A database that is away is waited for.
+        """
         while not stop.is_set():
             if self._waiters:
                 try:
@@ -56,6 +62,11 @@ class WaitingRoom:
                 except DatabaseUnavailable:
                     log.debug("waiting_room.database_away")
             await self._rest(stop)
+        self._closed = True
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     async def _rest(self, stop: asyncio.Event) -> None:
         waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._wake.wait())]
