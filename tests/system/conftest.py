@@ -34,9 +34,8 @@ async def replica(tmp_path: Path, cluster: Cluster, database_url: str) -> AsyncI
     async with AsyncExitStack() as stack:
 
         def make(name: str, *, role: str = "all", **settings: object) -> Service:
-            service = Service(
-                tmp_path, name, database_url=database_url, kubeconfig=cluster.kubeconfig, role=role, **settings
-            )
+            given = {"database_url": database_url, "kubeconfig": cluster.kubeconfig, **settings}
+            service = Service(tmp_path, name, role=role, **given)
             stack.push_async_callback(service.close)
             return service
 
