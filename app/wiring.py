@@ -41,7 +41,7 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
     parts: list[Coroutine[Any, Any, None]] = []
     if settings.role is not Role.WORKER:
         listener.on(Topic.POOL, desk.forget_pools)
-        listener.on(Topic.BOUND, room.wake)
+        listener.on(Topic.SETTLED, room.wake)
         parts += [desk.run(stopping), room.run(stopping), tail.run(stopping)]
         try:
             await desk.warm_up()

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import structlog
@@ -16,6 +17,7 @@ from app.store.database import driver_dsn, is_away
 _CHANNEL = "emberpool"
 _RECONNECT_SECONDS = 1.0
 _PING_SECONDS = 10.0
+_SETTLED_AT_ONCE = 200  # 36 characters each: below the 8,000 bytes that a notice may have
 log = structlog.get_logger(__name__)
 
 
@@ -26,8 +28,8 @@ class Topic(StrEnum):
     """A pool was written or deleted; the payload is its id."""
     CREATE = "create"
     REMOVE = "remove"
-    BOUND = "bound"
-    """Claims of a pool's queue changed; the payload is the pool's id."""
+    SETTLED = "settled"
+    """Claims left `pending`; the payload names them, parted by commas."""
     CLAIMED = "claimed"
     """Warm VMs of a pool were claimed; the payload is the pool's id."""
 
@@ -37,6 +39,13 @@ async def notify(tx: AsyncConnection, topic: Topic, payload: object = "") -> Non
     await tx.execute(
         text("SELECT pg_notify(:channel, :payload)"), {"channel": _CHANNEL, "payload": f"{topic}:{payload}"}
     )
+
+
+async def notify_settled(tx: AsyncConnection, claim_ids: Iterable[UUID]) -> None:
+    """One notice for a batch of claims that wait no longer; two or more where Postgres would not take it in one."""
+    names = [str(claim_id) for claim_id in claim_ids]
+    for start in range(0, len(names), _SETTLED_AT_ONCE):
+        await notify(tx, Topic.SETTLED, ",".join(names[start : start + _SETTLED_AT_ONCE]))
 
 
 class Listener:

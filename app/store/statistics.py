@@ -66,6 +66,11 @@ async def of_pools(tx: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, PoolF
     }
 
 
+async def count(tx: AsyncConnection, pool_id: UUID) -> PoolCounts:
+    """The counts alone, of one pool."""
+    return PoolCounts(**{row.state: row.n for row in await tx.execute(_COUNTS, {"ids": [pool_id]})})
+
+
 async def in_flight_since(tx: AsyncConnection, pool_id: UUID) -> tuple[datetime, ...]:
     """When each VM on its way was asked for, oldest first."""
     return tuple(row.since for row in await tx.execute(_IN_FLIGHT, {"id": pool_id}))

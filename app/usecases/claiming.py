@@ -24,6 +24,7 @@ from app.usecases.claims import refuse_long_lease
 from app.usecases.combiner import Combiner
 from app.usecases.pools import no_such_pool
 from app.usecases.queueing import ClaimQueue, NewClaim, StoredClaim, UntilGone
+from app.usecases.sharing import SharedReads
 from app.usecases.waiting import WaitingRoom
 
 _FACTS_SECONDS = 2.0
@@ -59,12 +60,12 @@ class ClaimDesk:
     """
 
     def __init__(self, db: Database, lane: ClaimLane, room: WaitingRoom, settings: Settings) -> None:
-        self.queue = ClaimQueue(db, room, settings)
+        self.queue = ClaimQueue(db, room, settings, self._note_change)
         self._db = db
         self._lane = lane
         self._combiners: dict[UUID, Combiner] = {}
         self._facts: dict[str, _PoolFacts] = {}
-        self._reading: dict[str, asyncio.Future[_PoolFacts]] = {}
+        self._reading: SharedReads[str, _PoolFacts] = SharedReads(self._learn)
         self._claimed: set[UUID] = set()
         self._tell = asyncio.Event()
 
@@ -76,7 +77,7 @@ class ClaimDesk:
         """
         facts = self._facts.get(wish.pool)
         if facts is None or facts.good_until < time.monotonic():
-            facts = await self._learn_once(wish.pool)
+            facts = await self._reading.get(wish.pool)
         lease_seconds = wish.lease_seconds if wish.lease_seconds is not None else facts.default_lease_seconds
         refuse_long_lease(lease_seconds, facts.max_lease_seconds, wish.pool)
         request = ClaimRequest(
@@ -122,22 +123,9 @@ class ClaimDesk:
         """The hint first, and the pool's true beginning before "none" is believed."""
         combiner = self._combiners.get(pool_id)
         if combiner is None:
-            combiner = self._combiners[pool_id] = Combiner(self._lane, pool_id, self._note_claimed)
+            combiner = self._combiners[pool_id] = Combiner(self._lane, pool_id, self._note_change)
         outcome = await combiner.claim(request)
         return outcome if outcome is not None else await combiner.claim(request, from_start=True)
-
-    async def _learn_once(self, name: str) -> _PoolFacts:
-        """All who ask for one pool at the same moment share one read; a cancelled one leaves it to the others."""
-        reading = self._reading.get(name)
-        if reading is None:
-            reading = self._reading[name] = asyncio.ensure_future(self._learn(name))
-            reading.add_done_callback(lambda done: self._end_reading(name, done))
-        return await asyncio.shield(reading)
-
-    def _end_reading(self, name: str, done: "asyncio.Future[_PoolFacts]") -> None:
-        del self._reading[name]
-        if not done.cancelled():
-            done.exception()  # whoever waited has had it; nobody waiting is no fault
 
     async def _learn(self, name: str) -> _PoolFacts:
         async with self._db.begin() as tx:
@@ -151,7 +139,7 @@ class ClaimDesk:
         self._facts[name] = facts
         return facts
 
-    def _note_claimed(self, pool_id: UUID) -> None:
+    def _note_change(self, pool_id: UUID) -> None:
         self._claimed.add(pool_id)
         self._tell.set()
 

@@ -9,7 +9,7 @@ from app.errors import ClaimEnded, ClaimNotFound, Conflict, FieldProblem, LeaseT
 from app.store import claims, vms
 from app.store import pools as pool_rows
 from app.store.database import Database, Tx
-from app.store.notices import Topic, notify
+from app.store.notices import Topic, notify, notify_settled
 from app.store.rows import ClaimRow
 
 log = structlog.get_logger(__name__)
@@ -47,7 +47,7 @@ async def release_claim(db: Database, claim_id: UUID) -> ClaimRow:
                 await notify(tx, Topic.REMOVE)
             await pool_rows.make_due(tx, pool_id)
             await notify(tx, Topic.PLAN, pool_id)
-            await notify(tx, Topic.BOUND, pool_id)
+        await notify_settled(tx, [ended_id for ended_id, _, _ in ended])
         claim = await _existing(tx, claim_id)
     if ended:
         log.info("claim.released", claim=str(claim_id), vm=claim.vm_name)

@@ -15,7 +15,7 @@ from app.store import claims as claim_rows
 from app.store import events, vms
 from app.store import pools as pool_rows
 from app.store.database import Database, Tx
-from app.store.notices import Topic, notify
+from app.store.notices import Topic, notify, notify_settled
 from app.store.rows import PoolRow
 
 log = structlog.get_logger(__name__)
@@ -93,7 +93,7 @@ async def delete_pool(db: Database, name: str, *, force: bool) -> PoolRow:
             held = [vm_id for _, _, vm_id in ended if vm_id is not None]
             await vms.release(tx, held, sources=[VmState.CLAIMED], reason=f"{reason} by force")
             await notify(tx, Topic.REMOVE)
-        await notify(tx, Topic.BOUND, pool.id)
+        await notify_settled(tx, waiting)
         await _wake(tx, pool.id)
         deleted = await pool_rows.get_by_id(tx, pool.id)
     log.info("pool.deleting", pool=name, force=force)

@@ -14,20 +14,22 @@ import structlog
 
 from app.config import Settings
 from app.domain.states import CLAIM_ENDED, ClaimState
-from app.domain.statistics import WaitEstimate, estimate_wait
+from app.domain.statistics import PoolCounts, WaitEstimate, estimate_wait
 from app.errors import DatabaseUnavailable, IdempotencyKeyReused, NoWarmVm, PoolBeingDeleted
 from app.store import claims, statistics
 from app.store import pools as pool_rows
 from app.store.claim_lane import ClaimRequest
 from app.store.database import Database
-from app.store.notices import Topic, notify
+from app.store.notices import notify_settled
 from app.store.observed import database_now
 from app.store.rows import ClaimRow, PoolRow
 from app.usecases.claims import no_such_claim
 from app.usecases.pools import no_such_pool
+from app.usecases.sharing import SharedReads
 from app.usecases.waiting import WaitingRoom
 
 _RETRY_WINDOW_SECONDS = 15.0
+_JOINS_AT_ONCE = 4
 _DEFAULT_RETRY_AFTER = 30.0
 _RETRY_AFTER_BOUNDS = (1.0, 300.0)
 log = structlog.get_logger(__name__)
@@ -56,45 +58,58 @@ class StoredClaim:
     estimate: WaitEstimate | None = None
 
 
-class ClaimQueue:
-    """Joining the queue, waiting in it, and leaving it."""
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """A pool as it stood a moment ago: good enough to say why nothing is warm, and whether anything will be."""
 
-    def __init__(self, db: Database, room: WaitingRoom, settings: Settings) -> None:
+    pool: PoolRow
+    counts: PoolCounts
+
+
+class ClaimQueue:
+    """Joining the queue, waiting in it, and leaving it. `on_joined` is told of pools whose queue has grown.
+
+    A thousand clients may find a pool empty in the same moment, so what they all ask is asked once: how the pool stands,
+    and whether a VM became ready meanwhile. Each pays for its own place alone, and only so many places are written at
+    once that claims of other pools still get their turn.
+    """
+
+    def __init__(self, db: Database, room: WaitingRoom, settings: Settings, on_joined: Callable[[UUID], None]) -> None:
         self._db = db
         self._room = room
+        self._on_joined = on_joined
         self._pending_seconds = settings.pending_seconds
         self._max_pending = settings.max_pending_per_pool
+        self._outlooks: SharedReads[str, _Outlook] = SharedReads(self._look_at_pool)
+        self._matches: SharedReads[UUID, None] = SharedReads(self._match)
+        self._turn = asyncio.Semaphore(_JOINS_AT_ONCE)
 
     async def join(self, wish: NewClaim, request: ClaimRequest, until_gone: UntilGone) -> StoredClaim:
         """A place for a claim that found no warm VM, and the wait for it. Raises NoWarmVm, PoolBeingDeleted, PoolNotFound."""
-        async with self._db.begin() as tx:
-            pool = await pool_rows.get(tx, wish.pool)
-        if pool is None:
-            raise no_such_pool(wish.pool)
-        if pool.deleting_at is not None:
-            raise PoolBeingDeleted(f"pool {pool.name!r} is being deleted; claim from another pool")
-        reason = await self._why_not_warm(pool, wish)
-        async with self._db.begin() as tx:
-            claim_id = await claims.insert_pending(
-                tx,
-                claim_id=request.claim_id,
-                pool_id=pool.id,
-                key=request.key,
-                request_hash=request.request_hash,
-                labels=wish.labels,
-                lease_seconds=request.lease_seconds,
-                pending_seconds=self._pending_seconds,
-                reason=reason,
-            )
-            await pool_rows.make_due(tx, pool.id)
-            await notify(tx, Topic.PLAN, pool.id)
+        async with self._turn:
+            outlook = await self._outlooks.get(wish.pool)
+            pool = outlook.pool
+            if pool.deleting_at is not None:
+                raise PoolBeingDeleted(f"pool {pool.name!r} is being deleted; claim from another pool")
+            reason = await self._why_not_warm(outlook, wish)
+            async with self._db.begin() as tx:
+                claim_id = await claims.insert_pending(
+                    tx,
+                    claim_id=request.claim_id,
+                    pool_id=pool.id,
+                    key=request.key,
+                    request_hash=request.request_hash,
+                    labels=wish.labels,
+                    lease_seconds=request.lease_seconds,
+                    pending_seconds=self._pending_seconds,
+                    reason=reason,
+                )
+        self._on_joined(pool.id)
         if claim_id != request.claim_id:
             return await self.replay(claim_id, wish, until_gone)
         # A VM may have become ready between the last look and the place in the queue: whoever made it ready looks for
         # waiting claims after its commit, we look for ready VMs after ours, so that one of the two sees both.
-        async with self._db.begin() as tx:
-            if await claims.bind_pending(tx, pool.id):
-                await notify(tx, Topic.BOUND, pool.id)
+        await self._matches.get_fresh(pool.id)
         return await self._wait(claim_id, wish, until_gone, replayed=False)
 
     async def replay(self, claim_id: UUID, wish: NewClaim, until_gone: UntilGone) -> StoredClaim:
@@ -121,10 +136,24 @@ class ClaimQueue:
             return StoredClaim(claim)
         return StoredClaim(claim, estimate=await self._estimate(claim.pool_id, claim.id))
 
-    async def _why_not_warm(self, pool: PoolRow, wish: NewClaim) -> str:
-        """The reason, in words. Raises NoWarmVm where no VM would come, or the queue is full."""
+    async def _look_at_pool(self, name: str) -> _Outlook:
         async with self._db.begin() as tx:
-            counts = (await statistics.of_pools(tx, [pool.id]))[pool.id].counts
+            pool = await pool_rows.get(tx, name)
+            if pool is None:
+                raise no_such_pool(name)
+            counts = await statistics.count(tx, pool.id)
+        return _Outlook(pool, counts)
+
+    async def _match(self, pool_id: UUID) -> None:
+        async with self._db.begin() as tx:
+            bound = await claims.bind_pending(tx, pool_id)
+            await notify_settled(tx, bound)
+        if bound:
+            self._on_joined(pool_id)
+
+    async def _why_not_warm(self, outlook: _Outlook, wish: NewClaim) -> str:
+        """The reason, in words. Raises NoWarmVm where no VM would come, or the queue is full."""
+        pool, counts = outlook.pool, outlook.counts
         empty = f"pool {pool.name!r} has no ready VM ({counts.in_flight} on their way, {counts.claimed} claimed)"
         if counts.waiting >= self._max_pending:
             raise NoWarmVm(

@@ -17,7 +17,7 @@ from app.domain.states import ClaimState, VmState
 from app.store import claims, events, vms
 from app.store import pools as pool_rows
 from app.store.database import Tx
-from app.store.notices import Topic, notify
+from app.store.notices import Topic, notify, notify_settled
 from app.store.observed import ObservedVm
 
 log = structlog.get_logger(__name__)
@@ -88,7 +88,6 @@ async def give_up(tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, rules
         await count_failure(tx, vm.pool_id, planned_at=vm.created_at, reason=reason, rules=rules, now=now)
     if requeued:
         await _serve(tx, vm.pool_id)
-        await notify(tx, Topic.BOUND, vm.pool_id)
     if target is VmState.FAILED:
         await notify(tx, Topic.REMOVE)
     await pool_rows.make_due(tx, vm.pool_id)
@@ -138,7 +137,7 @@ async def let_go(tx: Tx, vm: ObservedVm) -> None:
 async def _serve(tx: Tx, pool_id: UUID) -> int:
     bound = await claims.bind_pending(tx, pool_id)
     if bound:
-        await notify(tx, Topic.BOUND, pool_id)
+        await notify_settled(tx, bound)
         await pool_rows.make_due(tx, pool_id)
         await notify(tx, Topic.PLAN, pool_id)
     return len(bound)

@@ -1,10 +1,11 @@
 """Requests that wait for a claim to leave `pending`, and how they hear of it.
 
-A notice that claims of a pool were bound wakes those that wait for it; once a second all of them look for themselves, so
-that a lost notice costs a second and no more. One query serves every waiter of the process.
+A notice names the claims that are settled, and wakes those that wait for them; once a second all others look for
+themselves, so that a lost notice costs a second and no more. One query serves all waiters that a look is for.
 """
 
 import asyncio
+import time
 from collections import defaultdict
 from uuid import UUID
 
@@ -27,11 +28,16 @@ class WaitingRoom:
         self._db = db
         self._waiters: dict[UUID, set[asyncio.Future[ClaimRow | None]]] = defaultdict(set)
         self._closed = False
+        self._named: set[UUID] = set()
         self._wake = asyncio.Event()
 
-    def wake(self, _pool_id: str = "") -> None:
-        """Looks at once instead of at the next poll."""
-        if self._waiters:
+    def wake(self, payload: str = "") -> None:
+        """Looks at once at the claims that a notice names, as far as anybody waits for them; without names at all of them."""
+        if not self._waiters:
+            return
+        named = self._waiters if not payload else {UUID(name) for name in payload.split(",")} & self._waiters.keys()
+        if named:
+            self._named.update(named)
             self._wake.set()
 
     async def wait(self, claim_id: UUID, seconds: float) -> ClaimRow | None:
@@ -40,7 +46,8 @@ class WaitingRoom:
             return None
         waiter: asyncio.Future[ClaimRow | None] = asyncio.get_running_loop().create_future()
         self._waiters[claim_id].add(waiter)
-        self._wake.set()  # it may have been bound between its last read and now
+        self._named.add(claim_id)  # it may have been settled between its last read and now
+        self._wake.set()
         try:
             return await asyncio.wait_for(waiter, seconds)
         except TimeoutError:
@@ -55,12 +62,15 @@ class WaitingRoom:
 
         A database that is away is waited for.
         """
+        looked_at_all = 0.0
         while not stop.is_set():
-            if self._waiters:
-                try:
-                    await self._look()
-                except DatabaseUnavailable:
-                    log.debug("waiting_room.database_away")
+            if time.monotonic() - looked_at_all >= _POLL_SECONDS:
+                looked_at_all = time.monotonic()
+                self._named.update(self._waiters)
+            try:
+                await self._look(list(self._named))
+            except DatabaseUnavailable:
+                log.debug("waiting_room.database_away")
             await self._rest(stop)
         self._closed = True
         for waiters in self._waiters.values():
@@ -76,10 +86,14 @@ class WaitingRoom:
             for wait in waits:
                 wait.cancel()
 
-    async def _look(self) -> None:
+    async def _look(self, named: list[UUID]) -> None:
         self._wake.clear()
+        self._named.clear()
+        wanted = [claim_id for claim_id in named if claim_id in self._waiters]
+        if not wanted:
+            return
         async with self._db.begin() as tx:
-            found = await claims.get_many(tx, list(self._waiters))
+            found = await claims.get_many(tx, wanted)
         for claim in found:
             if claim.state is not ClaimState.PENDING:
                 for waiter in self._waiters.get(claim.id, ()):

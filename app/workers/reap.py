@@ -12,7 +12,7 @@ from app.domain.states import ClaimState, VmState
 from app.store import claims, events, observed, vms
 from app.store import pools as pool_rows
 from app.store.database import Database
-from app.store.notices import Topic, notify
+from app.store.notices import Topic, notify, notify_settled
 from app.telemetry import VM_ENDS
 from app.usecases.vm_fates import FateRules, give_up, serve_waiting
 
@@ -63,8 +63,8 @@ class Reap:
             over = await claims.waited_out(tx, limit=_BATCH)
             why = "no VM became ready in the time that a claim may wait"
             ended = await claims.end(tx, over, ClaimState.FAILED, sources=[ClaimState.PENDING], reason=why)
+            await notify_settled(tx, [claim_id for claim_id, _, _ in ended])
             for pool_id in sorted({pool_id for _, pool_id, _ in ended}):
-                await notify(tx, Topic.BOUND, pool_id)
                 await pool_rows.make_due(tx, pool_id)
                 await notify(tx, Topic.PLAN, pool_id)
         return len(over) == _BATCH
