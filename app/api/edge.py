@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import claim_route
 from app.api.problems import render, render_crash
-from app.errors import BodyTooLarge, EmberpoolError, Unauthenticated, UnsupportedMediaType
+from app.errors import BodyTooLarge, EmberpoolError, InvalidRequest, Unauthenticated, UnsupportedMediaType
 from app.telemetry import REQUESTS
 
 _JSON = b"application/json"
@@ -69,6 +69,8 @@ class Edge:
                 chunked = True
         if self._expected is not None and not hmac.compare_digest(authorization, self._expected):
             self._refuse_stranger(scope)
+        if b"%00" in scope["query_string"]:
+            raise InvalidRequest("the query holds a NUL character, which nothing here can have; leave it out")
         size = int(length) if length else 0
         if size > self._max_body_bytes:
             raise self._too_large()

@@ -30,9 +30,12 @@ def decode(cursor: str | None) -> str | None:
     if cursor is None:
         return None
     try:
-        return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-    except (binascii.Error, UnicodeDecodeError) as error:
+        value = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+    except (binascii.Error, ValueError) as error:
         raise bad_cursor() from error
+    if not value.isprintable():
+        raise bad_cursor()
+    return value
 
 
 def decode_id(cursor: str | None) -> UUID | None:

@@ -1,6 +1,7 @@
 """The growing end of the history, shared by all streams of a process: one look at the database, whoever listens."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import structlog
@@ -11,6 +12,7 @@ from app.store.database import Database
 from app.store.events import Cursor, EventRow
 
 _LOOK_SECONDS = 0.25
+_RETRY_SECONDS = 1.0
 _PAGE = 200
 log = structlog.get_logger(__name__)
 
@@ -36,7 +38,8 @@ class EventTail:
                     if end != self._end:
                         self._end = end
                         await self._tell()
-            await asyncio.wait([asyncio.ensure_future(stop.wait())], timeout=_LOOK_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _LOOK_SECONDS)
         await self._tell()
 
     async def follow(
@@ -50,10 +53,13 @@ class EventTail:
                     async with self._db.begin() as tx:
                         after = await events.latest(tx)
                 except DatabaseUnavailable:
-                    await asyncio.sleep(1)
+                    await self._pause(stop)
             while after is not None and not stop.is_set():
                 seen = self._end
                 found = await self._page(after, pool=pool, kind=kind)
+                if found is None:
+                    await self._pause(stop)
+                    continue
                 for event in found:
                     after = event.cursor
                     yield event
@@ -64,12 +70,18 @@ class EventTail:
         finally:
             self._followers -= 1
 
-    async def _page(self, after: Cursor, *, pool: str | None, kind: str | None) -> list[EventRow]:
+    async def _page(self, after: Cursor, *, pool: str | None, kind: str | None) -> list[EventRow] | None:
+        """None: the database is away."""
         try:
             async with self._db.begin() as tx:
                 return await events.page(tx, after=after, limit=_PAGE, pool=pool, kind=kind)
         except DatabaseUnavailable:
-            return []
+            return None
+
+    @staticmethod
+    async def _pause(stop: asyncio.Event) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _RETRY_SECONDS)
 
     async def _tell(self) -> None:
         async with self._grown:
