@@ -17,7 +17,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 from typing_extensions import override
 
-from app.api import claim_route, claims, events, health, pools, problems, vms
+from app.api import claim_route, claims, document, events, health, pools, problems, vms
 from app.api.claim_route import ClaimRoute
 from app.api.edge import Edge
 from app.api.services import Services
@@ -34,17 +34,16 @@ class CannotListen(EmberpoolError):
 
 
 _DESCRIPTION = """
-Emberpool keeps VMs of KubeVirt warm and hands them out before they are asked for.
-
-1. `PUT /v1/pools/{name}` says which VMs to keep, and how many.
-2. `POST /v1/claim` takes one, in milliseconds. It is yours until its lease ends: renew it, or release it.
+1. `PUT /v1/pools/{name}` says which VMs of KubeVirt to keep warm, and how many.
+2. `POST /v1/claim` hands one out, in milliseconds. It is yours until its lease ends: renew it, or release it.
 3. Behind it the pool refills. `GET /v1/pools/{name}` says how it stands, `GET /v1/events` what happens.
 
-Every error is an RFC 9457 problem with a stable `code`.
+Each form below is filled in so that Execute works from top to bottom. Every error is an RFC 9457 problem with a stable `code`.
+Where the service was given a token, put it under Authorize; where it was not, everything is open and the locks mean nothing.
 """
 _TAGS = [
-    {"name": "claims", "description": "Take a VM, keep it, give it back."},
     {"name": "pools", "description": "Which VMs to keep warm, and how many."},
+    {"name": "claims", "description": "Take a VM, keep it, give it back."},
     {"name": "vms", "description": "Each VM, and what became of it."},
     {"name": "events", "description": "What happened, as a page or as a stream."},
     {"name": "health", "description": "Whether the service can do its work."},
@@ -67,6 +66,7 @@ def create_app(role: Role = Role.ALL) -> FastAPI:
             app.include_router(part.router)
     app.include_router(health.router)
     problems.install(app)
+    document.install(app)
     return app
 
 

@@ -34,6 +34,7 @@ _FOUND = (InvalidRequest, ClaimNotFound, DatabaseUnavailable)
     "",
     operation_id="listClaims",
     summary="Claims, the newest first",
+    response_description="A page of claims, ended ones among them",
     responses=responses(InvalidRequest, DatabaseUnavailable),
 )
 async def list_claims(
@@ -44,6 +45,7 @@ async def list_claims(
     state: Annotated[ClaimState | None, Query(description="In this state only.")] = None,
     label: Annotated[str | None, Query(description="With this label only.", examples=["job=ci-4711"])] = None,
 ) -> Page[ClaimView]:
+    """Filters can be combined. Ended claims are kept for `EMBERPOOL_HISTORY_DAYS`."""
     async with svc.db.begin() as tx:
         found = await claim_rows.page(
             tx, after=decode_id(after), limit=limit + 1, pool=pool, state=state, label=_label(label)
@@ -55,7 +57,13 @@ async def list_claims(
     )
 
 
-@router.get("/{claim_id}", operation_id="getClaim", summary="One claim", responses=responses(*_FOUND))
+@router.get(
+    "/{claim_id}",
+    operation_id="getClaim",
+    summary="One claim",
+    response_description="The claim as it stands, or as it stood when the wait ended",
+    responses=responses(*_FOUND),
+)
 async def get_claim(
     claim_id: ClaimId,
     request: Request,
@@ -64,6 +72,8 @@ async def get_claim(
         float, Query(ge=0, le=MAX_WAIT_SECONDS, description="Wait so long for a pending claim to get its VM.")
     ] = 0,
 ) -> ClaimView:
+    """With `wait_seconds` the answer comes when the claim is pending no more, or when the time is over."""
+
     async def until_gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
@@ -76,15 +86,22 @@ async def get_claim(
     "/{claim_id}/renew",
     operation_id="renewClaim",
     summary="Extend a claim's lease",
+    response_description="The claim with its new lease",
     responses=responses(*_FOUND, LeaseTooLong, ClaimEnded, Conflict),
 )
 async def renew_claim(claim_id: ClaimId, svc: Svc, body: RenewBody | None = None) -> ClaimView:
-    """The lease then ends that long from now."""
+    """The lease then ends that long from now. Without a body: its own length again."""
     claim = await usecases.renew_claim(svc.db, claim_id, body.lease_seconds if body else None)
     return ClaimView.of(claim, namespace=svc.settings.namespace)
 
 
-@router.delete("/{claim_id}", operation_id="releaseClaim", summary="Release a claim", responses=responses(*_FOUND))
+@router.delete(
+    "/{claim_id}",
+    operation_id="releaseClaim",
+    summary="Release a claim",
+    response_description="The claim, ended",
+    responses=responses(*_FOUND),
+)
 async def release_claim(claim_id: ClaimId, svc: Svc) -> ClaimView:
     """Its VM is destroyed, never handed to another. Releasing a claim that has ended changes nothing."""
     claim = await usecases.release_claim(svc.db, claim_id)

@@ -14,6 +14,7 @@ from app.store.watches import WatchState
 router = APIRouter(tags=["health"])
 Svc = Annotated[Services, Depends(services)]
 _WATCH_NAME = "virtualmachines"
+_METRICS_EXAMPLE = 'emberpool_claim_seconds_bucket{le="0.005",outcome="warm"} 42.0\n'
 
 
 class Live(BaseModel):
@@ -35,8 +36,9 @@ class Readiness(BaseModel):
     cluster_watch: Check
 
 
-@router.get("/healthz", operation_id="getHealth", summary="Is the process alive")
+@router.get("/healthz", operation_id="getHealth", summary="Is the process alive", response_description="It answers")
 async def get_health() -> Live:
+    """Asks nothing of the database or the cluster: a process is not to be restarted for what ails them."""
     return Live()
 
 
@@ -44,6 +46,7 @@ async def get_health() -> Live:
     "/readyz",
     operation_id="getReadiness",
     summary="Can it serve: database, migrations, age of the cluster watch",
+    response_description="Requests can be sent here; `degraded` says that the cluster is not seen at the moment",
     responses={503: {"model": Readiness, "description": "The database is away, or was not migrated"}},
 )
 async def get_readiness(svc: Svc, response: Response) -> Readiness:
@@ -58,10 +61,13 @@ async def get_readiness(svc: Svc, response: Response) -> Readiness:
         unknown = Check(ok=False, detail="not known while the database is away")
         return Readiness(status="unready", database=away, migrations=unknown, cluster_watch=unknown)
     head = migrating.head()
+    # Revisions are numbers of one width. One that is ahead of us is a newer program's, which keeps what we need (migrations
+    # expand before they contract), so that the replicas of a rolling update serve until they are replaced.
+    migrated = revision is not None and revision >= head
     migrations = Check(
-        ok=revision == head,
+        ok=migrated,
         detail=f"at {revision or 'nothing'}, this program needs {head}"
-        + ("" if revision == head else ": run `emberpool migrate`"),
+        + ("" if migrated else ": run `emberpool migrate`"),
     )
     cluster = _judge_watch(watch, svc.settings.relist_seconds)
     if not migrations.ok:
@@ -75,9 +81,15 @@ async def get_readiness(svc: Svc, response: Response) -> Readiness:
 
 
 @router.get(
-    "/metrics", operation_id="getMetrics", summary="Figures of this process, for Prometheus", response_class=Response
+    "/metrics",
+    operation_id="getMetrics",
+    summary="Figures of this process, for Prometheus",
+    response_class=Response,
+    response_description="Text in Prometheus' format",
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": _METRICS_EXAMPLE}}}},
 )
 async def get_metrics() -> Response:
+    """Each process counts for itself: scrape every replica, API and worker."""
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Body, Depends, Path, Query, Response
+from fastapi.openapi.models import Example
 
 from app.api.pages import After, Limit, Page, decode, encode
 from app.api.problems import responses
@@ -11,6 +12,8 @@ from app.api.services import Services, services
 from app.domain.pools import POOL_NAME_PATTERN, PoolSpec
 from app.errors import (
     BodyTooLarge,
+    ClusterError,
+    ClusterForbidden,
     ClusterUnavailable,
     DatabaseUnavailable,
     InvalidRequest,
@@ -28,25 +31,75 @@ from app.usecases.pools import Written, no_such_pool
 
 router = APIRouter(prefix="/v1/pools", tags=["pools"])
 Name = Annotated[
-    str, Path(pattern=POOL_NAME_PATTERN, max_length=63, description="The pool's name.", examples=["fast-start-pool"])
+    str,
+    Path(
+        pattern=POOL_NAME_PATTERN,
+        max_length=63,
+        description="The pool's name.",
+        openapi_examples={"fast-start-pool": {"value": "fast-start-pool"}},
+    ),
 ]
 Svc = Annotated[Services, Depends(services)]
 _FOUND = (InvalidRequest, PoolNotFound, DatabaseUnavailable)
+_BODIES: dict[str, Example] = {
+    "short": {
+        "summary": "A short form of the template",
+        "value": {
+            "size": 10,
+            "min_available": 5,
+            "template": {"image": "quay.io/containerdisks/ubuntu:22.04", "cpu": 2, "memory": "2Gi"},
+        },
+    },
+    "kubevirt": {
+        "summary": "A KubeVirt template, for a guest without an agent",
+        "value": {
+            "size": 3,
+            "warm_when": "ready",
+            "max_ready_age_seconds": 86400,
+            "template": {
+                "spec": {
+                    "domain": {
+                        "cpu": {"cores": 2},
+                        "memory": {"guest": "2Gi"},
+                        "devices": {"disks": [{"name": "root", "disk": {"bus": "virtio"}}]},
+                    },
+                    "readinessProbe": {"tcpSocket": {"port": 22}},
+                    "volumes": [
+                        {"name": "root", "containerDisk": {"image": "quay.io/containerdisks/ubuntu:22.04"}},
+                    ],
+                }
+            },
+        },
+    },
+    "drained": {
+        "summary": "Filled on request alone, with short leases",
+        "value": {
+            "size": 5,
+            "auto_replenish": False,
+            "default_lease_seconds": 600,
+            "max_lease_seconds": 3600,
+            "template": {"image": "quay.io/containerdisks/fedora:40", "memory": "1Gi"},
+        },
+    },
+}
 
 
 @router.put(
     "/{name}",
     operation_id="putPool",
     summary="Create a pool, or bring it to what the body says",
+    response_description="It exists; `Emberpool-Outcome` says whether it was `changed` or `unchanged`",
     responses={
         201: {"model": PoolView, "description": "Created: its VMs are on their way"},
         **responses(
             *(InvalidRequest, TemplateRefused, MalformedBody, BodyTooLarge, UnsupportedMediaType, PoolBeingDeleted),
-            *(ClusterUnavailable, DatabaseUnavailable),
+            *(ClusterUnavailable, ClusterForbidden, ClusterError, DatabaseUnavailable),
         ),
     },
 )
-async def put_pool(name: Name, spec: PoolSpec, svc: Svc, response: Response) -> PoolView:
+async def put_pool(
+    name: Name, spec: Annotated[PoolSpec, Body(openapi_examples=_BODIES)], svc: Svc, response: Response
+) -> PoolView:
     """The template is checked by our own rules and by a server-side dry run before anything is stored. A changed template
     rotates the unclaimed VMs behind the floor; claimed ones stay as they are. The same body again changes nothing.
     """
@@ -58,16 +111,27 @@ async def put_pool(name: Name, spec: PoolSpec, svc: Svc, response: Response) -> 
 
 
 @router.get(
-    "", operation_id="listPools", summary="All pools, by name", responses=responses(InvalidRequest, DatabaseUnavailable)
+    "",
+    operation_id="listPools",
+    summary="All pools, by name",
+    response_description="A page of pools, each with its status",
+    responses=responses(InvalidRequest, DatabaseUnavailable),
 )
 async def list_pools(svc: Svc, limit: Limit = 100, after: After = None) -> Page[PoolView]:
+    """A page at a time: hand `next` back as `after` until it is null."""
     async with svc.db.begin() as tx:
         found = await pool_rows.page(tx, after=decode(after) or "", limit=limit + 1)
     views = await _views(svc, found[:limit])
     return Page(items=views, next=encode(found[limit - 1].name) if len(found) > limit else None)
 
 
-@router.get("/{name}", operation_id="getPool", summary="One pool and its status", responses=responses(*_FOUND))
+@router.get(
+    "/{name}",
+    operation_id="getPool",
+    summary="One pool and its status",
+    response_description="The pool",
+    responses=responses(*_FOUND),
+)
 async def get_pool(name: Name, svc: Svc) -> PoolView:
     """Counts by state, fill, why it is degraded or stalled, the refill rate, and what boots took on this cluster."""
     async with svc.db.begin() as tx:
@@ -82,6 +146,7 @@ async def get_pool(name: Name, svc: Svc) -> PoolView:
     operation_id="deletePool",
     summary="Delete a pool; claimed VMs are kept until released",
     status_code=202,
+    response_description="It is being deleted; GET answers 404 once it is gone",
     responses=responses(*_FOUND),
 )
 async def delete_pool(
@@ -99,6 +164,7 @@ async def delete_pool(
     operation_id="replenishPool",
     summary="Fill a pool up to its size once",
     status_code=202,
+    response_description="Its VMs are on their way",
     responses=responses(*_FOUND, PoolBeingDeleted),
 )
 async def replenish_pool(name: Name, svc: Svc) -> PoolView:
@@ -110,6 +176,7 @@ async def replenish_pool(name: Name, svc: Svc) -> PoolView:
     "/{name}/pause",
     operation_id="pausePool",
     summary="Create and remove nothing until resumed",
+    response_description="The pool, paused",
     responses=responses(*_FOUND, PoolBeingDeleted),
 )
 async def pause_pool(name: Name, svc: Svc) -> PoolView:
@@ -121,9 +188,11 @@ async def pause_pool(name: Name, svc: Svc) -> PoolView:
     "/{name}/resume",
     operation_id="resumePool",
     summary="End a pause, or a stall after failures",
+    response_description="The pool, at work again",
     responses=responses(*_FOUND, PoolBeingDeleted),
 )
 async def resume_pool(name: Name, svc: Svc) -> PoolView:
+    """Failures so far are forgotten, and VMs are created at once. So does an edit of the pool for a stall."""
     return (await _views(svc, [await usecases.resume_pool(svc.db, name)]))[0]
 
 

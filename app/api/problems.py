@@ -13,8 +13,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.examples import DETAILS
+from app.domain.pools import POOL_NAME_PATTERN
 from app.errors import EmberpoolError, FieldProblem, InvalidRequest, MalformedBody, MethodNotAllowed, NotFound
 
+_NAME_RULE = "a name is 1 to 63 lower-case letters, digits and '-', and begins and ends with a letter or digit"
 MEDIA_TYPE = "application/problem+json"
 log = structlog.get_logger(__name__)
 
@@ -71,7 +74,11 @@ def responses(*errors: type[EmberpoolError]) -> dict[int | str, dict[str, Any]]:
     found: dict[int | str, dict[str, Any]] = {}
     for error in errors:
         entry = found.setdefault(
-            error.status, {"model": Problem, "description": error.title, "content": {MEDIA_TYPE: {"examples": {}}}}
+            error.status,
+            {
+                "description": error.title,
+                "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
+            },
         )
         if error.title not in entry["description"]:
             entry["description"] += f"; {error.title[0].lower()}{error.title[1:]}"
@@ -80,21 +87,21 @@ def responses(*errors: type[EmberpoolError]) -> dict[int | str, dict[str, Any]]:
                 "type": f"urn:emberpool:problem:{error.code}",
                 "title": error.title,
                 "status": error.status,
-                "detail": "What is wrong here, where, and what to do about it.",
+                "detail": DETAILS[error.code],
                 "code": error.code,
             }
         }
     return found
 
 
-def explain(error: ValidationError | RequestValidationError, *, where: str = "body") -> InvalidRequest:
-    """What pydantic found wrong, each with its field; `where` is the part of a location that needs no telling."""
+def explain(error: ValidationError | RequestValidationError) -> InvalidRequest:
+    """What pydantic found wrong, each with its field: of the body, the path, the query or a header, which needs no telling."""
     problems = []
     for found in error.errors():
         location = [str(part) for part in found["loc"]]
         if found["type"] == "json_invalid":
             return MalformedBody(f"the body is not JSON: {found.get('ctx', {}).get('error', found['msg'])}")
-        if location and location[0] == where:
+        if isinstance(error, RequestValidationError):
             location = location[1:]
         problems.append(FieldProblem(".".join(location), _sentence(found)))
     named = "; ".join(f"{p.field or 'body'}: {p.message}" for p in problems[:5])
@@ -120,7 +127,10 @@ def install(app: FastAPI) -> None:
     async def on_http(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             raise error
-        return render(_from_http(request, error), instance=request.url.path)
+        # The framework calls whatever goes wrong while a body is read a bad body; where it was an error of ours, that one counts.
+        ours = error.__cause__
+        found = ours if isinstance(ours, EmberpoolError) else _from_http(request, error)
+        return render(found, instance=request.url.path)
 
     async def on_bug(request: Request, error: Exception) -> Response:
         return render_crash(request.url.path, error)
@@ -153,6 +163,8 @@ def _sentence(found: Any) -> str:
         return "there is no such field; check its spelling (/docs shows them all)"
     if found["type"] == "missing":
         return "this field is required"
+    if found["type"] == "string_pattern_mismatch" and found["ctx"]["pattern"] == POOL_NAME_PATTERN:
+        return f"{_NAME_RULE}; it is {found['input']!r}"
     if "should" in message and isinstance(found.get("input"), str | int | float | bool):
         return f"{message}; it is {found['input']!r}"
     return message

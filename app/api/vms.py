@@ -22,6 +22,7 @@ Svc = Annotated[Services, Depends(services)]
     "",
     operation_id="listVms",
     summary="VMs, the newest first",
+    response_description="A page of VMs",
     responses=responses(InvalidRequest, DatabaseUnavailable),
 )
 async def list_vms(
@@ -33,6 +34,7 @@ async def list_vms(
     state: Annotated[VmState | None, Query(description="In this state only.")] = None,
     ended: Annotated[bool, Query(description="Also those that are deleted or lost.")] = False,
 ) -> Page[VmView]:
+    """Filters can be combined. VMs that ended are kept for `EMBERPOOL_HISTORY_DAYS`."""
     only_ended = state in {VmState.DELETED, VmState.LOST}
     async with svc.db.begin() as tx:
         found = await vm_rows.page(
@@ -49,9 +51,11 @@ async def list_vms(
     "/{vm_id}",
     operation_id="getVm",
     summary="One VM and its history",
+    response_description="The VM, with its changes of state, oldest first",
     responses=responses(InvalidRequest, VmNotFound, DatabaseUnavailable),
 )
 async def get_vm(vm_id: Annotated[UUID, Path(description="The VM's id.")], svc: Svc) -> VmWithHistory:
+    """Where it runs, what ails it, who claimed it, and how long each stage of its boot took."""
     async with svc.db.begin() as tx:
         vm = await vm_rows.get(tx, vm_id)
         history = await events.of_vm(tx, vm_id)
