@@ -5,7 +5,7 @@ import binascii
 import re
 from typing import Any
 
-from app.devcluster.registry import LEASES, SECRETS, Resource
+from app.devcluster.registry import CLAIMS, LEASES, SECRETS, Resource
 from app.devcluster.status import Json, cause
 
 _SECRET_FIELDS = frozenset({"apiVersion", "kind", "metadata", "type", "data", "stringData", "immutable"})
@@ -65,6 +65,8 @@ def decoding_problem(resource: Resource, obj: Json) -> str | None:
 
 def settle(resource: Resource, obj: Json) -> Json:
     """What the server makes of the object before it stores it."""
+    if resource is CLAIMS and "status" not in obj:
+        return _new_claim(obj)
     if resource is not SECRETS:
         return obj
     result = {name: value for name, value in obj.items() if name != "stringData"}
@@ -77,6 +79,18 @@ def settle(resource: Resource, obj: Json) -> Json:
         result.pop("data", None)
     result.setdefault("type", "Opaque")
     return result
+
+
+def _new_claim(claim: Json) -> Json:
+    """A claim is protected, pending, and tells its source under both names."""
+    spec = {**(claim.get("spec") or {})}
+    source = spec.get("dataSource") or spec.get("dataSourceRef")
+    if source:
+        spec["dataSource"] = spec["dataSourceRef"] = source
+    spec.setdefault("volumeMode", "Filesystem")
+    metadata = claim["metadata"]
+    finalizers = [*metadata.get("finalizers", ()), "kubernetes.io/pvc-protection"]
+    return {**claim, "metadata": {**metadata, "finalizers": finalizers}, "spec": spec, "status": {"phase": "Pending"}}
 
 
 def check(resource: Resource, obj: Json, old: Json | None) -> list[Json]:

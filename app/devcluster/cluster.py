@@ -14,6 +14,7 @@ from app.devcluster.admission import Webhooks
 from app.devcluster.api import Api
 from app.devcluster.clock import Clock, LoopClock, ManualClock
 from app.devcluster.config import DevClusterConfig
+from app.devcluster.data_volumes import DataVolumeController
 from app.devcluster.disruptions import Disruptions, ResetError, Stage
 from app.devcluster.durations import Jitter
 from app.devcluster.faults import FaultBook
@@ -28,6 +29,7 @@ from app.devcluster.registry import NAMESPACES, NODES, RESOURCES
 from app.devcluster.scheduler import Scheduler
 from app.devcluster.server import BODY_LIMIT, ApiServer
 from app.devcluster.status import Json
+from app.devcluster.storage import StorageDriver, storage_classes
 from app.devcluster.subresources import Subresources
 from app.devcluster.times import stamp
 from app.devcluster.vm_controller import MachineController
@@ -150,6 +152,8 @@ class DevCluster:
         machines = MachineController(api, config.durations)
         instances = InstanceController(api, config.durations, self.jitter, self.disruptions.refuse_pod)
         pools = PoolController(api, config.durations)
+        storage = StorageDriver(api, config.durations, self.jitter)
+        volumes = DataVolumeController(api, config.durations, self.jitter)
         scheduler = Scheduler(api, self.ledger, config.durations, self.jitter)
         self.agent = NodeAgent(api, config.durations, self.jitter, self.faults, self.images)
         self.lifecycle = NodeLifecycle(api, config.durations, self.agent, self.images)
@@ -158,15 +162,19 @@ class DevCluster:
         self.faults.listen(lambda: self.disruptions.reach_watches(self.server.watches))
         self._resumes = (
             self.lifecycle.resume,
+            storage.resume,
+            volumes.resume,
             pools.resume,
             machines.resume,
             instances.resume,
             scheduler.resume,
             self.agent.resume,
         )
-        self._workers = (self._garbage, pools, machines, instances, scheduler, self.agent)
+        self._workers = (self._garbage, storage, volumes, pools, machines, instances, scheduler, self.agent)
         self._stops = (
             self._garbage.stop,
+            storage.stop,
+            volumes.stop,
             pools.stop,
             machines.stop,
             instances.stop,
@@ -253,6 +261,8 @@ class DevCluster:
         """Namespaces and nodes of a new cluster."""
         for name in (*self.config.namespaces, "kube-system", "kubevirt"):
             self.add_namespace(name)
+        for resource, obj in storage_classes(stamp(self.clock.now())):
+            self.store.put(resource, obj)
         for number in range(1, self.config.nodes + 1):
             if self.store.get(NODES, "", f"node{number}") is None:
                 self.add_node(f"node{number}")

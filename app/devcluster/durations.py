@@ -36,6 +36,7 @@ class Durations:
     import_total: float = 20.0
     clone_total: float = 6.0
     snapshot_total: float = 3.0
+    snapshot_restore: float = 2.0
 
     @classmethod
     def for_cold_boot(cls, seconds: float, *, time_scale: float = 1.0) -> Self:

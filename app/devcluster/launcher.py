@@ -96,6 +96,13 @@ def build_pod(vmi: Json, suffix: str, now: datetime) -> Json:
         "schedulerName": "default-scheduler",
         "terminationGracePeriodSeconds": 60,
     }
+    claims = [
+        {"name": volume["name"], "persistentVolumeClaim": {"claimName": claim_of(volume)}}
+        for volume in spec.get("volumes", ())
+        if claim_of(volume)
+    ]
+    if claims:
+        pod_spec["volumes"] = claims
     if spec.get("affinity"):
         pod_spec["affinity"] = spec["affinity"]
     if spec.get("tolerations"):
@@ -130,6 +137,12 @@ def build_pod(vmi: Json, suffix: str, now: datetime) -> Json:
         "spec": pod_spec,
         "status": {"phase": "Pending", "qosClass": "Guaranteed" if _pinned(spec) else "Burstable"},
     }
+
+
+def claim_of(volume: Json) -> str:
+    """The claim behind a volume of a VMI; empty for other kinds. A DataVolume's claim has its name."""
+    named = (volume.get("persistentVolumeClaim") or {}).get("claimName") or (volume.get("dataVolume") or {}).get("name")
+    return str(named or "")
 
 
 def memory_overhead(spec: Json) -> int:

@@ -9,7 +9,7 @@ from app.devcluster.deletion import DeleteOptions, delete
 from app.devcluster.durations import Durations
 from app.devcluster.garbage import without_finalizer
 from app.devcluster.instance_admission import refuse_instance
-from app.devcluster.launcher import OBSERVED, VM_FINALIZER, build_instance
+from app.devcluster.launcher import OBSERVED, VM_FINALIZER, build_instance, claim_of
 from app.devcluster.objects import Change, Key, Stored
 from app.devcluster.registry import CLAIMS, DATA_VOLUMES, VIRTUAL_MACHINE_INSTANCES, VIRTUAL_MACHINES
 from app.devcluster.status import Json
@@ -78,6 +78,10 @@ class MachineController:
             for reference in change.last.obj["metadata"].get("ownerReferences", ()):
                 if reference["kind"] == "VirtualMachine":
                     self._queue.add((change.key[0], reference["name"]))
+            for stored in self._api.store.rows(VIRTUAL_MACHINES, change.key[0]):
+                volumes = stored.obj["spec"]["template"]["spec"].get("volumes", ())
+                if any(claim_of(volume) == change.key[1] for volume in volumes):
+                    self._queue.add((change.key[0], stored.obj["metadata"]["name"]))
 
     def _visit(self, key: Key) -> None:
         stored = self._api.store.get(VIRTUAL_MACHINES, *key)
@@ -102,10 +106,8 @@ class MachineController:
             self._reconcile(stored)
 
     def _snapshot_status(self, volume: Json, namespace: str) -> Json:
-        claim = (volume.get("persistentVolumeClaim") or {}).get("claimName") or (volume.get("dataVolume") or {}).get(
-            "name"
-        )
-        if claim is None:
+        claim = claim_of(volume)
+        if not claim:
             reason = f"Snapshot is not supported for this volumeSource type [{volume['name']}]"
             return {"enabled": False, "name": volume["name"], "reason": reason}
         if self._api.store.get(CLAIMS, namespace, claim) is None:
@@ -216,6 +218,10 @@ class MachineController:
             status["ready"] = True
         else:
             status.pop("ready", None)
+        volumes = vm["spec"]["template"]["spec"].get("volumes")
+        if volumes:
+            namespace = vm["metadata"]["namespace"]
+            status["volumeSnapshotStatuses"] = [self._snapshot_status(volume, namespace) for volume in volumes]
         status["printableStatus"] = self._printable(vm, vmi, status)
         return status
 
@@ -315,6 +321,10 @@ def _data_volume(vm: Json, template: Json, moment: str) -> Json:
     owner = vm["metadata"]
     metadata = {
         **template["metadata"],
+        "annotations": {
+            "cdi.kubevirt.io/allowClaimAdoption": "true",
+            **(template["metadata"].get("annotations") or {}),
+        },
         "creationTimestamp": moment,
         "generation": 1,
         "labels": {**(template["metadata"].get("labels") or {}), "kubevirt.io/created-by": owner["uid"]},

@@ -7,7 +7,15 @@ from app.devcluster.conditions import drop, find, make, put
 from app.devcluster.deletion import DeleteOptions, delete
 from app.devcluster.durations import Durations, Jitter
 from app.devcluster.garbage import without_finalizer
-from app.devcluster.launcher import LAUNCHER_IMAGE, OBSERVED, VM_FINALIZER, VMI_FINALIZERS, build_pod, memory_overhead
+from app.devcluster.launcher import (
+    LAUNCHER_IMAGE,
+    OBSERVED,
+    VM_FINALIZER,
+    VMI_FINALIZERS,
+    build_pod,
+    claim_of,
+    memory_overhead,
+)
 from app.devcluster.objects import Change, Key, Stored
 from app.devcluster.quantities import in_mebi
 from app.devcluster.registry import CLAIMS, DATA_VOLUMES, PODS, VIRTUAL_MACHINE_INSTANCES, by_id
@@ -17,6 +25,14 @@ from app.devcluster.work import WorkQueue
 
 FINAL = frozenset({"Succeeded", "Failed"})
 _PULL_ERRORS = ("ErrImagePull", "ImagePullBackOff")
+_VOLUMES_READY = {
+    "lastProbeTime": None,
+    "lastTransitionTime": None,
+    "message": "All of the VMI's DVs are bound and ready",
+    "reason": "AllDVsReady",
+    "status": "True",
+    "type": "DataVolumesReady",
+}
 _MIRRORED = ("PodScheduled",)
 
 
@@ -130,6 +146,8 @@ class InstanceController:
                 probed=True,
             )
             kept = drop(_conditions(obj), "Synchronized", "PodScheduled")
+            if any("dataVolume" in volume for volume in obj["spec"].get("volumes", ())):
+                kept = put(kept, _VOLUMES_READY)
             return with_phase(
                 obj,
                 "Scheduling",
@@ -202,10 +220,27 @@ class InstanceController:
         status: Json = {"migrationTransport": "Unix", "nodeName": node}
         if interfaces:
             status["interfaces"] = interfaces
-        volumes = [{"name": volume["name"], "target": ""} for volume in vmi["spec"].get("volumes", ())]
+        volumes = [
+            self._volume_status(volume, vmi["metadata"]["namespace"]) for volume in vmi["spec"].get("volumes", ())
+        ]
         if volumes:
             status["volumeStatus"] = volumes
         return with_phase({**vmi, "metadata": metadata}, "Scheduled", stamp(self._api.clock.now()), **status)
+
+    def _volume_status(self, volume: Json, namespace: str) -> Json:
+        claim = self._api.store.get(CLAIMS, namespace, claim_of(volume))
+        if claim is None:
+            return {"name": volume["name"], "target": ""}
+        spec, status = claim.obj["spec"], claim.obj["status"]
+        information = {
+            "accessModes": spec["accessModes"],
+            "capacity": status.get("capacity", {}),
+            "claimName": claim.obj["metadata"]["name"],
+            "filesystemOverhead": "0" if spec.get("volumeMode") == "Block" else "0.055",
+            "requests": spec["resources"]["requests"],
+            "volumeMode": spec.get("volumeMode", "Filesystem"),
+        }
+        return {"name": volume["name"], "persistentVolumeClaimInfo": information, "target": ""}
 
     def _with_ready(self, vmi: Json, pod: Json | None) -> Json:
         now = self._api.clock.now()
@@ -255,8 +290,7 @@ class InstanceController:
     def _missing_volume(self, vmi: Json) -> str | None:
         namespace = vmi["metadata"]["namespace"]
         for volume in vmi["spec"].get("volumes", ()):
-            source = volume.get("persistentVolumeClaim") or {}
-            name = source.get("claimName") or (volume.get("dataVolume") or {}).get("name")
+            name = claim_of(volume)
             if name and self._api.store.get(CLAIMS, namespace, name) is None:
                 return f"PVC {namespace}/{name} does not exist, waiting for it to appear"
         return None

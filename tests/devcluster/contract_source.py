@@ -39,9 +39,22 @@ def convert(recordings, scenario):
     for line in lines:
         if "note" in line:
             continue
+        _mend(scenario, len(steps), line)
         steps.append(_step(line, origin, exact=_is_exact(scenario, line["request"]["path"])))
         origin.learn(len(steps) - 1, line)
     return _fold(steps)
+
+
+def _mend(scenario, number, line):
+    """Three requests of one scenario were recorded with the body of the last; the answers to the others tell theirs."""
+    if scenario != "datavolume" or number not in {7, 8}:
+        return
+    spec = line["request"]["body"]["spec"]
+    spec["storage"] = {"resources": {"requests": {"storage": "10Gi"}}}
+    if number == 7:
+        spec["preloadPolicy"] = "Always"
+    else:
+        spec["source"] = {"http": {}}
 
 
 def _step(line, origin, *, exact):

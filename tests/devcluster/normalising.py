@@ -33,6 +33,10 @@ _PLAIN = {
     "storageVersionHash": "<hash>",
     "kubevirt.io/heartbeat": "<time>",
     "serverAddress": "<address>",
+    "storageClassName": "<class>",
+    "volumeSnapshotClassName": "<class>",
+    "volume.beta.kubernetes.io/storage-provisioner": "<driver>",
+    "volume.kubernetes.io/storage-provisioner": "<driver>",
     "providerID": "<id>",
     "podCIDR": "<network>",
     "topology.kubernetes.io/region": "<region>",
@@ -106,6 +110,8 @@ def _node_status(status):
 def _text(value, key):
     if value.startswith("[+]ping ok"):
         return "<checks>"
+    if key == "progress" and value not in {"N/A", "100.0%"}:
+        return "<percent>"
     if key == "continue":
         return "<token>" if value else ""
     if key == "name" and (match := _GENERATED.match(value)):
@@ -160,7 +166,7 @@ def _observe(kind, obj):
     }
     for name in ("phase", "printableStatus", "ready", "created", "progress", "replicas", "readyReplicas", "readyToUse"):
         if name in status:
-            seen[name] = status[name]
+            seen[name] = normalise(status[name], name)
     for condition in status.get("conditions") or []:
         told = [condition["status"], condition.get("reason"), normalise(condition.get("message"))]
         seen[f"condition {condition['type']}"] = told

@@ -21,6 +21,11 @@ DURATIONS = Durations(
     probe=0.45,
     graceful_stop=1.0,
     image_retry=3.0,
+    volume_bind=0.03,
+    import_total=4.06,
+    clone_total=1.0,
+    snapshot_total=1.0,
+    snapshot_restore=0.5,
 )
 _TOKENS = {"admin": Subject("system:admin", (Rule(),)), "norights": Subject("system:serviceaccount:rec:norights")}
 _BOUND = 2000
