@@ -27,12 +27,17 @@ _INSERT_PLAN = text("INSERT INTO pool_plan (pool_id) VALUES (:id)")
 # An edit clears the breaker and the backoff: whoever edits has looked.
 _REPLACE = text("""
     UPDATE pool SET spec = :spec, vm_spec = :vm_spec, revision = :revision, generation = generation + 1, updated_at = now(),
-        refilled_at = CASE WHEN (spec->>'size')::int <> :size OR revision <> :revision THEN now() ELSE refilled_at END,
+        refilled_at = CASE WHEN (spec->>'size')::int <> :size OR revision <> :revision
+            OR (spec->>'auto_replenish')::boolean <> :replenishes THEN now() ELSE refilled_at END,
         consecutive_failures = 0, backoff_until = NULL, stalled_at = NULL
     WHERE id = :id
 """).bindparams(bindparam("spec", type_=JSONB), bindparam("vm_spec", type_=JSONB))
 
-_DUE = text("UPDATE pool_plan SET due_at = now() WHERE pool_id = :id AND due_at > now()")
+# Never waits: the planner that has the row may be waiting for a VM that the caller has, and looks again soon anyway.
+_DUE = text("""
+    UPDATE pool_plan SET due_at = now() WHERE pool_id = ANY(ARRAY(
+        SELECT pool_id FROM pool_plan WHERE pool_id = :id AND due_at > now() FOR UPDATE SKIP LOCKED))
+""")
 _REPLENISH = text("UPDATE pool SET refilled_at = now() WHERE id = :id")
 _PAUSE = text("UPDATE pool SET paused = :paused, updated_at = now() WHERE id = :id AND paused <> :paused RETURNING id")
 _RESET = text("""
@@ -99,12 +104,19 @@ async def replace(
     tx: AsyncConnection, pool_id: UUID, *, spec: PoolSpec, vm_spec: dict[str, Any], revision: str
 ) -> None:
     body = spec.model_dump(mode="json")
-    params = {"id": pool_id, "spec": body, "vm_spec": vm_spec, "revision": revision, "size": spec.size}
+    params = {
+        "id": pool_id,
+        "spec": body,
+        "vm_spec": vm_spec,
+        "revision": revision,
+        "size": spec.size,
+        "replenishes": spec.auto_replenish,
+    }
     await tx.execute(_REPLACE, params)
 
 
 async def make_due(tx: AsyncConnection, pool_id: UUID) -> None:
-    """The pool is planned at the next occasion."""
+    """The pool is planned at the next occasion; where it is planned this very moment, at the one after its interval."""
     await tx.execute(_DUE, {"id": pool_id})
 
 
