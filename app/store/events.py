@@ -1,5 +1,6 @@
 """The history: written with each change, read as pages and as a tail."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -31,10 +32,13 @@ _OF_VM = """
     SELECT e.xid::text AS xid, e.id, e.at, e.type, e.pool_id, p.name AS pool, e.vm_id, e.claim_id, e.data
     FROM event e LEFT JOIN pool p ON p.id = e.pool_id WHERE e.vm_id = :vm_id ORDER BY e.id LIMIT :limit
 """
+# The oldest few are looked at, and no more: an event is about as old as its transaction's number says.
 _PRUNE = """
     DELETE FROM event WHERE ctid = ANY(ARRAY(
-        SELECT ctid FROM event WHERE at < now() - make_interval(secs => :seconds) ORDER BY xid, id LIMIT :limit))
+        SELECT ctid FROM (SELECT ctid, at FROM event ORDER BY xid, id LIMIT :limit) oldest
+        WHERE at < now() - make_interval(secs => :seconds)))
 """
+_CURSOR = re.compile(r"([0-9]{1,20})-([0-9]{1,19})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,10 @@ class Cursor:
     @classmethod
     def parse(cls, value: str) -> "Cursor":
         """Raises ValueError where `value` is not a cursor's text."""
-        xid, _, number = value.partition("-")
-        return cls(int(xid), int(number))
+        found = _CURSOR.fullmatch(value)
+        if found is None or int(found[1]) >= 2**64 or int(found[2]) >= 2**63:
+            raise ValueError(f"{value!r} is no cursor of this history")
+        return cls(int(found[1]), int(found[2]))
 
 
 @dataclass(frozen=True, slots=True)
