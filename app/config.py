@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 MAX_POOL_SIZE = 10_000
 MAX_LEASE_SECONDS = 30 * 24 * 3600
 MAX_WAIT_SECONDS = 60
+MAX_BATCH = 100
 
 
 class Role(StrEnum):

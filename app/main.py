@@ -17,7 +17,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 from typing_extensions import override
 
-from app.api import claim_route, claims, document, events, health, pools, problems, vms
+from app.api import batch, claim_route, claims, document, events, health, pools, problems, vms
 from app.api.claim_route import ClaimRoute
 from app.api.edge import Edge
 from app.api.services import Services
@@ -62,7 +62,7 @@ def create_app(role: Role = Role.ALL) -> FastAPI:
         swagger_ui_parameters={"displayRequestDuration": True, "tryItOutEnabled": True, "defaultModelsExpandDepth": 0},
     )
     if role is not Role.WORKER:
-        for part in (claim_route, claims, pools, vms, events):
+        for part in (claim_route, batch, claims, pools, vms, events):
             app.include_router(part.router)
     app.include_router(health.router)
     problems.install(app)

@@ -8,12 +8,12 @@ everywhere; only the road between them is shorter.
 
 import hashlib
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Header
 from prometheus_client import Histogram
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -40,10 +40,14 @@ from app.usecases.claiming import WarmClaim
 from app.usecases.queueing import NewClaim, StoredClaim
 
 PATH = "/v1/claim"
-_MAX_KEY = 255
+MAX_KEY = 255
 _METRICS: dict[str, Histogram] = {}
 
 
+Key = Annotated[
+    str | None,
+    Header(max_length=MAX_KEY, description="A retry with the same key and body gets the same claim, on any replica."),
+]
 router = APIRouter(tags=["claims"])
 
 
@@ -68,12 +72,7 @@ router = APIRouter(tags=["claims"])
 )
 async def claim(
     body: ClaimBody,  # noqa: ARG001 - the signature is the documentation
-    idempotency_key: Annotated[  # noqa: ARG001 - likewise
-        str | None,
-        Header(
-            max_length=_MAX_KEY, description="A retry with the same key and body gets the same claim, on any replica."
-        ),
-    ] = None,
+    idempotency_key: Key = None,  # noqa: ARG001 - likewise
 ) -> ClaimView:
     """A warm VM in milliseconds. Where none is ready: with `wait_seconds` the request waits in order of arrival; then the claim
     stays in the pool's queue (202), or is refused with `Retry-After` where no VM would come (503).
@@ -118,17 +117,22 @@ def parse(body: bytes, key: str | None) -> NewClaim:
         wish = ClaimBody.model_validate_json(body)
     except ValidationError as error:
         raise explain(error) from error
-    if key is not None and not (0 < len(key) <= _MAX_KEY and key.isprintable()):
-        message = f"between 1 and {_MAX_KEY} printable characters, a UUID for example"
-        raise InvalidRequest(f"Idempotency-Key: {message}", problems=[FieldProblem("Idempotency-Key", message)])
+    refuse_odd_key(key)
     return NewClaim(
         pool=wish.pool,
         wait_seconds=wish.wait_seconds,
         lease_seconds=wish.lease_seconds,
         labels=wish.labels,
         key=key,
-        request_hash=_fingerprint(wish) if key is not None else "",
+        request_hash=fingerprint(wish) if key is not None else "",
     )
+
+
+def refuse_odd_key(key: str | None) -> None:
+    """Raises InvalidRequest for an idempotency key that is none."""
+    if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
+        message = f"between 1 and {MAX_KEY} printable characters, a UUID for example"
+        raise InvalidRequest(f"Idempotency-Key: {message}", problems=[FieldProblem("Idempotency-Key", message)])
 
 
 def render_stored(answer: StoredClaim, namespace: str) -> tuple[str, Response]:
@@ -147,42 +151,49 @@ def render_stored(answer: StoredClaim, namespace: str) -> tuple[str, Response]:
 
 def render_warm(answer: WarmClaim, namespace: str) -> bytes:
     """A ClaimView as JSON, without building one (a test holds the two together)."""
-    bound = answer.bound
-    return orjson.dumps(
-        {
-            "id": str(bound.claim_id),
-            "pool": answer.pool,
-            "state": "bound",
-            "path": "pool",
-            "vm": {
-                "id": str(bound.vm_id),
-                "name": bound.name,
-                "namespace": namespace,
-                "node": bound.node,
-                "addresses": bound.addresses,
-                "health": None,
-            },
-            "labels": answer.labels,
-            "lease_seconds": answer.lease_seconds,
-            "lease_expires_at": bound.lease_expires_at,
-            "created_at": bound.created_at,
-            "bound_at": bound.created_at,
-            "ended_at": None,
-            "reason": None,
-            "replacements": [],
-            "estimate": None,
-            "timings": {
-                "wait": 0.0,
-                "boot": None if bound.boot_seconds is None else round(bound.boot_seconds, 3),
-                "warm": round((bound.created_at - bound.ready_at).total_seconds(), 3),
-            },
-        },
-        option=orjson.OPT_UTC_Z,
-    )
+    return orjson.dumps(_describe_warm(answer, namespace), option=orjson.OPT_UTC_Z)
 
 
-def _fingerprint(wish: ClaimBody) -> str:
+def warm_view(answer: WarmClaim, namespace: str) -> ClaimView:
+    """The same as a ClaimView."""
+    return ClaimView.model_validate(_describe_warm(answer, namespace))
+
+
+def fingerprint(wish: BaseModel) -> str:
+    """What an idempotency key is tied to: the body as it was understood, whatever its spelling."""
     return hashlib.sha256(orjson.dumps(wish.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _describe_warm(answer: WarmClaim, namespace: str) -> dict[str, Any]:
+    bound = answer.bound
+    return {
+        "id": str(bound.claim_id),
+        "pool": answer.pool,
+        "state": "bound",
+        "path": "pool",
+        "vm": {
+            "id": str(bound.vm_id),
+            "name": bound.name,
+            "namespace": namespace,
+            "node": bound.node,
+            "addresses": bound.addresses,
+            "health": None,
+        },
+        "labels": answer.labels,
+        "lease_seconds": answer.lease_seconds,
+        "lease_expires_at": bound.lease_expires_at,
+        "created_at": bound.created_at,
+        "bound_at": bound.created_at,
+        "ended_at": None,
+        "reason": None,
+        "replacements": [],
+        "estimate": None,
+        "timings": {
+            "wait": 0.0,
+            "boot": None if bound.boot_seconds is None else round(bound.boot_seconds, 3),
+            "warm": round((bound.created_at - bound.ready_at).total_seconds(), 3),
+        },
+    }
 
 
 async def _read(receive: Receive) -> bytes:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.config import MAX_LEASE_SECONDS, MAX_WAIT_SECONDS
+from app.config import MAX_BATCH, MAX_LEASE_SECONDS, MAX_WAIT_SECONDS
 from app.domain.pools import PoolName, PoolSpec
 from app.domain.states import ClaimState, PoolPhase, VmState
 from app.domain.statistics import PoolFlags, WaitEstimate, assess
@@ -93,33 +93,51 @@ class PoolView(BaseModel):
         )
 
 
-class ClaimBody(BaseModel):
-    """A wish for one VM."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        json_schema_extra={"examples": [{"pool": "fast-start-pool", "wait_seconds": 30, "labels": {"job": "ci-4711"}}]},
-    )
+class _Wish(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pool: PoolName
-    wait_seconds: float = Field(
-        default=0,
-        ge=0,
-        le=MAX_WAIT_SECONDS,
-        description="How long this request may wait where no VM is ready, in seconds.",
-    )
     lease_seconds: int | None = Field(
         default=None,
         ge=1,
         le=MAX_LEASE_SECONDS,
         description="After so long the claim ends by itself. None: the pool's default.",
     )
-    paths: tuple[Literal["pool"]] = Field(default=("pool",), description="Ways of being served that are allowed.")
     labels: dict[LabelName, Label] = Field(
         default_factory=dict,
         max_length=32,
         description="Yours: kept with the claim, and lists can be filtered by them.",
+    )
+
+
+class ClaimBody(_Wish):
+    """A wish for one VM."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"pool": "fast-start-pool", "wait_seconds": 30, "labels": {"job": "ci-4711"}}]},
+    )
+
+    wait_seconds: float = Field(
+        default=0,
+        ge=0,
+        le=MAX_WAIT_SECONDS,
+        description="How long this request may wait where no VM is ready, in seconds.",
+    )
+    paths: tuple[Literal["pool"], ...] = Field(
+        default=("pool",), min_length=1, max_length=1, description="Ways of being served that are allowed."
+    )
+
+
+class BatchBody(_Wish):
+    """A wish for many VMs at once."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"pool": "fast-start-pool", "count": 3, "all_or_nothing": False}]},
+    )
+
+    count: int = Field(ge=1, le=MAX_BATCH, description="How many VMs, each its own claim.")
+    all_or_nothing: bool = Field(
+        default=False, description="Where fewer are ready, claim none. Otherwise as many as are ready are claimed."
     )
 
 
@@ -201,6 +219,12 @@ class ClaimView(BaseModel):
                 warm=_between(claim.vm_ready_at, claim.bound_at),
             ),
         )
+
+
+class BatchView(BaseModel):
+    claims: list[ClaimView]
+    requested: int
+    missing: int = Field(description="So many of those asked for were not ready, and were not claimed.")
 
 
 class VmView(BaseModel):

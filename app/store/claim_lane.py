@@ -33,7 +33,8 @@ _SESSION = {
 }
 
 # $1 pool, $2 hint, then one array entry a request: $3 claim ids, $4 idempotency keys, $5 request hashes, $6 lease seconds,
-# $7 labels. No join to an updated or deleted table: under a generic plan Postgres reads such a table whole. Keys are inserted
+# $7 labels. $8: the requests are one batch, which a key of it that is known makes an old one: nothing is added to it. $9: all
+# of them or none. No join to an updated or deleted table: under a generic plan Postgres reads such a table whole. Keys are inserted
 # in one order, so that two processes with the same keys do not wait for each other in a circle.
 _CLAIM = """
 WITH req AS MATERIALIZED (
@@ -42,12 +43,15 @@ WITH req AS MATERIALIZED (
         WITH ORDINALITY AS r(id, key, hash, lease, labels, ord)
     LEFT JOIN LATERAL (SELECT id FROM claim WHERE idem_key = r.key LIMIT 1) c ON true),
 fresh AS MATERIALIZED (
-    SELECT id, key, hash, lease, labels, ord, row_number() OVER (ORDER BY ord) AS n FROM req WHERE known IS NULL),
+    SELECT id, key, hash, lease, labels, ord, row_number() OVER (ORDER BY ord) AS n FROM req
+    WHERE known IS NULL AND NOT ($8::bool AND EXISTS (SELECT 1 FROM req WHERE known IS NOT NULL))),
 locked AS MATERIALIZED (
     SELECT ctid AS tid, seq, vm_id, name, node, addresses, ready_at, boot_seconds FROM ready_slot
     WHERE pool_id = $1 AND seq >= $2 AND (SELECT deleting_at IS NULL FROM pool WHERE id = $1)
     ORDER BY seq LIMIT (SELECT count(*) FROM fresh) FOR UPDATE SKIP LOCKED),
-picked AS MATERIALIZED (SELECT *, row_number() OVER (ORDER BY seq) AS n FROM locked),
+picked AS MATERIALIZED (
+    SELECT *, row_number() OVER (ORDER BY seq) AS n FROM locked
+    WHERE NOT $9::bool OR (SELECT count(*) FROM locked) = (SELECT count(*) FROM fresh)),
 made AS (
     INSERT INTO claim (id, pool_id, vm_id, state, idem_key, request_hash, labels, path, lease_seconds, lease_expires_at, bound_at)
     SELECT f.id, $1, p.vm_id, 'bound', f.key, f.hash, f.labels::jsonb, 'pool', f.lease, now() + make_interval(secs => f.lease), now()
@@ -123,12 +127,19 @@ class ClaimLane:
         self._hints: dict[UUID, int] = {}
 
     async def claim(
-        self, pool_id: UUID, requests: Sequence[ClaimRequest], *, from_start: bool = False
+        self,
+        pool_id: UUID,
+        requests: Sequence[ClaimRequest],
+        *,
+        from_start: bool = False,
+        batch: bool = False,
+        all_or_nothing: bool = False,
     ) -> list[Outcome]:
         """Serves each request, in their order, as far as warm VMs go; the outcomes in the same order.
 
         No two requests may carry the same key: the later one would be taken for a conflict with another process.
-        `from_start` looks below the hint too. Raises DatabaseUnavailable; a connection that breaks after Postgres has
+        `from_start` looks below the hint too. With `batch` the requests belong together: where one of their keys is known
+        all answers are those of the first time. Raises DatabaseUnavailable; a connection that breaks after Postgres has
         committed is found out by asking again, so that no VM is claimed for nobody while its client waits.
         """
         hint = 0 if from_start else self._hints.get(pool_id, 0)
@@ -140,6 +151,8 @@ class ClaimLane:
             [r.request_hash for r in requests],
             [r.lease_seconds for r in requests],
             [r.labels for r in requests],
+            batch,
+            all_or_nothing,
         )
         try:
             async with self._connection() as connection:

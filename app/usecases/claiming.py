@@ -30,6 +30,7 @@ from app.usecases.waiting import WaitingRoom
 _FACTS_SECONDS = 2.0
 _SWEEP_SECONDS = 1.0
 _TELL_SECONDS = 0.02
+_BATCH_MARK = "\x1f"  # in no key that a client can send: a batch's keys are its own
 log = structlog.get_logger(__name__)
 
 
@@ -94,6 +95,55 @@ class ClaimDesk:
             return await self.queue.replay(outcome.claim_id, wish, until_gone)
         self._facts.pop(wish.pool, None)  # the pool may be another one of that name by now
         return await self.queue.join(wish, request, until_gone)
+
+    async def claim_batch(self, wish: NewClaim, *, count: int, all_or_nothing: bool) -> list[ClaimAnswer]:
+        """Up to `count` warm VMs, each its own claim, in one statement; none waits.
+
+        With a key, a retry gets the claims of the first time, however many those were. Raises NoWarmVm where not one VM is
+        ready (with `all_or_nothing`: fewer than asked for), and what `claim` raises.
+        """
+        facts = self._facts.get(wish.pool)
+        if facts is None or facts.good_until < time.monotonic():
+            facts = await self._reading.get(wish.pool)
+        lease_seconds = wish.lease_seconds if wish.lease_seconds is not None else facts.default_lease_seconds
+        refuse_long_lease(lease_seconds, facts.max_lease_seconds, wish.pool)
+        labels = orjson.dumps(wish.labels).decode()
+        requests = [
+            ClaimRequest(
+                claim_id=new_id(),
+                key=f"{wish.key}{_BATCH_MARK}{number}" if wish.key is not None else None,
+                request_hash=wish.request_hash,
+                lease_seconds=lease_seconds,
+                labels=labels,
+            )
+            for number in range(count)
+        ]
+        outcomes = await self._lane.claim(facts.id, requests, batch=True, all_or_nothing=all_or_nothing)
+        if None in outcomes and not any(isinstance(outcome, Known) for outcome in outcomes):
+            more = await self._more_of_batch(facts.id, requests, outcomes, all_or_nothing=all_or_nothing)
+            outcomes = [
+                outcome if outcome is not None else again for outcome, again in zip(outcomes, more, strict=True)
+            ]
+        if any(isinstance(outcome, Bound) for outcome in outcomes):
+            self._note_change(facts.id)
+        answers: list[ClaimAnswer] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Bound):
+                answers.append(WarmClaim(wish.pool, wish.labels, lease_seconds, outcome))
+            elif isinstance(outcome, Known):
+                answers.append(await self.queue.recall(outcome.claim_id, wish))
+        if not answers:
+            self._facts.pop(wish.pool, None)
+            raise await self.queue.refuse_batch(wish.pool, count, all_or_nothing=all_or_nothing)
+        return answers
+
+    async def _more_of_batch(
+        self, pool_id: UUID, requests: list[ClaimRequest], outcomes: list[Outcome], *, all_or_nothing: bool
+    ) -> list[Outcome]:
+        """The second look, below the hint, for those of a batch that the first left with nothing."""
+        short = [request for request, outcome in zip(requests, outcomes, strict=True) if outcome is None]
+        found = iter(await self._lane.claim(pool_id, short, from_start=True, all_or_nothing=all_or_nothing))
+        return [None if outcome is not None else next(found) for outcome in outcomes]
 
     def forget_pools(self, _payload: str = "") -> None:
         """What was known of the pools may have changed."""

@@ -114,17 +114,35 @@ class ClaimQueue:
 
     async def replay(self, claim_id: UUID, wish: NewClaim, until_gone: UntilGone) -> StoredClaim:
         """The claim that an idempotency key belongs to. Raises IdempotencyKeyReused where its body was another."""
+        known = await self.recall(claim_id, wish)
+        if known.claim.state is not ClaimState.PENDING:
+            return known
+        async with self._db.begin() as tx:
+            await claims.hold_place(tx, claim_id, seconds=self._pending_seconds)
+        return await self._wait(claim_id, wish, until_gone, replayed=True)
+
+    async def recall(self, claim_id: UUID, wish: NewClaim) -> StoredClaim:
+        """The same, as it stands, with no wait."""
         claim = await self._get(claim_id)
         if claim.request_hash != wish.request_hash:
             raise IdempotencyKeyReused(
                 f"this Idempotency-Key belongs to claim {claim.id}, which was made with another body; "
                 "send the same body to get that claim, or a new key to make a new one"
             )
-        if claim.state is not ClaimState.PENDING:
-            return StoredClaim(claim, replayed=True)
-        async with self._db.begin() as tx:
-            await claims.hold_place(tx, claim_id, seconds=self._pending_seconds)
-        return await self._wait(claim_id, wish, until_gone, replayed=True)
+        return StoredClaim(claim, replayed=True)
+
+    async def refuse_batch(self, pool_name: str, count: int, *, all_or_nothing: bool) -> NoWarmVm:
+        """The refusal of a batch that got nothing. Raises PoolNotFound, PoolBeingDeleted."""
+        outlook = await self._outlooks.get(pool_name)
+        if outlook.pool.deleting_at is not None:
+            raise PoolBeingDeleted(f"pool {pool_name!r} is being deleted; claim from another pool")
+        estimate = await self._estimate(outlook.pool.id, None)
+        ready = outlook.counts.ready
+        asked = f"{count} were asked for, all or nothing" if all_or_nothing else f"{count} were asked for"
+        return NoWarmVm(
+            f"pool {pool_name!r} has {ready} ready VMs and {asked}; none was claimed",
+            retry_after=_retry_after(estimate.seconds),
+        )
 
     async def look(self, claim_id: UUID, seconds: float, until_gone: UntilGone) -> StoredClaim:
         """The claim, after waiting up to `seconds` for it to leave `pending`. Raises ClaimNotFound."""
