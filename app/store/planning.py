@@ -25,25 +25,25 @@ _WRITE = text("""
     UPDATE pool_plan SET planned_at = now(), due_at = now() + make_interval(secs => :seconds), notes = :notes WHERE pool_id = :id
 """).bindparams(bindparam("notes", type_=JSONB))
 
-_VMS = text("""
-    SELECT id, state, created_at, ready_at, revision = :revision AS current, asked_at IS NOT NULL AS asked,
-        state = 'creating' AS leased
-    FROM vm WHERE pool_id = :id AND ended_at IS NULL AND state IN ('planned', 'creating', 'booting', 'ready')
-    ORDER BY created_at, id
-""")
-
-_COUNTS = text("""
-    SELECT
-        (SELECT count(*) FROM vm WHERE pool_id = :id AND ended_at IS NULL AND state = 'claimed') AS claimed,
-        (SELECT count(*) FROM vm WHERE pool_id = :id AND ended_at IS NULL AND state IN ('failed', 'releasing')) AS leaving,
-        (SELECT count(*) FROM claim_queue WHERE pool_id = :id) AS waiting,
-        now() AS now
-""")
-
-# Ids rise with time, so the index bounds the scan; an hour is above any time that a claim may wait.
-_DRAINED = text("""
-    SELECT coalesce(sum(1 + jsonb_array_length(replacements)), 0) FROM (
-        SELECT replacements FROM claim WHERE pool_id = :id AND id >= CAST(:since_id AS uuid) AND bound_at > :since LIMIT :size) c
+# One statement, so that all of it is of one moment: a VM that is claimed meanwhile counts once. Of the claims since the last
+# refill each used up one VM, and one more for each that was replaced under it; ids rise with time, so that the index bounds
+# the scan, and an hour is above any time that a claim may wait.
+_SNAPSHOT = text("""
+    SELECT c.now, c.claimed, c.leaving, c.waiting, c.drained, v.id, v.state, v.created_at, v.ready_at, v.current, v.asked
+    FROM (
+        SELECT now() AS now, count(*) FILTER (WHERE state = 'claimed') AS claimed,
+            count(*) FILTER (WHERE state IN ('failed', 'releasing')) AS leaving,
+            (SELECT count(*) FROM claim_queue WHERE pool_id = :id) AS waiting,
+            CASE WHEN :drains THEN (
+                SELECT coalesce(sum((bound_at IS NOT NULL)::int + jsonb_array_length(replacements)), 0) FROM (
+                    SELECT bound_at, replacements FROM claim WHERE pool_id = :id AND id >= CAST(:since_id AS uuid)
+                      AND coalesce(bound_at, (replacements->-1->>'at')::timestamptz) > :since LIMIT :size) used)
+            ELSE 0 END AS drained
+        FROM vm WHERE pool_id = :id AND ended_at IS NULL) c
+    LEFT JOIN (
+        SELECT id, state, created_at, ready_at, revision = :revision AS current, asked_at IS NOT NULL AS asked
+        FROM vm WHERE pool_id = :id AND ended_at IS NULL AND state IN ('planned', 'creating', 'booting', 'ready')) v ON true
+    ORDER BY v.created_at, v.id
 """)
 
 _NOTES = text("SELECT notes FROM pool_plan WHERE pool_id = :id")
@@ -66,18 +66,16 @@ async def notes(tx: AsyncConnection, pool_id: UUID) -> tuple[str, ...]:
 
 async def snapshot(tx: AsyncConnection, pool: PoolRow) -> tuple[PoolSnapshot, datetime]:
     """The pool as its rows stand, and the database's time."""
+    rows = (await tx.execute(_SNAPSHOT, _snapshot_params(pool))).all()
     ready: list[ReadyVm] = []
     in_flight: list[InFlightVm] = []
-    for row in await tx.execute(_VMS, {"id": pool.id, "revision": pool.revision}):
+    for row in rows:
         if row.state == "ready":
             ready.append(ReadyVm(id=row.id, ready_at=row.ready_at, current=row.current))
-        else:
-            in_flight.append(
-                InFlightVm(
-                    id=row.id, created_at=row.created_at, current=row.current, asked=row.asked, leased=row.leased
-                )
-            )
-    counts = (await tx.execute(_COUNTS, {"id": pool.id})).one()
+        elif row.id is not None:
+            leased = row.state == "creating"
+            in_flight.append(InFlightVm(row.id, row.created_at, row.current, asked=row.asked, leased=leased))
+    counts = rows[0]
     spec = pool.spec
     return PoolSnapshot(
         size=spec.size,
@@ -91,7 +89,7 @@ async def snapshot(tx: AsyncConnection, pool: PoolRow) -> tuple[PoolSnapshot, da
         claimed=counts.claimed,
         leaving=counts.leaving,
         waiting=counts.waiting,
-        drained=0 if spec.auto_replenish else await _drained(tx, pool),
+        drained=int(counts.drained),
         paused=pool.paused,
         deleting=pool.deleting_at is not None,
         stalled=pool.stalled_at is not None,
@@ -99,10 +97,15 @@ async def snapshot(tx: AsyncConnection, pool: PoolRow) -> tuple[PoolSnapshot, da
     ), counts.now
 
 
-async def _drained(tx: AsyncConnection, pool: PoolRow) -> int:
-    since_id = _lowest_id_at(pool.refilled_at - timedelta(hours=1))
-    params = {"id": pool.id, "since_id": since_id, "since": pool.refilled_at, "size": pool.spec.size}
-    return int((await tx.execute(_DRAINED, params)).scalar_one())
+def _snapshot_params(pool: PoolRow) -> dict[str, object]:
+    return {
+        "id": pool.id,
+        "revision": pool.revision,
+        "drains": not pool.spec.auto_replenish,
+        "since": pool.refilled_at,
+        "since_id": _lowest_id_at(pool.refilled_at - timedelta(hours=1)),
+        "size": pool.spec.size,
+    }
 
 
 def _lowest_id_at(moment: datetime) -> UUID:
