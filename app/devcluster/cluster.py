@@ -33,6 +33,8 @@ from app.devcluster.storage import StorageDriver, storage_classes
 from app.devcluster.subresources import Subresources
 from app.devcluster.times import stamp
 from app.devcluster.vm_controller import MachineController
+from app.devcluster.vm_restores import RestoreController
+from app.devcluster.vm_snapshots import SnapshotController
 from app.devcluster.vmi_controller import InstanceController
 from app.devcluster.watch import Watch
 
@@ -154,6 +156,8 @@ class DevCluster:
         pools = PoolController(api, config.durations)
         storage = StorageDriver(api, config.durations, self.jitter)
         volumes = DataVolumeController(api, config.durations, self.jitter)
+        snapshots = SnapshotController(api, config.durations)
+        restores = RestoreController(api, config.durations)
         scheduler = Scheduler(api, self.ledger, config.durations, self.jitter)
         self.agent = NodeAgent(api, config.durations, self.jitter, self.faults, self.images)
         self.lifecycle = NodeLifecycle(api, config.durations, self.agent, self.images)
@@ -164,17 +168,32 @@ class DevCluster:
             self.lifecycle.resume,
             storage.resume,
             volumes.resume,
+            snapshots.resume,
+            restores.resume,
             pools.resume,
             machines.resume,
             instances.resume,
             scheduler.resume,
             self.agent.resume,
         )
-        self._workers = (self._garbage, storage, volumes, pools, machines, instances, scheduler, self.agent)
+        self._workers = (
+            self._garbage,
+            storage,
+            volumes,
+            snapshots,
+            restores,
+            pools,
+            machines,
+            instances,
+            scheduler,
+            self.agent,
+        )
         self._stops = (
             self._garbage.stop,
             storage.stop,
             volumes.stop,
+            snapshots.stop,
+            restores.stop,
             pools.stop,
             machines.stop,
             instances.stop,

@@ -78,7 +78,7 @@ def _step(line, origin, *, exact):
 def _request(line, origin):
     request = line["request"]
     headers = request.get("headers") or {}
-    step = {"at": line["at"], "method": request["method"], "path": request["path"]}
+    step = {"at": line["at"], "method": request["method"], "path": origin.refer(request["path"])}
     query = {key: origin.refer(value, key) for key, value in (request.get("query") or {}).items()}
     if query:
         step["query"] = query
@@ -175,6 +175,9 @@ class _Origin:
             return {"$uid": self._uids[value]}
         if value in self._made_up:
             return {"$from": self._made_up[value]}
+        known = [found for found in UUID.findall(value) if found in self._uids]
+        if known:
+            return {"$text": UUID.sub("{}", value), "uids": [self._uids[found] for found in known]}
         return value
 
     def _collect(self, value, number, path):

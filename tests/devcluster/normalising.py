@@ -137,7 +137,7 @@ def tracks(events):
     for seconds, kind, obj in events:
         if kind in {"BOOKMARK", "ERROR"}:
             continue
-        entry = objects.setdefault(obj["metadata"]["name"], {"turns": {}, "last": None})
+        entry = objects.setdefault(UUID.sub("<uid>", obj["metadata"]["name"]), {"turns": {}, "last": None})
         for track, value in _observe(kind, obj).items():
             turns = entry["turns"].setdefault(track, [])
             if not turns or turns[-1][0] != value:
@@ -162,7 +162,7 @@ def _observe(kind, obj):
         "going": "deletionTimestamp" in metadata,
         "finalizers": metadata.get("finalizers", []),
         "labels": normalise(metadata.get("labels") or {}),
-        "owners": [item["name"] for item in metadata.get("ownerReferences", [])],
+        "owners": [UUID.sub("<uid>", item["name"]) for item in metadata.get("ownerReferences", [])],
     }
     for name in ("phase", "printableStatus", "ready", "created", "progress", "replicas", "readyReplicas", "readyToUse"):
         if name in status:

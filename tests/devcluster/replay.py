@@ -29,6 +29,7 @@ DURATIONS = Durations(
 )
 _TOKENS = {"admin": Subject("system:admin", (Rule(),)), "norights": Subject("system:serviceaccount:rec:norights")}
 _BOUND = 2000
+_LAST_MOMENT = 0.005
 
 
 class Replay:
@@ -105,7 +106,7 @@ class Replay:
         skip = {name for name in ("Accept", "Content-Type") if name.lower() not in headers}
         request = self.session.request(
             step["method"],
-            self.cluster.url + step["path"],
+            self.cluster.url + self._resolve(step["path"]),
             params=query,
             headers=headers,
             data=data,
@@ -190,7 +191,9 @@ class Replay:
             ):
                 self._complain(watch.number, step, f"events{path}", ours, theirs)
         else:
-            for told in compare_tracks(tracks(watch.events), expected["objects"]):
+            # What came in the last moment may have been on its way still when the recorder hung up.
+            seen = [event for event in watch.events if event[0] < watch.closes - _LAST_MOMENT or end != "client"]
+            for told in compare_tracks(tracks(seen), expected["objects"]):
                 self._complain(watch.number, step, *told)
 
     def _resolve(self, value):
@@ -200,6 +203,8 @@ class Replay:
             return value
         if "$uid" in value:
             return self._uid(value["$uid"])
+        if "$text" in value:
+            return value["$text"].format(*(self._uid(place) for place in value["uids"]))
         if "$from" in value:
             number, path = value["$from"]
             found = self._answers[number]

@@ -19,6 +19,31 @@ def machine(name, **labels):
     return {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": metadata, "spec": spec}
 
 
+def source():
+    """The VM that the recorder had already created: one disk on a claim, one on a container image."""
+    domain = {
+        "cpu": {"cores": 1},
+        "memory": {"guest": "1Gi"},
+        "devices": {
+            "disks": [{"name": "root", "disk": {"bus": "virtio"}}, {"name": "scratch", "disk": {"bus": "virtio"}}],
+            "interfaces": [{"name": "default", "masquerade": {}}],
+        },
+    }
+    volumes = [
+        {"name": "root", "persistentVolumeClaim": {"claimName": "src-root"}},
+        {"name": "scratch", "containerDisk": {"image": "quay.io/containerdisks/fedora:42"}},
+    ]
+    spec = {
+        "domain": domain,
+        "networks": [{"name": "default", "pod": {}}],
+        "terminationGracePeriodSeconds": 30,
+        "volumes": volumes,
+    }
+    labels = {"app": "rec-snap"}
+    obj = machine("src", **labels)
+    return {**obj, "spec": {"runStrategy": "Always", "template": {"metadata": {"labels": labels}, "spec": spec}}}
+
+
 SETUP = {
     "lists": [
         machine("a", app="rec-lists", tier="gold"),
@@ -27,6 +52,7 @@ SETUP = {
         machine("d", app="other", tier="gold"),
         machine("e", app="other"),
     ],
+    "snapshot": [source()],
     "server-restart": [machine("keep", app="rec-restart"), machine("keep2", app="rec-restart")],
 }
 
