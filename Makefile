@@ -10,12 +10,13 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --no-input --quiet
 RUNTIME := .venv/.runtime-installed
 DEV := .venv/.dev-installed
+BENCH := .venv/.bench-installed
 # One floor for all platforms and Python versions that pyproject.toml allows; versions in the locks are kept unless asked: make lock ARGS=--upgrade
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint pytest up bench openapi fmt lock clean
+.PHONY: help demo test lint pytest up bench soak openapi fmt lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -37,7 +38,10 @@ pytest: $(DEV) ## The tests alone; migrations and OpenAPI drift are among them
 up: $(RUNTIME) ## Serve with a Postgres and a dev cluster of our own, until stopped
 	$(BIN)/emberpool up $(ARGS)
 
-bench: $(RUNTIME) ## The soak: 20 pools, faults on, invariants checked at the end
+bench: $(BENCH) ## What a claim costs, with the bounds that it has to keep (needs wrk)
+	$(BIN)/python -m bench.claims $(ARGS)
+
+soak: $(RUNTIME) ## 20 pools, faults on, kills; invariants checked at the end
 	$(BIN)/python -m bench.soak $(ARGS)
 
 openapi: $(RUNTIME) ## Write openapi/openapi.json anew
@@ -53,6 +57,7 @@ lock: $(BIN)/pip ## Resolve the dependencies anew into requirements/
 	$(PIP) install uv
 	$(LOCK) pyproject.toml --group dev -o requirements/dev.txt $(ARGS)
 	$(LOCK) pyproject.toml -c requirements/dev.txt -o requirements/runtime.txt $(ARGS)
+	$(LOCK) pyproject.toml --group bench -c requirements/dev.txt -o requirements/bench.txt $(ARGS)
 	echo setuptools | $(LOCK) - -c requirements/dev.txt -o requirements/build.txt $(ARGS)
 
 clean: ## Remove .venv and what the tools cache; data of `up` stays
@@ -66,6 +71,10 @@ $(RUNTIME): requirements/runtime.txt requirements/build.txt pyproject.toml | $(B
 
 $(DEV): requirements/dev.txt $(RUNTIME)
 	$(PIP) install --require-hashes -r requirements/dev.txt
+	touch $@
+
+$(BENCH): requirements/bench.txt $(RUNTIME)
+	$(PIP) install --require-hashes -r requirements/bench.txt
 	touch $@
 
 $(BIN)/pip:

@@ -1,0 +1,126 @@
+"""What the claim bench stands on: a durable embedded Postgres, pools filled by SQL, and served processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import asyncpg
+
+from app.domain.pools import PoolSpec
+from app.store.database import driver_dsn
+
+_KUBECONFIG = {
+    "apiVersion": "v1",
+    "kind": "Config",
+    "current-context": "none",
+    "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
+    "clusters": [{"name": "none", "cluster": {"server": "http://127.0.0.1:9"}}],
+    "users": [{"name": "none", "user": {}}],
+}
+
+# As a pool of VMs stands once they have booted: in the order in which they became ready.
+_FILL = """
+WITH made AS (
+    INSERT INTO vm (id, pool_id, name, state, revision, uid, vmi_uid, node, addresses, asked_at, ready_at, boot_seconds)
+    SELECT uuidv7(), $1, 'bench-' || gen_random_uuid(), $3, 'r', gen_random_uuid(), gen_random_uuid(), 'node-1',
+        ARRAY['10.0.0.1'], now(), CASE WHEN $3 = 'ready' THEN now() END, CASE WHEN $3 = 'ready' THEN 30 END
+    FROM generate_series(1, $2::int) RETURNING id, pool_id, name, node, addresses, ready_at, boot_seconds)
+INSERT INTO ready_slot (pool_id, seq, vm_id, name, node, addresses, ready_at, boot_seconds)
+SELECT pool_id, nextval('ready_seq'), id, name, node, addresses, ready_at, boot_seconds FROM made WHERE $3 = 'ready' ORDER BY id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A process that serves on loopback."""
+
+    port: int
+    process: "subprocess.Popen[bytes]"
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    connection = await asyncpg.connect(driver_dsn(url), command_timeout=900)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def make_pool(url: str, name: str) -> UUID:
+    spec = PoolSpec(size=0, template={"image": "none"}).model_dump_json()
+    async with connected(url) as connection:
+        pool_id: UUID = await connection.fetchval(
+            "INSERT INTO pool (id, name, spec, vm_spec, revision) VALUES (uuidv7(), $1, $2, '{}', 'r') RETURNING id",
+            name,
+            spec,
+        )
+        await connection.execute("INSERT INTO pool_plan (pool_id) VALUES ($1)", pool_id)
+    return pool_id
+
+
+async def fill(url: str, pool_id: UUID, count: int, *, state: str = "ready") -> None:
+    """Adds `count` VMs; a large fill is vacuumed and analysed, as autovacuum would have done by the time."""
+    async with connected(url) as connection:
+        for start in range(0, count, 100_000):
+            await connection.execute(_FILL, pool_id, min(100_000, count - start), state)
+        if count >= 10_000:
+            for table in ("vm", "ready_slot", "claim"):
+                await connection.execute(f"VACUUM ANALYZE {table}")
+
+
+@contextmanager
+def serve_api(url: str, folder: Path) -> Iterator[Served]:
+    """One API process, without workers: what is measured is the claim, not the backfill."""
+    kubeconfig = folder / "kubeconfig"
+    kubeconfig.write_text(json.dumps(_KUBECONFIG))
+    port = _free_port()
+    command = ["-m", "app", "serve", "--role", "api", "--database-url", url, "--kubeconfig", str(kubeconfig)]
+    with _served([*command, "--port", str(port)], port, "/healthz", folder / f"api-{port}.log") as served:
+        yield served
+
+
+@contextmanager
+def serve_yardstick(folder: Path) -> Iterator[Served]:
+    port = _free_port()
+    with _served(["-m", "bench.yardstick", str(port)], port, "/openapi.json", folder / "yardstick.log") as served:
+        yield served
+
+
+@contextmanager
+def _served(arguments: list[str], port: int, path: str, log: Path) -> Iterator[Served]:
+    environment = {**os.environ, "EMBERPOOL_LOG_LEVEL": "warning"}
+    with log.open("wb") as out, subprocess.Popen([sys.executable, *arguments], stderr=out, env=environment) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while not _answers(port, path):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"{' '.join(arguments)} did not start:\n{log.read_text()}")
+                time.sleep(0.05)
+            yield Served(port, process)
+        finally:
+            process.terminate()
+
+
+def _answers(port: int, path: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
