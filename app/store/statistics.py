@@ -32,7 +32,8 @@ _BOOTS = text("""
 
 _IN_FLIGHT = text("""
     SELECT coalesce(asked_at, now()) AS since FROM vm
-    WHERE pool_id = :id AND ended_at IS NULL AND state IN ('planned', 'creating', 'booting') ORDER BY 1 LIMIT 500
+    WHERE pool_id = :id AND ended_at IS NULL AND (state IN ('creating', 'booting')
+        OR (state = 'planned' AND NOT (SELECT paused FROM pool WHERE id = :id))) ORDER BY 1 LIMIT 500
 """)
 
 _PLACE = text("""
@@ -72,7 +73,7 @@ async def count(tx: AsyncConnection, pool_id: UUID) -> PoolCounts:
 
 
 async def in_flight_since(tx: AsyncConnection, pool_id: UUID) -> tuple[datetime, ...]:
-    """When each VM on its way was asked for, oldest first."""
+    """When each VM on its way was asked for, oldest first. What a paused pool only plans is not on its way."""
     return tuple(row.since for row in await tx.execute(_IN_FLIGHT, {"id": pool_id}))
 
 

@@ -21,12 +21,13 @@ _FILL = text("""
 """)
 _SPEND = text("UPDATE bucket SET tokens = tokens - :spent WHERE name = :name")
 
+# Nothing is begun for a pool that is paused or being deleted; what was begun is finished.
 _TAKE_CREATES = text("""
     WITH due AS (
-        SELECT v.id FROM vm v
-        WHERE v.work = 'create' AND v.due_at <= now()
-          AND (v.state = 'planned' OR (v.state = 'creating' AND v.lease_expires_at < now()))
-        ORDER BY v.urgent DESC, v.created_at, v.id LIMIT :limit FOR UPDATE SKIP LOCKED),
+        SELECT v.id FROM vm v JOIN pool p ON p.id = v.pool_id
+        WHERE v.work = 'create' AND v.due_at <= now() AND CASE v.state
+            WHEN 'planned' THEN NOT p.paused AND p.deleting_at IS NULL ELSE v.lease_expires_at < now() END
+        ORDER BY v.urgent DESC, v.created_at, v.id LIMIT :limit FOR UPDATE OF v SKIP LOCKED),
     taken AS (
         UPDATE vm SET state = 'creating', state_since = CASE WHEN vm.state = 'creating' THEN vm.state_since ELSE now() END,
             asked_at = coalesce(asked_at, now()), attempts = attempts + 1,

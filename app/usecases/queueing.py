@@ -177,7 +177,7 @@ class ClaimQueue:
             raise NoWarmVm(
                 f"{empty}, and {counts.waiting} claims wait already, as many as may", retry_after=_DEFAULT_RETRY_AFTER
             )
-        if counts.in_flight > counts.waiting:
+        if counts.in_flight - (counts.planned if pool.paused else 0) > counts.waiting:
             return empty
         because = _why_none_will_come(pool, counts.claimed, wish.wait_seconds)
         if because is not None:
