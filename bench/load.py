@@ -50,8 +50,8 @@ def hammer(
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", out)
     return Load(
         rate=float(_find(r"Requests/sec:\s+([\d.]+)", out)),
-        p50=_milliseconds(_find(r"50%\s+(\S+)", out)),
-        p99=_milliseconds(_find(r"99%\s+(\S+)", out)),
+        p50=_milliseconds(_find(r"\n\s+50%\s+(\S+)", out)),
+        p99=_milliseconds(_find(r"\n\s+99%\s+(\S+)", out)),
         refused=int(refused.group(1)) if refused else 0,
     )
 
