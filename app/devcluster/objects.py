@@ -205,6 +205,9 @@ class Store:
             return
         entry = (resource.id, key)
         for reference in owned or ():
-            self._dependents[reference.get("uid", "")].discard(entry)
+            entries = self._dependents[reference.get("uid", "")]
+            entries.discard(entry)
+            if not entries:
+                del self._dependents[reference.get("uid", "")]
         for reference in owns or ():
             self._dependents[reference.get("uid", "")].add(entry)

@@ -1,5 +1,6 @@
 """Kubernetes quantities (`1Gi`, `500m`, `2k`) as numbers."""
 
+import math
 import re
 from decimal import Decimal, InvalidOperation
 
@@ -50,12 +51,12 @@ def is_quantity(value: object) -> bool:
 
 def milli(value: object) -> int:
     """Thousandths, rounded up: the unit in which the scheduler counts CPUs."""
-    return -int(-(parse_quantity(value) * 1000) // 1)
+    return math.ceil(parse_quantity(value) * 1000)
 
 
 def whole(value: object) -> int:
     """Units (bytes for memory), rounded up."""
-    return -int(-parse_quantity(value) // 1)
+    return math.ceil(parse_quantity(value))
 
 
 def in_mebi(amount: int) -> str:

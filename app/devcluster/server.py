@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import orjson
+import structlog
 import yaml
 from aiohttp import web
 
@@ -38,6 +39,7 @@ BODY_LIMIT = 3 * 2**20
 BOOKMARK_SECONDS = 60.0
 _DEFAULT_WATCH_SECONDS = 1800.0
 _BOOKMARK_BEFORE_END = 2.0
+_log = structlog.get_logger(__name__)
 _NOT_FOUND = "404 page not found\n"
 
 
@@ -71,6 +73,12 @@ class ApiServer:
             return web.Response(status=error.code, text=error.text, content_type="text/plain", charset="utf-8")
         except ApiError as error:
             return _refusal(error)
+        except (ConnectionError, web.HTTPException):
+            raise
+        except Exception as error:  # noqa: BLE001  # an API server answers, whatever went wrong behind it
+            _log.exception("request_failed", method=request.method, path=request.path)
+            message = f"Internal error occurred: {type(error).__name__}: {error}"
+            return _refusal(ApiError(500, "InternalError", message))
 
     async def _route(self, request: web.Request) -> web.StreamResponse:
         path = request.path

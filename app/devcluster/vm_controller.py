@@ -46,6 +46,7 @@ class MachineController:
         self._durations = durations
         self._timers: Timers[str] = Timers(api.clock)
         self._blocked: set[str] = set()
+        self._stopped: set[str] = set()
         self._queue: WorkQueue[Key] = WorkQueue("vm", self._visit, api.clock, durations.reaction)
         self._unsubscribe = api.store.subscribe(self._notice)
 
@@ -71,6 +72,7 @@ class MachineController:
                 uid = change.last.obj["metadata"]["uid"]
                 self._timers.cancel(uid)
                 self._blocked.discard(uid)
+                self._stopped.discard(uid)
             self._queue.add(change.key)
         elif change.resource is VIRTUAL_MACHINE_INSTANCES:
             self._queue.add(change.key)
@@ -142,14 +144,17 @@ class MachineController:
             )
             ended = phase_of(instance.obj) in FINAL
             restarts = strategy == "Always" or (strategy == "RerunOnFailure" and phase_of(instance.obj) == "Failed")
+            if stops:
+                self._stopped.add(vm["metadata"]["uid"])
             if strategy == "Halted" or stops or (ended and restarts):
                 self._delete_instance(instance)
             return None
         uid = vm["metadata"]["uid"]
         once = strategy == "Once" and (vm.get("status") or {}).get("runStrategy") != "Once"
-        rerun = strategy == "RerunOnFailure" and not (vm.get("status") or {}).get("stopped")
+        rerun = strategy == "RerunOnFailure" and uid not in self._stopped
         if not (strategy == "Always" or wants_start or once or rerun) or uid in self._blocked:
             return None
+        self._stopped.discard(uid)
         refusal = refuse_instance(vm)
         if refusal is not None:
             reason, message = refusal
