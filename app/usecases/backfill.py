@@ -6,12 +6,12 @@ from uuid import UUID
 import structlog
 
 from app.domain.planning import Plan, plan
-from app.domain.states import VmState
+from app.domain.states import ClaimState, VmState
 from app.ids import new_id, vm_name
-from app.store import events, planning, vms
+from app.store import claims, events, planning, vms
 from app.store import pools as pool_rows
 from app.store.database import Database, Tx
-from app.store.notices import Topic, notify
+from app.store.notices import Topic, notify, notify_settled
 from app.store.rows import PoolRow
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,9 @@ async def plan_next_pool(db: Database, *, every_seconds: float, skip: tuple[UUID
         if pool is None:
             return pool_id
         snapshot, now = await planning.snapshot(tx, pool)
-        if pool.deleting_at is not None and await pool_rows.end_delete(tx, pool_id):
+        if pool.deleting_at is not None:
+            await _turn_away(tx, pool)
+        if await pool_rows.end_delete(tx, pool_id):
             await events.record(tx, "pool.deleted", pool_id=pool_id)
             log.info("pool.deleted", pool=pool.name)
             return pool_id
@@ -47,6 +49,14 @@ async def plan_next_pool(db: Database, *, every_seconds: float, skip: tuple[UUID
             urgent=step.urgent,
         )
     return pool_id
+
+
+async def _turn_away(tx: Tx, pool: PoolRow) -> None:
+    """Ends the waits that began while the deletion was not committed yet."""
+    late = await claims.pending_of_pool(tx, pool.id)
+    reason = f"pool {pool.name!r} was deleted"
+    ended = await claims.end(tx, late, ClaimState.FAILED, sources=[ClaimState.PENDING], reason=reason)
+    await notify_settled(tx, [claim_id for claim_id, _, _ in ended])
 
 
 async def _apply(tx: Tx, pool: PoolRow, step: Plan) -> None:

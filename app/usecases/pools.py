@@ -9,7 +9,7 @@ import structlog
 from app.cluster.gateway import Gateway
 from app.domain.pools import PoolSpec
 from app.domain.states import ClaimState, VmState
-from app.errors import PoolBeingDeleted, PoolNotFound
+from app.errors import Conflict, PoolBeingDeleted, PoolNotFound
 from app.ids import new_id
 from app.store import claims as claim_rows
 from app.store import events, vms
@@ -55,9 +55,7 @@ async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) ->
             if not await pool_rows.insert(
                 tx, pool_id=pool_id, name=name, spec=spec, vm_spec=template.spec, revision=template.fingerprint
             ):
-                raise PoolBeingDeleted(
-                    f"pool {name!r} was written by somebody else at the same moment; read it and try again"
-                )
+                raise Conflict(f"pool {name!r} was written by somebody else at the same moment; read it and try again")
         else:
             pool_id = pool.id
             if pool.spec == spec and pool.revision == template.fingerprint:
