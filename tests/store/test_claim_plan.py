@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from app.store import claim_lane
 from app.store.claim_lane import ClaimLane
 from tests.store.scenes import execute, make_pool, request
 
@@ -38,35 +37,50 @@ async def big_pool(db):
     return pool
 
 
+class Eavesdropper:
+    """Stands in for the lane's connection, to learn what it would be asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def is_closed(self):
+        return False
+
+    async def fetch(self, *asked):
+        self.asked.append(asked)
+        return []
+
+
 async def explain(lane, pool, requests, *, hint):
-    """The plan of the statement as the lane prepares it, and what it did; nothing of it stays."""
+    """The generic plan of the statement that the lane sends for these requests, and what it did; nothing of it stays."""
+    ear = Eavesdropper()
+    lane._hints[pool.id] = hint
+    lane._idle.get_nowait()
+    lane._idle.put_nowait(ear)
+    await lane.claim(pool.id, requests)
+    lane._idle.get_nowait()
+    lane._idle.put_nowait(None)
+    ((query, *arguments),) = ear.asked
     connection = await lane._connect()
     try:
-        async with connection.transaction():
-            types = "uuid, bigint, uuid[], text[], text[], int[], text[]"
-            await connection.execute(f"PREPARE claim_plan({types}) AS {claim_lane._CLAIM}")
-            values = ", ".join(
-                [
-                    f"'{pool.id}'",
-                    str(hint),
-                    _array([str(one.claim_id) for one in requests], "uuid"),
-                    _array([one.key for one in requests], "text"),
-                    _array([one.request_hash for one in requests], "text"),
-                    _array([one.lease_seconds for one in requests], "int"),
-                    _array([one.labels for one in requests], "text"),
-                ]
-            )
-            (text,) = await connection.fetchrow(
-                f"EXPLAIN (FORMAT JSON, ANALYZE, TIMING off, SUMMARY off) EXECUTE claim_plan({values})"
-            )
-            await connection.execute("ROLLBACK")
+        statement = await connection.prepare(query)
+        kinds = [kind.name for kind in statement.get_parameters()]
+        await connection.execute(f"PREPARE claim_plan({', '.join(kinds)}) AS {query}")
+        values = ", ".join(_literal(value, kind) for value, kind in zip(arguments, kinds, strict=True))
+        await connection.execute("BEGIN")
+        (text,) = await connection.fetchrow(
+            f"EXPLAIN (FORMAT JSON, ANALYZE, TIMING off, SUMMARY off) EXECUTE claim_plan({values})"
+        )
     finally:
         connection.terminate()
     return list(nodes(json.loads(text)[0]["Plan"]))
 
 
-def _array(values, kind):
-    return f"ARRAY[{', '.join('NULL' if value is None else repr(value) for value in values)}]::{kind}[]"
+def _literal(value, kind):
+    if isinstance(value, list):
+        inner = ", ".join("NULL" if one is None else f"'{one}'" for one in value)
+        return f"ARRAY[{inner}]::{kind}"
+    return f"'{value}'::{kind}"
 
 
 @pytest.mark.parametrize("count", [1, 64])
