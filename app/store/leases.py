@@ -13,6 +13,7 @@ _TAKE = text("""
         WHERE lease.expires_at < now() OR lease.token = excluded.token
     RETURNING true
 """)
+_HOLDS = text("SELECT 1 FROM lease WHERE name = :name AND token = :token FOR SHARE")
 _GIVE_BACK = text("DELETE FROM lease WHERE name = :name AND token = :token")
 
 
@@ -20,6 +21,11 @@ async def take(tx: AsyncConnection, name: str, *, holder: str, token: UUID, seco
     """Takes or renews the lease for `seconds`; False where another token holds it."""
     params = {"name": name, "holder": holder, "token": token, "seconds": seconds}
     return (await tx.execute(_TAKE, params)).scalar() is True
+
+
+async def holds(tx: AsyncConnection, name: str, *, token: UUID) -> bool:
+    """Whether nobody has taken the lease from this token. Nobody can until `tx` ends: what it writes comes before a taker's."""
+    return (await tx.execute(_HOLDS, {"name": name, "token": token})).first() is not None
 
 
 async def give_back(tx: AsyncConnection, name: str, *, token: UUID) -> None:

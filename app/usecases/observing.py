@@ -1,6 +1,7 @@
 """Writing down what the cluster shows: changes in batches, the end of objects, and whole lists with what is missing or too many."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -26,10 +27,18 @@ _ORPHANS_AT_ONCE = 50
 _SHOWN = frozenset({Verdict.READY, Verdict.NOTED, Verdict.UNREADY})
 log = structlog.get_logger(__name__)
 
+Fence = Callable[[Tx], Awaitable[None]]
+"""Raises where this process may not write down any more what it sees; else nobody else begins to until the transaction ends."""
+
 
 class Observing:
-    def __init__(self, db: Database, gateway: Gateway, settings: Settings) -> None:
+    """`fence` opens every transaction. Without one two that watch at once could undo each other: the slower one writes down
+    that a VM has no instance yet, which the other has seen boot and a client has claimed.
+    """
+
+    def __init__(self, db: Database, gateway: Gateway, settings: Settings, *, fence: Fence | None = None) -> None:
         self._db = db
+        self._fence = fence
         self._gateway = gateway
         self._rules = HealthRules(
             unready_grace=timedelta(seconds=settings.unready_grace_seconds),
@@ -44,16 +53,16 @@ class Observing:
         by_id = {vm_id: obs for obs in latest.values() if (vm_id := _vm_id(obs)) is not None}
         if not by_id:
             return
-        async with self._db.begin() as tx:
+        async with self._begin() as tx:
             pools = await self._apply(tx, by_id)
         for pool_id in pools:
             # A claim that began to wait while that was not committed yet: one of its look and this one sees both.
-            async with self._db.begin() as tx:
+            async with self._begin() as tx:
                 await serve_waiting(tx, pool_id)
 
     async def apply_gone(self, gone: Gone) -> None:
         """An object has left the cluster: as we asked, or without us."""
-        async with self._db.begin() as tx:
+        async with self._begin() as tx:
             vm = (await observed.by_names(tx, [gone.name])).get(gone.name)
             if vm is None or (vm.facts.uid is not None and vm.facts.uid != gone.uid):
                 return
@@ -65,6 +74,13 @@ class Observing:
             await self.apply_changes(listed.observations[start : start + _CHUNK])
         await self._end_missing(listed)
         await self._remove_orphans(listed)
+
+    @asynccontextmanager
+    async def _begin(self) -> AsyncIterator[Tx]:
+        async with self._db.begin() as tx:
+            if self._fence is not None:
+                await self._fence(tx)
+            yield tx
 
     async def _apply(self, tx: Tx, by_id: dict[UUID, Observation]) -> list[UUID]:
         now = await observed.database_now(tx)
@@ -136,16 +152,16 @@ class Observing:
 
     async def _end_missing(self, listed: Listed) -> None:
         names = [obs.name for obs in listed.observations]
-        async with self._db.begin() as tx:
+        async with self._begin() as tx:
             gone = await observed.missing(tx, names=names, before=listed.began_at - _CLOCK_ALLOWANCE, limit=_CHUNK * 10)
         for vm in gone:
-            async with self._db.begin() as tx:
+            async with self._begin() as tx:
                 await self._end(tx, vm, reason="its object is not in the cluster")
 
     async def _remove_orphans(self, listed: Listed) -> None:
         """Objects with our label that no living row knows, once they are older than a create whose answer may be on its way."""
         old = [obs for obs in listed.observations if not obs.deleting and self._is_old(obs, listed.began_at)]
-        async with self._db.begin() as tx:
+        async with self._begin() as tx:
             known = await observed.by_ids(tx, [vm_id for obs in old if (vm_id := _vm_id(obs)) is not None])
         orphans = [obs for obs in old if _is_orphan(obs, known)]
         for obs in orphans[:_ORPHANS_AT_ONCE]:

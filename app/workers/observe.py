@@ -2,7 +2,7 @@
 
 Watch events are for speed. A whole list is the truth: it finds what a watch missed, VMs whose object has gone, and objects
 that carry our label though no row knows them. Whoever holds the lease watches; where it dies another takes over once the
-lease has run out. Two that watch at once do no harm, since every change is guarded by the row's state.
+lease has run out. One that is only slow finds its lease taken before its next write, and stops.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from app.config import Settings
 from app.errors import DatabaseUnavailable
 from app.ids import new_id
 from app.store import leases, watches
-from app.store.database import Database
+from app.store.database import Database, Tx
 from app.telemetry import LOOP_ERRORS
 from app.usecases.observing import Observing
 from app.workers.loop import rest
@@ -30,13 +30,17 @@ _HEARD_SECONDS = 2.0
 log = structlog.get_logger(__name__)
 
 
+class _Taken(Exception):
+    """Another holds the watch."""
+
+
 class Observe:
     """`run` is this replica's part: to watch while it holds the lease, and to stand by while it does not."""
 
     def __init__(self, db: Database, gateway: Gateway, settings: Settings, *, holder: str) -> None:
         self._db = db
         self._gateway = gateway
-        self._observing = Observing(db, gateway, settings)
+        self._observing = Observing(db, gateway, settings, fence=self._require_lease)
         self._holder = holder
         self._lease_seconds = settings.watch_lease_seconds
         self._renew_seconds = min(_RENEW_SECONDS, settings.watch_lease_seconds / _RENEWALS)
@@ -50,6 +54,8 @@ class Observe:
                     await self._watch(stop)
             except DatabaseUnavailable as error:
                 log.info("observe.waits", error=error.detail)
+            except _Taken:
+                log.info("observe.lease_lost", holder=self._holder)
             except Exception:
                 # Whatever it was, a fresh list is the way to go on: one strange object must not end the other loops.
                 LOOP_ERRORS.labels(loop="observe").inc()
@@ -70,6 +76,10 @@ class Observe:
             return await leases.take(
                 tx, WATCH_NAME, holder=self._holder, token=self._token, seconds=self._lease_seconds
             )
+
+    async def _require_lease(self, tx: Tx) -> None:
+        if not await leases.holds(tx, WATCH_NAME, token=self._token):
+            raise _Taken
 
     async def _watch(self, stop: asyncio.Event) -> None:
         """Watches until the stop, or until another holds the lease."""
@@ -92,12 +102,11 @@ class Observe:
         log.info("observe.stopped", holder=self._holder)
 
     async def _keep(self, stop: asyncio.Event) -> None:
-        """Renews the lease; returns once another holds it."""
+        """Renews the lease until the stop; raises _Taken once another holds it."""
         while not stop.is_set():
             await rest(self._renew_seconds, None, stop)
             if not await self._take():
-                log.info("observe.lease_lost", holder=self._holder)
-                return
+                raise _Taken
 
     async def _apply(self, batch: list[ClusterEvent]) -> None:
         """In order; changes that stand side by side go together."""
