@@ -7,6 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
+import structlog
+
 from app.devcluster.cluster import DevCluster
 from app.devcluster.config import DevClusterConfig
 from app.devcluster.durations import DEFAULT_COLD_BOOT_SECONDS, Durations
@@ -15,6 +17,8 @@ from app.devcluster.nodes import NodeShape
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    # Standard output carries the line that says where we listen, and nothing else.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     shape = NodeShape(
         cpu=options.node_cpu,
         memory=options.node_memory,

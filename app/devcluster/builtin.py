@@ -5,7 +5,7 @@ import binascii
 import re
 from typing import Any
 
-from app.devcluster.registry import CLAIMS, LEASES, SECRETS, Resource
+from app.devcluster.registry import CLAIMS, LEASES, NAMESPACES, SECRETS, Resource
 from app.devcluster.status import Json, cause
 
 _SECRET_FIELDS = frozenset({"apiVersion", "kind", "metadata", "type", "data", "stringData", "immutable"})
@@ -65,6 +65,8 @@ def decoding_problem(resource: Resource, obj: Json) -> str | None:
 
 def settle(resource: Resource, obj: Json) -> Json:
     """What the server makes of the object before it stores it."""
+    if resource is NAMESPACES and "status" not in obj:
+        return _new_namespace(obj)
     if resource is CLAIMS and "status" not in obj:
         return _new_claim(obj)
     if resource is not SECRETS:
@@ -79,6 +81,17 @@ def settle(resource: Resource, obj: Json) -> Json:
         result.pop("data", None)
     result.setdefault("type", "Opaque")
     return result
+
+
+def _new_namespace(namespace: Json) -> Json:
+    metadata = namespace["metadata"]
+    labels = {**(metadata.get("labels") or {}), "kubernetes.io/metadata.name": metadata.get("name", "")}
+    return {
+        **namespace,
+        "metadata": {**metadata, "labels": labels},
+        "spec": {"finalizers": ["kubernetes"]},
+        "status": {"phase": "Active"},
+    }
 
 
 def _new_claim(claim: Json) -> Json:

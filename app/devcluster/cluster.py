@@ -12,6 +12,7 @@ from aiohttp import web
 from app.devcluster.admin import PREFIX, Admin
 from app.devcluster.admission import Webhooks
 from app.devcluster.api import Api
+from app.devcluster.builtin import settle
 from app.devcluster.clock import Clock, LoopClock, ManualClock
 from app.devcluster.config import DevClusterConfig
 from app.devcluster.data_volumes import DataVolumeController
@@ -19,6 +20,7 @@ from app.devcluster.disruptions import Disruptions, ResetError, Stage
 from app.devcluster.durations import Jitter
 from app.devcluster.faults import FaultBook
 from app.devcluster.garbage import GarbageCollector
+from app.devcluster.namespaces import NamespaceController
 from app.devcluster.node_agent import NodeAgent
 from app.devcluster.node_lifecycle import NodeLifecycle
 from app.devcluster.nodes import ImageCache, Ledger, NodeShape, build_node
@@ -151,6 +153,7 @@ class DevCluster:
         self.ledger = Ledger(store)
         self.disruptions = Disruptions(self.faults, store, self.clock, config.durations)
         self._garbage = GarbageCollector(api, config.durations)
+        namespaces = NamespaceController(api)
         machines = MachineController(api, config.durations)
         instances = InstanceController(api, config.durations, self.jitter, self.disruptions.refuse_pod)
         pools = PoolController(api, config.durations)
@@ -178,6 +181,7 @@ class DevCluster:
         )
         self._workers = (
             self._garbage,
+            namespaces,
             storage,
             volumes,
             snapshots,
@@ -190,6 +194,7 @@ class DevCluster:
         )
         self._stops = (
             self._garbage.stop,
+            namespaces.stop,
             storage.stop,
             volumes.stop,
             snapshots.stop,
@@ -274,7 +279,10 @@ class DevCluster:
 
     def add_namespace(self, name: str) -> None:
         if self.store.get(NAMESPACES, "", name) is None:
-            self.store.put(NAMESPACES, _namespace(name, stamp(self.clock.now())))
+            metadata = {"name": name, "uid": str(uuid.uuid4()), "creationTimestamp": stamp(self.clock.now())}
+            self.store.put(
+                NAMESPACES, settle(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+            )
 
     def _furnish(self) -> None:
         """Namespaces and nodes of a new cluster."""
@@ -310,18 +318,3 @@ async def _quiet_cuts(
         return await handler(request)
     except ResetError:
         return web.Response(status=499)
-
-
-def _namespace(name: str, moment: str) -> Json:
-    return {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {
-            "name": name,
-            "uid": str(uuid.uuid4()),
-            "creationTimestamp": moment,
-            "labels": {"kubernetes.io/metadata.name": name},
-        },
-        "spec": {"finalizers": ["kubernetes"]},
-        "status": {"phase": "Active"},
-    }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
+import orjson
 from aiohttp import web
 
 from app.devcluster.clock import Clock
@@ -14,7 +15,7 @@ from app.devcluster.faults import WATCH_KINDS, Fault, FaultBook
 from app.devcluster.nodes import pod_requests
 from app.devcluster.objects import Store
 from app.devcluster.quantities import whole
-from app.devcluster.registry import PODS, VIRTUAL_MACHINES, Resource
+from app.devcluster.registry import PODS, VIRTUAL_MACHINES, Resource, find
 from app.devcluster.requests import Target
 from app.devcluster.status import ApiError, Json, PlainError, describe
 from app.devcluster.watch import Watch
@@ -85,7 +86,7 @@ class Disruptions:
                 details={"retryAfterSeconds": 5},
                 retry_after=5,
             )
-        fault = self._strike(_BEFORE, target, verb)
+        fault = await self._strike(_BEFORE, request, target, verb)
         if fault is None:
             return
         match fault.kind:
@@ -99,8 +100,9 @@ class Disruptions:
             case _:
                 _cut(request)
 
-    def after(self, request: web.Request, target: Target, verb: str) -> None:
-        if self._strike(_AFTER, target, verb) is not None:
+    async def after(self, request: web.Request, target: Target, verb: str) -> None:
+        """Cuts the connection where the answer is ordered to be lost."""
+        if await self._strike(_AFTER, request, target, verb) is not None:
             _cut(request)
 
     def check_quota(self, resource: Resource, namespace: str, obj: Json) -> None:
@@ -154,13 +156,17 @@ class Disruptions:
 
     def admit_watch(self, watch: Watch, target: Target, version: str) -> None:
         """Expire, silence or cut a watch as ordered; one already running is reached through `reach_watches`."""
-        fault = self._strike(frozenset({"watch-expire"}), target, "watch")
+
+        def strikes(kind: str) -> Fault | None:
+            return self.faults.strike(frozenset({kind}), "watch", target.plural, target.namespace, target.name)
+
+        fault = strikes("watch-expire")
         if fault is not None and version not in {"", "0"}:
             watch.expire(int(version), self.store.rv)
             return
-        if self._strike(frozenset({"watch-silent"}), target, "watch") is not None:
+        if strikes("watch-silent") is not None:
             watch.silent = True
-        fault = self._strike(frozenset({"watch-break"}), target, "watch")
+        fault = strikes("watch-break")
         if fault is not None:
             delay = float(fault.settings.get("seconds", 0.0))
             self.clock.call_later(delay, lambda: self.cut_watch(watch))
@@ -212,15 +218,25 @@ class Disruptions:
             return True
         return False
 
-    def _strike(self, kinds: frozenset[str], target: Target, verb: str) -> Fault | None:
-        labels = None
+    async def _subject(self, request: web.Request, target: Target) -> tuple[str, dict[str, str] | None]:
+        """Name and labels of what a request is about; for a create they stand in its body."""
         if target.name:
-            from app.devcluster import registry  # noqa: PLC0415  # only faults by label need the object
-
-            resource = registry.find(target.group, target.version, target.plural)
+            resource = find(target.group, target.version, target.plural)
             stored = self.store.get(resource, target.namespace, target.name) if resource else None
-            labels = (stored.obj["metadata"].get("labels") or {}) if stored else None
-        return self.faults.strike(kinds, verb, target.plural, target.namespace, target.name, labels)
+            return target.name, (stored.obj["metadata"].get("labels") or {}) if stored else None
+        if request.method != "POST":
+            return "", None
+        try:
+            metadata = orjson.loads(await request.read())["metadata"]
+            return str(metadata.get("name") or metadata.get("generateName") or ""), metadata.get("labels") or {}
+        except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
+            return "", None
+
+    async def _strike(self, kinds: frozenset[str], request: web.Request, target: Target, verb: str) -> Fault | None:
+        if not any(fault.kind in kinds for fault in self.faults.all()):
+            return None
+        name, labels = await self._subject(request, target)
+        return self.faults.strike(kinds, verb, target.plural, target.namespace, name, labels)
 
     async def _sleep(self, seconds: float) -> None:
         done = asyncio.Event()

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jsonpatch
-import jsonpointer
 
 from app.devcluster.status import Json, bad_request, patch_refused
 
@@ -23,7 +22,7 @@ def apply_json_patch(target: Json, patch: object) -> Json:
     operations = [_lenient(target, operation) for operation in patch]
     try:
         patched = jsonpatch.JsonPatch(operations).apply(target)
-    except (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException, TypeError, KeyError) as error:
+    except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException, TypeError, KeyError) as error:
         raise patch_refused() from error
     if not isinstance(patched, dict):
         raise patch_refused()
@@ -67,8 +66,8 @@ def _lenient(target: Json, operation: object) -> Json:
         return operation
     parent_path, _, last = str(operation["path"]).rpartition("/")
     try:
-        parent = jsonpointer.JsonPointer(parent_path).resolve(target)
-    except jsonpointer.JsonPointerException:
+        parent = jsonpatch.JsonPointer(parent_path).resolve(target)
+    except jsonpatch.JsonPointerException:
         return operation
     name = last.replace("~1", "/").replace("~0", "~")
     if isinstance(parent, dict) and name not in parent:

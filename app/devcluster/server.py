@@ -118,7 +118,7 @@ class ApiServer:
                 raise PlainError(404, _NOT_FOUND)
             call = Call(request, resource, target, verb, negotiate(request))
             response = await self._verb(call, watching=watching)
-        self._disruptions.after(request, target, verb)
+        await self._disruptions.after(request, target, verb)
         return response
 
     async def _verb(self, call: Call, *, watching: bool) -> web.StreamResponse:

@@ -100,12 +100,12 @@ def config():
 @pytest.fixture
 async def bench(config):
     clock = ManualClock()
-    timeout = aiohttp.ClientTimeout(total=20)
+    timeout = aiohttp.ClientTimeout(total=60)
     async with DevCluster(config, clock=clock) as cluster, aiohttp.ClientSession(timeout=timeout) as session:
         yield Bench(cluster, clock, session)
 
 
-async def until(condition, bound=5.0):
+async def until(condition, bound=15.0):
     """Wait for a condition that real I/O or another process brings about; it may be a coroutine function."""
     async with asyncio.timeout(bound):
         while True:

@@ -42,6 +42,15 @@ async def test_a_fault_keeps_to_what_it_matches(bench, matcher):
     assert other == (503 if matcher == {"verbs": ["get"]} else 200)
 
 
+async def test_a_create_is_matched_by_what_its_body_names(bench):
+    await bench.order(kind="error", verbs=["create"], name="bad-*", settings={"status": 503})
+    await bench.order(kind="error", verbs=["create"], labels="tier=gold", settings={"status": 500})
+
+    assert (await bench.call("POST", MACHINES, machine("bad-1")))[0] == 503
+    assert (await bench.call("POST", MACHINES, machine("good", labels={"tier": "gold"})))[0] == 500
+    assert (await bench.call("POST", MACHINES, machine("good", labels={"tier": "tin"})))[0] == 201
+
+
 async def test_a_lifted_fault_strikes_no_more(bench):
     fault = await bench.order(kind="error", resource="virtualmachines")
     assert (await bench.call("GET", MACHINES))[0] == 500

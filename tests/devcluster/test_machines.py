@@ -141,6 +141,21 @@ async def test_an_instance_by_itself_goes_when_its_vm_is_orphaned_away(bench):
     assert (await bench.get("/api/v1/pods"))["items"] == []
 
 
+async def test_a_namespace_comes_and_goes_with_what_is_in_it(bench):
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}}
+    status, namespace = await bench.call("POST", "/api/v1/namespaces", body)
+    assert (status, namespace["status"]) == (201, {"phase": "Active"})
+    assert namespace["metadata"]["labels"] == {"kubernetes.io/metadata.name": "team"}
+    team = MACHINES.replace("default", "team")
+    assert (await bench.call("POST", team, machine("x")))[0] == 201
+    await bench.clock.advance(60)
+
+    assert (await bench.call("DELETE", "/api/v1/namespaces/team"))[0] == 200
+    await bench.clock.advance(20)
+    assert (await bench.get(team))["items"] == []
+    assert (await bench.get("/api/v1/pods"))["items"] == []
+
+
 async def test_nothing_is_left_behind_by_many_vms(bench):
     """What the controllers keep in memory goes with the objects."""
     for _ in range(3):
