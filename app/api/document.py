@@ -15,6 +15,7 @@ _JSON = "application/json"
 _SHAPES: Json = {
     "PoolView": examples.POOL,
     "ClaimView": examples.CLAIM,
+    "BatchView": examples.BATCH,
     "VmView": examples.VM,
     "VmWithHistory": {**examples.VM, "history": [examples.EVENT]},
     "EventView": examples.EVENT,

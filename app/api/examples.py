@@ -72,6 +72,7 @@ CLAIM: Final[Json] = {
     "estimate": None,
     "timings": {"wait": 0.0, "boot": 31.2, "warm": 268.8},
 }
+BATCH: Final[Json] = {"claims": [CLAIM], "requested": 3, "missing": 2}
 PENDING_CLAIM: Final[Json] = {
     **CLAIM,
     "state": "pending",

@@ -30,7 +30,7 @@ def decode(cursor: str | None) -> str | None:
     if cursor is None:
         return None
     try:
-        value = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        value = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError) as error:
         raise bad_cursor() from error
     if not value.isprintable():

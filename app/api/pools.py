@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import orjson
 from fastapi import APIRouter, Body, Depends, Path, Query, Response
 from fastapi.openapi.models import Example
 
@@ -16,6 +17,7 @@ from app.errors import (
     ClusterForbidden,
     ClusterUnavailable,
     DatabaseUnavailable,
+    FieldProblem,
     InvalidRequest,
     MalformedBody,
     PoolBeingDeleted,
@@ -103,6 +105,7 @@ async def put_pool(
     """The template is checked by our own rules and by a server-side dry run before anything is stored. A changed template
     rotates the unclaimed VMs behind the floor; claimed ones stay as they are. The same body again changes nothing.
     """
+    _refuse_unspeakable(spec)
     put = await usecases.put_pool(svc.db, svc.gateway, name, spec)
     if put.outcome is Written.CREATED:
         response.status_code = 201
@@ -194,6 +197,15 @@ async def pause_pool(name: Name, svc: Svc) -> PoolView:
 async def resume_pool(name: Name, svc: Svc) -> PoolView:
     """Failures so far are forgotten, and VMs are created at once. So does an edit of the pool for a stall."""
     return (await _views(svc, [await usecases.resume_pool(svc.db, name)]))[0]
+
+
+def _refuse_unspeakable(spec: PoolSpec) -> None:
+    """Half a surrogate, an integer beyond 64 bits, nesting without end: the framework reads them, the cluster does not."""
+    try:
+        orjson.dumps(spec.template)
+    except orjson.JSONEncodeError as error:
+        message = f"cannot be sent to the cluster: {error}"
+        raise TemplateRefused(f"template: {message}", problems=[FieldProblem("template", message)]) from error
 
 
 async def _views(svc: Services, pools: list[PoolRow]) -> list[PoolView]:

@@ -1,0 +1,233 @@
+"""Bad input, line by line: a problem with a stable code, the field and what to do, and nothing stored."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.api.problems import MEDIA_TYPE
+from app.config import MAX_LEASE_SECONDS, MAX_POOL_SIZE
+from tests.api.server import TEMPLATE, Refused, check, listen
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+JSON = {"Content-Type": "application/json"}
+DOMAIN = {"memory": {"guest": "64Mi"}}
+
+
+async def stored(server):
+    """Everything that a bad request could have left behind."""
+    pools = (await server.client.get("/v1/pools", params={"limit": 500})).json()["items"]
+    claims = (await server.client.get("/v1/claims", params={"limit": 500})).json()["items"]
+    return [(pool["name"], pool["generation"]) for pool in pools], [claim["id"] for claim in claims]
+
+
+@pytest.mark.parametrize(
+    ("spec", "refused"),
+    [
+        ({"sizes": 3}, Refused(422, "invalid-request", "sizes", says="check its spelling")),
+        ({"size": -1}, Refused(422, "invalid-request", "size", says="greater than or equal to 0; it is -1")),
+        (
+            {"size": MAX_POOL_SIZE + 1},
+            Refused(422, "invalid-request", "size", says=f"less than or equal to {MAX_POOL_SIZE}"),
+        ),
+        ({"size": "many"}, Refused(422, "invalid-request", "size", says="valid integer")),
+        ({"size": None}, Refused(422, "invalid-request", "size")),
+        ({"size": 2, "min_available": 3}, Refused(422, "invalid-request", "", says="lower it or raise size")),
+        ({"size": 2, "max_vms": 1}, Refused(422, "invalid-request", "", says="raise it or lower size")),
+        ({"min_available": -1}, Refused(422, "invalid-request", "min_available")),
+        ({"max_ready_age_seconds": 59}, Refused(422, "invalid-request", "max_ready_age_seconds", says="60")),
+        ({"max_concurrent_creates": 0}, Refused(422, "invalid-request", "max_concurrent_creates")),
+        ({"warm_when": "maybe"}, Refused(422, "invalid-request", "warm_when", says="'agent', 'ready' or 'running'")),
+        ({"max_lease_seconds": MAX_LEASE_SECONDS + 1}, Refused(422, "invalid-request", "max_lease_seconds")),
+        ({"max_lease_seconds": 60}, Refused(422, "invalid-request", "", says="is above max_lease_seconds")),
+        ({"template": "ubuntu"}, Refused(422, "invalid-request", "template", says="valid dictionary")),
+        ({"template": {}}, Refused(422, "template-refused", "template", says="is empty")),
+        ({"template": {"image": "a"}}, Refused(422, "template-refused", "template.memory")),
+        ({"template": {**TEMPLATE, "memory": "2Gx"}}, Refused(422, "template-refused", "template.memory", says="2Gx")),
+        ({"template": {**TEMPLATE, "image": "a\0b"}}, Refused(422, "template-refused", "template", says="NUL")),
+        ({"template": {**TEMPLATE, "cpu": 10**30}}, Refused(422, "template-refused", "template", says="64-bit")),
+        (
+            {"template": {"spec": {"domain": {**DOMAIN, "devices": {"disks": [{"name": "x", "disk": {}}]}}}}},
+            Refused(
+                422,
+                "template-refused",
+                "template.spec.domain.devices.disks[0].name",
+                says='admission webhook "virtualmachine-validator.kubevirt.io" denied the request',
+            ),
+        ),
+        (
+            {"template": {"spec": {"domain": {**DOMAIN, "colour": "red"}}}},
+            Refused(422, "template-refused", "template.spec.domain.colour", says="unknown field"),
+        ),
+    ],
+    ids=str,
+)
+async def test_a_wrong_pool_is_refused(server, spec, refused):
+    before = await stored(server)
+    check(await server.put("wrong", **spec), refused)
+    assert await stored(server) == before
+
+
+async def test_a_wrong_edit_leaves_the_pool_as_it_was(server):
+    await server.put("edited", size=0)
+    before = await server.pool("edited")
+    check(await server.put("edited", size=0, template={}), Refused(422, "template-refused"))
+    check(await server.put("edited", size=-1), Refused(422, "invalid-request"))
+    assert await server.pool("edited") == before
+
+
+@pytest.mark.parametrize("name", ["Upper", "-a", "a-", "a.b", "a_b", "ä", "x" * 64, "a%20b"])
+async def test_a_name_that_no_cluster_would_take_is_refused(server, name):
+    before = await stored(server)
+    rule = "lower-case letters, digits and '-'" if len(name) < 64 else "63"
+    for method in ("GET", "DELETE"):
+        answer = await server.client.request(method, f"/v1/pools/{name}")
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request")
+        assert rule in answer.json()["errors"][0]["message"]
+        assert answer.json()["errors"][0]["field"] == "name"
+    assert (await server.put(name)).status_code == 422
+    assert (await server.claim(name)).json()["errors"][0]["field"] == "pool"
+    assert await stored(server) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "refused"),
+    [
+        ({"pool": "nowhere"}, Refused(404, "pool-not-found", says="PUT /v1/pools/nowhere makes one")),
+        ({}, Refused(422, "invalid-request", "pool", says="this field is required")),
+        ({"pool": "target", "path": ["pool"]}, Refused(422, "invalid-request", "path", says="check its spelling")),
+        ({"pool": "target", "paths": ["cold"]}, Refused(422, "invalid-request", "paths.0", says="'pool'")),
+        ({"pool": "target", "paths": []}, Refused(422, "invalid-request", "paths")),
+        ({"pool": "target", "wait_seconds": 61}, Refused(422, "invalid-request", "wait_seconds", says="60")),
+        ({"pool": "target", "wait_seconds": -1}, Refused(422, "invalid-request", "wait_seconds")),
+        ({"pool": "target", "lease_seconds": 0}, Refused(422, "invalid-request", "lease_seconds")),
+        ({"pool": "target", "lease_seconds": 61}, Refused(422, "lease-too-long", "lease_seconds", says="up to 60 s")),
+        (
+            {"pool": "target", "lease_seconds": MAX_LEASE_SECONDS + 1},
+            Refused(422, "invalid-request", "lease_seconds", says="less than or equal to"),
+        ),
+        ({"pool": "target", "labels": {"": "x"}}, Refused(422, "invalid-request", says="labels")),
+        ({"pool": "target", "labels": {"a": "x" * 256}}, Refused(422, "invalid-request", "labels.a")),
+        ({"pool": "target", "labels": {"a": "\0"}}, Refused(422, "invalid-request", "labels.a")),
+        ({"pool": "target", "labels": {str(n): "" for n in range(33)}}, Refused(422, "invalid-request", "labels")),
+    ],
+    ids=str,
+)
+async def test_a_wrong_claim_is_refused(server, body, refused):
+    await server.put("target", size=0, max_lease_seconds=60, default_lease_seconds=60)
+    before = await stored(server)
+    check(await server.client.post("/v1/claim", json=body), refused)
+    assert await stored(server) == before
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[", b"nonsense", b"\xff\xfe", b'{"pool": "a', b'"\\ud800"', b"[" * 100_000]
+)
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/claim"), ("PUT", "/v1/pools/broken")])
+async def test_what_is_no_json_is_refused(server, method, path, body):
+    before = await stored(server)
+    answer = await server.client.request(method, path, content=body, headers=JSON)
+    if answer.status_code == 422:  # nothing at all, or half a character, is JSON enough for the framework's reader
+        assert (body in {b"", b'"\\ud800"'}, answer.json()["code"]) == (True, "invalid-request")
+    else:
+        check(answer, Refused(400, "malformed-body", says="the body "))
+    assert await stored(server) == before
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/yaml", "application/x-www-form-urlencoded", "", "json"])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/claim"), ("PUT", "/v1/pools/yaml")])
+async def test_another_content_type_is_refused(server, method, path, kind):
+    answer = await server.client.request(method, path, content=b'{"pool": "a"}', headers={"Content-Type": kind})
+    check(answer, Refused(415, "unsupported-media-type", says=f"is {kind or 'none'}; send JSON as application/json"))
+
+
+async def test_a_parameter_of_the_content_type_is_taken(server):
+    body = json.dumps({"size": 0, "template": TEMPLATE}).encode()
+    headers = {"Content-Type": "Application/JSON; charset=utf-8"}
+    answer = await server.client.put("/v1/pools/charset", content=body, headers=headers)
+    assert answer.status_code == 201
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/claim"), ("PUT", "/v1/pools/large"), ("POST", "/v1/none")])
+async def test_a_body_over_the_limit_is_refused_whether_it_tells_its_length_or_not(server, method, path):
+    body = b'{"pool": "%s"}' % (b"x" * server.services.settings.max_body_bytes)
+
+    async def in_pieces():
+        for start in range(0, len(body), 65536):
+            yield body[start : start + 65536]
+
+    before = await stored(server)
+    async with listen(server.app) as client:
+        for content in (body, in_pieces()):
+            answer = await client.request(method, path, content=content, headers=JSON)
+            if path == "/v1/none" and content is not body:
+                assert answer.status_code == 404  # it was never read
+            else:
+                check(answer, Refused(413, "body-too-large", says="above 1048576 bytes"))
+    assert await stored(server) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/pools?limit=0", "limit"),
+        ("/v1/pools?limit=501", "limit"),
+        ("/v1/pools?after=%21", "after"),
+        ("/v1/pools?after=AA", "after"),
+        ("/v1/vms?after=AAAA", "after"),
+        ("/v1/vms?state=asleep", "state"),
+        ("/v1/claims?state=asleep", "state"),
+        ("/v1/claims?after=" + "A" * 201, "after"),
+        ("/v1/claims/7", "claim_id"),
+        ("/v1/claims/7?wait_seconds=61", "wait_seconds"),
+        ("/v1/vms/7", "vm_id"),
+    ],
+)
+async def test_a_wrong_parameter_is_named(server, path, field):
+    check(await server.client.get(path), Refused(422, "invalid-request", field))
+
+
+@pytest.mark.parametrize("path", ["/v1/vms?pool=%00", "/v1/claims?label=a=%00", "/v1/events?pool=%00"])
+async def test_what_postgres_cannot_read_does_not_reach_it(server, path):
+    check(await server.client.get(path), Refused(422, "invalid-request", says="NUL"))
+
+
+async def test_a_path_and_a_method_that_are_not_served(server):
+    check(await server.client.get("/v1/nothing"), Refused(404, "not-found", says="/docs shows what is"))
+    check(await server.client.patch("/v1/pools/a"), Refused(405, "method-not-allowed", says="PATCH is not taken"))
+    check(await server.client.get("/v1/claim"), Refused(405, "method-not-allowed", says="GET is not taken"))
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = ["size", "template", "min_available", "max_vms", "boot_timeout_seconds", "warm_when", "default_lease_seconds"]
+PARTS = ["image", "cpu", "memory", "disk", "spec", "metadata", "domain", "volumes", "template", "runStrategy"]
+
+
+@given(
+    spec=st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=4), JSON_VALUES, max_size=3),
+    template=st.dictionaries(
+        st.sampled_from(PARTS), JSON_VALUES | st.dictionaries(st.sampled_from(PARTS), JSON_VALUES)
+    ),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_no_pool_body_makes_the_service_fail(server, spec, template):
+    body = json.dumps({"size": 0, "template": template, **spec})
+    answer = await server.client.put("/v1/pools/fuzzed", content=body.encode(), headers=JSON)
+    assert answer.status_code in {200, 201, 400, 422}, (body, answer.text)
+    if answer.is_error:
+        assert answer.headers["content-type"] == MEDIA_TYPE
+    elif answer.json()["spec"]["size"]:
+        await server.put("fuzzed", size=0)
+
+
+@given(body=st.dictionaries(st.sampled_from(["wait_seconds", "lease_seconds", "paths", "labels"]), JSON_VALUES))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_no_claim_body_makes_the_service_fail(server, body):
+    answer = await server.client.post("/v1/claim", content=json.dumps({"pool": "none", **body}).encode(), headers=JSON)
+    assert answer.status_code in {400, 404, 422}, (body, answer.text)
+    assert answer.headers["content-type"] == MEDIA_TYPE

@@ -1,0 +1,155 @@
+"""What clients see while the database or the cluster is away, and that the service recovers by itself."""
+
+import asyncio
+import dataclasses
+import shutil
+import tempfile
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from app.main import create_app
+from app.store.database import Database
+from app.store.migrating import head
+from tests.api.server import Gate, Refused, check, client_of, listen, serve, until
+from tests.api.test_events import follow, take
+
+AWAY = Refused(503, "database-unavailable", says="Try again in a moment")
+
+
+@pytest.fixture
+def short_path():
+    """A socket's path may have 103 bytes, and pytest's own folders are long."""
+    path = Path(tempfile.mkdtemp(prefix="gate-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+async def gate(postgres, short_path):
+    gate = Gate(short_path, postgres.socket_dir)
+    await gate.open()
+    yield gate
+    await gate.close()
+
+
+async def test_without_the_database_requests_are_told_to_come_back_and_it_recovers_by_itself(
+    database_url, dev_cluster, gate, tmp_path
+):
+    async with serve(gate.url(database_url), dev_cluster, tmp_path) as server, listen(server.app) as client:
+        await server.fill("kept", size=2)
+        claim = await server.claim_one("kept")
+        async with follow(client, after="0-0", kind="claim") as events:
+            ((_, kind, seen),) = await take(events, 1)
+            assert (kind, seen["claim_id"]) == ("claim.bound", claim["id"])
+            following = asyncio.create_task(take(events, 1))
+            await gate.close()
+
+            for answer in (
+                await server.claim("kept"),
+                await server.claim("kept", wait_seconds=5, headers={"Idempotency-Key": "one"}),
+                await server.put("kept", size=3),
+                await server.client.get("/v1/pools"),
+                await server.client.get("/v1/pools/kept"),
+                await server.client.get(f"/v1/claims/{claim['id']}"),
+                await server.client.post(f"/v1/claims/{claim['id']}/renew"),
+                await server.client.delete(f"/v1/claims/{claim['id']}"),
+                await server.client.get("/v1/vms"),
+                await server.client.get("/v1/events"),
+            ):
+                check(answer, AWAY)
+                assert int(answer.headers["retry-after"]) >= 1
+            away = await server.client.get("/readyz")
+            assert (away.status_code, away.json()["status"]) == (503, "unready")
+            assert away.json()["database"]["ok"] is False
+            assert (await server.client.get("/healthz")).json() == {"status": "ok"}
+
+            await gate.open()
+
+            async def back():
+                return (await server.client.get("/readyz")).status_code == 200
+
+            await until(back)
+            assert not server.services.stopping.is_set()
+            assert (await server.client.get(f"/v1/claims/{claim['id']}")).json() == claim
+            again = await server.claim("kept", wait_seconds=30, headers={"Idempotency-Key": "one"})
+            assert again.status_code == 201
+            await server.client.delete(f"/v1/claims/{again.json()['id']}")
+            ((_, kind, seen),) = await following
+            assert (kind, seen["claim_id"]) == ("claim.bound", again.json()["id"])
+
+        async def full():
+            return (await server.pool("kept"))["status"]["phase"] == "ready"
+
+        await until(full)
+
+
+async def test_without_the_cluster_warm_vms_are_claimed_and_pools_are_not_written(database_url, dev_cluster, tmp_path):
+    async with serve(database_url, dev_cluster, tmp_path) as server:
+        await server.fill("warm", size=2)
+        await dev_cluster.interrupt()
+
+        first = await server.claim_one("warm")
+        assert (await server.client.delete(f"/v1/claims/{first['id']}")).json()["state"] == "released"
+        assert (await server.claim_one("warm"))["vm"]["id"] != first["vm"]["id"]
+        refused = await server.put("cold", size=1)
+        check(refused, Refused(503, "cluster-unavailable", says="try virtualmachines"))
+        assert int(refused.headers["retry-after"]) >= 1
+        assert (await server.client.get("/v1/pools/cold")).status_code == 404
+        # An edit that needs no word of the cluster is written all the same.
+        assert (await server.put("warm", size=3)).status_code == 200
+
+        async def seen():
+            found = await server.client.get("/readyz")
+            return found.status_code == 200 and found.json()["status"] == "degraded" and found.json()
+
+        assert "broken since" in (await until(seen))["cluster_watch"]["detail"]
+
+        await dev_cluster.recover()
+
+        async def full():
+            status = (await server.pool("warm"))["status"]
+            return status["phase"] == "ready" and status["counts"]["ready"] == 3
+
+        await until(full)
+
+        async def ready():
+            return (await server.client.get("/readyz")).json()["status"] == "ready"
+
+        await until(ready)
+
+
+async def test_a_database_that_was_not_migrated_is_told(database_url, empty_database_url, dev_cluster, tmp_path):
+    async with serve(database_url, dev_cluster, tmp_path) as server:
+        for url, revision, ready in ((empty_database_url, "nothing", False), (database_url, head(), True)):
+            app = create_app()
+            app.state.services = await _on(server.services, url)
+            async with client_of(app) as client:
+                answer = await client.get("/readyz")
+            await app.state.services.db.close()
+            migrations = answer.json()["migrations"]
+            assert (answer.status_code == 200, migrations["ok"]) == (ready, ready)
+            assert migrations["detail"].startswith(f"at {revision}, this program needs {head()}")
+            assert ("run `emberpool migrate`" in migrations["detail"]) != ready
+
+
+async def test_a_database_ahead_of_the_program_is_served(database_url, dev_cluster, tmp_path):
+    """As the old replicas of a rolling update see it, once the first of the new ones has migrated."""
+    async with serve(database_url, dev_cluster, tmp_path) as server:
+        await _execute(database_url, "UPDATE alembic_version SET version_num = '9999'")
+        answer = await server.client.get("/readyz")
+        assert (answer.status_code, answer.json()["migrations"]["ok"]) == (200, True)
+        assert answer.json()["migrations"]["detail"].startswith("at 9999")
+
+
+async def _on(services, url):
+    return dataclasses.replace(services, db=Database(url))
+
+
+async def _execute(url, sql):
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()
