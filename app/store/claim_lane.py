@@ -171,6 +171,17 @@ class ClaimLane:
                 outcomes[place] = Known(row["known"])
         return outcomes
 
+    async def warm_up(self) -> None:
+        """Connects and plans ahead, so that the first claim waits for neither. Raises DatabaseUnavailable."""
+        nothing: tuple[object, ...] = (UUID(int=0), 0, [], [], [], [], [], False, False)
+        try:
+            async with self._connection() as connection:
+                await connection.fetch(_CLAIM, *nothing)
+        except Exception as error:
+            if is_away(error):
+                raise unavailable() from error
+            raise
+
     async def lower_hints(self, pool_ids: Iterable[UUID] | None = None) -> None:
         """Moves hints down to where rows really begin; up only through claims. Without `pool_ids` for every pool known here.
 
