@@ -1,0 +1,294 @@
+"""`POST /v1/claim` below HTTP: served at once, after a wait, or told when to come back."""
+
+import asyncio
+
+import pytest
+
+from app.domain.states import ClaimState, VmState
+from app.errors import (
+    ClaimNotFound,
+    IdempotencyKeyReused,
+    LeaseTooLong,
+    NoWarmVm,
+    PoolBeingDeleted,
+    PoolNotFound,
+)
+from app.ids import new_id
+from app.store import claims
+from app.store.notices import notify_settled
+from app.usecases.claiming import WarmClaim
+from app.usecases.claims import release_claim
+from app.usecases.pools import delete_pool, pause_pool
+from app.usecases.queueing import StoredClaim
+from tests.store.scenes import eventually, execute, fetch, make_pool, make_vms, scalar
+from tests.store.test_claims import bind
+from tests.usecases.conftest import never, wish
+
+
+async def waiting(db, count):
+    """Until so many claims stand in the queue."""
+
+    async def are():
+        return await scalar(db, "SELECT count(*) FROM claim_queue") == count
+
+    await eventually(are)
+
+
+async def supply(db, pool, count):
+    """VMs become ready, and whoever waits is served, as the watch does it."""
+    ids = await make_vms(db, pool, count)
+    async with db.begin() as tx:
+        await notify_settled(tx, await claims.bind_pending(tx, pool.id))
+    return ids
+
+
+async def claim(desk, **how):
+    return await desk.claim(wish(**how), never)
+
+
+async def test_a_warm_vm_is_handed_out_with_all_that_the_answer_needs(db, desk):
+    pool = await make_pool(db)
+    (vm_id,) = await make_vms(db, pool, 1)
+    answer = await claim(desk, lease=90, labels={"job": "1"})
+    assert isinstance(answer, WarmClaim)
+    assert (answer.bound.vm_id, answer.lease_seconds, answer.labels, answer.pool) == (vm_id, 90, {"job": "1"}, "web")
+    assert answer.bound.node == "node-1"
+    row = (await fetch(db, "SELECT * FROM claim"))[0]
+    assert (row["id"], row["labels"], row["lease_seconds"]) == (answer.bound.claim_id, {"job": "1"}, 90)
+    assert row["lease_expires_at"] == answer.bound.lease_expires_at
+
+
+async def test_a_claim_tells_the_planner(db, desk):
+    pool = await make_pool(db)
+    await make_vms(db, pool, 1)
+    await execute(db, "UPDATE pool_plan SET due_at = now() + interval '1 hour'")
+    await claim(desk)
+
+    async def is_due():
+        return await scalar(db, "SELECT due_at <= now() FROM pool_plan")
+
+    await eventually(is_due)
+
+
+async def test_the_lease_is_the_pools_own_and_never_above_its_limit(db, desk):
+    pool = await make_pool(db, default_lease_seconds=77, max_lease_seconds=100)
+    await make_vms(db, pool, 1)
+    with pytest.raises(LeaseTooLong, match="up to 100 s") as caught:
+        await claim(desk, lease=101)
+    assert caught.value.problems[0].field == "lease_seconds"
+    answer = await claim(desk)
+    assert isinstance(answer, WarmClaim)
+    assert answer.lease_seconds == 77
+
+
+async def test_an_unknown_pool_and_one_that_is_going(db, desk):
+    with pytest.raises(PoolNotFound):
+        await claim(desk)
+    pool = await make_pool(db)
+    await make_vms(db, pool, 1)
+    await delete_pool(db, "web", force=False)
+    with pytest.raises(PoolBeingDeleted):
+        await claim(desk)
+
+
+async def test_who_waits_is_served_when_a_vm_becomes_ready(db, desk):
+    pool = await make_pool(db)
+    asked = asyncio.create_task(claim(desk, wait=30))
+    await waiting(db, 1)
+    (vm_id,) = await supply(db, pool, 1)
+    answer = await asyncio.wait_for(asked, 10)
+    assert isinstance(answer, StoredClaim)
+    assert (answer.claim.state, answer.claim.vm_id, answer.replayed) == (ClaimState.BOUND, vm_id, False)
+
+
+async def test_who_does_not_wait_long_enough_is_told_how_long_it_may_take(db, desk):
+    pool = await make_pool(db)
+    await make_vms(db, pool, 1, VmState.BOOTING)
+    for seconds in (0, 0.02):
+        answer = await claim(desk, wait=seconds)
+        assert isinstance(answer, StoredClaim)
+        assert answer.claim.state is ClaimState.PENDING
+        assert "no ready VM" in (answer.claim.reason or "")
+        assert answer.estimate is not None
+        assert answer.estimate.seconds is not None
+    await waiting(db, 2)
+    look = await desk.queue.look(answer.claim.id, 0, never)
+    assert look.estimate is not None
+
+
+async def test_looking_at_a_claim_waits_for_its_change(db, desk):
+    pool = await make_pool(db)
+    answer = await claim(desk)
+    looking = asyncio.create_task(desk.queue.look(answer.claim.id, 30, never))
+    await supply(db, pool, 1)
+    assert (await asyncio.wait_for(looking, 10)).claim.state is ClaimState.BOUND
+    with pytest.raises(ClaimNotFound):
+        await desk.queue.look(new_id(), 1, never)
+
+
+async def test_a_client_that_leaves_frees_its_place(db, desk):
+    await make_pool(db)
+    gone = asyncio.Event()
+    asked = asyncio.create_task(desk.claim(wish(wait=30), gone.wait))
+    await waiting(db, 1)
+    gone.set()
+    with pytest.raises(NoWarmVm):
+        await asyncio.wait_for(asked, 10)
+    await waiting(db, 0)
+    assert await scalar(db, "SELECT state FROM claim") == "failed"
+
+
+async def test_a_request_that_is_cancelled_frees_its_place(db, desk):
+    await make_pool(db)
+    asked = asyncio.create_task(claim(desk, wait=30))
+    await waiting(db, 1)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    await waiting(db, 0)
+
+
+async def test_a_client_with_a_key_keeps_its_place_for_a_retry(db, desk):
+    pool = await make_pool(db)
+    gone = asyncio.Event()
+    asked = asyncio.create_task(desk.claim(wish(wait=30, key="k"), gone.wait))
+    await waiting(db, 1)
+    gone.set()
+    await asyncio.wait_for(asked, 10)
+    left = await scalar(db, "SELECT extract(epoch FROM pending_until - now())::float FROM claim")
+    assert 0 < left <= 15
+    retried = asyncio.create_task(claim(desk, wait=30, key="k"))
+
+    async def held():
+        return await scalar(db, "SELECT extract(epoch FROM pending_until - now())::float > 100 FROM claim")
+
+    await eventually(held)
+    await supply(db, pool, 1)
+    answer = await asyncio.wait_for(retried, 10)
+    assert (answer.claim.state, answer.replayed) == (ClaimState.BOUND, True)
+    assert await scalar(db, "SELECT count(*) FROM claim") == 1
+
+
+async def test_a_key_has_one_claim_wherever_and_whenever_it_comes(db, make_desk):
+    pool = await make_pool(db)
+    await make_vms(db, pool, 5)
+    desks = [await make_desk(), await make_desk()]
+    answers = await asyncio.gather(*(claim(desks[n % 2], key="k") for n in range(8)))
+    ids = {a.bound.claim_id if isinstance(a, WarmClaim) else a.claim.id for a in answers}
+    assert len(ids) == 1
+    assert await scalar(db, "SELECT count(*) FROM ready_slot") == 4
+    await release_claim(db, ids.pop())
+    answer = await claim(desks[0], key="k")
+    assert isinstance(answer, StoredClaim)
+    assert (answer.claim.state, answer.replayed) == (ClaimState.RELEASED, True)
+
+
+async def test_a_key_with_another_body_is_refused(db, desk):
+    pool = await make_pool(db)
+    await make_vms(db, pool, 2)
+    await claim(desk, key="k")
+    with pytest.raises(IdempotencyKeyReused, match="another body"):
+        await claim(desk, key="k", body="other")
+    await make_pool(db, "empty")
+    pending = await claim(desk, pool="empty", key="p")
+    assert isinstance(pending, StoredClaim)
+    with pytest.raises(IdempotencyKeyReused):
+        await claim(desk, pool="empty", key="p", body="other")
+    assert await scalar(db, "SELECT count(*) FROM ready_slot") == 1
+
+
+REFUSALS = {
+    "stalled": ("stalled_at = now(), last_failure = 'no such image'", "it is stalled: no such image"),
+    "paused": ("paused = true", "it is paused"),
+    "not replenishing": ("spec = spec || '{\"auto_replenish\": false}'", "call replenish"),
+}
+
+
+@pytest.mark.parametrize(("change", "because"), REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize("wait", [0, 5])
+async def test_where_no_vm_will_come_it_says_so_at_once(db, desk, change, because, wait):
+    await make_pool(db)
+    await execute(db, f"UPDATE pool SET {change}")
+    with pytest.raises(NoWarmVm, match=because) as caught:
+        await asyncio.wait_for(claim(desk, wait=wait), 4)
+    assert caught.value.retry_after is not None
+    assert await scalar(db, "SELECT count(*) FROM claim") == 0
+
+
+async def test_a_pool_whose_vms_are_all_claimed_is_waited_for_but_not_queued_for(db, desk):
+    pool = await make_pool(db, size=1, max_vms=1)
+    await make_vms(db, pool, 1)
+    await claim(desk)
+    with pytest.raises(NoWarmVm, match=r"all of its max_vms \(1\) are claimed"):
+        await claim(desk)
+    asked = asyncio.create_task(claim(desk, wait=30))
+    await waiting(db, 1)
+    await supply(db, pool, 1)
+    assert (await asyncio.wait_for(asked, 10)).claim.state is ClaimState.BOUND
+    with pytest.raises(NoWarmVm):
+        await claim(desk, wait=0.02)
+    await waiting(db, 0)
+
+
+async def test_what_a_paused_pool_only_plans_is_not_waited_for(db, desk):
+    pool = await make_pool(db)
+    await make_vms(db, pool, 2, VmState.PLANNED)
+    await pause_pool(db, "web")
+    with pytest.raises(NoWarmVm, match="it is paused"):
+        await claim(desk)
+
+
+async def test_a_full_queue_takes_no_more(db, make_desk):
+    await make_pool(db)
+    desk = await make_desk(max_pending_per_pool=2)
+    await claim(desk)
+    await claim(desk)
+    with pytest.raises(NoWarmVm, match="2 claims wait already"):
+        await claim(desk)
+
+
+async def test_waiters_of_two_processes_are_served_in_order_of_arrival(db, make_desk):
+    pool = await make_pool(db)
+    desks = [await make_desk(), await make_desk()]
+    asked = []
+    for number in range(6):
+        asked.append(asyncio.create_task(claim(desks[number % 2], wait=30)))
+        await waiting(db, number + 1)
+    ready = [vm_id for _ in range(3) for vm_id in await supply(db, pool, 2)]
+    answers = await asyncio.wait_for(asyncio.gather(*asked), 10)
+    assert [answer.claim.vm_id for answer in answers] == ready
+
+
+async def test_a_vm_that_became_ready_before_the_place_was_taken_is_not_missed(db, desk, monkeypatch):
+    """Between the last look and the place: whoever made it ready has looked for waiting claims already."""
+    pool = await make_pool(db)
+    insert = claims.insert_pending
+
+    async def slow(tx, **given):
+        ready = await make_vms(db, pool, 1)
+        assert await bind(db, pool) == []
+        assert ready
+        return await insert(tx, **given)
+
+    monkeypatch.setattr(claims, "insert_pending", slow)
+    answer = await claim(desk)
+    assert isinstance(answer, StoredClaim)
+    assert answer.claim.state is ClaimState.BOUND
+
+
+async def test_a_pool_of_the_same_name_is_found_though_the_old_one_is_remembered(db, desk):
+    pool = await make_pool(db)
+    await make_vms(db, pool, 1)
+    await claim(desk)
+    await execute(db, "UPDATE pool SET deleting_at = now(), deleted_at = now()")
+    again = await make_pool(db)
+    (vm_id,) = await make_vms(db, again, 1)
+    answer = await claim(desk, wait=5)
+    assert (answer.bound.vm_id if isinstance(answer, WarmClaim) else answer.claim.vm_id) == vm_id
+
+
+async def test_a_desk_begins_where_the_queues_begin(db, desk):
+    pool = await make_pool(db)
+    await make_vms(db, pool, 1)
+    await desk.warm_up()
+    assert desk._lane._hints == {pool.id: await scalar(db, "SELECT seq FROM ready_slot")}
