@@ -5,7 +5,7 @@ import binascii
 import re
 from typing import Any
 
-from app.devcluster.registry import CLAIMS, LEASES, NAMESPACES, SECRETS, Resource
+from app.devcluster.registry import CLAIMS, LEASES, NAMESPACES, PODS, SECRETS, Resource
 from app.devcluster.status import Json, cause
 
 _SECRET_FIELDS = frozenset({"apiVersion", "kind", "metadata", "type", "data", "stringData", "immutable"})
@@ -67,6 +67,8 @@ def settle(resource: Resource, obj: Json) -> Json:
     """What the server makes of the object before it stores it."""
     if resource is NAMESPACES and "status" not in obj:
         return _new_namespace(obj)
+    if resource is PODS and "status" not in obj:
+        return {**obj, "status": {"phase": "Pending", "qosClass": "BestEffort"}}
     if resource is CLAIMS and "status" not in obj:
         return _new_claim(obj)
     if resource is not SECRETS:

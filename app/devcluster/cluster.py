@@ -15,6 +15,7 @@ from app.devcluster.api import Api
 from app.devcluster.builtin import settle
 from app.devcluster.clock import Clock, LoopClock, ManualClock
 from app.devcluster.config import DevClusterConfig
+from app.devcluster.daemon_sets import DaemonSetController
 from app.devcluster.data_volumes import DataVolumeController
 from app.devcluster.disruptions import Disruptions, ResetError, Stage
 from app.devcluster.durations import Jitter
@@ -161,6 +162,7 @@ class DevCluster:
         volumes = DataVolumeController(api, config.durations, self.jitter)
         snapshots = SnapshotController(api, config.durations)
         restores = RestoreController(api, config.durations)
+        daemons = DaemonSetController(api, config.durations, self.jitter, self.images)
         scheduler = Scheduler(api, self.ledger, config.durations, self.jitter)
         self.agent = NodeAgent(api, config.durations, self.jitter, self.faults, self.images)
         self.lifecycle = NodeLifecycle(api, config.durations, self.agent, self.images)
@@ -171,6 +173,7 @@ class DevCluster:
             self.lifecycle.resume,
             storage.resume,
             volumes.resume,
+            daemons.resume,
             snapshots.resume,
             restores.resume,
             pools.resume,
@@ -184,6 +187,7 @@ class DevCluster:
             namespaces,
             storage,
             volumes,
+            daemons,
             snapshots,
             restores,
             pools,
@@ -197,6 +201,7 @@ class DevCluster:
             namespaces.stop,
             storage.stop,
             volumes.stop,
+            daemons.stop,
             snapshots.stop,
             restores.stop,
             pools.stop,

@@ -213,7 +213,8 @@ def in_mebi_or_more(amount: int) -> str:
 
 def images(pod: Json) -> list[str]:
     """Images a node must have before the pod starts; the launcher's own is on every node."""
-    return [item["image"] for item in pod["spec"]["containers"] if item["image"] != LAUNCHER_IMAGE]
+    containers = [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]
+    return [item["image"] for item in containers if item["image"] != LAUNCHER_IMAGE]
 
 
 def _pinned(spec: Json) -> bool:

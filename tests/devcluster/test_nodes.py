@@ -4,7 +4,7 @@ import pytest
 
 from app.devcluster import DevClusterConfig, NodeShape
 
-from .conftest import INSTANCES, MACHINES, machine
+from .conftest import IMAGE, INSTANCES, MACHINES, machine
 
 NODES = "/api/v1/nodes"
 
@@ -49,6 +49,55 @@ async def test_the_first_vm_on_a_node_pulls_the_image_and_the_next_does_not(benc
     await bench.create(machine("near"))
     await bench.clock.advance(19.2)
     assert await bench.status("near") == ("Running", "")
+
+
+async def test_a_daemon_set_brings_an_image_to_every_node_before_it_is_needed(bench):
+    pod = {
+        "metadata": {"labels": {"app": "preload"}},
+        "spec": {"containers": [{"name": "image", "image": IMAGE, "command": ["sleep", "infinity"]}]},
+    }
+    daemon_set = {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "preload"},
+        "spec": {"selector": {"matchLabels": {"app": "preload"}}, "template": pod},
+    }
+    path = "/apis/apps/v1/namespaces/default/daemonsets"
+    assert (await bench.call("POST", path, daemon_set))[0] == 201
+    await bench.clock.advance(5)
+    assert (await bench.get(f"{path}/preload"))["status"]["numberReady"] == 0
+    await bench.clock.advance(15)
+    status = (await bench.get(f"{path}/preload"))["status"]
+    assert (status["desiredNumberScheduled"], status["numberReady"]) == (2, 2)
+    nodes = (await bench.get("/devcluster/v1/nodes"))["items"]
+    assert all(IMAGE in node["images"] for node in nodes)
+
+    await bench.create(machine("near"))
+    await bench.clock.advance(19.2)
+    assert await bench.status("near") == ("Running", "")
+    await bench.call("DELETE", f"{path}/preload", {"propagationPolicy": "Foreground"})
+    await bench.clock.advance(10)
+    assert (await bench.call("GET", f"{path}/preload"))[0] == 404
+    pods = (await bench.get("/api/v1/namespaces/default/pods"))["items"]
+    assert [item["metadata"]["labels"].get("app") for item in pods] == ["test"]
+
+
+async def test_a_plain_pod_is_scheduled_run_and_removed(bench):
+    pods = "/api/v1/namespaces/default/pods"
+    body = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p"},
+        "spec": {"containers": [{"name": "c", "image": IMAGE}], "terminationGracePeriodSeconds": 5},
+    }
+    assert (await bench.call("POST", pods, body))[0] == 201
+    await bench.clock.advance(60)
+    assert (await bench.get(f"{pods}/p"))["status"]["phase"] == "Running"
+
+    status, going = await bench.call("DELETE", f"{pods}/p")
+    assert (status, going["metadata"]["deletionGracePeriodSeconds"]) == (200, 5)
+    await bench.clock.advance(10)
+    assert (await bench.call("GET", f"{pods}/p"))[0] == 404
 
 
 async def test_a_new_node_takes_what_waited(bench):
