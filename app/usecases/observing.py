@@ -90,11 +90,14 @@ class Observing:
             if vm.name == seen.name:
                 current, judgement = await self._settle_creating(tx, vm, seen, now)
                 judged.append((current, seen, judgement))
+        # Claims before VMs, and in the order of their ids, as whoever ends claims locks them: nobody waits in a circle.
+        for vm, _, judgement in sorted(
+            judged, key=lambda one: (one[0].claim_id is not None, one[0].claim_id or one[0].id)
+        ):
+            await self._act(tx, vm, judgement, now)
         await observed.write(
             tx, [_sighting(vm.id, seen, judgement) for vm, seen, judgement in judged if judgement.verdict in _SHOWN]
         )
-        for vm, _, judgement in judged:
-            await self._act(tx, vm, judgement, now)
         booted = [(vm, seen) for vm, seen, judgement in judged if judgement.verdict is Verdict.READY]
         pools = await make_ready(tx, [vm for vm, _ in booted])
         for vm, seen in booted:

@@ -47,7 +47,7 @@ class FateRules:
 async def make_ready(tx: Tx, booted: Sequence[ObservedVm]) -> list[UUID]:
     """Booting VMs that are warm enter the queue, waiting claims are served at once, and their pools' failures are forgotten.
 
-    Gives the pools that got one. The caller calls `serve_waiting` for them again after its commit: a claim that began to
+    A VM that only recovers forgives nothing: it says that it came up once, and not that the next one will. Gives the pools that got one. The caller calls `serve_waiting` for them again after its commit: a claim that began to
     wait at the same moment is seen by one of the two looks.
     """
     ready = await vms.move(tx, [vm.id for vm in booted], VmState.READY, sources=[VmState.BOOTING])
@@ -57,7 +57,8 @@ async def make_ready(tx: Tx, booted: Sequence[ObservedVm]) -> list[UUID]:
     pools = sorted({vm.pool_id for vm in booted if vm.id in set(ready)})
     for pool_id in pools:
         await _serve(tx, pool_id)
-    for pool_id in await pool_rows.forgive(tx, pools):
+    came_up = sorted({vm.pool_id for vm in booted if vm.id in set(ready) and vm.ready_at is None})
+    for pool_id in await pool_rows.forgive(tx, came_up):
         await events.record(tx, "pool.recovered", pool_id=pool_id)
     return pools
 
