@@ -81,7 +81,8 @@ class Combiner:
                 _refuse(batch, error)
                 return
             for ask in batch:
-                await self._serve([ask])
+                if not ask.answer.done():  # its client may have left while the others were asked
+                    await self._serve([ask])
 
     async def _ask(self, batch: list[_Ask]) -> None:
         from_start = any(ask.from_start for ask in batch)
