@@ -174,12 +174,10 @@ class ClaimDesk:
             await self._rest(stop)
 
     async def _ask(self, pool_id: UUID, request: ClaimRequest) -> Outcome:
-        """The hint first, and the pool's true beginning before "none" is believed."""
         combiner = self._combiners.get(pool_id)
         if combiner is None:
             combiner = self._combiners[pool_id] = Combiner(self._lane, pool_id, self._note_change)
-        outcome = await combiner.claim(request)
-        return outcome if outcome is not None else await combiner.claim(request, from_start=True)
+        return await combiner.claim(request)
 
     async def _learn(self, name: str) -> _PoolFacts:
         async with self._db.begin() as tx:

@@ -39,7 +39,9 @@ class Combiner:
         return self._running is None
 
     async def claim(self, request: ClaimRequest, *, from_start: bool = False) -> Outcome:
-        """The outcome for one request. Cancelled before its statement it takes nothing; after it, the claim stands."""
+        """The outcome for one request, after a look from the hint and, before "none" is believed, one from the true start
+        (`from_start`: that one alone). Cancelled before its statement it takes nothing; after it, the claim stands.
+        """
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._asks.append(_Ask(request, from_start, answer))
         if self._running is None:
@@ -87,9 +89,16 @@ class Combiner:
     async def _ask(self, batch: list[_Ask]) -> None:
         from_start = any(ask.from_start for ask in batch)
         outcomes = await self._lane.claim(self._pool_id, [ask.request for ask in batch], from_start=from_start)
+        again: list[_Ask] = []
         for ask, outcome in zip(batch, outcomes, strict=True):
-            if not ask.answer.done():
+            if ask.answer.done():
+                continue
+            if outcome is None and not ask.from_start:
+                ask.from_start = True
+                again.append(ask)
+            else:
                 ask.answer.set_result(outcome)
+        self._asks.extendleft(reversed(again))  # before those that came after them
         if any(outcomes):
             self._on_claimed(self._pool_id)
 
