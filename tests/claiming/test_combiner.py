@@ -1,0 +1,171 @@
+"""The combiner against a lane that a test controls: whose fault is whose, who is dropped, and in which order all are served.
+
+What it does statement by statement is in `tests/usecases/test_combiner.py`; here are the corners where neighbours meet.
+"""
+
+import asyncio
+
+import pytest
+
+from app.errors import DatabaseUnavailable
+from app.store.claim_lane import Known
+from tests.claiming.lanes import Desk
+
+
+@pytest.fixture
+async def desk():
+    return Desk()
+
+
+async def test_one_statement_is_in_flight_however_many_arrive(desk):
+    asked = []
+    for wave in range(5):
+        asked += await desk.arrive(*(f"{wave}-{n}" for n in range(30)))
+    await desk.lane.end_all(asked)
+    assert desk.lane.most_in_flight == 1
+    sent = [body for statement in desk.lane.statements for body in statement.bodies]
+    assert sent == [f"{wave}-{n}" for wave in range(5) for n in range(30)], "in the order of arrival"
+    assert max(len(statement.requests) for statement in desk.lane.statements) == 64
+
+
+async def test_a_key_that_comes_twice_does_not_hold_up_those_behind_it(desk):
+    held = await desk.hold()
+    asked = [desk.ask(f"again-{n}", key="k") for n in range(3)] + await desk.arrive("behind")
+    held.end()
+    first = await desk.lane.statement(1)
+    assert first.bodies == ["again-0", "behind"]
+    late = await desk.arrive("late")
+    first.end()
+    second = await desk.lane.statement(2)
+    assert second.bodies == ["again-1", "late"], "who came first is asked first, once its key is free"
+    assert await desk.lane.end_all([*asked, *late])
+    assert [statement.bodies for statement in desk.lane.statements[3:]] == [["again-2"]]
+
+
+async def test_sixty_four_are_looked_for_behind_the_same_key(desk):
+    held = await desk.hold()
+    asked = [desk.ask(f"same-{n}", key="k") for n in range(10)]
+    asked += await desk.arrive(*(f"other-{n}" for n in range(70)))
+    held.end()
+    await desk.lane.end_all(asked)
+    assert desk.lane.statements[1].bodies == ["same-0", *(f"other-{n}" for n in range(63))]
+    assert desk.lane.statements[2].bodies == ["same-1", *(f"other-{n}" for n in range(63, 70))]
+
+
+async def test_where_a_statement_fails_only_the_guilty_one_hears_of_it(desk):
+    def answer(requests, from_start):
+        if any(request.request_hash.startswith("bad") for request in requests):
+            raise ValueError("no such label")
+        return [Known(request.claim_id) for request in requests]
+
+    desk.lane.answer = answer
+    held = await desk.hold()
+    asked = await desk.arrive("one", "bad-2", "three", "bad-4", "five")
+    held.end()
+    results = await desk.lane.end_all(asked)
+    assert [type(result) for result in results] == [Known, ValueError, Known, ValueError, Known]
+    assert [statement.bodies for statement in desk.lane.statements[2:]] == [
+        *(["one"], ["bad-2"], ["three"], ["bad-4"], ["five"])
+    ], "one by one, each once"
+    assert len(desk.told) == 3 + 1
+
+
+async def test_an_error_of_ours_refuses_all_of_its_statement_and_nobody_behind(desk):
+    held = await desk.hold()
+    asked = await desk.arrive("one", "two")
+    held.end()
+    statement = await desk.lane.statement(1)
+    (behind,) = await desk.arrive("behind")
+    statement.end(DatabaseUnavailable("away", retry_after=2))
+    results = await desk.lane.end_all([*asked, behind])
+    assert [type(result) for result in results] == [DatabaseUnavailable, DatabaseUnavailable, Known]
+    assert [statement.bodies for statement in desk.lane.statements[1:]] == [["one", "two"], ["behind"]]
+
+
+async def test_a_request_cancelled_while_others_are_asked_one_by_one_takes_nothing(desk):
+    held = await desk.hold()
+    asked = await desk.arrive("one", "leaves", "three")
+    held.end()
+    (await desk.lane.statement(1)).end(ValueError("of one of them"))
+    one = await desk.lane.statement(2)
+    asked[1].cancel()
+    await asyncio.wait([asked[1]])
+    one.end()
+    await desk.lane.end_all(asked)
+    assert [statement.bodies for statement in desk.lane.statements[2:]] == [["one"], ["three"]]
+
+
+async def test_a_request_cancelled_in_flight_leaves_its_claim_and_its_neighbours_answers(desk):
+    held = await desk.hold()
+    asked = await desk.arrive("one", "leaves", "three")
+    held.end()
+    statement = await desk.lane.statement(1)
+    asked[1].cancel()
+    await asyncio.wait([asked[1]])
+    statement.end()
+    results = await desk.lane.end_all(asked)
+    assert [type(result) for result in results] == [Known, asyncio.CancelledError, Known]
+    assert [result.claim_id for result in (results[0], results[2])] == [
+        statement.requests[0].claim_id,
+        statement.requests[2].claim_id,
+    ]
+    assert len(desk.lane.statements) == 2, "what was sent is not sent again"
+
+
+async def test_where_all_are_cancelled_nothing_is_sent(desk):
+    held = await desk.hold()
+    asked = await desk.arrive("one", "two")
+    for each in asked:
+        each.cancel()
+    await asyncio.wait(asked)
+    running = desk.combiner._running
+    held.end()
+    await asyncio.wait_for(running, 10)
+    assert desk.combiner.is_idle
+    assert len(desk.lane.statements) == 1
+    (later,) = await desk.arrive("later")
+    await desk.lane.end_all([later])
+    assert desk.lane.statements[1].bodies == ["later"]
+
+
+async def test_who_found_none_looks_again_before_those_that_came_after(desk):
+    """Each is asked from the start once more. A VM that appears in between goes to the one that came first."""
+    vms = []
+
+    def answer(requests, from_start):
+        return [Known(request.claim_id) if from_start and vms and vms.pop() else None for request in requests]
+
+    desk.lane.answer = answer
+    asked = await desk.arrive("one", "two")
+    first = await desk.lane.statement(0)
+    asked += await desk.arrive("late")
+    first.end()
+    again = await desk.lane.statement(1)
+    assert (again.bodies, again.from_start) == (["one", "two", "late"], True)
+    vms.append("ready")
+    assert [type(result) for result in await desk.lane.end_all(asked)] == [Known, type(None), type(None)]
+    looks = [body for statement in desk.lane.statements if statement.from_start for body in statement.bodies]
+    assert looks.count("one") == looks.count("two") == 1, "twice is enough"
+
+
+async def test_planners_are_told_once_a_statement_and_only_where_it_took_something(desk):
+    desk.lane.answer = lambda requests, from_start: [None] * len(requests)
+    await desk.lane.end_all(await desk.arrive("one", "two"))
+    assert desk.told == []
+    desk.lane.answer = lambda requests, from_start: [
+        Known(request.claim_id) if request.request_hash == "two" else None for request in requests
+    ]
+    await desk.lane.end_all(await desk.arrive("one", "two", "three"))
+    assert desk.told == [desk.pool_id]
+
+
+async def test_an_idle_combiner_runs_no_task(desk):
+    assert desk.combiner.is_idle
+    asked = await desk.arrive("one")
+    assert not desk.combiner.is_idle
+    await desk.lane.end_all(asked)
+    await asyncio.sleep(0)
+    assert desk.combiner.is_idle
+    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("combiner-")] == []
+    await desk.lane.end_all(await desk.arrive("two"))
+    assert [statement.bodies for statement in desk.lane.statements] == [["one"], ["two"]]
