@@ -44,6 +44,7 @@ from app.devcluster.watch import Watch
 _SHUTDOWN_SECONDS = 1.0
 _RESTART_GAP = 2
 _ANSWER_SECONDS = 0.05
+SERVER_NAME = "emberpool-devcluster"
 
 
 class _Worker(Protocol):
@@ -302,6 +303,7 @@ class DevCluster:
 
     async def _listen(self) -> None:
         application = web.Application(client_max_size=BODY_LIMIT, middlewares=[_quiet_cuts])
+        application.on_response_prepare.append(_sign)
         application.router.add_route("*", PREFIX + "{path:.*}", Admin(self).handle)
         application.router.add_route("*", "/{path:.*}", self.server.handle)
         self._runner = web.AppRunner(
@@ -312,6 +314,11 @@ class DevCluster:
         await self._site.start()
         addresses = self._runner.addresses
         self._port = int(addresses[0][1])
+
+
+async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
+    """Every answer says that it comes from a stand-in."""
+    response.headers["Server"] = SERVER_NAME
 
 
 @web.middleware

@@ -101,6 +101,7 @@ class FaultBook:
             raise bad_request(
                 f"fault field '{min(unknown)}' is not known; use {', '.join(sorted(_FIELDS))} and put the rest in settings"
             )
+        _check_types(given)
         verbs = given.get("verbs") or ()
         fault = Fault(
             id=f"fault-{next(self._numbers)}",
@@ -170,3 +171,26 @@ class FaultBook:
     def _tell(self) -> None:
         for listener in self._listeners:
             listener()
+
+
+def _check_types(given: dict[str, Any]) -> None:
+    """An order is checked whole before it is in force: a bad one must not trip the requests after it."""
+    verbs = given.get("verbs") or ()
+    if not isinstance(verbs, str | list | tuple) or not all(isinstance(verb, str) for verb in verbs):
+        raise bad_request("'verbs' must be a list of verbs such as create, update, patch, get, list, watch, delete")
+    for name in ("resource", "namespace", "name", "labels"):
+        if not isinstance(given.get(name, ""), str):
+            raise bad_request(f"'{name}' must be a text")
+    count = given.get("count")
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise bad_request("'count' must be a whole number above 0, or left out")
+    probability = given.get("probability", 1.0)
+    if not isinstance(probability, int | float) or isinstance(probability, bool) or not 0 <= probability <= 1:
+        raise bad_request("'probability' must be a number from 0 to 1")
+    settings = given.get("settings") or {}
+    if not isinstance(settings, dict):
+        raise bad_request("'settings' must be an object")
+    for name in ("seconds", "status", "retry_after", "limit"):
+        value = settings.get(name, 0)
+        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+            raise bad_request(f"'settings.{name}' must be a number, not below 0")

@@ -34,7 +34,6 @@ from app.devcluster.status import ApiError, Json, PlainError, bad_option
 from app.devcluster.subresources import GROUP, VERSIONS, Subresources
 from app.devcluster.watch import Watch
 
-SERVER_NAME = "emberpool-devcluster"
 BODY_LIMIT = 3 * 2**20
 BOOKMARK_SECONDS = 60.0
 _DEFAULT_WATCH_SECONDS = 1800.0
@@ -243,7 +242,7 @@ class ApiServer:
     async def _watch(self, call: Call, options: ListOptions) -> web.StreamResponse:
         watch = Watch(self._api.store, call.resource, call.target.namespace, options)
         self._disruptions.admit_watch(watch, call.target, options.version)
-        response = web.StreamResponse(headers={"Content-Type": "application/json", "Server": SERVER_NAME})
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         self.watches.add(watch)
         try:
@@ -293,7 +292,7 @@ class ApiServer:
             # virt-api declares no media type for these, so a client that insists on JSON is turned away.
             raise PlainError(406, "406: Not Acceptable\n\nAvailable representations: ")
         status = self._subresources.call(target.plural, target.namespace, target.name, target.subresource)
-        return web.Response(status=status, headers={"Server": SERVER_NAME})
+        return web.Response(status=status)
 
 
 def _fixed(request: web.Request, document: Json) -> web.Response:
@@ -309,7 +308,6 @@ def _fixed(request: web.Request, document: Json) -> web.Response:
             status=406,
             text=yaml.safe_dump(body, default_flow_style=False),
             content_type="application/yaml",
-            headers={"Server": SERVER_NAME},
         )
     return _render(Answer(), orjson.dumps(document))
 
@@ -317,9 +315,7 @@ def _fixed(request: web.Request, document: Json) -> web.Response:
 def _render(answer: Answer, body: bytes, status: int = 200, warnings: list[str] | None = None) -> web.Response:
     if answer.format == "yaml":
         body = yaml.safe_dump(orjson.loads(body), default_flow_style=False).encode()
-    response = web.Response(
-        status=status, body=body, headers={"Content-Type": answer.content_type, "Server": SERVER_NAME}
-    )
+    response = web.Response(status=status, body=body, headers={"Content-Type": answer.content_type})
     for warning in warnings or ():
         escaped = warning.replace("\\", "\\\\").replace('"', '\\"')
         response.headers.add("Warning", f'299 - "{escaped}"')

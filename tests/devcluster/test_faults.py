@@ -68,12 +68,27 @@ async def test_chance_is_seeded(bench):
     assert {200, 500} == set(statuses)
 
 
-@pytest.mark.parametrize("order", [{"kind": "sunspots"}, {"kind": "error", "speed": 1}, {}])
-async def test_an_order_that_is_not_understood_is_refused(bench, order):
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [
+        ({"kind": "sunspots"}, "kind"),
+        ({}, "kind"),
+        ({"kind": "error", "speed": 1}, "speed"),
+        ({"kind": "error", "count": 0}, "count"),
+        ({"kind": "error", "count": "two"}, "count"),
+        ({"kind": "error", "probability": 2}, "probability"),
+        ({"kind": "error", "verbs": [1]}, "verbs"),
+        ({"kind": "error", "name": 1}, "name"),
+        ({"kind": "error", "labels": "=x"}, "identifier"),
+        ({"kind": "delay", "settings": {"seconds": "long"}}, "seconds"),
+    ],
+)
+async def test_an_order_that_is_not_understood_is_refused(bench, order, told):
     status, body = await bench.call("POST", "/devcluster/v1/faults", order)
 
-    assert status == 400
-    assert "not known" in body["message"]
+    assert (status, body["reason"]) == (400, "BadRequest")
+    assert told in body["message"]
+    assert (await bench.get("/devcluster/v1/faults"))["items"] == []
 
 
 async def test_a_delay_lets_the_request_through_later(bench):
