@@ -13,6 +13,7 @@ from app.devcluster.cluster import DevCluster
 from app.devcluster.config import DevClusterConfig
 from app.devcluster.durations import DEFAULT_COLD_BOOT_SECONDS, Durations
 from app.devcluster.nodes import NodeShape
+from app.devcluster.quantities import is_quantity
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,17 +65,37 @@ def _write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def _quantity(text: str) -> str:
+    if not is_quantity(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no quantity; write one such as 64Gi")
+    return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds; write one such as 2.5")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app.devcluster", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: chosen by the system")
-    parser.add_argument("--cold-boot-seconds", type=float, default=DEFAULT_COLD_BOOT_SECONDS)
-    parser.add_argument("--time-scale", type=float, default=1.0, help="multiplies every simulated duration")
+    parser.add_argument("--cold-boot-seconds", type=_seconds, default=DEFAULT_COLD_BOOT_SECONDS)
+    parser.add_argument("--time-scale", type=_seconds, default=1.0, help="multiplies every simulated duration")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--node-cpu", type=int, default=32, help="CPUs of each node")
-    parser.add_argument("--node-memory", default="256Gi")
-    parser.add_argument("--hugepages-2mi", default="64Gi", help="memory of each node set aside as 2 MiB pages")
-    parser.add_argument("--hugepages-1gi", default="0", help="memory of each node set aside as 1 GiB pages")
+    parser.add_argument("--node-memory", type=_quantity, default="256Gi")
+    parser.add_argument(
+        "--hugepages-2mi", type=_quantity, default="64Gi", help="memory of each node set aside as 2 MiB pages"
+    )
+    parser.add_argument(
+        "--hugepages-1gi", type=_quantity, default="0", help="memory of each node set aside as 1 GiB pages"
+    )
     parser.add_argument("--namespace", action="append", default=[], help="a namespace beside default; repeatable")
     parser.add_argument("--image", action="append", default=[], help="a container disk every node has; repeatable")
     parser.add_argument("--state", type=Path, help="SQLite file that keeps the cluster across restarts")

@@ -41,6 +41,7 @@ match a VMI by namespace, name and labels.
 
 import json
 from collections import Counter
+from dataclasses import fields
 from typing import Any
 
 import orjson
@@ -49,6 +50,7 @@ from aiohttp import web
 from app.devcluster.cluster_parts import Parts
 from app.devcluster.conditions import find, holds
 from app.devcluster.nodes import NodeShape
+from app.devcluster.quantities import is_quantity
 from app.devcluster.registry import NODES, PODS, VIRTUAL_MACHINE_INSTANCES, VIRTUAL_MACHINES
 from app.devcluster.status import ApiError, Json, bad_request, not_found
 from app.devcluster.vmi_controller import phase_of
@@ -123,8 +125,7 @@ class Admin:
             case ("POST",):
                 given = await _read(request)
                 name = _text(given, "name")
-                shape = NodeShape(**{key: value for key, value in given.items() if key in NodeShape.__slots__})
-                self._parts.add_node(name, shape)
+                self._parts.add_node(name, _shape(given))
                 stored = self._parts.store.get(NODES, "", name)
                 if stored is None:
                     raise not_found("", "nodes", name)
@@ -186,6 +187,18 @@ async def _read(request: web.Request) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise bad_request("the body must be a JSON object")
     return given
+
+
+def _shape(given: dict[str, Any]) -> NodeShape:
+    members = {key: value for key, value in given.items() if key != "name"}
+    known = {field.name for field in fields(NodeShape)}
+    for key, value in members.items():
+        if key not in known:
+            raise bad_request(f"node field '{key}' is not known; use name, {', '.join(sorted(known))}")
+        counted = key in {"cpu", "pods"}
+        if (counted and (not isinstance(value, int) or value < 1)) or (not counted and not is_quantity(value)):
+            raise bad_request(f"'{key}' must be {'a whole number above 0' if counted else 'a quantity such as 64Gi'}")
+    return NodeShape(**members)
 
 
 def _text(given: dict[str, Any], name: str) -> str:

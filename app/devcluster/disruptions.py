@@ -177,7 +177,7 @@ class Disruptions:
             if fault.kind not in WATCH_KINDS or not fault.settings.get("running"):
                 continue
             for watch in tuple(watches):
-                reached = (fault.id, id(watch))
+                reached = (fault.id, watch.serial)
                 plural = watch.resource.plural
                 if reached in self._reached or not fault.matches("watch", plural, watch.namespace, "", None):
                     continue
@@ -209,12 +209,12 @@ class Disruptions:
 
     def cut_watch(self, watch: Watch) -> None:
         """End a watch in the middle, without the closing chunk."""
-        self._cut.add(id(watch))
+        self._cut.add(watch.serial)
         watch.close()
 
     def is_cut(self, watch: Watch) -> bool:
-        if id(watch) in self._cut:
-            self._cut.discard(id(watch))
+        if watch.serial in self._cut:
+            self._cut.discard(watch.serial)
             return True
         return False
 

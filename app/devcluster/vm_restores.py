@@ -5,6 +5,7 @@ import uuid
 
 from app.devcluster.admission import Webhooks
 from app.devcluster.api import Api
+from app.devcluster.conditions import find
 from app.devcluster.deletion import DeleteOptions, delete
 from app.devcluster.durations import Durations
 from app.devcluster.garbage import without_finalizer
@@ -110,7 +111,8 @@ class RestoreController:
         if any(claim.obj["status"]["phase"] != "Bound" for claim in claims):
             self._tell(stored, {"restores": restores}, (True, "Creating new PVCs"), (False, "Waiting for new PVCs"))
             return
-        if "Updating" not in json.dumps((stored.obj["status"]).get("conditions")):
+        told = find(stored.obj["status"].get("conditions"), "Progressing") or {}
+        if told.get("reason") != "Updating target spec":
             self._tell(
                 stored, {"restores": restores}, (True, "Updating target spec"), (False, "Waiting for target update")
             )

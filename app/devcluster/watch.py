@@ -1,6 +1,7 @@
 """Watches: which changes a watcher sees, as what kind of event, and in which bytes."""
 
 import asyncio
+import itertools
 from collections import deque
 
 import orjson
@@ -11,6 +12,7 @@ from app.devcluster.registry import Resource
 from app.devcluster.status import ApiError
 
 BACKLOG_LIMIT = 20_000
+_serials = itertools.count(1)
 
 
 class Watch:
@@ -18,6 +20,7 @@ class Watch:
 
     def __init__(self, store: Store, resource: Resource, namespace: str, options: ListOptions) -> None:
         """Raises ApiError 500 where the version is no number."""
+        self.serial = next(_serials)
         self._store = store
         self.resource = resource
         self.namespace = namespace

@@ -58,3 +58,12 @@ async def test_it_says_where_it_listens_and_stops_cleanly(tmp_path, number):
             process.send_signal(number)
             assert await process.wait() == 0
     assert (await process.stderr.read()).decode() == ""
+
+
+@pytest.mark.parametrize("option", [("--node-memory", "much"), ("--cold-boot-seconds", "-1"), ("--nodes", "many")])
+async def test_a_bad_option_is_told_and_nothing_is_served(option):
+    process = await run(*option)
+    output, complaint = await process.communicate()
+
+    assert (process.returncode, output) == (2, b"")
+    assert option[0] in complaint.decode()

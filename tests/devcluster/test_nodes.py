@@ -185,6 +185,14 @@ async def test_an_unknown_node_is_a_404(bench):
     assert (await bench.call("GET", "/devcluster/v1/nope"))[0] == 404
 
 
+@pytest.mark.parametrize(
+    "body", [{}, {"name": "n", "cpu": 0}, {"name": "n", "memory": "much"}, {"name": "n", "colour": "red"}]
+)
+async def test_a_node_that_makes_no_sense_is_refused(bench, body):
+    assert (await bench.call("POST", "/devcluster/v1/nodes", body))[0] == 400
+    assert len((await bench.get(NODES))["items"]) == 2
+
+
 async def test_state_counts_what_is_there(bench):
     await bench.boot(machine("x"), machine("off", strategy="Halted"))
 
