@@ -38,7 +38,7 @@ _DESCRIPTION = """
 2. `POST /v1/claim` hands one out, in milliseconds. It is yours until its lease ends: renew it, or release it.
 3. Behind it the pool refills. `GET /v1/pools/{name}` says how it stands, `GET /v1/events` what happens.
 
-Each form below is filled in so that Execute works from top to bottom. Every error is an RFC 9457 problem with a stable `code`.
+The forms below are filled in: execute PUT, then claim. Every error is an RFC 9457 problem with a stable `code`.
 Where the service was given a token, put it under Authorize; where it was not, everything is open and the locks mean nothing.
 """
 _TAGS = [

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from app import cli
+from app.config import Settings
 from app.store.migrating import head
 
 PROGRAM = [sys.executable, "-m", "app"]
@@ -172,3 +175,16 @@ async def test_up_serves_until_stopped_and_keeps_its_data(postgres):
     async with httpx.AsyncClient(base_url=address) as client:
         assert (await client.get("/v1/pools/kept")).json()["spec"]["template"] == spec["template"]
     assert await _stopped(process, signal.SIGTERM) == 0
+
+
+def test_the_readme_names_every_setting_with_its_default():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    found = dict(re.findall(r"^\| `([A-Z_]+)` \| `?(.*?)`? \| ", readme, flags=re.MULTILINE))
+    told = {name.upper(): _plain(field.default) for name, field in Settings.model_fields.items()}
+    assert found == told
+
+
+def _plain(default: object) -> str:
+    if default is None:
+        return "none"
+    return default.get_secret_value() if isinstance(default, SecretStr) else str(default)
