@@ -72,6 +72,9 @@ UNION ALL
 SELECT ord, false, known, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM req WHERE known IS NOT NULL
 """
 
+# A batch yields whole: where another process has taken one of its keys meanwhile, it fails and takes nothing.
+_CLAIM_BATCH = _CLAIM.replace("ON CONFLICT (idem_key) WHERE idem_key IS NOT NULL DO NOTHING", "")
+
 _LOWEST = """
 SELECT p.id, (SELECT min(seq) FROM ready_slot WHERE pool_id = p.id) AS seq FROM unnest($1::uuid[]) AS p(id)
 """
@@ -138,9 +141,10 @@ class ClaimLane:
         """Serves each request, in their order, as far as warm VMs go; the outcomes in the same order.
 
         No two requests may carry the same key: the later one would be taken for a conflict with another process.
-        `from_start` looks below the hint too. With `batch` the requests belong together: where one of their keys is known
-        all answers are those of the first time. Raises DatabaseUnavailable; a connection that breaks after Postgres has
-        committed is found out by asking again, so that no VM is claimed for nobody while its client waits.
+        `from_start` looks below the hint too. With `batch` the requests belong together: where one of their keys is known,
+        or becomes known at the same moment, all answers are those of the first time. Raises DatabaseUnavailable; a connection
+        that breaks after Postgres has committed is found out by asking again, so that no VM is claimed for nobody while its
+        client waits.
         """
         hint = 0 if from_start else self._hints.get(pool_id, 0)
         arguments = (
@@ -156,7 +160,11 @@ class ClaimLane:
         )
         try:
             async with self._connection() as connection:
-                rows = await connection.fetch(_CLAIM, *arguments)
+                rows = await connection.fetch(_CLAIM_BATCH if batch else _CLAIM, *arguments)
+        except asyncpg.UniqueViolationError:
+            # Another process's batch of these keys has committed since; the next look sees it.
+            again = {"from_start": from_start, "batch": batch, "all_or_nothing": all_or_nothing}
+            return await self.claim(pool_id, requests, **again)
         except Exception as error:
             if not is_away(error):
                 raise

@@ -118,12 +118,13 @@ class ClaimDesk:
             )
             for number in range(count)
         ]
-        outcomes = await self._lane.claim(facts.id, requests, batch=True, all_or_nothing=all_or_nothing)
-        if None in outcomes and not any(isinstance(outcome, Known) for outcome in outcomes):
-            more = await self._more_of_batch(facts.id, requests, outcomes, all_or_nothing=all_or_nothing)
-            outcomes = [
-                outcome if outcome is not None else again for outcome, again in zip(outcomes, more, strict=True)
-            ]
+        # Whatever it takes it takes in one statement, so that its key has one answer on every replica: what lies at the hint
+        # where that is enough, else what lies anywhere.
+        outcomes = await self._lane.claim(facts.id, requests, batch=True, all_or_nothing=True)
+        if not any(outcomes):
+            outcomes = await self._lane.claim(
+                facts.id, requests, from_start=True, batch=True, all_or_nothing=all_or_nothing
+            )
         if any(isinstance(outcome, Bound) for outcome in outcomes):
             self._note_change(facts.id)
         answers: list[ClaimAnswer] = []
@@ -136,14 +137,6 @@ class ClaimDesk:
             self._facts.pop(wish.pool, None)
             raise await self.queue.refuse_batch(wish.pool, count, all_or_nothing=all_or_nothing)
         return answers
-
-    async def _more_of_batch(
-        self, pool_id: UUID, requests: list[ClaimRequest], outcomes: list[Outcome], *, all_or_nothing: bool
-    ) -> list[Outcome]:
-        """The second look, below the hint, for those of a batch that the first left with nothing."""
-        short = [request for request, outcome in zip(requests, outcomes, strict=True) if outcome is None]
-        found = iter(await self._lane.claim(pool_id, short, from_start=True, all_or_nothing=all_or_nothing))
-        return [None if outcome is not None else next(found) for outcome in outcomes]
 
     def forget_pools(self, _payload: str = "") -> None:
         """What was known of the pools may have changed."""
