@@ -60,13 +60,23 @@ class Observing:
             async with self._begin() as tx:
                 await serve_waiting(tx, pool_id)
 
-    async def apply_gone(self, gone: Gone) -> None:
-        """An object has left the cluster: as we asked, or without us."""
+    async def apply_gone(self, *gone: Gone) -> None:
+        """Objects have left the cluster: as we asked, all in one transaction, or without us, each in its own."""
+        if not gone:
+            return
+        uids = {each.name: each.uid for each in gone}
         async with self._begin() as tx:
-            vm = (await observed.by_names(tx, [gone.name])).get(gone.name)
-            if vm is None or (vm.facts.uid is not None and vm.facts.uid != gone.uid):
-                return
-            await self._end(tx, vm, reason="its object left the cluster without us")
+            found = (await observed.by_names(tx, uids)).values()
+            ended = [vm for vm in found if vm.facts.uid is None or vm.facts.uid == uids[vm.name]]
+            expected = [vm for vm in ended if vm.state in {VmState.RELEASING, VmState.FAILED}]
+            for vm in sorted(
+                expected, key=lambda vm: (vm.pool_id, vm.id)
+            ):  # pools in one order, as all who wake planners
+                await let_go(tx, vm)
+        for name in [vm.name for vm in ended if vm not in expected]:
+            async with self._begin() as tx:
+                for vm in (await observed.by_names(tx, [name])).values():
+                    await self._end(tx, vm, reason="its object left the cluster without us")
 
     async def apply_list(self, listed: Listed) -> None:
         """The whole truth at `began_at`: every VM in it, those that are missing from it, and those that nobody knows."""

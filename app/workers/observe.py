@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 import structlog
 
-from app.cluster.gateway import Broken, Changed, ClusterEvent, Gateway, Gone, Listed
+from app.cluster.gateway import ClusterEvent, Gateway
 from app.config import Settings
 from app.errors import DatabaseUnavailable
 from app.ids import new_id
@@ -19,12 +19,12 @@ from app.store import leases, watches
 from app.store.database import Database, Tx
 from app.telemetry import LOOP_ERRORS
 from app.usecases.observing import Observing
+from app.workers.backlog import Backlog, Batch
 from app.workers.loop import rest
 
 WATCH_NAME = "virtualmachines"
 _RENEWALS = 4  # in one lease, at least: three may fail before another takes over
 _RENEW_SECONDS = 3.0  # at most; so often standbys look whether the watch is free
-_BATCH = 200
 _GATHER_SECONDS = 0.01
 _HEARD_SECONDS = 2.0
 log = structlog.get_logger(__name__)
@@ -84,14 +84,14 @@ class Observe:
     async def _watch(self, stop: asyncio.Event) -> None:
         """Watches until the stop, or until another holds the lease."""
         log.info("observe.watching", holder=self._holder)
-        events: asyncio.Queue[ClusterEvent] = asyncio.Queue(maxsize=10_000)
+        backlog = Backlog()
         async with aclosing(self._gateway.observe()) as source:
-            reader = asyncio.create_task(_read(source, events), name="observe-reader")
+            reader = asyncio.create_task(_read(source, backlog), name="observe-reader")
             keeper = asyncio.create_task(self._keep(stop), name="observe-lease")
             try:
                 while not (stop.is_set() or reader.done() or keeper.done()):
-                    batch = await _next_batch(events, keeper, reader)
-                    await self._apply(batch)
+                    await _wait_for(backlog, keeper, reader)
+                    await self._apply(backlog.take())
             finally:
                 for task in (reader, keeper):
                     task.cancel()
@@ -108,28 +108,16 @@ class Observe:
             if not await self._take():
                 raise _Taken
 
-    async def _apply(self, batch: list[ClusterEvent]) -> None:
-        """In order; changes that stand side by side go together."""
-        changes: list[Changed] = []
-        listed = broken = False
-        for event in batch:
-            if isinstance(event, Changed):
-                changes.append(event)
-                continue
-            await self._observing.apply_changes([change.observation for change in changes])
-            changes.clear()
-            if isinstance(event, Listed):
-                await self._observing.apply_list(event)
-                listed, broken = True, False
-            elif isinstance(event, Gone):
-                await self._observing.apply_gone(event)
-            elif isinstance(event, Broken):
-                broken = True
-                async with self._db.begin() as tx:
-                    await watches.write_broken(tx, WATCH_NAME, holder=self._holder, reason=event.reason)
-        await self._observing.apply_changes([change.observation for change in changes])
-        if listed or not broken:
-            await self._write_heard(listed=listed)
+    async def _apply(self, batch: Batch) -> None:
+        if batch.listed is not None:
+            await self._observing.apply_list(batch.listed)
+        await self._observing.apply_changes([change.observation for change in batch.changes])
+        await self._observing.apply_gone(*batch.gone)
+        if batch.broken is not None:
+            async with self._db.begin() as tx:
+                await watches.write_broken(tx, WATCH_NAME, holder=self._holder, reason=batch.broken.reason)
+        elif batch.listed is not None or batch.changes or batch.gone:
+            await self._write_heard(listed=batch.listed is not None)
 
     async def _write_heard(self, *, listed: bool) -> None:
         now = asyncio.get_running_loop().time()
@@ -139,22 +127,16 @@ class Observe:
                 await watches.write_heard(tx, WATCH_NAME, holder=self._holder, listed=listed)
 
 
-async def _read(source: AsyncGenerator[ClusterEvent, None], events: "asyncio.Queue[ClusterEvent]") -> None:
+async def _read(source: AsyncGenerator[ClusterEvent, None], backlog: Backlog) -> None:
     async for event in source:
-        await events.put(event)
+        backlog.put(event)
 
 
-async def _next_batch(events: "asyncio.Queue[ClusterEvent]", *ends: "asyncio.Task[None]") -> list[ClusterEvent]:
-    """Waits for an event, then takes those that came with it; empty where one of `ends` ended first."""
-    first = asyncio.ensure_future(events.get())
+async def _wait_for(backlog: Backlog, *ends: "asyncio.Task[None]") -> None:
+    """Returns when there is something and what came with it, or when one of `ends` ended."""
+    first = asyncio.ensure_future(backlog.wait())
     try:
         await asyncio.wait([first, *ends], return_when=asyncio.FIRST_COMPLETED)
-        if not first.done():
-            return []
-        batch = [first.result()]
     finally:
         first.cancel()
     await asyncio.sleep(_GATHER_SECONDS)
-    while len(batch) < _BATCH and not events.empty():
-        batch.append(events.get_nowait())
-    return batch
