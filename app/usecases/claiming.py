@@ -134,7 +134,8 @@ class ClaimDesk:
             elif isinstance(outcome, Known):
                 answers.append(await self.queue.recall(outcome.claim_id, wish))
         if not answers:
-            self._facts.pop(wish.pool, None)
+            if (await self._reading.get_fresh(wish.pool)).id != facts.id:  # another pool of that name by now
+                return await self.claim_batch(wish, count=count, all_or_nothing=all_or_nothing)
             raise await self.queue.refuse_batch(wish.pool, count, all_or_nothing=all_or_nothing)
         return answers
 
