@@ -1,6 +1,32 @@
 """Fixtures of the tests that hold the claim path to its guarantees."""
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.store.database import Database
+from tests.api.server import Server
+from tests.claiming.replicas import serve_api
 from tests.store.shared import db, shared_database_url
 from tests.usecases.conftest import make_desk
 
 __all__ = ["db", "make_desk", "shared_database_url"]
+
+
+@pytest.fixture
+async def make_replica(db: Database, tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Server]]]:
+    """One more API replica on the test's database until the test is over: `await make_replica(setting=...)`."""
+    async with AsyncExitStack() as stack:
+
+        async def make(**settings: Any) -> Server:
+            return await stack.enter_async_context(serve_api(db.url, tmp_path, **settings))
+
+        yield make
+
+
+@pytest.fixture
+async def replica(make_replica: Callable[..., Awaitable[Server]]) -> Server:
+    return await make_replica()
