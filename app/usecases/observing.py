@@ -134,9 +134,10 @@ class Observing:
         moved = await vms.move(
             tx, [vm.id], VmState.BOOTING, sources=[VmState.CREATING], deadline_seconds=vm.boot_timeout_seconds
         )
-        if not moved:
-            return vm, Judgement(Verdict.NOTHING)
-        await observed.write(tx, [_sighting(vm.id, seen, judgement)])
+        if moved:
+            await observed.write(tx, [_sighting(vm.id, seen, judgement)])
+        # Where it was not moved our create was answered since the row was read: it boots, and this may be the last event
+        # that tells it to be warm.
         current = (await observed.by_ids(tx, [vm.id]))[vm.id]
         return current, judge(current.facts, seen, current.warm_when, self._rules, now)
 
