@@ -101,10 +101,10 @@ class Observing:
                 current, judgement = await self._settle_creating(tx, vm, seen, now)
                 judged.append((current, seen, judgement))
         # Claims before VMs, and in the order of their ids, as whoever ends claims locks them: nobody waits in a circle.
-        for vm, _, judgement in sorted(
+        for vm, seen, judgement in sorted(
             judged, key=lambda one: (one[0].claim_id is not None, one[0].claim_id or one[0].id)
         ):
-            await self._act(tx, vm, judgement, now)
+            await self._act(tx, vm, seen, judgement, now)
         await observed.write(
             tx, [_sighting(vm.id, seen, judgement) for vm, seen, judgement in judged if judgement.verdict in _SHOWN]
         )
@@ -141,28 +141,50 @@ class Observing:
         current = (await observed.by_ids(tx, [vm.id]))[vm.id]
         return current, judge(current.facts, seen, current.warm_when, self._rules, now)
 
-    async def _act(self, tx: Tx, vm: ObservedVm, judgement: Judgement, now: datetime) -> None:
+    async def _act(self, tx: Tx, vm: ObservedVm, seen: Observation, judgement: Judgement, now: datetime) -> None:
+        if await self._carry_out(tx, vm, judgement, now):
+            return
+        # Its state changed since its row was read: a claim took it, and the same observation means something else now.
+        current = (await observed.by_ids(tx, [vm.id])).get(vm.id)
+        if current is not None and current.state is not vm.state:
+            again = judge(current.facts, seen, current.warm_when, self._rules, now)
+            await self._carry_out(tx, current, again, now)
+
+    async def _carry_out(self, tx: Tx, vm: ObservedVm, judgement: Judgement, now: datetime) -> bool:
+        """False where the VM was in another state by now, and nothing was changed."""
         reason = judgement.reason or "the cluster gave no reason"
         match judgement.verdict:
             case Verdict.UNREADY:
                 grace = self._rules.unready_grace.total_seconds()
-                if await vms.move(
+                if not await vms.move(
                     tx, [vm.id], VmState.BOOTING, sources=[VmState.READY], reason=reason, deadline_seconds=grace
                 ):
-                    log.info("vm.unready", vm=vm.name, reason=reason)
+                    return False
+                log.info("vm.unready", vm=vm.name, reason=reason)
             case Verdict.FAILED | Verdict.DEAD:
-                if await give_up(tx, vm, VmState.FAILED, reason=reason, rules=self._fates, now=now):
-                    VM_ENDS.labels(was=vm.state, became=VmState.FAILED).inc()
+                if not await give_up(tx, vm, VmState.FAILED, reason=reason, rules=self._fates, now=now):
+                    return False
+                VM_ENDS.labels(was=vm.state, became=VmState.FAILED).inc()
             case _:
                 pass
+        return True
 
     async def _end(self, tx: Tx, vm: ObservedVm, *, reason: str) -> None:
+        """The VM's object is gone. Where the row changed since it was read, what it says now counts."""
+        if not await self._end_as_read(tx, vm, reason=reason):
+            current = (await observed.by_ids(tx, [vm.id])).get(vm.id)
+            if current is not None and current.state is not vm.state:
+                await self._end_as_read(tx, current, reason=reason)
+
+    async def _end_as_read(self, tx: Tx, vm: ObservedVm, *, reason: str) -> bool:
         if vm.state in {VmState.RELEASING, VmState.FAILED}:
             await let_go(tx, vm)
         elif vm.state in {VmState.BOOTING, VmState.READY, VmState.CLAIMED}:
             now = await observed.database_now(tx)
-            if await give_up(tx, vm, VmState.LOST, reason=reason, rules=self._fates, now=now):
-                VM_ENDS.labels(was=vm.state, became=VmState.LOST).inc()
+            if not await give_up(tx, vm, VmState.LOST, reason=reason, rules=self._fates, now=now):
+                return False
+            VM_ENDS.labels(was=vm.state, became=VmState.LOST).inc()
+        return True
 
     async def _end_missing(self, listed: Listed) -> None:
         names = [obs.name for obs in listed.observations]
