@@ -90,6 +90,18 @@ async def test_a_vm_that_is_seen_before_its_create_was_answered_is_taken(db, obs
     assert (await event_types(db))[-2:] == ["vm.booting", "vm.ready"]
 
 
+async def test_a_vm_that_is_seen_warm_while_its_create_is_answered_is_not_missed(db, observing):
+    """The row said `creating` when it was read; no later event may come to say that the VM is warm."""
+    pool = await make_pool(db)
+    (vm_id,) = await make_vms(db, pool, 1, VmState.CREATING)
+    async with db.begin() as tx:
+        await vms.move(tx, [vm_id], VmState.BOOTING, sources=[VmState.CREATING], deadline_seconds=600)
+        watching = asyncio.create_task(show(db, observing, vm_id))
+        await blocked(db)
+    await watching
+    assert await state_of(db, vm_id) is VmState.READY
+
+
 async def test_a_waiting_claim_gets_the_vm_as_it_becomes_ready(db, observing):
     pool = await make_pool(db)
     claim_id = await wait_for_vm(db, pool)
@@ -280,6 +292,24 @@ async def test_an_observation_of_another_name_or_of_nobody_changes_nothing(db, o
     assert await state_of(db, vm_id) is VmState.BOOTING
     await observing.apply_changes([await seen(db, vm_id, ready=False), real])
     assert await state_of(db, vm_id) is VmState.READY, "the last of several counts"
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_a_vm_that_is_claimed_at_the_moment_of_its_death_is_replaced(db, observing, gone):
+    """It was ready when its row was read, and no later event comes for it."""
+    pool = await make_pool(db)
+    (vm_id,) = await make_vms(db, pool, 1)
+    claim_id = await wait_for_vm(db, pool)
+    last = await seen(db, vm_id, deleting=True)
+    async with db.begin() as tx:
+        assert await claims.bind_pending(tx, pool.id) == [claim_id]
+        ends = observing.apply_gone(Gone(last.name, last.uid)) if gone else observing.apply_changes([last])
+        watching = asyncio.create_task(ends)
+        await blocked(db)
+    await watching
+    assert await state_of(db, vm_id) is (VmState.LOST if gone else VmState.FAILED)
+    claim = await get_claim(db, claim_id)
+    assert (claim.state, len(claim.replacements)) == (ClaimState.PENDING, 1)
 
 
 async def test_what_happens_to_a_vm_in_the_same_batch_as_anothers_end_is_not_lost(db, observing):
