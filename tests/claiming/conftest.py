@@ -18,7 +18,7 @@ __all__ = ["db", "make_desk", "shared_database_url"]
 
 @pytest.fixture
 async def make_replica(db: Database, tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Server]]]:
-    """One more API replica on the test's database until the test is over: `await make_replica(setting=...)`."""
+    """Makes API replicas on the test's database, each with settings of its own, which serve until the test is over."""
     async with AsyncExitStack() as stack:
 
         async def make(**settings: Any) -> Server:
