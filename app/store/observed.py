@@ -1,12 +1,12 @@
 """What the rows know of the VMs that the cluster shows, and writing down what it shows of them."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import bindparam, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.health import VmFacts
@@ -46,7 +46,10 @@ _WRITE_SLOTS = text("""
     UPDATE ready_slot s SET node = v.node, addresses = v.addresses FROM vm v
     WHERE v.id = s.vm_id AND s.vm_id = ANY(CAST(:ids AS uuid[])) AND (s.node, s.addresses) IS DISTINCT FROM (v.node, v.addresses)
 """)
-_STAGES = text("UPDATE vm SET stages = :stages WHERE id = :id").bindparams(bindparam("stages", type_=JSONB))
+_STAGES = text("""
+    UPDATE vm SET stages = n.stages::jsonb FROM unnest(CAST(:ids AS uuid[]), CAST(:stages AS text[])) AS n(id, stages)
+    WHERE vm.id = n.id
+""")
 _NOW = text("SELECT now()")
 
 
@@ -122,8 +125,11 @@ async def write(tx: AsyncConnection, sightings: Sequence[Sighting]) -> None:
     await tx.execute(_WRITE_SLOTS, {"ids": [s.id for s in ordered]})
 
 
-async def write_stages(tx: AsyncConnection, vm_id: UUID, stages: dict[str, float | None]) -> None:
-    await tx.execute(_STAGES, {"id": vm_id, "stages": stages})
+async def write_stages(tx: AsyncConnection, stages: Mapping[UUID, Mapping[str, float | None]]) -> None:
+    """Seconds by stage, of each of these VMs."""
+    if stages:
+        texts = [json.dumps(dict(of_vm)) for of_vm in stages.values()]
+        await tx.execute(_STAGES, {"ids": list(stages), "stages": texts})
 
 
 async def database_now(tx: AsyncConnection) -> datetime:

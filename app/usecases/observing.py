@@ -93,53 +93,64 @@ class Observing:
             yield tx
 
     async def _apply(self, tx: Tx, by_id: dict[UUID, Observation]) -> list[UUID]:
+        """As many statements for many VMs as for one, but for those that fail: others wait for the rows meanwhile."""
         now = await observed.database_now(tx)
-        judged: list[tuple[ObservedVm, Observation, Judgement]] = []
-        for vm in (await observed.by_ids(tx, by_id)).values():
-            seen = by_id[vm.id]
-            if vm.name == seen.name:
-                current, judgement = await self._settle_creating(tx, vm, seen, now)
-                judged.append((current, seen, judgement))
+        found = [vm for vm in (await observed.by_ids(tx, by_id)).values() if vm.name == by_id[vm.id].name]
+        judged = [(vm, self._judge(vm, by_id[vm.id], now)) for vm in found]
+        created = [vm for vm, judgement in judged if judgement.verdict is Verdict.CREATED]
+        if created:
+            booting = await self._begin_boots(tx, created, by_id)
+            judged = [each for each in judged if each[1].verdict is not Verdict.CREATED]
+            judged += [(vm, self._judge(vm, by_id[vm.id], now)) for vm in booting]
         # Claims before VMs, and in the order of their ids, as whoever ends claims locks them: nobody waits in a circle.
-        for vm, seen, judgement in sorted(
+        for vm, judgement in sorted(
             judged, key=lambda one: (one[0].claim_id is not None, one[0].claim_id or one[0].id)
         ):
-            await self._act(tx, vm, seen, judgement, now)
+            await self._act(tx, vm, by_id[vm.id], judgement, now)
         await observed.write(
-            tx, [_sighting(vm.id, seen, judgement) for vm, seen, judgement in judged if judgement.verdict in _SHOWN]
+            tx, [_sighting(vm.id, by_id[vm.id], verdict) for vm, verdict in judged if verdict.verdict in _SHOWN]
         )
-        booted = [(vm, seen) for vm, seen, judgement in judged if judgement.verdict is Verdict.READY]
-        pools = await make_ready(tx, [vm for vm, _ in booted])
-        for vm, seen in booted:
-            if vm.ready_at is None:
-                stages = measure_stages(
-                    planned_at=vm.created_at, asked_at=vm.asked_at, ready_at=now, phase_times=seen.phase_times
-                )
-                await observed.write_stages(tx, vm.id, stages)
-                if vm.asked_at is not None:
-                    BOOT_SECONDS.observe((now - vm.asked_at).total_seconds())
+        booted = [vm for vm, judgement in judged if judgement.verdict is Verdict.READY]
+        pools = await make_ready(tx, booted)
+        await self._write_boots(tx, [vm for vm in booted if vm.ready_at is None], by_id, now)
         return pools
 
-    async def _settle_creating(
-        self, tx: Tx, vm: ObservedVm, seen: Observation, now: datetime
-    ) -> tuple[ObservedVm, Judgement]:
-        """The verdict; a VM that the watch shows before our own create was answered boots from here on.
+    def _judge(self, vm: ObservedVm, seen: Observation, now: datetime) -> Judgement:
+        return judge(vm.facts, seen, vm.warm_when, self._rules, now)
 
-        Also one whose create is put off because its answer was lost: no later event may come to say that it is ready.
+    async def _begin_boots(
+        self, tx: Tx, created: Sequence[ObservedVm], by_id: dict[UUID, Observation]
+    ) -> list[ObservedVm]:
+        """VMs that the watch shows before our own create was answered boot from here on, and are told as they then are.
+
+        Also those whose create is put off because its answer was lost: no later event may come to say that one is ready.
         """
-        judgement = judge(vm.facts, seen, vm.warm_when, self._rules, now)
-        if judgement.verdict is not Verdict.CREATED:
-            return vm, judgement
-        await vms.move(tx, [vm.id], VmState.CREATING, sources=[VmState.PLANNED])
-        moved = await vms.move(
-            tx, [vm.id], VmState.BOOTING, sources=[VmState.CREATING], deadline_seconds=vm.boot_timeout_seconds
-        )
-        if moved:
-            await observed.write(tx, [_sighting(vm.id, seen, judgement)])
-        # Where it was not moved our create was answered since the row was read: it boots, and this may be the last event
+        planned = [vm.id for vm in created if vm.state is VmState.PLANNED]
+        await vms.move(tx, planned, VmState.CREATING, sources=[VmState.PLANNED])
+        moved: list[UUID] = []
+        for seconds in sorted({vm.boot_timeout_seconds for vm in created}):
+            ids = [vm.id for vm in created if vm.boot_timeout_seconds == seconds]
+            moved += await vms.move(tx, ids, VmState.BOOTING, sources=[VmState.CREATING], deadline_seconds=seconds)
+        verdict = Judgement(Verdict.CREATED)
+        await observed.write(tx, [_sighting(vm_id, by_id[vm_id], verdict) for vm_id in moved])
+        # Where one was not moved our create was answered since its row was read: it boots, and this may be the last event
         # that tells it to be warm.
-        current = (await observed.by_ids(tx, [vm.id]))[vm.id]
-        return current, judge(current.facts, seen, current.warm_when, self._rules, now)
+        return list((await observed.by_ids(tx, [vm.id for vm in created])).values())
+
+    async def _write_boots(
+        self, tx: Tx, booted: Sequence[ObservedVm], by_id: dict[UUID, Observation], now: datetime
+    ) -> None:
+        """How long each stage of a first boot took."""
+        stages = {
+            vm.id: measure_stages(
+                planned_at=vm.created_at, asked_at=vm.asked_at, ready_at=now, phase_times=by_id[vm.id].phase_times
+            )
+            for vm in booted
+        }
+        await observed.write_stages(tx, stages)
+        for vm in booted:
+            if vm.asked_at is not None:
+                BOOT_SECONDS.observe((now - vm.asked_at).total_seconds())
 
     async def _act(self, tx: Tx, vm: ObservedVm, seen: Observation, judgement: Judgement, now: datetime) -> None:
         if await self._carry_out(tx, vm, judgement, now):

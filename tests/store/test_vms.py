@@ -204,7 +204,7 @@ async def test_stages_may_be_known_in_part(db):
     pool = await make_pool(db)
     (vm_id,) = await make_vms(db, pool, 1)
     async with db.begin() as tx:
-        await observed.write_stages(tx, vm_id, {"queue": 0.5, "schedule": None, "start": 2.0, "boot": None})
+        await observed.write_stages(tx, {vm_id: {"queue": 0.5, "schedule": None, "start": 2.0, "boot": None}})
         vm = await vms.get(tx, vm_id)
     assert vm is not None
     assert vm.stages == {"queue": 0.5, "schedule": None, "start": 2.0, "boot": None}
