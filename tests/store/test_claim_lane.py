@@ -103,24 +103,31 @@ async def test_a_key_that_was_used_leads_to_its_claim_and_takes_no_vm(db, lane, 
     assert await scalar(db, "SELECT count(*) FROM ready_slot") == 1
 
 
-async def test_two_lanes_with_one_key_at_the_same_moment_make_one_claim(db, lane, other):
-    """The second has looked before the first committed, and waits for it at the unique index."""
+async def test_two_lanes_with_one_key_at_the_same_moment_make_one_claim_and_strand_no_vm(db, lane, other):
+    """The second has looked before the first committed, and waits for it at the unique index.
+
+    It has a VM in its hand for that key then, and one above it for another. A hint that always moved past the highest
+    sequence number would leave the lower one behind: measured once, 11,912 VMs of 24,000 requests.
+    """
     pool = await make_pool(db)
-    ready = await make_vms(db, pool, 2)
+    ready = await make_vms(db, pool, 3)
     async with db.begin() as tx:
         await tx.exec_driver_sql("SELECT 1 FROM vm FOR UPDATE")  # holds the first between its insert and its end
         first = asyncio.create_task(claim_one(lane, pool, "k"))
         await blocked(db)
-        second = asyncio.create_task(claim_one(other, pool, "k"))
+        second = asyncio.create_task(other.claim(pool.id, [request("k"), request("x")]))
         await blocked(db, 2)
     winner = await first
     assert isinstance(winner, Bound)
     assert winner.vm_id == ready[0]
-    assert await second is None, "it has to ask again"
+    loser, beside = await second
+    assert loser is None, "it has to ask again"
+    assert isinstance(beside, Bound)
+    assert beside.vm_id == ready[2]
+    left = await claim_one(other, pool)
+    assert isinstance(left, Bound), "at the hint, with no look from the start"
+    assert left.vm_id == ready[1]
     assert await claim_one(other, pool, "k", from_start=True) == Known(winner.claim_id)
-    last = await claim_one(other, pool)
-    assert isinstance(last, Bound), "the VM that the loser had in its hand is not passed by"
-    assert last.vm_id == ready[1]
 
 
 async def test_two_lanes_with_the_same_keys_in_opposite_order_do_not_wait_in_a_circle(db, lane, other):

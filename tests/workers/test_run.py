@@ -104,7 +104,7 @@ async def test_a_new_template_rotates_the_pool_and_keeps_its_floor(db, warm_clus
 
 async def test_a_cluster_that_goes_away_and_comes_back_costs_nothing_but_time(db, warm_cluster, settings):
     for call in ("create", "delete"):
-        warm_cluster.refuse(call, ClusterUnavailable("away"), times=4)
+        warm_cluster.refuse(call, ClusterUnavailable("away"), times=2)
     async with replicas(db, warm_cluster, settings), run_desk(db.url) as desk:
         await put_pool(db, warm_cluster, "web", spec(size=3))
         await settles(db, ready=3)
