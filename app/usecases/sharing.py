@@ -29,11 +29,13 @@ class SharedReads(Generic[Key, Value]):
         following = self._next.get(key)
         if following is None:
             following = self._next[key] = asyncio.ensure_future(self._follow(key, running))
+            following.add_done_callback(_hush)
         return await asyncio.shield(following)
 
     def _start(self, key: Key) -> "asyncio.Future[Value]":
         running = self._running[key] = asyncio.ensure_future(self._read(key))
         running.add_done_callback(lambda done: self._end(key, done))
+        running.add_done_callback(_hush)
         return running
 
     async def _follow(self, key: Key, running: "asyncio.Future[Value]") -> Value:
@@ -45,5 +47,9 @@ class SharedReads(Generic[Key, Value]):
     def _end(self, key: Key, done: "asyncio.Future[Value]") -> None:
         if self._running.get(key) is done:
             del self._running[key]
-        if not done.cancelled():
-            done.exception()  # whoever waited has had it; nobody waiting is no fault
+
+
+def _hush(done: "asyncio.Future[Value]") -> None:
+    """Whoever waited has had the error; nobody waiting is no fault."""
+    if not done.cancelled():
+        done.exception()
