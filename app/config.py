@@ -27,6 +27,7 @@ class Settings(BaseSettings):
     database_url: SecretStr = SecretStr("postgresql://localhost/emberpool")
     """A libpq URL; a socket folder goes into `?host=`."""
     database_pool_size: int = Field(default=8, ge=2, le=100)
+    """Connections at most for requests, and as many for the workers; a process has three more, for claims and notices."""
 
     kubeconfig: Path | None = None
     """None: the service account of the pod that we run in."""

@@ -31,6 +31,8 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
     """
     url = settings.database_url.get_secret_value()
     db = Database(url, pool_size=settings.database_pool_size)
+    # Of their own: a flood of requests that wait for VMs must not keep those that make VMs from the database.
+    workers_db = Database(url, pool_size=settings.database_pool_size)
     lane = ClaimLane(url)
     gateway = await connect(settings)
     room = WaitingRoom(db)
@@ -48,7 +50,7 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         except DatabaseUnavailable as error:
             log.warning("start.without_database", error=error.detail)
     if settings.role is not Role.API:
-        parts.append(Workers(db, gateway, listener, settings).run(stopping))
+        parts.append(Workers(workers_db, gateway, listener, settings).run(stopping))
     parts.append(listener.run(stopping))
 
     tasks = [asyncio.create_task(part) for part in parts]
@@ -65,6 +67,7 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         results = await asyncio.gather(*tasks, return_exceptions=True)
         await lane.close()
         await db.close()
+        await workers_db.close()
         await gateway.close()
     for result in results:
         if isinstance(result, Exception):

@@ -55,10 +55,11 @@ class Observing:
             return
         async with self._begin() as tx:
             pools = await self._apply(tx, by_id)
-        for pool_id in pools:
+        if pools:
             # A claim that began to wait while that was not committed yet: one of its look and this one sees both.
             async with self._begin() as tx:
-                await serve_waiting(tx, pool_id)
+                for pool_id in pools:
+                    await serve_waiting(tx, pool_id)
 
     async def apply_gone(self, *gone: Gone) -> None:
         """Objects have left the cluster: as we asked, all in one transaction, or without us, each in its own."""
