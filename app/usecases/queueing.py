@@ -7,7 +7,7 @@ its place: at once without an idempotency key, after a short while with one, for
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 import structlog
@@ -34,6 +34,7 @@ _DEFAULT_RETRY_AFTER = 30.0
 _RETRY_AFTER_BOUNDS = (1.0, 300.0)
 log = structlog.get_logger(__name__)
 
+_Result = TypeVar("_Result")
 UntilGone = Callable[[], Awaitable[None]]
 """Returns when the client of a request has left."""
 
@@ -92,24 +93,13 @@ class ClaimQueue:
             if pool.deleting_at is not None:
                 raise PoolBeingDeleted(f"pool {pool.name!r} is being deleted; claim from another pool")
             reason = await self._why_not_warm(outlook, wish)
-            async with self._db.begin() as tx:
-                claim_id = await claims.insert_pending(
-                    tx,
-                    claim_id=request.claim_id,
-                    pool_id=pool.id,
-                    key=request.key,
-                    request_hash=request.request_hash,
-                    labels=wish.labels,
-                    lease_seconds=request.lease_seconds,
-                    pending_seconds=self._pending_seconds,
-                    reason=reason,
-                )
+            claim_id = await self._or_leave(request.claim_id, wish, self._insert(pool, wish, request, reason))
         self._on_joined(pool.id)
         if claim_id != request.claim_id:
             return await self.replay(claim_id, wish, until_gone)
         # A VM may have become ready between the last look and the place in the queue: whoever made it ready looks for
         # waiting claims after its commit, we look for ready VMs after ours, so that one of the two sees both.
-        await self._matches.get_fresh(pool.id)
+        await self._or_leave(claim_id, wish, self._matches.get_fresh(pool.id))
         return await self._wait(claim_id, wish, until_gone, replayed=False)
 
     async def replay(self, claim_id: UUID, wish: NewClaim, until_gone: UntilGone) -> StoredClaim:
@@ -154,6 +144,28 @@ class ClaimQueue:
             return StoredClaim(claim)
         return StoredClaim(claim, estimate=await self._estimate(claim.pool_id, claim.id))
 
+    async def _insert(self, pool: PoolRow, wish: NewClaim, request: ClaimRequest, reason: str) -> UUID:
+        async with self._db.begin() as tx:
+            return await claims.insert_pending(
+                tx,
+                claim_id=request.claim_id,
+                pool_id=pool.id,
+                key=request.key,
+                request_hash=request.request_hash,
+                labels=wish.labels,
+                lease_seconds=request.lease_seconds,
+                pending_seconds=self._pending_seconds,
+                reason=reason,
+            )
+
+    async def _or_leave(self, claim_id: UUID, wish: NewClaim, step: Awaitable[_Result]) -> _Result:
+        """A step of a claim that has, or may have, its place by now: where the step is broken off the place is freed."""
+        try:
+            return await step
+        except (asyncio.CancelledError, DatabaseUnavailable):
+            await asyncio.shield(self._leave(claim_id, keyed=wish.key is not None))
+            raise
+
     async def _look_at_pool(self, name: str) -> _Outlook:
         async with self._db.begin() as tx:
             pool = await pool_rows.get(tx, name)
@@ -188,11 +200,8 @@ class ClaimQueue:
     async def _wait(self, claim_id: UUID, wish: NewClaim, until_gone: UntilGone, *, replayed: bool) -> StoredClaim:
         claim, gone = None, False
         if wish.wait_seconds > 0:
-            try:
-                claim, gone = await self._until_bound(claim_id, wish.wait_seconds, until_gone)
-            except asyncio.CancelledError:
-                await asyncio.shield(self._leave(claim_id, keyed=wish.key is not None))
-                raise
+            waiting = self._until_bound(claim_id, wish.wait_seconds, until_gone)
+            claim, gone = await self._or_leave(claim_id, wish, waiting)
         if gone:
             await self._leave(claim_id, keyed=wish.key is not None)
         if claim is None:
