@@ -17,17 +17,21 @@ import aiohttp
 
 _ANSWER_SECONDS: Final = 8.0
 _PAUSE_SECONDS: Final = (0.02, 0.2)
-_OURS_TO_RETRY: Final = frozenset({500, 502, 503, 504})
 _ENDED: Final = frozenset({"released", "expired", "failed"})
 
 
 @dataclass(slots=True)
 class Ledger:
-    """What all clients together were told. `outcomes` counts errands by how they ended, `seconds` times first answers."""
+    """What all clients together were told. `outcomes` counts errands by how they ended, `statuses` answers to claims.
+
+    `warm` and `waited` have the seconds from sending the request that was answered with a VM to its answer, apart for VMs
+    that were ready and for those that the claim had to wait for.
+    """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)
+    warm: list[float] = field(default_factory=list)
+    waited: list[float] = field(default_factory=list)
     _claims_of_key: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _claims_of_vm: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _vms_of_claim: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -137,20 +141,20 @@ class Clients:
             asks = [self._ask("POST", "/v1/claim", json=body, headers={"Idempotency-Key": key}) for _ in range(2)]
             if not doubled:
                 asks.pop().close()
-            asked = time.monotonic()
             answers = await asyncio.gather(*asks)
-            for status, claim in answers:
+            bound = None
+            for status, claim, seconds in answers:
                 self.ledger.statuses[str(status or "no answer")] += 1
                 if status == 201:
+                    bound = claim
                     self.ledger.note(key, claim)
-            bound = next((claim for status, claim in answers if status == 201), None)
+                    (self.ledger.waited if claim["timings"]["wait"] else self.ledger.warm).append(seconds)
             if bound is not None:
-                self.ledger.seconds.append(time.monotonic() - asked)
                 return bound
-            if any(status == 200 for status, _ in answers):
+            if any(status == 200 for status, _, _ in answers):
                 self.ledger.outcomes["ended before it was heard of"] += 1
                 return None
-            if any(status is not None and 400 <= status < 500 for status, _ in answers):
+            if any(status is not None and 400 <= status < 500 for status, _, _ in answers):
                 self.ledger.outcomes[f"refused: {answers[0][1].get('code', answers[0][0])}"] += 1
                 return None
             await asyncio.sleep(self._random.uniform(*_PAUSE_SECONDS))
@@ -161,22 +165,23 @@ class Clients:
         """Asks until it is told that the claim has ended."""
         began = time.monotonic()
         while time.monotonic() - began < self._habits.give_up_seconds:
-            status, claim = await self._ask("DELETE", f"/v1/claims/{claim_id}")
+            status, claim, _ = await self._ask("DELETE", f"/v1/claims/{claim_id}")
             if status == 200 and claim["state"] in _ENDED:
                 return True
             await asyncio.sleep(self._random.uniform(*_PAUSE_SECONDS))
         return False
 
-    async def _ask(self, method: str, path: str, **request: Any) -> tuple[int | None, dict[str, Any]]:
-        """Status and body; no status where the replica went away in the middle, or was not there."""
+    async def _ask(self, method: str, path: str, **request: Any) -> tuple[int | None, dict[str, Any], float]:
+        """Status, body, and seconds; no status where the replica went away in the middle, or was not there."""
         addresses = self._addresses()
+        began = time.monotonic()
         if not addresses:
-            return None, {}
+            return None, {}, 0.0
         timeout = aiohttp.ClientTimeout(total=self._habits.wait_seconds + _ANSWER_SECONDS)
         try:
             async with self._session.request(
                 method, self._random.choice(addresses) + path, timeout=timeout, **request
             ) as response:
-                return response.status, await response.json(content_type=None)
+                return response.status, await response.json(content_type=None), time.monotonic() - began
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            return None, {}
+            return None, {}, time.monotonic() - began

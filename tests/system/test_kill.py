@@ -16,12 +16,12 @@ from tests.system.invariants import settled, standing, violated
 from tests.system.processes import NeverCame, Service, until
 
 SEED: Final = 20_260
-KILLS: Final = 10
+KILLS: Final = 7
 CLIENTS: Final = 8
 SIZES: Final = {"busy": 20, "calm": 5}
 HISTORY: Final = "SELECT count(*) FROM event"
 TEMPLATE: Final = {"image": "registry.local/disk:1", "memory": "64Mi"}
-WORK: Final = (20, 400)  # entries that the history grows by between two kills
+WORK: Final = (20, 300)  # entries that the history grows by between two kills
 WORK_SECONDS: Final = 3  # where it does not grow so far: nobody watches until a dead holder's lease is over
 SETTLED_SECONDS: Final = 40
 

@@ -1,0 +1,351 @@
+"""The soak: pools under claims while everything around them fails, and at the end what must hold whatever happened.
+
+`python -m bench.soak [--minutes 10] [--speed 10] [--claims-per-second 50] [--pools 20] [--seed 1]`, and `--help`. Minutes are
+simulated ones: the dev cluster's durations are divided by `--speed`; the rate of claims is real. Exits with 1 where an
+invariant does not hold. See bench/README.md.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from app.embedded.folder import hold_folder
+from app.embedded.postgres import run_postgres
+from app.store.migrating import upgrade
+from bench.storm import Storm
+from tests.system.calls import Calls, Orders
+from tests.system.errands import Clients, Habits
+from tests.system.invariants import Findings, settled, standing, violated
+from tests.system.processes import Cluster, NeverCame, Service, until
+
+RESULT = Path(__file__).parent / "results" / "soak.json"
+COLD_BOOT_SECONDS = 30.0
+BOOT_TIMEOUT_SECONDS = 20
+"""Of wall time: far above a boot's, so that a busy machine's VMs are not taken for failed ones."""
+SETTLE_SECONDS = 180.0
+LOOK_SECONDS = 1.0
+UNDER_WAY = 600
+"""Errands at once, at most: clients wait for VMs, and what they would ask beyond that is counted as not sent."""
+
+CREATED = "SELECT count(DISTINCT vm_id) FROM event WHERE type = 'vm.creating'"
+ENDS = """
+    SELECT split_part(type, '.', 2) AS state, count(*) FROM event WHERE type IN ('vm.failed', 'vm.lost', 'vm.deleted') GROUP BY 1
+"""
+WHY = """
+    SELECT left(regexp_replace(data->>'reason', '[0-9][^ ]*', 'N', 'g'), 70) AS why, count(*) AS times FROM event
+    WHERE type IN ('vm.failed', 'vm.lost') GROUP BY 1 ORDER BY 2 DESC LIMIT 12
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Minutes are simulated ones, each 60 / `speed` seconds long; the rate is what the machine really has to carry."""
+
+    minutes: float
+    speed: float
+    claims_per_second: float
+    pools: int
+    size: int
+    replicas: int
+    seed: int
+    faults: bool
+
+    @property
+    def wall_seconds(self) -> float:
+        return self.minutes * 60 / self.speed
+
+
+@dataclass(slots=True)
+class Soak:
+    """What runs, and what was counted."""
+
+    plan: Plan
+    session: aiohttp.ClientSession
+    cluster: Cluster
+    replicas: list[Service]
+    database: "asyncpg.Connection[Any]"
+    clients: Clients
+    storm: Storm
+    began: float = field(default_factory=time.monotonic)
+    sent: int = 0
+    not_sent: int = 0
+    looks: int = 0
+    seen: Findings = field(default_factory=dict)
+
+    def addresses(self) -> list[str]:
+        return [each.url for each in self.replicas if each.is_running]
+
+
+async def run(plan: Plan, console: Console, folder: Path, database_url: str) -> dict[str, Any]:
+    async with set_up(plan, folder, database_url) as soak:
+        names = [f"pool-{number:02}" for number in range(plan.pools)]
+        calls = Calls(soak.session, soak.replicas[0].url)
+        for name in names:
+            await calls.put_pool(
+                name,
+                size=plan.size,
+                min_available=1,
+                max_concurrent_creates=50,
+                boot_timeout_seconds=BOOT_TIMEOUT_SECONDS,
+            )
+        await until(lambda: all_full(calls, names, plan.size), "the pools are warm", seconds=SETTLE_SECONDS, every=0.5)
+
+        soak.began = time.monotonic()
+        stop = asyncio.Event()
+        parts = [asyncio.create_task(part) for part in (send(soak, stop), look(soak, stop))]
+        if plan.faults:
+            parts.append(asyncio.create_task(soak.storm.run(stop)))
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            parts.append(asyncio.create_task(show(soak, live)))
+            end = asyncio.create_task(asyncio.sleep(plan.wall_seconds))
+            await asyncio.wait([end, *parts], return_when=asyncio.FIRST_COMPLETED)
+            stop.set()
+            await asyncio.gather(*parts[:-1])
+            settling = time.monotonic()
+            left = await settle(soak, names)
+            parts[-1].cancel()
+        return await report(soak, left, settled_after=time.monotonic() - settling)
+
+
+@asynccontextmanager
+async def set_up(plan: Plan, folder: Path, database_url: str) -> AsyncIterator[Soak]:
+    async with AsyncExitStack() as stack:
+        scale = f"{1 / plan.speed:g}"
+        cluster = Cluster(
+            folder,
+            cold_boot_seconds=COLD_BOOT_SECONDS,
+            nodes=6,
+            arguments=["--time-scale", scale, "--node-cpu", "512", "--node-memory", "4Ti", "--seed", str(plan.seed)],
+        )
+        stack.push_async_callback(cluster.close)
+        await cluster.serve()
+        replicas = [
+            Service(
+                folder,
+                f"replica-{number}",
+                database_url=database_url,
+                kubeconfig=cluster.kubeconfig,
+                provision_concurrency=32,
+                creates_per_second=1000,
+                # Its defaults in simulated time, but where the machine's own slowness would be taken for a fault.
+                relist_seconds=60 / plan.speed,
+                watch_silence_seconds=max(6, 90 / plan.speed),
+                watch_lease_seconds=4,
+                work_lease_seconds=5,
+                cluster_timeout_seconds=4,
+                unready_grace_seconds=max(2, 20 / plan.speed),
+                orphan_grace_seconds=max(8, 60 / plan.speed),
+            )
+            for number in range(plan.replicas)
+        ]
+        for replica in replicas:
+            stack.push_async_callback(replica.close)
+            await replica.serve()
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        database = await asyncpg.connect(database_url)
+        stack.push_async_callback(database.close)
+        habits = Habits(
+            hold_seconds=(5 / plan.speed, 40 / plan.speed), wait_seconds=20 / plan.speed, doubled=0.02, forgetful=0.05
+        )
+        names = [f"pool-{number:02}" for number in range(plan.pools)]
+
+        def addresses() -> list[str]:
+            return [each.url for each in replicas if each.is_running]
+
+        clients = Clients(session, addresses, names, seed=plan.seed, habits=habits)
+        storm = Storm(Orders(session, cluster.url), cluster, replicas, database, seed=plan.seed, speed=plan.speed)
+        yield Soak(plan, session, cluster, replicas, database, clients, storm)
+
+
+async def send(soak: Soak, stop: asyncio.Event) -> None:
+    """Errands at the rate that was asked for, at random moments, whether or not earlier ones have an answer; then their ends."""
+    draw = random.Random(soak.plan.seed)
+    under_way: set[asyncio.Task[None]] = set()
+    due = time.monotonic()
+    while not stop.is_set():
+        due += draw.expovariate(soak.plan.claims_per_second)
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        if len(under_way) >= UNDER_WAY:
+            soak.not_sent += 1
+            continue
+        soak.sent += 1
+        task = asyncio.create_task(soak.clients.errand())
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+    await asyncio.gather(*under_way)
+
+
+async def look(soak: Soak, stop: asyncio.Event) -> None:
+    """What must hold at every instant, looked at in the middle of it all."""
+    while not stop.is_set():
+        note(soak, await standing(soak.database))
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def note(soak: Soak, found: Findings) -> None:
+    soak.looks += 1
+    for name, cases in found.items():
+        kept = soak.seen.setdefault(name, [])
+        kept += [case for case in cases if case not in kept][: 10 - len(kept)]
+
+
+async def settle(soak: Soak, names: Sequence[str]) -> Findings:
+    """Everything is in order again; what still keeps the service from being whole after its time."""
+    await soak.storm.clear()
+    calls = Calls(soak.session, soak.replicas[0].url)
+    for name in names:
+        await calls.resume(name)
+    services = [replica.url for replica in soak.replicas]
+    left: Findings = {}
+
+    async def is_whole() -> bool:
+        nonlocal left
+        left = await settled(soak.database, soak.session, cluster=soak.cluster.url, services=services)
+        return not violated(left)
+
+    with suppress(NeverCame):
+        await until(is_whole, "the service is whole again", seconds=SETTLE_SECONDS, every=0.5)
+    note(soak, await standing(soak.database))
+    return left
+
+
+async def report(soak: Soak, left: Findings, *, settled_after: float) -> dict[str, Any]:
+    plan, ledger = soak.plan, soak.clients.ledger
+    contradictions = {"no two answers contradict each other": ledger.contradictions()}
+    invariants = {**soak.seen, **left, **contradictions}
+    ends = {row["state"]: row["count"] for row in await soak.database.fetch(ENDS)}
+    served = len(ledger.warm) + len(ledger.waited)
+    return {
+        "asked": asdict(plan),
+        "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.system()},
+        "seconds": {"load": round(plan.wall_seconds, 1), "settling": round(settled_after, 1)},
+        "claims": {
+            "sent": soak.sent,
+            "not_sent": soak.not_sent,
+            "served": served,
+            "served_per_second": round(served / plan.wall_seconds, 1),
+            "served_per_simulated_second": round(served / (plan.minutes * 60), 1),
+            "outcomes": dict(ledger.outcomes.most_common()),
+            "answers": dict(ledger.statuses.most_common()),
+            "warm": percentiles(ledger.warm),
+            "waited": percentiles(ledger.waited),
+        },
+        "vms": {
+            "created": await soak.database.fetchval(CREATED),
+            **{state: ends.get(state, 0) for state in ("deleted", "failed", "lost")},
+            "why": {row["why"]: row["times"] for row in await soak.database.fetch(WHY)},
+        },
+        "storm": dict(soak.storm.counts.most_common()),
+        "looks": soak.looks,
+        "invariants": {name: cases or "ok" for name, cases in invariants.items()},
+    }
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """In milliseconds."""
+    if len(seconds) < 2:
+        return {"count": len(seconds)}
+    cuts = statistics.quantiles(seconds, n=100)
+    return {"count": len(seconds), "p50_ms": round(cuts[49] * 1000, 2), "p99_ms": round(cuts[98] * 1000, 2)}
+
+
+async def all_full(calls: Calls, names: Sequence[str], size: int) -> bool:
+    return all([await calls.is_full(name, size) for name in names])
+
+
+async def show(soak: Soak, live: Live) -> None:
+    while True:
+        ledger = soak.clients.ledger
+        elapsed = time.monotonic() - soak.began
+        table = Table(box=None, show_header=False)
+        minutes = min(elapsed * soak.plan.speed / 60, soak.plan.minutes)
+        over = " (settling)" if elapsed > soak.plan.wall_seconds else ""
+        table.add_row("simulated", f"{minutes:.1f} of {soak.plan.minutes:g} minutes{over}")
+        table.add_row("claims", f"{soak.sent} sent, {len(ledger.warm)} warm, {len(ledger.waited)} after a wait")
+        table.add_row("ended", told(ledger.outcomes))
+        table.add_row("in force", ", ".join(soak.storm.in_force) or "nothing")
+        table.add_row("ordered", told(soak.storm.counts))
+        table.add_row("violated", ", ".join(violated(soak.seen)) or "nothing")
+        live.update(table)
+        await asyncio.sleep(0.25)
+
+
+def told(counts: Counter[str]) -> str:
+    return ", ".join(f"{times} {name}" for name, times in counts.most_common(12)) or "nothing"
+
+
+def print_result(console: Console, result: dict[str, Any]) -> None:
+    table = Table(title="The soak", show_header=False)
+    claims, vms = result["claims"], result["vms"]
+    asked = result["asked"]
+    table.add_row("simulated", f"{asked['minutes']:g} minutes at {asked['speed']:g} times real time")
+    table.add_row(
+        "claims", f"{claims['sent']} sent, {claims['served']} served ({claims['served_per_second']} a second)"
+    )
+    for name, times in claims["outcomes"].items():
+        table.add_row(f"  {name}", str(times))
+    for name in ("warm", "waited"):
+        table.add_row(f"  {name}: p50, p99", f"{claims[name].get('p50_ms')} ms, {claims[name].get('p99_ms')} ms")
+    table.add_row(
+        "VMs", f"{vms['created']} created, {vms['failed']} failed, {vms['lost']} lost, {vms['deleted']} deleted"
+    )
+    for why, times in vms["why"].items():
+        table.add_row(f"  {why}", str(times))
+    for name, times in result["storm"].items():
+        table.add_row(f"ordered: {name}", str(times))
+    for name, cases in result["invariants"].items():
+        table.add_row(name, "[green]ok[/green]" if cases == "ok" else f"[red]violated[/red]: {cases[0]}")
+    console.print(table)
+
+
+def read_plan(arguments: Sequence[str] | None) -> tuple[Plan, Path]:
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10, help="simulated")
+    parser.add_argument("--speed", type=float, default=10, help="simulated seconds in one of ours")
+    parser.add_argument("--claims-per-second", type=float, default=50, help="in real time")
+    parser.add_argument("--pools", type=int, default=20)
+    parser.add_argument("--size", type=int, default=20, help="of each pool")
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--no-faults", dest="faults", action="store_false")
+    parser.add_argument("--result", type=Path, default=RESULT, help="where the figures go, as JSON")
+    given = vars(parser.parse_args(arguments))
+    result = given.pop("result")
+    return Plan(**given), result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    plan, path = read_plan(arguments)
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="emberpool-soak-") as name:
+        folder = Path(name)
+        with hold_folder(folder) as held, run_postgres(held, fast=True) as postgres:
+            upgrade(postgres.url())
+            result = asyncio.run(run(plan, console, folder, postgres.url()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print_result(console, result)
+    return 1 if any(cases != "ok" for cases in result["invariants"].values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
