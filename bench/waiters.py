@@ -9,7 +9,7 @@ from uuid import UUID
 from app.store import observed
 from app.store.database import Database
 from app.store.observed import ObservedVm
-from app.usecases.vm_fates import make_ready, serve_waiting
+from app.usecases.vm_fates import follow_ready, make_ready
 from bench.rig import connected
 
 _TICK_SECONDS = 0.01
@@ -68,7 +68,7 @@ async def _make_ready(url: str, pool_id: UUID, rate: int) -> dict[UUID, float]:
                 now: datetime = await observed.database_now(tx)
                 await make_ready(tx, batch)
             async with db.begin() as tx:
-                await serve_waiting(tx, pool_id)
+                await follow_ready(tx, [pool_id], batch)
             moments |= dict.fromkeys((vm.id for vm in batch), now.timestamp())
             await asyncio.sleep(_TICK_SECONDS)
     finally:

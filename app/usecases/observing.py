@@ -18,7 +18,7 @@ from app.store import observed, vms
 from app.store.database import Database, Tx
 from app.store.observed import ObservedVm, Sighting
 from app.telemetry import BOOT_SECONDS, ORPHANS, VM_ENDS
-from app.usecases.vm_fates import FateRules, give_up, let_go, make_ready, serve_waiting
+from app.usecases.vm_fates import FateRules, follow_ready, give_up, let_go, make_ready
 
 _CHUNK = 200
 _CLOCK_ALLOWANCE = timedelta(seconds=30)
@@ -54,12 +54,12 @@ class Observing:
         if not by_id:
             return
         async with self._begin() as tx:
-            pools = await self._apply(tx, by_id)
-        if pools:
-            # A claim that began to wait while that was not committed yet: one of its look and this one sees both.
+            now = await observed.database_now(tx)
+            booted, pools = await self._apply(tx, by_id, now)
+        if booted:
             async with self._begin() as tx:
-                for pool_id in pools:
-                    await serve_waiting(tx, pool_id)
+                await follow_ready(tx, pools, booted)
+                await self._write_boots(tx, [vm for vm in booted if vm.ready_at is None], by_id, now)
 
     async def apply_gone(self, *gone: Gone) -> None:
         """Objects have left the cluster: as we asked, all in one transaction, or without us, each in its own."""
@@ -93,9 +93,10 @@ class Observing:
                 await self._fence(tx)
             yield tx
 
-    async def _apply(self, tx: Tx, by_id: dict[UUID, Observation]) -> list[UUID]:
+    async def _apply(
+        self, tx: Tx, by_id: dict[UUID, Observation], now: datetime
+    ) -> tuple[list[ObservedVm], list[UUID]]:
         """As many statements for many VMs as for one, but for those that fail: others wait for the rows meanwhile."""
-        now = await observed.database_now(tx)
         found = [vm for vm in (await observed.by_ids(tx, by_id)).values() if vm.name == by_id[vm.id].name]
         judged = [(vm, self._judge(vm, by_id[vm.id], now)) for vm in found]
         created = [vm for vm, judgement in judged if judgement.verdict is Verdict.CREATED]
@@ -112,9 +113,7 @@ class Observing:
             tx, [_sighting(vm.id, by_id[vm.id], verdict) for vm, verdict in judged if verdict.verdict in _SHOWN]
         )
         booted = [vm for vm, judgement in judged if judgement.verdict is Verdict.READY]
-        pools = await make_ready(tx, booted)
-        await self._write_boots(tx, [vm for vm in booted if vm.ready_at is None], by_id, now)
-        return pools
+        return booted, await make_ready(tx, booted)
 
     def _judge(self, vm: ObservedVm, seen: Observation, now: datetime) -> Judgement:
         return judge(vm.facts, seen, vm.warm_when, self._rules, now)

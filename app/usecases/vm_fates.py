@@ -45,10 +45,9 @@ class FateRules:
 
 
 async def make_ready(tx: Tx, booted: Sequence[ObservedVm]) -> list[UUID]:
-    """Booting VMs that are warm enter the queue, waiting claims are served at once, and their pools' failures are forgotten.
+    """Booting VMs that are warm enter the queue, and claims that wait for one are bound to them: no more, for they wait.
 
-    A VM that only recovers forgives nothing: it says that it came up once, and not that the next one will. Gives the pools that got one. The caller calls `serve_waiting` for them again after its commit: a claim that began to
-    wait at the same moment is seen by one of the two looks.
+    Gives the pools that got one. The caller calls `follow_ready` for them after its commit.
     """
     ready = await vms.move(tx, [vm.id for vm in booted], VmState.READY, sources=[VmState.BOOTING])
     if not ready:
@@ -56,11 +55,23 @@ async def make_ready(tx: Tx, booted: Sequence[ObservedVm]) -> list[UUID]:
     await vms.enqueue(tx, ready)
     pools = sorted({vm.pool_id for vm in booted if vm.id in set(ready)})
     for pool_id in pools:
-        await _serve(tx, pool_id)
-    came_up = sorted({vm.pool_id for vm in booted if vm.id in set(ready) and vm.ready_at is None})
+        await notify_settled(tx, await claims.bind_pending(tx, pool_id))
+    return pools
+
+
+async def follow_ready(tx: Tx, pools: Sequence[UUID], booted: Sequence[ObservedVm]) -> None:
+    """What VMs that became ready bring about after their commit: a second look for waiting claims, and a word to the planner.
+
+    A claim that began to wait at the same moment is seen by one of the two looks. The failures of a pool are forgotten
+    where a VM came up for the first time; one that only recovers says nothing of the next.
+    """
+    for pool_id in pools:
+        await notify_settled(tx, await claims.bind_pending(tx, pool_id))
+        await pool_rows.make_due(tx, pool_id)
+        await notify(tx, Topic.PLAN, pool_id)
+    came_up = sorted({vm.pool_id for vm in booted if vm.pool_id in set(pools) and vm.ready_at is None})
     for pool_id in await pool_rows.forgive(tx, came_up):
         await events.record(tx, "pool.recovered", pool_id=pool_id)
-    return pools
 
 
 async def serve_waiting(tx: Tx, pool_id: UUID) -> int:
