@@ -4,6 +4,7 @@ Rows are locked in one order everywhere, so that nobody waits in a circle: a pla
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -98,9 +99,11 @@ _RENEW = text("""
         SELECT 'claim.renewed', pool_id, vm_id, id, jsonb_build_object('lease_expires_at', lease_expires_at) FROM renewed)
     SELECT id FROM renewed
 """)
-_HOLD = text(
-    "UPDATE claim SET pending_until = now() + make_interval(secs => :seconds) WHERE id = :id AND state = 'pending'"
-)
+_HOLD = text("""
+    UPDATE claim SET pending_until = now() + make_interval(secs => :seconds)
+    WHERE id = :id AND state = 'pending' AND (CAST(:held AS timestamptz) IS NULL OR pending_until = :held)
+    RETURNING pending_until
+""")
 
 _LEASES_OVER = text("""
     SELECT id FROM claim WHERE state = 'bound' AND lease_expires_at < now()
@@ -221,9 +224,16 @@ async def renew(tx: AsyncConnection, claim_id: UUID, *, seconds: int) -> bool:
     return (await tx.execute(_RENEW, {"id": claim_id, "seconds": seconds})).first() is not None
 
 
-async def hold_place(tx: AsyncConnection, claim_id: UUID, *, seconds: float) -> None:
-    """A pending claim keeps its place for so long from now, and no longer."""
-    await tx.execute(_HOLD, {"id": claim_id, "seconds": seconds})
+async def hold_place(
+    tx: AsyncConnection, claim_id: UUID, *, seconds: float, held_until: datetime | None = None
+) -> datetime | None:
+    """A pending claim keeps its place for so long from now, and no longer: until when. None where nothing was changed.
+
+    With `held_until` only where the place is still held until then, and nobody else has held it since.
+    """
+    params = {"id": claim_id, "seconds": seconds, "held": held_until}
+    until: datetime | None = (await tx.execute(_HOLD, params)).scalar()
+    return until
 
 
 async def leases_over(tx: AsyncConnection, *, limit: int) -> list[UUID]:

@@ -7,6 +7,7 @@ its place: at once without an idempotency key, after a short while with one, for
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
@@ -67,6 +68,15 @@ class _Outlook:
     counts: PoolCounts
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A request's place in a queue, held by it until then; None: it may not have been written."""
+
+    claim_id: UUID
+    keyed: bool
+    held_until: datetime | None = None
+
+
 class ClaimQueue:
     """Joining the queue, waiting in it, and leaving it. `on_joined` is told of pools whose queue has grown.
 
@@ -93,14 +103,15 @@ class ClaimQueue:
             if pool.deleting_at is not None:
                 raise PoolBeingDeleted(f"pool {pool.name!r} is being deleted; claim from another pool")
             reason = await self._why_not_warm(outlook, wish)
-            claim_id = await self._or_leave(request.claim_id, wish, self._insert(pool, wish, request, reason))
+            place = _Place(request.claim_id, keyed=wish.key is not None)
+            place = await self._or_leave(place, self._insert(pool, wish, request, reason))
         self._on_joined(pool.id)
-        if claim_id != request.claim_id:
-            return await self.replay(claim_id, wish, until_gone)
+        if place.claim_id != request.claim_id:
+            return await self.replay(place.claim_id, wish, until_gone)
         # A VM may have become ready between the last look and the place in the queue: whoever made it ready looks for
         # waiting claims after its commit, we look for ready VMs after ours, so that one of the two sees both.
-        await self._or_leave(claim_id, wish, self._matches.get_fresh(pool.id))
-        return await self._wait(claim_id, wish, until_gone, replayed=False)
+        await self._or_leave(place, self._matches.get_fresh(pool.id))
+        return await self._wait(place, wish, until_gone, replayed=False)
 
     async def replay(self, claim_id: UUID, wish: NewClaim, until_gone: UntilGone) -> StoredClaim:
         """The claim that an idempotency key belongs to. Raises IdempotencyKeyReused where its body was another."""
@@ -108,8 +119,9 @@ class ClaimQueue:
         if known.claim.state is not ClaimState.PENDING:
             return known
         async with self._db.begin() as tx:
-            await claims.hold_place(tx, claim_id, seconds=self._pending_seconds)
-        return await self._wait(claim_id, wish, until_gone, replayed=True)
+            held_until = await claims.hold_place(tx, claim_id, seconds=self._pending_seconds)
+        place = _Place(claim_id, keyed=True, held_until=held_until)
+        return await self._wait(place, wish, until_gone, replayed=True)
 
     async def recall(self, claim_id: UUID, wish: NewClaim) -> StoredClaim:
         """The same, as it stands, with no wait."""
@@ -144,9 +156,9 @@ class ClaimQueue:
             return StoredClaim(claim)
         return StoredClaim(claim, estimate=await self._estimate(claim.pool_id, claim.id))
 
-    async def _insert(self, pool: PoolRow, wish: NewClaim, request: ClaimRequest, reason: str) -> UUID:
+    async def _insert(self, pool: PoolRow, wish: NewClaim, request: ClaimRequest, reason: str) -> _Place:
         async with self._db.begin() as tx:
-            return await claims.insert_pending(
+            claim_id = await claims.insert_pending(
                 tx,
                 claim_id=request.claim_id,
                 pool_id=pool.id,
@@ -157,13 +169,17 @@ class ClaimQueue:
                 pending_seconds=self._pending_seconds,
                 reason=reason,
             )
+            if request.key is None or claim_id != request.claim_id:
+                return _Place(claim_id, keyed=request.key is not None)
+            held_until = await claims.hold_place(tx, claim_id, seconds=self._pending_seconds)
+        return _Place(claim_id, keyed=True, held_until=held_until)
 
-    async def _or_leave(self, claim_id: UUID, wish: NewClaim, step: Awaitable[_Result]) -> _Result:
+    async def _or_leave(self, place: _Place, step: Awaitable[_Result]) -> _Result:
         """A step of a claim that has, or may have, its place by now: where the step is broken off the place is freed."""
         try:
             return await step
         except (asyncio.CancelledError, DatabaseUnavailable):
-            await asyncio.shield(self._leave(claim_id, keyed=wish.key is not None))
+            await asyncio.shield(self._leave(place))
             raise
 
     async def _look_at_pool(self, name: str) -> _Outlook:
@@ -197,13 +213,13 @@ class ClaimQueue:
             raise NoWarmVm(f"{empty}, and {because}", retry_after=_retry_after(estimate.seconds))
         return empty
 
-    async def _wait(self, claim_id: UUID, wish: NewClaim, until_gone: UntilGone, *, replayed: bool) -> StoredClaim:
-        claim, gone = None, False
+    async def _wait(self, place: _Place, wish: NewClaim, until_gone: UntilGone, *, replayed: bool) -> StoredClaim:
+        claim_id, claim, gone = place.claim_id, None, False
         if wish.wait_seconds > 0:
             waiting = self._until_bound(claim_id, wish.wait_seconds, until_gone)
-            claim, gone = await self._or_leave(claim_id, wish, waiting)
+            claim, gone = await self._or_leave(place, waiting)
         if gone:
-            await self._leave(claim_id, keyed=wish.key is not None)
+            await self._leave(place)
         if claim is None:
             claim = await self._get(claim_id)
         if claim.state in CLAIM_ENDED and claim.vm_id is None:
@@ -212,7 +228,7 @@ class ClaimQueue:
             return StoredClaim(claim, replayed=replayed)
         estimate = await self._estimate(claim.pool_id, claim.id)
         if estimate.seconds is None:
-            await self._leave(claim_id, keyed=False)
+            await self._give_up(claim_id)
             raise NoWarmVm(
                 f"{claim.reason}, and none comes by itself: {estimate.basis}", retry_after=_DEFAULT_RETRY_AFTER
             )
@@ -230,16 +246,24 @@ class ClaimQueue:
             leaving.cancel()
             await asyncio.gather(waiting, leaving, return_exceptions=True)
 
-    async def _leave(self, claim_id: UUID, *, keyed: bool) -> None:
+    async def _leave(self, place: _Place) -> None:
+        """With a key the place is kept for a while; where a retry has held it since, on any replica, it is that one's."""
+        if not place.keyed:
+            await self._give_up(place.claim_id)
+            return
         try:
             async with self._db.begin() as tx:
-                if keyed:
-                    await claims.hold_place(tx, claim_id, seconds=_RETRY_WINDOW_SECONDS)
-                else:
-                    why = "nobody waits for it any more"
-                    await claims.end(tx, [claim_id], ClaimState.FAILED, sources=[ClaimState.PENDING], reason=why)
+                await claims.hold_place(tx, place.claim_id, seconds=_RETRY_WINDOW_SECONDS, held_until=place.held_until)
         except DatabaseUnavailable:
-            log.info("claim.place_not_freed", claim=str(claim_id))  # its own time limit will
+            log.info("claim.place_not_freed", claim=str(place.claim_id))  # its own time limit will
+
+    async def _give_up(self, claim_id: UUID) -> None:
+        why = "nobody waits for it any more"
+        try:
+            async with self._db.begin() as tx:
+                await claims.end(tx, [claim_id], ClaimState.FAILED, sources=[ClaimState.PENDING], reason=why)
+        except DatabaseUnavailable:
+            log.info("claim.place_not_freed", claim=str(claim_id))
 
     async def _estimate(self, pool_id: UUID, claim_id: UUID | None) -> WaitEstimate:
         async with self._db.begin() as tx:
