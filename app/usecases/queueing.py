@@ -205,6 +205,8 @@ class ClaimQueue:
             raise NoWarmVm(
                 f"{empty}, and {counts.waiting} claims wait already, as many as may", retry_after=_DEFAULT_RETRY_AFTER
             )
+        if counts.ready > counts.waiting:
+            return f"pool {pool.name!r} has ready VMs, and each was just in another's hand"
         if counts.in_flight - (counts.planned if pool.paused else 0) > counts.waiting:
             return empty
         because = _why_none_will_come(pool, counts.claimed, wish.wait_seconds)
