@@ -110,7 +110,7 @@ class ClaimQueue:
             return await self.replay(place.claim_id, wish, until_gone)
         # A VM may have become ready between the last look and the place in the queue: whoever made it ready looks for
         # waiting claims after its commit, we look for ready VMs after ours, so that one of the two sees both.
-        await self._or_leave(place, self._matches.get_fresh(pool.id))
+        await self._or_leave(place, self._look_once_more(pool.id))
         return await self._wait(place, wish, until_gone, replayed=False)
 
     async def replay(self, claim_id: UUID, wish: NewClaim, until_gone: UntilGone) -> StoredClaim:
@@ -155,6 +155,12 @@ class ClaimQueue:
         if claim.state is not ClaimState.PENDING:
             return StoredClaim(claim)
         return StoredClaim(claim, estimate=await self._estimate(claim.pool_id, claim.id))
+
+    async def _look_once_more(self, pool_id: UUID) -> None:
+        try:
+            await self._matches.get_fresh(pool_id)
+        except DatabaseUnavailable:
+            log.info("claim.match_left_to_polling")  # the place is written; whoever is back first looks
 
     async def _insert(self, pool: PoolRow, wish: NewClaim, request: ClaimRequest, reason: str) -> _Place:
         async with self._db.begin() as tx:
