@@ -53,7 +53,8 @@ _END_DELETE = text("""
     RETURNING id
 """)
 _DROP_PLAN = text("DELETE FROM pool_plan WHERE pool_id = :id")
-_LOCK = text("SELECT consecutive_failures, last_failure_at FROM pool WHERE id = :id FOR UPDATE")
+# NO KEY: a VM that is planned meanwhile refers to the pool, and need not wait.
+_LOCK = text("SELECT consecutive_failures, last_failure_at FROM pool WHERE id = :id FOR NO KEY UPDATE")
 _FAILED = text("""
     UPDATE pool SET consecutive_failures = :consecutive, last_failure = :reason, last_failure_at = now(),
         backoff_until = :backoff_until, stalled_at = CASE WHEN :stalled THEN coalesce(stalled_at, now()) ELSE stalled_at END

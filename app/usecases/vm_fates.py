@@ -1,6 +1,6 @@
 """What becomes of a VM, and of all that hangs on it: its place in the queue, its claim, its pool's failures.
 
-Each function works inside the caller's transaction. Locks are taken in one order: place in a queue, claim, VM.
+Each function works inside the caller's transaction. Locks are taken in one order: place in a queue, claim, pool, VM.
 """
 
 import random
@@ -94,9 +94,13 @@ async def give_up(tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, rules
         else:
             why = f"its VM {vm.name} is gone: {reason}"
             await claims.end(tx, [vm.claim_id], ClaimState.FAILED, sources=[ClaimState.BOUND], reason=why)
+    never_came_up = vm.state in {VmState.CREATING, VmState.BOOTING} and vm.ready_at is None
+    if never_came_up:
+        # Before the VM: who gives up many VMs of a pool holds its row already when it comes to one that another gives up too.
+        await pool_rows.lock_failures(tx, vm.pool_id)
     if not await vms.move(tx, [vm.id], target, sources=[vm.state], reason=reason):
         return False
-    if vm.state in {VmState.CREATING, VmState.BOOTING} and vm.ready_at is None:
+    if never_came_up:
         await count_failure(tx, vm.pool_id, planned_at=vm.created_at, reason=reason, rules=rules, now=now)
     if requeued:
         await _serve(tx, vm.pool_id)
