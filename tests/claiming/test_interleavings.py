@@ -1,0 +1,221 @@
+"""Drawn schedules of everything that meets on a pool: claims of two processes, keys, clients that leave, late commits, others' rollbacks.
+
+A schedule says what begins and ends in which order; how far each thing gets in between is up to Postgres. What must hold
+afterwards holds for every one of them.
+"""
+
+import asyncio
+from collections import defaultdict
+from itertools import count
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.domain.states import VmState
+from app.store import vms
+from app.store.claim_lane import Bound
+from app.usecases.claiming import WarmClaim
+from app.usecases.claims import release_claim
+from tests.claiming.supply import warm
+from tests.store import invariants
+from tests.store.scenes import fetch, make_pool, make_vms, request, scalar
+from tests.usecases.conftest import never, wish
+
+VMS = 8
+KEYS = st.sampled_from([None, None, "a", "b"])
+_QUIET = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+}
+STEPS = st.one_of(
+    st.tuples(st.just("arrive"), st.integers(0, 1), KEYS, st.sampled_from([0, 60])),
+    st.tuples(st.just("arrive"), st.integers(0, 1), KEYS, st.just(0)),
+    st.tuples(st.just("cancel"), st.integers(0, 20)),
+    st.tuples(st.just("ready"), st.integers(1, 3)),
+    st.tuples(st.just("late"), st.integers(1, 3), st.booleans()),
+    st.tuples(st.just("grab"), st.integers(1, 3)),
+    st.tuples(st.just("stall")),
+    st.tuples(st.just("end"), st.integers(0, 3)),
+    st.tuples(st.just("release"), st.integers(0, 20)),
+    st.tuples(st.just("go on"), st.integers(1, 40)),
+)
+_numbers = count()
+
+
+class Schedule:
+    """One pool with two processes' desks, and all that is under way in it."""
+
+    def __init__(self, db, desks, pool, booting):
+        self.db = db
+        self.desks = desks
+        self.pool = pool
+        self.booting = booting
+        self.asked = []
+        self.never_began = set()
+        self._began = set()
+        self._held = []
+        self._others = []
+
+    async def run(self, steps):
+        for name, *how in steps:
+            await getattr(self, name.replace(" ", "_"))(*how)
+        await self.finish()
+
+    async def arrive(self, desk, key, wait):
+        number = len(self.asked)
+        mine = wish(self.pool.name, wait=wait, key=key and f"{key}-{self.pool.name}", labels={"n": str(number)})
+        body = f"{key}"  # whoever has the key sends the same body, whatever its labels tell this test
+
+        async def ask():
+            self._began.add(number)
+            return await self.desks[desk].claim(mine._replace(request_hash=body), never)
+
+        self.asked.append((key, asyncio.create_task(ask())))
+
+    async def cancel(self, number):
+        if self.asked:
+            number %= len(self.asked)
+            task = self.asked[number][1]
+            task.cancel()
+            if number not in self._began:
+                self.never_began.add(str(number))
+
+    async def ready(self, n):
+        self._others.append(asyncio.create_task(warm(self.db, self.pool, self._take(n))))
+
+    async def late(self, n, commits):
+        """Ready VMs whose sequence numbers are given out now and seen later, if ever."""
+        ids = self._take(n)
+
+        async def enqueue(tx):
+            await vms.move(tx, ids, VmState.READY, sources=[VmState.BOOTING])
+            await vms.enqueue(tx, ids)
+
+        await self._hold(enqueue, commits=commits, undone=lambda: self.booting.extend(ids))
+
+    async def grab(self, n):
+        """Another process has some in hand, and will let them go."""
+        query = (
+            f"SELECT 1 FROM ready_slot WHERE pool_id = '{self.pool.id}' ORDER BY seq LIMIT {n} FOR UPDATE SKIP LOCKED"
+        )
+        await self._hold(lambda tx: tx.exec_driver_sql(query))
+
+    async def stall(self):
+        """Statements that take one of these VMs hang between their insert and their end."""
+        query = f"SELECT 1 FROM vm WHERE pool_id = '{self.pool.id}' AND state = 'ready' FOR UPDATE SKIP LOCKED"
+        await self._hold(lambda tx: tx.exec_driver_sql(query))
+
+    async def end(self, number):
+        if self._held:
+            task, ends = self._held.pop(number % len(self._held))
+            ends.set()
+            await task
+
+    async def release(self, number):
+        done = [task for _, task in self.asked if task.done() and not task.cancelled() and task.exception() is None]
+        if done:
+            claim_id, _ = told(done[number % len(done)].result())
+            self._others.append(asyncio.create_task(release_claim(self.db, claim_id)))
+
+    async def go_on(self, ticks):
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+
+    async def finish(self):
+        """Everything ends that was begun, and who still waits for a VM then leaves."""
+        while self._held:
+            await self.end(0)
+        async with asyncio.timeout(20):
+            await asyncio.gather(*self._others)
+            at_once = [task for _, task in self.asked if not task.done()]
+            if at_once:
+                await asyncio.wait(at_once, timeout=0.05)
+            await warm(self.db, self.pool, [])
+            for _, task in self.asked:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in self.asked), return_exceptions=True)
+
+    def answers(self):
+        """(key, claim, VM or None) of each request that was answered."""
+        done = [(key, task) for key, task in self.asked if not task.cancelled()]
+        return [(key, *told(task.result())) for key, task in done]
+
+    def _take(self, n):
+        taken, self.booting[:n] = self.booting[:n], []
+        return taken
+
+    async def _hold(self, work, *, commits=False, undone=lambda: None):
+        if len(self._held) == 4:
+            return await self.end(0)
+        began, ends = asyncio.Event(), asyncio.Event()
+
+        async def hold():
+            async with self.db.begin() as tx:
+                await work(tx)
+                began.set()
+                await ends.wait()
+                if not commits:
+                    await tx.rollback()
+            if not commits:
+                undone()
+
+        task = asyncio.create_task(hold())
+        await asyncio.wait_for(began.wait(), 10)
+        self._held.append((task, ends))
+        return None
+
+
+def told(answer):
+    """(claim, VM or None)"""
+    if isinstance(answer, WarmClaim):
+        return answer.bound.claim_id, answer.bound.vm_id
+    return answer.claim.id, answer.claim.vm_id
+
+
+async def hold_together(schedule, rows):
+    """The answers and the rows say the same, and each key has one claim."""
+    claims_of_key = defaultdict(set)
+    for key, claim_id, vm_id in schedule.answers():
+        if vm_id is not None:
+            assert rows[claim_id]["vm_id"] == vm_id
+        if key is not None:
+            claims_of_key[key].add(claim_id)
+    assert all(len(claims) == 1 for claims in claims_of_key.values()), claims_of_key
+    unkeyed = [claim_id for key, claim_id, _ in schedule.answers() if key is None]
+    assert len(unkeyed) == len(set(unkeyed))
+    assert not schedule.never_began & {row["labels"].get("n") for row in rows.values()}
+
+
+@pytest.fixture
+async def desks(make_desk):
+    return [await make_desk(), await make_desk()]
+
+
+@given(steps=st.lists(STEPS, min_size=6, max_size=24), asks=st.integers(0, 1), sweeps=st.booleans())
+@settings(max_examples=40, **_QUIET)
+async def test_no_interleaving_gives_a_vm_twice_or_strands_one(db, desks, steps, asks, sweeps):
+    pool = await make_pool(db, f"p{next(_numbers)}")
+    schedule = Schedule(db, desks, pool, await make_vms(db, pool, VMS, VmState.BOOTING))
+    await schedule.run(steps)
+
+    await invariants.check(db)
+    rows = {row["id"]: row for row in await fetch(db, "SELECT * FROM claim WHERE pool_id = :id", id=pool.id)}
+    await hold_together(schedule, rows)
+
+    left = await scalar(db, "SELECT count(*) FROM ready_slot WHERE pool_id = :id", id=pool.id)
+    if left:
+        assert await scalar(db, "SELECT count(*) FROM claim_queue WHERE pool_id = :id", id=pool.id) == 0
+    lane = desks[asks]._lane
+    if sweeps:  # what was left below a hint is found by hints alone, once they were put right
+        await lane.lower_hints([pool.id])
+        for _ in range(left):
+            (outcome,) = await lane.claim(pool.id, [request()])
+            assert isinstance(outcome, Bound)
+    else:
+        for _ in range(left):
+            assert isinstance(await desks[asks].claim(wish(pool.name), never), WarmClaim)
+    assert await scalar(db, "SELECT count(*) FROM ready_slot WHERE pool_id = :id", id=pool.id) == 0
+    await invariants.check(db)
