@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
+from importlib import metadata
 
 import structlog
 import uvicorn
@@ -54,7 +55,7 @@ def create_app(role: Role = Role.ALL) -> FastAPI:
     """The application without what it works on: `services` goes into its state before it serves."""
     app: FastAPI = FastAPIOffline(
         title="Emberpool",
-        version="1.0.0",
+        version=metadata.version("emberpool"),
         summary="VMs that are ready before they are asked for.",
         description=_DESCRIPTION,
         openapi_tags=_TAGS,

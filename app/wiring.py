@@ -1,9 +1,8 @@
 """The one place where objects are built, and the order in which they start and stop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 
@@ -30,45 +29,45 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
     connections are closed. Raises what a side task died of.
     """
     url = settings.database_url.get_secret_value()
-    db = Database(url, pool_size=settings.database_pool_size)
-    # Of their own: a flood of requests that wait for VMs must not keep those that make VMs from the database.
-    workers_db = Database(url, pool_size=settings.database_pool_size)
-    lane = ClaimLane(url)
-    gateway = await connect(settings)
-    room = WaitingRoom(db)
-    desk = ClaimDesk(db, lane, room, settings)
-    tail = EventTail(db)
-    listener = Listener(url)
+    async with AsyncExitStack() as closing:
+        db = Database(url, pool_size=settings.database_pool_size)
+        closing.push_async_callback(db.close)
+        lane = ClaimLane(url)
+        closing.push_async_callback(lane.close)
+        gateway = await connect(settings)
+        closing.push_async_callback(gateway.close)
+        room = WaitingRoom(db)
+        desk = ClaimDesk(db, lane, room, settings)
+        tail = EventTail(db)
+        listener = Listener(url)
 
-    parts: list[Coroutine[Any, Any, None]] = []
-    if settings.role is not Role.WORKER:
-        listener.on(Topic.POOL, desk.forget_pools)
-        listener.on(Topic.SETTLED, room.wake)
-        parts += [desk.run(stopping), room.run(stopping), tail.run(stopping)]
+        parts = {"listen": listener.run}
+        if settings.role is not Role.WORKER:
+            listener.on(Topic.POOL, desk.forget_pools)
+            listener.on(Topic.SETTLED, room.wake)
+            parts |= {"desk": desk.run, "room": room.run, "tail": tail.run}
+            try:
+                await desk.warm_up()
+            except DatabaseUnavailable as error:
+                log.warning("start.without_database", error=error.detail)
+        if settings.role is not Role.API:
+            # Of their own: a flood of requests that wait for VMs must not keep those that make VMs from the database.
+            workers_db = Database(url, pool_size=settings.database_pool_size)
+            closing.push_async_callback(workers_db.close)
+            parts["workers"] = Workers(workers_db, gateway, listener, settings).run
+
+        tasks = [asyncio.create_task(part(stopping), name=name) for name, part in parts.items()]
+        for task in tasks:
+            task.add_done_callback(lambda done: _note_end(done, stopping))
         try:
-            await desk.warm_up()
-        except DatabaseUnavailable as error:
-            log.warning("start.without_database", error=error.detail)
-    if settings.role is not Role.API:
-        parts.append(Workers(workers_db, gateway, listener, settings).run(stopping))
-    parts.append(listener.run(stopping))
-
-    tasks = [asyncio.create_task(part) for part in parts]
-    for task in tasks:
-        task.add_done_callback(lambda done: _note_end(done, stopping))
-    try:
-        yield Services(settings=settings, db=db, gateway=gateway, desk=desk, tail=tail, stopping=stopping)
-    finally:
-        stopping.set()
-        _, late = await asyncio.wait(tasks, timeout=settings.shutdown_grace_seconds)
-        for task in late:
-            log.warning("stop.cancelled", task=task.get_name())
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        await lane.close()
-        await db.close()
-        await workers_db.close()
-        await gateway.close()
+            yield Services(settings=settings, db=db, gateway=gateway, desk=desk, tail=tail, stopping=stopping)
+        finally:
+            stopping.set()
+            _, late = await asyncio.wait(tasks, timeout=settings.shutdown_grace_seconds)
+            for task in late:
+                log.warning("stop.cancelled", task=task.get_name())
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
     for result in results:
         if isinstance(result, Exception):
             raise result

@@ -4,10 +4,10 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from app.config import MAX_BATCH, MAX_LEASE_SECONDS, MAX_WAIT_SECONDS
-from app.domain.pools import PoolName, PoolSpec
+from app.domain.pools import Count, PoolName, PoolSpec
 from app.domain.states import ClaimState, PoolPhase, VmState
 from app.domain.statistics import PoolFlags, WaitEstimate, assess
 from app.store.events import EventRow
@@ -97,7 +97,7 @@ class _Wish(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pool: PoolName
-    lease_seconds: int | None = Field(
+    lease_seconds: Count | None = Field(
         default=None,
         ge=1,
         le=MAX_LEASE_SECONDS,
@@ -117,7 +117,7 @@ class ClaimBody(_Wish):
         json_schema_extra={"examples": [{"pool": "fast-start-pool", "wait_seconds": 30, "labels": {"job": "ci-4711"}}]},
     )
 
-    wait_seconds: float = Field(
+    wait_seconds: Annotated[float, Strict()] = Field(
         default=0,
         ge=0,
         le=MAX_WAIT_SECONDS,
@@ -135,8 +135,8 @@ class BatchBody(_Wish):
         json_schema_extra={"examples": [{"pool": "fast-start-pool", "count": 3, "all_or_nothing": False}]},
     )
 
-    count: int = Field(ge=1, le=MAX_BATCH, description="How many VMs, each its own claim.")
-    all_or_nothing: bool = Field(
+    count: Count = Field(ge=1, le=MAX_BATCH, description="How many VMs, each its own claim.")
+    all_or_nothing: Annotated[bool, Strict()] = Field(
         default=False, description="Where fewer are ready, claim none. Otherwise as many as are ready are claimed."
     )
 
@@ -144,7 +144,7 @@ class BatchBody(_Wish):
 class RenewBody(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    lease_seconds: int | None = Field(
+    lease_seconds: Count | None = Field(
         default=None, ge=1, le=MAX_LEASE_SECONDS, description="The lease from now on. None: its own length again."
     )
 

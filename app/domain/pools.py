@@ -1,13 +1,15 @@
 """What a pool is asked to be. The same shape is the body of `PUT /v1/pools/{name}` and what the store keeps."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator
 
 from app.config import MAX_LEASE_SECONDS, MAX_POOL_SIZE
 from app.domain.observation import WarmWhen
 
 POOL_NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+Count = Annotated[int, Strict()]
+"""A whole number as such: `true` and `"3"` are none."""
 PoolName = Annotated[str, Field(pattern=POOL_NAME_PATTERN, max_length=63, examples=["fast-start-pool"])]
 
 
@@ -16,7 +18,7 @@ class PoolSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: int = Field(ge=0, le=MAX_POOL_SIZE, description="How many VMs to keep ready.", examples=[10])
+    size: Count = Field(ge=0, le=MAX_POOL_SIZE, description="How many VMs to keep ready.", examples=[10])
     template: dict[str, Any] = Field(
         description=(
             "The VM: a KubeVirt template as in a VirtualMachine's `spec.template` (`{spec: {domain, volumes}}`), a whole "
@@ -24,45 +26,59 @@ class PoolSpec(BaseModel):
         ),
         examples=[{"image": "quay.io/containerdisks/ubuntu:22.04", "cpu": 2, "memory": "2Gi"}],
     )
-    min_available: int = Field(
+    min_available: Count = Field(
         default=0,
         ge=0,
         description="The floor: fewer ready VMs make the pool `degraded`; nothing voluntary goes below it.",
     )
-    auto_replenish: bool = Field(
+    auto_replenish: Annotated[bool, Strict()] = Field(
         default=True, description="Replace each claimed VM. Without it the pool drains until `replenish`."
     )
-    max_vms: int | None = Field(
+    max_vms: Count | None = Field(
         default=None,
         ge=0,
         description="At most so many VMs, warm and claimed together. None: no limit but the cluster's.",
     )
-    max_ready_age_seconds: int | None = Field(default=None, ge=60, description="Replace VMs that have waited longer.")
-    max_concurrent_creates: int = Field(
+    max_ready_age_seconds: Count | None = Field(default=None, ge=60, description="Replace VMs that have waited longer.")
+    max_concurrent_creates: Count = Field(
         default=10, ge=1, le=500, description="At most so many VMs on their way at once."
     )
-    boot_timeout_seconds: int = Field(default=600, ge=5, le=86_400, description="A VM not ready by then has failed.")
+    boot_timeout_seconds: Count = Field(default=600, ge=5, le=86_400, description="A VM not ready by then has failed.")
     warm_when: WarmWhen = Field(
         default=WarmWhen.AGENT,
         description="What proves that the guest has booted: `agent` (Ready and guest agent connected), `ready`, or `running`.",
     )
-    default_lease_seconds: int = Field(
+    default_lease_seconds: Count = Field(
         default=3600, ge=1, le=MAX_LEASE_SECONDS, description="The lease of a claim that names none."
     )
-    max_lease_seconds: int = Field(
-        default=86_400, ge=1, le=MAX_LEASE_SECONDS, description="The longest lease from now on."
+    max_lease_seconds: Count = Field(
+        default=86_400, validate_default=True, ge=1, le=MAX_LEASE_SECONDS, description="The longest lease from now on."
     )
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if self.min_available > self.size:
+    # Each looks at fields that stand above it; those that are wrong themselves are not there to be compared with.
+
+    @field_validator("min_available")
+    @classmethod
+    def _floor_within_size(cls, value: int, info: ValidationInfo) -> int:
+        size = info.data.get("size")
+        if size is not None and value > size:
+            raise ValueError(f"min_available ({value}) is above size ({size}); lower it or raise size")
+        return value
+
+    @field_validator("max_vms")
+    @classmethod
+    def _cap_above_size(cls, value: int | None, info: ValidationInfo) -> int | None:
+        size = info.data.get("size")
+        if value is not None and size is not None and value < size:
+            raise ValueError(f"max_vms ({value}) is below size ({size}); raise it or lower size")
+        return value
+
+    @field_validator("max_lease_seconds")
+    @classmethod
+    def _default_within_longest(cls, value: int, info: ValidationInfo) -> int:
+        default = info.data.get("default_lease_seconds")
+        if default is not None and default > value:
             raise ValueError(
-                f"min_available ({self.min_available}) is above size ({self.size}); lower it or raise size"
+                f"default_lease_seconds ({default}) is above max_lease_seconds ({value}); lower it or raise this"
             )
-        if self.max_vms is not None and self.max_vms < self.size:
-            raise ValueError(f"max_vms ({self.max_vms}) is below size ({self.size}); raise it or lower size")
-        if self.default_lease_seconds > self.max_lease_seconds:
-            raise ValueError(
-                f"default_lease_seconds ({self.default_lease_seconds}) is above max_lease_seconds ({self.max_lease_seconds})"
-            )
-        return self
+        return value

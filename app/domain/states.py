@@ -3,7 +3,9 @@
 A VM: `planned -> creating -> booting -> ready -> claimed -> releasing -> deleted`. A row is `planned` before the cluster is
 asked for anything; `creating` while a worker asks; `booting` once the cluster has the object; `ready` while it waits in the
 queue of warm VMs; `claimed` while a claim holds it; `releasing` until the cluster has let go of the object; `deleted` for
-good. A VM that is no longer warm goes back from `ready` to `booting` and has a short time to recover. `failed` is one we
+good. A planned VM that is given
+up is `deleted` at once, unless the cluster was asked for it before: its answer may have been lost, so the object is removed
+first. A VM that is no longer warm goes back from `ready` to `booting` and has a short time to recover. `failed` is one we
 give up on: its object is still to be removed, so `releasing` follows. `lost` is one that left the cluster without us.
 
 A claim: `pending -> bound -> released | expired | failed`. A claim goes back from `bound` to `pending` where its VM died
@@ -52,7 +54,7 @@ class PoolPhase(StrEnum):
 
 _VM = VmState
 VM_TRANSITIONS: dict[VmState, frozenset[VmState]] = {
-    _VM.PLANNED: frozenset({_VM.CREATING, _VM.FAILED, _VM.DELETED}),
+    _VM.PLANNED: frozenset({_VM.CREATING, _VM.RELEASING, _VM.FAILED, _VM.DELETED}),
     _VM.CREATING: frozenset({_VM.BOOTING, _VM.PLANNED, _VM.RELEASING, _VM.FAILED, _VM.LOST}),
     _VM.BOOTING: frozenset({_VM.READY, _VM.RELEASING, _VM.FAILED, _VM.LOST}),
     _VM.READY: frozenset({_VM.BOOTING, _VM.CLAIMED, _VM.RELEASING, _VM.FAILED, _VM.LOST}),

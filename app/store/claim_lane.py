@@ -76,7 +76,9 @@ SELECT ord, false, known, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM re
 _CLAIM_BATCH = _CLAIM.replace("ON CONFLICT (idem_key) WHERE idem_key IS NOT NULL DO NOTHING", "")
 
 _LOWEST = """
-SELECT p.id, (SELECT min(seq) FROM ready_slot WHERE pool_id = p.id) AS seq FROM unnest($1::uuid[]) AS p(id)
+SELECT p.id, (SELECT min(seq) FROM ready_slot WHERE pool_id = p.id) AS seq,
+    EXISTS (SELECT 1 FROM pool WHERE pool.id = p.id AND deleted_at IS NULL) AS lives
+FROM unnest($1::uuid[]) AS p(id)
 """
 
 _SETTLED = """
@@ -191,7 +193,8 @@ class ClaimLane:
             raise
 
     async def lower_hints(self, pool_ids: Iterable[UUID] | None = None) -> None:
-        """Moves hints down to where rows really begin; up only through claims. Without `pool_ids` for every pool known here.
+        """Moves hints down to where rows really begin; up only through claims. Without `pool_ids` for every pool known here;
+        those of deleted pools are forgotten.
 
         Raises DatabaseUnavailable.
         """
@@ -206,11 +209,10 @@ class ClaimLane:
                 raise unavailable() from error
             raise
         for row in rows:
-            if row["seq"] is not None:
+            if not row["lives"]:
+                self._hints.pop(row["id"], None)
+            elif row["seq"] is not None:
                 self._hints[row["id"]] = min(row["seq"], self._hints.get(row["id"], row["seq"]))
-
-    def forget(self, pool_id: UUID) -> None:
-        self._hints.pop(pool_id, None)
 
     async def close(self) -> None:
         while not self._idle.empty():

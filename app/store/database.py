@@ -28,7 +28,17 @@ _AWAY = (
     asyncpg.InvalidCatalogNameError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InterfaceError,
+    asyncpg.UndefinedTableError,  # not migrated: it serves again once it is, and /readyz says so meanwhile
     asyncpg.InternalClientError,  # an idle connection whose server said goodbye, used before its end was read (asyncpg 0.32)
+)
+
+
+# Postgres ended one of two transactions that waited for each other, or one that waited too long.
+_BUSY = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.QueryCanceledError,
 )
 
 
@@ -44,17 +54,35 @@ def driver_dsn(url: str) -> str:
 
 def is_away(error: BaseException) -> bool:
     """Whether an error says that Postgres cannot be reached, and not that a statement is wrong."""
+    if isinstance(error, DBAPIError) and (
+        error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    ):
+        return True
+    return isinstance(_driver_error(error), _AWAY)
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether an error says that others were in the way: the same again can succeed."""
+    return isinstance(_driver_error(error), _BUSY)
+
+
+def _driver_error(error: BaseException) -> BaseException | None:
+    """What asyncpg raised, where SQLAlchemy has wrapped it."""
     if isinstance(error, DBAPIError):
-        if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
-            return True
-        cause = error.orig.__cause__ if error.orig is not None else None
-        return cause is not None and isinstance(cause, _AWAY)
-    return isinstance(error, _AWAY)
+        return error.orig.__cause__ if error.orig is not None else None
+    return error
 
 
 def unavailable() -> DatabaseUnavailable:
     return DatabaseUnavailable(
         "the database does not answer; nothing was changed that you have not been told of. Try again in a moment",
+        retry_after=_RETRY_AFTER_SECONDS,
+    )
+
+
+def busy() -> DatabaseUnavailable:
+    return DatabaseUnavailable(
+        "the database gave up on this because others were in the way; nothing was changed. Try again",
         retry_after=_RETRY_AFTER_SECONDS,
     )
 
@@ -79,13 +107,15 @@ class Database:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """Raises DatabaseUnavailable where Postgres cannot be reached, or goes away in the middle."""
+        """Raises DatabaseUnavailable where Postgres cannot be reached, goes away in the middle, or gives up on us for others."""
         try:
             async with self._engine.begin() as tx:
                 yield tx
         except asyncio.CancelledError:
             raise
         except Exception as error:
+            if is_busy(error):
+                raise busy() from error
             if is_away(error):
                 raise unavailable() from error
             raise

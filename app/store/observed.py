@@ -21,10 +21,10 @@ _COLUMNS = """
 _BY_IDS = f"SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = ANY(CAST(:ids AS uuid[]))"
 _BY_NAMES = f"SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.name = ANY(CAST(:names AS text[])) AND v.ended_at IS NULL"
 
-# Only VMs whose object was known before the list was asked for can be missing from it.
+# Only VMs whose object was known before the list was asked for can be missing from it: one that was ready long had it long.
 _MISSING = f"""
     SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id
-    WHERE v.ended_at IS NULL AND v.state IN ('booting', 'ready', 'claimed', 'failed', 'releasing') AND v.state_since < :before
+    WHERE v.ended_at IS NULL AND v.state IN ('booting', 'ready', 'claimed', 'failed', 'releasing') AND least(v.ready_at, v.state_since) < :before
       AND NOT (v.name = ANY(CAST(:names AS text[])))
     ORDER BY v.id LIMIT :limit
 """

@@ -37,7 +37,7 @@ async def plan_next_pool(db: Database, *, every_seconds: float, skip: tuple[UUID
             log.info("pool.deleted", pool=pool.name)
             return pool_id
         step = plan(snapshot, now)
-        await _apply(tx, pool, step)
+        await _apply(tx, pool, step, asked={vm.id for vm in snapshot.in_flight if vm.asked})
         await planning.write(tx, pool_id, next_in_seconds=_next_look(step, now, every_seconds), notes=step.notes)
     if not step.is_idle:
         log.info(
@@ -59,16 +59,18 @@ async def _turn_away(tx: Tx, pool: PoolRow) -> None:
     await notify_settled(tx, [claim_id for claim_id, _, _ in ended])
 
 
-async def _apply(tx: Tx, pool: PoolRow, step: Plan) -> None:
+async def _apply(tx: Tx, pool: PoolRow, step: Plan, *, asked: set[UUID]) -> None:
     if step.remove:
         taken = await vms.take_from_queue(tx, pool.id, step.remove, floor=step.floor)
         # Their places in the queue are gone and locked by us: no claim can have them any more.
         await vms.leave_ready(tx, taken, reason=_why_removed(pool))
     if step.cancel:
         why = _why_removed(pool)
-        never_asked = await vms.move(tx, step.cancel, VmState.DELETED, sources=[VmState.PLANNED], reason=why)
-        rest = [vm_id for vm_id in step.cancel if vm_id not in set(never_asked)]
-        await vms.release(tx, rest, sources=[VmState.BOOTING], reason=why)
+        never_asked = [vm_id for vm_id in step.cancel if vm_id not in asked]
+        await vms.move(tx, never_asked, VmState.DELETED, sources=[VmState.PLANNED], reason=why)
+        # A create whose answer was lost is planned again, and may have made its object: that one is to be removed.
+        known = [vm_id for vm_id in step.cancel if vm_id in asked]
+        await vms.release(tx, known, sources=[VmState.PLANNED, VmState.BOOTING], reason=why)
     await vms.urge(tx, pool.id, urgent=step.urgent)
     if step.create:
         made = [(vm_id, vm_name(pool.name, vm_id)) for vm_id in (new_id() for _ in range(step.create))]

@@ -217,8 +217,8 @@ async def test_a_hint_is_warmed_for_a_pool_that_was_never_claimed_from(db, lane)
     assert lane._hints == {}
     await lane.lower_hints([pool.id, empty.id])
     assert lane._hints == {pool.id: await scalar(db, "SELECT min(seq) FROM ready_slot")}
-    lane.forget(pool.id)
-    lane.forget(empty.id)
+    await execute(db, "UPDATE pool SET deleted_at = now()")
+    await lane.lower_hints()
     assert lane._hints == {}
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.errors import DatabaseUnavailable
 from app.store.database import Database, driver_dsn, engine_url, is_away
-from tests.store.scenes import scalar
+from tests.store.scenes import make_pool, make_vms, scalar
 
 _OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -85,3 +85,23 @@ async def test_a_connection_that_breaks_in_a_transaction_is_an_absence(db):
     with pytest.raises(DatabaseUnavailable):
         await lose()
     assert await scalar(db, "SELECT 1") == 1
+
+
+async def test_a_transaction_that_postgres_ends_for_another_can_be_tried_again(db):
+    """Two that wait for each other: one is ended, and told that nothing was changed."""
+    pool = await make_pool(db)
+    first, second = await make_vms(db, pool, 2)
+    lock = text("SELECT 1 FROM vm WHERE id = :id FOR UPDATE")
+
+    async def cross(mine, other, met: asyncio.Barrier):
+        async with db.begin() as tx:
+            await tx.execute(lock, {"id": mine})
+            await met.wait()
+            await tx.execute(lock, {"id": other})
+
+    met = asyncio.Barrier(2)
+    results = await asyncio.gather(cross(first, second, met), cross(second, first, met), return_exceptions=True)
+    ended = [result for result in results if result is not None]
+    assert [type(result) for result in ended] == [DatabaseUnavailable]
+    assert "others were in the way" in ended[0].detail
+    assert ended[0].retry_after

@@ -96,3 +96,13 @@ async def test_what_the_plan_waits_for_is_kept_in_words(db):
     notes = await scalar(db, "SELECT notes FROM pool_plan")
     assert notes == ["1 VMs are on their way; max_concurrent_creates is 1"]
     assert await event_types(db) == ["vm.planned"]
+
+
+async def test_a_planned_vm_that_the_cluster_was_asked_for_is_removed_and_not_forgotten(db):
+    """A create whose answer was lost is planned again: cancelled now, its object may be there."""
+    pool = await make_pool(db, size=0)
+    asked, never = await make_vms(db, pool, 2, VmState.PLANNED)
+    await execute(db, "UPDATE vm SET asked_at = now() WHERE id = :id", id=asked)
+    await plan_next_pool(db, every_seconds=1)
+    assert await state_of(db, asked) is VmState.RELEASING
+    assert await state_of(db, never) is VmState.DELETED
