@@ -19,7 +19,7 @@ from uuid import UUID
 
 import asyncpg
 
-from app.store.database import driver_dsn, is_away, unavailable
+from app.store.database import busy, driver_dsn, is_away, is_busy, unavailable
 
 _CONNECT_SECONDS = 5.0
 _STATEMENT_SECONDS = 15.0
@@ -124,7 +124,7 @@ Outcome = Bound | Known | None
 class ClaimLane:
     """The connections of the claim path and the hints of one process."""
 
-    def __init__(self, url: str, *, connections: int = 2) -> None:
+    def __init__(self, url: str, *, connections: int = 3) -> None:
         self._dsn = driver_dsn(url)
         self._idle: asyncio.LifoQueue[asyncpg.Connection[Any] | None] = asyncio.LifoQueue()
         for _ in range(connections):
@@ -168,6 +168,8 @@ class ClaimLane:
             again = {"from_start": from_start, "batch": batch, "all_or_nothing": all_or_nothing}
             return await self.claim(pool_id, requests, **again)
         except Exception as error:
+            if is_busy(error):
+                raise busy() from error
             if not is_away(error):
                 raise
             return await self._settle(requests, error)
