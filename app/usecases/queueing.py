@@ -111,7 +111,7 @@ class ClaimQueue:
         # A VM may have become ready between the last look and the place in the queue: whoever made it ready looks for
         # waiting claims after its commit, we look for ready VMs after ours, so that one of the two sees both.
         await self._or_leave(place, self._look_once_more(pool.id))
-        return await self._wait(place, wish, until_gone, replayed=False)
+        return await self._or_leave(place, self._wait(place, wish, until_gone, replayed=False))
 
     async def replay(self, claim_id: UUID, wish: NewClaim, until_gone: UntilGone) -> StoredClaim:
         """The claim that an idempotency key belongs to. Raises IdempotencyKeyReused where its body was another."""
@@ -121,7 +121,7 @@ class ClaimQueue:
         async with self._db.begin() as tx:
             held_until = await claims.hold_place(tx, claim_id, seconds=self._pending_seconds)
         place = _Place(claim_id, keyed=True, held_until=held_until)
-        return await self._wait(place, wish, until_gone, replayed=True)
+        return await self._or_leave(place, self._wait(place, wish, until_gone, replayed=True))
 
     async def recall(self, claim_id: UUID, wish: NewClaim) -> StoredClaim:
         """The same, as it stands, with no wait."""
@@ -224,8 +224,7 @@ class ClaimQueue:
     async def _wait(self, place: _Place, wish: NewClaim, until_gone: UntilGone, *, replayed: bool) -> StoredClaim:
         claim_id, claim, gone = place.claim_id, None, False
         if wish.wait_seconds > 0:
-            waiting = self._until_bound(claim_id, wish.wait_seconds, until_gone)
-            claim, gone = await self._or_leave(place, waiting)
+            claim, gone = await self._until_bound(claim_id, wish.wait_seconds, until_gone)
         if gone:
             await self._leave(place)
         if claim is None:
