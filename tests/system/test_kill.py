@@ -16,7 +16,7 @@ from tests.system.invariants import settled, standing, violated
 from tests.system.processes import NeverCame, Service, until
 
 SEED: Final = 20_260
-KILLS: Final = 7
+KILLS: Final = 6
 CLIENTS: Final = 8
 SIZES: Final = {"busy": 20, "calm": 5}
 HISTORY: Final = "SELECT count(*) FROM event"
