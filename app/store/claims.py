@@ -18,6 +18,7 @@ from app.store.rows import CLAIM_COLUMNS, ClaimRow, read_claim
 _FROM = "FROM claim c JOIN pool p ON p.id = c.pool_id LEFT JOIN vm v ON v.id = c.vm_id"
 _BY_ID = f"SELECT {CLAIM_COLUMNS} {_FROM} WHERE c.id = :id"
 _BY_IDS = f"SELECT {CLAIM_COLUMNS} {_FROM} WHERE c.id = ANY(CAST(:ids AS uuid[]))"
+_SETTLED = text("SELECT id FROM claim WHERE id = ANY(CAST(:ids AS uuid[])) AND state <> 'pending'")
 _PAGE = f"""
     SELECT {CLAIM_COLUMNS} {_FROM}
     WHERE (CAST(:after AS uuid) IS NULL OR c.id < :after)
@@ -147,6 +148,11 @@ async def get(tx: AsyncConnection, claim_id: UUID) -> ClaimRow | None:
 
 async def get_many(tx: AsyncConnection, claim_ids: Sequence[UUID]) -> list[ClaimRow]:
     return [read_claim(row) for row in (await tx.execute(text(_BY_IDS), {"ids": list(claim_ids)})).mappings()]
+
+
+async def settled(tx: AsyncConnection, claim_ids: Sequence[UUID]) -> list[UUID]:
+    """Those of the claims that are pending no more."""
+    return [row.id for row in await tx.execute(_SETTLED, {"ids": list(claim_ids)})]
 
 
 async def page(

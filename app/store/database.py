@@ -1,8 +1,7 @@
 """The way to Postgres: an engine, transactions, and the one place where its absence becomes an error of ours."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import asyncpg
 from sqlalchemy import URL, make_url
@@ -87,6 +86,18 @@ def busy() -> DatabaseUnavailable:
     )
 
 
+@contextmanager
+def _translating() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if is_busy(error):
+            raise busy() from error
+        if is_away(error):
+            raise unavailable() from error
+        raise
+
+
 class Database:
     """One process's connections. `begin` opens a transaction that commits when the block ends, and rolls back when it raises."""
 
@@ -105,20 +116,21 @@ class Database:
             },
         )
 
+        self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
         """Raises DatabaseUnavailable where Postgres cannot be reached, goes away in the middle, or gives up on us for others."""
-        try:
+        with _translating():
             async with self._engine.begin() as tx:
                 yield tx
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            if is_busy(error):
-                raise busy() from error
-            if is_away(error):
-                raise unavailable() from error
-            raise
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """For one statement that reads: with no transaction around it, at half the way to and fro. Raises DatabaseUnavailable."""
+        with _translating():
+            async with self._autocommit.connect() as tx:
+                yield tx
 
     async def close(self) -> None:
         await self._engine.dispose()

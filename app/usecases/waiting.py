@@ -64,11 +64,11 @@ class WaitingRoom:
         """
         looked_at_all = 0.0
         while not stop.is_set():
-            if time.monotonic() - looked_at_all >= _POLL_SECONDS:
-                looked_at_all = time.monotonic()
-                self._named.update(self._waiters)
             try:
-                await self._look(list(self._named))
+                if time.monotonic() - looked_at_all >= _POLL_SECONDS:
+                    looked_at_all = time.monotonic()
+                    self._named.update(await self._find_settled())
+                await self._tell(self._take_named())
             except DatabaseUnavailable:
                 log.debug("waiting_room.database_away")
             await self._rest(stop)
@@ -86,14 +86,23 @@ class WaitingRoom:
             for wait in waits:
                 wait.cancel()
 
-    async def _look(self, named: list[UUID]) -> None:
+    async def _find_settled(self) -> list[UUID]:
+        """Of all that somebody waits for, those that are pending no more: a thousand still pending cost next to nothing."""
+        if not self._waiters:
+            return []
+        async with self._db.read() as tx:
+            return await claims.settled(tx, list(self._waiters))
+
+    def _take_named(self) -> list[UUID]:
         self._wake.clear()
-        self._named.clear()
-        wanted = [claim_id for claim_id in named if claim_id in self._waiters]
-        if not wanted:
+        named, self._named = self._named, set()
+        return [claim_id for claim_id in named if claim_id in self._waiters]
+
+    async def _tell(self, named: list[UUID]) -> None:
+        if not named:
             return
-        async with self._db.begin() as tx:
-            found = await claims.get_many(tx, wanted)
+        async with self._db.read() as tx:
+            found = await claims.get_many(tx, named)
         for claim in found:
             if claim.state is not ClaimState.PENDING:
                 for waiter in self._waiters.get(claim.id, ()):
