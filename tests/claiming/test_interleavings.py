@@ -31,7 +31,7 @@ _QUIET = {
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 }
 ARRIVE = st.tuples(st.just("arrive"), st.integers(0, 1), KEYS, st.sampled_from([0, 0, 60]))
-STEPS = st.one_of(
+SINGLE = st.one_of(
     ARRIVE,
     ARRIVE,
     ARRIVE,
@@ -47,6 +47,12 @@ STEPS = st.one_of(
     st.tuples(st.just("go_on")),
     st.tuples(st.just("go_on")),
 )
+# What seldom comes about by chance: one key in two statements at once, and a VM that is seen below one that was claimed.
+MEET = [("ready", 2), ("stall",), ("arrive", 0, "a", 0), ("arrive", 1, "a", 0), ("go_on",)]
+OVERTAKE = [("late", 1, True), ("ready", 1), ("arrive", 0, None, 0), ("go_on",), ("end", 0)]
+STEPS = st.lists(
+    st.one_of(*[SINGLE.map(lambda step: [step])] * 8, st.just(MEET), st.just(OVERTAKE)), min_size=5, max_size=20
+).map(lambda parts: [step for part in parts for step in part])
 _MOMENT = 0.015  # what is held up by another is given no longer to go on
 _numbers = count()
 
@@ -203,8 +209,8 @@ async def desks(make_desk):
     return [await make_desk(), await make_desk()]
 
 
-@given(steps=st.lists(STEPS, min_size=6, max_size=24), asks=st.integers(0, 1), sweeps=st.booleans())
-@settings(max_examples=150, **_QUIET)
+@given(steps=STEPS, asks=st.integers(0, 1), sweeps=st.booleans())
+@settings(max_examples=200, **_QUIET)
 async def test_no_interleaving_gives_a_vm_twice_or_strands_one(db, desks, steps, asks, sweeps):
     pool = await make_pool(db, f"p{next(_numbers)}")
     schedule = Schedule(db, desks, pool, await make_vms(db, pool, VMS, VmState.BOOTING))
