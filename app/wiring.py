@@ -36,7 +36,7 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         closing.push_async_callback(lane.close)
         gateway = await connect(settings)
         closing.push_async_callback(gateway.close)
-        room = WaitingRoom(db)
+        room = WaitingRoom(db, lane)
         desk = ClaimDesk(db, lane, room, settings)
         tail = EventTail(db)
         listener = Listener(url)

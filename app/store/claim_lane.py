@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
+import orjson
 
 from app.store.database import busy, driver_dsn, is_away, is_busy, unavailable
+from app.store.rows import CLAIM_COLUMNS, CLAIM_TABLES, ClaimRow, read_claim
 
 _CONNECT_SECONDS = 5.0
 _STATEMENT_SECONDS = 15.0
@@ -85,6 +87,9 @@ _SETTLED = """
 SELECT c.id, c.created_at, v.id AS vm_id, v.name, v.node, v.addresses, v.ready_at, v.boot_seconds
 FROM claim c JOIN vm v ON v.id = c.vm_id WHERE c.id = ANY($1::uuid[]) AND c.state = 'bound'
 """
+
+
+_READ = f"SELECT {CLAIM_COLUMNS} FROM {CLAIM_TABLES} WHERE c.id = ANY($1::uuid[])"
 
 
 class ClaimRequest(NamedTuple):
@@ -183,6 +188,17 @@ class ClaimLane:
                 outcomes[place] = Known(row["known"])
         return outcomes
 
+    async def read(self, claim_ids: Sequence[UUID]) -> list[ClaimRow]:
+        """The claims, in one way to and fro: for those whose clients wait this moment. Raises DatabaseUnavailable."""
+        try:
+            async with self._connection() as connection:
+                rows = await connection.fetch(_READ, list(claim_ids))
+        except Exception as error:
+            if is_away(error):
+                raise unavailable() from error
+            raise
+        return [read_claim(dict(row)) for row in rows]
+
     async def warm_up(self) -> None:
         """Connects and plans ahead, so that the first claim waits for neither. Raises DatabaseUnavailable."""
         nothing: tuple[object, ...] = (UUID(int=0), 0, [], [], [], [], [], False, False)
@@ -264,12 +280,14 @@ class ClaimLane:
             self._idle.put_nowait(connection)
 
     async def _connect(self) -> "asyncpg.Connection[Any]":
-        return await asyncpg.connect(
+        connection = await asyncpg.connect(
             self._dsn,
             timeout=_CONNECT_SECONDS,
             command_timeout=_STATEMENT_SECONDS,
             server_settings=_SESSION,
         )
+        await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=_encode_json, decoder=orjson.loads)
+        return connection
 
 
 def _bound(request: ClaimRequest, row: Any) -> Bound:
@@ -285,3 +303,7 @@ def _bound(request: ClaimRequest, row: Any) -> Bound:
         created_at,
         created_at + timedelta(seconds=request.lease_seconds),
     )
+
+
+def _encode_json(value: object) -> str:
+    return orjson.dumps(value).decode()

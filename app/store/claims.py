@@ -13,11 +13,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.states import ClaimState, check_claim_transition
-from app.store.rows import CLAIM_COLUMNS, ClaimRow, read_claim
+from app.store.rows import CLAIM_COLUMNS, CLAIM_TABLES, ClaimRow, read_claim
 
-_FROM = "FROM claim c JOIN pool p ON p.id = c.pool_id LEFT JOIN vm v ON v.id = c.vm_id"
+_FROM = f"FROM {CLAIM_TABLES}"
 _BY_ID = f"SELECT {CLAIM_COLUMNS} {_FROM} WHERE c.id = :id"
-_BY_IDS = f"SELECT {CLAIM_COLUMNS} {_FROM} WHERE c.id = ANY(CAST(:ids AS uuid[]))"
 _SETTLED = text("SELECT id FROM claim WHERE id = ANY(CAST(:ids AS uuid[])) AND state <> 'pending'")
 _PAGE = f"""
     SELECT {CLAIM_COLUMNS} {_FROM}
@@ -144,10 +143,6 @@ _PRUNE = text("""
 async def get(tx: AsyncConnection, claim_id: UUID) -> ClaimRow | None:
     row = (await tx.execute(text(_BY_ID), {"id": claim_id})).mappings().first()
     return read_claim(row) if row else None
-
-
-async def get_many(tx: AsyncConnection, claim_ids: Sequence[UUID]) -> list[ClaimRow]:
-    return [read_claim(row) for row in (await tx.execute(text(_BY_IDS), {"ids": list(claim_ids)})).mappings()]
 
 
 async def settled(tx: AsyncConnection, claim_ids: Sequence[UUID]) -> list[UUID]:

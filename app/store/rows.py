@@ -1,12 +1,10 @@
 """Rows as the rest of the program sees them: frozen, typed, detached from any connection."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
-
-from sqlalchemy import RowMapping
 
 from app.domain.pools import PoolSpec
 from app.domain.states import ClaimState, VmState
@@ -104,15 +102,18 @@ CLAIM_COLUMNS = """
 """
 
 
-def read_pool(row: RowMapping) -> PoolRow:
+CLAIM_TABLES = "claim c JOIN pool p ON p.id = c.pool_id LEFT JOIN vm v ON v.id = c.vm_id"
+
+
+def read_pool(row: Mapping[Any, Any]) -> PoolRow:
     return PoolRow(**{**row, "spec": PoolSpec.model_validate(row["spec"])})
 
 
-def read_vm(row: RowMapping) -> VmRow:
+def read_vm(row: Mapping[Any, Any]) -> VmRow:
     return VmRow(**{**row, "state": VmState(row["state"]), "addresses": _tuple(row["addresses"])})
 
 
-def read_claim(row: RowMapping) -> ClaimRow:
+def read_claim(row: Mapping[Any, Any]) -> ClaimRow:
     return ClaimRow(
         **{
             **row,

@@ -36,7 +36,8 @@ _MOVE = """
             due_at = now(), attempts = 0, lease_token = NULL, lease_expires_at = NULL,
             {more}
         FROM moving WHERE vm.id = moving.id
-        RETURNING vm.id, vm.pool_id, vm.claim_id, moving.state AS source),
+        RETURNING vm.id, vm.pool_id, vm.claim_id, vm.name, vm.node, vm.addresses, vm.boot_seconds, moving.state AS source),
+    {also}
     noted AS (
         INSERT INTO event (type, pool_id, vm_id, claim_id, data)
         SELECT 'vm.' || :target, pool_id, id, claim_id,
@@ -52,13 +53,6 @@ _TAKE_BACK = text("""
 """)
 
 _COUNT_READY = text("SELECT count(*) FROM ready_slot WHERE pool_id = :pool_id")
-
-_ENQUEUE = text("""
-    INSERT INTO ready_slot (pool_id, seq, vm_id, name, node, addresses, ready_at, boot_seconds)
-    SELECT pool_id, nextval('ready_seq'), id, name, node, addresses, now(), boot_seconds FROM vm
-    WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'ready' ORDER BY state_since, id
-    RETURNING seq
-""")
 
 _BY_ID = f"SELECT {VM_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = ANY(CAST(:ids AS uuid[]))"
 
@@ -77,6 +71,9 @@ _PRUNE = text("""
 """)
 
 # What a state means for a VM's deadline and health; a VM that only waits has neither.
+_QUEUED = """queued AS (
+        INSERT INTO ready_slot (pool_id, seq, vm_id, name, node, addresses, ready_at, boot_seconds)
+        SELECT pool_id, nextval('ready_seq'), id, name, node, addresses, now(), boot_seconds FROM moved ORDER BY id),"""
 _CALM = "deadline_at = NULL, unwell_since = NULL"
 _MORE = {
     VmState.BOOTING: "deadline_at = now() + make_interval(secs => :deadline), unwell_since = CASE WHEN moving.state = 'ready' THEN now() END",
@@ -84,6 +81,11 @@ _MORE = {
         f"{_CALM}, ready_at = now(), health = NULL,"
         " boot_seconds = coalesce(vm.boot_seconds, extract(epoch FROM now() - vm.asked_at))"
     ),
+}
+
+_MOVES = {
+    target: text(_MOVE.format(more=_MORE.get(target, _CALM), also=_QUEUED if target is VmState.READY else ""))
+    for target in VmState
 }
 
 
@@ -117,7 +119,7 @@ async def move(
 ) -> list[UUID]:
     """Moves those of `ids` that are in one of `sources`, and says which; the others are left as they are.
 
-    A VM that is `ready` leaves the queue; one that becomes `ready` does not enter it here (see `enqueue`). For a move to
+    A VM that is `ready` leaves the queue; one that becomes `ready` enters it, at its end. For a move to
     `booting`, `deadline_seconds` from now it has failed. Raises IllegalTransition where the table forbids the move.
     """
     wanted = list(ids)
@@ -148,11 +150,6 @@ async def take_from_queue(tx: AsyncConnection, pool_id: UUID, ids: Sequence[UUID
 async def leave_ready(tx: AsyncConnection, ids: Sequence[UUID], *, reason: str) -> list[UUID]:
     """Moves VMs whose places in the queue the caller has just taken on from `ready` to `releasing`."""
     return await _move(tx, list(ids), VmState.RELEASING, [VmState.READY], reason=reason, deadline_seconds=None)
-
-
-async def enqueue(tx: AsyncConnection, ids: Iterable[UUID]) -> list[int]:
-    """Puts VMs that are `ready` at the end of their pools' queues; their sequence numbers."""
-    return [row.seq for row in await tx.execute(_ENQUEUE, {"ids": list(ids)})]
 
 
 async def release(
@@ -197,4 +194,4 @@ async def _move(
     params = {"ids": list(ids), "sources": [str(s) for s in sources], "target": str(target), "reason": reason}
     if target is VmState.BOOTING:
         params["deadline"] = deadline_seconds
-    return [row.id for row in await tx.execute(text(_MOVE.format(more=_MORE.get(target, _CALM))), params)]
+    return [row.id for row in await tx.execute(_MOVES[target], params)]

@@ -52,7 +52,6 @@ async def make_ready(tx: Tx, booted: Sequence[ObservedVm]) -> list[UUID]:
     ready = await vms.move(tx, [vm.id for vm in booted], VmState.READY, sources=[VmState.BOOTING])
     if not ready:
         return []
-    await vms.enqueue(tx, ready)
     pools = sorted({vm.pool_id for vm in booted if vm.id in set(ready)})
     for pool_id in pools:
         await notify_settled(tx, await claims.bind_pending(tx, pool_id))

@@ -14,6 +14,7 @@ import structlog
 from app.domain.states import ClaimState
 from app.errors import DatabaseUnavailable
 from app.store import claims
+from app.store.claim_lane import ClaimLane
 from app.store.database import Database
 from app.store.rows import ClaimRow
 
@@ -24,8 +25,9 @@ log = structlog.get_logger(__name__)
 class WaitingRoom:
     """All waiting requests of one process. `run` must be running for anybody to be woken; once it has ended nobody waits."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, lane: ClaimLane) -> None:
         self._db = db
+        self._lane = lane
         self._waiters: dict[UUID, set[asyncio.Future[ClaimRow | None]]] = defaultdict(set)
         self._closed = False
         self._named: set[UUID] = set()
@@ -101,9 +103,7 @@ class WaitingRoom:
     async def _tell(self, named: list[UUID]) -> None:
         if not named:
             return
-        async with self._db.read() as tx:
-            found = await claims.get_many(tx, named)
-        for claim in found:
+        for claim in await self._lane.read(named):
             if claim.state is not ClaimState.PENDING:
                 for waiter in self._waiters.get(claim.id, ()):
                     if not waiter.done():

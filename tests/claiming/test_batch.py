@@ -120,7 +120,6 @@ async def test_all_are_taken_in_one_statement_also_those_below_the_hint(db, repl
     late, early, more = await make_vms(db, pool, 2, VmState.BOOTING), *await two_of(db, pool)
     async with db.begin() as slow:
         await vms.move(slow, late, VmState.READY, sources=[VmState.BOOTING])
-        await vms.enqueue(slow, late)
         await make_ready(db, [early])
         await claimed(replica, count=1)
     await make_ready(db, [more])
@@ -130,7 +129,6 @@ async def test_all_are_taken_in_one_statement_also_those_below_the_hint(db, repl
     late, early, more = await make_vms(db, pool, 2, VmState.BOOTING), *await two_of(db, pool)
     async with db.begin() as slow:
         await vms.move(slow, late, VmState.READY, sources=[VmState.BOOTING])
-        await vms.enqueue(slow, late)
         await make_ready(db, [early])
         await claimed(replica, count=1)
     await make_ready(db, [more])

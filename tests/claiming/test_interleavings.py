@@ -105,7 +105,6 @@ class Schedule:
 
         async def enqueue(tx):
             await vms.move(tx, ids, VmState.READY, sources=[VmState.BOOTING])
-            await vms.enqueue(tx, ids)
 
         await self._hold(enqueue, commits=commits, undone=lambda: self.booting.extend(ids))
 

@@ -9,9 +9,7 @@ import pytest
 from app.config import Settings
 from app.domain.states import ClaimState
 from app.errors import DatabaseUnavailable
-from app.store import claims
 from app.store.claim_lane import ClaimLane
-from app.store.database import Database
 from app.usecases.claiming import ClaimDesk, WarmClaim
 from app.usecases.pools import delete_pool
 from app.usecases.waiting import WaitingRoom
@@ -85,7 +83,7 @@ async def test_a_batch_of_ready_vms_is_one_notice_and_a_warm_claim_none(db, make
     connection = await asyncpg.connect(db.url)
     heard.clear()
     await connection.add_listener("emberpool", lambda *notice: heard.append(notice[-1]))
-    silent = ClaimDesk(db, lone, WaitingRoom(db), Settings())  # nothing of it runs that tells planners
+    silent = ClaimDesk(db, lone, WaitingRoom(db, lone), Settings())  # nothing of it runs that tells planners
     for _ in range(5):
         assert isinstance(await claim(silent), WarmClaim)
     await connection.execute("SELECT 1")
@@ -98,7 +96,7 @@ async def test_a_lost_notice_costs_a_polling_interval_and_no_more(db):
     """Nobody listens here. The room looks at all who wait now and then."""
     pool = await make_pool(db)
     lane = ClaimLane(db.url)
-    room = WaitingRoom(db)
+    room = WaitingRoom(db, lane)
     desk = ClaimDesk(db, lane, room, Settings())
     stop = asyncio.Event()
     running = [asyncio.create_task(part.run(stop)) for part in (desk, room)]
@@ -116,21 +114,21 @@ async def test_a_lost_notice_costs_a_polling_interval_and_no_more(db):
 async def test_a_room_outlives_a_database_that_is_away(db, monkeypatch):
     pool = await make_pool(db)
     lane = ClaimLane(db.url)
-    room = WaitingRoom(db)
+    room = WaitingRoom(db, lane)
     desk = ClaimDesk(db, lane, room, Settings())
     stop = asyncio.Event()
     running = asyncio.create_task(room.run(stop))
     asked = asyncio.create_task(claim(desk, wait=60))
     await waiting(db, pool, 1)
     away = asyncio.Event()
-    read = claims.get_many
+    read = lane.read
 
-    async def fail_once(tx, ids):
-        monkeypatch.setattr(claims, "get_many", read)
+    async def fail_once(ids):
+        monkeypatch.setattr(lane, "read", read)
         away.set()
         raise DatabaseUnavailable("away")
 
-    monkeypatch.setattr(claims, "get_many", fail_once)
+    monkeypatch.setattr(lane, "read", fail_once)
     room.wake()
     await asyncio.wait_for(away.wait(), 10)
     ready = await supply(db, pool, 1)
@@ -300,6 +298,6 @@ async def test_a_room_keeps_nothing_of_those_that_have_gone(db, make_desk):
     assert room._waiters == {}
     room.wake(str(answer.claim.id))
     assert room._named == set()
-    database = Database(db.url)
-    assert await WaitingRoom(database).wait(answer.claim.id, 0.01) is None
-    await database.close()
+    lane = ClaimLane(db.url)
+    assert await WaitingRoom(db, lane).wait(answer.claim.id, 0.01) is None
+    await lane.close()

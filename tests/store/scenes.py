@@ -64,7 +64,6 @@ async def make_ready(db: Database, ids):
     async with db.begin() as tx:
         moved = await vms.move(tx, ids, VmState.READY, sources=[VmState.BOOTING])
         assert set(moved) == set(ids)
-        await vms.enqueue(tx, moved)
 
 
 def sighting(vm_id, **given):

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
+from uuid import uuid4
 
 import pytest
 
@@ -191,7 +192,6 @@ async def test_a_row_below_the_hint_is_found_from_the_start_or_once_the_hint_is_
     late, early = await make_vms(db, pool, 2, VmState.BOOTING)
     async with db.begin() as slow:
         await vms.move(slow, [late], VmState.READY, sources=[VmState.BOOTING])
-        await vms.enqueue(slow, [late])
         await make_ready(db, [early])
         taken = await claim_one(lane, pool)
         assert isinstance(taken, Bound)
@@ -283,3 +283,14 @@ async def test_an_answer_that_is_lost_after_the_commit_is_found_by_asking_again(
     assert bound.vm_id == ready[0]
     assert (bound.node, bound.addresses) == ("node-1", ("10.0.0.1",))
     assert nothing is None
+
+
+async def test_a_claim_is_read_as_the_store_reads_it(db, lane):
+    pool = await make_pool(db)
+    await make_vms(db, pool, 1)
+    bound = await lane.claim(pool.id, [request("k")._replace(labels='{"job": "1"}')])
+    assert isinstance(bound[0], Bound)
+    (read,) = await lane.read([bound[0].claim_id, uuid4()])
+    async with db.begin() as tx:
+        assert read == await claims.get(tx, bound[0].claim_id)
+    assert read.labels == {"job": "1"}

@@ -33,7 +33,7 @@ async def run_desk(url: str, **given) -> AsyncIterator[ClaimDesk]:
     """One process's claims, with all that runs beside them."""
     database = Database(url)
     lane = ClaimLane(url)
-    room = WaitingRoom(database)
+    room = WaitingRoom(database, lane)
     desk = ClaimDesk(database, lane, room, Settings(**given))
     listener = Listener(url)
     listener.on(Topic.POOL, desk.forget_pools)

@@ -126,7 +126,7 @@ async def test_a_deleted_pool_keeps_its_claimed_vms_until_they_are_released(db, 
     deleted = await delete_pool(db, "web", force=False)
     assert deleted.deleting_at is not None
     async with db.begin() as tx:
-        states = {claim.id: claim.state for claim in await claims.get_many(tx, [held, waiting])}
+        states = {claim.id: claim.state for claim in await claims.page(tx, after=None, limit=10)}
     assert states == {held: ClaimState.BOUND, waiting: ClaimState.FAILED}
     assert await plan_next_pool(db, every_seconds=1) == pool.id
     assert await state_of(db, ready) is VmState.RELEASING
