@@ -12,12 +12,12 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Header
-from prometheus_client import Histogram
+from prometheus_client import Counter, Histogram
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.problems import explain, render, responses
+from app.api.problems import explain, render, render_crash, responses
 from app.api.schemas import ClaimBody, ClaimView
 from app.api.services import Services
 from app.domain.states import ClaimState
@@ -35,13 +35,13 @@ from app.errors import (
     PoolNotFound,
     UnsupportedMediaType,
 )
-from app.telemetry import CLAIM_SECONDS
+from app.telemetry import CLAIM_SECONDS, REQUESTS
 from app.usecases.claiming import WarmClaim
 from app.usecases.queueing import NewClaim, StoredClaim
 
 PATH = "/v1/claim"
 MAX_KEY = 255
-_METRICS: dict[str, Histogram] = {}
+_METRICS: dict[tuple[str, int], tuple[Histogram, Counter]] = {}
 
 
 Key = Annotated[
@@ -89,7 +89,7 @@ class ClaimRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
-        outcome = "error"
+        outcome, status = "error", 500
         try:
             wish = parse(await _read(receive), _header(scope, b"idempotency-key"))
 
@@ -99,16 +99,19 @@ class ClaimRoute:
 
             answer = await self._desk.claim(wish, until_gone)
             if isinstance(answer, WarmClaim):
-                outcome = "warm"
-                await _send(send, 201, render_warm(answer, self._namespace))
+                outcome, status = "warm", 201
+                await _send(send, status, render_warm(answer, self._namespace))
             else:
                 outcome, response = render_stored(answer, self._namespace)
+                status = response.status_code
                 await response(scope, receive, send)
         except EmberpoolError as error:
-            outcome = error.code
+            outcome, status = error.code, error.status
             await render(error, instance=PATH)(scope, receive, send)
+        except Exception as error:  # noqa: BLE001 - no framework stands between this and the server
+            await render_crash(PATH, error)(scope, receive, send)
         finally:
-            _observe(outcome, time.perf_counter() - began)
+            _observe(outcome, status, time.perf_counter() - began)
 
 
 def parse(body: bytes, key: str | None) -> NewClaim:
@@ -219,8 +222,11 @@ async def _send(send: Send, status: int, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _observe(outcome: str, seconds: float) -> None:
-    metric = _METRICS.get(outcome)
-    if metric is None:
-        metric = _METRICS[outcome] = CLAIM_SECONDS.labels(outcome=outcome)
-    metric.observe(seconds)
+def _observe(outcome: str, status: int, seconds: float) -> None:
+    metrics = _METRICS.get((outcome, status))
+    if metrics is None:
+        metrics = CLAIM_SECONDS.labels(outcome=outcome), REQUESTS.labels(operation="claim", status=status)
+        _METRICS[outcome, status] = metrics
+    duration, count = metrics
+    duration.observe(seconds)
+    count.inc()

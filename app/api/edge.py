@@ -10,7 +10,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import claim_route
-from app.api.problems import render, render_crash
+from app.api.problems import render
 from app.errors import BodyTooLarge, EmberpoolError, InvalidRequest, Unauthenticated, UnsupportedMediaType
 from app.telemetry import REQUESTS
 
@@ -32,25 +32,21 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_claim = self._claim is not None and scope["path"] == claim_route.PATH and scope["method"] == "POST"
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                _count(scope, message["status"], is_claim=is_claim)
+                operation = getattr(scope.get("route"), "name", "none")
+                REQUESTS.labels(operation=operation, status=message["status"]).inc()
             await send(message)
 
         try:
             limited = self._check(scope, receive)
-            if self._claim is not None and is_claim:
-                await self._claim(scope, limited, counted)
+            if self._claim is not None and scope["path"] == claim_route.PATH and scope["method"] == "POST":
+                await self._claim(scope, limited, send)
             else:
                 await self._app(scope, limited, counted)
         except EmberpoolError as error:
             await render(error, instance=scope["path"])(scope, receive, counted)
-        except Exception as error:
-            if not is_claim:
-                raise  # the application has answered it, and the server logs it
-            await render_crash(scope["path"], error)(scope, receive, counted)
 
     def _check(self, scope: Scope, receive: Receive) -> Receive:
         """Refuses what no route would take; gives the way to read the body, which counts one of unknown length."""
@@ -99,14 +95,3 @@ class Edge:
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the body is above {self._max_body_bytes} bytes, the most that is taken here")
-
-
-_WARM = REQUESTS.labels(operation="claim", status=201)
-
-
-def _count(scope: Scope, status: int, *, is_claim: bool) -> None:
-    if is_claim and status == 201:  # noqa: PLR2004 - the one that is counted most
-        _WARM.inc()
-        return
-    operation = "claim" if is_claim else getattr(scope.get("route"), "name", "none")
-    REQUESTS.labels(operation=operation, status=status).inc()

@@ -86,7 +86,7 @@ class ClaimDesk:
             key=wish.key,
             request_hash=wish.request_hash,
             lease_seconds=lease_seconds,
-            labels=orjson.dumps(wish.labels).decode(),
+            labels=orjson.dumps(wish.labels).decode() if wish.labels else "{}",
         )
         outcome = await self._ask(facts.id, request)
         if isinstance(outcome, Bound):

@@ -168,7 +168,7 @@ CREATE TABLE vm (
     CONSTRAINT vm_pool_id_fkey FOREIGN KEY(pool_id) REFERENCES pool (id),
     CONSTRAINT vm_name_key UNIQUE (name)
 )
- WITH (fillfactor = 70);
+ WITH (fillfactor = 50);
 COMMENT ON COLUMN vm.urgent IS 'its pool is below its floor';
 COMMENT ON COLUMN vm.health IS 'what ails it, in words; NULL: nothing known';
 COMMENT ON COLUMN vm.asked_at IS 'when the cluster was first asked for it';
