@@ -25,6 +25,7 @@ from app.store import migrating
 from bench import rows
 from bench.load import require_wrk
 from bench.plot import draw
+from bench.rig import settle_in
 from bench.rows import Bench, Figure
 
 _RESULTS = Path(__file__).parent / "results"
@@ -59,6 +60,7 @@ def main() -> None:
                 bench = Bench(
                     url, Path(scratch), given.rounds, given.size, lambda line: console.print(line, highlight=False)
                 )
+                asyncio.run(settle_in(url))
                 figures += asyncio.run(_ROWS[name](bench))
                 curves |= bench.curves
     missed = _print(console, figures, time.monotonic() - began)
