@@ -13,6 +13,7 @@ _TITLES = {"ready": "ready VMs in the pool", "history": "claims behind, one old 
 def draw(curves: dict[str, list[tuple[float, float, float]]], path: Path) -> None:
     """Each curve is (x, p50 ms, p99 ms), drawn over a logarithmic x; an x of 0 stands at the left edge."""
     mpl.rcParams["svg.hashsalt"] = "emberpool"  # the same figures give the same file
+    mpl.rcParams["svg.fonttype"] = "none"  # text as text
     figure, axes = plt.subplots(1, len(_TITLES), figsize=(9, 3.2), sharey=True, layout="constrained")
     for axis, (name, title) in zip(axes, _TITLES.items(), strict=True):
         points = curves[name]
