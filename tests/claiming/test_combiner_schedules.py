@@ -70,9 +70,10 @@ async def test_no_schedule_mixes_requests_up(steps):
     results = await schedule.run(steps)
     statements, sent = schedule.desk.lane.statements, schedule.sent
     assert schedule.desk.lane.most_in_flight <= 1
-    async with asyncio.timeout(10):  # its task ends some turns of the loop after the last statement
-        while not schedule.desk.combiner.is_idle:
-            await asyncio.sleep(0)
+    # Its task ends some turns of the loop after the last statement.
+    ending = [task for task in asyncio.all_tasks() if task.get_name().startswith("combiner-")]
+    await asyncio.wait_for(asyncio.gather(*ending), 10)
+    assert schedule.desk.combiner.is_idle
 
     for statement in statements:
         keys = Counter(request.key for request in statement.requests if request.key is not None)
