@@ -72,10 +72,10 @@ class ScriptedLane:
         return self.statements[number]
 
     async def end_all(self, asked: Sequence["asyncio.Task[Outcome]"]) -> list[Outcome | BaseException]:
-        """Ends statement after statement until all of `asked` have their answers."""
+        """Ends statement after statement until all of `asked` have their answers, and none is in flight for those that left."""
         everything = asyncio.gather(*asked, return_exceptions=True)
         async with asyncio.timeout(10):
-            while not everything.done():
+            while not everything.done() or self.in_flight:
                 for statement in self.statements:
                     if not statement.ended.done():
                         statement.end()
