@@ -8,12 +8,13 @@ import asyncio
 
 from alembic import context
 from sqlalchemy import Connection, pool, text
-from sqlalchemy.ext.asyncio import create_async_engine
 
+from app.store.database import make_engine
 from app.store.schema import metadata
 
 _LOCK_TIMEOUT = "4s"
 _STATEMENT_TIMEOUT = "60s"
+_COMMAND_SECONDS = 90  # after the server's own limit, which says what it was
 _MIGRATION_LOCK = 0x656D6265  # two migrations at once wait for each other
 
 
@@ -28,7 +29,7 @@ def _run(connection: Connection) -> None:
 
 async def _connect() -> None:
     url = context.config.attributes["url"]
-    engine = create_async_engine(url, poolclass=pool.NullPool)
+    engine = make_engine(url, command_seconds=_COMMAND_SECONDS, poolclass=pool.NullPool)
     try:
         async with engine.connect() as connection:
             await connection.run_sync(_run)

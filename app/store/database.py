@@ -2,9 +2,10 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import asyncpg
-from sqlalchemy import URL, make_url
+from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -41,13 +42,23 @@ _BUSY = (
 )
 
 
-def engine_url(url: str) -> URL:
-    """A libpq URL (socket folder as `?host=`) as SQLAlchemy with asyncpg takes it."""
-    return make_url(url).set(drivername="postgresql+asyncpg")
+_SESSION = {"jit": "off", "application_name": "emberpool"}
+
+
+def make_engine(url: str, *, command_seconds: float = 30, **options: Any) -> AsyncEngine:
+    """An engine whose connections asyncpg itself opens from the libpq URL, as those of the claims are: one reading of
+    `sslmode`, `sslrootcert`, `host` and the rest, and not SQLAlchemy's beside it, which knows none of libpq's.
+    """
+    dsn = driver_dsn(url)
+
+    async def connect() -> "asyncpg.Connection[Any]":
+        return await asyncpg.connect(dsn, timeout=5, command_timeout=command_seconds, server_settings=_SESSION)
+
+    return create_async_engine("postgresql+asyncpg://", async_creator=connect, **options)
 
 
 def driver_dsn(url: str) -> str:
-    """The same for asyncpg itself."""
+    """A libpq URL (socket folder as `?host=`) as asyncpg takes it, whatever its scheme was called."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
@@ -103,19 +114,7 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 8) -> None:
         self.url = url
-        self._engine: AsyncEngine = create_async_engine(
-            engine_url(url),
-            pool_size=pool_size,
-            max_overflow=0,
-            pool_timeout=5,
-            pool_pre_ping=True,
-            connect_args={
-                "timeout": 5,
-                "command_timeout": 30,
-                "server_settings": {"jit": "off", "application_name": "emberpool"},
-            },
-        )
-
+        self._engine = make_engine(url, pool_size=pool_size, max_overflow=0, pool_timeout=5, pool_pre_ping=True)
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager

@@ -9,8 +9,6 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.store.database import engine_url
-
 _SCRIPTS = Path(__file__).resolve().parents[2] / "migrations"
 
 
@@ -49,5 +47,5 @@ async def current(tx: AsyncConnection) -> str | None:
 def _config(url: str) -> Config:
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS))
-    config.attributes["url"] = engine_url(url)
+    config.attributes["url"] = url
     return config

@@ -9,9 +9,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect
 from sqlalchemy.exc import SAWarning
-from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.store.database import Database, engine_url
+from app.store.database import Database, make_engine
 from app.store.migrating import current, downgrade, head, upgrade_async
 from app.store.schema import metadata
 
@@ -26,7 +25,7 @@ async def compared(url):
             warnings.filterwarnings("ignore", "Computed default", UserWarning)  # it says that it cannot change one
             return compare_metadata(context, metadata), set(inspect(connection).get_sequence_names())
 
-    engine = create_async_engine(engine_url(url))
+    engine = make_engine(url)
     try:
         async with engine.connect() as connection:
             return await connection.run_sync(look)
