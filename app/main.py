@@ -158,7 +158,9 @@ class _Server(uvicorn.Server):
 
 
 def _settle_garbage() -> None:
-    """What lives as long as the process is not looked at by the collector again: measured, a claim's p99 23 to 7 ms."""
+    """What lives as long as the process is not looked at by the collector again: measured when the claim path
+    was designed: a claim's p99 fell from 23 to 7 ms.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 50)

@@ -1,8 +1,8 @@
 """`POST /v1/claim`, the one route that has to be quick.
 
 It is documented like every other, by the signature of `claim`. What serves it is `ClaimRoute`, a small ASGI application that
-the edge hands these requests to before any routing: the framework's own way from a body to an answer costs three times what
-the claim itself does. Checks at the edge, validation, the use case, metrics and the rendering of errors are the same as
+the edge hands these requests to before any routing: the framework's own way from a body to an answer costs more than
+the claim itself does (an empty POST 70 microseconds of CPU, a claim 50). Checks at the edge, validation, the use case, metrics and the rendering of errors are the same as
 everywhere; only the road between them is shorter.
 """
 

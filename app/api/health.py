@@ -13,7 +13,6 @@ from app.store.watches import WatchState
 
 router = APIRouter(tags=["health"])
 Svc = Annotated[Services, Depends(services)]
-_WATCH_NAME = "virtualmachines"
 _METRICS_EXAMPLE = 'emberpool_claim_seconds_bucket{le="0.005",outcome="warm"} 42.0\n'
 
 
@@ -54,7 +53,7 @@ async def get_readiness(svc: Svc, response: Response) -> Readiness:
     try:
         async with svc.db.begin() as tx:
             revision = await migrating.current(tx)
-            watch = await watches.get(tx, _WATCH_NAME) if revision is not None else None
+            watch = await watches.get(tx, watches.VMS) if revision is not None else None
     except DatabaseUnavailable as error:
         response.status_code = 503
         away = Check(ok=False, detail=error.detail)

@@ -75,7 +75,6 @@ CLAIM_TRANSITIONS: dict[ClaimState, frozenset[ClaimState]] = {
 }
 
 VM_ENDED = frozenset({_VM.DELETED, _VM.LOST})
-VM_IN_FLIGHT = frozenset({_VM.PLANNED, _VM.CREATING, _VM.BOOTING})
 CLAIM_ENDED = frozenset({_CL.RELEASED, _CL.EXPIRED, _CL.FAILED})
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.states import VM_TRANSITIONS, VmState, check_vm_transition
+from app.domain.states import VmState, check_vm_transition
 from app.store.rows import VM_COLUMNS, VmRow, read_vm
 
 _PLAN = text("""
@@ -157,11 +157,6 @@ async def release(
 ) -> list[UUID]:
     """Moves VMs on to `releasing`; `reason` None keeps the reason that a row has."""
     return await move(tx, ids, VmState.RELEASING, sources=sources, reason=reason)
-
-
-def sources_of(target: VmState) -> frozenset[VmState]:
-    """Every state that the table lets go to `target`."""
-    return frozenset(source for source, targets in VM_TRANSITIONS.items() if target in targets)
 
 
 async def get(tx: AsyncConnection, vm_id: UUID) -> VmRow | None:

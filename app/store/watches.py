@@ -6,6 +6,9 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+VMS = "virtualmachines"
+"""The watch of our VMs: the name of its row, and of the lease of who watches."""
+
 _HEARD = text("""
     INSERT INTO watch (name, holder, listed_at, heard_at)
     VALUES (:name, :holder, CASE WHEN :listed THEN now() END, now())

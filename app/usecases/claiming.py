@@ -76,11 +76,7 @@ class ClaimDesk:
         Raises PoolNotFound, PoolBeingDeleted, LeaseTooLong, IdempotencyKeyReused, NoWarmVm (with `retry_after`),
         DatabaseUnavailable.
         """
-        facts = self._facts.get(wish.pool)
-        if facts is None or facts.good_until < time.monotonic():
-            facts = await self._reading.get(wish.pool)
-        lease_seconds = wish.lease_seconds if wish.lease_seconds is not None else facts.default_lease_seconds
-        refuse_long_lease(lease_seconds, facts.max_lease_seconds, wish.pool)
+        facts, lease_seconds = await self._terms(wish)
         request = ClaimRequest(
             claim_id=new_id(),
             key=wish.key,
@@ -102,11 +98,7 @@ class ClaimDesk:
         With a key, a retry gets the claims of the first time, however many those were. Raises NoWarmVm where not one VM is
         ready (with `all_or_nothing`: fewer than asked for), and what `claim` raises.
         """
-        facts = self._facts.get(wish.pool)
-        if facts is None or facts.good_until < time.monotonic():
-            facts = await self._reading.get(wish.pool)
-        lease_seconds = wish.lease_seconds if wish.lease_seconds is not None else facts.default_lease_seconds
-        refuse_long_lease(lease_seconds, facts.max_lease_seconds, wish.pool)
+        facts, lease_seconds = await self._terms(wish)
         labels = orjson.dumps(wish.labels).decode()
         requests = [
             ClaimRequest(
@@ -166,6 +158,15 @@ class ClaimDesk:
             except DatabaseUnavailable:
                 log.debug("claim_desk.database_away")
             await self._rest(stop)
+
+    async def _terms(self, wish: NewClaim) -> tuple[_PoolFacts, int]:
+        """The pool, and the lease in seconds. Raises PoolNotFound, LeaseTooLong."""
+        facts = self._facts.get(wish.pool)
+        if facts is None or facts.good_until < time.monotonic():
+            facts = await self._reading.get(wish.pool)
+        lease_seconds = wish.lease_seconds if wish.lease_seconds is not None else facts.default_lease_seconds
+        refuse_long_lease(lease_seconds, facts.max_lease_seconds, wish.pool)
+        return facts, lease_seconds
 
     async def _ask(self, pool_id: UUID, request: ClaimRequest) -> Outcome:
         combiner = self._combiners.get(pool_id)

@@ -25,7 +25,7 @@ class _Ask:
 
 
 class Combiner:
-    """The claims of one pool in one process. `on_claimed` is told when VMs were taken."""
+    """The claims of one pool in one process. `on_claimed` is told of each statement that had an answer."""
 
     def __init__(self, lane: ClaimLane, pool_id: UUID, on_claimed: Callable[[UUID], None]) -> None:
         self._lane = lane

@@ -75,7 +75,12 @@ async def follow_ready(tx: Tx, pools: Sequence[UUID], booted: Sequence[ObservedV
 
 async def serve_waiting(tx: Tx, pool_id: UUID) -> int:
     """Binds waiting claims of the pool to VMs that are ready, both in order; how many."""
-    return await _serve(tx, pool_id)
+    bound = await claims.bind_pending(tx, pool_id)
+    if bound:
+        await notify_settled(tx, bound)
+        await pool_rows.make_due(tx, pool_id)
+        await notify(tx, Topic.PLAN, pool_id)
+    return len(bound)
 
 
 async def give_up(tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, rules: FateRules, now: datetime) -> bool:
@@ -102,7 +107,7 @@ async def give_up(tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, rules
     if never_came_up:
         await count_failure(tx, vm.pool_id, planned_at=vm.created_at, reason=reason, rules=rules, now=now)
     if requeued:
-        await _serve(tx, vm.pool_id)
+        await serve_waiting(tx, vm.pool_id)
     if target is VmState.FAILED:
         await notify(tx, Topic.REMOVE)
     await pool_rows.make_due(tx, vm.pool_id)
@@ -147,12 +152,3 @@ async def let_go(tx: Tx, vm: ObservedVm) -> None:
     await vms.move(tx, [vm.id], VmState.DELETED, sources=[VmState.RELEASING])
     await pool_rows.make_due(tx, vm.pool_id)
     await notify(tx, Topic.PLAN, vm.pool_id)
-
-
-async def _serve(tx: Tx, pool_id: UUID) -> int:
-    bound = await claims.bind_pending(tx, pool_id)
-    if bound:
-        await notify_settled(tx, bound)
-        await pool_rows.make_due(tx, pool_id)
-        await notify(tx, Topic.PLAN, pool_id)
-    return len(bound)

@@ -22,7 +22,6 @@ from app.usecases.observing import Observing
 from app.workers.backlog import Backlog, Batch
 from app.workers.loop import rest
 
-WATCH_NAME = "virtualmachines"
 _RENEWALS = 4  # in one lease, at least: three may fail before another takes over
 _RENEW_SECONDS = 3.0  # at most; so often standbys look whether the watch is free
 _GATHER_SECONDS = 0.01
@@ -67,18 +66,18 @@ class Observe:
         """Lets another replica take the watch over at once."""
         try:
             async with self._db.begin() as tx:
-                await leases.give_back(tx, WATCH_NAME, token=self._token)
+                await leases.give_back(tx, watches.VMS, token=self._token)
         except DatabaseUnavailable:
             log.info("observe.lease_left_to_run_out")
 
     async def _take(self) -> bool:
         async with self._db.begin() as tx:
             return await leases.take(
-                tx, WATCH_NAME, holder=self._holder, token=self._token, seconds=self._lease_seconds
+                tx, watches.VMS, holder=self._holder, token=self._token, seconds=self._lease_seconds
             )
 
     async def _require_lease(self, tx: Tx) -> None:
-        if not await leases.holds(tx, WATCH_NAME, token=self._token):
+        if not await leases.holds(tx, watches.VMS, token=self._token):
             raise _Taken
 
     async def _watch(self, stop: asyncio.Event) -> None:
@@ -115,7 +114,7 @@ class Observe:
         await self._observing.apply_gone(*batch.gone)
         if batch.broken is not None:
             async with self._db.begin() as tx:
-                await watches.write_broken(tx, WATCH_NAME, holder=self._holder, reason=batch.broken.reason)
+                await watches.write_broken(tx, watches.VMS, holder=self._holder, reason=batch.broken.reason)
         elif batch.listed is not None or batch.changes or batch.gone:
             await self._write_heard(listed=batch.listed is not None)
 
@@ -124,7 +123,7 @@ class Observe:
         if listed or now - self._heard_at >= _HEARD_SECONDS:
             self._heard_at = now
             async with self._db.begin() as tx:
-                await watches.write_heard(tx, WATCH_NAME, holder=self._holder, listed=listed)
+                await watches.write_heard(tx, watches.VMS, holder=self._holder, listed=listed)
 
 
 async def _read(source: AsyncGenerator[ClusterEvent, None], backlog: Backlog) -> None:

@@ -8,7 +8,6 @@ from app.domain.states import (
     CLAIM_ENDED,
     CLAIM_TRANSITIONS,
     VM_ENDED,
-    VM_IN_FLIGHT,
     VM_TRANSITIONS,
     ClaimState,
     VmState,
@@ -76,7 +75,3 @@ def test_no_walk_hands_a_vm_out_twice(walk):
 
 def test_a_claimed_vm_is_never_ready_again():
     assert VmState.READY not in reachable(VM_TRANSITIONS, VmState.CLAIMED)
-
-
-def test_what_is_on_its_way_is_neither_ready_nor_claimed():
-    assert not VM_IN_FLIGHT & ({VmState.READY, VmState.CLAIMED, VmState.RELEASING} | VM_ENDED)

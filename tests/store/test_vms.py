@@ -72,7 +72,6 @@ async def test_a_move_that_the_table_forbids_raises_and_changes_nothing(db, targ
         async with db.begin() as tx:
             with pytest.raises(IllegalTransition):
                 await vms.move(tx, [uuid4()], target, sources=[source])
-    assert vms.sources_of(target) == set(VmState) - set(forbidden)
 
 
 async def test_only_vms_in_the_sources_are_moved(db):

@@ -7,7 +7,7 @@ from datetime import timedelta
 from app.cluster.gateway import Broken, Changed, Gone
 from app.domain.states import VmState
 from app.store import watches
-from app.workers.observe import WATCH_NAME, Observe
+from app.workers.observe import Observe
 from app.workers.provision import Provision
 from tests.store.scenes import eventually, execute, fetch, make_pool, make_vms, scalar, state_of
 
@@ -42,7 +42,7 @@ async def becomes(db, vm_id, state):
 
 async def watch_state(db):
     async with db.begin() as tx:
-        return await watches.get(tx, WATCH_NAME)
+        return await watches.get(tx, watches.VMS)
 
 
 async def heard(db, condition=lambda state: True):
@@ -104,7 +104,7 @@ async def test_an_observation_that_cannot_be_written_ends_no_more_than_this_watc
 
 
 async def holder(db):
-    return await scalar(db, "SELECT holder FROM lease WHERE name = :name", name=WATCH_NAME)
+    return await scalar(db, "SELECT holder FROM lease WHERE name = :name", name=watches.VMS)
 
 
 async def holds(db, name):
