@@ -21,10 +21,11 @@ from app.devcluster.disruptions import Disruptions, ResetError, Stage
 from app.devcluster.durations import Jitter
 from app.devcluster.faults import FaultBook
 from app.devcluster.garbage import GarbageCollector
+from app.devcluster.image_cache import ImageCache
 from app.devcluster.namespaces import NamespaceController
 from app.devcluster.node_agent import NodeAgent
 from app.devcluster.node_lifecycle import NodeLifecycle
-from app.devcluster.nodes import ImageCache, Ledger, NodeShape, build_node
+from app.devcluster.nodes import Ledger, NodeShape, build_node
 from app.devcluster.objects import Store
 from app.devcluster.persistence import StateFile
 from app.devcluster.pool_controller import PoolController
@@ -64,7 +65,7 @@ class DevCluster:
         self.jitter = Jitter(self.config.seed, self.config.jitter_share)
         self.store = Store()
         self.faults = FaultBook(self.jitter)
-        self.images = ImageCache(self.config.image_cache_slots)
+        self.images = ImageCache(self.store, self.config.image_cache_slots)
         self._state: StateFile | None = None
         self._stops: tuple[Callable[[], None], ...] = ()
         self._resumes: tuple[Callable[[], None], ...] = ()
@@ -108,6 +109,7 @@ class DevCluster:
     async def start(self) -> None:
         if not self._open_state():
             self._furnish()
+        self.images.load()
         for stored in self.store.each(NODES):
             self._provide_images(stored.obj["metadata"]["name"])
         self._build()

@@ -4,9 +4,10 @@ from collections.abc import Collection
 from typing import Protocol
 
 from app.devcluster.faults import FaultBook
+from app.devcluster.image_cache import ImageCache
 from app.devcluster.node_agent import NodeAgent
 from app.devcluster.node_lifecycle import NodeLifecycle
-from app.devcluster.nodes import ImageCache, Ledger, NodeShape
+from app.devcluster.nodes import Ledger, NodeShape
 from app.devcluster.objects import Store
 from app.devcluster.watch import Watch
 

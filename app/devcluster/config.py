@@ -6,7 +6,8 @@ from pathlib import Path
 
 from app.devcluster.access import Subject
 from app.devcluster.durations import Durations
-from app.devcluster.nodes import IMAGE_CACHE_SLOTS, NodeShape
+from app.devcluster.image_cache import IMAGE_CACHE_SLOTS
+from app.devcluster.nodes import NodeShape
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from functools import partial
 from app.devcluster.api import Api
 from app.devcluster.conditions import make
 from app.devcluster.durations import Durations, Jitter
-from app.devcluster.nodes import ImageCache
+from app.devcluster.image_cache import ImageCache
 from app.devcluster.objects import Change, Key, Stored
 from app.devcluster.registry import DAEMON_SETS, NODES, PODS
 from app.devcluster.snapshot_conditions import owned_by

@@ -12,8 +12,8 @@ from aiohttp import web
 from app.devcluster.clock import Clock
 from app.devcluster.durations import Durations
 from app.devcluster.faults import WATCH_KINDS, Fault, FaultBook
-from app.devcluster.nodes import pod_requests
 from app.devcluster.objects import Store
+from app.devcluster.pod_requests import pod_requests
 from app.devcluster.quantities import whole
 from app.devcluster.registry import PODS, VIRTUAL_MACHINES, Resource, find
 from app.devcluster.requests import Target

@@ -7,7 +7,8 @@ from app.devcluster.conditions import find, holds, make, put
 from app.devcluster.durations import Durations, Jitter
 from app.devcluster.faults import Fault, FaultBook
 from app.devcluster.guests import connected, disconnected, failed, started, stopped
-from app.devcluster.nodes import ImageCache
+from app.devcluster.image_cache import ImageCache, images
+from app.devcluster.launcher import LAUNCHER_IMAGE
 from app.devcluster.objects import Change, Key, Stored
 from app.devcluster.registry import PODS, VIRTUAL_MACHINE_INSTANCES
 from app.devcluster.status import Json
@@ -117,7 +118,7 @@ class NodeAgent:
         missing = self._images.missing(node, pod.obj)
         uid = pod.obj["metadata"]["uid"]
         if fault is not None:
-            image = (missing or [item["image"] for item in pod.obj["spec"]["containers"]])[-1]
+            image = (missing or images(pod.obj) or [LAUNCHER_IMAGE])[-1]
             self._fail_pull(key, pod, image, fault)
             return
         if missing:

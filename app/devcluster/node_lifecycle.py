@@ -7,8 +7,9 @@ from app.devcluster.clock import Timer
 from app.devcluster.conditions import make, put
 from app.devcluster.deletion import DeleteOptions, delete
 from app.devcluster.durations import Durations
+from app.devcluster.image_cache import ImageCache
 from app.devcluster.node_agent import NodeAgent
-from app.devcluster.nodes import ImageCache, ready_conditions
+from app.devcluster.nodes import ready_conditions
 from app.devcluster.objects import Change, Stored
 from app.devcluster.registry import NODES, PODS
 from app.devcluster.status import Json, not_found

@@ -1,18 +1,16 @@
 """Nodes: their objects, what is free on each, and which images they hold."""
 
 import uuid
-from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
 
-from app.devcluster.launcher import images
 from app.devcluster.objects import Change, Store
-from app.devcluster.quantities import milli, whole
+from app.devcluster.pod_requests import pod_requests
+from app.devcluster.quantities import whole
 from app.devcluster.registry import PODS
 from app.devcluster.status import Json
 from app.devcluster.times import stamp
 
-IMAGE_CACHE_SLOTS = 20
 _PODS_PER_NODE = 250
 
 
@@ -161,50 +159,6 @@ class Ledger:
         used = self._used.get(node, {})
         for name, amount in asked.items():
             used[name] -= amount
-
-
-class ImageCache:
-    """Images on each node, the least recently used leaving first; pulls in progress are shared by their waiters."""
-
-    def __init__(self, slots: int = IMAGE_CACHE_SLOTS) -> None:
-        self._slots = slots
-        self._held: dict[str, OrderedDict[str, None]] = {}
-
-    def missing(self, node: str, pod: Json) -> list[str]:
-        held = self._held.setdefault(node, OrderedDict())
-        return [image for image in images(pod) if image not in held]
-
-    def add(self, node: str, image: str) -> None:
-        held = self._held.setdefault(node, OrderedDict())
-        held[image] = None
-        held.move_to_end(image)
-        while len(held) > self._slots:
-            held.popitem(last=False)
-
-    def use(self, node: str, pod: Json) -> None:
-        for image in images(pod):
-            self.add(node, image)
-
-    def forget(self, node: str) -> None:
-        self._held.pop(node, None)
-
-    def held(self) -> dict[str, list[str]]:
-        return {node: list(cached) for node, cached in self._held.items()}
-
-
-def pod_requests(pod: Json) -> dict[str, int]:
-    """Sums over containers; CPU in thousandths, all else in whole units, plus the pod itself."""
-    asked: dict[str, int] = {"pods": 1}
-    for container in pod["spec"]["containers"]:
-        for name, value in (container.get("resources", {}).get("requests") or {}).items():
-            amount = milli(value) if name == "cpu" else whole(value)
-            asked[name] = asked.get(name, 0) + amount
-    return asked
-
-
-def allocatable(node: Json, name: str) -> int:
-    value = node["status"]["allocatable"].get(name, "0")
-    return milli(value) if name == "cpu" else whole(value)
 
 
 def _usable(memory: int) -> int:

@@ -2,7 +2,11 @@
 
 import math
 import re
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from typing import Self
+
+from typing_extensions import override
 
 _SUFFIXES = {
     "n": Decimal("1e-9"),
@@ -23,7 +27,37 @@ _SUFFIXES = {
     "Ei": Decimal(2**60),
 }
 _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?\d+)?")
+_KIBI = 1024
+_BINARY = ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
+_DECIMAL = ("n", "u", "m", "", "k", "M", "G", "T", "P", "E")
 MEBI = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A number and the family of suffixes it is written with, as `resource.Quantity` of apimachinery keeps them."""
+
+    amount: Decimal
+    binary: bool = True
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Raises ValueError as `parse_quantity` does."""
+        return cls(parse_quantity(value), binary=str(value).endswith("i"))
+
+    def __add__(self, other: "Quantity") -> "Quantity":
+        """The sum, written as the first is; zero takes on the other's way."""
+        return Quantity(self.amount + other.amount, self.binary if self.amount else other.binary)
+
+    def __sub__(self, other: "Quantity") -> "Quantity":
+        return self + Quantity(-other.amount, other.binary)
+
+    @override
+    def __str__(self) -> str:
+        """The canonical text: the largest suffix that leaves a whole number."""
+        if self.binary and self.amount % 1 == 0 and abs(self.amount) >= _KIBI:
+            return _with_suffix(self.amount, _BINARY, _KIBI)
+        return _with_suffix(self.amount * 10**9, _DECIMAL, 1000)
 
 
 def parse_quantity(value: object) -> Decimal:
@@ -61,3 +95,15 @@ def whole(value: object) -> int:
 
 def in_mebi(amount: int) -> str:
     return f"{amount // MEBI}Mi"
+
+
+def _with_suffix(amount: Decimal, suffixes: tuple[str, ...], step: int) -> str:
+    """Fractions below the smallest suffix are rounded up, as apimachinery does."""
+    number = math.ceil(amount)
+    if not number:
+        return "0"
+    place = 0
+    while number % step == 0 and place < len(suffixes) - 1:
+        number //= step
+        place += 1
+    return f"{number}{suffixes[place]}"

@@ -5,8 +5,9 @@ from collections import Counter
 from app.devcluster.api import Api
 from app.devcluster.conditions import find
 from app.devcluster.durations import Durations, Jitter
-from app.devcluster.nodes import Ledger, allocatable, pod_requests
+from app.devcluster.nodes import Ledger
 from app.devcluster.objects import Change, Key, Stored
+from app.devcluster.pod_requests import allocatable, pod_requests
 from app.devcluster.registry import NODES, PODS
 from app.devcluster.status import Json
 from app.devcluster.times import stamp

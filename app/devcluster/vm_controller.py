@@ -9,7 +9,8 @@ from app.devcluster.deletion import DeleteOptions, delete
 from app.devcluster.durations import Durations
 from app.devcluster.garbage import without_finalizer
 from app.devcluster.instance_admission import refuse_instance
-from app.devcluster.launcher import OBSERVED, VM_FINALIZER, build_instance, claim_of
+from app.devcluster.instances import build_instance
+from app.devcluster.launcher import OBSERVED, VM_FINALIZER, claim_of
 from app.devcluster.objects import Change, Key, Stored
 from app.devcluster.registry import CLAIMS, DATA_VOLUMES, VIRTUAL_MACHINE_INSTANCES, VIRTUAL_MACHINES
 from app.devcluster.status import Json

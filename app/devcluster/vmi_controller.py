@@ -14,10 +14,9 @@ from app.devcluster.launcher import (
     VMI_FINALIZERS,
     build_pod,
     claim_of,
-    memory_overhead,
 )
+from app.devcluster.launcher_resources import memory_overhead
 from app.devcluster.objects import Change, Key, Stored
-from app.devcluster.quantities import in_mebi
 from app.devcluster.registry import CLAIMS, DATA_VOLUMES, PODS, VIRTUAL_MACHINE_INSTANCES, by_id
 from app.devcluster.status import ApiError, Json
 from app.devcluster.times import stamp
@@ -155,7 +154,7 @@ class InstanceController:
                 activePods={created.obj["metadata"]["uid"]: ""},
                 conditions=put(kept, ready),
                 launcherContainerImageVersion=LAUNCHER_IMAGE,
-                memory={**obj["status"].get("memory", {}), "memoryOverhead": in_mebi(memory_overhead(obj["spec"]))},
+                memory={**obj["status"].get("memory", {}), "memoryOverhead": str(memory_overhead(obj["spec"]))},
             )
 
         self._write(stored, scheduling)
@@ -178,7 +177,7 @@ class InstanceController:
             if pod.obj["status"]["phase"] == "Running" and status.get("activePods") == pods:
                 vmi = self._scheduled(vmi, pod.obj)
         if phase_of(vmi) in FINAL and "memoryOverhead" not in status.get("memory", {}):
-            overhead = in_mebi(memory_overhead(vmi["spec"]))
+            overhead = str(memory_overhead(vmi["spec"]))
             memory = {**status.get("memory", {}), "memoryOverhead": overhead}
             vmi = {**vmi, "status": {**vmi["status"], "memory": memory}}
         return self._with_ready(vmi, pod.obj)
@@ -194,7 +193,8 @@ class InstanceController:
         waiting = next(
             (
                 container["state"]["waiting"]
-                for container in pod["status"].get("containerStatuses", ())
+                for kind in ("initContainerStatuses", "containerStatuses")
+                for container in pod["status"].get(kind, ())
                 if container.get("state", {}).get("waiting", {}).get("reason") in _PULL_ERRORS
             ),
             None,
