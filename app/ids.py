@@ -17,7 +17,9 @@ def new_id() -> uuid.UUID:
 def vm_name(pool: str, vm_id: uuid.UUID) -> str:
     """The cluster name of a VM, at most 63 characters: the pool's name for people, the whole id so that it is never used twice.
 
+    Without a dot: it is the guest's host name too.
+
     A name that came back could boot the disk of the VM that had it before (KubeVirt v1.9.0 looks a DataVolume up by name alone).
     """
     suffix = base64.b32encode(vm_id.bytes).decode().rstrip("=").lower()
-    return f"{pool[: _NAME_LIMIT - _ID_CHARS - 1].rstrip('-.')}-{suffix}"
+    return f"{pool[: _NAME_LIMIT - _ID_CHARS - 1].replace('.', '-').rstrip('-')}-{suffix}"

@@ -19,17 +19,15 @@ from kubernetes_asyncio.config import load_incluster_config, load_kube_config
 from app.cluster import labels
 from app.cluster.faults import reason_of, translate, translating
 from app.cluster.gateway import Manifest
+from app.cluster.kinds import Kind
 from app.config import Settings
 from app.errors import ClusterError, ClusterUnavailable, WatchExpired
 
-VMS = "virtualmachines"
-VMIS = "virtualmachineinstances"
-
-_GROUP = {"group": "kubevirt.io", "version": "v1"}
-_STRICT = {
-    "field_validation": "Strict",
-    "field_manager": labels.MANAGER,
-}  # unknown fields are pruned in silence otherwise
+# Unknown fields are pruned in silence otherwise.
+_STRICT = {"fieldValidation": "Strict", "fieldManager": labels.MANAGER}
+_JSON = "application/json"
+_MERGE = "application/merge-patch+json"
+_JSON_PATCH = "application/json-patch+json"
 _PAGE_SIZE = 500
 _LIST_ATTEMPTS = 3
 _SPARE_CONNECTIONS = 8  # beside those that provision: two watches, a list, the checks of pools being written
@@ -40,40 +38,34 @@ class AlreadyExists(ClusterError):
 
 
 class KubeVirtClient:
-    """VirtualMachines and their instances in the one namespace of the settings."""
+    """Objects of every kind that we know, in the one namespace of the settings or, where the kind has none, in the cluster."""
 
     def __init__(self, settings: Settings, configuration: kubernetes.Configuration) -> None:
         """Needs a running event loop, and makes no call."""
         configuration.connection_pool_maxsize = settings.provision_concurrency + _SPARE_CONNECTIONS
         self._client = kubernetes.ApiClient(configuration)
         self._client.user_agent = labels.MANAGER
-        # Any: the library's stubs know neither `_content_type` nor a dict for delete options.
-        self._api: Any = kubernetes.CustomObjectsApi(self._client)
         self._namespace = settings.namespace
         self._selector = labels.selector(settings.instance)
         self._timeout = settings.cluster_timeout_seconds
         self._silence = settings.watch_silence_seconds
 
-    async def get(self, plural: str, name: str) -> Manifest:
-        with translating(f"read {plural}/{name}"):
-            answer = await self._api.get_namespaced_custom_object(
-                **self._at(plural), name=name, _request_timeout=self._timeout
-            )
+    async def get(self, kind: Kind, name: str) -> Manifest:
+        with translating(f"read {kind}/{name}"):
+            answer = await self._call("GET", kind.path(self._namespace, name))
         return _as_object(answer)
 
-    async def create(self, plural: str, body: Manifest, *, dry_run: bool = False) -> Manifest:
+    async def create(self, kind: Kind, body: Manifest, *, dry_run: bool = False) -> Manifest:
         """Raises AlreadyExists where the name is taken.
 
         Any other 409 on a create is a quota that another create is just counting itself into (the API server's quota
         admission): it is ClusterUnavailable, for the same call succeeds a moment later.
         """
-        doing = f"{'try' if dry_run else 'create'} {plural}/{body['metadata']['name']}"
-        options = {**_STRICT, "dry_run": "All"} if dry_run else _STRICT
+        doing = f"{'try' if dry_run else 'create'} {kind}/{body['metadata']['name']}"
+        options = {**_STRICT, "dryRun": "All"} if dry_run else _STRICT
         try:
             with translating(doing):
-                answer = await self._api.create_namespaced_custom_object(
-                    **self._at(plural), body=body, _request_timeout=self._timeout, **options
-                )
+                answer = await self._call("POST", kind.path(self._namespace), body=body, query=options)
         except ClusterError as error:
             cause = error.__cause__
             if isinstance(cause, ApiException) and cause.status == 409:  # noqa: PLR2004 - Conflict
@@ -83,62 +75,73 @@ class KubeVirtClient:
             raise
         return _as_object(answer)
 
-    async def delete(self, plural: str, name: str, uid: str) -> Manifest:
-        """The object, going; or a Status, where it went at once. A Foreground delete of that UID alone."""
-        with translating(f"delete {plural}/{name}"):
-            answer = await self._api.delete_namespaced_custom_object(
-                **self._at(plural),
-                name=name,
-                body={
-                    "apiVersion": "v1",
-                    "kind": "DeleteOptions",
-                    "propagationPolicy": "Foreground",
-                    "preconditions": {"uid": uid},
-                },
-                _request_timeout=self._timeout,
-            )
-        return _as_object({} if answer is None else answer)  # the library reads no body of a 202
+    async def delete(self, kind: Kind, name: str, uid: str, *, propagation: str = "Foreground") -> Manifest:
+        """The object, going; or a Status, where it went at once. A delete of that UID alone."""
+        with translating(f"delete {kind}/{name}"):
+            options = {
+                "apiVersion": "v1",
+                "kind": "DeleteOptions",
+                "propagationPolicy": propagation,
+                "preconditions": {"uid": uid},
+            }
+            answer = await self._call("DELETE", kind.path(self._namespace, name), body=options)
+        return _as_object(answer or {})  # a 202 may come without a body
 
-    async def merge(self, plural: str, name: str, patch: Manifest) -> Manifest:
+    async def merge(self, kind: Kind, name: str, patch: Manifest) -> Manifest:
         """A JSON merge patch."""
-        with translating(f"change {plural}/{name}"):
-            answer = await self._api.patch_namespaced_custom_object(
-                **self._at(plural),
-                name=name,
-                body=patch,
-                _content_type="application/merge-patch+json",
-                _request_timeout=self._timeout,
-                **_STRICT,
+        with translating(f"change {kind}/{name}"):
+            answer = await self._call(
+                "PATCH", kind.path(self._namespace, name), body=patch, query=_STRICT, content_type=_MERGE
             )
         return _as_object(answer)
 
-    async def list_all(self, plural: str) -> tuple[list[Manifest], str]:
-        """Every object with our labels, and the resourceVersion from which a watch goes on."""
+    async def patch(self, kind: Kind, name: str, steps: list[Manifest]) -> Manifest:
+        """A JSON patch. One whose `test` fails is a ClusterRefused, as the API server answers it with 422."""
+        with translating(f"change {kind}/{name}"):
+            answer = await self._call(
+                "PATCH", kind.path(self._namespace, name), body=steps, query=_STRICT, content_type=_JSON_PATCH
+            )
+        return _as_object(answer)
+
+    async def list_all(self, kind: Kind, *, selector: str | None = None) -> tuple[list[Manifest], str]:
+        """Every object with our labels, and the resourceVersion from which a watch goes on.
+
+        `selector` takes the place of our labels; the empty one selects everything.
+        """
         for _ in range(_LIST_ATTEMPTS):
             try:
-                return await self._list_pages(plural)
+                return await self._list_pages(kind, self._selector if selector is None else selector)
             except WatchExpired:  # the pages took longer than the server keeps their moment: begin again
                 continue
         raise ClusterUnavailable(
-            f"The list of {plural} expired {_LIST_ATTEMPTS} times before its last page.", retry_after=1
+            f"The list of {kind} expired {_LIST_ATTEMPTS} times before its last page.", retry_after=1
         )
 
-    async def watch(self, plural: str, resource_version: str) -> AsyncGenerator[Manifest, None]:
+    async def watch(
+        self, kind: Kind, resource_version: str, *, selector: str | None = None
+    ) -> AsyncGenerator[Manifest, None]:
         """The events of objects with our labels, bookmarks too, until the server ends the watch.
 
         Raises WatchExpired (410, as an answer or as an event), ClusterUnavailable where it breaks or is silent for longer
         than `watch_silence_seconds`.
         """
-        doing = f"watch {plural}"
+        doing = f"watch {kind}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=self._silence)
         with translating(doing):
             async with asyncio.timeout(self._timeout):
-                response = await self._api.list_namespaced_custom_object(
-                    **self._at(plural),
-                    label_selector=self._selector,
-                    watch=True,
-                    allow_watch_bookmarks=True,
-                    resource_version=resource_version,
+                query = {
+                    "labelSelector": self._selector if selector is None else selector,
+                    "watch": "true",
+                    "allowWatchBookmarks": "true",
+                    "resourceVersion": resource_version,
+                }
+                response = await self._client.call_api(
+                    kind.path(self._namespace),
+                    "GET",
+                    query_params=[(name, value) for name, value in query.items() if value],
+                    header_params={"Accept": _JSON},
+                    auth_settings=["BearerToken"],
+                    _return_http_data_only=True,
                     _preload_content=False,
                     _request_timeout=timeout,
                 )
@@ -153,20 +156,42 @@ class KubeVirtClient:
     async def close(self) -> None:
         await self._client.close()
 
-    def _at(self, plural: str) -> dict[str, str]:
-        return {**_GROUP, "namespace": self._namespace, "plural": plural}
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        query: dict[str, str] | None = None,
+        content_type: str = _JSON,
+    ) -> object:
+        """One request; the answer's JSON, whatever its kind. The library's own methods know built-in kinds by other names
+        than custom ones, and read no body of a 202.
+        """
+        headers = {"Accept": _JSON, **({"Content-Type": content_type} if body is not None else {})}
+        answer: object = await self._client.call_api(
+            path,
+            method,
+            query_params=list((query or {}).items()),
+            header_params=headers,
+            body=body,
+            response_types_map={200: "object", 201: "object", 202: "object"},
+            auth_settings=["BearerToken"],
+            _return_http_data_only=True,
+            _request_timeout=self._timeout,
+        )
+        return answer
 
-    async def _list_pages(self, plural: str) -> tuple[list[Manifest], str]:
+    async def _list_pages(self, kind: Kind, selector: str) -> tuple[list[Manifest], str]:
         items: list[Manifest] = []
         token: str | None = None
         while True:
-            with translating(f"list {plural}"):
-                answer = await self._api.list_namespaced_custom_object(
-                    **self._at(plural),
-                    label_selector=self._selector,
-                    limit=_PAGE_SIZE,
-                    _request_timeout=self._timeout,
-                    **({"_continue": token} if token else {}),
+            with translating(f"list {kind}"):
+                query = {"labelSelector": selector, "limit": str(_PAGE_SIZE), "continue": token}
+                answer = await self._call(
+                    "GET",
+                    kind.path(self._namespace),
+                    query={name: value for name, value in query.items() if value},
                 )
             page = _as_object(answer)
             items.extend(page.get("items") or [])

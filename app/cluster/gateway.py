@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from app.domain.observation import Observation, WarmWhen
+from app.domain.paths import ImageRef, Start
 
 Manifest = dict[str, Any]
 
@@ -33,12 +34,15 @@ class VmTemplate:
     """A pool's template, expanded and checked by our own rules: the `spec` of a VirtualMachine, and its fingerprint.
 
     `fingerprint` is the same for templates that make the same VM; a change of it rotates a pool. `spec` and `fingerprint`
-    are all that a VM is made from, and so all that has to be kept.
+    are all that a VM is made from, and so all that has to be kept. `shape` is the same for templates whose VMs boot the
+    same, whatever they are called: a VM of one may serve a wish for the other. `images`: what its disks are made from.
     """
 
     spec: Manifest
     fingerprint: str
     form: TemplateForm = TemplateForm.VM_SPEC
+    shape: str = ""
+    images: tuple[ImageRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +98,13 @@ class Gateway(Protocol):
         """
         ...
 
-    async def create_vm(self, *, name: str, pool: str, vm_id: str, template: VmTemplate) -> Observation:
+    async def create_vm(
+        self, *, name: str, pool: str, vm_id: str, template: VmTemplate, start: Start = None
+    ) -> Observation:
         """Makes the VM, or finds the one that an earlier try made (same name and `vm_id` label): both are success.
+
+        With a `start` its disks begin with that content. Those of a snapshot are made after the VM and belong to it: until
+        this returns the VM may stand there without them.
 
         Raises ClusterConflict where the name belongs to an object that is not this VM's. A VM that an earlier try made may
         already be `deleting` in the answer.

@@ -6,14 +6,17 @@ from datetime import UTC, datetime
 import structlog
 
 from app.cluster import labels, templates
-from app.cluster.client import VMIS, VMS, AlreadyExists, KubeVirtClient, configure
+from app.cluster.client import AlreadyExists, KubeVirtClient, configure
 from app.cluster.gateway import ClusterEvent, Listed, Manifest, VmTemplate
 from app.cluster.inventory import Inventory
+from app.cluster.kinds import CLAIMS, VMIS, VMS, Kind
 from app.cluster.manifests import vm_manifest
 from app.cluster.observations import observe_vm
+from app.cluster.starts import begin, claims_of
 from app.cluster.watch import Snapshot, observe
 from app.config import Settings
 from app.domain.observation import Observation, WarmWhen
+from app.domain.paths import Start
 from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused, FieldProblem, TemplateRefused
 from app.ids import new_id, vm_name
 
@@ -43,7 +46,7 @@ class KubeVirtGateway:
 
     async def check(self, template: VmTemplate) -> None:
         vm_id = new_id()
-        body = self._manifest(name=vm_name(_DRY_RUN, vm_id), pool=_DRY_RUN, vm_id=str(vm_id), template=template)
+        body = self._manifest(name=vm_name(_DRY_RUN, vm_id), pool=_DRY_RUN, vm_id=str(vm_id), spec=template.spec)
         try:
             await self._client.create(VMS, body, dry_run=True)
         except ClusterRefused as error:
@@ -55,13 +58,18 @@ class KubeVirtGateway:
                 ],
             ) from error
 
-    async def create_vm(self, *, name: str, pool: str, vm_id: str, template: VmTemplate) -> Observation:
-        body = self._manifest(name=name, pool=pool, vm_id=vm_id, template=template)
+    async def create_vm(
+        self, *, name: str, pool: str, vm_id: str, template: VmTemplate, start: Start = None
+    ) -> Observation:
+        spec = begin(template.spec, start, vm=name, namespace=self._settings.namespace)
+        body = self._manifest(name=name, pool=pool, vm_id=vm_id, spec=spec)
         try:
             vm = await self._client.create(VMS, body)
         except AlreadyExists:
             vm = await self._find_earlier(name, vm_id)
             _log.info("cluster.vm_found", vm=name, pool=pool)
+        for claim in claims_of(vm, start):
+            await self._make_claim(claim)
         return observe_vm(vm, None)
 
     async def delete_vm(self, *, name: str, uid: str | None) -> bool:
@@ -112,11 +120,11 @@ class KubeVirtGateway:
         vmis, vmi_version = await self._client.list_all(VMIS)
         return Snapshot(vms, vmis, vm_version, vmi_version, began_at)
 
-    def watch(self, plural: str, resource_version: str) -> AsyncGenerator[Manifest, None]:
+    def watch(self, kind: Kind, resource_version: str) -> AsyncGenerator[Manifest, None]:
         """The events of one kind; see `KubeVirtClient.watch`."""
-        return self._client.watch(plural, resource_version)
+        return self._client.watch(kind, resource_version)
 
-    def _manifest(self, *, name: str, pool: str, vm_id: str, template: VmTemplate) -> Manifest:
+    def _manifest(self, *, name: str, pool: str, vm_id: str, spec: Manifest) -> Manifest:
         settings = self._settings
         return vm_manifest(
             name=name,
@@ -124,8 +132,14 @@ class KubeVirtGateway:
             instance=settings.instance,
             pool=pool,
             vm_id=vm_id,
-            spec=template.spec,
+            spec=spec,
         )
+
+    async def _make_claim(self, body: Manifest) -> None:
+        try:
+            await self._client.create(CLAIMS, body)
+        except AlreadyExists:
+            _log.info("cluster.claim_found", claim=body["metadata"]["name"])
 
     async def _find_earlier(self, name: str, vm_id: str) -> Manifest:
         try:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 
-from app.cluster import rules
+from app.cluster import rules, shapes
 from app.cluster.gateway import Manifest, TemplateForm, VmTemplate
 from app.cluster.problems import Problems
 from app.domain.observation import WarmWhen
@@ -66,7 +66,13 @@ def expand(template: Manifest, warm_when: WarmWhen) -> VmTemplate:
         )
     if warm_when is WarmWhen.AGENT and not spec["template"]["spec"].get("readinessProbe"):
         spec["template"]["spec"]["readinessProbe"] = dict(_AGENT_PROBE)
-    return VmTemplate(spec=spec, fingerprint=fingerprint(spec), form=form)
+    return VmTemplate(
+        spec=spec,
+        fingerprint=fingerprint(spec),
+        form=form,
+        shape=shapes.shape_of(spec),
+        images=shapes.images_of(spec),
+    )
 
 
 def fingerprint(spec: Manifest) -> str:

@@ -20,9 +20,9 @@ from typing import Protocol, Self
 
 import structlog
 
-from app.cluster.client import VMIS, VMS
 from app.cluster.gateway import Broken, ClusterEvent, Listed, Manifest
 from app.cluster.inventory import Change, Inventory
+from app.cluster.kinds import VMIS, VMS, Kind
 from app.errors import ClusterError, ClusterUnavailable, EmberpoolError
 
 _BACKOFF_BASE = 0.5
@@ -49,7 +49,7 @@ class Source(Protocol):
 
     async def snapshot(self) -> Snapshot: ...
 
-    def watch(self, plural: str, resource_version: str) -> AsyncGenerator[Manifest, None]: ...
+    def watch(self, kind: Kind, resource_version: str) -> AsyncGenerator[Manifest, None]: ...
 
 
 async def observe(
@@ -87,11 +87,11 @@ async def observe(
             await sleep(_backoff(failures))
 
 
-def _apply(inventory: Inventory, plural: str, event: Manifest) -> list[Change]:
-    kind, item = event.get("type"), event.get("object")
-    if kind not in {"ADDED", "MODIFIED", "DELETED"} or not isinstance(item, dict):
+def _apply(inventory: Inventory, kind: Kind, event: Manifest) -> list[Change]:
+    what, item = event.get("type"), event.get("object")
+    if what not in {"ADDED", "MODIFIED", "DELETED"} or not isinstance(item, dict):
         return []  # a bookmark: it only says that the watch is alive
-    return inventory.apply_vm(kind, item) if plural == VMS else inventory.apply_vmi(kind, item)
+    return inventory.apply_vm(what, item) if kind == VMS else inventory.apply_vmi(what, item)
 
 
 def _backoff(failures: int) -> float:
@@ -101,7 +101,7 @@ def _backoff(failures: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    plural: str
+    kind: Kind
     error: Exception | None
 
 
@@ -113,14 +113,14 @@ class _Watches:
         self.lasted = 0.0
         self._source = source
         self._versions = {VMS: snapshot.vm_version, VMIS: snapshot.vmi_version}
-        self._queue: asyncio.Queue[tuple[str, Manifest] | _Ended] = asyncio.Queue(_QUEUE_SIZE)
+        self._queue: asyncio.Queue[tuple[Kind, Manifest] | _Ended] = asyncio.Queue(_QUEUE_SIZE)
         self._tasks: list[asyncio.Task[None]] = []
         self._seconds = seconds
         self._began = 0.0
 
     async def __aenter__(self) -> Self:
         self._began = asyncio.get_running_loop().time()
-        self._tasks = [asyncio.create_task(self._read(plural), name=f"watch-{plural}") for plural in self._versions]
+        self._tasks = [asyncio.create_task(self._read(kind), name=f"watch-{kind}") for kind in self._versions]
         return self
 
     async def __aexit__(
@@ -131,7 +131,7 @@ class _Watches:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def next(self) -> tuple[str, Manifest] | None:
+    async def next(self) -> tuple[Kind, Manifest] | None:
         """The next event of either watch with its kind; None once the round is over."""
         deadline = self._began + self._seconds
         if asyncio.get_running_loop().time() >= deadline:  # also where events never cease
@@ -145,15 +145,15 @@ class _Watches:
             return item
         if item.error is not None and not isinstance(item.error, EmberpoolError):
             raise item.error
-        self.broken = item.error.detail if item.error is not None else f"The cluster ended the watch of {item.plural}."
+        self.broken = item.error.detail if item.error is not None else f"The cluster ended the watch of {item.kind}."
         return None
 
-    async def _read(self, plural: str) -> None:
+    async def _read(self, kind: Kind) -> None:
         failed: Exception | None = None
         try:
-            async with aclosing(self._source.watch(plural, self._versions[plural])) as events:
+            async with aclosing(self._source.watch(kind, self._versions[kind])) as events:
                 async for event in events:
-                    await self._queue.put((plural, event))
+                    await self._queue.put((kind, event))
         except Exception as error:  # noqa: BLE001 - handed over to the reader of the queue, who raises what is a bug
             failed = error
-        await self._queue.put(_Ended(plural, failed))
+        await self._queue.put(_Ended(kind, failed))

@@ -24,7 +24,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VmFacts:
-    """What a row says of a VM that a verdict needs."""
+    """What a row says of a VM that a verdict needs.
+
+    `whole` False: its disks are made after it, so that the cluster may show it before it can start. `stopped`: we stopped it.
+    """
 
     state: VmState
     uid: str | None
@@ -34,6 +37,8 @@ class VmFacts:
     health: str | None
     unwell_since: datetime | None
     claimed_at: datetime | None
+    whole: bool = True
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ def judge(vm: VmFacts, seen: Observation, warm_when: WarmWhen, rules: HealthRule
         return Judgement(Verdict.NOTHING)
     match vm.state:
         case VmState.PLANNED | VmState.CREATING:
-            return Judgement(Verdict.CREATED)
+            return Judgement(Verdict.CREATED if vm.whole or _has_its_disks(seen) else Verdict.NOTHING)
         case VmState.BOOTING:
             return _judge_booting(vm, seen, warm_when)
         case VmState.READY:
@@ -67,6 +72,11 @@ def judge(vm: VmFacts, seen: Observation, warm_when: WarmWhen, rules: HealthRule
             return _judge_claimed(vm, seen, rules, now)
         case _:
             return Judgement(Verdict.NOTHING)
+
+
+def _has_its_disks(seen: Observation) -> bool:
+    """A pod is only given to a VMI whose disks are there (KubeVirt v1.9.0): from then on nothing is missing."""
+    return seen.phase in {"Scheduling", "Scheduled", "Running"}
 
 
 def ailment(seen: Observation) -> str | None:
@@ -108,6 +118,8 @@ def _judge_ready(vm: VmFacts, seen: Observation, warm_when: WarmWhen) -> Judgeme
 
 def _judge_claimed(vm: VmFacts, seen: Observation, rules: HealthRules, now: datetime) -> Judgement:
     """A claimed VM is its claimant's: only within the first moments is it ours to judge, and a pause never is a death."""
+    if vm.stopped:
+        return _noted(vm, seen, None)
     ails = ailment(seen)
     young = vm.claimed_at is not None and now - vm.claimed_at <= rules.replace_window
     if ails is None or not young or seen.paused:

@@ -1,16 +1,43 @@
 """What a pool is asked to be. The same shape is the body of `PUT /v1/pools/{name}` and what the store keeps."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator, model_validator
 
 from app.config import MAX_LEASE_SECONDS, MAX_POOL_SIZE
 from app.domain.observation import WarmWhen
+from app.domain.paths import Path
 
 POOL_NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 Count = Annotated[int, Strict()]
 """A whole number as such: `true` and `"3"` are none."""
 PoolName = Annotated[str, Field(pattern=POOL_NAME_PATTERN, max_length=63, examples=["fast-start-pool"])]
+
+
+class StartFrom(BaseModel):
+    """What VMs start from instead of nothing: a snapshot, or a preload, by its name."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", json_schema_extra={"examples": [{"snapshot": "ubuntu-ready"}]}
+    )
+
+    snapshot: PoolName | None = None
+    preload: PoolName | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.snapshot is None) == (self.preload is None):
+            raise ValueError("name one snapshot or one preload, and not both")
+        return self
+
+    @property
+    def path(self) -> Path:
+        return Path.SNAPSHOT if self.snapshot is not None else Path.PRELOAD
+
+    @property
+    def source(self) -> str:
+        """The name of the snapshot or preload."""
+        return self.snapshot or self.preload or ""
 
 
 class PoolSpec(BaseModel):
@@ -25,6 +52,9 @@ class PoolSpec(BaseModel):
             "VirtualMachine `spec`, or the short form `{image, cpu, memory, disk}`."
         ),
         examples=[{"image": "quay.io/containerdisks/ubuntu:22.04", "cpu": 2, "memory": "2Gi"}],
+    )
+    start_from: StartFrom | None = Field(
+        default=None, description="Let its VMs start from a snapshot or a preload. None: from the template alone."
     )
     min_available: Count = Field(
         default=0,
@@ -54,6 +84,16 @@ class PoolSpec(BaseModel):
     max_lease_seconds: Count = Field(
         default=86_400, validate_default=True, ge=1, le=MAX_LEASE_SECONDS, description="The longest lease from now on."
     )
+
+    @property
+    def path(self) -> Path:
+        """How its VMs start."""
+        return self.start_from.path if self.start_from is not None else Path.COLD
+
+    @property
+    def source(self) -> str | None:
+        """The name of the snapshot or preload that they start from."""
+        return self.start_from.source if self.start_from is not None else None
 
     # Each looks at fields that stand above it; those that are wrong themselves are not there to be compared with.
 

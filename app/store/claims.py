@@ -56,16 +56,17 @@ _BIND = text("""
     unwaited AS (DELETE FROM claim_queue WHERE ctid = ANY(ARRAY(SELECT waiting_tid FROM pairs))),
     unqueued AS (DELETE FROM ready_slot WHERE ctid = ANY(ARRAY(SELECT slot_tid FROM pairs))),
     bound AS (
-        UPDATE claim SET state = 'bound', path = 'pool', bound_at = now(), pending_until = NULL, labelled = false, label_due_at = now(),
+        UPDATE claim SET state = 'bound', bound_at = now(), pending_until = NULL, labelled = false, label_due_at = now(),
+            path = (SELECT CASE kind WHEN 'pool' THEN 'pool' ELSE path END FROM pool WHERE pool.id = :pool_id),
             vm_id = (SELECT pairs.vm_id FROM pairs WHERE pairs.claim_id = claim.id),
             lease_expires_at = now() + make_interval(secs => lease_seconds)
-        WHERE id = ANY(ARRAY(SELECT claim_id FROM pairs)) RETURNING id, vm_id),
+        WHERE id = ANY(ARRAY(SELECT claim_id FROM pairs)) RETURNING id, vm_id, path),
     taken AS (
         UPDATE vm SET state = 'claimed', state_since = now(), claimed_at = now(),
             claim_id = (SELECT pairs.claim_id FROM pairs WHERE pairs.vm_id = vm.id)
         WHERE id = ANY(ARRAY(SELECT vm_id FROM pairs))),
     noted AS (INSERT INTO event (type, pool_id, vm_id, claim_id, data)
-        SELECT 'claim.bound', :pool_id, vm_id, id, '{"path": "pool"}' FROM bound)
+        SELECT 'claim.bound', :pool_id, vm_id, id, jsonb_build_object('path', path) FROM bound)
     SELECT id FROM bound
 """)
 _POOLS_WAITING = text("SELECT DISTINCT pool_id FROM claim_queue")

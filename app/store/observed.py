@@ -15,7 +15,7 @@ from app.domain.states import VmState
 
 _COLUMNS = """
     v.id, v.pool_id, v.name, v.state, v.state_since, v.uid, v.vmi_uid, v.node, v.addresses, v.health, v.unwell_since,
-    v.claimed_at, v.claim_id, v.created_at, v.asked_at, v.ready_at, p.spec->>'warm_when' AS warm_when,
+    v.whole, v.stopped, v.claimed_at, v.claim_id, v.created_at, v.asked_at, v.ready_at, p.spec->>'warm_when' AS warm_when,
     (p.spec->>'boot_timeout_seconds')::float AS boot_timeout
 """
 _BY_IDS = f"SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = ANY(CAST(:ids AS uuid[]))"
@@ -152,6 +152,8 @@ async def _read(tx: AsyncConnection, query: str, params: dict[str, object]) -> l
                 health=row["health"],
                 unwell_since=row["unwell_since"],
                 claimed_at=row["claimed_at"],
+                whole=row["whole"],
+                stopped=row["stopped"],
             ),
             state_since=row["state_since"],
             claim_id=row["claim_id"],

@@ -15,18 +15,20 @@ from app.store.rows import POOL_COLUMNS, PoolRow, read_pool
 _BY_NAME = f"SELECT {POOL_COLUMNS} FROM pool p WHERE p.name = :name AND p.deleted_at IS NULL"
 _BY_ID = f"SELECT {POOL_COLUMNS} FROM pool p WHERE p.id = :id"
 _PAGE = f"""
-    SELECT {POOL_COLUMNS} FROM pool p WHERE p.deleted_at IS NULL AND p.name > :after ORDER BY p.name LIMIT :limit
+    SELECT {POOL_COLUMNS} FROM pool p WHERE p.deleted_at IS NULL AND p.kind = 'pool' AND p.name > :after ORDER BY p.name LIMIT :limit
 """
 
 _INSERT = text("""
-    INSERT INTO pool (id, name, spec, vm_spec, revision) VALUES (:id, :name, :spec, :vm_spec, :revision)
+    INSERT INTO pool (id, name, spec, vm_spec, revision, kind, shape, path, source)
+    VALUES (:id, :name, :spec, :vm_spec, :revision, :kind, :shape, :path, :source)
     ON CONFLICT (name) WHERE deleted_at IS NULL DO NOTHING RETURNING id
 """).bindparams(bindparam("spec", type_=JSONB), bindparam("vm_spec", type_=JSONB))
 _INSERT_PLAN = text("INSERT INTO pool_plan (pool_id) VALUES (:id)")
 
 # An edit clears the breaker and the backoff: whoever edits has looked.
 _REPLACE = text("""
-    UPDATE pool SET spec = :spec, vm_spec = :vm_spec, revision = :revision, generation = generation + 1, updated_at = now(),
+    UPDATE pool SET spec = :spec, vm_spec = :vm_spec, revision = :revision, shape = :shape, path = :path, source = :source,
+        generation = generation + 1, updated_at = now(),
         refilled_at = CASE WHEN (spec->>'size')::int <> :size OR revision <> :revision
             OR (spec->>'auto_replenish')::boolean <> :replenishes THEN now() ELSE refilled_at END,
         consecutive_failures = 0, backoff_until = NULL, stalled_at = NULL
@@ -85,7 +87,15 @@ async def page(tx: AsyncConnection, *, after: str, limit: int) -> list[PoolRow]:
 
 
 async def insert(
-    tx: AsyncConnection, *, pool_id: UUID, name: str, spec: PoolSpec, vm_spec: dict[str, Any], revision: str
+    tx: AsyncConnection,
+    *,
+    pool_id: UUID,
+    name: str,
+    spec: PoolSpec,
+    vm_spec: dict[str, Any],
+    revision: str,
+    shape: str,
+    kind: str = "pool",
 ) -> bool:
     """False where another pool of that name came first."""
     params = {
@@ -94,6 +104,10 @@ async def insert(
         "spec": spec.model_dump(mode="json"),
         "vm_spec": vm_spec,
         "revision": revision,
+        "kind": kind,
+        "shape": shape,
+        "path": str(spec.path),
+        "source": spec.source,
     }
     if (await tx.execute(_INSERT, params)).first() is None:
         return False
@@ -102,7 +116,7 @@ async def insert(
 
 
 async def replace(
-    tx: AsyncConnection, pool_id: UUID, *, spec: PoolSpec, vm_spec: dict[str, Any], revision: str
+    tx: AsyncConnection, pool_id: UUID, *, spec: PoolSpec, vm_spec: dict[str, Any], revision: str, shape: str
 ) -> None:
     body = spec.model_dump(mode="json")
     params = {
@@ -110,6 +124,9 @@ async def replace(
         "spec": body,
         "vm_spec": vm_spec,
         "revision": revision,
+        "shape": shape,
+        "path": str(spec.path),
+        "source": spec.source,
         "size": spec.size,
         "replenishes": spec.auto_replenish,
     }

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from app.domain.paths import Path
 from app.domain.pools import PoolSpec
 from app.domain.states import ClaimState, VmState
 
@@ -28,6 +29,10 @@ class PoolRow:
     created_at: datetime
     updated_at: datetime
     deleting_at: datetime | None
+    kind: str = "pool"
+    shape: str | None = None
+    path: Path = Path.COLD
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,8 @@ class VmRow:
     stages: dict[str, float | None] | None
     reason: str | None
     claim_id: UUID | None
+    path: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +90,30 @@ class ClaimRow:
     health: str | None
     vm_boot_seconds: float | None
     vm_ready_at: datetime | None
+    pool_kind: str = "pool"
+    shape: str | None = None
+    choice: dict[str, Any] | None = None
+    allowed: tuple[str, ...] | None = None
+    vm_stages: dict[str, float | None] | None = None
 
 
 POOL_COLUMNS = """
     p.id, p.name, p.spec, p.vm_spec, p.revision, p.generation, p.paused, p.refilled_at, p.consecutive_failures,
-    p.last_failure, p.last_failure_at, p.backoff_until, p.stalled_at, p.created_at, p.updated_at, p.deleting_at
+    p.last_failure, p.last_failure_at, p.backoff_until, p.stalled_at, p.created_at, p.updated_at, p.deleting_at,
+    p.kind, p.shape, p.path, p.source
 """
 
 VM_COLUMNS = """
     v.id, v.pool_id, p.name AS pool, v.name, v.state, v.state_since, v.revision, v.uid, v.vmi_uid, v.node, v.addresses,
-    v.health, v.created_at, v.asked_at, v.ready_at, v.claimed_at, v.ended_at, v.boot_seconds, v.stages, v.reason, v.claim_id
+    v.health, v.created_at, v.asked_at, v.ready_at, v.claimed_at, v.ended_at, v.boot_seconds, v.stages, v.reason, v.claim_id,
+    v.path, v.source
 """
 
 CLAIM_COLUMNS = """
     c.id, c.pool_id, p.name AS pool, c.state, c.labels, c.path, c.lease_seconds, c.lease_expires_at, c.created_at,
     c.bound_at, c.ended_at, c.reason, c.replacements, c.request_hash, c.vm_id, v.name AS vm_name, v.uid AS vm_uid,
-    v.node, coalesce(v.addresses, '{}') AS addresses, v.health, v.boot_seconds AS vm_boot_seconds, v.ready_at AS vm_ready_at
+    v.node, coalesce(v.addresses, '{}') AS addresses, v.health, v.boot_seconds AS vm_boot_seconds, v.ready_at AS vm_ready_at,
+    p.kind AS pool_kind, c.shape, c.choice, c.allowed, v.stages AS vm_stages
 """
 
 
@@ -106,7 +121,7 @@ CLAIM_TABLES = "claim c JOIN pool p ON p.id = c.pool_id LEFT JOIN vm v ON v.id =
 
 
 def read_pool(row: Mapping[Any, Any]) -> PoolRow:
-    return PoolRow(**{**row, "spec": PoolSpec.model_validate(row["spec"])})
+    return PoolRow(**{**row, "spec": PoolSpec.model_validate(row["spec"]), "path": Path(row["path"])})
 
 
 def read_vm(row: Mapping[Any, Any]) -> VmRow:
@@ -120,6 +135,7 @@ def read_claim(row: Mapping[Any, Any]) -> ClaimRow:
             "state": ClaimState(row["state"]),
             "addresses": _tuple(row["addresses"]),
             "replacements": tuple(row["replacements"]),
+            "allowed": _tuple(row["allowed"]) if row["allowed"] is not None else None,
         }
     )
 

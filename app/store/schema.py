@@ -8,6 +8,7 @@ nothing wide; `claim_queue` is the queue of claims that wait. A row of either qu
 the highest id would miss those that commit late; events of transactions below the oldest one still running are final.
 """
 
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
@@ -35,6 +36,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import UserDefinedType
 from typing_extensions import override
 
+from app.domain.paths import Path
 from app.domain.states import ClaimState, VmState
 
 
@@ -62,7 +64,7 @@ _NOW = text("now()")
 _AWARE = DateTime(timezone=True)
 
 
-def _one_of(column: str, values: type[VmState] | type[ClaimState]) -> str:
+def _one_of(column: str, values: type[StrEnum]) -> str:
     return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"
 
 
@@ -94,7 +96,21 @@ pool = Table(
     Column("updated_at", _AWARE, nullable=False, server_default=_NOW),
     Column("deleting_at", _AWARE),
     Column("deleted_at", _AWARE),
+    Column(
+        "kind",
+        Text,
+        nullable=False,
+        server_default=text("'pool'"),
+        comment="pool; shape: of no size and not shown, its VMs are made for claims of their own",
+    ),
+    Column("shape", Text, comment="fingerprint of what its VMs boot"),
+    Column("path", Text, nullable=False, server_default=text("'cold'"), comment="how its VMs start"),
+    Column("source", Text, comment="the snapshot or preload that they start from"),
+    CheckConstraint("kind IN ('pool', 'shape')", name="kind"),
+    CheckConstraint(_one_of("path", Path), name="path"),
     Index("pool_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+    Index("pool_shape_idx", "shape", postgresql_where=text("deleted_at IS NULL")),
+    Index("pool_source_idx", "source", postgresql_where=text("deleted_at IS NULL AND source IS NOT NULL")),
 )
 
 pool_plan = Table(
@@ -148,6 +164,23 @@ vm = Table(
         ),
         comment="what a worker has to do for it",
     ),
+    Column("shape", Text, comment="its pool's when the cluster was first asked for it"),
+    Column("path", Text, comment="likewise: how it started"),
+    Column("source", Text, comment="likewise: the snapshot or preload that it started from"),
+    Column(
+        "whole",
+        Boolean,
+        nullable=False,
+        server_default=text("true"),
+        comment="false: its disks are made after it, and may be missing while it is creating",
+    ),
+    Column(
+        "stopped",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="we stopped it, for a snapshot: it is well without an instance",
+    ),
     CheckConstraint(_one_of("state", VmState), name="state"),
     CheckConstraint("state <> 'claimed' OR claim_id IS NOT NULL", name="claimed"),
     # No index on what a claim changes (state, claim_id): the row is then updated in its page, with no index touched, which
@@ -155,6 +188,7 @@ vm = Table(
     Index("vm_live_idx", "pool_id", postgresql_where=text("ended_at IS NULL")),
     Index("vm_work_idx", "work", "due_at", postgresql_where=text("work IS NOT NULL")),
     Index("vm_boots_idx", "pool_id", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
+    Index("vm_paths_idx", "path", "shape", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
     Index("vm_ended_idx", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     postgresql_with={"fillfactor": "50"},
 )
@@ -207,6 +241,9 @@ claim = Table(
     ),
     Column("label_due_at", _AWARE, nullable=False, server_default=_NOW, comment="a worker labels the VM from then on"),
     Column("label_attempts", Integer, nullable=False, server_default=text("0")),
+    Column("shape", Text, comment="of a claim that named no pool: what it asked for"),
+    Column("choice", JSONB, comment="likewise: the path that was chosen, and why not each other"),
+    Column("allowed", ARRAY(Text), comment="likewise: the paths that it may be served by"),
     CheckConstraint(_one_of("state", ClaimState), name="state"),
     CheckConstraint("state <> 'bound' OR (vm_id IS NOT NULL AND lease_expires_at IS NOT NULL)", name="bound"),
     Index("claim_idem_key_key", "idem_key", unique=True, postgresql_where=text("idem_key IS NOT NULL")),
@@ -272,4 +309,76 @@ watch = Table(
     Column("heard_at", _AWARE, comment="the last event of any kind"),
     Column("broken_since", _AWARE),
     Column("broken_reason", Text),
+)
+
+snapshot = Table(
+    "snapshot",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("spec", JSONB, nullable=False, comment="SnapshotSpec as written"),
+    Column("pool_id", Uuid, comment="of a snapshot that is taken for a pool"),
+    Column("created_at", _AWARE, nullable=False, server_default=_NOW),
+    Column("updated_at", _AWARE, nullable=False, server_default=_NOW),
+    Column("deleting_at", _AWARE),
+    Column("deleted_at", _AWARE),
+    Column("due_at", _AWARE, nullable=False, server_default=_NOW, comment="a worker looks at it from then on"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("lease_token", Uuid),
+    Column("lease_expires_at", _AWARE),
+    Index("snapshot_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+    Index("snapshot_due_idx", "due_at", postgresql_where=text("deleted_at IS NULL")),
+)
+
+snapshot_take = Table(
+    "snapshot_take",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("snapshot_id", Uuid, ForeignKey("snapshot.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False, comment="rises with each refresh"),
+    Column("state", Text, nullable=False, server_default=text("'planned'")),
+    Column("state_since", _AWARE, nullable=False, server_default=_NOW),
+    Column("shape", Text, comment="of the VM that it was taken from"),
+    Column("revision", Text, comment="of the pool's template that it was taken for"),
+    Column("vm_name", Text, comment="the VM that it is taken from"),
+    Column("vm_uid", Text),
+    Column("claim_id", Uuid, comment="our own claim on that VM, where it was made for this"),
+    Column("object_uid", Text, comment="of the VirtualMachineSnapshot"),
+    Column("disks", JSONB, nullable=False, server_default=text("'[]'"), comment="SnapshotDisk of each included volume"),
+    Column("excluded", JSONB, nullable=False, server_default=text("'[]'"), comment="name and reason of each other"),
+    Column("bytes", BigInteger),
+    Column("reason", Text, comment="why it failed, or what it waits for"),
+    Column("created_at", _AWARE, nullable=False, server_default=_NOW),
+    Column("ready_at", _AWARE),
+    Column("ended_at", _AWARE),
+    Index("snapshot_take_number_key", "snapshot_id", "number", unique=True),
+    Index("snapshot_take_shape_idx", "shape", postgresql_where=text("state = 'ready'")),
+)
+
+preload = Table(
+    "preload",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("spec", JSONB, nullable=False, comment="PreloadSpec as written"),
+    Column("generation", BigInteger, nullable=False, server_default=text("1")),
+    Column("state", Text, nullable=False, server_default=text("'planned'")),
+    Column("state_since", _AWARE, nullable=False, server_default=_NOW),
+    Column("image_kind", Text, nullable=False),
+    Column("image", Text, nullable=False, comment="the reference, as in ImageRef"),
+    Column("status", JSONB, nullable=False, server_default=text("'{}'"), comment="what the cluster showed last"),
+    Column("reason", Text, comment="why it failed, or what it waits for"),
+    Column("used_at", _AWARE, comment="the last start from it"),
+    Column("ready_at", _AWARE),
+    Column("created_at", _AWARE, nullable=False, server_default=_NOW),
+    Column("updated_at", _AWARE, nullable=False, server_default=_NOW),
+    Column("deleting_at", _AWARE),
+    Column("deleted_at", _AWARE),
+    Column("due_at", _AWARE, nullable=False, server_default=_NOW, comment="a worker looks at it from then on"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("lease_token", Uuid),
+    Column("lease_expires_at", _AWARE),
+    Index("preload_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+    Index("preload_due_idx", "due_at", postgresql_where=text("deleted_at IS NULL")),
+    Index("preload_image_idx", "image", postgresql_where=text("deleted_at IS NULL")),
 )

@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.paths import Path
 from app.domain.states import VmState
 
 _FILL = text("""
@@ -32,9 +33,13 @@ _TAKE_CREATES = text("""
         UPDATE vm SET state = 'creating', state_since = CASE WHEN vm.state = 'creating' THEN vm.state_since ELSE now() END,
             asked_at = coalesce(asked_at, now()), attempts = attempts + 1,
             revision = CASE WHEN asked_at IS NULL THEN p.revision ELSE vm.revision END,
+            shape = CASE WHEN asked_at IS NULL THEN p.shape ELSE vm.shape END,
+            path = CASE WHEN asked_at IS NULL THEN p.path ELSE vm.path END,
+            source = CASE WHEN asked_at IS NULL THEN p.source ELSE vm.source END,
+            whole = CASE WHEN asked_at IS NULL THEN p.path <> 'snapshot' ELSE vm.whole END,
             lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)
         FROM due, pool p WHERE vm.id = due.id AND p.id = vm.pool_id
-        RETURNING vm.id, vm.pool_id, vm.name, vm.uid, vm.claim_id, vm.attempts),
+        RETURNING vm.id, vm.pool_id, vm.name, vm.uid, vm.claim_id, vm.attempts, vm.path, vm.source),
     noted AS (INSERT INTO event (type, pool_id, vm_id) SELECT 'vm.creating', pool_id, id FROM taken WHERE attempts = 1)
     SELECT t.*, p.name AS pool, p.vm_spec, p.revision, (p.spec->>'boot_timeout_seconds')::float AS boot_timeout
     FROM taken t JOIN pool p ON p.id = t.pool_id ORDER BY t.id
@@ -117,7 +122,11 @@ class LabelWork:
 
 @dataclass(frozen=True, slots=True)
 class CreateWork(VmWork):
+    """`path` and `source` say what it starts from."""
+
     pool: str
+    path: Path
+    source: str | None
     vm_spec: dict[str, Any]
     revision: str
     boot_timeout_seconds: float
@@ -149,6 +158,8 @@ async def take_creates(
             claim_id=r["claim_id"],
             attempts=r["attempts"],
             pool=r["pool"],
+            path=Path(r["path"]),
+            source=r["source"],
             vm_spec=r["vm_spec"],
             revision=r["revision"],
             boot_timeout_seconds=r["boot_timeout"],

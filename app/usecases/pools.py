@@ -1,5 +1,6 @@
 """Writing pools: the cluster is asked first, with no transaction open, and then one transaction writes what it said yes to."""
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
@@ -40,10 +41,11 @@ async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) ->
     ClusterUnavailable (nothing is stored then).
     """
     template = gateway.expand(spec.template, spec.warm_when)
+    revision = _revision(template.fingerprint, spec)
     async with db.begin() as tx:
         before = await pool_rows.get(tx, name)
     _refuse_deleting(before)
-    if before is None or before.revision != template.fingerprint:
+    if before is None or before.revision != revision:
         await gateway.check(template)
 
     async with db.begin() as tx:
@@ -53,16 +55,24 @@ async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) ->
             outcome = Written.CREATED
             pool_id = new_id()
             if not await pool_rows.insert(
-                tx, pool_id=pool_id, name=name, spec=spec, vm_spec=template.spec, revision=template.fingerprint
+                tx,
+                pool_id=pool_id,
+                name=name,
+                spec=spec,
+                vm_spec=template.spec,
+                revision=revision,
+                shape=template.shape,
             ):
                 raise Conflict(f"pool {name!r} was written by somebody else at the same moment; read it and try again")
         else:
             pool_id = pool.id
-            if pool.spec == spec and pool.revision == template.fingerprint:
+            if pool.spec == spec and pool.revision == revision:
                 return PutPool(pool, Written.UNCHANGED)
             outcome = Written.CHANGED
-            await pool_rows.replace(tx, pool_id, spec=spec, vm_spec=template.spec, revision=template.fingerprint)
-        await events.record(tx, f"pool.{outcome}", pool_id=pool_id, size=spec.size, revision=template.fingerprint[:12])
+            await pool_rows.replace(
+                tx, pool_id, spec=spec, vm_spec=template.spec, revision=revision, shape=template.shape
+            )
+        await events.record(tx, f"pool.{outcome}", pool_id=pool_id, size=spec.size, revision=revision[:12])
         await _wake(tx, pool_id)
         written = await pool_rows.get_by_id(tx, pool_id)
     if written is None:
@@ -131,6 +141,13 @@ async def resume_pool(db: Database, name: str) -> PoolRow:
             await events.record(tx, "pool.resumed", pool_id=pool.id)
             await _wake(tx, pool.id)
         return await _again(tx, pool)
+
+
+def _revision(fingerprint: str, spec: PoolSpec) -> str:
+    """Changes with all that a VM of the pool is made from, so that a change of it rotates the pool."""
+    if spec.start_from is None:
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} {spec.path} {spec.source}".encode()).hexdigest()
 
 
 def no_such_pool(name: str) -> PoolNotFound:

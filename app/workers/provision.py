@@ -20,6 +20,7 @@ from app.store import observed, vms, work
 from app.store.database import Database
 from app.store.work import CreateWork
 from app.telemetry import CLUSTER_CALLS
+from app.usecases.starting import NotYet, resolve_start
 from app.usecases.vm_fates import FateRules, give_up
 from app.workers.loop import at_once
 
@@ -54,12 +55,19 @@ class Provision:
             await work.hand_back(tx, token=self.token)
 
     async def _create(self, item: CreateWork) -> None:
+        async with self._db.begin() as tx:
+            start = await resolve_start(tx, item.path, item.source)
+        if isinstance(start, NotYet):
+            await self._put_off(item, start.reason)
+            return
         template = VmTemplate(spec=item.vm_spec, fingerprint=item.revision)
         try:
-            made = await self._gateway.create_vm(name=item.name, pool=item.pool, vm_id=str(item.id), template=template)
+            made = await self._gateway.create_vm(
+                name=item.name, pool=item.pool, vm_id=str(item.id), template=template, start=start
+            )
         except ClusterUnavailable as error:
             CLUSTER_CALLS.labels(call="create", outcome="unavailable").inc()
-            await self._put_off(item, error)
+            await self._put_off(item, f"the cluster is away: {error.detail}")
         except ClusterError as error:
             CLUSTER_CALLS.labels(call="create", outcome=error.code).inc()
             await self._fail(item, error)
@@ -80,21 +88,19 @@ class Provision:
                     deadline_seconds=item.boot_timeout_seconds,
                 )
 
-    async def _put_off(self, item: CreateWork, error: ClusterUnavailable) -> None:
-        """The cluster is away: nobody's fault, so the row goes back to the plan and is tried again later, under the same name."""
+    async def _put_off(self, item: CreateWork, why: str) -> None:
+        """The cluster is away, or what the VM starts from is not ready: nobody's fault, so the row goes back to the plan and is
+        tried again later, under the same name.
+        """
         seconds = retry_delay(
             item.attempts,
             base_seconds=self._settings.backoff_base_seconds,
             cap_seconds=self._settings.backoff_cap_seconds,
             roll=random.random(),  # noqa: S311 - jitter, not a secret
         )
-        log.info(
-            "vm.create_put_off", vm=item.name, error=error.detail, seconds=round(seconds, 1), attempts=item.attempts
-        )
+        log.info("vm.create_put_off", vm=item.name, why=why, seconds=round(seconds, 1), attempts=item.attempts)
         async with self._db.begin() as tx:
-            await work.put_off_create(
-                tx, item.id, token=self.token, seconds=seconds, why=f"the cluster is away: {error.detail}"
-            )
+            await work.put_off_create(tx, item.id, token=self.token, seconds=seconds, why=why)
 
     async def _fail(self, item: CreateWork, error: ClusterError) -> None:
         async with self._db.begin() as tx:

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from aiohttp import web
 
-from app.cluster.client import VMS, AlreadyExists, KubeVirtClient, configure
+from app.cluster.client import AlreadyExists, KubeVirtClient, configure
+from app.cluster.kinds import VMS
 from app.config import Settings
 from app.errors import ClusterError, ClusterForbidden, ClusterRefused, ClusterUnavailable, WatchExpired
 from tests.cluster.api_server import ApiServer, fails, kubeconfig, says, says_text, serving
@@ -176,7 +177,7 @@ class TestWatch:
         server = ApiServer(streams(added, BOOKMARK))
         async with talking_to(server, tmp_path) as client:
             assert await collect(client.watch(VMS, "5")) == [added, BOOKMARK]
-        expected = {"labelSelector": SELECTOR, "watch": "True", "allowWatchBookmarks": "True", "resourceVersion": "5"}
+        expected = {"labelSelector": SELECTOR, "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": "5"}
         assert server.requests[0][:3] == ("GET", PATH, expected)
 
     async def test_an_event_larger_than_a_buffer(self, tmp_path):

@@ -7,8 +7,8 @@ import pytest
 
 from app.cluster import client as cluster_client
 from app.cluster import labels
-from app.cluster.client import VMS
 from app.cluster.gateway import Broken, Changed, Gone, Listed
+from app.cluster.kinds import VMS
 from app.cluster.kubevirt import connect
 from app.domain.observation import WarmWhen
 from app.errors import (
@@ -139,7 +139,7 @@ class TestCreate:
         assert len((await gateway.list_vms()).observations) == 1
 
     async def test_made_though_the_answer_was_lost(self, cluster, gateway):
-        cluster.faults.order(kind="reset-after", verbs=["create"], resource=VMS, count=1)
+        cluster.faults.order(kind="reset-after", verbs=["create"], resource=VMS.plural, count=1)
         with pytest.raises(ClusterUnavailable):
             await create(gateway)
         (made,) = (await gateway.list_vms()).observations
@@ -219,25 +219,25 @@ class TestClaimLabel:
 class TestTrouble:
     @pytest.mark.parametrize("status", [429, 500, 503])
     async def test_a_cluster_in_trouble_is_unavailable(self, cluster, gateway, status):
-        cluster.faults.order(kind="error", resource=VMS, settings={"status": status, "retry_after": 7})
+        cluster.faults.order(kind="error", resource=VMS.plural, settings={"status": status, "retry_after": 7})
         for call in (create(gateway), gateway.list_vms(), gateway.delete_vm(name="a", uid=OTHER_UID)):
             with pytest.raises(ClusterUnavailable) as found:
                 await call
             assert found.value.retry_after is not None
 
     async def test_a_quota_is_told(self, cluster, gateway):
-        cluster.faults.order(kind="quota", resource=VMS)
+        cluster.faults.order(kind="quota", resource=VMS.plural)
         with pytest.raises(ClusterForbidden, match="exceeded quota"):
             await create(gateway)
 
     async def test_a_cluster_that_hangs(self, cluster, connected):
         gateway = await connected(cluster_timeout_seconds=0.1)
-        cluster.faults.order(kind="hang", resource=VMS)
+        cluster.faults.order(kind="hang", resource=VMS.plural)
         with pytest.raises(ClusterUnavailable, match="in time"):
             await create(gateway)
 
     async def test_a_connection_that_breaks_before_anything_happens(self, cluster, gateway):
-        cluster.faults.order(kind="reset-before", verbs=["create"], resource=VMS, count=1)
+        cluster.faults.order(kind="reset-before", verbs=["create"], resource=VMS.plural, count=1)
         with pytest.raises(ClusterUnavailable):
             await create(gateway)
         assert (await gateway.list_vms()).observations == ()

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from app.cluster.client import VMIS, VMS
 from app.cluster.gateway import Broken, Changed, Gone, Listed
+from app.cluster.kinds import VMIS, VMS
 from app.cluster.watch import Snapshot, observe
 from app.errors import ClusterForbidden, ClusterUnavailable, WatchExpired
 from tests.cluster.documents import uid_of, vm, vmi

@@ -26,7 +26,13 @@ async def make_pool(db: Database, name="web", *, revision="r1", **given):
     pool_id = new_id()
     async with db.begin() as tx:
         assert await pools.insert(
-            tx, pool_id=pool_id, name=name, spec=spec(**given), vm_spec={"template": {"n": name}}, revision=revision
+            tx,
+            pool_id=pool_id,
+            name=name,
+            spec=spec(**given),
+            vm_spec={"template": {"n": name}},
+            revision=revision,
+            shape=f"shape-of-{name}",
         )
         pool = await pools.get_by_id(tx, pool_id)
     assert pool is not None

@@ -33,7 +33,9 @@ async def test_a_pool_is_what_was_written_and_due_at_once(db):
 async def test_a_name_is_taken_once(db):
     await make_pool(db)
     async with db.begin() as tx:
-        assert not await pools.insert(tx, pool_id=new_id(), name="web", spec=spec(), vm_spec={}, revision="r9")
+        assert not await pools.insert(
+            tx, pool_id=new_id(), name="web", spec=spec(), vm_spec={}, revision="r9", shape="s9"
+        )
 
 
 async def test_pages_are_by_name(db):
@@ -56,7 +58,7 @@ async def test_an_edit_closes_the_breaker_and_counts_up(db):
     pool = await make_pool(db)
     await fail(db, pool, stalled=True)
     async with db.begin() as tx:
-        await pools.replace(tx, pool.id, spec=spec(size=9), vm_spec={"n": 2}, revision="r2")
+        await pools.replace(tx, pool.id, spec=spec(size=9), vm_spec={"n": 2}, revision="r2", shape="s2")
     edited = await get(db, pool.id)
     assert (edited.spec.size, edited.revision, edited.generation, edited.vm_spec) == (9, "r2", 2, {"n": 2})
     assert (edited.consecutive_failures, edited.stalled_at, edited.backoff_until) == (0, None, None)
@@ -76,7 +78,7 @@ async def test_an_edit_of_the_size_the_template_or_the_refilling_fills_the_pool_
     """Claims from before drain nothing: a pool that stops to refill keeps what it has."""
     pool = await make_pool(db)
     async with db.begin() as tx:
-        await pools.replace(tx, pool.id, spec=spec(**change), vm_spec={}, revision=revision)
+        await pools.replace(tx, pool.id, spec=spec(**change), vm_spec={}, revision=revision, shape="s1")
     assert ((await get(db, pool.id)).refilled_at > pool.refilled_at) is refills
 
 

@@ -36,12 +36,13 @@ class FakeGateway:
         if "refused" in template:
             raise TemplateRefused("it cannot be", problems=[FieldProblem("template.refused", "is not a field")])
         text = json.dumps([template, warm_when], sort_keys=True)
-        return VmTemplate(spec={"template": template}, fingerprint=hashlib.sha256(text.encode()).hexdigest())
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        return VmTemplate(spec={"template": template}, fingerprint=fingerprint, shape=f"shape-{fingerprint[:12]}")
 
     async def check(self, template):
         await self._called("check", template.fingerprint)
 
-    async def create_vm(self, *, name, pool, vm_id, template):
+    async def create_vm(self, *, name, pool, vm_id, template, start=None):
         await self._called("create", name)
         found = self.vms.get(name)
         if found is not None:

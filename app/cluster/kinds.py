@@ -1,0 +1,36 @@
+"""The kinds of objects that we read or write, and where the API server keeps them."""
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from typing_extensions import override
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`group` is empty for the core API. As text it is its plural, for messages."""
+
+    group: str
+    version: str
+    plural: str
+    name: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str, name: str | None = None) -> str:
+        """Of one object, or of all of them in the namespace (of a kind without namespaces: in the cluster)."""
+        root = f"/apis/{self.api_version}" if self.group else f"/api/{self.version}"
+        where = f"/namespaces/{quote(namespace, safe='')}" if self.namespaced else ""
+        return f"{root}{where}/{self.plural}" + (f"/{quote(name, safe='')}" if name is not None else "")
+
+    @override
+    def __str__(self) -> str:
+        return self.plural
+
+
+VMS = Kind("kubevirt.io", "v1", "virtualmachines", "VirtualMachine")
+VMIS = Kind("kubevirt.io", "v1", "virtualmachineinstances", "VirtualMachineInstance")
+CLAIMS = Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
