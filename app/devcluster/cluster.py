@@ -33,13 +33,16 @@ from app.devcluster.registry import NAMESPACES, NODES, RESOURCES
 from app.devcluster.scheduler import Scheduler
 from app.devcluster.server import BODY_LIMIT, ApiServer
 from app.devcluster.status import Json
-from app.devcluster.storage import StorageDriver, storage_classes
+from app.devcluster.storage import StorageDriver
+from app.devcluster.storage_classes import storage_objects
 from app.devcluster.subresources import Subresources
 from app.devcluster.times import stamp
 from app.devcluster.vm_controller import MachineController
 from app.devcluster.vm_restores import RestoreController
 from app.devcluster.vm_snapshots import SnapshotController
 from app.devcluster.vmi_controller import InstanceController
+from app.devcluster.volume_snapshots import VolumeSnapshotter
+from app.devcluster.volumes import VolumeHistory
 from app.devcluster.watch import Watch
 
 _SHUTDOWN_SECONDS = 1.0
@@ -161,9 +164,11 @@ class DevCluster:
         machines = MachineController(api, config.durations)
         instances = InstanceController(api, config.durations, self.jitter, self.disruptions.refuse_pod)
         pools = PoolController(api, config.durations)
-        storage = StorageDriver(api, config.durations, self.jitter)
+        storage = StorageDriver(api, config.durations, self.jitter, self.faults)
+        snapshotter = VolumeSnapshotter(api, config.durations, self.jitter, self.faults)
+        history = VolumeHistory(api)
         volumes = DataVolumeController(api, config.durations, self.jitter)
-        snapshots = SnapshotController(api, config.durations)
+        snapshots = SnapshotController(api, config.durations, self.faults)
         restores = RestoreController(api, config.durations)
         daemons = DaemonSetController(api, config.durations, self.jitter, self.images)
         scheduler = Scheduler(api, self.ledger, config.durations, self.jitter)
@@ -175,6 +180,7 @@ class DevCluster:
         self._resumes = (
             self.lifecycle.resume,
             storage.resume,
+            snapshotter.resume,
             volumes.resume,
             daemons.resume,
             snapshots.resume,
@@ -189,6 +195,7 @@ class DevCluster:
             self._garbage,
             namespaces,
             storage,
+            snapshotter,
             volumes,
             daemons,
             snapshots,
@@ -203,6 +210,8 @@ class DevCluster:
             self._garbage.stop,
             namespaces.stop,
             storage.stop,
+            snapshotter.stop,
+            history.stop,
             volumes.stop,
             daemons.stop,
             snapshots.stop,
@@ -296,7 +305,7 @@ class DevCluster:
         """Namespaces and nodes of a new cluster."""
         for name in (*self.config.namespaces, "kube-system", "kubevirt"):
             self.add_namespace(name)
-        for resource, obj in storage_classes(stamp(self.clock.now())):
+        for resource, obj in storage_objects(stamp(self.clock.now())):
             self.store.put(resource, obj)
         for number in range(1, self.config.nodes + 1):
             if self.store.get(NODES, "", f"node{number}") is None:

@@ -6,6 +6,7 @@ from app.devcluster.objects import Change, Key, Stored
 from app.devcluster.registry import CLAIMS, DATA_SOURCES, DATA_VOLUMES, VOLUME_SNAPSHOTS
 from app.devcluster.status import Json
 from app.devcluster.storage import build_claim
+from app.devcluster.storage_classes import default_class
 from app.devcluster.times import stamp
 from app.devcluster.work import Timers, WorkQueue
 
@@ -124,7 +125,12 @@ class DataVolumeController:
         return build_claim(
             metadata["name"],
             volume,
-            spec,
+            {
+                "accessModes": ["ReadWriteMany"],
+                "storageClassName": default_class(self._api.store),
+                "volumeMode": "Block",
+                **spec,
+            },
             stamp(self._api.clock.now()),
             labels={"app": "containerized-data-importer", **(metadata.get("labels") or {})},
             annotations={"cdi.kubevirt.io/storage.contentType": volume["spec"].get("contentType", "kubevirt")},

@@ -17,7 +17,19 @@ WATCH_KINDS = frozenset({"watch-break", "watch-silent", "watch-expire"})
 GUEST_KINDS = frozenset(
     {"never-boots", "boot-fails", "no-agent", "agent-lost", "guest-dies", "unready", "flapping", "image-error"}
 )
-KINDS = REQUEST_KINDS | WATCH_KINDS | GUEST_KINDS
+STORAGE_KINDS = frozenset(
+    {
+        "import-fails",
+        "import-stalls",
+        "cron-import-fails",
+        "clone-hangs",
+        "claim-never-binds",
+        "snapshot-fails",
+        "snapshot-hangs",
+        "volume-excluded",
+    }
+)
+KINDS = REQUEST_KINDS | WATCH_KINDS | GUEST_KINDS | STORAGE_KINDS
 _FIELDS = frozenset({"kind", "verbs", "resource", "namespace", "name", "labels", "count", "probability", "settings"})
 
 
@@ -25,8 +37,8 @@ _FIELDS = frozenset({"kind", "verbs", "resource", "namespace", "name", "labels",
 class Fault:
     """One order. Empty matchers match anything; `name` and `namespace` are globs, `labels` a label selector.
 
-    `count` strikes and it is spent (None: no end). For guest faults a strike is a VMI: one that was struck stays so for
-    as long as the fault stands. `settings` depend on the kind: see `app.devcluster.admin`.
+    `count` strikes and it is spent (None: no end). For guest and storage faults a strike is an object: one that was struck
+    stays so for as long as the fault stands; for `import-fails` a strike is one attempt. `settings` depend on the kind: see `app.devcluster.admin`.
     """
 
     id: str
@@ -73,7 +85,8 @@ class Fault:
         return self._marked[uid]
 
     def forget(self, uid: str) -> None:
-        self._marked.pop(uid, None)
+        for mark in [mark for mark in self._marked if mark.startswith(uid)]:
+            del self._marked[mark]
 
     def describe(self) -> Json:
         return {**self.given, "id": self.id, "struck": self.struck, "spent": self.spent}
@@ -153,13 +166,17 @@ class FaultBook:
 
     def guest(self, kind: str, vmi: Json) -> Fault | None:
         """The fault of this kind that a guest suffers, or None."""
-        metadata = vmi["metadata"]
+        return self.on_object(kind, "virtualmachineinstances", vmi)
+
+    def on_object(self, kind: str, plural: str, obj: Json, turn: str = "") -> Fault | None:
+        """The fault of this kind that an object suffers, or None; decided anew for each `turn` of it."""
+        metadata = obj["metadata"]
         for fault in self._faults.values():
             if fault.kind != kind:
                 continue
             labels = metadata.get("labels") or {}
-            if fault.matches("", "virtualmachineinstances", metadata["namespace"], metadata["name"], labels) and (
-                fault.strike_once(metadata["uid"], self._jitter)
+            if fault.matches("", plural, metadata["namespace"], metadata["name"], labels) and (
+                fault.strike_once(f"{metadata['uid']}{turn}", self._jitter)
             ):
                 return fault
         return None
@@ -190,7 +207,7 @@ def _check_types(given: dict[str, Any]) -> None:
     settings = given.get("settings") or {}
     if not isinstance(settings, dict):
         raise bad_request("'settings' must be an object")
-    for name in ("seconds", "status", "retry_after", "limit"):
+    for name in ("seconds", "status", "retry_after", "limit", "percent"):
         value = settings.get(name, 0)
         if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
             raise bad_request(f"'settings.{name}' must be a number, not below 0")

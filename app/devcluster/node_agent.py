@@ -14,6 +14,7 @@ from app.devcluster.registry import PODS, VIRTUAL_MACHINE_INSTANCES
 from app.devcluster.status import Json
 from app.devcluster.times import stamp
 from app.devcluster.vmi_controller import FINAL, phase_of, pod_of
+from app.devcluster.volumes import boot_seconds
 from app.devcluster.work import Timers, WorkQueue
 
 _UNPAUSED_GATE = 'corresponding condition of pod readiness gate "kubevirt.io/virtual-machine-unpaused" is not "True".'
@@ -247,7 +248,7 @@ class NodeAgent:
                 self._on_vmi(key, disconnected)
                 return
         elif not answers:
-            delay = self._jitter.spread(self._durations.guest_boot)
+            delay = self._jitter.spread(boot_seconds(self._api.store, vmi, self._durations))
             self._timers.ensure((uid, "agent"), "agent", delay, lambda: self._on_vmi(key, self._connect))
         self._probe(key, vmi, pod, answers=answers and mute is None)
 

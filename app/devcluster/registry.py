@@ -87,6 +87,7 @@ NAMESPACES = _core("namespaces", "Namespace", short="ns", namespaced=False, stat
 SECRETS = _core("secrets", "Secret")
 EVENTS = _core("events", "Event", short="ev")
 CLAIMS = _core("persistentvolumeclaims", "PersistentVolumeClaim", short="pvc", status=True)
+PERSISTENT_VOLUMES = _core("persistentvolumes", "PersistentVolume", short="pv", namespaced=False, status=True)
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease", custom=False, counts_generation=False)
 STORAGE_CLASSES = Resource(
     "storage.k8s.io", "v1", "storageclasses", "StorageClass", namespaced=False, custom=False, counts_generation=False
@@ -167,6 +168,7 @@ RESOURCES: tuple[Resource, ...] = (
     SECRETS,
     EVENTS,
     CLAIMS,
+    PERSISTENT_VOLUMES,
     LEASES,
     STORAGE_CLASSES,
     DAEMON_SETS,

@@ -8,9 +8,10 @@ from app.devcluster.durations import Durations, Jitter
 from app.devcluster.nodes import Ledger
 from app.devcluster.objects import Change, Key, Stored
 from app.devcluster.pod_requests import allocatable, pod_requests
-from app.devcluster.registry import NODES, PODS
+from app.devcluster.registry import CLAIMS, NODES, PODS
 from app.devcluster.status import Json
 from app.devcluster.times import stamp
+from app.devcluster.volumes import scheduling_hold
 from app.devcluster.work import Timers, WorkQueue
 
 _MISMATCH = "node(s) didn't match Pod's node affinity/selector"
@@ -43,7 +44,7 @@ class Scheduler:
         return self._queue.idle
 
     def _notice(self, change: Change) -> None:
-        if change.resource is NODES:
+        if change.resource is NODES or change.resource is CLAIMS:
             self._retry()
         elif change.resource is PODS:
             if change.new is None:
@@ -70,7 +71,11 @@ class Scheduler:
         self._waiting.pop(key, None)
         if stored is None or stored.obj["spec"].get("nodeName") or "deletionTimestamp" in stored.obj["metadata"]:
             return
-        node, refusal = self._choose(stored.obj)
+        hold = scheduling_hold(self._api.store, stored.obj)
+        if hold == "":
+            self._waiting[key] = None
+            return
+        node, refusal = self._choose(stored.obj) if hold is None else (None, self._held(hold))
         if node is None:
             self._waiting[key] = None
             self._api.modify(PODS, stored, lambda pod: self._unschedulable(pod, refusal))
@@ -93,6 +98,13 @@ class Scheduler:
             if best is None or (load, name) < best:
                 best = (load, name)
         return (best[1] if best else None), _refusal(len(nodes), reasons)
+
+    def _held(self, why: str) -> str:
+        nodes = sum(1 for _ in self._api.store.each(NODES))
+        return (
+            f"0/{nodes} nodes are available: {why}. preemption: 0/{nodes} nodes are available: {nodes} Preemption is not "
+            "helpful for scheduling."
+        )
 
     def _lacking(self, node: Json, asked: dict[str, int]) -> list[str]:
         used = self._ledger.used(node["metadata"]["name"])

@@ -6,13 +6,19 @@ from app.devcluster.conditions import put
 from app.devcluster.status import Json
 from app.devcluster.times import stamp
 
+FAILED = "Failure"
+
 
 def progress(
-    old: list[Json] | None, progressing: tuple[bool, str], ready: tuple[bool, str], now: datetime
+    old: list[Json] | None,
+    progressing: tuple[bool, str],
+    ready: tuple[bool, str],
+    now: datetime,
+    **more: tuple[bool, str],
 ) -> list[Json]:
-    """Progressing and Ready, each as (value, reason); unchanged ones keep their times."""
+    """Progressing, Ready and `more`, each as (value, reason); unchanged ones keep their times."""
     conditions = old or []
-    for kind, (value, reason) in (("Progressing", progressing), ("Ready", ready)):
+    for kind, (value, reason) in {**more, "Progressing": progressing, "Ready": ready}.items():
         condition = {
             "lastProbeTime": None,
             "lastTransitionTime": stamp(now),

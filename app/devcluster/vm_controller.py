@@ -13,12 +13,15 @@ from app.devcluster.instances import build_instance
 from app.devcluster.launcher import OBSERVED, VM_FINALIZER, claim_of
 from app.devcluster.objects import Change, Key, Stored
 from app.devcluster.registry import CLAIMS, DATA_VOLUMES, VIRTUAL_MACHINE_INSTANCES, VIRTUAL_MACHINES
+from app.devcluster.snapshot_sources import volume_status
 from app.devcluster.status import Json
 from app.devcluster.times import stamp
 from app.devcluster.vmi_controller import FINAL, phase_of
+from app.devcluster.volumes import is_bound
 from app.devcluster.work import Timers, WorkQueue
 
 _PULL_ERRORS = frozenset({"ErrImagePull", "ImagePullBackOff"})
+_AWAITED = ("WaitForFirstConsumer", "PendingPopulation")  # a DataVolume that waits for a VMI to use it
 
 
 def strategy_of(vm: Json) -> str:
@@ -96,7 +99,7 @@ class MachineController:
         going = "deletionTimestamp" in metadata
         if vm["spec"]["template"]["spec"].get("volumes") and "volumeSnapshotStatuses" not in status and not going:
             volumes = vm["spec"]["template"]["spec"]["volumes"]
-            snapshots = {"volumeSnapshotStatuses": [self._snapshot_status(item, key[0]) for item in volumes]}
+            snapshots = {"volumeSnapshotStatuses": [volume_status(self._api.store, key[0], item) for item in volumes]}
             self._set_status(stored, {"printableStatus": "Stopped", **status, **snapshots})
         elif not set(OBSERVED) <= set(metadata.get("annotations") or {}) and not going:
             self._api.modify(VIRTUAL_MACHINES, stored, _observe)
@@ -107,15 +110,6 @@ class MachineController:
             )
         else:
             self._reconcile(stored)
-
-    def _snapshot_status(self, volume: Json, namespace: str) -> Json:
-        claim = claim_of(volume)
-        if not claim:
-            reason = f"Snapshot is not supported for this volumeSource type [{volume['name']}]"
-            return {"enabled": False, "name": volume["name"], "reason": reason}
-        if self._api.store.get(CLAIMS, namespace, claim) is None:
-            return {"enabled": False, "name": volume["name"], "reason": "PVC not found"}
-        return {"enabled": True, "name": volume["name"]}
 
     def _reconcile(self, stored: Stored) -> None:
         vm = stored.obj
@@ -174,7 +168,7 @@ class MachineController:
             volume = self._api.store.get(DATA_VOLUMES, namespace, name)
             if volume is None:
                 self._api.store.put(DATA_VOLUMES, _data_volume(vm, template, stamp(self._api.clock.now())))
-            if volume is None or (volume.obj.get("status") or {}).get("phase") != "Succeeded":
+            if volume is None or _phase(volume) not in {"Succeeded", *_AWAITED}:
                 pending = True
         return pending
 
@@ -227,7 +221,7 @@ class MachineController:
         volumes = vm["spec"]["template"]["spec"].get("volumes")
         if volumes:
             namespace = vm["metadata"]["namespace"]
-            status["volumeSnapshotStatuses"] = [self._snapshot_status(volume, namespace) for volume in volumes]
+            status["volumeSnapshotStatuses"] = [volume_status(self._api.store, namespace, item) for item in volumes]
         status["printableStatus"] = self._printable(vm, vmi, status)
         return status
 
@@ -264,8 +258,8 @@ class MachineController:
         if vmi is None:
             if blocked:
                 return "CrashLoopBackOff"
-            if vm["spec"].get("dataVolumeTemplates") and strategy_of(vm) != "Halted" and self._provisioning(vm):
-                return "Provisioning"
+            if strategy_of(vm) != "Halted" and (storage := self._storage_status(vm)):
+                return storage
             starting = instance_of(self._api, vm) is not None
             return "Starting" if starting else "Stopped"
         if phase_of(vmi) in FINAL:
@@ -276,25 +270,48 @@ class MachineController:
             return "Paused"
         if phase_of(vmi) == "Running":
             return "Running"
-        return _waiting_status(vmi)
+        return self._waiting_status(vm, vmi)
 
-    def _provisioning(self, vm: Json) -> bool:
-        names = [template["metadata"]["name"] for template in vm["spec"]["dataVolumeTemplates"]]
-        volumes = (self._api.store.get(DATA_VOLUMES, vm["metadata"]["namespace"], name) for name in names)
-        return any(item is not None and (item.obj.get("status") or {}).get("phase") != "Succeeded" for item in volumes)
+    def _waiting_status(self, vm: Json, vmi: Json) -> str:
+        """Of a VMI that does not run yet, in KubeVirt's order of precedence."""
+        conditions = vmi["status"].get("conditions")
+        synchronized = find(conditions, "Synchronized") or {}
+        if synchronized.get("reason") == "FailedPvcNotFound":
+            return "ErrorPvcNotFound"
+        storage = self._storage_status(vm)
+        if storage == "DataVolumeError":
+            return storage
+        scheduled = find(conditions, "PodScheduled") or {}
+        if scheduled.get("reason") == "Unschedulable" and scheduled["status"] == "False":
+            return "ErrorUnschedulable"
+        if storage:
+            return storage
+        return str(synchronized["reason"]) if synchronized.get("reason") in _PULL_ERRORS else "Starting"
+
+    def _storage_status(self, vm: Json) -> str:
+        """What the VM's DataVolumes and claims are waited for; empty where they are there."""
+        namespace = vm["metadata"]["namespace"]
+        volumes = vm["spec"]["template"]["spec"].get("volumes", ())
+        names = [claim_of(volume) for volume in volumes if "dataVolume" in volume]
+        fillers = [item for name in names if (item := self._api.store.get(DATA_VOLUMES, namespace, name)) is not None]
+        if any(_is_broken(item) for item in fillers):
+            return "DataVolumeError"
+        if any(_phase(item) not in {"Succeeded", *_AWAITED} for item in fillers):
+            return "Provisioning"
+        claims = [self._api.store.get(CLAIMS, namespace, claim_of(volume)) for volume in volumes]
+        unbound = any(item is not None and not is_bound(item.obj) for item in claims)
+        return "WaitingForVolumeBinding" if unbound else ""
 
 
-def _waiting_status(vmi: Json) -> str:
-    conditions = vmi["status"].get("conditions")
-    synchronized = find(conditions, "Synchronized") or {}
-    if synchronized.get("reason") in _PULL_ERRORS:
-        return str(synchronized["reason"])
-    if synchronized.get("reason") == "FailedPvcNotFound":
-        return "ErrorPvcNotFound"
-    scheduled = find(conditions, "PodScheduled") or {}
-    if scheduled.get("reason") == "Unschedulable" and scheduled["status"] == "False":
-        return "ErrorUnschedulable"
-    return "Starting"
+def _phase(volume: Stored) -> str:
+    return str((volume.obj.get("status") or {}).get("phase", ""))
+
+
+def _is_broken(volume: Stored) -> bool:
+    """A DataVolume that failed for good, or whose importer ended in an error and will be tried again."""
+    running = find((volume.obj.get("status") or {}).get("conditions"), "Running") or {}
+    failing = running.get("status") == "False" and running.get("reason") in {"Error", "ImagePullFailed"}
+    return _phase(volume) == "Failed" or failing
 
 
 def _mirror(conditions: list[Json], vmi: Json, now: datetime) -> list[Json]:

@@ -1,41 +1,55 @@
-"""VirtualMachineSnapshots: lock the VM, snapshot each claim, tell when all are ready (KubeVirt v1.9.0)."""
+"""VirtualMachineSnapshots: lock the VM, snapshot each claim, tell when all are ready, give up at the deadline.
 
-import uuid
+As KubeVirt v1.9.0: an error of a VolumeSnapshot shows in `status.error` at once, but the phase becomes Failed only when
+`spec.failureDeadline` (5 min by default) has passed.
+"""
+
+import re
+from datetime import timedelta
 
 from app.devcluster.api import Api
-from app.devcluster.conditions import holds
 from app.devcluster.deletion import DeleteOptions, delete
 from app.devcluster.durations import Durations
+from app.devcluster.faults import FaultBook
 from app.devcluster.garbage import without_finalizer
 from app.devcluster.launcher import claim_of
 from app.devcluster.objects import Change, Key, Stored
 from app.devcluster.registry import (
     CLAIMS,
-    VIRTUAL_MACHINE_INSTANCES,
+    PODS,
     VIRTUAL_MACHINES,
     VM_SNAPSHOT_CONTENTS,
     VM_SNAPSHOTS,
     VOLUME_SNAPSHOTS,
 )
-from app.devcluster.snapshot_conditions import owned_by, progress, with_finalizer
+from app.devcluster.snapshot_conditions import FAILED, progress, with_finalizer
+from app.devcluster.snapshot_sources import (
+    CONTENT_PROTECTION,
+    PARTIAL,
+    build_content,
+    build_volume_snapshot,
+    indications,
+    lock_problem,
+    told_of,
+    volumes_of,
+)
 from app.devcluster.status import Json
-from app.devcluster.storage import SNAPSHOT_CLASS
-from app.devcluster.times import stamp
-from app.devcluster.work import WorkQueue
+from app.devcluster.times import parse_stamp, stamp
+from app.devcluster.work import Timers, WorkQueue
 
 _PROTECTION = "snapshot.kubevirt.io/vmsnapshot-protection"
-_CONTENT_PROTECTION = "snapshot.kubevirt.io/vmsnapshotcontent-protection"
 _LOCK = "snapshot.kubevirt.io/snapshot-source-protection"
-_TOLD = {
-    "GuestAgent": "Guest agent was active and attempted to quiesce the filesystem for application consistency.",
-    "NoGuestAgent": "No guest agent was connected; the filesystem was not quiesced.",
-    "Online": "Snapshot taken while the VM was running. Consistency depends on guest-agent quiescing.",
-}
+_OVER = frozenset({"Succeeded", "Failed"})
+_TAKING = (True, "Source locked and operation in progress")
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 class SnapshotController:
-    def __init__(self, api: Api, durations: Durations) -> None:
+    def __init__(self, api: Api, durations: Durations, faults: FaultBook) -> None:
         self._api = api
+        self._durations = durations
+        self._faults = faults
+        self._timers: Timers[str] = Timers(api.clock)
         self._queue: WorkQueue[Key] = WorkQueue("snapshot", self._visit, api.clock, durations.reaction)
         self._unsubscribe = api.store.subscribe(self._notice)
 
@@ -46,6 +60,7 @@ class SnapshotController:
     def stop(self) -> None:
         self._unsubscribe()
         self._queue.stop()
+        self._timers.cancel_all()
 
     @property
     def idle(self) -> bool:
@@ -53,8 +68,12 @@ class SnapshotController:
 
     def _notice(self, change: Change) -> None:
         if change.resource is VM_SNAPSHOTS:
+            if change.new is None:
+                self._timers.cancel(change.last.obj["metadata"]["uid"])
             self._queue.add(change.key)
-        elif change.resource in {VM_SNAPSHOT_CONTENTS, VOLUME_SNAPSHOTS, VIRTUAL_MACHINES}:
+        elif change.resource in {VM_SNAPSHOT_CONTENTS, VOLUME_SNAPSHOTS, VIRTUAL_MACHINES, CLAIMS} or (
+            change.resource is PODS and change.new is None
+        ):
             for stored in self._api.store.rows(VM_SNAPSHOTS, change.key[0]):
                 if (stored.obj.get("status") or {}).get("phase") != "Succeeded":
                     self._queue.add((change.key[0], stored.obj["metadata"]["name"]))
@@ -71,28 +90,54 @@ class SnapshotController:
             self._api.modify(VM_SNAPSHOTS, stored, lambda obj: with_finalizer(obj, _PROTECTION))
             return
         status = snapshot.get("status") or {}
-        if status.get("phase") in {"Succeeded", "Failed"}:
+        if status.get("phase") in _OVER:
+            return
+        if self._is_late(key, snapshot):
+            self._give_up(key, stored)
             return
         machine = self._api.store.get(VIRTUAL_MACHINES, key[0], snapshot["spec"]["source"]["name"])
         if machine is None:
             self._tell(stored, {"phase": "InProgress", "readyToUse": False}, (False, "Source does not exist"))
         elif "sourceUID" not in status:
             facts = {"phase": "InProgress", "readyToUse": False, "sourceUID": machine.obj["metadata"]["uid"]}
-            self._tell(stored, {**facts, **self._indications(machine.obj)}, (False, "Source not locked"))
-        elif _LOCK not in machine.obj["metadata"].get("finalizers", ()):
+            self._tell(stored, {**facts, **indications(self._api.store, machine.obj)}, (False, "Source not locked"))
+        elif not _is_locked(machine.obj, key[1]):
             self._lock(stored, machine)
         else:
             self._take(key, stored, machine)
 
+    def _is_late(self, key: Key, snapshot: Json) -> bool:
+        """Whether the deadline has passed; where not, it is looked at again then."""
+        given = snapshot["spec"].get("failureDeadline")
+        seconds = self._durations.snapshot_deadline if given is None else _seconds(given)
+        if not seconds:
+            return False
+        created = parse_stamp(snapshot["metadata"]["creationTimestamp"])
+        left = (created + timedelta(seconds=seconds) - self._api.clock.now()).total_seconds()
+        if left <= 0:
+            return True
+        self._timers.ensure(snapshot["metadata"]["uid"], "deadline", left, lambda: self._queue.add(key))
+        return False
+
+    def _give_up(self, key: Key, stored: Stored) -> None:
+        facts = {"phase": "Failed", "readyToUse": False}
+        self._tell(stored, facts, (False, "Operation failed"), failure=(True, "snapshot deadline exceeded"))
+        self._drop_content(key, stored.obj)
+        self._unlock_source(key, stored.obj)
+
     def _lock(self, stored: Stored, machine: Stored) -> None:
         name = stored.obj["metadata"]["name"]
+        problem = lock_problem(self._api.store, machine.obj, name)
+        if problem:
+            self._tell(stored, {}, (False, f"Source not locked {problem}"))
+            return
 
         def lock(vm: Json) -> Json:
             locked = with_finalizer(vm, _LOCK)
             return {**locked, "status": {**(vm.get("status") or {}), "snapshotInProgress": name}}
 
         self._api.modify(VIRTUAL_MACHINES, machine, lock)
-        self._tell(stored, {}, (True, "Source locked and operation in progress"))
+        self._tell(stored, {}, _TAKING)
 
     def _unlock(self, machine: Stored) -> None:
         def unlock(vm: Json) -> Json:
@@ -102,129 +147,127 @@ class SnapshotController:
         self._api.modify(VIRTUAL_MACHINES, machine, unlock)
 
     def _take(self, key: Key, stored: Stored, machine: Stored) -> None:
-        name = f"vmsnapshot-content-{stored.obj['metadata']['uid']}"
+        name = _content_name(stored.obj)
         content = self._api.store.get(VM_SNAPSHOT_CONTENTS, key[0], name)
+        moment = stamp(self._api.clock.now())
         if content is None:
-            content = self._api.store.put(VM_SNAPSHOT_CONTENTS, self._content(name, stored.obj, machine.obj))
-            self._snapshot_volumes(content, machine.obj)
-        backups = content.obj["spec"].get("volumeBackups", ())
-        taken = [self._api.store.get(VOLUME_SNAPSHOTS, key[0], item["volumeSnapshotName"]) for item in backups]
-        ready = all(item is not None and (item.obj.get("status") or {}).get("readyToUse") for item in taken)
-        now = stamp(self._api.clock.now())
-        statuses = [
-            {
-                **({"creationTime": now, "readyToUse": True} if ready else {}),
-                "volumeSnapshotName": item["volumeSnapshotName"],
-            }
-            for item in backups
-        ]
-        told: Json = {"readyToUse": ready, "volumeSnapshotStatus": statuses}
-        if ready:
-            told["creationTime"] = now
+            left_out = self._left_out(stored.obj, machine.obj)
+            built = build_content(self._api.store, name, stored.obj, machine.obj, left_out, moment)
+            content = self._api.store.put(VM_SNAPSHOT_CONTENTS, built)
+            for backup in built["spec"]["volumeBackups"]:
+                volume_snapshot = build_volume_snapshot(self._api.store, content.obj, backup, moment)
+                self._api.store.put(VOLUME_SNAPSHOTS, volume_snapshot)
+        told = self._content_status(content.obj, moment)
         self._api.modify(VM_SNAPSHOT_CONTENTS, content, lambda obj: {**obj, "status": told})
-        if not ready:
-            self._tell(
-                stored,
-                {"virtualMachineSnapshotContentName": name},
-                (True, "Source locked and operation in progress"),
-            )
+        error = {"error": told["error"]} if "error" in told else {}
+        if not told["readyToUse"]:
+            progressing = (False, "In error state") if error else _TAKING
+            self._tell(stored, {"virtualMachineSnapshotContentName": name, **error}, progressing)
             return
-        included = [item["volumeName"] for item in backups]
-        volumes = [item["name"] for item in machine.obj["spec"]["template"]["spec"].get("volumes", ())]
-        excluded = [item for item in volumes if item not in included]
-        facts: Json = {
-            "creationTime": now,
+        facts = {
+            "creationTime": told["creationTime"],
             "phase": "Succeeded",
             "readyToUse": True,
-            "snapshotVolumes": {
-                **({"excludedVolumes": excluded} if excluded else {}),
-                **({"includedVolumes": included} if included else {}),
-            },
             "virtualMachineSnapshotContentName": name,
+            **self._volumes(stored.obj, content.obj, machine.obj),
         }
         self._tell(stored, facts, (False, "Operation complete"), (True, "Ready"))
         self._unlock(machine)
 
-    def _content(self, name: str, snapshot: Json, vm: Json) -> Json:
-        backups = []
-        for volume in vm["spec"]["template"]["spec"].get("volumes", ()):
-            claim = self._api.store.get(CLAIMS, vm["metadata"]["namespace"], claim_of(volume))
-            if claim is not None:
-                copy = {"metadata": claim.obj["metadata"], "spec": claim.obj["spec"]}
-                snapshot_name = f"vmsnapshot-{snapshot['metadata']['uid']}-volume-{volume['name']}"
-                backups.append(
-                    {"persistentVolumeClaim": copy, "volumeName": volume["name"], "volumeSnapshotName": snapshot_name}
-                )
-        # The copy of the VM is made from what it is asked to be; of its state only this is kept.
-        machine = {"metadata": vm["metadata"], "spec": vm["spec"], "status": {"printableStatus": "Stopped"}}
-        return {
-            "apiVersion": VM_SNAPSHOT_CONTENTS.api_version,
-            "kind": VM_SNAPSHOT_CONTENTS.kind,
-            "metadata": {
-                "creationTimestamp": stamp(self._api.clock.now()),
-                "finalizers": [_CONTENT_PROTECTION],
-                "generation": 1,
-                "name": name,
-                "namespace": vm["metadata"]["namespace"],
-                "uid": str(uuid.uuid4()),
-            },
-            "spec": {
-                "source": {"virtualMachine": machine},
-                "virtualMachineSnapshotName": snapshot["metadata"]["name"],
-                "volumeBackups": backups,
-            },
-        }
+    def _left_out(self, snapshot: Json, vm: Json) -> set[str]:
+        """Volumes that an ordered fault keeps out of the snapshot."""
+        fault = self._faults.on_object("volume-excluded", VM_SNAPSHOTS.plural, snapshot)
+        if fault is None:
+            return set()
+        named = fault.settings.get("volume")
+        return {volume["name"] for volume in volumes_of(vm) if named in {None, volume["name"]}}
 
-    def _snapshot_volumes(self, content: Stored, vm: Json) -> None:
-        for backup in content.obj["spec"]["volumeBackups"]:
-            claim = backup["persistentVolumeClaim"]["metadata"]["name"]
-            volume_snapshot = {
-                "apiVersion": VOLUME_SNAPSHOTS.api_version,
-                "kind": VOLUME_SNAPSHOTS.kind,
-                "metadata": {
-                    "creationTimestamp": stamp(self._api.clock.now()),
-                    "generation": 1,
-                    "labels": {
-                        "snapshot.kubevirt.io/source-vm-name": vm["metadata"]["name"],
-                        "snapshot.kubevirt.io/source-vm-namespace": vm["metadata"]["namespace"],
-                    },
-                    "name": backup["volumeSnapshotName"],
-                    "namespace": vm["metadata"]["namespace"],
-                    "ownerReferences": owned_by(content.obj),
-                    "uid": str(uuid.uuid4()),
-                },
-                "spec": {"source": {"persistentVolumeClaimName": claim}, "volumeSnapshotClassName": SNAPSHOT_CLASS},
+    def _content_status(self, content: Json, moment: str) -> Json:
+        namespace = content["metadata"]["namespace"]
+        statuses: list[Json] = []
+        problems: list[str] = []
+        missing: list[str] = []
+        for backup in content["spec"].get("volumeBackups", ()):
+            name = backup["volumeSnapshotName"]
+            taken = self._api.store.get(VOLUME_SNAPSHOTS, namespace, name)
+            if taken is None:
+                missing.append(name)
+                continue
+            status = taken.obj.get("status") or {}
+            known = {part: status[part] for part in ("creationTime", "readyToUse", "error") if part in status}
+            statuses.append({**known, "volumeSnapshotName": name})
+            if "error" in status:
+                problems.append(f"VolumeSnapshot {name} error: {status['error'].get('message', '')}")
+        told: Json = {"readyToUse": not missing and all(item.get("readyToUse") for item in statuses)}
+        told["volumeSnapshotStatus"] = statuses
+        if told["readyToUse"]:
+            told["creationTime"] = (content.get("status") or {}).get("creationTime", moment)
+        elif missing or problems:
+            message = f"VolumeSnapshots ({','.join(missing)}) missing" if missing else problems[0]
+            old = (content.get("status") or {}).get("error") or {}
+            told["error"] = old if old.get("message") == message else {"message": message, "time": moment}
+        return told
+
+    def _volumes(self, snapshot: Json, content: Json, vm: Json) -> Json:
+        """Which volumes are in it; one that was left out though it could be is pointed out."""
+        included = [item["volumeName"] for item in content["spec"].get("volumeBackups", ())]
+        excluded = [item for item in volumes_of(vm) if item["name"] not in included]
+        facts: Json = {
+            "snapshotVolumes": {
+                **({"excludedVolumes": [item["name"] for item in excluded]} if excluded else {}),
+                **({"includedVolumes": included} if included else {}),
             }
-            self._api.store.put(VOLUME_SNAPSHOTS, volume_snapshot)
-
-    def _indications(self, vm: Json) -> Json:
-        metadata = vm["metadata"]
-        vmi = self._api.store.get(VIRTUAL_MACHINE_INSTANCES, metadata["namespace"], metadata["name"])
-        if vmi is None:
-            return {}
-        agent = holds(vmi.obj["status"].get("conditions"), "AgentConnected")
-        indications = ["GuestAgent" if agent else "NoGuestAgent", "Online"]
-        told = [{"indication": item, "message": _TOLD[item]} for item in indications]
-        return {"indications": indications, "sourceIndications": told}
+        }
+        if any(claim_of(item) for item in excluded):
+            facts |= told_of([*(snapshot.get("status") or {}).get("indications", ()), PARTIAL])
+        return facts
 
     def _tell(
-        self, stored: Stored, facts: Json, progressing: tuple[bool, str], ready: tuple[bool, str] = (False, "Not ready")
+        self,
+        stored: Stored,
+        facts: Json,
+        progressing: tuple[bool, str],
+        ready: tuple[bool, str] = (False, "Not ready"),
+        failure: tuple[bool, str] | None = None,
     ) -> None:
-        old = stored.obj.get("status") or {}
-        conditions = progress(old.get("conditions"), progressing, ready, self._api.clock.now())
+        old = {key: value for key, value in (stored.obj.get("status") or {}).items() if key != "error" or failure}
+        more = {} if failure is None else {FAILED: failure}
+        conditions = progress(old.get("conditions"), progressing, ready, self._api.clock.now(), **more)
         self._api.modify(
             VM_SNAPSHOTS, stored, lambda obj: {**obj, "status": {**old, **facts, "conditions": conditions}}
         )
 
     def _let_go(self, key: Key, stored: Stored) -> None:
-        name = f"vmsnapshot-content-{stored.obj['metadata']['uid']}"
+        ready = (stored.obj.get("status") or {}).get("readyToUse")
+        if stored.obj["spec"].get("deletionPolicy", "Delete") == "Delete" or not ready:
+            self._drop_content(key, stored.obj)
+        self._unlock_source(key, stored.obj)
+        self._api.modify(VM_SNAPSHOTS, stored, lambda obj: without_finalizer(obj, _PROTECTION))
+
+    def _drop_content(self, key: Key, snapshot: Json) -> None:
+        name = _content_name(snapshot)
+        if self._api.store.get(VM_SNAPSHOT_CONTENTS, key[0], name) is None:
+            return
+        delete(self._api, VM_SNAPSHOT_CONTENTS, key[0], name, DeleteOptions())
         content = self._api.store.get(VM_SNAPSHOT_CONTENTS, key[0], name)
-        if content is not None and stored.obj["spec"].get("deletionPolicy", "Delete") == "Delete":
-            delete(self._api, VM_SNAPSHOT_CONTENTS, key[0], name, DeleteOptions())
-            content = self._api.store.get(VM_SNAPSHOT_CONTENTS, key[0], name)
-            if content is not None:
-                self._api.modify(VM_SNAPSHOT_CONTENTS, content, lambda obj: without_finalizer(obj, _CONTENT_PROTECTION))
-        machine = self._api.store.get(VIRTUAL_MACHINES, key[0], stored.obj["spec"]["source"]["name"])
+        if content is not None:
+            self._api.modify(VM_SNAPSHOT_CONTENTS, content, lambda obj: without_finalizer(obj, CONTENT_PROTECTION))
+
+    def _unlock_source(self, key: Key, snapshot: Json) -> None:
+        machine = self._api.store.get(VIRTUAL_MACHINES, key[0], snapshot["spec"]["source"]["name"])
         if machine is not None and (machine.obj.get("status") or {}).get("snapshotInProgress") == key[1]:
             self._unlock(machine)
-        self._api.modify(VM_SNAPSHOTS, stored, lambda obj: without_finalizer(obj, _PROTECTION))
+
+
+def _content_name(snapshot: Json) -> str:
+    return f"vmsnapshot-content-{snapshot['metadata']['uid']}"
+
+
+def _is_locked(vm: Json, snapshot_name: str) -> bool:
+    locked_for = (vm.get("status") or {}).get("snapshotInProgress")
+    return locked_for == snapshot_name and _LOCK in vm["metadata"].get("finalizers", ())
+
+
+def _seconds(duration: str) -> float:
+    """Seconds of a Go duration such as "1m30s"."""
+    return sum(float(amount) * _UNITS[unit] for amount, unit in re.findall(r"([0-9.]+)(ms|h|m|s)", duration))

@@ -20,6 +20,7 @@ from app.devcluster.objects import Change, Key, Stored
 from app.devcluster.registry import CLAIMS, DATA_VOLUMES, PODS, VIRTUAL_MACHINE_INSTANCES, by_id
 from app.devcluster.status import ApiError, Json
 from app.devcluster.times import stamp
+from app.devcluster.volumes import is_populated
 from app.devcluster.work import WorkQueue
 
 FINAL = frozenset({"Succeeded", "Failed"})
@@ -31,6 +32,12 @@ _VOLUMES_READY = {
     "reason": "AllDVsReady",
     "status": "True",
     "type": "DataVolumesReady",
+}
+_VOLUMES_NOT_READY = {
+    **_VOLUMES_READY,
+    "message": "Not all of the VMI's DVs are ready",
+    "reason": "NotAllDVsReady",
+    "status": "False",
 }
 _MIRRORED = ("PodScheduled",)
 
@@ -114,6 +121,9 @@ class InstanceController:
         if missing:
             self._write(stored, lambda obj: self._waiting(obj, missing))
             return
+        if self._is_populating(vmi):
+            self._write(stored, self._populating)
+            return
         now = self._api.clock.now()
         pod = build_pod(vmi, self._names.token(), now)
         refusal = self._refuse_pod(pod)
@@ -144,7 +154,7 @@ class InstanceController:
                 message="Guest VM is not reported as running",
                 probed=True,
             )
-            kept = drop(_conditions(obj), "Synchronized", "PodScheduled")
+            kept = drop(_conditions(obj), "Synchronized", "PodScheduled", "DataVolumesReady")
             if any("dataVolume" in volume for volume in obj["spec"].get("volumes", ())):
                 kept = put(kept, _VOLUMES_READY)
             return with_phase(
@@ -294,6 +304,23 @@ class InstanceController:
             if name and self._api.store.get(CLAIMS, namespace, name) is None:
                 return f"PVC {namespace}/{name} does not exist, waiting for it to appear"
         return None
+
+    def _is_populating(self, vmi: Json) -> bool:
+        namespace = vmi["metadata"]["namespace"]
+        claims = [self._api.store.get(CLAIMS, namespace, claim_of(volume)) for volume in vmi["spec"].get("volumes", ())]
+        return any(claim is not None and not is_populated(self._api.store, claim.obj) for claim in claims)
+
+    def _populating(self, vmi: Json) -> Json:
+        absent = make(
+            "Ready",
+            False,
+            self._api.clock.now(),
+            reason="PodNotExists",
+            message="virt-launcher pod has not yet been scheduled",
+            probed=True,
+        )
+        conditions = put(drop(_conditions(vmi), "Synchronized", "PodScheduled"), absent)
+        return _with_conditions(vmi, put(conditions, _VOLUMES_NOT_READY))
 
     def _waiting(self, vmi: Json, message: str) -> Json:
         now = self._api.clock.now()

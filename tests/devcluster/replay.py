@@ -35,8 +35,9 @@ _LAST_MOMENT = 0.005
 class Replay:
     """`run` gives the list of complaints; an empty one is agreement."""
 
-    def __init__(self, steps, *, setup=(), actions=()):
+    def __init__(self, steps, *, setup=(), storage=(), actions=()):
         self.steps = steps
+        self._storage = storage
         self.complaints = []
         self._setup = setup
         self._actions = list(actions)
@@ -55,6 +56,8 @@ class Replay:
         )
         async with DevCluster(config, clock=self.clock) as self.cluster, aiohttp.ClientSession() as self.session:
             self._start = self.clock.now()
+            for resource, obj in self._storage:
+                self.cluster.store.put(resource, obj)
             for obj in self._setup:
                 await self._send_setup(obj)
             for number, step in enumerate(self.steps):

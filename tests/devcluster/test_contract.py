@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from app.devcluster.disruptions import Stage
+from app.devcluster.registry import STORAGE_CLASSES
+from app.devcluster.storage_classes import PROVISIONER
 
 from .contract_source import CONTRACT, SCENARIOS, convert, unfold
 from .replay import Replay
@@ -57,6 +59,17 @@ SETUP = {
 }
 
 
+# The storage class that the recorder's claims name.
+STORAGE = {
+    "snapshot": [
+        (
+            STORAGE_CLASSES,
+            {"metadata": {"name": "rig-fast", "uid": "rig-fast"}, "provisioner": PROVISIONER},
+        )
+    ]
+}
+
+
 async def terminate(cluster):
     await cluster.interrupt(kill=False)
 
@@ -105,7 +118,14 @@ ACTIONS = {
 async def test_scenario(scenario):
     steps = unfold(json.loads((CONTRACT / f"{scenario}.json").read_text()))
 
-    complaints = await Replay(steps, setup=SETUP.get(scenario, ()), actions=ACTIONS.get(scenario, ())).run()
+    replay = Replay(
+        steps,
+        setup=SETUP.get(scenario, ()),
+        storage=STORAGE.get(scenario, ()),
+        actions=ACTIONS.get(scenario, ()),
+    )
+
+    complaints = await replay.run()
 
     assert not complaints, f"{len(complaints)} differences:\n" + "\n".join(complaints)
 
