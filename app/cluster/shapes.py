@@ -24,6 +24,22 @@ _WITHOUT_EFFECT = (
 )
 _CPU_DEFAULTS = {"cores": 1, "sockets": 1, "threads": 1}
 _QUANTITIES = frozenset({"guest", "maxGuest", "pageSize", "memory", "cpu", "storage", "capacity", "ephemeral-storage"})
+# Empty ones say nothing. Others do: `efi: {}` asks for UEFI.
+_CONTAINERS = frozenset(
+    {
+        "devices",
+        "resources",
+        "requests",
+        "limits",
+        "nodeSelector",
+        "affinity",
+        "tolerations",
+        "topologySpreadConstraints",
+        "networks",
+        "interfaces",
+        "disks",
+    }
+)
 _SOURCES = {
     "http": (ImageKind.HTTP, "url"),
     "registry": (ImageKind.REGISTRY, "url"),
@@ -116,10 +132,14 @@ def _disks(devices: Manifest, contents: dict[str, Any]) -> list[Any]:
 
 
 def _canonical(value: Any, key: str = "") -> Any:
-    """Without what is empty, and quantities as numbers: `2Gi` and `2048Mi` are the same memory."""
+    """Without what says nothing, and quantities as numbers: `2Gi` and `2048Mi` are the same memory."""
     if isinstance(value, dict):
         kept = {name: _canonical(item, name) for name, item in value.items()}
-        return {name: item for name, item in kept.items() if item not in (None, {}, [])}
+        return {
+            name: item
+            for name, item in kept.items()
+            if item is not None and not (name in _CONTAINERS and item in ({}, []))
+        }
     if isinstance(value, list):
         return [_canonical(item) for item in value]
     if key in _QUANTITIES and isinstance(value, str | int | float) and not isinstance(value, bool):

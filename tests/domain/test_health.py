@@ -145,3 +145,22 @@ AILMENTS = {
 @pytest.mark.parametrize(("words", "given"), AILMENTS.items())
 def test_ailment(words, given):
     assert ailment(seen(**given)) == words
+
+
+class TestDisksMadeAfterTheVm:
+    @pytest.mark.parametrize("phase", [None, "Pending"])
+    def test_the_cluster_showing_it_is_not_enough(self, phase):
+        verdict = judge(row(VmState.CREATING, whole=False), seen(phase=phase), WarmWhen.AGENT, RULES, NOW).verdict
+        assert verdict is Verdict.NOTHING
+
+    @pytest.mark.parametrize("phase", ["Scheduling", "Scheduled", "Running"])
+    def test_a_pod_proves_that_its_disks_are_there(self, phase):
+        verdict = judge(row(VmState.CREATING, whole=False), seen(phase=phase), WarmWhen.AGENT, RULES, NOW).verdict
+        assert verdict is Verdict.CREATED
+
+
+def test_a_vm_that_we_stopped_is_well_without_an_instance():
+    stopped = row(VmState.CLAIMED, stopped=True)
+    judged = judge(stopped, seen(phase=None, vmi_uid=None, node=None, addresses=()), WarmWhen.AGENT, RULES, NOW)
+    assert judged.verdict is Verdict.NOTED
+    assert judged.reason is None
