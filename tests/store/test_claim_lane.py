@@ -210,6 +210,60 @@ async def test_a_row_below_the_hint_is_found_from_the_start_or_once_the_hint_is_
     assert outcome.vm_id == again[0]
 
 
+async def test_a_hint_that_was_lowered_meanwhile_is_not_raised_again(db, lane):
+    """A hot pool has a statement in flight at every sweep: it must not pass over what the sweep has found."""
+    pool = await make_pool(db)
+    late, first, second = await make_vms(db, pool, 3, VmState.BOOTING)
+    async with db.begin() as slow:
+        await vms.move(slow, [late], VmState.READY, sources=[VmState.BOOTING])
+        await make_ready(db, [first, second])
+        assert (await claim_one(lane, pool)).vm_id == first
+    async with db.begin() as tx:
+        await tx.exec_driver_sql(
+            f"SELECT 1 FROM vm WHERE id = '{second}' FOR UPDATE"
+        )  # holds the statement in the middle
+        in_flight = asyncio.create_task(claim_one(lane, pool))
+        await blocked(db)
+        await lane.lower_hints()
+    assert (await in_flight).vm_id == second
+    assert (await claim_one(lane, pool)).vm_id == late
+
+
+async def test_a_statement_that_fails_leaves_nothing_below_the_hint(db, lane):
+    """Another statement of the same process may have gone past the VMs that it had in hand."""
+    pool = await make_pool(db)
+    first, second, third = await make_vms(db, pool, 3)
+    async with db.begin() as tx:
+        await tx.exec_driver_sql(f"SELECT 1 FROM vm WHERE id = '{first}' FOR UPDATE")
+        fails = asyncio.create_task(claim_one(lane, pool))
+        await blocked(db)
+        assert (await claim_one(lane, pool)).vm_id == second
+        await execute(
+            db,
+            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        )
+        with pytest.raises(DatabaseUnavailable):
+            await fails
+    assert (await claim_one(lane, pool)).vm_id == first
+    assert (await claim_one(lane, pool)).vm_id == third
+
+
+async def test_labels_and_leases_are_each_requests_own(db, lane):
+    pool = await make_pool(db)
+    await make_vms(db, pool, 3)
+    asked = [request(None, seconds=60 + n)._replace(labels=f'{{"n": "{n}"}}') for n in range(3)]
+    outcomes = await lane.claim(pool.id, asked)
+    rows = {row["id"]: row for row in await fetch(db, "SELECT * FROM claim")}
+    vm_rows = {row["claim_id"]: row for row in await fetch(db, "SELECT * FROM vm")}
+    for n, (one, bound) in enumerate(zip(asked, outcomes, strict=True)):
+        row = rows[one.claim_id]
+        assert bound.claim_id == one.claim_id
+        assert row["vm_id"] == bound.vm_id == vm_rows[one.claim_id]["id"]
+        assert (row["labels"], row["lease_seconds"]) == ({"n": str(n)}, 60 + n)
+        assert row["lease_expires_at"] == bound.lease_expires_at
+        assert row["idem_key"] is None
+
+
 async def test_a_hint_is_warmed_for_a_pool_that_was_never_claimed_from(db, lane):
     pool, empty = await make_pool(db), await make_pool(db, "empty")
     await make_vms(db, pool, 1)
