@@ -122,6 +122,18 @@ pool_plan = Table(
     Column(
         "notes", JSONB, nullable=False, server_default=text("'[]'"), comment="what the last plan waits for, in words"
     ),
+    Column(
+        "unfit",
+        Text,
+        comment="why no node could take a VM of it, even with nothing else on it; NULL: one could, or nothing is known",
+    ),
+    Column(
+        "waits_for_room",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="it is planned again as soon as a node has more room",
+    ),
     postgresql_with={"fillfactor": "50"},
 )
 
@@ -309,6 +321,21 @@ watch = Table(
     Column("heard_at", _AWARE, comment="the last event of any kind"),
     Column("broken_since", _AWARE),
     Column("broken_reason", Text),
+)
+
+node_version = Sequence("node_version", metadata=metadata)
+
+node = Table(
+    "node",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("uid", Text, nullable=False),
+    Column("zone", Text),
+    Column("facts", JSONB, nullable=False, comment="labels, taints, what it offers, conditions, images"),
+    Column("used", JSONB, comment="what the pods on it ask for; NULL: they cannot be seen"),
+    Column("vms", ARRAY(Uuid), nullable=False, server_default=text("'{}'"), comment="our VMs whose pods are on it"),
+    Column("version", BigInteger, nullable=False, comment="rises with each change of any node"),
+    Column("changed_at", _AWARE, nullable=False, server_default=_NOW),
 )
 
 snapshot = Table(
