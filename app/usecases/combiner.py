@@ -7,9 +7,11 @@ its content its requests are asked again one by one, so that only the guilty one
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
 from uuid import UUID
+
+from typing_extensions import override
 
 from app.errors import EmberpoolError
 from app.store.claim_lane import ClaimLane, ClaimRequest, Outcome
@@ -17,11 +19,20 @@ from app.store.claim_lane import ClaimLane, ClaimRequest, Outcome
 _BATCH = 64
 
 
-@dataclass(slots=True)
-class _Ask:
+class Asker(Protocol):
+    """Who asks for a claim, and waits for its outcome without a task of its own."""
+
+    def has_left(self) -> bool:
+        """Whether nobody waits any more: what is not sent yet is not sent then."""
+
+    def hear(self, request: ClaimRequest, outcome: Outcome | Exception) -> None:
+        """Called once, unless it has left; must not raise."""
+
+
+class _Ask(NamedTuple):
     request: ClaimRequest
+    asker: Asker
     from_start: bool
-    answer: "asyncio.Future[Outcome]"
 
 
 class Combiner:
@@ -39,14 +50,18 @@ class Combiner:
         return self._running is None
 
     async def claim(self, request: ClaimRequest, *, from_start: bool = False) -> Outcome:
-        """The outcome for one request, after a look from the hint and, before "none" is believed, one from the true start
-        (`from_start`: that one alone). Cancelled before its statement it takes nothing; after it, the claim stands.
+        """As `ask`. Cancelled before its statement it takes nothing; after it, the claim stands."""
+        waits = _Waits()
+        self.ask(request, waits, from_start=from_start)
+        return await waits.answer
+
+    def ask(self, request: ClaimRequest, asker: Asker, *, from_start: bool = False) -> None:
+        """The asker will hear the outcome for one request, after a look from the hint and, before "none" is believed, one
+        from the true start (`from_start`: that one alone).
         """
-        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._asks.append(_Ask(request, from_start, answer))
+        self._asks.append(_Ask(request, asker, from_start))
         if self._running is None:
             self._running = asyncio.create_task(self._run(), name=f"combiner-{self._pool_id}")
-        return await answer
 
     async def _run(self) -> None:
         try:
@@ -61,7 +76,7 @@ class Combiner:
         later: list[_Ask] = []
         while self._asks and len(batch) < _BATCH:
             ask = self._asks.popleft()
-            if ask.answer.done():
+            if ask.asker.has_left():
                 continue
             key = ask.request.key
             if key is not None and key in keys:
@@ -75,35 +90,56 @@ class Combiner:
 
     async def _serve(self, batch: list[_Ask]) -> None:
         try:
-            await self._ask(batch)
+            await self._send(batch)
         except EmberpoolError as error:
-            _refuse(batch, error)
+            _tell((ask, error) for ask in batch)
         except Exception as error:  # noqa: BLE001 - whatever it was, no request may hang for it
             if len(batch) == 1:
-                _refuse(batch, error)
+                _tell([(batch[0], error)])
                 return
             for ask in batch:
-                if not ask.answer.done():  # its client may have left while the others were asked
+                if not ask.asker.has_left():  # its client may have left while the others were asked
                     await self._serve([ask])
 
-    async def _ask(self, batch: list[_Ask]) -> None:
+    async def _send(self, batch: list[_Ask]) -> None:
         from_start = any(ask.from_start for ask in batch)
         outcomes = await self._lane.claim(self._pool_id, [ask.request for ask in batch], from_start=from_start)
+        told: list[tuple[_Ask, Outcome]] = []
         again: list[_Ask] = []
         for ask, outcome in zip(batch, outcomes, strict=True):
-            if ask.answer.done():
-                continue
             if outcome is None and not ask.from_start:
-                ask.from_start = True
-                again.append(ask)
+                again.append(ask._replace(from_start=True))
             else:
-                ask.answer.set_result(outcome)
+                told.append((ask, outcome))
         self._asks.extendleft(reversed(again))  # before those that came after them
         if any(outcomes):
             self._on_claimed(self._pool_id)
+        if self._asks:
+            # The next statement first: Postgres works on it while these answers are written.
+            asyncio.get_running_loop().call_soon(_tell, told)
+        else:
+            _tell(told)
 
 
-def _refuse(batch: list[_Ask], error: Exception) -> None:
-    for ask in batch:
-        if not ask.answer.done():
-            ask.answer.set_exception(error)
+def _tell(told: Iterable[tuple[_Ask, Outcome | Exception]]) -> None:
+    for ask, outcome in told:
+        if not ask.asker.has_left():
+            ask.asker.hear(ask.request, outcome)
+
+
+class _Waits(Asker):
+    """A coroutine that waits, in a future's form."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    @override
+    def has_left(self) -> bool:
+        return self.answer.done()
+
+    @override
+    def hear(self, request: ClaimRequest, outcome: Outcome | Exception) -> None:
+        if isinstance(outcome, Exception):
+            self.answer.set_exception(outcome)
+        else:
+            self.answer.set_result(outcome)
