@@ -83,11 +83,12 @@ ClusterEvent = Listed | Changed | Gone | Broken
 
 
 class Gateway(Protocol):
-    def expand(self, template: Manifest, warm_when: WarmWhen) -> VmTemplate:
+    def expand(self, template: Manifest, warm_when: WarmWhen, *, diskless: bool = False) -> VmTemplate:
         """A template as users write it, to a VM's spec. Raises TemplateRefused with every problem found, each with its field. No network.
 
         `warm_when` is the pool's: where the guest agent decides and the template brings no readiness probe, the spec gets
-        one that asks the agent, so that the VM's Ready follows its guest.
+        one that asks the agent, so that the VM's Ready follows its guest. `diskless`: its VMs get a disk from what they
+        start from, and the short form needs no image.
         """
         ...
 

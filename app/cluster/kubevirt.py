@@ -41,8 +41,8 @@ class KubeVirtGateway:
         self._settings = settings
         self._client = client
 
-    def expand(self, template: Manifest, warm_when: WarmWhen) -> VmTemplate:
-        return templates.expand(template, warm_when)
+    def expand(self, template: Manifest, warm_when: WarmWhen, *, diskless: bool = False) -> VmTemplate:
+        return templates.expand(template, warm_when, diskless=diskless)
 
     async def check(self, template: VmTemplate) -> None:
         vm_id = new_id()

@@ -2,9 +2,11 @@
 
 Four forms are taken, told apart by their keys:
 
-- short: `{image, cpu?, memory, disk?, user_data?, labels?}`. The VM boots from `image`, a container disk, and loses what it
-  wrote when it goes. `disk` adds an empty second disk of that size. `user_data` is cloud-init's (NoCloud). The guest is not
-  asked to shut down before its VM is deleted: a released VM is never used again.
+- short: `{image, cpu?, memory, root_disk?, storage_class?, disk?, user_data?, labels?}`. The VM boots from `image`: a container
+  disk, or a disk image that is imported for it, given as `http(s)://...`, or `docker://...` where it lies in a registry. An
+  imported boot disk is `root_disk` large. `image` may be missing where the VM starts from a snapshot or a preload. `disk`
+  adds an empty second disk of that size. `user_data` is cloud-init's (NoCloud). The guest is not asked to shut down before
+  its VM is deleted: a released VM is never used again, and loses what it wrote.
 - a VMI template: `{metadata?, spec: {domain, volumes, ...}}`, what a VirtualMachine has as `spec.template`.
 - a VirtualMachine's spec: `{runStrategy?, template, dataVolumeTemplates?, ...}`.
 - a VirtualMachine, or a VirtualMachinePool's template: `{metadata?, spec: {runStrategy?, template, ...}}`.
@@ -25,7 +27,7 @@ from app.errors import TemplateRefused
 
 ROOT = "template"
 
-_SHORT_KEYS = ("image", "cpu", "memory", "disk", "user_data", "labels")
+_SHORT_KEYS = ("image", "cpu", "memory", "root_disk", "storage_class", "disk", "user_data", "labels")
 _WRAPPER_KEYS = ("apiVersion", "kind", "metadata", "spec")
 _VM_ROOTS = {TemplateForm.VM_SPEC: ROOT, TemplateForm.VM: f"{ROOT}.spec"}
 _VMI_ROOTS = {
@@ -38,7 +40,12 @@ _SHORT_FIELDS = {
     "spec.template.spec.domain.cpu": f"{ROOT}.cpu",
     "spec.template.metadata.labels": f"{ROOT}.labels",
     "metadata.labels": f"{ROOT}.labels",
+    "spec.dataVolumeTemplate[0].spec.storage.storageClassName": f"{ROOT}.storage_class",
+    "spec.dataVolumeTemplate[0].spec.storage": f"{ROOT}.root_disk",
+    "spec.dataVolumeTemplate[0]": f"{ROOT}.image",
 }
+_IMPORTS = {"http://": "http", "https://": "http", "docker://": "registry"}
+_ROOT_DISK = "10Gi"
 
 # Often enough that a claim never meets a guest that stopped answering long ago, and rarely enough for hundreds of VMs: each
 # ping is a process in the VM's pod.
@@ -52,12 +59,18 @@ _AGENT_PROBE = {
 _USER_DATA_LIMIT = 2048  # bytes that KubeVirt v1.9.0 takes inline
 
 
-def expand(template: Manifest, warm_when: WarmWhen) -> VmTemplate:
-    """Raises TemplateRefused with every problem that our own rules find. A change of what is filled in rotates every pool."""
+def expand(template: Manifest, warm_when: WarmWhen, *, diskless: bool = False) -> VmTemplate:
+    """Raises TemplateRefused with every problem that our own rules find. A change of what is filled in rotates every pool.
+
+    `diskless`: its VMs get a disk from what they start from, so that the short form may do without an image.
+    """
     problems = Problems()
     written = _read(template, problems)
     form = _form(written)
-    spec = _expand_short(written, problems) if form is TemplateForm.SHORT else _expand_long(written, form, problems)
+    if form is TemplateForm.SHORT:
+        spec = _expand_short(written, problems, diskless=diskless)
+    else:
+        spec = _expand_long(written, form, problems)
     if problems.found:
         raise TemplateRefused(
             "No VM can be made from this template. "
@@ -131,7 +144,7 @@ def _form(written: Manifest) -> TemplateForm:
     return TemplateForm.SHORT
 
 
-def _expand_short(written: Manifest, problems: Problems) -> Manifest:
+def _expand_short(written: Manifest, problems: Problems, *, diskless: bool) -> Manifest:
     if not written:
         return {}
     unknown = [key for key in written if key not in _SHORT_KEYS]
@@ -139,18 +152,14 @@ def _expand_short(written: Manifest, problems: Problems) -> Manifest:
         problems.add(f"{ROOT}.{key}", _explain_unknown(key))
     if unknown and not written.keys() & set(_SHORT_KEYS):
         return {}  # a long form gone wrong: what the short one misses would only confuse
-    image = written.get("image")
-    if not isinstance(image, str) or not image or re.search(r"\s", image):
-        problems.add(
-            f"{ROOT}.image", "must be the reference of a container disk, such as quay.io/containerdisks/fedora:42"
-        )
+    sources = _boot_disk(written, problems, diskless=diskless)
+    imported = _import(written, problems) if "dataVolume" in sources.get("boot", {}) else None
     cores = rules.check_cores(written.get("cpu", 1), f"{ROOT}.cpu", problems)
     if written.get("memory") is None:
         problems.add(f"{ROOT}.memory", 'is missing: say how much memory the guest has, such as "2Gi"')
     else:
         rules.check_positive(written["memory"], f"{ROOT}.memory", problems)
     rules.check_labels(written.get("labels"), f"{ROOT}.labels", problems, on_vmi=True)
-    sources: dict[str, Manifest] = {"boot": {"containerDisk": {"image": image}}}
     if written.get("disk") is not None:
         rules.check_positive(written["disk"], f"{ROOT}.disk", problems)
         sources["data"] = {"emptyDisk": {"capacity": written["disk"]}}
@@ -166,7 +175,52 @@ def _expand_short(written: Manifest, problems: Problems) -> Manifest:
     vmi_template: Manifest = {"spec": vmi_spec}
     if written.get("labels"):
         vmi_template["metadata"] = {"labels": written["labels"]}
-    return {"runStrategy": rules.DEFAULT_RUN_STRATEGY, "template": vmi_template}
+    vm_spec: Manifest = {"runStrategy": rules.DEFAULT_RUN_STRATEGY, "template": vmi_template}
+    if imported is not None:
+        vm_spec["dataVolumeTemplates"] = [imported]
+    return vm_spec
+
+
+def _boot_disk(written: Manifest, problems: Problems, *, diskless: bool) -> dict[str, Manifest]:
+    """The volume that the VM boots from, by its name; none where it gets its disk from what it starts from."""
+    image = written.get("image")
+    imports = isinstance(image, str) and image.startswith(tuple(_IMPORTS))
+    for key in ("root_disk", "storage_class"):
+        if not imports and written.get(key) is not None:
+            problems.add(
+                f"{ROOT}.{key}", "goes only with an image that is imported: one given as http(s):// or docker://"
+            )
+    if image is None and diskless:
+        return {}
+    if not isinstance(image, str) or not image or re.search(r"\s", image):
+        problems.add(
+            f"{ROOT}.image",
+            "must be the reference of a container disk, such as quay.io/containerdisks/fedora:42, or the URL of a disk "
+            "image, such as https://example.com/fedora.qcow2",
+        )
+    elif not imports and "://" in image:
+        problems.add(
+            f"{ROOT}.image",
+            f"cannot be imported from {image.partition('://')[0]}: give http(s)://, docker://, or the reference of a "
+            "container disk; for other sources write a KubeVirt template with dataVolumeTemplates",
+        )
+    elif imports and image in _IMPORTS:
+        problems.add(f"{ROOT}.image", "is no more than the beginning of a URL: say where the image lies")
+    return {"boot": {"dataVolume": {"name": "boot"}} if imports else {"containerDisk": {"image": image}}}
+
+
+def _import(written: Manifest, problems: Problems) -> Manifest:
+    """The DataVolume template of a boot disk whose image is imported."""
+    image, size, storage_class = written["image"], written.get("root_disk"), written.get("storage_class")
+    storage: Manifest = {"resources": {"requests": {"storage": _ROOT_DISK if size is None else size}}}
+    if size is not None:
+        rules.check_positive(size, f"{ROOT}.root_disk", problems)
+    if storage_class is not None:
+        if not isinstance(storage_class, str) or not storage_class:
+            problems.add(f"{ROOT}.storage_class", "must be the name of a storage class")
+        storage["storageClassName"] = storage_class
+    source = next(source for prefix, source in _IMPORTS.items() if image.startswith(prefix))
+    return {"metadata": {"name": "boot"}, "spec": {"source": {source: {"url": image}}, "storage": storage}}
 
 
 def _explain_unknown(key: str) -> str:

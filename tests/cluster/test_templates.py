@@ -95,6 +95,40 @@ class TestForms:
             },
         }
 
+    @pytest.mark.parametrize(
+        ("image", "source"),
+        [
+            ("https://images.example/fedora.qcow2", "http"),
+            ("http://images.example/fedora.qcow2", "http"),
+            ("docker://registry.example/fedora:42", "registry"),
+        ],
+    )
+    def test_the_short_form_imports_a_disk_image_for_each_vm(self, image, source):
+        spec = spec_of({"image": image, "memory": "2Gi"})
+        assert spec["template"]["spec"]["volumes"] == [{"name": "boot", "dataVolume": {"name": "boot"}}]
+        assert spec["dataVolumeTemplates"] == [
+            {
+                "metadata": {"name": "boot"},
+                "spec": {
+                    "source": {source: {"url": image}},
+                    "storage": {"resources": {"requests": {"storage": "10Gi"}}},
+                },
+            }
+        ]
+
+    def test_the_short_form_says_how_large_an_imported_disk_is_and_of_which_class(self):
+        url = "https://images.example/fedora.qcow2"
+        spec = spec_of({"image": url, "memory": "2Gi", "root_disk": "30Gi", "storage_class": "fast"})
+        assert spec["dataVolumeTemplates"][0]["spec"]["storage"] == {
+            "resources": {"requests": {"storage": "30Gi"}},
+            "storageClassName": "fast",
+        }
+
+    def test_without_an_image_the_short_form_leaves_the_disk_to_what_the_vm_starts_from(self):
+        spec = expand({"memory": "2Gi", "disk": "1Gi"}, WarmWhen.RUNNING, diskless=True).spec
+        assert [volume["name"] for volume in spec["template"]["spec"]["volumes"]] == ["data"]
+        assert expand({"memory": "2Gi"}, WarmWhen.RUNNING, diskless=True).images == ()
+
     @pytest.mark.parametrize(("cpu", "cores"), [(..., 1), (4, 4), ("4", 4), (4.0, 4), ("4000m", 4)])
     def test_the_short_form_takes_cpus_as_people_write_them(self, cpu, cores):
         assert spec_of(changed(SHORT, "cpu", cpu))["template"]["spec"]["domain"]["cpu"] == {"cores": cores}
@@ -267,6 +301,12 @@ class TestRefusals:
             ({"image": ...}, "image", "container disk"),
             ({"image": "a b"}, "image", "container disk"),
             ({"image": 5}, "image", "container disk"),
+            ({"image": "ftp://images.example/fedora"}, "image", "cannot be imported from ftp"),
+            ({"image": "https://"}, "image", "say where the image lies"),
+            ({"root_disk": "10Gi"}, "root_disk", "an image that is imported"),
+            ({"storage_class": "fast"}, "storage_class", "an image that is imported"),
+            ({"image": "https://images.example/a", "root_disk": "x"}, "root_disk", "must be a quantity"),
+            ({"image": "https://images.example/a", "storage_class": 5}, "storage_class", "name of a storage class"),
             ({"memory": ...}, "memory", "is missing"),
             ({"memory": "2GB"}, "memory", "must be a quantity"),
             ({"memory": 0}, "memory", "above zero"),
@@ -349,6 +389,8 @@ class TestLocate:
             (TemplateForm.SHORT, "spec.template.spec.domain.cpu", "template.cpu"),
             (TemplateForm.SHORT, "spec.template.spec.domain.cpus", "template"),
             (TemplateForm.SHORT, "spec.template.spec.volumes[0]", "template"),
+            (TemplateForm.SHORT, "spec.dataVolumeTemplate[0].spec.source", "template.image"),
+            (TemplateForm.SHORT, "spec.dataVolumeTemplate[0].spec.storage", "template.root_disk"),
             (TemplateForm.VM_SPEC, "metadata.labels", "template.template.metadata.labels"),
             (TemplateForm.VM_SPEC, "metadata.name", "template"),
             (TemplateForm.VM_SPEC, "", "template"),

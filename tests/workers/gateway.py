@@ -32,7 +32,7 @@ class FakeGateway:
 
     # What the service asks
 
-    def expand(self, template, warm_when):
+    def expand(self, template, warm_when, *, diskless=False):
         if "refused" in template:
             raise TemplateRefused("it cannot be", problems=[FieldProblem("template.refused", "is not a field")])
         text = json.dumps([template, warm_when], sort_keys=True)
