@@ -1,0 +1,363 @@
+"""Snapshots of VMs' disks: what is asked for, the life of each take of one, and what to do next. Pure.
+
+A take: `planned -> booting -> stopping -> taking -> ready -> retiring -> retired`. `booting`: a VM of the pool's template was
+asked for, and is waited for; `stopping`: that VM is being stopped; `taking`: the cluster is asked for the snapshot. A take of
+a VM that stands there already goes from `planned` to `taking`, as does one of a VM that is not stopped, after `booting`. What
+goes wrong makes it `failing` until nothing of it is left in the cluster, then `failed`. A ready take whose object has gone
+without us is `failing` too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator, model_validator
+
+from app.domain.pools import Count, PoolName
+from app.domain.states import ClaimState
+from app.errors import IllegalTransition
+
+MAX_KEPT = 20
+STOP_SECONDS = 300
+"""How long a guest may take to shut down. KubeVirt v1.9.0 ends one by force after `terminationGracePeriodSeconds`, 180 by default."""
+_SPARE_SECONDS = 60
+"""Beyond the deadline that the cluster was given: after that it is taken to have forgotten the snapshot."""
+_RETRY_BASE_SECONDS = 30.0
+_RETRY_CAP_SECONDS = 3600.0
+
+VmName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$", examples=["ubuntu-template"])]
+
+
+class Quiesce(StrEnum):
+    """`stop`: the guest is shut down first. `freeze`: it runs on, and its agent flushes and freezes its file systems."""
+
+    STOP = "stop"
+    FREEZE = "freeze"
+
+
+class SnapshotSource(BaseModel):
+    """Of what: a VM that stands in the namespace, or a new VM of a pool's template."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", json_schema_extra={"examples": [{"pool": "fast-start-pool"}]}
+    )
+
+    vm: VmName | None = Field(default=None, description="A VM of the namespace, by its name in the cluster.")
+    pool: PoolName | None = Field(
+        default=None, description="A VM of this pool's template is booted for it, and removed after it."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.vm is None) == (self.pool is None):
+            raise ValueError("name one vm or one pool, and not both")
+        return self
+
+
+class SnapshotSpec(BaseModel):
+    """A snapshot to be had under a name. Times are in seconds."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"name": "ubuntu-ready", "source": {"pool": "fast-start-pool"}, "refresh": True}]
+        },
+    )
+
+    name: PoolName
+    source: SnapshotSource
+    quiesce: Quiesce | None = Field(
+        default=None,
+        description=(
+            "How the disks come to rest. None: `stop` for a pool's VM; a VM of your own is never stopped, and is taken as it is."
+        ),
+    )
+    refresh: Annotated[bool, Strict()] = Field(
+        default=False,
+        description="Of a pool: take a new one when its template, or the preload that it starts from, changes.",
+    )
+    keep: Count = Field(default=1, ge=1, le=MAX_KEPT, description="How many takes to keep; VMs start from the newest.")
+    timeout_seconds: Count = Field(
+        default=600,
+        ge=10,
+        le=86_400,
+        description="How long the storage may take; a take that is not ready by then has failed.",
+    )
+
+    @field_validator("quiesce")
+    @classmethod
+    def _never_stops_a_vm_of_others(cls, value: Quiesce | None, info: ValidationInfo) -> Quiesce | None:
+        source = info.data.get("source")
+        if value is Quiesce.STOP and source is not None and source.vm is not None:
+            raise ValueError(
+                "a VM that stands there is not stopped for a snapshot; stop it yourself, or leave this out"
+            )
+        return value
+
+    @field_validator("refresh")
+    @classmethod
+    def _refreshes_from_a_pool(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - pydantic's signature
+        source = info.data.get("source")
+        if value and source is not None and source.pool is None:
+            raise ValueError("only a snapshot of a pool refreshes itself; POST .../refresh takes a new one of a VM")
+        return value
+
+    @property
+    def stops(self) -> bool:
+        """Whether the VM is stopped before it is taken."""
+        return self.source.pool is not None and self.quiesce is not Quiesce.FREEZE
+
+
+class TakeState(StrEnum):
+    PLANNED = "planned"
+    BOOTING = "booting"
+    STOPPING = "stopping"
+    TAKING = "taking"
+    READY = "ready"
+    RETIRING = "retiring"
+    RETIRED = "retired"
+    FAILING = "failing"
+    FAILED = "failed"
+
+
+class SnapshotState(StrEnum):
+    """`ready`: VMs can start from it, whatever becomes of a newer take. `taking`: the first one is under way."""
+
+    TAKING = "taking"
+    READY = "ready"
+    FAILED = "failed"
+    DELETING = "deleting"
+
+
+_T = TakeState
+TAKE_TRANSITIONS: dict[TakeState, frozenset[TakeState]] = {
+    _T.PLANNED: frozenset({_T.BOOTING, _T.TAKING, _T.FAILING}),
+    _T.BOOTING: frozenset({_T.STOPPING, _T.TAKING, _T.FAILING}),
+    _T.STOPPING: frozenset({_T.TAKING, _T.FAILING}),
+    _T.TAKING: frozenset({_T.READY, _T.FAILING}),
+    _T.READY: frozenset({_T.RETIRING, _T.FAILING}),
+    _T.RETIRING: frozenset({_T.RETIRED}),
+    _T.RETIRED: frozenset(),
+    _T.FAILING: frozenset({_T.FAILED}),
+    _T.FAILED: frozenset(),
+}
+UNDER_WAY = frozenset({_T.PLANNED, _T.BOOTING, _T.STOPPING, _T.TAKING})
+TAKE_ENDED = frozenset({_T.RETIRED, _T.FAILED})
+
+
+def check_take_transition(old: TakeState, new: TakeState) -> None:
+    """Raises IllegalTransition where the table does not allow it."""
+    if new not in TAKE_TRANSITIONS[old]:
+        raise IllegalTransition(f"a take of a snapshot cannot go from {old} to {new}")
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeVerdict:
+    """Whether a volume of a VM can be in a snapshot, and why not, in KubeVirt's words where it said so."""
+
+    name: str
+    enabled: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceVm:
+    """A VM as far as a snapshot of it needs. `running`: it has an instance, or may have one in a moment.
+
+    `shape`: of the VMs that its disks serve; None where the VM is none that we could make. `volumes` is empty where KubeVirt
+    has not judged them yet, too.
+    """
+
+    name: str
+    uid: str
+    running: bool
+    deleting: bool
+    volumes: tuple[VolumeVerdict, ...]
+    shape: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A VirtualMachineSnapshot as the cluster shows it. `take_id`: of our label. `progress`: what it does or waits for."""
+
+    name: str
+    uid: str
+    take_id: str | None
+    ready: bool
+    failed: bool
+    deleting: bool
+    error: str | None = None
+    progress: str | None = None
+    content: str | None = None
+    included: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    hint: str | None = None
+    """What KubeVirt remarks of volumes that it left out though they could be in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeFacts:
+    """One take as its row stands. `based_at`: what became ready later is not in it; `revision`: of what it was made from."""
+
+    id: UUID
+    number: int
+    state: TakeState
+    state_since: datetime
+    revision: str | None = None
+    based_at: datetime | None = None
+    ended_at: datetime | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a pool's VM would be made from now: its template's revision, and since when the preload below it is ready."""
+
+    revision: str
+    image_ready_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimFacts:
+    """Our own claim on the VM that is booted for a take. `stalled`: why its pool makes none any more."""
+
+    state: ClaimState
+    reason: str | None
+    vm_name: str | None
+    stalled: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`to` None: the take stays as it is, and waits for what `reason` says."""
+
+    to: TakeState | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TakePlan:
+    """`begin` a new take; `retire` ready ones; `cancel` those under way. `look_again_at`: time alone changes the plan then."""
+
+    begin: bool = False
+    retire: tuple[UUID, ...] = ()
+    cancel: tuple[UUID, ...] = ()
+    look_again_at: datetime | None = None
+
+
+def plan_takes(
+    spec: SnapshotSpec, takes: Sequence[TakeFacts], origin: Origin | None, now: datetime, *, deleting: bool
+) -> TakePlan:
+    """What is to be begun and ended. `origin` None: its pool is gone, or it is of a VM: nothing refreshes it."""
+    ready = sorted((take for take in takes if take.state is _T.READY), key=lambda take: -take.number)
+    under_way = [take for take in takes if take.state in UNDER_WAY]
+    if deleting:
+        return TakePlan(retire=_ids(ready), cancel=_ids(under_way))
+    retire = _ids(ready[spec.keep :])
+    if under_way or not spec.refresh or origin is None:
+        return TakePlan(retire=retire)
+    if ready and not _is_stale(ready[0], origin):
+        return TakePlan(retire=retire)
+    failed = _failed_since(takes, ready[0].number if ready else 0)
+    if failed and failed[-1].revision == origin.revision and failed[-1].ended_at is not None:
+        again_at = failed[-1].ended_at + timedelta(seconds=_retry_seconds(len(failed)))
+        if again_at > now:
+            return TakePlan(retire=retire, look_again_at=again_at)
+    return TakePlan(begin=True, retire=retire)
+
+
+def assess(takes: Sequence[TakeFacts], *, deleting: bool) -> tuple[SnapshotState, str | None]:
+    """The state of the whole, and why it is not better, in words."""
+    latest = max(takes, key=lambda take: take.number, default=None)
+    if deleting:
+        return SnapshotState.DELETING, "its objects are being removed from the cluster"
+    if latest is None:
+        return SnapshotState.FAILED, "nothing was taken"
+    if any(take.state is _T.READY for take in takes):
+        if latest.state in {_T.FAILING, _T.FAILED}:
+            return SnapshotState.READY, f"the last refresh failed, and the one before serves on: {latest.reason}"
+        return SnapshotState.READY, None
+    if latest.state in UNDER_WAY:
+        return SnapshotState.TAKING, latest.reason
+    return SnapshotState.FAILED, latest.reason
+
+
+def after_claim(claim: ClaimFacts | None, *, stops: bool) -> Step:
+    """What the claim on the take's VM says."""
+    if claim is None:
+        return Step(_T.FAILING, "the VM that was booted for it is not known any more")
+    if claim.state is ClaimState.BOUND:
+        return Step(_T.STOPPING if stops else _T.TAKING)
+    if claim.state is not ClaimState.PENDING:
+        return Step(_T.FAILING, f"no VM could be booted for it: {claim.reason}")
+    if claim.stalled is not None:
+        return Step(_T.FAILING, f"no VM could be booted for it: {claim.stalled}")
+    return Step(None, "a VM is being booted for it")
+
+
+def after_loss(claim: ClaimFacts | None, vm_name: str | None) -> Step | None:
+    """Whether the VM that a take works with is still held for it; None: it is."""
+    if claim is not None and claim.state is ClaimState.BOUND and claim.vm_name == vm_name:
+        return None
+    why = claim.reason if claim is not None and claim.reason else "it is gone"
+    return Step(_T.FAILING, f"the VM {vm_name} was lost before its disks were taken: {why}")
+
+
+def after_stop(vm: SourceVm | None, uid: str | None, age: timedelta) -> Step:
+    """What the VM that is being stopped shows; `age`: since it was asked to."""
+    if vm is None or vm.uid != uid or vm.deleting:
+        return Step(_T.FAILING, "the VM that was booted for it went while it was being stopped")
+    if not vm.running:
+        return Step(_T.TAKING)
+    if age > timedelta(seconds=STOP_SECONDS):
+        return Step(_T.FAILING, f"its VM did not stop within {STOP_SECONDS} s")
+    return Step(None, "its VM is being stopped")
+
+
+def after_look(sight: Sight | None, age: timedelta, *, timeout_seconds: float) -> Step:
+    """What the VirtualMachineSnapshot shows; `age`: since it was asked for. None: it has gone."""
+    if sight is None or sight.deleting:
+        return Step(_T.FAILING, "its VirtualMachineSnapshot was deleted in the cluster")
+    if sight.failed:
+        return Step(_T.FAILING, f"KubeVirt could not take it: {sight.error or 'it did not say why'}")
+    if sight.ready and not sight.included:
+        return Step(_T.FAILING, "KubeVirt took it without a single volume")
+    if sight.ready:
+        return Step(_T.READY)
+    if age > timedelta(seconds=timeout_seconds + _SPARE_SECONDS):
+        waits = sight.error or sight.progress or "nothing said why"
+        return Step(_T.FAILING, f"it was not ready {timeout_seconds:g} s after it was asked for: {waits}")
+    return Step(None, sight.error or sight.progress or "its disks are being taken")
+
+
+def left_out(sight: Sight, verdicts: Sequence[VolumeVerdict]) -> tuple[VolumeVerdict, ...]:
+    """The volumes that a finished snapshot does not have, each with the best reason that is known."""
+    reasons = {verdict.name: verdict.reason for verdict in verdicts if not verdict.enabled}
+    return tuple(
+        VolumeVerdict(name, enabled=False, reason=reasons.get(name) or sight.hint or "KubeVirt left it out")
+        for name in sight.excluded
+    )
+
+
+def _is_stale(take: TakeFacts, origin: Origin) -> bool:
+    if take.revision != origin.revision:
+        return True
+    return origin.image_ready_at is not None and take.based_at is not None and origin.image_ready_at > take.based_at
+
+
+def _failed_since(takes: Sequence[TakeFacts], number: int) -> list[TakeFacts]:
+    """Takes that failed after the last ready one, oldest first."""
+    failed = [take for take in takes if take.number > number and take.state in {_T.FAILING, _T.FAILED}]
+    return sorted(failed, key=lambda take: take.number)
+
+
+def _retry_seconds(failures: int) -> float:
+    return float(min(_RETRY_CAP_SECONDS, _RETRY_BASE_SECONDS * 2 ** min(failures - 1, 20)))
+
+
+def _ids(takes: Sequence[TakeFacts]) -> tuple[UUID, ...]:
+    return tuple(take.id for take in takes)
