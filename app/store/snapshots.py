@@ -1,6 +1,8 @@
-"""Snapshots and their takes: what is asked for, and what the cluster has of it."""
+"""Snapshots and their takes as others read them: what VMs can start from, and what has the shape that is wished for."""
 
 import json
+from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -8,17 +10,52 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.paths import FromSnapshot, SnapshotDisk
 
 _LATEST = text("""
-    SELECT t.disks FROM snapshot s JOIN snapshot_take t ON t.snapshot_id = s.id AND t.state = 'ready'
-    WHERE s.name = :name AND s.deleted_at IS NULL ORDER BY t.number DESC LIMIT 1
+    SELECT t.disks FROM snapshot s LEFT JOIN snapshot_take t ON t.snapshot_id = s.id AND t.state = 'ready'
+    WHERE s.name = :name AND s.deleting_at IS NULL AND s.deleted_at IS NULL ORDER BY t.number DESC NULLS LAST LIMIT 1
+""")
+# A snapshot serves the shape of its newest ready take alone: that is the one that VMs start from.
+_FOR_SHAPE = text("""
+    SELECT s.name, t.shape, t.ready_at FROM snapshot_take t JOIN snapshot s ON s.id = t.snapshot_id
+    WHERE t.shape = :shape AND t.state = 'ready' AND s.deleting_at IS NULL AND s.deleted_at IS NULL
+      AND NOT EXISTS (SELECT 1 FROM snapshot_take n
+                      WHERE n.snapshot_id = t.snapshot_id AND n.state = 'ready' AND n.number > t.number)
+    ORDER BY t.ready_at DESC LIMIT :limit
+""")
+_UNDER_WAY = text("""
+    SELECT s.name FROM snapshot_take t JOIN snapshot s ON s.id = t.snapshot_id
+    WHERE t.shape = :shape AND t.state IN ('planned', 'booting', 'stopping', 'taking')
+      AND s.deleting_at IS NULL AND s.deleted_at IS NULL ORDER BY t.created_at LIMIT :limit
 """)
 
 
-async def start_of(tx: AsyncConnection, name: str) -> FromSnapshot | str:
-    """The disks of the latest ready take; a string says why there are none."""
+@dataclass(frozen=True, slots=True)
+class SnapshotOption:
+    """A snapshot that VMs of a shape can start from now."""
+
+    name: str
+    shape: str
+    ready_at: datetime
+
+
+async def start_of(tx: AsyncConnection, name: str) -> FromSnapshot | str | None:
+    """The disks of the latest ready take; a string says why there are none yet; None: no snapshot of that name is left."""
     row = (await tx.execute(_LATEST, {"name": name})).first()
     if row is None:
+        return None
+    if row.disks is None:
         return f"snapshot {name!r} is not ready"
     disks = row.disks if isinstance(row.disks, list) else json.loads(row.disks)
     return FromSnapshot(
         name, tuple(SnapshotDisk(**{**disk, "access_modes": tuple(disk["access_modes"])}) for disk in disks)
     )
+
+
+async def ready_for_shape(tx: AsyncConnection, shape: str, *, limit: int = 10) -> list[SnapshotOption]:
+    """Snapshots whose disks VMs of that shape boot from, the newest first."""
+    rows = await tx.execute(_FOR_SHAPE, {"shape": shape, "limit": limit})
+    return [SnapshotOption(row.name, row.shape, row.ready_at) for row in rows]
+
+
+async def under_way_for_shape(tx: AsyncConnection, shape: str, *, limit: int = 10) -> list[str]:
+    """Names of the snapshots of which a take of that shape is being made."""
+    return [row.name for row in await tx.execute(_UNDER_WAY, {"shape": shape, "limit": limit})]

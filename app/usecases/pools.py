@@ -41,7 +41,7 @@ async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) ->
     ClusterUnavailable (nothing is stored then).
     """
     template = gateway.expand(spec.template, spec.warm_when, diskless=spec.start_from is not None)
-    revision = _revision(template.fingerprint, spec)
+    revision = revision_of(template.fingerprint, spec)
     async with db.begin() as tx:
         before = await pool_rows.get(tx, name)
     _refuse_deleting(before)
@@ -143,7 +143,7 @@ async def resume_pool(db: Database, name: str) -> PoolRow:
         return await _again(tx, pool)
 
 
-def _revision(fingerprint: str, spec: PoolSpec) -> str:
+def revision_of(fingerprint: str, spec: PoolSpec) -> str:
     """Changes with all that a VM of the pool is made from, so that a change of it rotates the pool."""
     if spec.start_from is None:
         return fingerprint
