@@ -2,6 +2,7 @@
 
 import base64
 import uuid
+from datetime import datetime
 
 import uuid_utils
 
@@ -12,6 +13,11 @@ _ID_CHARS = 26  # 128 bits in base32
 def new_id() -> uuid.UUID:
     """A UUIDv7: rising with time, so that inserts stay at the right edge of an index."""
     return uuid.UUID(bytes=uuid_utils.uuid7().bytes)
+
+
+def lowest_id_at(moment: datetime) -> uuid.UUID:
+    """The lowest UUIDv7 of a moment: 48 bits of milliseconds since 1970 (RFC 9562), the rest zero."""
+    return uuid.UUID(int=int(moment.timestamp() * 1000) << 80)
 
 
 def vm_name(pool: str, vm_id: uuid.UUID) -> str:

@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.planning import InFlightVm, PoolSnapshot, ReadyVm
+from app.ids import lowest_id_at
 from app.store.rows import PoolRow
 
 # Below the floor first: theirs are the creates that cannot wait.
@@ -103,11 +104,6 @@ def _snapshot_params(pool: PoolRow) -> dict[str, object]:
         "revision": pool.revision,
         "drains": not pool.spec.auto_replenish,
         "since": pool.refilled_at,
-        "since_id": _lowest_id_at(pool.refilled_at - timedelta(hours=1)),
+        "since_id": lowest_id_at(pool.refilled_at - timedelta(hours=1)),
         "size": pool.spec.size,
     }
-
-
-def _lowest_id_at(moment: datetime) -> UUID:
-    """The lowest UUIDv7 of a moment: 48 bits of milliseconds since 1970 (RFC 9562), the rest zero."""
-    return UUID(int=int(moment.timestamp() * 1000) << 80)

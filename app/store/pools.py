@@ -48,7 +48,6 @@ _RESET = text("""
     RETURNING id, stalled_at
 """)
 _BEGIN_DELETE = text("UPDATE pool SET deleting_at = now() WHERE id = :id AND deleting_at IS NULL RETURNING id")
-_REVIVE = text("UPDATE pool SET deleting_at = NULL WHERE id = :id AND kind = 'shape' AND deleting_at IS NOT NULL")
 _END_DELETE = text("""
     UPDATE pool SET deleted_at = now() WHERE id = :id AND deleting_at IS NOT NULL AND deleted_at IS NULL
       AND NOT EXISTS (SELECT 1 FROM vm WHERE pool_id = :id AND ended_at IS NULL)
@@ -155,11 +154,6 @@ async def forgive(tx: AsyncConnection, ids: Sequence[UUID]) -> list[UUID]:
 
 async def begin_delete(tx: AsyncConnection, pool_id: UUID) -> bool:
     return (await tx.execute(_BEGIN_DELETE, {"id": pool_id})).first() is not None
-
-
-async def revive(tx: AsyncConnection, pool_id: UUID) -> None:
-    """A hidden pool that was to be ended is of use again. Nothing happens to any other."""
-    await tx.execute(_REVIVE, {"id": pool_id})
 
 
 async def end_delete(tx: AsyncConnection, pool_id: UUID) -> bool:
