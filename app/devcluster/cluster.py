@@ -16,6 +16,7 @@ from app.devcluster.builtin import settle
 from app.devcluster.clock import Clock, LoopClock, ManualClock
 from app.devcluster.config import DevClusterConfig
 from app.devcluster.daemon_sets import DaemonSetController
+from app.devcluster.data_sources import DataSourceController
 from app.devcluster.data_volumes import DataVolumeController
 from app.devcluster.disruptions import Disruptions, ResetError, Stage
 from app.devcluster.durations import Jitter
@@ -35,6 +36,7 @@ from app.devcluster.server import BODY_LIMIT, ApiServer
 from app.devcluster.status import Json
 from app.devcluster.storage import StorageDriver
 from app.devcluster.storage_classes import storage_objects
+from app.devcluster.storage_profiles import StorageProfileController
 from app.devcluster.subresources import Subresources
 from app.devcluster.times import stamp
 from app.devcluster.vm_controller import MachineController
@@ -167,7 +169,9 @@ class DevCluster:
         storage = StorageDriver(api, config.durations, self.jitter, self.faults)
         snapshotter = VolumeSnapshotter(api, config.durations, self.jitter, self.faults)
         history = VolumeHistory(api)
-        volumes = DataVolumeController(api, config.durations, self.jitter)
+        volumes = DataVolumeController(api, config.durations, self.jitter, self.faults)
+        profiles = StorageProfileController(api)
+        sources = DataSourceController(api)
         snapshots = SnapshotController(api, config.durations, self.faults)
         restores = RestoreController(api, config.durations)
         daemons = DaemonSetController(api, config.durations, self.jitter, self.images)
@@ -181,7 +185,9 @@ class DevCluster:
             self.lifecycle.resume,
             storage.resume,
             snapshotter.resume,
+            profiles.resume,
             volumes.resume,
+            sources.resume,
             daemons.resume,
             snapshots.resume,
             restores.resume,
@@ -196,7 +202,9 @@ class DevCluster:
             namespaces,
             storage,
             snapshotter,
+            profiles,
             volumes,
+            sources,
             daemons,
             snapshots,
             restores,
@@ -212,7 +220,9 @@ class DevCluster:
             storage.stop,
             snapshotter.stop,
             history.stop,
+            profiles.stop,
             volumes.stop,
+            sources.stop,
             daemons.stop,
             snapshots.stop,
             restores.stop,

@@ -1,32 +1,73 @@
-"""CDI's DataVolumes: a claim, then its content, with progress (phases of CDI v1.66.0)."""
+"""CDI's DataVolumes: a claim, then its content: imported or cloned, with progress, errors and retries (CDI v1.66.0).
+
+An import that fails stays ImportInProgress, its Running condition says why, and its importer is started again after a
+while; the phase becomes Failed only where trying again is pointless.
+"""
 
 from app.devcluster.api import Api
+from app.devcluster.conditions import find
+from app.devcluster.data_sources import (
+    IMPORTS,
+    Source,
+    find_source,
+    is_ready,
+    is_there,
+    size_of,
+    source_has_booted,
+    strategy_for,
+)
+from app.devcluster.data_volume_status import PERCENT, Told, build_status, percent_of, phase_of_volume, restarts_of
 from app.devcluster.durations import Durations, Jitter
+from app.devcluster.faults import Fault, FaultBook
 from app.devcluster.objects import Change, Key, Stored
-from app.devcluster.registry import CLAIMS, DATA_SOURCES, DATA_VOLUMES, VOLUME_SNAPSHOTS
+from app.devcluster.quantities import whole
+from app.devcluster.registry import (
+    CLAIMS,
+    DATA_IMPORT_CRONS,
+    DATA_SOURCES,
+    DATA_VOLUMES,
+    PODS,
+    STORAGE_PROFILES,
+    VOLUME_SNAPSHOTS,
+)
 from app.devcluster.status import Json
-from app.devcluster.storage import build_claim
-from app.devcluster.storage_classes import default_class
+from app.devcluster.storage import BIND_NOW, build_claim
+from app.devcluster.storage_classes import find_class, waits_for_consumer
+from app.devcluster.storage_profiles import ProfileError, claim_spec
 from app.devcluster.times import stamp
+from app.devcluster.volumes import has_consumer, is_bound, mark_booted
 from app.devcluster.work import Timers, WorkQueue
 
+CRON_LABEL = "cdi.kubevirt.io/dataImportCron"
 _STEPS = 8
-_IMPORTS = frozenset({"http", "s3", "gcs", "registry", "imageio", "vddk", "blank"})
-_WORK_PHASES = frozenset({"ImportInProgress", "CSICloneInProgress", "CloneFromSnapshotSourceInProgress"})
+_OVER = frozenset({"Succeeded", "Failed"})
+_CLONING = {
+    "csi-clone": "CSICloneInProgress",
+    "snapshot": "SnapshotForSmartCloneInProgress",
+    "restore": "CloneFromSnapshotSourceInProgress",
+    "copy": "CloneInProgress",
+}
+_BROKEN = frozenset({"Error", "ImagePullFailed"})
+_DEFAULT_PERCENT = 60.0
+_LONGEST_BACKOFF = 30
 
 
 class DataVolumeController:
-    def __init__(self, api: Api, durations: Durations, jitter: Jitter) -> None:
+    def __init__(self, api: Api, durations: Durations, jitter: Jitter, faults: FaultBook) -> None:
         self._api = api
         self._durations = durations
         self._jitter = jitter
+        self._faults = faults
         self._timers: Timers[str] = Timers(api.clock)
         self._queue: WorkQueue[Key] = WorkQueue("datavolume", self._visit, api.clock, durations.reaction)
         self._unsubscribe = api.store.subscribe(self._notice)
+        faults.listen(self.resume)
 
     def resume(self) -> None:
+        """Look at every DataVolume that is not done: after a start from a saved state, and when faults come or go."""
         for stored in self._api.store.each(DATA_VOLUMES):
-            self._queue.add((stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"]))
+            if phase_of_volume(stored.obj) not in _OVER:
+                self._queue.add((stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"]))
 
     def stop(self) -> None:
         self._unsubscribe()
@@ -40,141 +81,223 @@ class DataVolumeController:
     def _notice(self, change: Change) -> None:
         if change.resource is DATA_VOLUMES:
             if change.new is None:
-                self._timers.cancel(change.last.obj["metadata"]["uid"])
+                uid = change.last.obj["metadata"]["uid"]
+                self._timers.cancel(uid)
+                self._faults.forget(uid)
             self._queue.add(change.key)
-        elif change.resource in {CLAIMS, VOLUME_SNAPSHOTS, DATA_SOURCES}:
-            for stored in self._api.store.each(DATA_VOLUMES):
-                if _phase(stored.obj) != "Succeeded":
-                    self._queue.add((stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"]))
+        if change.resource in {CLAIMS, VOLUME_SNAPSHOTS, DATA_SOURCES, DATA_VOLUMES, STORAGE_PROFILES} or (
+            change.resource is PODS and change.new is None
+        ):
+            self.resume()
 
     def _visit(self, key: Key) -> None:
         stored = self._api.store.get(DATA_VOLUMES, *key)
-        if stored is None or "deletionTimestamp" in stored.obj["metadata"]:
+        if stored is None or "deletionTimestamp" in stored.obj["metadata"] or phase_of_volume(stored.obj) in _OVER:
             return
+        source = find_source(self._api.store, stored.obj)
+        if source is None:
+            return
+        claim = self._api.store.get(CLAIMS, *key) or self._make_claim(stored, source)
+        if claim is None or "deletionTimestamp" in claim.obj["metadata"]:
+            return
+        if not _is_owned(claim.obj, stored.obj):
+            self._adopt(stored, claim)
+        elif not phase_of_volume(stored.obj):
+            self._set(stored, Told("Pending"))
+        elif not is_bound(claim.obj):
+            waits = self._waits_for_consumer(key, stored.obj, claim.obj)
+            self._set(stored, Told("PendingPopulation" if waits else "Pending"))
+        elif phase_of_volume(stored.obj) in {"Pending", "PendingPopulation"}:
+            begun = "UploadReady" if source.kind == "upload" else "ImportScheduled"
+            self._set(stored, Told("CloneScheduled" if source.is_clone else begun))
+        elif source.is_clone:
+            self._clone(key, stored, claim.obj, source)
+        elif source.kind in IMPORTS:
+            self._import(key, stored, source)
+
+    # The claim
+
+    def _make_claim(self, stored: Stored, source: Source) -> Stored | None:
+        """The new claim; None, and told in the conditions, where it cannot be made."""
         volume = stored.obj
-        claim = self._api.store.get(CLAIMS, *key)
-        if claim is None and _phase(volume) != "Succeeded":
-            claim = self._api.store.put(CLAIMS, self._claim(volume))
-        if not _phase(volume):
-            self._set(stored, "Pending", "N/A", bound=False)
-            return
-        if _phase(volume) == "Pending" and claim is not None and claim.obj["status"]["phase"] == "Bound":
-            begun = self._first_phase(volume)
-            if begun:
-                self._set(stored, begun, "N/A", bound=True)
-            return
-        self._work(key, volume)
-
-    def _first_phase(self, volume: Json) -> str:
-        """What follows the bound claim, or nothing where the source is yet to come."""
-        kind, ready = self._source(volume)
-        if kind in _IMPORTS:
-            return "ImportScheduled"
-        if kind == "upload":
-            return "UploadReady"
-        return "CloneScheduled" if ready else ""
-
-    def _source(self, volume: Json) -> tuple[str, bool]:
-        """The kind of source, through a DataSource where one is named, and whether it is there."""
-        namespace = volume["metadata"]["namespace"]
-        source = volume["spec"].get("source") or {}
-        reference = volume["spec"].get("sourceRef")
-        if reference:
-            found = self._api.store.get(DATA_SOURCES, reference.get("namespace") or namespace, reference["name"])
-            source = (found.obj["spec"].get("source") or {}) if found else {}
-        for kind, resource in (("pvc", CLAIMS), ("snapshot", VOLUME_SNAPSHOTS)):
-            if kind in source:
-                where = source[kind].get("namespace") or namespace
-                return kind, self._api.store.get(resource, where, source[kind]["name"]) is not None
-        return next(iter(source), ""), bool(source)
-
-    def _work(self, key: Key, volume: Json) -> None:
-        phase, uid = _phase(volume), volume["metadata"]["uid"]
-        if phase not in {"ImportScheduled", "CloneScheduled"} | _WORK_PHASES:
-            return
-        kind, _ = self._source(volume)
-        total = self._durations.import_total if kind in _IMPORTS else self._durations.clone_total
-        steps = 1 if kind == "blank" else _STEPS
-        done = _steps_done(volume, steps)
-        step = self._jitter.spread(total / steps)
-        self._timers.ensure(uid, f"step-{done + 1}", step, lambda: self._advance(key, done + 1, steps))
-
-    def _advance(self, key: Key, done: int, steps: int) -> None:
-        stored = self._api.store.get(DATA_VOLUMES, *key)
-        if stored is None or "deletionTimestamp" in stored.obj["metadata"]:
-            return
-        kind, _ = self._source(stored.obj)
-        working = {"pvc": "CSICloneInProgress", "snapshot": "CloneFromSnapshotSourceInProgress"}.get(
-            kind, "ImportInProgress"
-        )
-        if done < steps:
-            self._set(stored, working, f"{100 * done / steps:.2f}%", bound=True, running=True)
-            return
-        stored = self._set(stored, working, "99.00%", bound=True, running=True)
-        claim = self._api.store.get(CLAIMS, *key)
-        if claim is not None:
-            self._api.modify(CLAIMS, claim, _pod_succeeded)
-        self._set(stored, "Succeeded", "100.0%", bound=True, ready=True)
-
-    def _claim(self, volume: Json) -> Json:
+        if source.is_clone and not is_there(self._api.store, source):
+            told = f"The source {source.kind} {source.name} doesn't exist"
+            self._refuse(stored, "CloneWithoutSource", told)
+            return None
+        size = size_of(self._api.store, source) if source.is_clone else "0"
+        try:
+            spec = claim_spec(self._api.store, volume, size)
+        except ProfileError as error:
+            self._refuse(stored, "ErrClaimNotValid", str(error))
+            return None
+        if source.is_clone and whole(spec["resources"]["requests"]["storage"]) < whole(size):
+            told = "target resources requests storage size is smaller than the source"
+            self._refuse(stored, "CloneValidationFailed", f"The clone doesn't meet the validation requirements: {told}")
+            return None
         metadata = volume["metadata"]
-        given = volume["spec"].get("storage") or volume["spec"].get("pvc") or {}
-        spec = {key: value for key, value in given.items() if value is not None}
-        if "pvc" in volume["spec"]:
-            spec.setdefault("volumeMode", "Filesystem")
-        return build_claim(
+        claim = build_claim(
             metadata["name"],
             volume,
-            {
-                "accessModes": ["ReadWriteMany"],
-                "storageClassName": default_class(self._api.store),
-                "volumeMode": "Block",
-                **spec,
-            },
+            spec,
             stamp(self._api.clock.now()),
             labels={"app": "containerized-data-importer", **(metadata.get("labels") or {})},
             annotations={"cdi.kubevirt.io/storage.contentType": volume["spec"].get("contentType", "kubevirt")},
         )
+        return self._api.store.put(CLAIMS, claim)
 
-    def _set(
-        self, stored: Stored, phase: str, progress: str, *, bound: bool, running: bool = False, ready: bool = False
-    ) -> Stored:
-        now = stamp(self._api.clock.now())
-        old = {item["type"]: item for item in (stored.obj.get("status") or {}).get("conditions", ())}
+    def _adopt(self, stored: Stored, claim: Stored) -> None:
+        """A claim that was there before is taken as it is, where the DataVolume says so; else it is left alone."""
+        volume = stored.obj
+        allowed = (volume["metadata"].get("annotations") or {}).get("cdi.kubevirt.io/allowClaimAdoption") == "true"
+        if not allowed or any(owner.get("controller") for owner in claim.obj["metadata"].get("ownerReferences", ())):
+            return
+        owners = build_claim("", volume, {}, "")["metadata"]["ownerReferences"]
+        self._api.modify(CLAIMS, claim, lambda obj: {**obj, "metadata": {**obj["metadata"], "ownerReferences": owners}})
+        self._set(stored, Told("Succeeded", progress="100.0%"))
 
-        def condition(kind: str, value: bool, reason: str) -> Json:  # noqa: FBT001
-            status = "True" if value else "False"
-            before = old.get(kind, {})
-            since = before["lastTransitionTime"] if before.get("status") == status else now
-            return {
-                "lastHeartbeatTime": now,
-                "lastTransitionTime": since,
-                "message": "",
-                "reason": reason,
-                "status": status,
-                "type": kind,
-            }
+    def _waits_for_consumer(self, key: Key, volume: Json, claim: Json) -> bool:
+        storage_class = find_class(self._api.store, claim["spec"].get("storageClassName", ""))
+        if (volume["metadata"].get("annotations") or {}).get(BIND_NOW) == "true":
+            return False
+        return waits_for_consumer(storage_class) and not has_consumer(self._api.store, *key)
 
-        status = {
-            "claimName": stored.obj["metadata"]["name"],
-            "conditions": [
-                condition("Bound", bound, "Bound" if bound else "Pending"),
-                condition("Running", running, "Pod is running" if running else "Completed"),
-                condition("Ready", ready, ""),
-            ],
-            "phase": phase,
-            "progress": progress,
-        }
+    # Imports
+
+    def _import(self, key: Key, stored: Stored, source: Source) -> None:
+        volume, uid = stored.obj, stored.obj["metadata"]["uid"]
+        attempt = restarts_of(volume)
+        running = find(volume["status"].get("conditions"), "Running") or {}
+        if running.get("reason") in _BROKEN:
+            backoff = self._durations.import_retry * min(2**attempt, _LONGEST_BACKOFF)
+            self._timers.ensure(uid, f"retry-{attempt}", backoff, lambda: self._retry(key))
+            return
+        if source.kind == "blank":
+            self._timers.ensure(uid, "blank", self._durations.volume_bind, lambda: self._finish(key))
+            return
+        stop, fault = self._obstacle(volume)
+        done = percent_of(volume)
+        if fault is not None and fault.kind == "import-stalls" and done >= stop:
+            self._timers.cancel(uid)
+            return
+        target = round(min(done + PERCENT / _STEPS, max(stop, done)), 2)
+        seconds = self._jitter.spread(self._durations.import_total * (target - done) / PERCENT)
+        self._timers.ensure(uid, f"{attempt}-{target}", seconds, lambda: self._advance(key, target, source))
+
+    def _obstacle(self, volume: Json) -> tuple[float, Fault | None]:
+        """How far this attempt comes, in percent, and the fault that ends it there."""
+        turn = f"#{restarts_of(volume)}"
+        fault = self._faults.on_object("import-fails", DATA_VOLUMES.plural, volume, turn)
+        if fault is None:
+            name = (volume["metadata"].get("labels") or {}).get(CRON_LABEL, "")
+            cron = self._api.store.get(DATA_IMPORT_CRONS, volume["metadata"]["namespace"], name)
+            if cron is not None:
+                turn = f"{volume['metadata']['name']}{turn}"
+                fault = self._faults.on_object("cron-import-fails", DATA_IMPORT_CRONS.plural, cron.obj, turn)
+        if fault is None:
+            fault = self._faults.on_object("import-stalls", DATA_VOLUMES.plural, volume)
+        if fault is None:
+            return PERCENT, None
+        return float(fault.settings.get("percent", _DEFAULT_PERCENT)), fault
+
+    def _advance(self, key: Key, percent: float, source: Source) -> None:
+        stored = self._alive(key)
+        if stored is None:
+            return
+        stop, fault = self._obstacle(stored.obj)
+        if fault is not None and fault.kind != "import-stalls" and percent >= stop:
+            self._fail(stored, percent, source, fault)
+        elif percent >= PERCENT:
+            self._finish(key)
+        else:
+            self._set(stored, Told("ImportInProgress", progress=f"{percent:.2f}%", running=True))
+
+    def _fail(self, stored: Stored, percent: float, source: Source, fault: Fault) -> None:
+        pulls = source.kind == "registry"
+        problem = "failed to pull image: unexpected EOF" if pulls else "unexpected EOF"
+        message = fault.settings.get("message", f"Unable to process data: {problem}")
+        progress = f"{percent:.2f}%"
+        if fault.settings.get("fatal"):
+            self._set(stored, Told("Failed", progress=progress, reason="ChecksumError", message=message))
+            return
+        reason = "ImagePullFailed" if pulls else "Error"
+        self._set(stored, Told("ImportInProgress", progress=progress, reason=reason, message=message))
+
+    def _retry(self, key: Key) -> None:
+        stored = self._alive(key)
+        if stored is not None:
+            restarts = restarts_of(stored.obj) + 1
+            self._set(stored, Told("ImportInProgress", progress="0.00%", running=True, restarts=restarts))
+
+    # Clones
+
+    def _clone(self, key: Key, stored: Stored, claim: Json, source: Source) -> None:
+        volume, uid = stored.obj, stored.obj["metadata"]["uid"]
+        strategy = strategy_for(self._api.store, source, claim)
+        phase = _CLONING[strategy]
+        if phase_of_volume(volume) == "CloneScheduled" and not is_ready(self._api.store, source):
+            return
+        copied = strategy == "copy"
+        if phase_of_volume(volume) != phase:
+            stored = self._api.modify(DATA_VOLUMES, stored, lambda obj: _with_clone_type(obj, strategy))
+            self._set(stored, Told(phase, running=copied))
+            return
+        if self._faults.on_object("clone-hangs", DATA_VOLUMES.plural, volume) is not None:
+            self._timers.cancel(uid)
+            return
+        steps, done = (_STEPS if copied else 1), percent_of(volume)
+        target = round(done + PERCENT / steps, 2)
+        total = {"copy": self._durations.copy_total, "restore": 2 * self._durations.snapshot_restore}.get(
+            strategy, self._durations.clone_total
+        )
+        seconds = self._jitter.spread(total / steps)
+        self._timers.ensure(uid, f"clone-{target}", seconds, lambda: self._move(key, target, source))
+
+    def _move(self, key: Key, percent: float, source: Source) -> None:
+        stored = self._alive(key)
+        if stored is None:
+            return
+        if percent < PERCENT:
+            self._set(stored, Told("CloneInProgress", progress=f"{percent:.2f}%", running=True))
+            return
+        if source_has_booted(self._api.store, source):
+            mark_booted(self._api, *key)
+        self._set(stored, Told("Succeeded", progress="100.0%"))
+
+    # The end
+
+    def _finish(self, key: Key) -> None:
+        stored = self._alive(key)
+        if stored is None:
+            return
+        stored = self._set(stored, Told("ImportInProgress", progress="99.00%", running=True))
+        claim = self._api.store.get(CLAIMS, *key)
+        if claim is not None:
+            self._api.modify(CLAIMS, claim, _pod_succeeded)
+        self._set(stored, Told("Succeeded", progress="100.0%"))
+
+    def _alive(self, key: Key) -> Stored | None:
+        stored = self._api.store.get(DATA_VOLUMES, *key)
+        return None if stored is None or "deletionTimestamp" in stored.obj["metadata"] else stored
+
+    def _refuse(self, stored: Stored, reason: str, message: str) -> None:
+        """No claim can be made: told in the conditions, the phase stays unset."""
+        self._set(stored, Told("", claim=(reason, message)))
+
+    def _set(self, stored: Stored, told: Told) -> Stored:
+        claim = self._api.store.get(CLAIMS, stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"])
+        status = build_status(stored.obj, claim.obj if claim else None, told, stamp(self._api.clock.now()))
         return self._api.modify(DATA_VOLUMES, stored, lambda obj: {**obj, "status": status})
 
 
-def _phase(volume: Json) -> str:
-    return str((volume.get("status") or {}).get("phase", ""))
+def _is_owned(claim: Json, volume: Json) -> bool:
+    return any(owner["uid"] == volume["metadata"]["uid"] for owner in claim["metadata"].get("ownerReferences", ()))
 
 
-def _steps_done(volume: Json, steps: int) -> int:
-    progress = volume["status"].get("progress", "N/A")
-    return 0 if progress == "N/A" else round(float(progress.removesuffix("%")) * steps / 100)
+def _with_clone_type(volume: Json, strategy: str) -> Json:
+    metadata = volume["metadata"]
+    kind = "snapshot" if strategy == "restore" else strategy
+    annotations = {**(metadata.get("annotations") or {}), "cdi.kubevirt.io/cloneType": kind}
+    return {**volume, "metadata": {**metadata, "annotations": annotations}}
 
 
 def _pod_succeeded(claim: Json) -> Json:

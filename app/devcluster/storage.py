@@ -14,7 +14,6 @@ from app.devcluster.registry import (
     PODS,
     STORAGE_CLASSES,
     VIRTUAL_MACHINE_INSTANCES,
-    VOLUME_SNAPSHOT_CONTENTS,
     VOLUME_SNAPSHOTS,
 )
 from app.devcluster.status import Json
@@ -22,11 +21,11 @@ from app.devcluster.storage_classes import default_class, find_class, waits_for_
 from app.devcluster.times import stamp
 from app.devcluster.volumes import (
     build_volume,
-    content_name,
     filler_of,
     has_booted,
     has_consumer,
     is_bound,
+    snapshot_driver,
     snapshot_has_booted,
 )
 from app.devcluster.work import Timers, WorkQueue
@@ -137,8 +136,7 @@ class StorageDriver:
             status = (snapshot.obj.get("status") or {}) if snapshot else {}
             if snapshot is None or not status.get("readyToUse") or whole(status.get("restoreSize", "0")) > asked:
                 return None
-            content = self._api.store.get(VOLUME_SNAPSHOT_CONTENTS, "", content_name(snapshot.obj))
-            fits = content is None or content.obj["spec"]["driver"] == storage_class["provisioner"]
+            fits = snapshot_driver(self._api.store, snapshot.obj) == storage_class["provisioner"]
             return self._durations.snapshot_restore if fits else None
         if source.get("kind") == CLAIMS.kind:
             origin = self._api.store.get(CLAIMS, namespace, source["name"])

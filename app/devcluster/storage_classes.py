@@ -58,16 +58,16 @@ def waits_for_consumer(storage_class: Json | None) -> bool:
     return storage_class is not None and storage_class.get("volumeBindingMode") == "WaitForFirstConsumer"
 
 
-def snapshot_class_of(store: Store, name: str) -> str:
+def snapshot_class_of(store: Store, name: str, *, profiled: bool = True) -> str:
     """The VolumeSnapshotClass for claims of a storage class; empty where there is none.
 
     As KubeVirt v1.9.0 chooses: the profile's first, then the only one of the provisioner, then the one marked as default.
-    Raises ApiError where several match and none is marked.
+    Without `profiled` the profile is left out. Raises ApiError where several match and none is marked.
     """
     storage_class = find_class(store, name)
     if storage_class is None:
         return ""
-    profile = store.get(STORAGE_PROFILES, "", name)
+    profile = store.get(STORAGE_PROFILES, "", name) if profiled else None
     chosen = ((profile.obj.get("status") or {}).get("snapshotClass") or "") if profile else ""
     if chosen:
         return chosen if store.get(VOLUME_SNAPSHOT_CLASSES, "", chosen) else ""

@@ -81,6 +81,12 @@ def snapshot_has_booted(store: Store, snapshot: Json) -> bool:
     return content is not None and _is_marked(content.obj)
 
 
+def snapshot_driver(store: Store, snapshot: Json) -> str:
+    """The driver that holds the snapshot's data; empty where it is not ready."""
+    content = store.get(VOLUME_SNAPSHOT_CONTENTS, "", content_name(snapshot))
+    return str(content.obj["spec"]["driver"]) if content else ""
+
+
 def unbound_claim(store: Store, pod: Json) -> Json | None:
     """A claim of the pod that has no volume yet."""
     for volume in pod["spec"].get("volumes", ()):
