@@ -37,6 +37,7 @@ from sqlalchemy.types import UserDefinedType
 from typing_extensions import override
 
 from app.domain.paths import Path
+from app.domain.snapshots import TakeState
 from app.domain.states import ClaimState, VmState
 
 
@@ -201,6 +202,7 @@ vm = Table(
     Index("vm_work_idx", "work", "due_at", postgresql_where=text("work IS NOT NULL")),
     Index("vm_boots_idx", "pool_id", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
     Index("vm_paths_idx", "path", "shape", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
+    Index("vm_source_idx", "source", "ready_at", postgresql_where=text("source IS NOT NULL")),
     Index("vm_ended_idx", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     postgresql_with={"fillfactor": "50"},
 )
@@ -344,7 +346,6 @@ snapshot = Table(
     Column("id", Uuid, primary_key=True),
     Column("name", Text, nullable=False),
     Column("spec", JSONB, nullable=False, comment="SnapshotSpec as written"),
-    Column("pool_id", Uuid, comment="of a snapshot that is taken for a pool"),
     Column("created_at", _AWARE, nullable=False, server_default=_NOW),
     Column("updated_at", _AWARE, nullable=False, server_default=_NOW),
     Column("deleting_at", _AWARE),
@@ -367,6 +368,7 @@ snapshot_take = Table(
     Column("state_since", _AWARE, nullable=False, server_default=_NOW),
     Column("shape", Text, comment="of the VM that it was taken from"),
     Column("revision", Text, comment="of the pool's template that it was taken for"),
+    Column("based_at", _AWARE, comment="when its VM was asked for: what became ready later is not in it"),
     Column("vm_name", Text, comment="the VM that it is taken from"),
     Column("vm_uid", Text),
     Column("claim_id", Uuid, comment="our own claim on that VM, where it was made for this"),
@@ -378,6 +380,7 @@ snapshot_take = Table(
     Column("created_at", _AWARE, nullable=False, server_default=_NOW),
     Column("ready_at", _AWARE),
     Column("ended_at", _AWARE),
+    CheckConstraint(_one_of("state", TakeState), name="state"),
     Index("snapshot_take_number_key", "snapshot_id", "number", unique=True),
     Index("snapshot_take_shape_idx", "shape", postgresql_where=text("state = 'ready'")),
 )

@@ -35,6 +35,7 @@ ALTER TABLE pool ADD CONSTRAINT pool_path_check CHECK (path IN ('pool', 'snapsho
 CREATE INDEX pool_shape_idx ON pool (shape) WHERE deleted_at IS NULL;
 CREATE INDEX pool_source_idx ON pool (source) WHERE deleted_at IS NULL AND source IS NOT NULL;
 CREATE INDEX vm_paths_idx ON vm (path, shape, ready_at) WHERE boot_seconds IS NOT NULL;
+CREATE INDEX vm_source_idx ON vm (source, ready_at) WHERE source IS NOT NULL;
 CREATE TABLE preload (
     id UUID NOT NULL,
     name TEXT NOT NULL,
@@ -71,7 +72,6 @@ CREATE TABLE snapshot (
     id UUID NOT NULL,
     name TEXT NOT NULL,
     spec JSONB NOT NULL,
-    pool_id UUID,
     created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     updated_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     deleting_at TIMESTAMP WITH TIME ZONE,
@@ -83,7 +83,6 @@ CREATE TABLE snapshot (
     CONSTRAINT snapshot_pkey PRIMARY KEY (id)
 );
 COMMENT ON COLUMN snapshot.spec IS 'SnapshotSpec as written';
-COMMENT ON COLUMN snapshot.pool_id IS 'of a snapshot that is taken for a pool';
 COMMENT ON COLUMN snapshot.due_at IS 'a worker looks at it from then on';
 CREATE INDEX snapshot_due_idx ON snapshot (due_at) WHERE deleted_at IS NULL;
 CREATE UNIQUE INDEX snapshot_name_key ON snapshot (name) WHERE deleted_at IS NULL;
@@ -95,6 +94,7 @@ CREATE TABLE snapshot_take (
     state_since TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     shape TEXT,
     revision TEXT,
+    based_at TIMESTAMP WITH TIME ZONE,
     vm_name TEXT,
     vm_uid TEXT,
     claim_id UUID,
@@ -107,11 +107,13 @@ CREATE TABLE snapshot_take (
     ready_at TIMESTAMP WITH TIME ZONE,
     ended_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT snapshot_take_pkey PRIMARY KEY (id),
+    CONSTRAINT snapshot_take_state_check CHECK (state IN ('planned', 'booting', 'stopping', 'taking', 'ready', 'retiring', 'retired', 'failing', 'failed')),
     CONSTRAINT snapshot_take_snapshot_id_fkey FOREIGN KEY(snapshot_id) REFERENCES snapshot (id) ON DELETE CASCADE
 );
 COMMENT ON COLUMN snapshot_take.number IS 'rises with each refresh';
 COMMENT ON COLUMN snapshot_take.shape IS 'of the VM that it was taken from';
 COMMENT ON COLUMN snapshot_take.revision IS 'of the pool''s template that it was taken for';
+COMMENT ON COLUMN snapshot_take.based_at IS 'when its VM was asked for: what became ready later is not in it';
 COMMENT ON COLUMN snapshot_take.vm_name IS 'the VM that it is taken from';
 COMMENT ON COLUMN snapshot_take.claim_id IS 'our own claim on that VM, where it was made for this';
 COMMENT ON COLUMN snapshot_take.object_uid IS 'of the VirtualMachineSnapshot';
@@ -126,6 +128,7 @@ _DOWN = """
 DROP TABLE snapshot_take;
 DROP TABLE snapshot;
 DROP TABLE preload;
+DROP INDEX vm_source_idx;
 DROP INDEX vm_paths_idx;
 DROP INDEX pool_source_idx;
 DROP INDEX pool_shape_idx;
