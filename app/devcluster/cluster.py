@@ -29,6 +29,8 @@ from app.devcluster.node_lifecycle import NodeLifecycle
 from app.devcluster.nodes import Ledger, NodeShape, build_node
 from app.devcluster.objects import Store
 from app.devcluster.persistence import StateFile
+from app.devcluster.plain_pods import PodKubelet
+from app.devcluster.pod_addresses import PodAddresses
 from app.devcluster.pool_controller import PoolController
 from app.devcluster.registry import NAMESPACES, NODES, RESOURCES
 from app.devcluster.scheduler import Scheduler
@@ -174,9 +176,11 @@ class DevCluster:
         sources = DataSourceController(api)
         snapshots = SnapshotController(api, config.durations, self.faults)
         restores = RestoreController(api, config.durations)
-        daemons = DaemonSetController(api, config.durations, self.jitter, self.images)
+        daemons = DaemonSetController(api, config.durations, self.jitter)
         scheduler = Scheduler(api, self.ledger, config.durations, self.jitter)
-        self.agent = NodeAgent(api, config.durations, self.jitter, self.faults, self.images)
+        addresses = PodAddresses()
+        self.agent = NodeAgent(api, config.durations, self.jitter, self.faults, self.images, addresses)
+        kubelet = PodKubelet(api, config.durations, self.jitter, self.faults, self.images, self.agent, addresses)
         self.lifecycle = NodeLifecycle(api, config.durations, self.agent, self.images)
         self.server = ApiServer(api, Subresources(api), self.disruptions, config.tokens)
         self.faults.listen(instances.resume)
@@ -196,6 +200,7 @@ class DevCluster:
             instances.resume,
             scheduler.resume,
             self.agent.resume,
+            kubelet.resume,
         )
         self._workers = (
             self._garbage,
@@ -213,6 +218,7 @@ class DevCluster:
             instances,
             scheduler,
             self.agent,
+            kubelet,
         )
         self._stops = (
             self._garbage.stop,
@@ -232,6 +238,7 @@ class DevCluster:
             scheduler.stop,
             self.lifecycle.stop,
             self.agent.stop,
+            kubelet.stop,
             self.ledger.stop,
         )
 

@@ -8,11 +8,21 @@ from app.devcluster.durations import Durations, Jitter
 from app.devcluster.faults import Fault, FaultBook
 from app.devcluster.guests import connected, disconnected, failed, started, stopped
 from app.devcluster.image_cache import ImageCache, images
+from app.devcluster.image_pulls import PULL_ERRORS, ImagePuller, refuse_pull
 from app.devcluster.launcher import LAUNCHER_IMAGE
 from app.devcluster.objects import Change, Key, Stored
+from app.devcluster.pod_addresses import PodAddresses
+from app.devcluster.pod_status import (
+    accepted,
+    initialized,
+    is_initialized,
+    pull_failed,
+    running,
+    unready_message,
+    waiting_reason,
+)
 from app.devcluster.registry import PODS, VIRTUAL_MACHINE_INSTANCES
 from app.devcluster.status import Json
-from app.devcluster.times import stamp
 from app.devcluster.vmi_controller import FINAL, phase_of, pod_of
 from app.devcluster.volumes import boot_seconds
 from app.devcluster.work import Timers, WorkQueue
@@ -24,17 +34,26 @@ _Timer = tuple[str, str]
 class NodeAgent:
     """Drives each VMI's pod and guest through their stages by timers; dead nodes do nothing."""
 
-    def __init__(self, api: Api, durations: Durations, jitter: Jitter, faults: FaultBook, images: ImageCache) -> None:
+    def __init__(
+        self,
+        api: Api,
+        durations: Durations,
+        jitter: Jitter,
+        faults: FaultBook,
+        images: ImageCache,
+        addresses: PodAddresses,
+    ) -> None:
         self._api = api
         self._durations = durations
         self._jitter = jitter
         self._faults = faults
         self._images = images
         self._dead: set[str] = set()
+        self._thaw_listeners: list[Callable[[], None]] = []
         self._timers: Timers[_Timer] = Timers(api.clock)
-        self._pulls: dict[_Timer, set[Key]] = {}
+        self.puller = ImagePuller(api.clock, durations, jitter, images, self.is_dead)
         self._shut_down: set[str] = set()
-        self._addresses = 1
+        self._addresses = addresses
         self._queue: WorkQueue[Key] = WorkQueue("node", self._visit, api.clock)
         self._unsubscribe = api.store.subscribe(self._notice)
         faults.listen(self.resume)
@@ -48,13 +67,13 @@ class NodeAgent:
                 self._images.use(stored.obj["spec"]["nodeName"], stored.obj)
             address = stored.obj["status"].get("podIP", "")
             if address:
-                high, low = address.split(".")[2:]
-                self._addresses = max(self._addresses, int(high) * 250 + int(low) - 1)
+                self._addresses.skip(address)
 
     def stop(self) -> None:
         self._unsubscribe()
         self._queue.stop()
         self._timers.cancel_all()
+        self.puller.stop()
 
     @property
     def idle(self) -> bool:
@@ -70,6 +89,12 @@ class NodeAgent:
     def thaw(self, node: str) -> None:
         self._dead.discard(node)
         self.resume()
+        for listener in self._thaw_listeners:
+            listener()
+
+    def on_thaw(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever a dead node is back."""
+        self._thaw_listeners.append(listener)
 
     def _notice(self, change: Change) -> None:
         if change.resource is VIRTUAL_MACHINE_INSTANCES:
@@ -116,16 +141,22 @@ class NodeAgent:
 
     def _start_pod(self, key: Key, vmi: Json, pod: Stored, node: str) -> None:
         fault = self._faults.guest("image-error", vmi)
-        missing = self._images.missing(node, pod.obj)
-        uid = pod.obj["metadata"]["uid"]
         if fault is not None:
-            image = (missing or images(pod.obj) or [LAUNCHER_IMAGE])[-1]
+            image = (images(pod.obj) or [LAUNCHER_IMAGE])[-1]
             self._fail_pull(key, pod, image, fault)
             return
-        if missing:
-            for image in missing:
-                self._pull(key, node, image)
+        uid = pod.obj["metadata"]["uid"]
+        self._timers.cancel((uid, "retry"))
+        refusal = self.puller.never_pulled(node, pod.obj)
+        if refusal is not None:
+            self._on_pod(key, lambda obj: pull_failed(obj, refusal, self._api.clock.now()))
             return
+        if not self.puller.bring(node, pod.obj, lambda: self._queue.add(key)):
+            if "startTime" not in pod.obj["status"]:
+                self._on_pod(key, lambda obj: accepted(obj, self._api.clock.now()))
+            return
+        if not is_initialized(pod.obj):
+            self._on_pod(key, lambda obj: initialized(obj, self._api.clock.now()))
         delay = self._jitter.spread(self._durations.launch)
         self._timers.ensure(
             (uid, "launch"),
@@ -134,68 +165,24 @@ class NodeAgent:
             lambda: self._on_pod(key, lambda obj: self._launched(obj, probed="readinessProbe" in vmi["spec"])),
         )
 
-    def _pull(self, key: Key, node: str, image: str) -> None:
-        pull = (node, image)
-        self._pulls.setdefault(pull, set()).add(key)
-
-        def done() -> None:
-            self._images.add(node, image)
-            for waiting in self._pulls.pop(pull, ()):
-                self._queue.add(waiting)
-
-        self._timers.ensure(pull, "pull", self._jitter.spread(self._durations.image_pull), done)
-
     def _fail_pull(self, key: Key, pod: Stored, image: str, fault: Fault) -> None:
         """ErrImagePull and ImagePullBackOff in turn, as long as the fault stands."""
         uid = pod.obj["metadata"]["uid"]
-        problem = fault.settings.get(
-            "message",
-            f'rpc error: code = NotFound desc = failed to pull and unpack image "{image}": failed to resolve reference '
-            f'"{image}": not found',
+        if "startTime" not in pod.obj["status"]:
+            self._on_pod(key, lambda obj: accepted(obj, self._api.clock.now()))
+        delay = self._durations.image_retry if waiting_reason(pod.obj, image) in PULL_ERRORS else self._durations.launch
+        self._timers.ensure(
+            (uid, "retry"),
+            "retry",
+            self._jitter.spread(delay),
+            lambda: self._on_pod(
+                key, lambda obj: pull_failed(obj, refuse_pull(obj, image, fault), self._api.clock.now())
+            ),
         )
-
-        def fail(obj: Json) -> Json:
-            waiting = obj["status"].get("containerStatuses", [{}])[0].get("state", {}).get("waiting", {})
-            if waiting.get("reason") == "ErrImagePull":
-                state = {
-                    "reason": "ImagePullBackOff",
-                    "message": f'Back-off pulling image "{image}": ErrImagePull: {problem}',
-                }
-            else:
-                state = {"reason": "ErrImagePull", "message": problem}
-            container = {"name": "volume", "image": image, "ready": False, "state": {"waiting": state}}
-            return {**obj, "status": {**obj["status"], "containerStatuses": [container]}}
-
-        begun = "containerStatuses" in pod.obj["status"]
-        delay = self._durations.image_retry if begun else self._durations.launch
-        self._timers.ensure((uid, "retry"), "retry", self._jitter.spread(delay), lambda: self._on_pod(key, fail))
 
     def _launched(self, pod: Json, *, probed: bool) -> Json:
         self._images.use(pod["spec"]["nodeName"], pod)
-        now = self._api.clock.now()
-        self._addresses += 1
-        address = f"10.244.{self._addresses // 250 % 256}.{self._addresses % 250 + 1}"
-        containers = [
-            {
-                "name": item["name"],
-                "image": item["image"],
-                "ready": True,
-                "state": {"running": {"startedAt": stamp(now)}},
-            }
-            for item in pod["spec"]["containers"]
-        ]
-        running = {
-            **pod,
-            "status": {
-                **pod["status"],
-                "phase": "Running",
-                "containerStatuses": containers,
-                "podIP": address,
-                "podIPs": [{"ip": address}],
-                "startTime": stamp(now),
-            },
-        }
-        return self._containers(running, not probed)
+        return self._containers(running(pod, self._addresses.take(), self._api.clock.now()), not probed)
 
     def _finish_pod(self, key: Key, vmi: Json, pod: Stored) -> None:
         """A pod whose guest has ended ends soon after it."""
@@ -284,7 +271,10 @@ class NodeAgent:
         self._on_pod(key, lambda obj: self._gated(obj, paused))
 
     def _containers(self, pod: Json, ready: bool) -> Json:  # noqa: FBT001  # read at its call as a verb's object
-        marker = make("ContainersReady", ready, self._api.clock.now())
+        now = self._api.clock.now()
+        marker = make("ContainersReady", ready, now)
+        if not ready:
+            marker = make("ContainersReady", False, now, reason="ContainersNotReady", message=unready_message(pod))
         return self._gated(
             {**pod, "status": {**pod["status"], "conditions": put(pod["status"].get("conditions"), marker)}},
             _is_gated(pod),
@@ -296,8 +286,7 @@ class NodeAgent:
         gate = make("kubevirt.io/virtual-machine-unpaused", not paused, now)
         conditions = put(conditions, gate)
         if not holds(conditions, "ContainersReady"):
-            message = "containers with unready status: [compute]"
-            ready = make("Ready", False, now, reason="ContainersNotReady", message=message)
+            ready = make("Ready", False, now, reason="ContainersNotReady", message=unready_message(pod))
         elif paused:
             ready = make("Ready", False, now, reason="ReadinessGatesNotReady", message=_UNPAUSED_GATE)
         else:

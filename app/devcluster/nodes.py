@@ -1,11 +1,13 @@
 """Nodes: their objects, what is free on each, and which images they hold."""
 
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
 from app.devcluster.objects import Change, Store
 from app.devcluster.pod_requests import pod_requests
+from app.devcluster.pod_terms import has_pod_terms
 from app.devcluster.quantities import whole
 from app.devcluster.registry import PODS
 from app.devcluster.status import Json
@@ -120,6 +122,8 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self._asked: dict[str, tuple[str, dict[str, int]]] = {}
+        self._pods: dict[str, dict[str, Json]] = {}
+        self._with_terms: dict[str, dict[str, Json]] = {}
         self._used: dict[str, dict[str, int]] = {}
         for stored in store.each(PODS):
             self._enter(stored.obj)
@@ -130,6 +134,14 @@ class Ledger:
 
     def used(self, node: str) -> dict[str, int]:
         return self._used.get(node, {})
+
+    def pods_on(self, node: str) -> Collection[Json]:
+        """Pods that are bound there and have not ended; those that are going away are among them."""
+        return self._pods.get(node, {}).values()
+
+    def pods_with_terms(self, node: str) -> Collection[Json]:
+        """Those of them that have affinity or anti-affinity to other pods."""
+        return self._with_terms.get(node, {}).values()
 
     def _notice(self, change: Change) -> None:
         if change.resource is not PODS:
@@ -146,6 +158,9 @@ class Ledger:
         if not node or ended:
             self._leave(uid)
             return
+        self._pods.setdefault(node, {})[uid] = pod
+        if has_pod_terms(pod):
+            self._with_terms.setdefault(node, {})[uid] = pod
         if uid in self._asked:
             return
         asked = pod_requests(pod)
@@ -156,6 +171,8 @@ class Ledger:
 
     def _leave(self, uid: str) -> None:
         node, asked = self._asked.pop(uid, ("", {}))
+        self._pods.get(node, {}).pop(uid, None)
+        self._with_terms.get(node, {}).pop(uid, None)
         used = self._used.get(node, {})
         for name, amount in asked.items():
             used[name] -= amount

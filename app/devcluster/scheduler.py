@@ -1,20 +1,24 @@
 """Binds pods to nodes that have room, and says why where none has."""
 
-from collections import Counter
+from collections.abc import Callable
 
 from app.devcluster.api import Api
 from app.devcluster.conditions import find
 from app.devcluster.durations import Durations, Jitter
+from app.devcluster.node_fit import Refusal, explain, refuse_load, refuse_node
+from app.devcluster.node_scores import choose_node
 from app.devcluster.nodes import Ledger
 from app.devcluster.objects import Change, Key, Stored
-from app.devcluster.pod_requests import allocatable, pod_requests
-from app.devcluster.registry import CLAIMS, NODES, PODS
+from app.devcluster.pod_requests import pod_requests
+from app.devcluster.pod_terms import PodTerms, has_pod_terms
+from app.devcluster.registry import CLAIMS, NAMESPACES, NODES, PODS
+from app.devcluster.spreading import Spread, rules_of
 from app.devcluster.status import Json
 from app.devcluster.times import stamp
 from app.devcluster.volumes import scheduling_hold
 from app.devcluster.work import Timers, WorkQueue
 
-_MISMATCH = "node(s) didn't match Pod's node affinity/selector"
+_NAME = "default-scheduler"
 
 
 class Scheduler:
@@ -53,18 +57,26 @@ class Scheduler:
                 self._retry()
             elif change.old is None:
                 self._consider(change.new)
+            elif _has_ended(change.new.obj) and not _has_ended(change.old.obj):
+                self._retry()
+            elif _looks_new(change.old.obj, change.new.obj):
+                self._retry(only=_looks_at_others)
 
     def _consider(self, stored: Stored) -> None:
         pod = stored.obj
         if pod["spec"].get("nodeName") or "deletionTimestamp" in pod["metadata"]:
             return
+        if pod["spec"].get("schedulerName", _NAME) != _NAME:
+            return
         key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
         delay = self._jitter.spread(self._durations.schedule)
         self._timers.ensure(pod["metadata"]["uid"], "schedule", delay, lambda: self._queue.add(key))
 
-    def _retry(self) -> None:
+    def _retry(self, only: Callable[[Json], bool] | None = None) -> None:
         for key in self._waiting:
-            self._queue.add(key)
+            stored = self._api.store.get(PODS, *key) if only else None
+            if only is None or (stored is not None and only(stored.obj)):
+                self._queue.add(key)
 
     def _visit(self, key: Key) -> None:
         stored = self._api.store.get(PODS, *key)
@@ -85,19 +97,32 @@ class Scheduler:
     def _choose(self, pod: Json) -> tuple[str | None, str]:
         asked = pod_requests(pod)
         nodes = [stored.obj for stored in self._api.store.rows(NODES)]
-        reasons: Counter[str] = Counter()
-        best: tuple[float, str] | None = None
+        pods_on = self._ledger.pods_on
+        relevant = pods_on if has_pod_terms(pod) else self._ledger.pods_with_terms
+        placed = ((other, node) for node in nodes for other in relevant(node["metadata"]["name"]))
+        terms = PodTerms(pod, placed, self._namespace_labels)
+        strict = Spread(pod, "DoNotSchedule", nodes, pods_on)
+        fitting: list[Json] = []
+        refusals: list[Refusal] = []
         for node in nodes:
-            lacking = _mismatches(node, pod) or self._lacking(node, asked)
-            if lacking:
-                reasons.update(lacking)
-                continue
-            name = node["metadata"]["name"]
-            used = self._ledger.used(name)
-            load = max(used.get(kind, 0) / max(1, allocatable(node, kind)) for kind in ("cpu", "memory"))
-            if best is None or (load, name) < best:
-                best = (load, name)
-        return (best[1] if best else None), _refusal(len(nodes), reasons)
+            refusal = (
+                refuse_node(pod, node)
+                or refuse_load(node, asked, self._ledger.used(node["metadata"]["name"]))
+                or _refusal(strict.refuse(node) or terms.refuse(node))
+            )
+            if refusal is None:
+                fitting.append(node)
+            else:
+                refusals.append(refusal)
+        if not fitting:
+            return None, explain(len(nodes), refusals)
+        loose = Spread(pod, "ScheduleAnyway", nodes, pods_on)
+        best = choose_node(pod, fitting, asked, self._ledger.used, terms, loose, nodes)
+        return str(best["metadata"]["name"]), ""
+
+    def _namespace_labels(self, name: str) -> dict[str, str]:
+        stored = self._api.store.get(NAMESPACES, "", name)
+        return (stored.obj["metadata"].get("labels") or {}) if stored else {}
 
     def _held(self, why: str) -> str:
         nodes = sum(1 for _ in self._api.store.each(NODES))
@@ -106,14 +131,6 @@ class Scheduler:
             "helpful for scheduling."
         )
 
-    def _lacking(self, node: Json, asked: dict[str, int]) -> list[str]:
-        used = self._ledger.used(node["metadata"]["name"])
-        return [
-            "Too many pods" if name == "pods" else f"Insufficient {name}"
-            for name, amount in asked.items()
-            if amount and used.get(name, 0) + amount > allocatable(node, name)
-        ]
-
     def _unschedulable(self, pod: Json, refusal: str) -> Json:
         condition = find(pod["status"].get("conditions"), "PodScheduled")
         if condition is not None and condition.get("message") == refusal:
@@ -121,7 +138,7 @@ class Scheduler:
         now = stamp(self._api.clock.now())
         failed = {
             "lastProbeTime": None,
-            "lastTransitionTime": now,
+            "lastTransitionTime": condition["lastTransitionTime"] if condition is not None else now,
             "message": refusal,
             "reason": "Unschedulable",
             "status": "False",
@@ -143,32 +160,21 @@ class Scheduler:
         }
 
 
-def _mismatches(node: Json, pod: Json) -> list[str]:
-    labels = node["metadata"].get("labels") or {}
-    selector = pod["spec"].get("nodeSelector") or {}
-    if any(labels.get(key) != value for key, value in selector.items()):
-        return [_MISMATCH]
-    if node["spec"].get("unschedulable"):
-        return ["node(s) were unschedulable"]
-    tolerated = pod["spec"].get("tolerations") or ()
-    for taint in node["spec"].get("taints") or ():
-        if taint["effect"] in {"NoSchedule", "NoExecute"} and not any(_tolerates(item, taint) for item in tolerated):
-            return [f"node(s) had untolerated taint(s) {{{taint['key']}: {taint.get('value', '')}}}"]
-    return []
+def _refusal(found: tuple[str, bool] | None) -> Refusal | None:
+    return Refusal((found[0],), resolvable=found[1]) if found else None
 
 
-def _tolerates(toleration: Json, taint: Json) -> bool:
-    key = toleration.get("key")
-    if key and key != taint["key"]:
-        return False
-    return toleration.get("effect") in {None, "", taint["effect"]}
+def _has_ended(pod: Json) -> bool:
+    return pod["status"].get("phase") in {"Succeeded", "Failed"}
 
 
-def _refusal(nodes: int, reasons: Counter[str]) -> str:
-    if not nodes:
-        return "no nodes available to schedule pods"
-    told = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: item[0]))
-    return (
-        f"0/{nodes} nodes are available: {told}. no new claims to deallocate, preemption: 0/{nodes} nodes are "
-        f"available: {nodes} Preemption is not helpful for scheduling."
+def _looks_new(old: Json, new: Json) -> bool:
+    """To the rules of other pods: it came to a node, has other labels, or is going away."""
+    return any(
+        old[part].get(name) != new[part].get(name)
+        for part, name in (("spec", "nodeName"), ("metadata", "labels"), ("metadata", "deletionTimestamp"))
     )
+
+
+def _looks_at_others(pod: Json) -> bool:
+    return has_pod_terms(pod) or bool(rules_of(pod))
