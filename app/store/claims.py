@@ -4,6 +4,7 @@ Rows are locked in one order everywhere, so that nobody waits in a circle: a pla
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -21,23 +22,25 @@ _SETTLED = text("SELECT id FROM claim WHERE id = ANY(CAST(:ids AS uuid[])) AND s
 _PAGE = f"""
     SELECT {CLAIM_COLUMNS} {_FROM}
     WHERE (CAST(:after AS uuid) IS NULL OR c.id < :after)
-      AND (CAST(:pool AS text) IS NULL OR p.name = :pool)
+      AND (CAST(:pool AS text) IS NULL OR (p.name = :pool AND p.kind = 'pool'))
       AND (CAST(:state AS text) IS NULL OR c.state = :state)
+      AND (CAST(:shape AS text) IS NULL OR coalesce(c.shape, v.shape) = :shape)
       AND (CAST(:label AS jsonb) IS NULL OR c.labels @> CAST(:label AS jsonb))
     ORDER BY c.id DESC LIMIT :limit
 """
 
 _INSERT_PENDING = text("""
     WITH made AS (
-        INSERT INTO claim (id, pool_id, state, idem_key, request_hash, labels, lease_seconds, pending_until, reason)
+        INSERT INTO claim (id, pool_id, state, idem_key, request_hash, labels, lease_seconds, pending_until, reason,
+            shape, choice, allowed)
         VALUES (:id, :pool_id, 'pending', :key, :request_hash, :labels, :lease_seconds,
-            now() + make_interval(secs => :seconds), :reason)
+            now() + make_interval(secs => :seconds), :reason, :shape, :choice, CAST(:allowed AS text[]))
         ON CONFLICT (idem_key) WHERE idem_key IS NOT NULL DO NOTHING RETURNING id),
     queued AS (INSERT INTO claim_queue (pool_id, claim_id) SELECT :pool_id, id FROM made),
     noted AS (INSERT INTO event (type, pool_id, claim_id, data)
         SELECT 'claim.pending', :pool_id, id, jsonb_build_object('reason', CAST(:reason AS text)) FROM made)
     SELECT id FROM made
-""").bindparams(bindparam("labels", type_=JSONB))
+""").bindparams(bindparam("labels", type_=JSONB), bindparam("choice", type_=JSONB(none_as_null=True)))
 _BY_KEY = text("SELECT id FROM claim WHERE idem_key = :key")
 
 # A waiting claim's row is locked through the queue; both queues are walked in order, and what others hold is passed over.
@@ -101,7 +104,8 @@ _RENEW = text("""
     SELECT id FROM renewed
 """)
 _HOLD = text("""
-    UPDATE claim SET pending_until = now() + make_interval(secs => :seconds)
+    UPDATE claim SET pending_until = least(
+        now() + make_interval(secs => :seconds), (choice->>'deadline_at')::timestamptz)
     WHERE id = :id AND state = 'pending' AND (CAST(:held AS timestamptz) IS NULL OR pending_until = :held)
     RETURNING pending_until
 """)
@@ -133,12 +137,23 @@ _REQUEUE = text("""
 
 _HOLDS_VM = text("SELECT id FROM claim WHERE id = :id AND state = 'bound' AND vm_id = :vm_id FOR UPDATE")
 
-_PENDING_OF_POOL = text("SELECT claim_id FROM claim_queue WHERE pool_id = :pool_id")
+_PENDING_OF_POOL = text("""
+    SELECT q.claim_id FROM claim_queue q JOIN claim c ON c.id = q.claim_id WHERE q.pool_id = :pool_id AND c.allowed IS NULL
+""")
 _BOUND_OF_POOL = text("SELECT id FROM claim WHERE state = 'bound' AND pool_id = :pool_id")
 _PRUNE = text("""
     DELETE FROM claim WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM claim WHERE ended_at < now() - make_interval(secs => :seconds) ORDER BY ended_at LIMIT :limit))
 """)
+
+
+@dataclass(frozen=True, slots=True)
+class VmWish:
+    """What a claim that names no pool asks for: the shape, the paths that it allows, and `choice`, the one that was taken."""
+
+    shape: str
+    choice: dict[str, Any]
+    allowed: tuple[str, ...]
 
 
 async def get(tx: AsyncConnection, claim_id: UUID) -> ClaimRow | None:
@@ -159,9 +174,17 @@ async def page(
     pool: str | None = None,
     state: ClaimState | None = None,
     label: str | None = None,
+    shape: str | None = None,
 ) -> list[ClaimRow]:
     """The newest first. `label` is a JSON object that a claim's labels must contain."""
-    params = {"after": after, "limit": limit, "pool": pool, "state": state and str(state), "label": label}
+    params = {
+        "after": after,
+        "limit": limit,
+        "pool": pool,
+        "state": state and str(state),
+        "label": label,
+        "shape": shape,
+    }
     return [read_claim(row) for row in (await tx.execute(text(_PAGE), params)).mappings()]
 
 
@@ -176,6 +199,7 @@ async def insert_pending(
     lease_seconds: int,
     pending_seconds: float,
     reason: str,
+    wish: VmWish | None = None,
 ) -> UUID:
     """Puts a claim at the end of its pool's queue. Where its key belongs to a claim already, that one's id comes back."""
     params: dict[str, Any] = {
@@ -187,11 +211,20 @@ async def insert_pending(
         "lease_seconds": lease_seconds,
         "seconds": pending_seconds,
         "reason": reason,
+        "shape": wish.shape if wish else None,
+        "choice": wish.choice if wish else None,
+        "allowed": list(wish.allowed) if wish else None,
     }
     if (await tx.execute(_INSERT_PENDING, params)).first() is not None:
         return claim_id
-    known: UUID | None = (await tx.execute(_BY_KEY, {"key": key})).scalar()
+    known = await by_key(tx, key) if key is not None else None
     return known if known is not None else claim_id
+
+
+async def by_key(tx: AsyncConnection, key: str) -> UUID | None:
+    """The claim that an idempotency key belongs to."""
+    known: UUID | None = (await tx.execute(_BY_KEY, {"key": key})).scalar()
+    return known
 
 
 async def bind_pending(tx: AsyncConnection, pool_id: UUID, *, limit: int = 500) -> list[UUID]:
@@ -260,6 +293,7 @@ async def holds_vm(tx: AsyncConnection, claim_id: UUID, vm_id: UUID) -> bool:
 
 
 async def pending_of_pool(tx: AsyncConnection, pool_id: UUID) -> list[UUID]:
+    """Claims that name the pool. One that described its VM can wait elsewhere, and is moved (`store.rerouting`)."""
     return [row.claim_id for row in await tx.execute(_PENDING_OF_POOL, {"pool_id": pool_id})]
 
 
