@@ -1,0 +1,380 @@
+"""How a preload comes about: its states, and what to do next. Pure.
+
+`planned -> importing` (a volume) or `pulling` (a container image) `-> ready`. Each import is a generation with objects of
+its own: an edit, a refresh and a retry begin the next. What the generation before holds serves until the new one is ready;
+then it is removed, once nobody clones it any more. A `failed` import has its object removed and is begun anew after a pause; nodes that cannot pull go on trying by themselves. `absent` is what the policy Never says of a volume that is not
+there. A preload that is `deleting` is `deleted` when the cluster has none of its objects left.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from app.domain.preloads import PreloadSpec
+from app.errors import IllegalTransition
+
+
+class PreloadState(StrEnum):
+    PLANNED = "planned"
+    IMPORTING = "importing"
+    PULLING = "pulling"
+    READY = "ready"
+    FAILED = "failed"
+    ABSENT = "absent"
+    DELETING = "deleting"
+    DELETED = "deleted"
+
+
+_S = PreloadState
+_WORKING = frozenset({_S.PLANNED, _S.IMPORTING, _S.PULLING, _S.READY, _S.FAILED, _S.ABSENT, _S.DELETING})
+PRELOAD_TRANSITIONS: dict[PreloadState, frozenset[PreloadState]] = {
+    _S.PLANNED: _WORKING,
+    _S.IMPORTING: _WORKING - {_S.PULLING, _S.ABSENT},
+    _S.PULLING: _WORKING - {_S.IMPORTING, _S.ABSENT},
+    _S.READY: _WORKING,
+    _S.FAILED: _WORKING - {_S.IMPORTING},
+    _S.ABSENT: _WORKING - {_S.IMPORTING, _S.PULLING},
+    _S.DELETING: frozenset({_S.DELETING, _S.DELETED}),
+    _S.DELETED: frozenset(),
+}
+
+
+def check_preload_transition(old: PreloadState, new: PreloadState) -> None:
+    """Raises IllegalTransition where the table does not allow it."""
+    if old is not new and new not in PRELOAD_TRANSITIONS[old]:
+        raise IllegalTransition(f"a preload cannot go from {old} to {new}")
+
+
+class ObjectKind(StrEnum):
+    VOLUME = "DataVolume"
+    CRON = "DataImportCron"
+    NODES = "DaemonSet"
+
+
+class PullState(StrEnum):
+    PULLED = "pulled"
+    PULLING = "pulling"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class NodePull:
+    """One node's image; `reason` in the kubelet's words."""
+
+    node: str
+    state: PullState
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """What a VM's disk can be cloned from. `is_snapshot`: `claim` names a VolumeSnapshot (a schedule's import may be one)."""
+
+    claim: str
+    size: str
+    storage_class: str | None
+    access_modes: tuple[str, ...]
+    volume_mode: str | None
+    is_snapshot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One object of a preload, as the cluster has it. `progress` is a percentage; `trouble` is what the cluster says is wrong.
+
+    `volume`: complete, and what it holds. `nodes` and `wanted`: of a DaemonSet; -1 where its controller has not counted yet.
+    """
+
+    kind: ObjectKind
+    name: str
+    uid: str
+    preload_id: str
+    generation: int
+    deleting: bool = False
+    phase: str = ""
+    progress: float | None = None
+    bytes_total: int | None = None
+    restarts: int = 0
+    failed: bool = False
+    trouble: str | None = None
+    volume: Volume | None = None
+    nodes: tuple[NodePull, ...] = ()
+    wanted: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What stands in the namespace under the preload's own name: a complete `volume`, or the reason why there is none."""
+
+    volume: Volume | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What VMs start from now. `adopted`: it was there before us, and is never removed by us."""
+
+    volume: Volume
+    generation: int
+    adopted: bool
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class OnNodes:
+    """On how many of how many nodes a container image is, by the generation that holds it there."""
+
+    generation: int
+    pulled: int
+    wanted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What was seen last, of the generation that is worked on. `samples` are of its progress, the oldest first.
+
+    `trouble` is what the cluster says now; `failure` is why the last try failed, until one succeeds.
+    """
+
+    serving: Serving | None = None
+    on: OnNodes | None = None
+    phase: str = ""
+    bytes_total: int | None = None
+    restarts: int = 0
+    trouble: str | None = None
+    failure: str | None = None
+    moved_at: datetime | None = None
+    samples: tuple[tuple[datetime, float], ...] = ()
+    nodes: tuple[NodePull, ...] = ()
+
+    @property
+    def progress(self) -> float | None:
+        return self.samples[-1][1] if self.samples else None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A preload's row."""
+
+    spec: PreloadSpec
+    generation: int
+    state: PreloadState
+    deleting: bool
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """`stall_seconds`: an import whose phase and progress stand still for so long has failed; so has one whose importer
+    was restarted `most_restarts` times.
+    """
+
+    stall_seconds: float
+    most_restarts: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`make`: this generation's object is to be made. `begin_anew`: so is the next generation's, after this is written.
+
+    `remove` is to go now; `superseded` once nobody clones it. `paces`: the failure counts towards the pause before the next try.
+    """
+
+    state: PreloadState
+    status: Status
+    reason: str | None = None
+    make: bool = False
+    begin_anew: bool = False
+    remove: tuple[Seen, ...] = ()
+    superseded: tuple[Seen, ...] = ()
+    paces: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Of an import under way. `bytes_done` is the share of the volume's size: CDI tells a percentage and no bytes."""
+
+    percent: float | None = None
+    bytes_done: int | None = None
+    bytes_per_second: float | None = None
+    ends_at: datetime | None = None
+
+
+_SAMPLES = 24
+_ESTIMATE_SECONDS = 60.0
+
+
+def next_step(facts: Facts, seen: tuple[Seen, ...], present: Present | None, rules: Rules, now: datetime) -> Step:
+    """What follows from the row and from the cluster; `present` is None where the policy does not ask for it."""
+    if facts.deleting:
+        left = tuple(each for each in seen if not each.deleting)
+        state = _S.DELETING if seen else _S.DELETED
+        return Step(state, Status(), reason=_going(seen), remove=left)
+    kind = _kind_of(facts.spec)
+    current = next((each for each in seen if each.generation == facts.generation and each.kind is kind), None)
+    older = tuple(each for each in seen if each is not current)
+    step = (
+        _pull(facts, current, older, now)
+        if facts.spec.is_container
+        else _import(facts, current, present, rules=rules, now=now)
+    )
+    return _clear_away(step, older)
+
+
+def estimate(samples: tuple[tuple[datetime, float], ...], bytes_total: int | None, now: datetime) -> Estimate:
+    """From the progress over the last minute; where it stood still there is no end in sight."""
+    if not samples:
+        return Estimate()
+    last_at, percent = samples[-1]
+    done = round(bytes_total * percent / 100) if bytes_total is not None else None
+    begun = next(((at, p) for at, p in samples if (last_at - at).total_seconds() <= _ESTIMATE_SECONDS), samples[-1])
+    seconds = (now - begun[0]).total_seconds()
+    rate = (percent - begun[1]) / seconds if seconds > 0 else 0.0
+    if rate <= 0:
+        return Estimate(percent, done)
+    speed = bytes_total * rate / 100 if bytes_total is not None else None
+    return Estimate(percent, done, speed, now + timedelta(seconds=(100 - percent) / rate))
+
+
+def is_usable(spec: PreloadSpec, status: Status) -> bool:
+    """Whether a VM can start from it now: also while a newer generation is on its way."""
+    return bool(status.on and status.on.pulled) if spec.is_container else status.serving is not None
+
+
+def _kind_of(spec: PreloadSpec) -> ObjectKind:
+    if spec.is_container:
+        return ObjectKind.NODES
+    return ObjectKind.CRON if spec.schedule is not None else ObjectKind.VOLUME
+
+
+def _going(seen: tuple[Seen, ...]) -> str | None:
+    return f"waits for {', '.join(f'{each.kind} {each.name}' for each in seen)} to go" if seen else None
+
+
+def _import(facts: Facts, current: Seen | None, present: Present | None, *, rules: Rules, now: datetime) -> Step:
+    status, serving = facts.status, facts.status.serving
+    if current is None:
+        return _without_object(facts, present, now)
+    if facts.state is _S.FAILED and current.volume is None:
+        return Step(_S.FAILED, status, reason=status.failure, remove=() if current.deleting else (current,))
+    if current.deleting:
+        return _gone(facts, f"somebody else deletes {current.kind} {current.name}")
+    status = _follow(facts, current, now)
+    if current.volume is not None:
+        if serving is None or serving.generation != facts.generation or serving.volume != current.volume:
+            serving = Serving(current.volume, facts.generation, adopted=False, since=now)
+        return Step(_S.READY, replace(status, serving=serving, trouble=None, failure=None))
+    if serving is not None and serving.generation == facts.generation:
+        status = replace(status, serving=None)
+    why = _given_up(current, status, rules, now)
+    if why is not None:
+        return Step(_S.FAILED, replace(status, failure=why), reason=why, remove=(current,), paces=True)
+    return Step(_S.IMPORTING, status, reason=current.trouble)
+
+
+def _without_object(facts: Facts, present: Present | None, now: datetime) -> Step:
+    serving = facts.status.serving
+    if present is not None:
+        if present.volume is not None:
+            if serving is None or not serving.adopted or serving.volume != present.volume:
+                serving = Serving(present.volume, facts.generation, adopted=True, since=now)
+            return Step(_S.READY, Status(serving=serving), reason=present.reason)
+        if facts.spec.policy == "Never":
+            return Step(_S.ABSENT, Status(), reason=present.reason)
+    if facts.state is _S.FAILED:
+        return Step(_S.PLANNED, facts.status, reason=facts.status.failure, begin_anew=True)
+    if serving is not None and (serving.adopted or serving.generation == facts.generation):
+        return _gone(facts, f"volume {serving.volume.claim} is gone from the cluster")
+    if facts.state is not _S.PLANNED:
+        return _gone(facts, "what was made for it is gone from the cluster")
+    return Step(_S.IMPORTING, Status(serving=serving, failure=facts.status.failure, moved_at=now), make=True)
+
+
+def _gone(facts: Facts, why: str) -> Step:
+    """The next generation begins: a name is never used twice."""
+    serving = facts.status.serving
+    if serving is not None and (serving.adopted or serving.generation == facts.generation):
+        serving = None
+    status = Status(serving=serving, failure=facts.status.failure)
+    return Step(_S.PLANNED, status, reason=f"{why}; the image is imported anew", begin_anew=True)
+
+
+def _follow(facts: Facts, current: Seen, now: datetime) -> Status:
+    """What was seen of an import under way, and since when nothing moves."""
+    old = facts.status
+    moved = old.moved_at is None or current.phase != old.phase or current.progress not in (None, old.progress)
+    samples = old.samples
+    if current.progress is not None and (not samples or current.progress != samples[-1][1]):
+        falls_back = bool(samples) and current.progress < samples[-1][1]  # the importer began again
+        samples = (*(() if falls_back else samples), (now, current.progress))[-_SAMPLES:]
+    return Status(
+        serving=old.serving,
+        phase=current.phase,
+        bytes_total=current.bytes_total,
+        restarts=current.restarts,
+        trouble=current.trouble,
+        failure=old.failure,
+        moved_at=now if moved else old.moved_at,
+        samples=samples,
+    )
+
+
+def _given_up(current: Seen, status: Status, rules: Rules, now: datetime) -> str | None:
+    where = f" at {status.progress:g} %" if status.progress else ""
+    trouble = f": {current.trouble}" if current.trouble else ""
+    if current.failed:
+        return f"the import failed{where}{trouble}"
+    if current.restarts >= rules.most_restarts and current.trouble:
+        return f"the import failed{where}, and {current.restarts} restarts did not help{trouble}"
+    stood = (now - status.moved_at).total_seconds() if status.moved_at is not None else 0.0
+    if stood >= rules.stall_seconds:
+        phase = f" in phase {current.phase}" if current.phase else ""
+        return f"the import stood still{where}{phase} for {stood:.0f} s{trouble}"
+    return None
+
+
+def _pull(facts: Facts, current: Seen | None, older: tuple[Seen, ...], now: datetime) -> Step:
+    held = [_on_nodes(each) for each in (*([current] if current else []), *_newest_first(older)) if each.nodes]
+    on = next((each for each in held if each.pulled), None)
+    failure = facts.status.failure
+    if current is None or current.deleting:
+        if facts.state is _S.PLANNED and current is None:
+            return Step(_S.PULLING, Status(on=on, failure=failure, moved_at=now), make=True)
+        reason = failure if facts.state is _S.FAILED else "its DaemonSet is gone from the cluster; another one is made"
+        return Step(_S.PLANNED, Status(on=on, failure=failure), reason=reason, begin_anew=True)
+    here = _on_nodes(current)
+    samples = ((now, 100.0 * here.pulled / here.wanted),) if here.wanted > 0 else ()
+    status = Status(on=on, nodes=current.nodes, trouble=current.trouble, failure=failure, samples=samples, moved_at=now)
+    failed = [each for each in current.nodes if each.state is PullState.FAILED]
+    if current.wanted == 0:
+        return Step(_S.PULLING, status, reason="no node carries the labels of the node selector")
+    if 0 < current.wanted <= here.pulled:
+        return Step(_S.READY, replace(status, failure=None))
+    if current.wanted > 0 and here.pulled + len(failed) >= current.wanted:
+        why = "; ".join(f"{each.node}: {each.reason}" for each in failed)
+        why = f"pulled on {here.pulled} of {current.wanted} nodes; {why}"
+        return Step(_S.FAILED, replace(status, failure=why), reason=why)
+    return Step(_S.PULLING, status, reason=current.trouble)
+
+
+def _on_nodes(seen: Seen) -> OnNodes:
+    pulled = sum(1 for each in seen.nodes if each.state is PullState.PULLED)
+    return OnNodes(seen.generation, pulled, seen.wanted)
+
+
+def _newest_first(seen: tuple[Seen, ...]) -> list[Seen]:
+    return sorted((each for each in seen if each.kind is ObjectKind.NODES), key=lambda each: -each.generation)
+
+
+def _clear_away(step: Step, older: tuple[Seen, ...]) -> Step:
+    """Of older generations, what serves stays until this one is ready; half-made imports go at once."""
+    status = step.status
+    serves = set()
+    if step.state is not _S.READY:
+        serves = {kept.generation for kept in (status.serving, status.on) if kept is not None}
+    going = [each for each in older if not each.deleting and each.generation not in serves]
+    return replace(
+        step,
+        remove=(*step.remove, *(each for each in going if each.volume is None)),
+        superseded=tuple(each for each in going if each.volume is not None),
+    )

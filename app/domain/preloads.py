@@ -1,0 +1,228 @@
+"""What a preload is asked to be. The same shape is the body of `PUT /v1/preloads/{name}` and what the store keeps."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from app.domain.paths import ImageKind, ImageRef
+from app.domain.pools import Count
+
+_QUANTITY = r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"
+_OBJECT = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
+_WEB = r"^https?://[^\s/]\S*$"
+Policy = Literal["Always", "IfNotPresent", "Never"]
+ObjectName = Annotated[str, Field(pattern=_OBJECT)]
+
+
+class _Source(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_source(self) -> dict[str, Any]:
+        """As CDI writes it below a DataVolume's `spec.source`."""
+        return {
+            _camel(key): value for key, value in self.model_dump(mode="json").items() if value not in (None, [], "")
+        }
+
+
+class HttpSource(_Source):
+    url: Annotated[str, Field(pattern=_WEB, max_length=2048, examples=["https://example.com/vm-images/ubuntu.qcow2"])]
+    secret_ref: ObjectName | None = Field(default=None, description="Secret with `accessKeyId` and `secretKey`.")
+    cert_config_map: ObjectName | None = Field(default=None, description="ConfigMap with the server's CA.")
+    extra_headers: list[str] = Field(default_factory=list, max_length=32)
+    secret_extra_headers: list[ObjectName] = Field(default_factory=list, max_length=32)
+    checksum: str | None = Field(default=None, max_length=256, description="As in `sha256:...`: checked by CDI.")
+
+
+class RegistrySource(_Source):
+    url: Annotated[
+        str,
+        Field(
+            pattern=r"^(docker|oci-archive)://\S+$",
+            max_length=2048,
+            examples=["docker://quay.io/containerdisks/fedora:42"],
+        ),
+    ]
+    secret_ref: ObjectName | None = None
+    cert_config_map: ObjectName | None = None
+    pull_method: Literal["pod", "node"] | None = Field(
+        default=None, description="node: through the node's own image cache."
+    )
+
+
+class S3Source(_Source):
+    url: Annotated[str, Field(pattern=r"^(s3|https?)://[^\s/]\S*$", max_length=2048)]
+    secret_ref: ObjectName | None = None
+    cert_config_map: ObjectName | None = None
+
+
+class GcsSource(_Source):
+    url: Annotated[str, Field(pattern=r"^(gs|https?)://[^\s/]\S*$", max_length=2048)]
+    secret_ref: ObjectName | None = None
+
+
+class PvcSource(_Source):
+    name: ObjectName
+    namespace: ObjectName | None = Field(default=None, description="None: the namespace of the VMs.")
+
+
+class PreloadImage(BaseModel):
+    """Exactly one of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    http: HttpSource | None = None
+    registry: RegistrySource | None = None
+    s3: S3Source | None = None
+    gcs: GcsSource | None = None
+    pvc: PvcSource | None = None
+    container: Annotated[str, Field(pattern=r"^\S+$", max_length=1024)] | None = Field(
+        default=None, description="A container disk: it is pulled onto the nodes."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if len(self.model_fields_set) != 1 or self._given is None:
+            raise ValueError(f"name exactly one of {', '.join(PreloadImage.model_fields)}")
+        return self
+
+    @property
+    def _given(self) -> _Source | str | None:
+        return self.http or self.registry or self.s3 or self.gcs or self.pvc or self.container
+
+    @property
+    def kind(self) -> ImageKind:
+        return ImageKind(next(iter(self.model_fields_set)))
+
+    def reference(self, namespace: str) -> ImageRef:
+        """`namespace` is where a PVC lies that names none."""
+        if self.pvc is not None:
+            return ImageRef(ImageKind.PVC, f"{self.pvc.namespace or namespace}/{self.pvc.name}")
+        given = self._given
+        return ImageRef(self.kind, given if isinstance(given, str) else getattr(given, "url", ""))
+
+    def source(self, namespace: str) -> dict[str, Any]:
+        """A DataVolume's `spec.source`; empty for a container image."""
+        given = self._given
+        if given is None or isinstance(given, str):
+            return {}
+        source = given.to_source()
+        if self.pvc is not None:
+            source.setdefault("namespace", namespace)
+        return {str(self.kind): source}
+
+
+class PreloadSpec(BaseModel):
+    """An image that is to be near before a VM needs it: as a volume to clone, or on the nodes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: PreloadImage = Field(
+        description="Where it comes from.", examples=[{"http": {"url": "https://example.com/vm-images/ubuntu.qcow2"}}]
+    )
+    size: Annotated[str, Field(pattern=_QUANTITY, max_length=20)] | None = Field(
+        default=None,
+        validate_default=True,
+        description="Of the volume: large enough for the image unpacked. Needed for disk images, but for those from a PVC.",
+        examples=["10Gi"],
+    )
+    storage_class: ObjectName | None = Field(default=None, description="None: the cluster's default.")
+    access_modes: list[Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]] = Field(
+        default_factory=list, max_length=4, description="Empty: what CDI's StorageProfile says."
+    )
+    volume_mode: Literal["Block", "Filesystem"] | None = Field(
+        default=None, description="None: what CDI's StorageProfile says."
+    )
+    policy: Policy = Field(
+        default="IfNotPresent",
+        description=(
+            "`Always`: import when the preload is written anew, refreshed, or its schedule fires. `IfNotPresent`: where a "
+            "complete volume of the preload's own name stands in the namespace already, that one is used. `Never`: only that "
+            "one. For a container image it is the kubelets' pull policy."
+        ),
+    )
+    schedule: Annotated[str, Field(max_length=128, pattern=r"^\S+( +\S+){4}$")] | None = Field(
+        default=None,
+        description="When to look for a newer image, in cron's five fields (UTC). Registry images only.",
+        examples=["30 2 * * *"],
+    )
+    keep: Count | None = Field(
+        default=None, ge=1, le=20, description="How many imports of a schedule are kept. None: CDI's default, 3."
+    )
+    node_selector: dict[str, str] | None = Field(
+        default=None, description="Container images: onto which nodes. None: those that KubeVirt can use."
+    )
+    tolerations: list[dict[str, Any]] = Field(
+        default_factory=list, max_length=32, description="Container images: which taints of nodes are borne."
+    )
+    pull_secret: ObjectName | None = Field(
+        default=None, description="Container images: the Secret that opens the registry."
+    )
+    ttl_seconds: Count | None = Field(
+        default=None,
+        ge=60,
+        description="Deleted once it was not used for so long. None: kept, but for those made by `remember`.",
+    )
+
+    @property
+    def is_container(self) -> bool:
+        return self.image.container is not None
+
+    def same_import(self, other: "PreloadSpec") -> bool:
+        """Whether both bring the same content in the same way: a change of anything else imports nothing anew."""
+        return self.model_copy(update={"ttl_seconds": None}) == other.model_copy(update={"ttl_seconds": None})
+
+    # Each looks at fields that stand above it; those that are wrong themselves are not there to be compared with.
+
+    @field_validator("size")
+    @classmethod
+    def _size_of_disk_images(cls, value: str | None, info: ValidationInfo) -> str | None:
+        image = info.data.get("image")
+        if image is None:
+            return value
+        if value is not None and image.container is not None:
+            raise ValueError("does not go with a container image: it takes no volume")
+        if value is None and image.container is None and image.pvc is None:
+            raise ValueError('is missing: say how large the volume is to be for the image unpacked, such as "10Gi"')
+        return value
+
+    @field_validator("storage_class", "access_modes", "volume_mode")
+    @classmethod
+    def _only_with_a_volume(cls, value: object, info: ValidationInfo) -> object:
+        image = info.data.get("image")
+        if value and image is not None and image.container is not None:
+            raise ValueError("does not go with a container image: it takes no volume")
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _only_where_there_is_a_newer_one(cls, value: str | None, info: ValidationInfo) -> str | None:
+        image, policy = info.data.get("image"), info.data.get("policy")
+        if value is None or image is None:
+            return value
+        if image.registry is None or not image.registry.url.startswith("docker://"):
+            raise ValueError(
+                "goes only with image.registry and a docker:// URL: CDI sees by the digest that one is newer"
+            )
+        if policy == "Never":
+            raise ValueError("contradicts the policy Never, by which nothing is imported")
+        return value
+
+    @field_validator("keep")
+    @classmethod
+    def _only_with_a_schedule(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and "schedule" in info.data and info.data["schedule"] is None:
+            raise ValueError("goes only with a schedule: without one there is a single import")
+        return value
+
+    @field_validator("node_selector", "tolerations", "pull_secret")
+    @classmethod
+    def _only_on_nodes(cls, value: object, info: ValidationInfo) -> object:
+        image = info.data.get("image")
+        if value and image is not None and image.container is None:
+            raise ValueError("goes only with image.container: a disk image is a volume and on no node")
+        return value
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.title() for part in rest)
