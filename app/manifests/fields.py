@@ -1,0 +1,136 @@
+"""Reading a document field by field: what is not known is a problem, with what may have been meant."""
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from app.errors import FieldProblem
+from app.manifests.reading import Document
+from app.manifests.wishes import Json, located
+
+_CLOSE = 0.7
+
+
+class Findings:
+    """What is wrong with one document, and what is to be told of it."""
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._problems: dict[FieldProblem, None] = {}
+        self._notes: dict[str, None] = {}
+
+    @property
+    def problems(self) -> tuple[FieldProblem, ...]:
+        return tuple(self._problems)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self._notes)
+
+    def relative(self, path: str) -> str:
+        """The path within the document: `spec.size`."""
+        return path.removeprefix(f"{self._document.path}.")
+
+    def refuse(self, path: str, message: str) -> None:
+        self._problems[located(self._document, path, message)] = None
+
+    def note(self, sentence: str) -> None:
+        self._notes[sentence] = None
+
+
+class Part:
+    """One mapping of a document, at `path`. A field that is null counts as left out, as the cluster counts it."""
+
+    def __init__(self, value: Json, path: str, findings: Findings) -> None:
+        self.value = value
+        self.path = path
+        self.findings = findings
+
+    def __contains__(self, key: str) -> bool:
+        return self.value.get(key) is not None
+
+    @property
+    def relative(self) -> str:
+        """Its path within the document."""
+        return self.findings.relative(self.path)
+
+    def at(self, key: str) -> str:
+        return f"{self.path}.{key}"
+
+    def refuse(self, key: str, message: str) -> None:
+        self.findings.refuse(self.at(key), message)
+
+    def note(self, sentence: str) -> None:
+        self.findings.note(sentence)
+
+    def allow(self, known: Collection[str], *, refused: Mapping[str, str] | None = None) -> None:
+        """Refuses all fields but the known ones; `refused` has the reasons for those that exist, and yet are not honoured."""
+        reasons = refused or {}
+        for key in self.value:
+            if key in reasons:
+                if key in self:
+                    self.refuse(key, reasons[key])
+            elif key not in known:
+                self.refuse(key, unknown("field", key, known))
+
+    def get(self, key: str) -> Any:
+        return self.value.get(key)
+
+    def part(self, key: str, *, required: bool = False) -> "Part":
+        """The mapping at `key`; an empty one where there is none, or where it is something else (a problem)."""
+        value = self.value.get(key)
+        if value is None and required:
+            self.refuse(key, "is missing")
+        elif value is not None and not isinstance(value, dict):
+            self.refuse(key, f"must be a mapping, got {name_type(value)}")
+        return Part(value if isinstance(value, dict) else {}, self.at(key), self.findings)
+
+    def parts(self, key: str) -> "Iterator[Part]":
+        """The mappings in the list at `key`; what is none is left to whoever reads it next."""
+        value = self.value.get(key)
+        for index, item in enumerate(value if isinstance(value, list) else ()):
+            if isinstance(item, dict):
+                yield Part(item, f"{self.at(key)}[{index}]", self.findings)
+
+    def text(self, key: str, *, required: bool = False) -> str | None:
+        """The text at `key`; None where there is none (a problem, where it is required) or something else (a problem)."""
+        value = self.value.get(key)
+        if isinstance(value, str) and value:
+            return value
+        if value is not None:
+            self.refuse(key, "is empty" if value == "" else f"must be text, got {name_type(value)}; put it in quotes")
+        elif required:
+            self.refuse(key, "is missing")
+        return None
+
+
+def unknown(what: str, word: str, known: Collection[str]) -> str:
+    """The sentence for a word that is none of the known ones."""
+    meant = suggest(word, known)
+    if meant is not None:
+        return f"there is no such {what}; did you mean `{meant}`?"
+    return f"there is no such {what}; known here: {', '.join(sorted(known))}"
+
+
+def suggest(word: str, known: Collection[str]) -> str | None:
+    """The known word that was probably meant."""
+    folded = {each.casefold(): each for each in known}
+    found = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=_CLOSE)
+    return folded[found[0]] if found else None
+
+
+def name_type(value: object) -> str:
+    """The type of a value, in words."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return f"the number {value}"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case _:
+            return "a mapping"

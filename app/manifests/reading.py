@@ -1,0 +1,374 @@
+"""From the bytes of a body to its documents, whatever those bytes are.
+
+A document is what JSON can express. YAML is read as `kubectl` reads it where PyYAML would not: dates and base-60 numbers
+stay the text that they are. Aliases are expanded, and what they expand to counts as if it were written out, so that no
+small text becomes a large document.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import yaml
+
+from app.errors import MalformedBody
+
+Json = dict[str, Any]
+MAX_DOCUMENTS: Final = 100
+MAX_VALUES: Final = 20_000
+"""Mappings, lists and values of all documents together, a long text counting once for every 256 characters. A
+VirtualMachine has about a hundred.
+"""
+MAX_DEPTH: Final = 64
+
+_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's where the wheel brings it: it reads a megabyte in a tenth of a second."""
+_TAG: Final = "tag:yaml.org,2002:"
+_MERGE: Final = "<<"
+_LONG_TEXT: Final = 256
+_SHOWN: Final = 64
+_INTEGERS: Final = range(-(2**63), 2**63)
+"""What the cluster's JSON and Postgres take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document. `path` is where it stands in the body (`documents[1]`); `lines` gives a field's line by its path."""
+
+    path: str
+    body: Json
+    lines: dict[str, int] = field(default_factory=dict)
+
+    def line(self, path: str) -> int | None:
+        """The line of the field, or of the nearest one around it; None: not known."""
+        while path:
+            if path in self.lines:
+                return self.lines[path]
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return None
+
+
+def read_yaml(data: bytes) -> list[Document]:
+    """The documents of a YAML stream, empty ones left out. Raises MalformedBody with line and column."""
+    text = _decode(data)
+    builder = _Builder(_LOADER(text))
+    try:
+        return _checked(builder.documents())
+    except yaml.YAMLError as error:
+        raise _malformed(error, text) from error
+
+
+def read_json(data: bytes) -> list[Document]:
+    """A JSON mapping as one document. Raises MalformedBody."""
+    text = _decode(data)
+    try:
+        body = json.loads(text, object_pairs_hook=_refuse_twice, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise MalformedBody(f"the body is not JSON in {_at(error.lineno, error.colno)}: {error.msg}") from error
+    except RecursionError as error:
+        raise _too_deep() from error
+    except ValueError as error:  # a number of thousands of digits
+        raise MalformedBody(f"the body is not JSON that can be read: {error}") from error
+    _measure(body)
+    return _checked([("documents[0]", body, {})])
+
+
+def _checked(found: Iterable[tuple[str, Any, dict[str, int]]]) -> list[Document]:
+    documents: list[Document] = []
+    for path, body, lines in found:
+        if not isinstance(body, dict):
+            raise MalformedBody(
+                f"{path} is {_describe(body)}; a manifest is a mapping with apiVersion, kind and metadata"
+            )
+        documents.extend(_unpack(Document(path, body, lines)))
+    if not documents:
+        raise MalformedBody("the body holds no document; send at least one manifest")
+    if len(documents) > MAX_DOCUMENTS:
+        raise _too_many()
+    return documents
+
+
+def _unpack(document: Document) -> Iterator[Document]:
+    """The items of a List, as `kubectl get -o yaml` writes them; anything else as it is."""
+    items = document.body.get("items")
+    if document.body.get("kind") != "List" or not isinstance(items, list):
+        yield document
+        return
+    for index, item in enumerate(items):
+        path = f"{document.path}.items[{index}]"
+        if not isinstance(item, dict):
+            raise MalformedBody(
+                f"{path} is {_describe(item)}; a manifest is a mapping with apiVersion, kind and metadata"
+            )
+        yield Document(path, item, document.lines)
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"the body is not UTF-8: its byte {error.start} cannot be read") from error
+
+
+class _Builder:
+    """Values from the parser's events, counted as they come."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self._values = 0
+        self._anchors: dict[str, tuple[Any, int, int]] = {}
+        self._lines: dict[str, int] = {}
+
+    def documents(self) -> Iterator[tuple[str, Any, dict[str, int]]]:
+        """Path, body and lines of each document that is not empty."""
+        number = 0
+        while not self._loader.check_event(yaml.StreamEndEvent):
+            event = self._loader.get_event()
+            if not isinstance(event, yaml.DocumentStartEvent):
+                continue
+            self._anchors, self._lines = {}, {}
+            path = f"documents[{number}]"
+            body, _ = self._value(self._loader.get_event(), path, 0)
+            if body is None:
+                continue
+            number += 1
+            if number > MAX_DOCUMENTS:
+                raise _too_many()
+            yield path, body, self._lines
+
+    def _value(self, event: Any, path: str, depth: int) -> tuple[Any, int]:
+        """The value that begins with `event`, and its height."""
+        if depth > MAX_DEPTH:
+            raise _too_deep()
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event, depth)
+        before = self._values
+        if isinstance(event, yaml.ScalarEvent):
+            self._count(_weight(event.value))
+            value, height = self._scalar(event), 0
+        elif isinstance(event, yaml.SequenceStartEvent):
+            value, height = self._list(event, path, depth)
+        else:
+            value, height = self._mapping(event, path, depth)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = value, self._values - before, height
+        return value, height
+
+    def _alias(self, event: Any, depth: int) -> tuple[Any, int]:
+        if event.anchor not in self._anchors:
+            raise MalformedBody(f"in {_mark(event)} *{event.anchor} stands for nothing that is complete before it")
+        value, size, height = self._anchors[event.anchor]
+        self._count(size)
+        if depth + height > MAX_DEPTH:
+            raise _too_deep()
+        return copy.deepcopy(value), height
+
+    def _list(self, event: Any, path: str, depth: int) -> tuple[list[Any], int]:
+        self._expect_plain(event, "seq")
+        self._count(1)
+        items: list[Any] = []
+        height = 0
+        while not isinstance(following := self._loader.get_event(), yaml.SequenceEndEvent):
+            at = f"{path}[{len(items)}]"
+            self._lines[at] = following.start_mark.line + 1
+            item, below = self._value(following, at, depth + 1)
+            items.append(item)
+            height = max(height, below + 1)
+        return items, height
+
+    def _mapping(self, event: Any, path: str, depth: int) -> tuple[Json, int]:
+        self._expect_plain(event, "map")
+        self._count(1)
+        own: Json = {}
+        merged: Json = {}
+        height = 0
+        while not isinstance(key_event := self._loader.get_event(), yaml.MappingEndEvent):
+            key, is_merge = self._key(key_event)
+            at = f"{path}.{key}"
+            if key in own:
+                raise MalformedBody(f"in {_mark(key_event)} the key {key!r} stands a second time; keep one of them")
+            self._lines[at] = key_event.start_mark.line + 1
+            value, below = self._value(self._loader.get_event(), at, depth + 1)
+            height = max(height, below + 1)
+            if is_merge:
+                for source in reversed(value if isinstance(value, list) else [value]):
+                    if not isinstance(source, dict):
+                        raise MalformedBody(f"in {_mark(key_event)} << takes mappings, not {_describe(source)}")
+                    merged |= source
+            else:
+                own[key] = value
+        return {**merged, **own}, height
+
+    def _key(self, event: Any) -> tuple[str, bool]:
+        """The key, and whether it is `<<`, which merges."""
+        if not isinstance(event, yaml.ScalarEvent):
+            raise MalformedBody(f"in {_mark(event)} a key is no text; keys of a manifest are words")
+        self._count(_weight(event.value))
+        if event.value == _MERGE and event.tag is None and event.implicit[0]:
+            return _MERGE, True
+        key = self._scalar(event)
+        if not isinstance(key, str):
+            raise MalformedBody(f"in {_mark(event)} the key {event.value} is {_describe(key)}; put it in quotes")
+        return key, False
+
+    def _scalar(self, event: Any) -> Any:
+        tag = event.tag or self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+        text: str = event.value
+        _refuse_unspeakable(text, _mark(event))
+        match tag.removeprefix(_TAG):
+            case "str" | "timestamp":
+                return text
+            case "null":
+                return None
+            case "bool" | "int" | "float" as kind:
+                if ":" in text:  # 12:30 is the number 750 in YAML 1.1
+                    return text
+                return self._number(event, tag, kind)
+            case "merge" | "value":  # plain `<<` and `=`, in the place of a value
+                return text
+            case _:
+                raise MalformedBody(f"in {_mark(event)} the tag {event.tag} is not known here; leave it out")
+
+    def _number(self, event: Any, tag: str, kind: str) -> bool | int | float:
+        node = yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark)
+        try:
+            value = self._loader.construct_object(node)
+        except (ValueError, KeyError, OverflowError) as error:
+            raise MalformedBody(f"in {_mark(event)} {event.value[:_SHOWN]!r} is no {kind}") from error
+        if not isinstance(value, bool | int | float):
+            raise MalformedBody(f"in {_mark(event)} {event.value[:_SHOWN]!r} is no {kind}")
+        _refuse_odd_number(value, _mark(event))
+        return value
+
+    def _expect_plain(self, event: Any, kind: str) -> None:
+        if event.tag not in {None, "!", _TAG + kind}:
+            raise MalformedBody(f"in {_mark(event)} the tag {event.tag} is not known here; leave it out")
+
+    def _count(self, values: int) -> None:
+        self._values += values
+        if self._values > MAX_VALUES:
+            raise _too_large()
+
+
+def _measure(body: Any) -> None:
+    """The bounds that the builder keeps, for what another parser read."""
+    values = 0
+    level = [body]
+    for _ in range(MAX_DEPTH + 1):
+        values += len(level)
+        if values > MAX_VALUES:
+            raise _too_large()
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                for key in value:
+                    _refuse_unspeakable(key, "a key")
+                    values += _weight(key)
+                below.extend(value.values())
+            elif isinstance(value, list):
+                below.extend(value)
+            elif isinstance(value, str):
+                _refuse_unspeakable(value, "a value")
+                values += _weight(value) - 1
+            elif isinstance(value, int | float):
+                _refuse_odd_number(value, "a value")
+        if not below:
+            return
+        level = below
+    raise _too_deep()
+
+
+def _weight(text: str) -> int:
+    return 1 + len(text) // _LONG_TEXT
+
+
+def _refuse_odd_number(value: float, where: str) -> None:
+    if isinstance(value, int):
+        if value not in _INTEGERS:
+            raise MalformedBody(f"in {where} stands a number beyond 64 bits; where it is a name, put it in quotes")
+    elif not math.isfinite(value):
+        raise MalformedBody(f"in {where} stands {value}, which is no number that JSON has")
+
+
+def _refuse_unspeakable(text: str, where: str) -> None:
+    """What neither Postgres nor the cluster takes."""
+    if "\0" in text:
+        raise MalformedBody(f"in {where} stands a NUL character, which no field can have")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise MalformedBody(f"in {where} stands half a surrogate pair, which is no character")
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> Json:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise MalformedBody(f"the key {twice!r} stands twice in one mapping; keep one of them")
+    return found
+
+
+def _refuse_constant(text: str) -> Any:
+    raise MalformedBody(f"{text} is no number that JSON has")
+
+
+def _malformed(error: yaml.YAMLError, text: str) -> MalformedBody:
+    if isinstance(error, yaml.reader.ReaderError):
+        return MalformedBody(f"the body is not YAML: the character U+{_code(error.character):04X} has no place in it")
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    where = f" in {_at(mark.line + 1, mark.column + 1)}" if mark is not None else ""
+    problem = getattr(error, "problem", None) or "it cannot be parsed"
+    context = getattr(error, "context", None)
+    hint = "; indent with spaces, never with tabs" if mark is not None and _is_tab(text, mark) else ""
+    return MalformedBody(f"the body is not YAML{where}: {problem}{f' ({context})' if context else ''}{hint}")
+
+
+def _code(character: int | str) -> int:
+    """PyYAML tells the character, libyaml its code."""
+    return ord(character) if isinstance(character, str) else int(character)
+
+
+def _is_tab(text: str, mark: Any) -> bool:
+    lines = text.splitlines()
+    line: str = lines[mark.line] if mark.line < len(lines) else ""
+    return line[mark.column : mark.column + 1] == "\t"
+
+
+def _too_deep() -> MalformedBody:
+    return MalformedBody(f"the body is nested more than {MAX_DEPTH} deep; no manifest is")
+
+
+def _too_large() -> MalformedBody:
+    return MalformedBody(
+        f"the body holds more than {MAX_VALUES} values, what its aliases stand for counted in; send fewer documents at once"
+    )
+
+
+def _too_many() -> MalformedBody:
+    return MalformedBody(f"the body holds more than {MAX_DOCUMENTS} documents; send them in parts")
+
+
+def _describe(value: Any) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true or false, to YAML"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case _:
+            return "a mapping"
+
+
+def _mark(event: Any) -> str:
+    return _at(event.start_mark.line + 1, event.start_mark.column + 1)
+
+
+def _at(line: int, column: int) -> str:
+    return f"line {line}, column {column}"

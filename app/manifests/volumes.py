@@ -1,0 +1,143 @@
+"""A DataVolume, or a DataImportCron, to a preload: the image is brought into a volume, and VMs start from clones of it."""
+
+import re
+from typing import Final
+
+from app.domain.preloads import PreloadImage
+from app.manifests.fields import Part, unknown
+from app.manifests.heads import Head, KindOfDocument, as_text, as_value, read_settings
+from app.manifests.reading import Document
+from app.manifests.wishes import Json, Resource, Wish
+
+DATA_VOLUME: Final = KindOfDocument("DataVolume", "cdi.kubevirt.io", ("v1beta1",))
+IMPORT_CRON: Final = KindOfDocument("DataImportCron", "cdi.kubevirt.io", ("v1beta1",))
+_SOURCES: Final = tuple(kind for kind in PreloadImage.model_fields if kind != "container")
+_NO_IMAGE: Final = {
+    kind: f"is not honoured: a preload brings an image near ({', '.join(_SOURCES)}), and this is none"
+    for kind in ("blank", "upload", "snapshot", "imageio", "vddk")
+}
+_SOURCE_FIELDS: Final = {
+    "http": ("url", "secretRef", "certConfigMap", "extraHeaders", "secretExtraHeaders", "checksum"),
+    "registry": ("url", "secretRef", "certConfigMap", "pullMethod"),
+    "s3": ("url", "secretRef", "certConfigMap"),
+    "gcs": ("url", "secretRef"),
+    "pvc": ("name", "namespace"),
+}
+_SOURCE_UNHONOURED: Final = {
+    "insecureSkipVerify": "is not honoured: put the server's CA into a ConfigMap and name it as certConfigMap",
+    "imageStream": "is not honoured: name the image by its url",
+    "platform": "is not honoured: name the image of the platform by its url",
+}
+_SPEC_UNHONOURED: Final = {
+    "sourceRef": "is not honoured: name the image itself as source",
+    "checkpoints": "is not honoured: a preload is imported whole; leave it out",
+    "finalCheckpoint": "is not honoured: a preload is imported whole; leave it out",
+    "preallocation": "is not honoured: leave it out",
+    "priorityClassName": "is not honoured: leave it out",
+    "serviceAccountName": "is not honoured: leave it out",
+}
+_VOLUME: Final = {"accessModes": "access_modes", "storageClassName": "storage_class", "volumeMode": "volume_mode"}
+_VOLUME_UNHONOURED: Final = dict.fromkeys(
+    ("dataSource", "dataSourceRef", "selector", "volumeName", "volumeAttributesClassName"),
+    "is not honoured: the storage class alone decides on the volume; leave it out",
+)
+_CRON_UNHONOURED: Final = {"serviceAccountName": "is not honoured: leave it out"}
+_CRON_SETTINGS: Final = {"ttl-seconds": ("ttl_seconds", as_value)}
+_SETTINGS: Final = {"schedule": ("schedule", as_text), "keep": ("keep", as_value), **_CRON_SETTINGS}
+
+
+def translate_data_volume(document: Document, head: Head) -> Wish:
+    body, places = read_settings(head, _SETTINGS)
+    _read_volume(head.spec, body, places)
+    return _wish(document, head, body, places)
+
+
+def translate_import_cron(document: Document, head: Head) -> Wish:
+    spec = head.spec
+    body, places = read_settings(head, _CRON_SETTINGS)
+    spec.allow(
+        ("template", "schedule", "importsToKeep", "managedDataSource", "garbageCollect", "retentionPolicy"),
+        refused=_CRON_UNHONOURED,
+    )
+    for word, name in {"schedule": "schedule", "importsToKeep": "keep"}.items():
+        if word in spec:
+            body[name], places[name] = spec.get(word), spec.at(word)
+    if "schedule" not in spec:
+        spec.refuse("schedule", "is missing: when to look for a newer image, in cron's five fields")
+    if (source := spec.text("managedDataSource")) is not None:
+        spec.note(
+            f"spec.managedDataSource {source} was left out: pools and VMs start from it by start_from: {{preload: {head.name}}}"
+        )
+    if spec.get("garbageCollect") not in {None, "Outdated"}:
+        spec.refuse("garbageCollect", "must be Outdated: imports beyond importsToKeep are removed")
+    if spec.get("retentionPolicy") not in {None, "None"}:
+        spec.refuse("retentionPolicy", "must be None: what was imported goes with its preload")
+    template = spec.part("template", required=True)
+    template.allow(("metadata", "spec"))
+    _read_volume(template.part("spec", required="template" in spec), body, places)
+    return _wish(document, head, body, places)
+
+
+def _wish(document: Document, head: Head, body: Json, places: dict[str, str]) -> Wish:
+    places[""] = head.spec.path
+    if head.labels:
+        head.findings.note("metadata.labels are not kept: a preload has none")
+    head.findings.note(
+        f"the volume's name in the cluster is the service's own; VMs start from it by start_from: {{preload: {head.name}}}"
+    )
+    return Wish(document, head.kind, Resource.PRELOAD, head.name, body, places, {}, head.findings.notes)
+
+
+def _read_volume(spec: Part, body: Json, places: dict[str, str]) -> None:
+    """A DataVolume's spec."""
+    spec.allow(("source", "pvc", "storage", "contentType", "preloadPolicy"), refused=_SPEC_UNHONOURED)
+    if spec.get("contentType") not in {None, "kubevirt"}:
+        spec.refuse("contentType", "must be kubevirt: VMs boot from a preload, and an archive is no disk")
+    if "preloadPolicy" in spec:
+        body["policy"], places["policy"] = spec.get("preloadPolicy"), spec.at("preloadPolicy")
+    _read_source(spec.part("source", required="sourceRef" not in spec), body, places)
+    if "pvc" in spec and "storage" in spec:
+        spec.refuse("storage", "excludes pvc: keep one of them")
+    key = "pvc" if "pvc" in spec else "storage"
+    volume = spec.part(key)
+    volume.allow((*_VOLUME, "resources"), refused=_VOLUME_UNHONOURED)
+    for word, name in _VOLUME.items():
+        if word in volume:
+            body[name], places[name] = volume.get(word), volume.at(word)
+    resources = volume.part("resources")
+    resources.allow(("requests",), refused={"limits": "is not honoured: requests.storage is the volume's size"})
+    requests = resources.part("requests")
+    requests.allow(("storage",))
+    places["size"] = requests.at("storage")
+    if "storage" in requests:
+        size = requests.get("storage")
+        body["size"] = str(size) if isinstance(size, int) and not isinstance(size, bool) else size
+
+
+def _read_source(source: Part, body: Json, places: dict[str, str]) -> None:
+    places["image"] = source.path
+    found = []
+    for kind in source.value:
+        if kind in _NO_IMAGE:
+            source.refuse(kind, _NO_IMAGE[kind])
+        elif kind not in _SOURCES:
+            source.refuse(kind, unknown("source", kind, _SOURCES))
+        elif kind in source:
+            found.append(kind)
+    if len(found) > 1:
+        source.refuse(found[1], f"excludes {found[0]}: an image comes from one place")
+    if not found:
+        if not source.value and source.path.endswith("source"):
+            source.findings.refuse(source.path, f"must name where the image comes from: one of {', '.join(_SOURCES)}")
+        return
+    kind = found[0]
+    given = source.part(kind)
+    given.allow(_SOURCE_FIELDS[kind], refused=_SOURCE_UNHONOURED)
+    body["image"] = {kind: {_snake(key): value for key, value in given.value.items() if value is not None}}
+    places[f"image.{kind}"] = given.path
+    for key in given.value:
+        places[f"image.{kind}.{_snake(key)}"] = given.at(key)
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"([A-Z])", lambda letter: f"_{letter[1].lower()}", name)
