@@ -202,6 +202,7 @@ vm = Table(
     Index("vm_work_idx", "work", "due_at", postgresql_where=text("work IS NOT NULL")),
     Index("vm_boots_idx", "pool_id", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
     Index("vm_paths_idx", "path", "shape", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
+    Index("vm_path_idx", "path", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
     Index("vm_source_idx", "source", "ready_at", postgresql_where=text("source IS NOT NULL")),
     Index("vm_ended_idx", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     postgresql_with={"fillfactor": "50"},

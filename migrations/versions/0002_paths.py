@@ -35,6 +35,7 @@ ALTER TABLE pool ADD CONSTRAINT pool_path_check CHECK (path IN ('pool', 'snapsho
 CREATE INDEX pool_shape_idx ON pool (shape) WHERE deleted_at IS NULL;
 CREATE INDEX pool_source_idx ON pool (source) WHERE deleted_at IS NULL AND source IS NOT NULL;
 CREATE INDEX vm_paths_idx ON vm (path, shape, ready_at) WHERE boot_seconds IS NOT NULL;
+CREATE INDEX vm_path_idx ON vm (path, ready_at) WHERE boot_seconds IS NOT NULL;
 CREATE INDEX vm_source_idx ON vm (source, ready_at) WHERE source IS NOT NULL;
 CREATE TABLE preload (
     id UUID NOT NULL,
@@ -129,6 +130,7 @@ DROP TABLE snapshot_take;
 DROP TABLE snapshot;
 DROP TABLE preload;
 DROP INDEX vm_source_idx;
+DROP INDEX vm_path_idx;
 DROP INDEX vm_paths_idx;
 DROP INDEX pool_source_idx;
 DROP INDEX pool_shape_idx;
