@@ -15,10 +15,9 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.types import ASGIApp
 from typing_extensions import override
 
-from app.api import batch, claim_route, claims, document, events, health, pools, problems, vms
+from app.api import batch, claim_protocol, claim_route, claims, document, events, health, pools, problems, vms
 from app.api.claim_route import ClaimRoute
 from app.api.edge import Edge
 from app.api.services import Services
@@ -71,7 +70,7 @@ def create_app(role: Role = Role.ALL) -> FastAPI:
     return app
 
 
-def with_edge(app: FastAPI, services: Services) -> ASGIApp:
+def with_edge(app: FastAPI, services: Services) -> Edge:
     """The application behind the checks that every request passes first, and the claim route beside it."""
     settings = services.settings
     token = settings.api_token.get_secret_value() if settings.api_token else None
@@ -80,7 +79,7 @@ def with_edge(app: FastAPI, services: Services) -> ASGIApp:
 
 
 @asynccontextmanager
-async def run_app(settings: Settings, *, stopping: asyncio.Event) -> AsyncIterator[tuple[ASGIApp, Services]]:
+async def run_app(settings: Settings, *, stopping: asyncio.Event) -> AsyncIterator[tuple[Edge, Services]]:
     """The application with its services running behind it."""
     async with run_services(settings, stopping=stopping) as services:
         app = create_app(settings.role)
@@ -105,7 +104,7 @@ async def serve(
         server = _Server(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=claim_protocol.protocol(app),
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -3,12 +3,13 @@
 It is documented like every other, by the signature of `claim`. What serves it is `ClaimRoute`, a small ASGI application that
 the edge hands these requests to before any routing: the framework's own way from a body to an answer costs more than
 the claim itself does (an empty POST 70 microseconds of CPU, a claim 50). Checks at the edge, validation, the use case, metrics and the rendering of errors are the same as
-everywhere; only the road between them is shorter.
+everywhere; only the road between them is shorter. A plain claim with a warm answer does not even come by here as a request:
+`claim_protocol` calls `ClaimRoute` from the connection itself.
 """
 
 import hashlib
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import orjson
 from fastapi import APIRouter, Header
@@ -35,9 +36,11 @@ from app.errors import (
     PoolNotFound,
     UnsupportedMediaType,
 )
+from app.store.claim_lane import Bound, ClaimRequest, Outcome
 from app.telemetry import CLAIM_SECONDS, REQUESTS
-from app.usecases.claiming import WarmClaim
-from app.usecases.queueing import NewClaim, StoredClaim
+from app.usecases.claiming import ClaimAnswer, WarmClaim
+from app.usecases.combiner import Asker
+from app.usecases.queueing import NewClaim, StoredClaim, UntilGone
 
 PATH = "/v1/claim"
 MAX_KEY = 255
@@ -80,24 +83,49 @@ async def claim(
     raise AssertionError("the edge hands this route's requests to ClaimRoute")
 
 
+class Begun(NamedTuple):
+    """A claim that its connection has asked for already, and what came of it; `began` is of `time.perf_counter`."""
+
+    wish: NewClaim
+    request: ClaimRequest
+    outcome: Outcome | Exception
+    began: float
+
+
+BEGUN = "begun_claim"
+"""Where a request's `Begun` is in its scope's state."""
+
+
 class ClaimRoute:
-    """An ASGI application for `POST /v1/claim` alone."""
+    """An ASGI application for `POST /v1/claim` alone; `begin` and `render_bound` are the same without ASGI."""
 
     def __init__(self, services: Services) -> None:
         self._desk = services.desk
         self._namespace = services.settings.namespace
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = time.perf_counter()
-        outcome, status = "error", 500
+    def begin(self, body: bytes, key: str | None, asker: Asker) -> NewClaim | None:
+        """Asks for a warm VM; the asker hears of it. None: the request has to go the ordinary way, and nothing was asked."""
         try:
-            wish = parse(await _read(receive), _header(scope, b"idempotency-key"))
+            wish = parse(body, key)
+            return wish if self._desk.ask(wish, asker) else None
+        except Exception:  # noqa: BLE001 - the ordinary way meets it again, and tells it
+            return None
 
-            async def until_gone() -> None:
-                while (await receive())["type"] != "http.disconnect":
-                    pass
+    def render_bound(self, wish: NewClaim, request: ClaimRequest, bound: Bound) -> bytes:
+        """The body of a warm answer."""
+        return render_warm(WarmClaim(wish.pool, wish.labels, request.lease_seconds, bound), self._namespace)
 
-            answer = await self._desk.claim(wish, until_gone)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun: Begun | None = scope.get("state", {}).get(BEGUN)
+        began = time.perf_counter() if begun is None else begun.began
+        outcome, status = "error", 500
+
+        async def until_gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        try:
+            answer = await self._claim(scope, await _read(receive), begun, until_gone)
             if isinstance(answer, WarmClaim):
                 outcome, status = "warm", 201
                 await _send(send, status, render_warm(answer, self._namespace))
@@ -111,7 +139,14 @@ class ClaimRoute:
         except Exception as error:  # noqa: BLE001 - no framework stands between this and the server
             await render_crash(PATH, error)(scope, receive, send)
         finally:
-            _observe(outcome, status, time.perf_counter() - began)
+            observe(outcome, status, time.perf_counter() - began)
+
+    async def _claim(self, scope: Scope, body: bytes, begun: Begun | None, until_gone: UntilGone) -> ClaimAnswer:
+        if begun is None:
+            return await self._desk.claim(parse(body, header(scope, b"idempotency-key")), until_gone)
+        if isinstance(begun.outcome, Exception):
+            raise begun.outcome
+        return await self._desk.conclude(begun.wish, begun.request, begun.outcome, until_gone)
 
 
 def parse(body: bytes, key: str | None) -> NewClaim:
@@ -167,6 +202,26 @@ def fingerprint(wish: BaseModel) -> str:
     return hashlib.sha256(orjson.dumps(wish.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first header of that name, which is in lower case."""
+    for key, value in scope["headers"]:
+        if key == name:
+            found: bytes = value
+            return found.decode("latin-1")
+    return None
+
+
+def observe(outcome: str, status: int, seconds: float) -> None:
+    """Counts an answer."""
+    metrics = _METRICS.get((outcome, status))
+    if metrics is None:
+        metrics = CLAIM_SECONDS.labels(outcome=outcome), REQUESTS.labels(operation="claim", status=status)
+        _METRICS[outcome, status] = metrics
+    duration, count = metrics
+    duration.observe(seconds)
+    count.inc()
+
+
 def _describe_warm(answer: WarmClaim, namespace: str) -> dict[str, Any]:
     bound = answer.bound
     return {
@@ -208,25 +263,7 @@ async def _read(receive: Receive) -> bytes:
     return body
 
 
-def _header(scope: Scope, name: bytes) -> str | None:
-    for key, value in scope["headers"]:
-        if key == name:
-            found: bytes = value
-            return found.decode("latin-1")
-    return None
-
-
 async def _send(send: Send, status: int, body: bytes) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def _observe(outcome: str, status: int, seconds: float) -> None:
-    metrics = _METRICS.get((outcome, status))
-    if metrics is None:
-        metrics = CLAIM_SECONDS.labels(outcome=outcome), REQUESTS.labels(operation="claim", status=status)
-        _METRICS[outcome, status] = metrics
-    duration, count = metrics
-    duration.observe(seconds)
-    count.inc()

@@ -22,9 +22,11 @@ log = structlog.get_logger(__name__)
 class Edge:
     """`token` None: everybody may call. `claim` serves the claim route, `app` all the rest."""
 
-    def __init__(self, app: ASGIApp, *, claim: ASGIApp | None, token: str | None, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, claim: claim_route.ClaimRoute | None, token: str | None, max_body_bytes: int
+    ) -> None:
         self._app = app
-        self._claim = claim
+        self.claim = claim
         self._expected = f"Bearer {token}".encode() if token is not None else None
         self._max_body_bytes = max_body_bytes
 
@@ -40,16 +42,19 @@ class Edge:
             await send(message)
 
         try:
-            limited = self._check(scope, receive)
-            if self._claim is not None and scope["path"] == claim_route.PATH and scope["method"] == "POST":
-                await self._claim(scope, limited, send)
+            limited = self._limited(receive) if self.check(scope) else receive
+            if self.claim is not None and scope["path"] == claim_route.PATH and scope["method"] == "POST":
+                await self.claim(scope, limited, send)
             else:
                 await self._app(scope, limited, counted)
         except EmberpoolError as error:
             await render(error, instance=scope["path"])(scope, receive, counted)
 
-    def _check(self, scope: Scope, receive: Receive) -> Receive:
-        """Refuses what no route would take; gives the way to read the body, which counts one of unknown length."""
+    def check(self, scope: Scope) -> bool:
+        """Refuses what no route would take; says whether the body is of unknown length, which has to be counted then.
+
+        Looks at the path, the query and the headers. Raises Unauthenticated, InvalidRequest, BodyTooLarge, UnsupportedMediaType.
+        """
         length: bytes | None = None
         content_type = b""
         authorization = b""
@@ -73,7 +78,7 @@ class Edge:
         if (size or chunked) and content_type != _JSON and content_type.split(b";")[0].strip().lower() != _JSON:
             given = content_type.decode("latin-1") or "none"
             raise UnsupportedMediaType(f"the content type is {given}; send JSON as application/json")
-        return self._limited(receive) if chunked else receive
+        return chunked
 
     def _refuse_stranger(self, scope: Scope) -> None:
         if not scope["path"].startswith(_OPEN_PATHS):

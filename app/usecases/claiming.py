@@ -21,7 +21,7 @@ from app.store.claim_lane import Bound, ClaimLane, ClaimRequest, Known, Outcome
 from app.store.database import Database
 from app.store.notices import Topic, notify
 from app.usecases.claims import refuse_long_lease
-from app.usecases.combiner import Combiner
+from app.usecases.combiner import Asker, Combiner
 from app.usecases.pools import no_such_pool
 from app.usecases.queueing import ClaimQueue, NewClaim, StoredClaim, UntilGone
 from app.usecases.sharing import SharedReads
@@ -77,16 +77,27 @@ class ClaimDesk:
         DatabaseUnavailable.
         """
         facts, lease_seconds = await self._terms(wish)
-        request = ClaimRequest(
-            claim_id=new_id(),
-            key=wish.key,
-            request_hash=wish.request_hash,
-            lease_seconds=lease_seconds,
-            labels=orjson.dumps(wish.labels).decode() if wish.labels else "{}",
-        )
-        outcome = await self._ask(facts.id, request)
+        request = _request(wish, lease_seconds)
+        outcome = await self._combiner(facts.id).claim(request)
+        return await self.conclude(wish, request, outcome, until_gone)
+
+    def ask(self, wish: NewClaim, asker: Asker) -> bool:
+        """The beginning of `claim`, up to the first outcome, which the asker hears; for the rest there is `conclude`.
+
+        False where something has to be read first: nothing was asked then, and `claim` does it all. Raises LeaseTooLong.
+        """
+        facts = self._facts.get(wish.pool)
+        if facts is None or facts.good_until < time.monotonic():
+            return False
+        self._combiner(facts.id).ask(_request(wish, _lease(wish, facts)), asker)
+        return True
+
+    async def conclude(
+        self, wish: NewClaim, request: ClaimRequest, outcome: Outcome, until_gone: UntilGone
+    ) -> ClaimAnswer:
+        """What `claim` does once it knows whether there is a warm VM; raises what it raises."""
         if isinstance(outcome, Bound):
-            return WarmClaim(wish.pool, wish.labels, lease_seconds, outcome)
+            return WarmClaim(wish.pool, wish.labels, request.lease_seconds, outcome)
         if isinstance(outcome, Known):
             return await self.queue.replay(outcome.claim_id, wish, until_gone)
         self._facts.pop(wish.pool, None)  # the pool may be another one of that name by now
@@ -164,15 +175,13 @@ class ClaimDesk:
         facts = self._facts.get(wish.pool)
         if facts is None or facts.good_until < time.monotonic():
             facts = await self._reading.get(wish.pool)
-        lease_seconds = wish.lease_seconds if wish.lease_seconds is not None else facts.default_lease_seconds
-        refuse_long_lease(lease_seconds, facts.max_lease_seconds, wish.pool)
-        return facts, lease_seconds
+        return facts, _lease(wish, facts)
 
-    async def _ask(self, pool_id: UUID, request: ClaimRequest) -> Outcome:
+    def _combiner(self, pool_id: UUID) -> Combiner:
         combiner = self._combiners.get(pool_id)
         if combiner is None:
             combiner = self._combiners[pool_id] = Combiner(self._lane, pool_id, self._note_change)
-        return await combiner.claim(request)
+        return combiner
 
     async def _learn(self, name: str) -> _PoolFacts:
         async with self._db.begin() as tx:
@@ -218,3 +227,19 @@ class ClaimDesk:
                 wait.cancel()
         if self._tell.is_set() and not stop.is_set():
             await asyncio.sleep(_TELL_SECONDS)  # one notice for all claims of this moment
+
+
+def _lease(wish: NewClaim, facts: _PoolFacts) -> int:
+    lease_seconds = wish.lease_seconds if wish.lease_seconds is not None else facts.default_lease_seconds
+    refuse_long_lease(lease_seconds, facts.max_lease_seconds, wish.pool)
+    return lease_seconds
+
+
+def _request(wish: NewClaim, lease_seconds: int) -> ClaimRequest:
+    return ClaimRequest(
+        claim_id=new_id(),
+        key=wish.key,
+        request_hash=wish.request_hash,
+        lease_seconds=lease_seconds,
+        labels=orjson.dumps(wish.labels).decode() if wish.labels else "{}",
+    )
