@@ -6,6 +6,7 @@ EmberpoolError                     500 internal-error
 |   |-- UnsupportedMediaType       415 unsupported-media-type
 |   |-- BodyTooLarge               413 body-too-large
 |   |-- TemplateRefused            422 template-refused         the cluster, or our rules, refuse the VM template
+|   |-- ManifestRefused            422 manifest-refused         one of several documents, and so all of them
 |   |-- LeaseTooLong               422 lease-too-long
 |   `-- IdempotencyKeyReused       422 idempotency-key-reused
 |-- Unauthenticated                401 unauthenticated
@@ -93,6 +94,11 @@ class BodyTooLarge(InvalidRequest):
 class TemplateRefused(InvalidRequest):
     code = "template-refused"
     title = "No VM can be made from this template"
+
+
+class ManifestRefused(InvalidRequest):
+    code = "manifest-refused"
+    title = "The manifests are refused"
 
 
 class LeaseTooLong(InvalidRequest):

@@ -151,6 +151,10 @@ DETAILS: Final[dict[str, str]] = {
         "The cluster refuses a VM of this template: admission webhook "
         '"virtualmachine-validator.kubevirt.io" denied the request: spec.template.spec.volumes[0] must have exactly one source set'
     ),
+    "manifest-refused": (
+        "1 of 2 documents is refused, and nothing was changed. "
+        "documents[1].spec.minAvailible: there is no such field; did you mean `minAvailable`? (line 21)"
+    ),
     "lease-too-long": (
         f"a lease of 90000 s is too long: pool '{_POOL_NAME}' gives leases of up to 86400 s; "
         "ask for less and renew, or raise max_lease_seconds"
