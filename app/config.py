@@ -57,6 +57,13 @@ class Settings(BaseSettings):
     watch_lease_seconds: float = Field(default=12, gt=0)
     """How long the replica that watches may be silent before another takes the watch over; it renews at least four times in it."""
 
+    watch_nodes: bool = True
+    """Watch nodes, and what runs on them, to say which VMs fit. It needs a ClusterRole; without it nothing is known of nodes."""
+    node_facts_seconds: float = Field(default=60, gt=0)
+    """What is known of nodes keeps no VM from being made once it is older."""
+    full_cores_only: bool = False
+    """The nodes' CPU managers give out whole cores of two threads (`full-pcpus-only`): an odd number of pinned CPUs is refused."""
+
     plan_seconds: float = Field(default=1, gt=0)
     """How often each pool is planned when nothing wakes it."""
     reap_seconds: float = Field(default=2, gt=0)

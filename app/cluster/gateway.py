@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from app.domain.observation import Observation, WarmWhen
 from app.domain.paths import ImageRef, SnapshotDisk, Start
+from app.domain.placement import Placement
 from app.domain.snapshots import Sight, SourceVm, VolumeVerdict
 
 Manifest = dict[str, Any]
@@ -84,12 +85,22 @@ ClusterEvent = Listed | Changed | Gone | Broken
 
 
 class Gateway(Protocol):
-    def expand(self, template: Manifest, warm_when: WarmWhen, *, diskless: bool = False) -> VmTemplate:
+    @property
+    def snapshots(self) -> "SnapshotGateway": ...
+
+    def expand(
+        self,
+        template: Manifest,
+        warm_when: WarmWhen,
+        placement: Placement | None = None,
+        *,
+        diskless: bool = False,
+    ) -> VmTemplate:
         """A template as users write it, to a VM's spec. Raises TemplateRefused with every problem found, each with its field. No network.
 
         `warm_when` is the pool's: where the guest agent decides and the template brings no readiness probe, the spec gets
         one that asks the agent, so that the VM's Ready follows its guest. `diskless`: its VMs get a disk from what they
-        start from, and the short form needs no image.
+        start from, and the short form needs no image. `placement` says where it may run, beside what the template says of that.
         """
         ...
 

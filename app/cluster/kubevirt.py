@@ -12,11 +12,13 @@ from app.cluster.inventory import Inventory
 from app.cluster.kinds import CLAIMS, VMIS, VMS, Kind
 from app.cluster.manifests import vm_manifest
 from app.cluster.observations import observe_vm
+from app.cluster.snapshots import KubeVirtSnapshots
 from app.cluster.starts import begin, claims_of
 from app.cluster.watch import Snapshot, observe
 from app.config import Settings
 from app.domain.observation import Observation, WarmWhen
 from app.domain.paths import Start
+from app.domain.placement import Placement
 from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused, FieldProblem, TemplateRefused
 from app.ids import new_id, vm_name
 
@@ -40,9 +42,18 @@ class KubeVirtGateway:
         """Owns the client, and closes it."""
         self._settings = settings
         self._client = client
+        self.snapshots = KubeVirtSnapshots(settings, client)
 
-    def expand(self, template: Manifest, warm_when: WarmWhen, *, diskless: bool = False) -> VmTemplate:
-        return templates.expand(template, warm_when, diskless=diskless)
+    def expand(
+        self,
+        template: Manifest,
+        warm_when: WarmWhen,
+        placement: Placement | None = None,
+        *,
+        diskless: bool = False,
+    ) -> VmTemplate:
+        full_cores = self._settings.full_cores_only
+        return templates.expand(template, warm_when, placement, diskless=diskless, full_cores=full_cores)
 
     async def check(self, template: VmTemplate) -> None:
         vm_id = new_id()
@@ -90,16 +101,7 @@ class KubeVirtGateway:
         return answer.get("kind") != "Status"  # a Status: it had no finalizer, and went at once
 
     async def label_claim(self, *, name: str, uid: str, claim_id: str) -> None:
-        patch = {"metadata": {"uid": uid, "labels": {labels.CLAIM: claim_id}}}
-        try:
-            await self._client.merge(VMS, name, patch)
-        except ClusterRefused as error:
-            # A uid cannot be changed, so that a patch which names another one is invalid: the guard that we want.
-            if any(problem.field == "metadata.uid" for problem in error.problems):
-                raise ClusterConflict(
-                    f"VM {name} is another one by now: its UID is not {uid}, and it gets no claim."
-                ) from error
-            raise
+        await self._client.merge(VMS, name, uid, {"metadata": {"labels": {labels.CLAIM: claim_id}}})
 
     async def list_vms(self) -> Listed:
         found = await self.snapshot()

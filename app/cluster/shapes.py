@@ -54,6 +54,8 @@ def shape_of(spec: Manifest) -> str:
     vmi = spec["template"]["spec"]
     for key in _WITHOUT_EFFECT:
         vmi.pop(key, None)
+    spread = vmi.get("topologySpreadConstraints") or []
+    vmi["topologySpreadConstraints"] = [each for each in spread if each.get("whenUnsatisfiable") != "ScheduleAnyway"]
     domain = vmi.get("domain") or {}
     devices = domain.get("devices") or {}
     if domain.get("cpu"):

@@ -11,18 +11,20 @@ Four forms are taken, told apart by their keys:
 - a VirtualMachine's spec: `{runStrategy?, template, dataVolumeTemplates?, ...}`.
 - a VirtualMachine, or a VirtualMachinePool's template: `{metadata?, spec: {runStrategy?, template, ...}}`.
 
-What is filled in: `runStrategy: Always`, a virtio disk for each volume that has none, and where the pool goes by the guest
-agent, a readiness probe that asks it. `running: true` becomes `runStrategy: Always` (`running` is deprecated).
+What is filled in: `runStrategy: Always`, a virtio disk for each volume that has none, where the pool goes by the guest
+agent, a readiness probe that asks it, and the placement; without one, a pool's VMs are spread over the nodes. `running: true`
+becomes `runStrategy: Always` (`running` is deprecated).
 """
 
 import hashlib
 import json
 import re
 
-from app.cluster import rules, shapes
+from app.cluster import placement, rules, shapes
 from app.cluster.gateway import Manifest, TemplateForm, VmTemplate
 from app.cluster.problems import Problems
 from app.domain.observation import WarmWhen
+from app.domain.placement import Placement
 from app.errors import TemplateRefused
 
 ROOT = "template"
@@ -59,10 +61,18 @@ _AGENT_PROBE = {
 _USER_DATA_LIMIT = 2048  # bytes that KubeVirt v1.9.0 takes inline
 
 
-def expand(template: Manifest, warm_when: WarmWhen, *, diskless: bool = False) -> VmTemplate:
+def expand(
+    template: Manifest,
+    warm_when: WarmWhen,
+    where: Placement | None = None,
+    *,
+    diskless: bool = False,
+    full_cores: bool = False,
+) -> VmTemplate:
     """Raises TemplateRefused with every problem that our own rules find. A change of what is filled in rotates every pool.
 
-    `diskless`: its VMs get a disk from what they start from, so that the short form may do without an image.
+    `where` it may run is written into the spec; see `placement.place`, also for `full_cores`. `diskless`: its VMs get a disk
+    from what they start from, so that the short form may do without an image.
     """
     problems = Problems()
     written = _read(template, problems)
@@ -71,6 +81,8 @@ def expand(template: Manifest, warm_when: WarmWhen, *, diskless: bool = False) -
         spec = _expand_short(written, problems, diskless=diskless)
     else:
         spec = _expand_long(written, form, problems)
+    if not problems.found:
+        placement.place(spec, where, lambda field: locate(form, field), problems, full_cores=full_cores)
     if problems.found:
         raise TemplateRefused(
             "No VM can be made from this template. "

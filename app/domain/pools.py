@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field
 from app.config import MAX_LEASE_SECONDS, MAX_POOL_SIZE
 from app.domain.observation import WarmWhen
 from app.domain.paths import Path
+from app.domain.placement import Placement
 
 POOL_NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 Count = Annotated[int, Strict()]
@@ -55,6 +56,14 @@ class PoolSpec(BaseModel):
     )
     start_from: StartFrom | None = Field(
         default=None, description="Let its VMs start from a snapshot or a preload. None: from the template alone."
+    )
+    placement: Placement | None = Field(default=None, description="Where its VMs may run, and on what terms.")
+    allow_unschedulable: Annotated[bool, Strict()] = Field(
+        default=False,
+        description=(
+            "Take the pool, and make its VMs, also where no node has room for them: for clusters that add nodes for pods that "
+            "wait."
+        ),
     )
     min_available: Count = Field(
         default=0,

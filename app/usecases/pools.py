@@ -40,7 +40,7 @@ async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) ->
     A template that is new to the pool is checked by a server-side dry run. Raises TemplateRefused, PoolBeingDeleted,
     ClusterUnavailable (nothing is stored then).
     """
-    template = gateway.expand(spec.template, spec.warm_when, diskless=spec.start_from is not None)
+    template = gateway.expand(spec.template, spec.warm_when, spec.placement, diskless=spec.start_from is not None)
     revision = revision_of(template.fingerprint, spec)
     async with db.begin() as tx:
         before = await pool_rows.get(tx, name)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from app.cluster.gateway import TemplateForm
 from app.cluster.templates import expand, locate
 from app.domain.observation import WarmWhen
+from app.domain.placement import Placement, Spread
 from app.errors import TemplateRefused
 from tests.cluster.documents import SHORT, VM_SPEC, VMI_TEMPLATE, WITH_DATA_VOLUME, changed
 
@@ -16,7 +17,8 @@ BARE_VMI = {"domain": {"memory": {"guest": "1Gi"}, "devices": {}}}
 
 
 def spec_of(template, warm_when=WarmWhen.RUNNING):
-    return expand(template, warm_when).spec
+    """With no word of where it may run: that is the affair of `test_placement`."""
+    return expand(template, warm_when, Placement(spread=Spread.NONE)).spec
 
 
 def problems_of(template):

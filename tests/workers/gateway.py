@@ -32,10 +32,12 @@ class FakeGateway:
 
     # What the service asks
 
-    def expand(self, template, warm_when, *, diskless=False):
+    def expand(self, template, warm_when, placement=None, *, diskless=False):
         if "refused" in template:
             raise TemplateRefused("it cannot be", problems=[FieldProblem("template.refused", "is not a field")])
-        text = json.dumps([template, warm_when], sort_keys=True)
+        text = json.dumps(
+            [template, warm_when, placement.model_dump(mode="json") if placement else None], sort_keys=True
+        )
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
         return VmTemplate(spec={"template": template}, fingerprint=fingerprint, shape=f"shape-{fingerprint[:12]}")
 

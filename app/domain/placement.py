@@ -1,0 +1,234 @@
+"""Where a VM may run, and on what terms: what users ask for, and which of their wishes contradict each other.
+
+The facts are KubeVirt's (v1.9.0, its VMI admitter and its renderer of launcher pods); how they are written there is the affair
+of `cluster/placement`.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+
+_MOST_THREADS = 2
+_LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
+_NAME = r"^[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?$"
+Flag = Annotated[bool, Strict()]
+LabelValue = Annotated[str, Field(pattern=_LABEL_VALUE)]
+
+
+class PageSize(StrEnum):
+    MI2 = "2Mi"
+    GI1 = "1Gi"
+
+
+class Spread(StrEnum):
+    """Over what the VMs of one pool are spread, as far as there is room: never at the cost of a VM that could run."""
+
+    NODES = "nodes"
+    ZONES = "zones"
+    NONE = "none"
+
+
+class Placement(BaseModel):
+    """On which nodes a VM may run, and what it has there to itself."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", json_schema_extra={"examples": [{"dedicated_cpus": True, "hugepages": "1Gi"}]}
+    )
+
+    dedicated_cpus: Flag = Field(
+        default=False, description="Whole CPUs of its own, on nodes with a static CPU manager."
+    )
+    isolate_emulator_thread: Flag = Field(
+        default=False,
+        description="One more CPU for the emulator, so that it disturbs no guest CPU. Needs dedicated CPUs.",
+    )
+    numa_passthrough: Flag = Field(
+        default=False, description="The guest sees the host's NUMA nodes. Needs dedicated CPUs and hugepages."
+    )
+    realtime: Flag = Field(
+        default=False, description="CPUs scheduled in real time. Needs dedicated CPUs and NUMA passthrough."
+    )
+    hugepages: PageSize | None = Field(default=None, description="The guest's memory in pages of this size.")
+    cpu_model: Annotated[str, Field(pattern=_NAME)] | None = Field(
+        default=None, description="A CPU model that the node must offer.", examples=["Skylake-Server"]
+    )
+    node_selector: dict[Annotated[str, Field(min_length=1, max_length=317)], LabelValue] = Field(
+        default_factory=dict, max_length=32, description="Labels that the node must have."
+    )
+    affinity: dict[str, Any] | None = Field(
+        default=None, description="As `spec.affinity` of a pod: terms for nodes, and for pods already there."
+    )
+    tolerations: list[dict[str, Any]] = Field(
+        default_factory=list, max_length=32, description="As `spec.tolerations` of a pod."
+    )
+    spread: Spread | None = Field(
+        default=None,
+        description=(
+            "Over what the pool's VMs are spread where there is room: `nodes`, `zones` or `none`. Not given: over nodes, unless "
+            "the template brings spread constraints of its own."
+        ),
+    )
+
+
+class Prefer(BaseModel):
+    """Which warm VM a claim would rather have. A wish, not a condition: the VMs that have been ready the longest are looked at,
+    and where none of them is as wished, the first is taken.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"examples": [{"zone": "zone-a"}]})
+
+    zone: Annotated[str, Field(min_length=1, max_length=63)] | None = Field(default=None, description="In this zone.")
+    node: Annotated[str, Field(min_length=1, max_length=253)] | None = Field(default=None, description="On this node.")
+    spread: Flag = Field(default=False, description="On the node that has the fewest of the pool's latest claims.")
+    pack: Flag = Field(default=False, description="On the node that has the most of the pool's latest claims.")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if sum((self.zone is not None, self.node is not None, self.spread, self.pack)) != 1:
+            raise ValueError('say one of them: {"zone": ...}, {"node": ...}, {"spread": true} or {"pack": true}')
+        return self
+
+
+class Aspect(StrEnum):
+    """What of a VM a contradiction is about."""
+
+    DEDICATED = "dedicated_cpus"
+    ISOLATED = "isolate_emulator_thread"
+    NUMA = "numa_passthrough"
+    REALTIME = "realtime"
+    HUGEPAGES = "hugepages"
+    THREADS = "threads"
+    CPU_REQUEST = "cpu_request"
+    CPU_LIMIT = "cpu_limit"
+    GUEST_MEMORY = "guest_memory"
+    MEMORY_REQUEST = "memory_request"
+    MEMORY_LIMIT = "memory_limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one VM asks for. Memory and pages in bytes, CPU in CPUs; None: not given.
+
+    `vcpus` is None where they are given elsewhere (an instance type), and so not known. `pod_cpus` are those that a pinned
+    VM's pod needs: its vCPUs, and what IO and the emulator have beside them.
+    """
+
+    vcpus: int | None = 1
+    threads: int | None = None
+    pod_cpus: int | None = None
+    dedicated: bool = False
+    isolated: bool = False
+    numa: bool = False
+    realtime: bool = False
+    page: Fraction | None = None
+    guest_memory: Fraction | None = None
+    memory_request: Fraction | None = None
+    memory_limit: Fraction | None = None
+    cpu_request: Fraction | None = None
+    cpu_limit: Fraction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """`message` goes on where the field's name ends."""
+
+    aspect: Aspect
+    message: str
+
+
+def contradictions(terms: Terms, *, full_cores_only: bool = False) -> tuple[Contradiction, ...]:
+    """Every pair of wishes that no node could fulfil together. `full_cores_only`: the nodes' CPU managers give out whole cores
+    of two threads (`full-pcpus-only`), and refuse a pod with an odd number of CPUs.
+    """
+    return (*_needs(terms), *_pinned(terms, full_cores_only=full_cores_only), *_pages(terms))
+
+
+def _needs(terms: Terms) -> Iterator[Contradiction]:
+    if terms.isolated and not terms.dedicated:
+        yield Contradiction(Aspect.ISOLATED, "needs dedicated CPUs: ask for them too, or leave it out")
+    if terms.numa:
+        lacking = [
+            *([] if terms.dedicated else ["dedicated CPUs"]),
+            *([] if terms.page is not None else ["hugepages"]),
+        ]
+        if lacking:
+            yield Contradiction(Aspect.NUMA, f"needs {' and '.join(lacking)}: ask for them too, or leave it out")
+    if terms.realtime:
+        lacking = [*([] if terms.dedicated else ["dedicated CPUs"]), *([] if terms.numa else ["NUMA passthrough"])]
+        if lacking:
+            yield Contradiction(Aspect.REALTIME, f"needs {' and '.join(lacking)}: ask for them too, or leave it out")
+
+
+def _pinned(terms: Terms, *, full_cores_only: bool) -> Iterator[Contradiction]:
+    if not terms.dedicated:
+        return
+    if terms.threads is not None and terms.threads > _MOST_THREADS:
+        yield Contradiction(
+            Aspect.THREADS,
+            f"must be 1 or 2 where CPUs are dedicated; got {terms.threads}: use cores or sockets instead",
+        )
+    amounts = ((Aspect.CPU_REQUEST, terms.cpu_request), (Aspect.CPU_LIMIT, terms.cpu_limit))
+    whole = True
+    for aspect, amount in amounts:
+        if amount is not None and amount.denominator != 1:
+            whole = False
+            yield Contradiction(aspect, f"must be whole CPUs where they are dedicated; got {float(amount):g}")
+    if whole and None not in {terms.cpu_request, terms.cpu_limit} and terms.cpu_request != terms.cpu_limit:
+        yield Contradiction(
+            Aspect.CPU_LIMIT,
+            f"must be the request where CPUs are dedicated; it is {terms.cpu_limit}, and the request {terms.cpu_request}",
+        )
+    elif whole and terms.vcpus is not None:
+        given = {amount for _, amount in amounts if amount is not None}
+        if given and terms.vcpus not in given:
+            aspect = Aspect.CPU_REQUEST if terms.cpu_request is not None else Aspect.CPU_LIMIT
+            yield Contradiction(
+                aspect,
+                f"must be the VM's CPUs where they are dedicated; it is {given.pop()}, and the VM has {terms.vcpus}: leave it out",
+            )
+    if None not in {terms.memory_request, terms.memory_limit} and terms.memory_request != terms.memory_limit:
+        yield Contradiction(
+            Aspect.MEMORY_LIMIT,
+            "must be the request where CPUs are dedicated: leave one of them out, and the other counts for both",
+        )
+    if full_cores_only and terms.pod_cpus is not None and terms.pod_cpus % 2:
+        yield Contradiction(
+            Aspect.DEDICATED,
+            f"takes an odd number of CPUs here ({terms.pod_cpus}), and the nodes give out whole cores of two: take one CPU more, "
+            "or one less",
+        )
+
+
+def _pages(terms: Terms) -> Iterator[Contradiction]:
+    page = terms.page
+    if page is None or page <= 0:
+        return
+    given = (
+        (Aspect.GUEST_MEMORY, terms.guest_memory),
+        (Aspect.MEMORY_REQUEST, terms.memory_request),
+        (
+            Aspect.MEMORY_LIMIT,
+            terms.memory_limit if terms.guest_memory is None and terms.memory_request is None else None,
+        ),
+    )
+    for aspect, amount in given:
+        if amount is not None and amount % page:
+            below = amount // page * page
+            nearest = [in_words(each) for each in (below, below + page) if each]
+            yield Contradiction(
+                aspect, f"must be a multiple of the page of {in_words(page)}; write {' or '.join(nearest)}"
+            )
+
+
+def in_words(amount: Fraction | int) -> str:
+    """Bytes with the largest binary suffix that leaves them whole; a fraction of a byte is rounded up."""
+    number = math.ceil(amount)
+    for suffix, scale in (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
+        if number and number % scale == 0:
+            return f"{number // scale}{suffix}"
+    return str(number)
