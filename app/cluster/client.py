@@ -21,7 +21,7 @@ from app.cluster.faults import reason_of, translate, translating
 from app.cluster.gateway import Manifest
 from app.cluster.kinds import Kind
 from app.config import Settings
-from app.errors import ClusterError, ClusterUnavailable, WatchExpired
+from app.errors import ClusterConflict, ClusterError, ClusterRefused, ClusterUnavailable, WatchExpired
 
 # Unknown fields are pruned in silence otherwise.
 _STRICT = {"fieldValidation": "Strict", "fieldManager": labels.MANAGER}
@@ -87,12 +87,21 @@ class KubeVirtClient:
             answer = await self._call("DELETE", kind.path(self._namespace, name), body=options)
         return _as_object(answer or {})  # a 202 may come without a body
 
-    async def merge(self, kind: Kind, name: str, patch: Manifest) -> Manifest:
-        """A JSON merge patch."""
-        with translating(f"change {kind}/{name}"):
-            answer = await self._call(
-                "PATCH", kind.path(self._namespace, name), body=patch, query=_STRICT, content_type=_MERGE
-            )
+    async def merge(self, kind: Kind, name: str, uid: str, patch: Manifest) -> Manifest:
+        """A JSON merge patch of that UID alone. Raises ClusterConflict where the name belongs to another one."""
+        # A uid cannot be changed, so that a patch which names another one is invalid: the guard that we want.
+        body = {**patch, "metadata": {**patch.get("metadata", {}), "uid": uid}}
+        try:
+            with translating(f"change {kind}/{name}"):
+                answer = await self._call(
+                    "PATCH", kind.path(self._namespace, name), body=body, query=_STRICT, content_type=_MERGE
+                )
+        except ClusterRefused as error:
+            if any(problem.field == "metadata.uid" for problem in error.problems):
+                raise ClusterConflict(
+                    f"{kind}/{name} is another one by now: its UID is not {uid}; it is left as it is."
+                ) from error
+            raise
         return _as_object(answer)
 
     async def patch(self, kind: Kind, name: str, steps: list[Manifest]) -> Manifest:

@@ -7,6 +7,8 @@ INSTANCE = f"{PREFIX}instance"
 POOL = f"{PREFIX}pool"
 VM_ID = f"{PREFIX}vm-id"
 CLAIM = f"{PREFIX}claim"
+SNAPSHOT = f"{PREFIX}snapshot"
+TAKE = f"{PREFIX}take"
 
 
 def is_ours(key: str) -> bool:

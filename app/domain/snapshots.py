@@ -166,7 +166,7 @@ class VolumeVerdict:
 
 @dataclass(frozen=True, slots=True)
 class SourceVm:
-    """A VM as far as a snapshot of it needs. `running`: it has an instance, or may have one in a moment.
+    """A VM as far as a snapshot of it needs. `running`: it has an instance, or may have one in a moment; `halted`: it is to have none.
 
     `shape`: of the VMs that its disks serve; None where the VM is none that we could make. `volumes` is empty where KubeVirt
     has not judged them yet, too.
@@ -175,6 +175,7 @@ class SourceVm:
     name: str
     uid: str
     running: bool
+    halted: bool
     deleting: bool
     volumes: tuple[VolumeVerdict, ...]
     shape: str | None
