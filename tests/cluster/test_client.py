@@ -64,7 +64,7 @@ async def test_writes_are_validated_strictly_and_carry_our_name(tmp_path):
     async with talking_to(server, tmp_path) as client:
         await client.create(VMS, vm("a"))
         await client.create(VMS, vm("a"), dry_run=True)
-        await client.merge(VMS, "a", {"metadata": {"labels": {"x": "y"}}})
+        await client.merge(VMS, "a", "uid-1", {"metadata": {"labels": {"x": "y"}}})
         await client.delete(VMS, "a", "the-uid")
     create, dry_run, merge, delete = server.requests
     strict = {"fieldValidation": "Strict", "fieldManager": "emberpool"}
@@ -73,7 +73,7 @@ async def test_writes_are_validated_strictly_and_carry_our_name(tmp_path):
     assert dry_run[:3] == ("POST", PATH, {**strict, "dryRun": "All"})
     assert merge[:3] == ("PATCH", f"{PATH}/a", strict)
     assert merge[3]["Content-Type"] == "application/merge-patch+json"
-    assert merge[4] == {"metadata": {"labels": {"x": "y"}}}
+    assert merge[4] == {"metadata": {"uid": "uid-1", "labels": {"x": "y"}}}
     assert delete[:2] == ("DELETE", f"{PATH}/a")
     assert delete[4]["propagationPolicy"] == "Foreground"
     assert delete[4]["preconditions"] == {"uid": "the-uid"}
