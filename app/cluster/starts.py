@@ -91,9 +91,11 @@ def _from_snapshot(spec: Manifest, start: FromSnapshot, vm: str) -> Manifest:
 
 
 def _from_volume(spec: Manifest, start: FromVolume, namespace: str) -> Manifest:
-    source = {"pvc": {"name": start.claim, "namespace": namespace}}
+    held = "snapshot" if start.is_snapshot else "pvc"
+    source = {held: {"name": start.claim, "namespace": namespace}}
     for template in spec.get("dataVolumeTemplates") or []:
-        if image_of_source(template["spec"].get("source") or {}) == start.image:
+        image = image_of_source(template["spec"].get("source") or {})
+        if image is not None and image.within(namespace) == start.image:
             template["spec"].pop("sourceRef", None)
             template["spec"]["source"] = source
             _make_room(template["spec"], start.size)

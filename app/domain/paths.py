@@ -41,6 +41,12 @@ class ImageRef:
     kind: ImageKind
     reference: str
 
+    def within(self, namespace: str) -> "ImageRef":
+        """The same, where a PVC that names no namespace lies in `namespace`."""
+        if self.kind is ImageKind.PVC and self.reference.startswith("/"):
+            return ImageRef(self.kind, f"{namespace}{self.reference}")
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class SnapshotDisk:
@@ -69,7 +75,8 @@ class FromSnapshot:
 class FromVolume:
     """Preload `name` holds `image` in the PVC `claim`: disks that import that image are cloned from there.
 
-    A template that has no disk of its own gets one. `size` is the PVC's, a Kubernetes quantity.
+    A template that has no disk of its own gets one. `size` is the PVC's, a Kubernetes quantity. `is_snapshot`: `claim` names a
+    VolumeSnapshot, as CDI keeps the imports of a schedule in on some storage.
     """
 
     name: str
@@ -79,6 +86,7 @@ class FromVolume:
     storage_class: str | None
     access_modes: tuple[str, ...]
     volume_mode: str | None
+    is_snapshot: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ class Topic(StrEnum):
     REMOVE = "remove"
     SETTLED = "settled"
     """Claims left `pending`; the payload names them, parted by commas."""
+    PRELOAD = "preload"
+    """A preload was written, or is to go."""
     CLAIMED = "claimed"
     """Warm VMs of a pool were claimed; the payload is the pool's id."""
 

@@ -1,24 +1,64 @@
-"""Preloads: which images are to be near, and how far they are."""
+"""Preloads as others read them: what VMs can start from, and which images are near."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.paths import FromImage, FromVolume, ImageKind, ImageRef
 
-_READY = text("""
-    SELECT name, image_kind, image, status FROM preload
-    WHERE name = :name AND state = 'ready' AND deleting_at IS NULL AND deleted_at IS NULL
+# What VMs start from is in the status; the state is that of the import, and a newer one may be on its way.
+_BY_NAME = text("""
+    SELECT name, image_kind, image, status, state, reason FROM preload
+    WHERE name = :name AND deleting_at IS NULL AND deleted_at IS NULL
+""")
+_USABLE = """
+    p.ready_at IS NOT NULL AND p.deleting_at IS NULL AND p.deleted_at IS NULL
+    AND (p.status ? 'volume' OR coalesce((p.status->'on'->>'pulled')::int, 0) > 0)
+"""
+_FOR_IMAGES = text(f"""
+    SELECT DISTINCT ON (p.image, p.image_kind) p.name, p.image_kind, p.image, p.ready_at, p.status->'on' AS nodes
+    FROM preload p
+    WHERE p.image = ANY(CAST(:images AS text[])) AND {_USABLE}
+    ORDER BY p.image, p.image_kind, coalesce((p.status->'on'->>'pulled')::int, 0) DESC, p.ready_at DESC, p.name
+""")
+_UNDER_WAY = text("""
+    SELECT p.name, p.image_kind, p.image FROM preload p
+    WHERE p.image = ANY(CAST(:images AS text[])) AND p.deleting_at IS NULL AND p.deleted_at IS NULL
+      AND p.state IN ('planned', 'importing', 'pulling') ORDER BY p.created_at
+""")
+_READY_AT = text("SELECT ready_at FROM preload WHERE name = :name AND deleting_at IS NULL AND deleted_at IS NULL")
+_HOLD = text("""
+    SELECT image_kind, image FROM preload WHERE name = :name AND deleting_at IS NULL AND deleted_at IS NULL FOR SHARE
 """)
 
 
-async def start_of(tx: AsyncConnection, name: str) -> FromVolume | FromImage | str:
-    """What holds the preload's image; a string says why nothing does."""
-    row = (await tx.execute(_READY, {"name": name})).first()
+@dataclass(frozen=True, slots=True)
+class PreloadOption:
+    """A preload that brings `image` near now. `on_nodes` of `of_nodes` that it is meant for have a container image."""
+
+    name: str
+    image: ImageRef
+    ready_at: datetime
+    on_nodes: int | None = None
+    of_nodes: int | None = None
+
+
+async def start_of(tx: AsyncConnection, name: str) -> FromVolume | FromImage | str | None:
+    """What holds the preload's image; a string says why nothing does yet; None: no preload of that name is left."""
+    row = (await tx.execute(_BY_NAME, {"name": name})).first()
     if row is None:
-        return f"preload {name!r} is not ready"
+        return None
     if row.image_kind == ImageKind.CONTAINER:
-        return FromImage(row.name, row.image)
-    volume = row.status["volume"]
+        if (row.status.get("on") or {}).get("pulled"):
+            return FromImage(row.name, row.image)
+        return _why_not(row)
+    volume = row.status.get("volume")
+    if volume is None:
+        return _why_not(row)
     return FromVolume(
         name=row.name,
         image=ImageRef(ImageKind(row.image_kind), row.image),
@@ -27,4 +67,45 @@ async def start_of(tx: AsyncConnection, name: str) -> FromVolume | FromImage | s
         storage_class=volume["storage_class"],
         access_modes=tuple(volume["access_modes"]),
         volume_mode=volume["volume_mode"],
+        is_snapshot=volume.get("is_snapshot", False),
     )
+
+
+async def ready_for_images(tx: AsyncConnection, images: Sequence[ImageRef]) -> list[PreloadOption]:
+    """Of each image the preload that serves it best, in the order of `images`; images that none brings near are missing.
+
+    A VM starts from one preload: see `domain.preload_choice.choose_preload` for what that makes of several images.
+    """
+    rows = await tx.execute(_FOR_IMAGES, {"images": [image.reference for image in images]})
+    found = {ImageRef(ImageKind(row.image_kind), row.image): row for row in rows}
+    options = []
+    for image in dict.fromkeys(images):
+        if (row := found.get(image)) is not None:
+            nodes = row.nodes or {}
+            options.append(PreloadOption(row.name, image, row.ready_at, nodes.get("pulled"), nodes.get("wanted")))
+    return options
+
+
+async def under_way_for_images(tx: AsyncConnection, images: Sequence[ImageRef]) -> list[str]:
+    """Names of the preloads that are about to bring one of the images near."""
+    rows = await tx.execute(_UNDER_WAY, {"images": [image.reference for image in images]})
+    return [row.name for row in rows if ImageRef(ImageKind(row.image_kind), row.image) in images]
+
+
+async def ready_at(tx: AsyncConnection, name: str) -> datetime | None:
+    """Since when what VMs start from is what it is; None: there is nothing to start from."""
+    found: datetime | None = (await tx.execute(_READY_AT, {"name": name})).scalar()
+    return found
+
+
+async def hold(tx: AsyncConnection, name: str) -> ImageRef | None:
+    """The preload's image; the preload stays until `tx` ends. None: there is none of that name, or it is being deleted."""
+    row = (await tx.execute(_HOLD, {"name": name})).first()
+    return ImageRef(ImageKind(row.image_kind), row.image) if row is not None else None
+
+
+def _why_not(row: Any) -> str:
+    progress = (row.status.get("samples") or [[None, None]])[-1][1]
+    how_far = f", {progress:.0f} %" if progress is not None else ""
+    reason = f": {row.reason}" if row.reason else ""
+    return f"preload {row.name!r} is not ready ({row.state}{how_far}){reason}"

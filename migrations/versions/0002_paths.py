@@ -49,6 +49,8 @@ CREATE TABLE preload (
     status JSONB DEFAULT '{}' NOT NULL,
     reason TEXT,
     used_at TIMESTAMP WITH TIME ZONE,
+    uses BIGINT DEFAULT 0 NOT NULL,
+    automatic BOOLEAN DEFAULT false NOT NULL,
     ready_at TIMESTAMP WITH TIME ZONE,
     created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     updated_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
@@ -65,6 +67,8 @@ COMMENT ON COLUMN preload.image IS 'the reference, as in ImageRef';
 COMMENT ON COLUMN preload.status IS 'what the cluster showed last';
 COMMENT ON COLUMN preload.reason IS 'why it failed, or what it waits for';
 COMMENT ON COLUMN preload.used_at IS 'the last start from it';
+COMMENT ON COLUMN preload.uses IS 'VMs that were started from it';
+COMMENT ON COLUMN preload.automatic IS 'made by a claim that is to be remembered: collected when unused';
 COMMENT ON COLUMN preload.due_at IS 'a worker looks at it from then on';
 CREATE INDEX preload_due_idx ON preload (due_at) WHERE deleted_at IS NULL;
 CREATE INDEX preload_image_idx ON preload (image) WHERE deleted_at IS NULL;
