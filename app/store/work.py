@@ -25,7 +25,7 @@ _SPEND = text("UPDATE bucket SET tokens = tokens - :spent WHERE name = :name")
 # Nothing is begun for a pool that is paused or being deleted; what was begun is finished.
 _TAKE_CREATES = text("""
     WITH due AS (
-        SELECT v.id FROM vm v JOIN pool p ON p.id = v.pool_id
+        SELECT v.id, v.asked_at IS NULL AS first FROM vm v JOIN pool p ON p.id = v.pool_id
         WHERE v.work = 'create' AND v.due_at <= now() AND CASE v.state
             WHEN 'planned' THEN NOT p.paused AND p.deleting_at IS NULL ELSE v.lease_expires_at < now() END
         ORDER BY v.urgent DESC, v.created_at, v.id LIMIT :limit FOR UPDATE OF v SKIP LOCKED),
@@ -39,7 +39,7 @@ _TAKE_CREATES = text("""
             whole = CASE WHEN asked_at IS NULL THEN p.path <> 'snapshot' ELSE vm.whole END,
             lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)
         FROM due, pool p WHERE vm.id = due.id AND p.id = vm.pool_id
-        RETURNING vm.id, vm.pool_id, vm.name, vm.uid, vm.claim_id, vm.attempts, vm.path, vm.source),
+        RETURNING vm.id, vm.pool_id, vm.name, vm.uid, vm.claim_id, vm.attempts, vm.path, vm.source, due.first),
     noted AS (INSERT INTO event (type, pool_id, vm_id) SELECT 'vm.creating', pool_id, id FROM taken WHERE attempts = 1)
     SELECT t.*, p.name AS pool, p.vm_spec, p.revision, (p.spec->>'boot_timeout_seconds')::float AS boot_timeout
     FROM taken t JOIN pool p ON p.id = t.pool_id ORDER BY t.id
@@ -86,8 +86,17 @@ _DEFER = text("""
 """)
 _PUT_OFF = text("""
     UPDATE vm SET state = 'planned', state_since = now(), due_at = now() + make_interval(secs => :seconds),
-        lease_token = NULL, lease_expires_at = NULL, health = :why
+        lease_token = NULL, lease_expires_at = NULL, health = :why, asked_at = CASE WHEN :unasked THEN NULL ELSE asked_at END
     WHERE id = :id AND lease_token = :token AND state = 'creating'
+""")
+_START_COLD = text("""
+    UPDATE vm SET path = 'cold', source = NULL, whole = true WHERE id = :id AND lease_token = :token AND state = 'creating'
+""")
+_SOURCE_READY = text("""
+    UPDATE vm SET due_at = now() WHERE id = ANY(ARRAY(
+        SELECT v.id FROM vm v JOIN pool p ON p.id = v.pool_id
+        WHERE v.work = 'create' AND v.state = 'planned' AND v.due_at > now() AND p.path = :path AND p.source = :source
+        ORDER BY v.id FOR UPDATE OF v SKIP LOCKED))
 """)
 _LOOK_AGAIN = text(
     "UPDATE vm SET due_at = now() + make_interval(secs => :seconds), lease_token = NULL, lease_expires_at = NULL WHERE id = :id"
@@ -122,8 +131,9 @@ class LabelWork:
 
 @dataclass(frozen=True, slots=True)
 class CreateWork(VmWork):
-    """`path` and `source` say what it starts from."""
+    """`path` and `source` say what it starts from. `first`: the cluster was never asked for it before."""
 
+    first: bool
     pool: str
     path: Path
     source: str | None
@@ -157,6 +167,7 @@ async def take_creates(
             uid=r["uid"],
             claim_id=r["claim_id"],
             attempts=r["attempts"],
+            first=r["first"],
             pool=r["pool"],
             path=Path(r["path"]),
             source=r["source"],
@@ -205,9 +216,25 @@ async def defer(tx: AsyncConnection, vm_id: UUID, *, token: UUID, seconds: float
     await tx.execute(_DEFER, {"id": vm_id, "token": token, "seconds": seconds, "why": why})
 
 
-async def put_off_create(tx: AsyncConnection, vm_id: UUID, *, token: UUID, seconds: float, why: str) -> None:
-    """A create that met an absent cluster is planned again, due after `seconds`; its attempts go on counting."""
-    await tx.execute(_PUT_OFF, {"id": vm_id, "token": token, "seconds": seconds, "why": why})
+async def put_off_create(
+    tx: AsyncConnection, vm_id: UUID, *, token: UUID, seconds: float, why: str, unasked: bool = False
+) -> None:
+    """A create that could not be is planned again, due after `seconds`; its attempts go on counting.
+
+    `unasked`: the cluster has never heard of it, so that its boot has not begun either.
+    """
+    params = {"id": vm_id, "token": token, "seconds": seconds, "why": why, "unasked": unasked}
+    await tx.execute(_PUT_OFF, params)
+
+
+async def start_cold(tx: AsyncConnection, vm_id: UUID, *, token: UUID) -> None:
+    """What the VM was to start from is no more: it starts from its template alone, and counts as such."""
+    await tx.execute(_START_COLD, {"id": vm_id, "token": token})
+
+
+async def source_is_ready(tx: AsyncConnection, *, path: Path, source: str) -> None:
+    """Planned VMs that waited for that snapshot or preload are due at once."""
+    await tx.execute(_SOURCE_READY, {"path": str(path), "source": source})
 
 
 async def look_again(tx: AsyncConnection, vm_id: UUID, *, seconds: float) -> None:

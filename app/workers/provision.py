@@ -57,8 +57,10 @@ class Provision:
     async def _create(self, item: CreateWork) -> None:
         async with self._db.begin() as tx:
             start = await resolve_start(tx, item.path, item.source)
+            if start is None and item.source is not None:
+                await work.start_cold(tx, item.id, token=self.token)
         if isinstance(start, NotYet):
-            await self._put_off(item, start.reason)
+            await self._put_off(item, start.reason, unasked=item.first)
             return
         template = VmTemplate(spec=item.vm_spec, fingerprint=item.revision)
         try:
@@ -88,7 +90,7 @@ class Provision:
                     deadline_seconds=item.boot_timeout_seconds,
                 )
 
-    async def _put_off(self, item: CreateWork, why: str) -> None:
+    async def _put_off(self, item: CreateWork, why: str, *, unasked: bool = False) -> None:
         """The cluster is away, or what the VM starts from is not ready: nobody's fault, so the row goes back to the plan and is
         tried again later, under the same name.
         """
@@ -100,7 +102,9 @@ class Provision:
         )
         log.info("vm.create_put_off", vm=item.name, why=why, seconds=round(seconds, 1), attempts=item.attempts)
         async with self._db.begin() as tx:
-            await work.put_off_create(tx, item.id, token=self.token, seconds=seconds, why=why)
+            await work.put_off_create(
+                tx, item.id, token=self.token, seconds=seconds, why=why, unasked=unasked
+            )
 
     async def _fail(self, item: CreateWork, error: ClusterError) -> None:
         async with self._db.begin() as tx:

@@ -1,0 +1,287 @@
+"""The rows of snapshots and of their takes: written by name, listed, and each take's changes of state with their events."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.snapshots import SnapshotSpec, TakeFacts, TakeState, check_take_transition
+
+_TAKES_KEPT = 10
+_LAST_BOOTS = 200
+_COLUMNS = "s.id, s.name, s.spec, s.created_at, s.updated_at, s.deleting_at, s.attempts"
+_TAKE_COLUMNS = """
+    t.id, t.snapshot_id, t.number, t.state, t.state_since, t.shape, t.revision, t.based_at, t.vm_name, t.vm_uid, t.claim_id,
+    t.object_uid, t.disks, t.excluded, t.bytes, t.reason, t.created_at, t.ready_at, t.ended_at
+"""
+_BY_NAME = f"SELECT {_COLUMNS} FROM snapshot s WHERE s.name = :name AND s.deleted_at IS NULL"
+_BY_ID = f"SELECT {_COLUMNS} FROM snapshot s WHERE s.id = :id AND s.deleted_at IS NULL"
+_PAGE = f"""
+    SELECT {_COLUMNS} FROM snapshot s
+    WHERE s.deleted_at IS NULL AND s.name > :after
+      AND (CAST(:source AS text) IS NULL OR :source IN (s.spec->'source'->>'vm', s.spec->'source'->>'pool'))
+      AND (CAST(:shape AS text) IS NULL OR EXISTS (
+          SELECT 1 FROM snapshot_take t WHERE t.snapshot_id = s.id AND t.state = 'ready' AND t.shape = :shape))
+    ORDER BY s.name LIMIT :limit
+"""
+# Of those that have ended only the last are told; what has not ended always is.
+_TAKES = f"""
+    SELECT {_TAKE_COLUMNS} FROM snapshot_take t
+    WHERE t.snapshot_id = ANY(CAST(:ids AS uuid[])) AND (t.ended_at IS NULL OR t.number > (
+        SELECT max(n.number) FROM snapshot_take n WHERE n.snapshot_id = t.snapshot_id) - :kept)
+    ORDER BY t.snapshot_id, t.number
+"""
+_TAKE_BY_ID = f"SELECT {_TAKE_COLUMNS} FROM snapshot_take t WHERE t.id = :id"
+_HOLD = text("SELECT 1 FROM snapshot WHERE name = :name AND deleting_at IS NULL AND deleted_at IS NULL FOR KEY SHARE")
+_INSERT = text("""
+    INSERT INTO snapshot (id, name, spec) VALUES (:id, :name, :spec)
+    ON CONFLICT (name) WHERE deleted_at IS NULL DO NOTHING RETURNING id
+""").bindparams(bindparam("spec", type_=JSONB))
+_INSERT_TAKE = text("""
+    WITH made AS (
+        INSERT INTO snapshot_take (id, snapshot_id, number)
+        SELECT :id, :snapshot_id, coalesce(max(number), 0) + 1 FROM snapshot_take WHERE snapshot_id = :snapshot_id
+        RETURNING number),
+    noted AS (
+        INSERT INTO event (type, data) SELECT 'snapshot.planned', jsonb_build_object('snapshot', s.name, 'take', m.number)
+        FROM made m, snapshot s WHERE s.id = :snapshot_id)
+    SELECT number FROM made
+""")
+_BEGIN_DELETE = text("""
+    UPDATE snapshot SET deleting_at = now(), updated_at = now(), due_at = now()
+    WHERE id = :id AND deleting_at IS NULL RETURNING id
+""")
+_END_DELETE = text("""
+    UPDATE snapshot SET deleted_at = now() WHERE id = :id AND deleting_at IS NOT NULL AND deleted_at IS NULL
+      AND NOT EXISTS (SELECT 1 FROM snapshot_take t WHERE t.snapshot_id = :id AND t.ended_at IS NULL)
+    RETURNING id
+""")
+_MAKE_DUE = text("UPDATE snapshot SET due_at = now() WHERE id = :id AND deleted_at IS NULL")
+_MOVE = """
+    WITH moved AS (
+        UPDATE snapshot_take t SET state = CAST(:target AS text), state_since = now(), reason = :reason,
+            ready_at = CASE WHEN :target = 'ready' THEN now() ELSE t.ready_at END,
+            ended_at = CASE WHEN :target IN ('retired', 'failed') THEN now() ELSE t.ended_at END{more}
+        WHERE t.id = :id AND t.state = :source RETURNING t.snapshot_id, t.number),
+    noted AS (
+        INSERT INTO event (type, data)
+        SELECT 'snapshot.' || :target, jsonb_strip_nulls(jsonb_build_object(
+            'snapshot', s.name, 'take', m.number, 'from', CAST(:source AS text), 'reason', CAST(:reason AS text)))
+        FROM moved m JOIN snapshot s ON s.id = m.snapshot_id)
+    SELECT snapshot_id FROM moved
+"""
+_NOTE = text("UPDATE snapshot_take SET reason = :reason WHERE id = :id AND reason IS DISTINCT FROM :reason")
+_WRITE_OBJECT = text("UPDATE snapshot_take SET object_uid = :uid WHERE id = :id")
+_USERS = text("""
+    SELECT name, vm_spec FROM pool
+    WHERE source = :name AND path = 'snapshot' AND kind = 'pool' AND deleting_at IS NULL AND deleted_at IS NULL ORDER BY name
+""")
+_USERS_OF = text("""
+    SELECT source, name FROM pool
+    WHERE source = ANY(CAST(:names AS text[])) AND path = 'snapshot' AND kind = 'pool'
+      AND deleting_at IS NULL AND deleted_at IS NULL ORDER BY name
+""")
+_USE = text("""
+    SELECT n.name, u.used, u.last, b.n AS boots, b.p50, b.p95 FROM unnest(CAST(:names AS text[])) AS n(name)
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS used, max(asked_at) AS last FROM vm WHERE source = n.name AND path = 'snapshot') u
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS n, percentile_cont(0.5) WITHIN GROUP (ORDER BY boot_seconds) AS p50,
+            percentile_cont(0.95) WITHIN GROUP (ORDER BY boot_seconds) AS p95
+        FROM (SELECT boot_seconds FROM vm WHERE source = n.name AND path = 'snapshot' AND boot_seconds IS NOT NULL
+              ORDER BY ready_at DESC LIMIT :last) last) b
+""")
+_PRUNE = text("DELETE FROM snapshot WHERE deleted_at < now() - make_interval(secs => :seconds)")
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    id: UUID
+    name: str
+    spec: SnapshotSpec
+    created_at: datetime
+    updated_at: datetime
+    deleting_at: datetime | None
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeRow:
+    """`disks` and `excluded` as they are kept: mappings of SnapshotDisk, and of name and reason."""
+
+    id: UUID
+    snapshot_id: UUID
+    number: int
+    state: TakeState
+    state_since: datetime
+    shape: str | None
+    revision: str | None
+    based_at: datetime | None
+    vm_name: str | None
+    vm_uid: str | None
+    claim_id: UUID | None
+    object_uid: str | None
+    disks: tuple[dict[str, Any], ...]
+    excluded: tuple[dict[str, Any], ...]
+    bytes: int | None
+    reason: str | None
+    created_at: datetime
+    ready_at: datetime | None
+    ended_at: datetime | None
+
+    @property
+    def facts(self) -> TakeFacts:
+        return TakeFacts(
+            id=self.id,
+            number=self.number,
+            state=self.state,
+            state_since=self.state_since,
+            revision=self.revision,
+            based_at=self.based_at,
+            ended_at=self.ended_at,
+            reason=self.reason,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotUse:
+    """What started from a snapshot, of the VMs that are still known. Times of the last boots, in seconds."""
+
+    used: int = 0
+    last_at: datetime | None = None
+    boots: int = 0
+    p50: float | None = None
+    p95: float | None = None
+
+
+async def get(tx: AsyncConnection, name: str, *, lock: bool = False) -> SnapshotRow | None:
+    """The snapshot of that name; with `lock` no other writer changes it until `tx` ends."""
+    query = _BY_NAME + (" FOR UPDATE" if lock else "")
+    return _snapshot((await tx.execute(text(query), {"name": name})).mappings().first())
+
+
+async def get_by_id(tx: AsyncConnection, snapshot_id: UUID) -> SnapshotRow | None:
+    return _snapshot((await tx.execute(text(_BY_ID), {"id": snapshot_id})).mappings().first())
+
+
+async def page(
+    tx: AsyncConnection, *, after: str, limit: int, shape: str | None, source: str | None
+) -> list[SnapshotRow]:
+    """By name, those after `after`. `source`: the name of their VM or pool; `shape`: of a ready take."""
+    params = {"after": after, "limit": limit, "shape": shape, "source": source}
+    rows = (await tx.execute(text(_PAGE), params)).mappings()
+    return [row for row in map(_snapshot, rows) if row is not None]
+
+
+async def takes_of(tx: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, list[TakeRow]]:
+    """The takes of each snapshot, oldest first; of those that have ended only the last few."""
+    found: dict[UUID, list[TakeRow]] = {snapshot_id: [] for snapshot_id in ids}
+    for row in (await tx.execute(text(_TAKES), {"ids": list(ids), "kept": _TAKES_KEPT})).mappings():
+        found[row["snapshot_id"]].append(_take(row))
+    return found
+
+
+async def get_take(tx: AsyncConnection, take_id: UUID) -> TakeRow | None:
+    row = (await tx.execute(text(_TAKE_BY_ID), {"id": take_id})).mappings().first()
+    return _take(row) if row else None
+
+
+async def hold(tx: AsyncConnection, name: str) -> bool:
+    """Whether there is such a snapshot that is not being deleted; nobody begins to delete it until `tx` ends."""
+    return (await tx.execute(_HOLD, {"name": name})).first() is not None
+
+
+async def insert(tx: AsyncConnection, *, snapshot_id: UUID, spec: SnapshotSpec) -> bool:
+    """False where another snapshot of that name came first."""
+    params = {"id": snapshot_id, "name": spec.name, "spec": spec.model_dump(mode="json")}
+    return (await tx.execute(_INSERT, params)).first() is not None
+
+
+async def insert_take(tx: AsyncConnection, *, snapshot_id: UUID, take_id: UUID) -> int:
+    """A take is wanted: its number. The caller holds the snapshot's row, or its lease."""
+    number: int = (await tx.execute(_INSERT_TAKE, {"id": take_id, "snapshot_id": snapshot_id})).scalar_one()
+    return number
+
+
+async def begin_delete(tx: AsyncConnection, snapshot_id: UUID) -> bool:
+    return (await tx.execute(_BEGIN_DELETE, {"id": snapshot_id})).first() is not None
+
+
+async def end_delete(tx: AsyncConnection, snapshot_id: UUID) -> bool:
+    """Deletes a snapshot that is being deleted and of which nothing is left; its name is free then."""
+    return (await tx.execute(_END_DELETE, {"id": snapshot_id})).first() is not None
+
+
+async def make_due(tx: AsyncConnection, snapshot_id: UUID) -> None:
+    """A worker looks at it at the next occasion."""
+    await tx.execute(_MAKE_DUE, {"id": snapshot_id})
+
+
+async def move_take(
+    tx: AsyncConnection, take: TakeRow, target: TakeState, *, reason: str | None = None, **written: Any
+) -> bool:
+    """Moves a take on from the state that `take` has, and writes what else is known now; False where it has moved already.
+
+    `written` may hold shape, revision, based_at, vm_name, vm_uid, claim_id, disks, excluded and bytes. Raises IllegalTransition.
+    """
+    check_take_transition(take.state, target)
+    more = "".join(f", {column} = :{column}" for column in sorted(written))
+    kept = [bindparam(column, type_=JSONB) for column in ("disks", "excluded") if column in written]
+    statement = text(_MOVE.format(more=more)).bindparams(*kept)
+    params = {"id": take.id, "source": str(take.state), "target": str(target), "reason": reason, **written}
+    return (await tx.execute(statement, params)).first() is not None
+
+
+async def note_take(tx: AsyncConnection, take_id: UUID, reason: str | None) -> None:
+    """What it waits for, in words."""
+    await tx.execute(_NOTE, {"id": take_id, "reason": reason})
+
+
+async def write_object(tx: AsyncConnection, take_id: UUID, uid: str) -> None:
+    """The cluster has the take's VirtualMachineSnapshot."""
+    await tx.execute(_WRITE_OBJECT, {"id": take_id, "uid": uid})
+
+
+async def pools_using(tx: AsyncConnection, name: str) -> dict[str, dict[str, Any]]:
+    """The users' pools whose VMs start from it, each with the spec of its VMs."""
+    return {row.name: row.vm_spec for row in await tx.execute(_USERS, {"name": name})}
+
+
+async def users_of(tx: AsyncConnection, names: Iterable[str]) -> dict[str, list[str]]:
+    """By snapshot the names of the pools whose VMs start from it."""
+    wanted = list(names)
+    found: dict[str, list[str]] = {name: [] for name in wanted}
+    for row in await tx.execute(_USERS_OF, {"names": wanted}):
+        found[row.source].append(row.name)
+    return found
+
+
+async def use_of(tx: AsyncConnection, names: Iterable[str]) -> dict[str, SnapshotUse]:
+    """By snapshot what started from it."""
+    rows = await tx.execute(_USE, {"names": list(names), "last": _LAST_BOOTS})
+    return {row.name: SnapshotUse(row.used, row.last, row.boots, row.p50, row.p95) for row in rows}
+
+
+async def prune(tx: AsyncConnection, *, seconds: float) -> int:
+    """Drops snapshots that were deleted more than `seconds` ago, with their takes, and says how many."""
+    return (await tx.execute(_PRUNE, {"seconds": seconds})).rowcount
+
+
+def _snapshot(row: Mapping[Any, Any] | None) -> SnapshotRow | None:
+    return SnapshotRow(**{**row, "spec": SnapshotSpec.model_validate(row["spec"])}) if row else None
+
+
+def _take(row: Mapping[Any, Any]) -> TakeRow:
+    return TakeRow(
+        **{
+            **row,
+            "state": TakeState(row["state"]),
+            "disks": tuple(row["disks"]),
+            "excluded": tuple(row["excluded"]),
+        }
+    )
