@@ -11,6 +11,8 @@
     POST   nodes/{name}/kill     power it off; POST nodes/{name}/revive powers it on
     POST   namespaces            {"name": ...}
     POST   compact               forget the past: a watch or list from an older resourceVersion gets 410
+    POST   images                {"url": "docker://...", "digest": "sha256:...", "look": true}: the registry has new content
+                                 there; DataImportCrons of the URL see it by their schedule, with `look` at once
     POST   restart               {"kill": true, "down": seconds, "starting": seconds}: the API server stops and comes back
     POST   reset                 remove every object and fault; nodes and namespaces as at the start
 
@@ -35,8 +37,20 @@ selector, "count": n, "probability": p, "settings": {...}}; only `kind` is neede
     unready         the readiness probe fails;  flapping: it fails and succeeds in turn every `seconds`
     image-error     the container disk cannot be pulled: `message`
 
+    import-fails    a DataVolume's import ends in an error at `percent` (60), with `message`, and is tried again after a
+                    backoff; each attempt counts. `fatal`: the phase becomes Failed and no attempt follows
+    import-stalls   an import stops at `percent` (60) and says nothing
+    cron-import-fails  as import-fails, for imports of the DataImportCron that it matches
+    clone-hangs     a DataVolume's clone never ends
+    claim-never-binds  a claim stays Pending
+    snapshot-fails  VolumeSnapshots end in an error, `message`; the VirtualMachineSnapshot has it as status.error at once
+                    and is Failed at its failureDeadline (5 min of the cluster's scale where it names none)
+    snapshot-hangs  VolumeSnapshots never get ready
+    volume-excluded `volume` (all) is left out of a VirtualMachineSnapshot though it could be in it
 Watch faults strike watches as they are opened; with settings {"running": true} also those open already. Guest faults
-match a VMI by namespace, name and labels.
+match a VMI by namespace, name and labels; storage faults the DataVolume, DataImportCron, claim, or snapshot (the
+VirtualMachineSnapshot, or a VolumeSnapshot that belongs to none). What was struck stays so until the fault is lifted;
+`count` limits how many are struck, for import-fails how many attempts.
 """
 
 import json
@@ -49,6 +63,7 @@ from aiohttp import web
 
 from app.devcluster.cluster_parts import Parts
 from app.devcluster.conditions import find, holds
+from app.devcluster.image_sources import set_digest
 from app.devcluster.nodes import NodeShape
 from app.devcluster.quantities import is_quantity
 from app.devcluster.registry import NODES, PODS, VIRTUAL_MACHINE_INSTANCES, VIRTUAL_MACHINES
@@ -80,6 +95,13 @@ class Admin:
             case ("POST", "namespaces"):
                 self._parts.add_namespace(_text(await _read(request), "name"))
                 return {}, 201
+            case ("POST", "images"):
+                order = await _read(request)
+                url = _text(order, "url")
+                set_digest(self._parts.api, url, _text(order, "digest"))
+                if order.get("look", False):
+                    self._parts.crons.look_now(url)
+                return {}, 200
             case ("POST", "compact"):
                 self._parts.store.forget_history()
                 return {"resourceVersion": str(self._parts.store.rv)}, 200

@@ -1,11 +1,13 @@
-"""KubeVirt's webhooks as far as this cluster has them: defaults for VMs, and the refusals of its validators."""
+"""KubeVirt's and CDI's webhooks as far as this cluster has them: defaults for VMs, and the refusals of its validators."""
 
 import uuid
 
 from app.devcluster import schemas
+from app.devcluster.cdi_rules import check_cron, check_volume
+from app.devcluster.objects import Store
 from app.devcluster.pool_rules import check_pool
 from app.devcluster.quantities import is_quantity
-from app.devcluster.registry import POOLS, VIRTUAL_MACHINES, VM_SNAPSHOTS, Resource
+from app.devcluster.registry import DATA_IMPORT_CRONS, DATA_VOLUMES, POOLS, VIRTUAL_MACHINES, VM_SNAPSHOTS, Resource
 from app.devcluster.status import ApiError, Json
 from app.devcluster.vm_rules import check_machine
 
@@ -15,6 +17,9 @@ _DEPRECATED = "spec.running is deprecated, please use spec.runStrategy instead."
 
 class Webhooks:
     """Mutates and validates what is written through the API; controllers write past it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
     def mutate(self, resource: Resource, obj: Json, old: Json | None) -> Json:
         if resource is not VIRTUAL_MACHINES:
@@ -33,6 +38,10 @@ class Webhooks:
             _refuse("virtualmachinepool-validator.kubevirt.io", check_pool(obj, old))
         if resource is VM_SNAPSHOTS:
             _refuse("virtualmachinesnapshot-validator.snapshot.kubevirt.io", _check_snapshot(obj, old))
+        if resource is DATA_VOLUMES:
+            _refuse("datavolume-validate.cdi.kubevirt.io", check_volume(self._store, obj, old))
+        if resource is DATA_IMPORT_CRONS:
+            _refuse("dataimportcron-validate.cdi.kubevirt.io", check_cron(obj, old))
         return []
 
     def _check_shape(self, vm: Json) -> None:

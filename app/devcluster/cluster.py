@@ -16,6 +16,7 @@ from app.devcluster.builtin import settle
 from app.devcluster.clock import Clock, LoopClock, ManualClock
 from app.devcluster.config import DevClusterConfig
 from app.devcluster.daemon_sets import DaemonSetController
+from app.devcluster.data_import_crons import DataImportCronController
 from app.devcluster.data_sources import DataSourceController
 from app.devcluster.data_volumes import DataVolumeController
 from app.devcluster.disruptions import Disruptions, ResetError, Stage
@@ -160,7 +161,7 @@ class DevCluster:
 
     def _build(self) -> None:
         config, store = self.config, self.store
-        api = self.api = Api(store, self.clock, Webhooks(), self.jitter)
+        api = self.api = Api(store, self.clock, Webhooks(store), self.jitter)
         self.ledger = Ledger(store)
         self.disruptions = Disruptions(self.faults, store, self.clock, config.durations)
         self._garbage = GarbageCollector(api, config.durations)
@@ -176,6 +177,7 @@ class DevCluster:
         sources = DataSourceController(api)
         snapshots = SnapshotController(api, config.durations, self.faults)
         restores = RestoreController(api, config.durations)
+        self.crons = DataImportCronController(api, config.durations)
         daemons = DaemonSetController(api, config.durations, self.jitter)
         scheduler = Scheduler(api, self.ledger, config.durations, self.jitter)
         addresses = PodAddresses()
@@ -194,6 +196,7 @@ class DevCluster:
             sources.resume,
             daemons.resume,
             snapshots.resume,
+            self.crons.resume,
             restores.resume,
             pools.resume,
             machines.resume,
@@ -212,6 +215,7 @@ class DevCluster:
             sources,
             daemons,
             snapshots,
+            self.crons,
             restores,
             pools,
             machines,
@@ -231,6 +235,7 @@ class DevCluster:
             sources.stop,
             daemons.stop,
             snapshots.stop,
+            self.crons.stop,
             restores.stop,
             pools.stop,
             machines.stop,

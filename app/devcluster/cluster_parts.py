@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from typing import Protocol
 
+from app.devcluster.api import Api
+from app.devcluster.data_import_crons import DataImportCronController
 from app.devcluster.faults import FaultBook
 from app.devcluster.image_cache import ImageCache
 from app.devcluster.node_agent import NodeAgent
@@ -15,6 +17,8 @@ from app.devcluster.watch import Watch
 class Parts(Protocol):
     store: Store
     faults: FaultBook
+    api: Api
+    crons: DataImportCronController
     agent: NodeAgent
     lifecycle: NodeLifecycle
     ledger: Ledger

@@ -1,9 +1,9 @@
 """CDI's DataSources, and where a DataVolume's content comes from (CDI v1.66.0)."""
 
 from dataclasses import dataclass
-from datetime import datetime
 
 from app.devcluster.api import Api
+from app.devcluster.cdi_conditions import cdi_condition
 from app.devcluster.objects import Change, Key, Store
 from app.devcluster.registry import CLAIMS, DATA_SOURCES, DATA_VOLUMES, PODS, VOLUME_SNAPSHOTS
 from app.devcluster.status import Json
@@ -132,7 +132,9 @@ class DataSourceController:
         source = find_source(self._api.store, reference)
         ready, message, reason = self._judge(source)
         old = (stored.obj.get("status") or {}).get("conditions")
-        told: Json = {"conditions": [_condition(old, ready, message, reason, self._api.clock.now())], "source": {}}
+        moment = stamp(self._api.clock.now())
+        condition = cdi_condition(old, "Ready", "True" if ready else "False", reason, message, moment)
+        told: Json = {"conditions": [condition], "source": {}}
         if ready and source is not None:
             told["source"] = {source.kind: {"name": source.name, "namespace": source.namespace}}
         self._api.modify(DATA_SOURCES, stored, lambda obj: {**obj, "status": told})
@@ -151,25 +153,3 @@ class DataSourceController:
             if phase != "Succeeded":
                 return False, f"Import DataVolume phase {phase}", phase
         return True, "DataSource is ready to be consumed", "Ready"
-
-
-def _condition(
-    old: list[Json] | None,
-    ready: bool,  # noqa: FBT001  # the condition's own value
-    message: str,
-    reason: str,
-    now: datetime,
-) -> Json:
-    before = next((item for item in old or () if item["type"] == "Ready"), {})
-    status = "True" if ready else "False"
-    if (before.get("status"), before.get("message"), before.get("reason")) == (status, message, reason):
-        return before
-    since = before["lastTransitionTime"] if before.get("status") == status else stamp(now)
-    return {
-        "lastHeartbeatTime": stamp(now),
-        "lastTransitionTime": since,
-        "message": message,
-        "reason": reason,
-        "status": status,
-        "type": "Ready",
-    }

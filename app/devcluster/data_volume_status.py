@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from app.devcluster.cdi_conditions import cdi_condition
 from app.devcluster.status import Json
 from app.devcluster.volumes import is_bound
 
@@ -42,7 +43,7 @@ def percent_of(volume: Json) -> float:
 def build_status(volume: Json, claim: Json | None, told: Told, moment: str) -> Json:
     old = volume.get("status") or {}
     name = volume["metadata"]["name"]
-    known = {item["type"]: item for item in old.get("conditions", ())}
+    known = old.get("conditions")
     bound = _bound(name, claim, told)
     absent = ("False", told.claim[0], told.claim[1]) if told.claim else None
     conditions = {
@@ -51,7 +52,7 @@ def build_status(volume: Json, claim: Json | None, told: Told, moment: str) -> J
         "Ready": absent or ("True" if told.phase == "Succeeded" else "False", "", ""),
     }
     status: Json = {
-        "conditions": [_condition(kind, *value, known.get(kind, {}), moment) for kind, value in conditions.items()],
+        "conditions": [cdi_condition(known, kind, *value, moment) for kind, value in conditions.items()],
         "progress": told.progress or old.get("progress") or "N/A",
     }
     if claim is not None:
@@ -76,18 +77,3 @@ def _running(told: Told) -> tuple[str, str, str]:
     if told.running:
         return "True", "Pod is running", ""
     return "False", told.reason or "Completed", told.message
-
-
-def _condition(kind: str, status: str, reason: str, message: str, before: Json, moment: str) -> Json:
-    """Unchanged conditions keep their times; one with another status has a new transition."""
-    if (before.get("status"), before.get("reason"), before.get("message")) == (status, reason, message):
-        return before
-    since = before["lastTransitionTime"] if before.get("status") == status else moment
-    return {
-        "lastHeartbeatTime": moment,
-        "lastTransitionTime": since,
-        "message": message,
-        "reason": reason,
-        "status": status,
-        "type": kind,
-    }

@@ -39,6 +39,7 @@ class Durations:
     volume_bind: float = 0.5
     import_total: float = 40.0
     import_retry: float = 10.0
+    cron_poll: float = 2.0
     clone_total: float = 6.0
     copy_total: float = 25.0
     snapshot_total: float = 3.0

@@ -23,7 +23,7 @@ _REVISION = "kubevirt.io/vm-pool-revision-name"
 class PoolController:
     def __init__(self, api: Api, durations: Durations) -> None:
         self._api = api
-        self._webhooks = Webhooks()
+        self._webhooks = Webhooks(api.store)
         self._queue: WorkQueue[Key] = WorkQueue("pool", self._visit, api.clock, durations.pool_reaction)
         self._unsubscribe = api.store.subscribe(self._notice)
 

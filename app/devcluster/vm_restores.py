@@ -36,7 +36,7 @@ class RestoreController:
 
     def __init__(self, api: Api, durations: Durations) -> None:
         self._api = api
-        self._webhooks = Webhooks()
+        self._webhooks = Webhooks(api.store)
         self._queue: WorkQueue[_Item] = WorkQueue("restore", self._visit, api.clock, durations.reaction)
         self._unsubscribe = api.store.subscribe(self._notice)
 

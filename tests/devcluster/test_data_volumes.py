@@ -367,16 +367,58 @@ async def test_a_vm_of_a_data_volume_template_clones_an_image(bench):
     assert await exists(bench, f"{CLAIMS}/image")
 
 
-async def test_a_claim_that_was_there_is_left_alone_or_adopted_where_it_may_be(bench):
+async def test_a_claim_that_was_there_is_refused_or_adopted_where_it_may_be(bench):
     await make(bench, CLAIMS, claim("kept"), claim("taken"))
+    status, answer = await bench.call("POST", DATA_VOLUMES, data_volume("kept"))
     adopting = data_volume("taken")
     adopting["metadata"]["annotations"] = {"cdi.kubevirt.io/allowClaimAdoption": "true"}
-    await make(bench, DATA_VOLUMES, data_volume("kept"), adopting)
-    await bench.clock.advance(60)
+    await make(bench, DATA_VOLUMES, adopting)
+    await bench.clock.advance(2)
 
-    assert await look(bench, "kept") == (None, None)
+    assert status == 422
+    assert answer["message"].endswith("denied the request: Destination PVC default/kept already exists")
     assert await look(bench, "taken") == ("Succeeded", "100.0%")
     assert (await bench.get(f"{CLAIMS}/taken"))["metadata"]["ownerReferences"][0]["kind"] == "DataVolume"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"source": None}, "Data volume should have either Source or SourceRef, or be externally populated"),
+        ({"storage": None}, "Missing Data volume PVC"),
+        ({"storage": {}}, "Storage size is missing"),
+        ({"storage": {"resources": {"requests": {"storage": "0"}}}}, "Storage size can't be equal or less than zero"),
+        ({"storage": {"resources": {"requests": {"storage": "1k"}}}}, "Storage size should be at least 1MiB"),
+        ({"source": {"blank": {}, "http": {"url": "http://x/y"}}}, "Multiple Data volume sources"),
+        (
+            {"storage": None, "pvc": {"resources": {"requests": {"storage": "1Gi"}}}},
+            "Required value: at least 1 access mode is required",
+        ),
+    ],
+)
+async def test_what_cdi_refuses_in_a_data_volume(bench, change, told):
+    volume = data_volume("image")
+    volume["spec"] = {key: value for key, value in {**volume["spec"], **change}.items() if value is not None}
+
+    status, answer = await bench.call("POST", DATA_VOLUMES, volume)
+
+    assert status == 422
+    expected = f'admission webhook "datavolume-validate.cdi.kubevirt.io" denied the request: {told}'
+    assert answer["message"] == expected
+
+
+async def test_a_data_volume_keeps_its_spec(bench):
+    await make(bench, DATA_VOLUMES, data_volume("image"))
+    merge = {"Content-Type": "application/merge-patch+json"}
+    change = {"spec": {"source": {"http": {"url": "https://images.example.com/other.qcow2"}}}}
+
+    status, answer = await bench.call("PATCH", f"{DATA_VOLUMES}/image", change, headers=merge)
+    labelled, _ = await bench.call(
+        "PATCH", f"{DATA_VOLUMES}/image", {"metadata": {"labels": {"a": "b"}}}, headers=merge
+    )
+
+    assert (status, labelled) == (422, 200)
+    assert answer["message"].endswith("denied the request: Cannot update DataVolume Spec")
 
 
 async def test_import_fails_is_tried_again_and_ends_with_its_count(bench):
