@@ -13,6 +13,7 @@ from app.store import pools as pool_rows
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify, notify_settled
 from app.store.rows import PoolRow
+from app.usecases.starting import note_on_start
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +39,8 @@ async def plan_next_pool(db: Database, *, every_seconds: float, skip: tuple[UUID
             return pool_id
         step = plan(snapshot, now)
         await _apply(tx, pool, step, asked={vm.id for vm in snapshot.in_flight if vm.asked})
-        await planning.write(tx, pool_id, next_in_seconds=_next_look(step, now, every_seconds), notes=step.notes)
+        notes = (*step.notes, *await note_on_start(tx, pool.path, pool.source))
+        await planning.write(tx, pool_id, next_in_seconds=_next_look(step, now, every_seconds), notes=notes)
     if not step.is_idle:
         log.info(
             "pool.planned",

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import structlog
 
-from app.cluster.gateway import Gateway
+from app.cluster.gateway import Gateway, VmTemplate
 from app.domain.pools import PoolSpec
 from app.domain.states import ClaimState, VmState
 from app.errors import Conflict, PoolBeingDeleted, PoolNotFound
@@ -18,6 +18,7 @@ from app.store import pools as pool_rows
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify, notify_settled
 from app.store.rows import PoolRow
+from app.usecases.starting import require_source
 
 log = structlog.get_logger(__name__)
 
@@ -34,11 +35,20 @@ class PutPool:
     outcome: Written
 
 
-async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> PutPool:
-    """Creates the pool, or brings it to `spec`; the same spec again changes nothing.
+@dataclass(frozen=True, slots=True)
+class CheckedPool:
+    """A pool that may be written, what its VMs are made from, and what writing it does as things stand."""
+
+    template: VmTemplate
+    revision: str
+    outcome: Written
+
+
+async def check_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> CheckedPool:
+    """What speaks against the pool, found out without writing anything.
 
     A template that is new to the pool is checked by a server-side dry run. Raises TemplateRefused, PoolBeingDeleted,
-    ClusterUnavailable (nothing is stored then).
+    ClusterUnavailable.
     """
     template = gateway.expand(spec.template, spec.warm_when, spec.placement, diskless=spec.start_from is not None)
     revision = revision_of(template.fingerprint, spec)
@@ -47,10 +57,24 @@ async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) ->
     _refuse_deleting(before)
     if before is None or before.revision != revision:
         await gateway.check(template)
+    if before is None:
+        return CheckedPool(template, revision, Written.CREATED)
+    unchanged = before.spec == spec and before.revision == revision
+    return CheckedPool(template, revision, Written.UNCHANGED if unchanged else Written.CHANGED)
 
+
+async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> PutPool:
+    """Creates the pool, or brings it to `spec`; the same spec again changes nothing.
+
+    Raises what `check_pool` raises, and InvalidRequest where what its VMs are to start from does not exist.
+    """
+    checked = await check_pool(db, gateway, name, spec)
+    template, revision = checked.template, checked.revision
     async with db.begin() as tx:
         pool = await pool_rows.get(tx, name, lock=True)
         _refuse_deleting(pool)
+        if pool is None or pool.spec.start_from != spec.start_from:
+            await require_source(tx, spec.start_from)
         if pool is None:
             outcome = Written.CREATED
             pool_id = new_id()
