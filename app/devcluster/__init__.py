@@ -17,7 +17,7 @@ from app.devcluster.cluster import DevCluster
 from app.devcluster.config import DevClusterConfig
 from app.devcluster.durations import Durations
 from app.devcluster.faults import Fault, FaultBook
-from app.devcluster.nodes import NodeShape
+from app.devcluster.node_shapes import NodeShape
 
 __all__ = [
     "Clock",

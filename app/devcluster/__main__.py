@@ -12,12 +12,14 @@ import structlog
 from app.devcluster.cluster import DevCluster
 from app.devcluster.config import DevClusterConfig
 from app.devcluster.durations import DEFAULT_COLD_BOOT_SECONDS, Durations
-from app.devcluster.nodes import NodeShape
+from app.devcluster.image_cache import IMAGE_CACHE_SLOTS
+from app.devcluster.node_shapes import SHAPE_FIELDS, NodeShape, change_shape, parse_shape
 from app.devcluster.quantities import is_quantity
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     # Standard output carries the line that says where we listen, and nothing else.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     shape = NodeShape(
@@ -25,13 +27,21 @@ def main(arguments: list[str] | None = None) -> int:
         memory=options.node_memory,
         hugepages_2mi=options.hugepages_2mi,
         hugepages_1gi=options.hugepages_1gi,
+        cpumanager=not options.no_cpumanager,
     )
+    try:
+        change_shape(shape, {})
+        named = dict(parse_shape(text, shape) for text in options.node)
+    except ValueError as error:
+        parser.error(str(error))
     config = DevClusterConfig(
         host=options.host,
         port=options.port,
         durations=Durations.for_cold_boot(options.cold_boot_seconds, time_scale=options.time_scale),
         nodes=options.nodes,
         node_shape=shape,
+        named_nodes=named,
+        image_cache_slots=options.image_cache_slots,
         namespaces=("default", *options.namespace),
         images=tuple(options.image),
         state=options.state,
@@ -94,7 +104,17 @@ def _parser() -> argparse.ArgumentParser:
         "--hugepages-2mi", type=_quantity, default="64Gi", help="memory of each node set aside as 2 MiB pages"
     )
     parser.add_argument(
-        "--hugepages-1gi", type=_quantity, default="0", help="memory of each node set aside as 1 GiB pages"
+        "--hugepages-1gi", type=_quantity, default="16Gi", help="memory of each node set aside as 1 GiB pages"
+    )
+    parser.add_argument("--no-cpumanager", action="store_true", help="nodes pin no CPUs")
+    parser.add_argument("--image-cache-slots", type=int, default=IMAGE_CACHE_SLOTS, help="images each node can hold")
+    parser.add_argument(
+        "--node",
+        action="append",
+        default=[],
+        metavar="NAME,MEMBER=VALUE,...",
+        help="a node of its own shape, beside the others or in the place of nodeN; repeatable. Members: "
+        f"{', '.join(sorted(SHAPE_FIELDS - {'labels'}))} (lists with +), label.KEY",
     )
     parser.add_argument("--namespace", action="append", default=[], help="a namespace beside default; repeatable")
     parser.add_argument("--image", action="append", default=[], help="a container disk every node has; repeatable")

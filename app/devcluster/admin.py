@@ -6,13 +6,14 @@
     DELETE faults                lift all
     DELETE faults/{id}           lift one
     GET    nodes                 each node: alive or not, what its pods ask for, the images it holds
-    POST   nodes                 {"name": ..., "cpu": 32, "memory": "256Gi", "hugepages_2mi": ..., "hugepages_1gi": ...}
+    POST   nodes                 {"name": ..., members of NodeShape}: a further node, which takes what waits for room
+    PATCH  nodes/{name}          members of NodeShape: the node gets others; what runs there goes on
     DELETE nodes/{name}          take a node away
     POST   nodes/{name}/kill     power it off; POST nodes/{name}/revive powers it on
     POST   namespaces            {"name": ...}
-    POST   compact               forget the past: a watch or list from an older resourceVersion gets 410
     POST   images                {"url": "docker://...", "digest": "sha256:...", "look": true}: the registry has new content
                                  there; DataImportCrons of the URL see it by their schedule, with `look` at once
+    POST   compact               forget the past: a watch or list from an older resourceVersion gets 410
     POST   restart               {"kill": true, "down": seconds, "starting": seconds}: the API server stops and comes back
     POST   reset                 remove every object and fault; nodes and namespaces as at the start
 
@@ -36,7 +37,6 @@ selector, "count": n, "probability": p, "settings": {...}}; only `kind` is neede
     guest-dies      the VMI fails `seconds` after it runs
     unready         the readiness probe fails;  flapping: it fails and succeeds in turn every `seconds`
     image-error     the container disk cannot be pulled: `message`
-
     import-fails    a DataVolume's import ends in an error at `percent` (60), with `message`, and is tried again after a
                     backoff; each attempt counts. `fatal`: the phase becomes Failed and no attempt follows
     import-stalls   an import stops at `percent` (60) and says nothing
@@ -47,6 +47,7 @@ selector, "count": n, "probability": p, "settings": {...}}; only `kind` is neede
                     and is Failed at its failureDeadline (5 min of the cluster's scale where it names none)
     snapshot-hangs  VolumeSnapshots never get ready
     volume-excluded `volume` (all) is left out of a VirtualMachineSnapshot though it could be in it
+
 Watch faults strike watches as they are opened; with settings {"running": true} also those open already. Guest faults
 match a VMI by namespace, name and labels; storage faults the DataVolume, DataImportCron, claim, or snapshot (the
 VirtualMachineSnapshot, or a VolumeSnapshot that belongs to none). What was struck stays so until the fault is lifted;
@@ -55,7 +56,6 @@ VirtualMachineSnapshot, or a VolumeSnapshot that belongs to none). What was stru
 
 import json
 from collections import Counter
-from dataclasses import fields
 from typing import Any
 
 import orjson
@@ -64,10 +64,10 @@ from aiohttp import web
 from app.devcluster.cluster_parts import Parts
 from app.devcluster.conditions import find, holds
 from app.devcluster.image_sources import set_digest
-from app.devcluster.nodes import NodeShape
-from app.devcluster.quantities import is_quantity
+from app.devcluster.node_shapes import NodeShape, change_shape
+from app.devcluster.nodes import shape_of
 from app.devcluster.registry import NODES, PODS, VIRTUAL_MACHINE_INSTANCES, VIRTUAL_MACHINES
-from app.devcluster.status import ApiError, Json, bad_request, not_found
+from app.devcluster.status import ApiError, Json, already_exists, bad_request, not_found
 from app.devcluster.vmi_controller import phase_of
 
 PREFIX = "/devcluster/v1/"
@@ -147,11 +147,19 @@ class Admin:
             case ("POST",):
                 given = await _read(request)
                 name = _text(given, "name")
-                self._parts.add_node(name, _shape(given))
+                if self._parts.store.get(NODES, "", name) is not None:
+                    raise already_exists("", "nodes", name)
+                self._parts.add_node(name, _shape(NodeShape(), {key: given[key] for key in given if key != "name"}))
                 stored = self._parts.store.get(NODES, "", name)
                 if stored is None:
                     raise not_found("", "nodes", name)
                 return self._describe(stored.obj), 201
+            case ("PATCH", name):
+                stored = lifecycle.find(name)
+                given = await _read(request)
+                _shape(shape_of(stored.obj), given)
+                self._parts.change_node(name, given)
+                return self._describe(lifecycle.find(name).obj), 200
             case ("DELETE", name):
                 lifecycle.remove(name)
             case ("POST", name, "kill"):
@@ -160,7 +168,9 @@ class Admin:
                 lifecycle.revive(name)
             case _:
                 raise ApiError(
-                    405, "MethodNotAllowed", "nodes take GET, POST, DELETE {name} and POST {name}/kill|revive"
+                    405,
+                    "MethodNotAllowed",
+                    "nodes take GET, POST, PATCH and DELETE {name}, and POST {name}/kill|revive",
                 )
         return {}, 200
 
@@ -174,6 +184,7 @@ class Admin:
             "used": {kind: amount for kind, amount in self._parts.ledger.used(name).items() if amount},
             "allocatable": node["status"]["allocatable"],
             "images": self._parts.images.held().get(name, []),
+            "shape": shape_of(node).as_json(),
         }
 
     def _state(self) -> Json:
@@ -211,16 +222,11 @@ async def _read(request: web.Request) -> dict[str, Any]:
     return given
 
 
-def _shape(given: dict[str, Any]) -> NodeShape:
-    members = {key: value for key, value in given.items() if key != "name"}
-    known = {field.name for field in fields(NodeShape)}
-    for key, value in members.items():
-        if key not in known:
-            raise bad_request(f"node field '{key}' is not known; use name, {', '.join(sorted(known))}")
-        counted = key in {"cpu", "pods"}
-        if (counted and (not isinstance(value, int) or value < 1)) or (not counted and not is_quantity(value)):
-            raise bad_request(f"'{key}' must be {'a whole number above 0' if counted else 'a quantity such as 64Gi'}")
-    return NodeShape(**members)
+def _shape(shape: NodeShape, given: dict[str, Any]) -> NodeShape:
+    try:
+        return change_shape(shape, given)
+    except ValueError as error:
+        raise bad_request(str(error)) from error
 
 
 def _text(given: dict[str, Any], name: str) -> str:

@@ -2,9 +2,9 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import yaml
 from aiohttp import web
@@ -27,7 +27,8 @@ from app.devcluster.image_cache import ImageCache
 from app.devcluster.namespaces import NamespaceController
 from app.devcluster.node_agent import NodeAgent
 from app.devcluster.node_lifecycle import NodeLifecycle
-from app.devcluster.nodes import Ledger, NodeShape, build_node
+from app.devcluster.node_shapes import NodeShape, change_shape
+from app.devcluster.nodes import Ledger, build_node, reshape, shape_of
 from app.devcluster.objects import Store
 from app.devcluster.persistence import StateFile
 from app.devcluster.plain_pods import PodKubelet
@@ -36,7 +37,7 @@ from app.devcluster.pool_controller import PoolController
 from app.devcluster.registry import NAMESPACES, NODES, RESOURCES
 from app.devcluster.scheduler import Scheduler
 from app.devcluster.server import BODY_LIMIT, ApiServer
-from app.devcluster.status import Json
+from app.devcluster.status import Json, not_found
 from app.devcluster.storage import StorageDriver
 from app.devcluster.storage_classes import storage_objects
 from app.devcluster.storage_profiles import StorageProfileController
@@ -119,7 +120,7 @@ class DevCluster:
             self._furnish()
         self.images.load()
         for stored in self.store.each(NODES):
-            self._provide_images(stored.obj["metadata"]["name"])
+            self._provide_images(stored.obj["metadata"]["name"], shape_of(stored.obj))
         self._build()
         for resource in RESOURCES:
             self._garbage.resume(resource)
@@ -155,7 +156,8 @@ class DevCluster:
         self._state.attach(self.store, self.clock)
         return found
 
-    def _provide_images(self, node: str) -> None:
+    def _provide_images(self, node: str, shape: NodeShape) -> None:
+        self.images.introduce(node, shape.image_slots)
         for image in self.config.images:
             self.images.add(node, image)
 
@@ -175,9 +177,9 @@ class DevCluster:
         volumes = DataVolumeController(api, config.durations, self.jitter, self.faults)
         profiles = StorageProfileController(api)
         sources = DataSourceController(api)
+        self.crons = DataImportCronController(api, config.durations)
         snapshots = SnapshotController(api, config.durations, self.faults)
         restores = RestoreController(api, config.durations)
-        self.crons = DataImportCronController(api, config.durations)
         daemons = DaemonSetController(api, config.durations, self.jitter)
         scheduler = Scheduler(api, self.ledger, config.durations, self.jitter)
         addresses = PodAddresses()
@@ -194,9 +196,9 @@ class DevCluster:
             profiles.resume,
             volumes.resume,
             sources.resume,
+            self.crons.resume,
             daemons.resume,
             snapshots.resume,
-            self.crons.resume,
             restores.resume,
             pools.resume,
             machines.resume,
@@ -213,9 +215,9 @@ class DevCluster:
             profiles,
             volumes,
             sources,
+            self.crons,
             daemons,
             snapshots,
-            self.crons,
             restores,
             pools,
             machines,
@@ -233,9 +235,9 @@ class DevCluster:
             profiles.stop,
             volumes.stop,
             sources.stop,
+            self.crons.stop,
             daemons.stop,
             snapshots.stop,
-            self.crons.stop,
             restores.stop,
             pools.stop,
             machines.stop,
@@ -312,9 +314,18 @@ class DevCluster:
 
     def add_node(self, name: str, shape: NodeShape | None = None) -> None:
         number = sum(1 for _ in self.store.each(NODES))
-        node = build_node(name, shape or self.config.node_shape, number, self.clock.now())
-        self.store.put(NODES, node)
-        self._provide_images(name)
+        shape = shape or self.config.named_nodes.get(name, self.config.node_shape)
+        self.store.put(NODES, build_node(name, shape, number, self.clock.now()))
+        self._provide_images(name, shape)
+
+    def change_node(self, name: str, given: Mapping[str, Any]) -> None:
+        """Give a node other members of its shape. Raises ApiError 404 for a node that is not there, ValueError for nonsense."""
+        stored = self.store.get(NODES, "", name)
+        if stored is None:
+            raise not_found("", "nodes", name)
+        shape = change_shape(shape_of(stored.obj), given)
+        self.api.modify(NODES, stored, lambda node: reshape(node, shape))
+        self.images.introduce(name, shape.image_slots)
 
     def add_namespace(self, name: str) -> None:
         if self.store.get(NAMESPACES, "", name) is None:
@@ -329,9 +340,10 @@ class DevCluster:
             self.add_namespace(name)
         for resource, obj in storage_objects(stamp(self.clock.now())):
             self.store.put(resource, obj)
-        for number in range(1, self.config.nodes + 1):
-            if self.store.get(NODES, "", f"node{number}") is None:
-                self.add_node(f"node{number}")
+        counted = [f"node{number}" for number in range(1, self.config.nodes + 1)]
+        for name in dict.fromkeys([*counted, *self.config.named_nodes]):
+            if self.store.get(NODES, "", name) is None:
+                self.add_node(name)
         self.store.forget_history()
 
     async def _listen(self) -> None:

@@ -1,7 +1,7 @@
 """What the admin API may reach of a cluster."""
 
-from collections.abc import Collection
-from typing import Protocol
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
 
 from app.devcluster.api import Api
 from app.devcluster.data_import_crons import DataImportCronController
@@ -9,16 +9,17 @@ from app.devcluster.faults import FaultBook
 from app.devcluster.image_cache import ImageCache
 from app.devcluster.node_agent import NodeAgent
 from app.devcluster.node_lifecycle import NodeLifecycle
-from app.devcluster.nodes import Ledger, NodeShape
+from app.devcluster.node_shapes import NodeShape
+from app.devcluster.nodes import Ledger
 from app.devcluster.objects import Store
 from app.devcluster.watch import Watch
 
 
 class Parts(Protocol):
     store: Store
-    faults: FaultBook
     api: Api
     crons: DataImportCronController
+    faults: FaultBook
     agent: NodeAgent
     lifecycle: NodeLifecycle
     ledger: Ledger
@@ -28,6 +29,8 @@ class Parts(Protocol):
     def watches(self) -> Collection[Watch]: ...
 
     def add_node(self, name: str, shape: NodeShape | None = None) -> None: ...
+
+    def change_node(self, name: str, given: Mapping[str, Any]) -> None: ...
 
     def add_namespace(self, name: str) -> None: ...
 

@@ -7,14 +7,15 @@ from pathlib import Path
 from app.devcluster.access import Subject
 from app.devcluster.durations import Durations
 from app.devcluster.image_cache import IMAGE_CACHE_SLOTS
-from app.devcluster.nodes import NodeShape
+from app.devcluster.node_shapes import NodeShape
 
 
 @dataclass(frozen=True, slots=True)
 class DevClusterConfig:
     """`port` 0 lets the system choose. Without `tokens` anybody may do anything. `state` is a SQLite file; None keeps
-    everything in memory. The same `seed` gives the same jitter and generated names;
-    `jitter_share` is how far durations stray either way. `images` are on every node already.
+    everything in memory. `named_nodes` come beside the `nodes` (node1, node2, ...), or give one of those another shape.
+    The same `seed` gives the same jitter and generated names; `jitter_share` is how far durations stray either way.
+    `images` are on every node already.
     """
 
     host: str = "127.0.0.1"
@@ -22,6 +23,7 @@ class DevClusterConfig:
     durations: Durations = field(default_factory=Durations)
     nodes: int = 3
     node_shape: NodeShape = field(default_factory=NodeShape)
+    named_nodes: Mapping[str, NodeShape] = field(default_factory=dict)
     namespaces: tuple[str, ...] = ("default",)
     images: tuple[str, ...] = ()
     image_cache_slots: int = IMAGE_CACHE_SLOTS

@@ -47,10 +47,14 @@ class ImageCache:
     def use(self, node: str, pod: Json) -> None:
         self._keep(node, images(pod))
 
-    def set_slots(self, node: str, slots: int) -> None:
-        """Give one node more or fewer slots than the others."""
-        self._own_slots[node] = slots
+    def introduce(self, node: str, slots: int | None) -> None:
+        """Begin to tell a node's images, or change its slots; None for as many as the others have."""
+        if slots is None:
+            self._own_slots.pop(node, None)
+        else:
+            self._own_slots[node] = slots
         self._keep(node, [])
+        self._tell(node)
 
     def forget(self, node: str) -> None:
         self._held.pop(node, None)
@@ -90,8 +94,9 @@ class ImageCache:
 
     def _tell(self, node: str) -> None:
         stored = self._store.get(NODES, "", node)
-        if stored is not None:
-            status = {**stored.obj["status"], "images": self.describe(node)}
+        told = self.describe(node)
+        if stored is not None and stored.obj["status"].get("images") != told:
+            status = {**stored.obj["status"], "images": told}
             self._store.put(NODES, {**stored.obj, "status": status})
 
 

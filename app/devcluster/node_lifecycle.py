@@ -9,6 +9,7 @@ from app.devcluster.deletion import DeleteOptions, delete
 from app.devcluster.durations import Durations
 from app.devcluster.image_cache import ImageCache
 from app.devcluster.node_agent import NodeAgent
+from app.devcluster.node_terms import tolerates
 from app.devcluster.nodes import ready_conditions
 from app.devcluster.objects import Change, Stored
 from app.devcluster.registry import NODES, PODS
@@ -63,13 +64,20 @@ class NodeLifecycle:
         timer = self._api.clock.call_later(self._durations.node_return, lambda: self._change(name, _open))
         self._timers[name] = [timer]
 
+    def find(self, name: str) -> Stored:
+        """Raises ApiError 404 for a node that is not there."""
+        return self._node(name)
+
     def remove(self, name: str) -> None:
         """Take the node out of the cluster, and what ran on it with it."""
         self._node(name)
         self._api.store.remove(NODES, "", name)
 
     def _notice(self, change: Change) -> None:
-        if change.resource is not NODES or change.new is not None:
+        if change.resource is not NODES:
+            return
+        if change.new is not None:
+            self._expel(change.new.obj)
             return
         name = change.key[1]
         self._cancel(name)
@@ -79,12 +87,23 @@ class NodeLifecycle:
             self._api.store.remove(PODS, metadata["namespace"], metadata["name"])
         self._agent.thaw(name)
 
+    def _expel(self, node: Json) -> None:
+        """Delete the pods that do not tolerate a NoExecute taint, but for those of silence, which have their time."""
+        taints = [item for item in _own_taints(node) if item["effect"] == "NoExecute"]
+        if not taints:
+            return
+        for pod in self._pods(node["metadata"]["name"]):
+            metadata, tolerations = pod.obj["metadata"], pod.obj["spec"].get("tolerations") or ()
+            if "deletionTimestamp" not in metadata and not all(tolerates(tolerations, item) for item in taints):
+                delete(self._api, PODS, metadata["namespace"], metadata["name"], DeleteOptions(uid=metadata["uid"]))
+
     def _miss(self, name: str) -> None:
         now = self._api.clock.now()
 
         def unknown(node: Json) -> Json:
             taints = [
-                {"key": _TAINT, "effect": effect, "timeAdded": stamp(now)} for effect in ("NoSchedule", "NoExecute")
+                *_own_taints(node),
+                *({"key": _TAINT, "effect": effect, "timeAdded": stamp(now)} for effect in ("NoSchedule", "NoExecute")),
             ]
             status = {**node["status"], "conditions": ready_conditions(now, alive=False)}
             return {**node, "spec": {**node["spec"], "taints": taints}, "status": status}
@@ -101,11 +120,14 @@ class NodeLifecycle:
         self._change(name, _close)
         for pod in self._pods(name):
             metadata = pod.obj["metadata"]
-            if "deletionTimestamp" not in metadata:
+            if "deletionTimestamp" not in metadata and not _stays(pod.obj):
                 delete(self._api, PODS, metadata["namespace"], metadata["name"], DeleteOptions(uid=metadata["uid"]))
 
     def _alive(self, node: Json) -> Json:
+        taints = _own_taints(node)
         spec = {key: value for key, value in node["spec"].items() if key != "taints"}
+        if taints:
+            spec["taints"] = taints
         status = {**node["status"], "conditions": ready_conditions(self._api.clock.now())}
         return {**node, "spec": spec, "status": status}
 
@@ -126,6 +148,18 @@ class NodeLifecycle:
     def _cancel(self, name: str) -> None:
         for timer in self._timers.pop(name, ()):
             timer.cancel()
+
+
+def _own_taints(node: Json) -> list[Json]:
+    """Those that do not come from its silence."""
+    return [item for item in node["spec"].get("taints") or () if item["key"] != _TAINT]
+
+
+def _stays(pod: Json) -> bool:
+    """The pod tolerates an unreachable node without end, as those of DaemonSets do."""
+    taint = {"key": _TAINT, "effect": "NoExecute"}
+    lasting = [item for item in pod["spec"].get("tolerations") or () if "tolerationSeconds" not in item]
+    return tolerates(lasting, taint)
 
 
 def _close(node: Json) -> Json:

@@ -1,10 +1,11 @@
-"""Nodes: their objects, what is free on each, and which images they hold."""
+"""Nodes: their objects, and what pods ask for on each."""
 
+import json
 import uuid
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime
 
+from app.devcluster.node_shapes import NodeShape, change_shape
 from app.devcluster.objects import Change, Store
 from app.devcluster.pod_requests import pod_requests
 from app.devcluster.pod_terms import has_pod_terms
@@ -13,53 +14,17 @@ from app.devcluster.registry import PODS
 from app.devcluster.status import Json
 from app.devcluster.times import stamp
 
-_PODS_PER_NODE = 250
-
-
-@dataclass(frozen=True, slots=True)
-class NodeShape:
-    """What one node offers. Memory and hugepages as Kubernetes quantities; `cpu` in whole CPUs."""
-
-    cpu: int = 32
-    memory: str = "256Gi"
-    hugepages_2mi: str = "64Gi"
-    hugepages_1gi: str = "0"
-    pods: int = _PODS_PER_NODE
+SHAPE = "devcluster/shape"
+"""The annotation that keeps a node's shape, so that it can be changed member by member."""
 
 
 def build_node(name: str, shape: NodeShape, number: int, now: datetime) -> Json:
-    taken = whole(shape.hugepages_2mi) + whole(shape.hugepages_1gi)
-    free = whole(shape.memory) - taken
-    devices = {f"devices.kubevirt.io/{device}": "1k" for device in ("kvm", "tun", "vhost-net", "vhost-vsock")}
-    common: Json = {
-        **devices,
-        "ephemeral-storage": "500Gi",
-        "hugepages-1Gi": shape.hugepages_1gi,
-        "hugepages-2Mi": shape.hugepages_2mi,
-        "pods": str(shape.pods),
-    }
-    labels = {
-        "beta.kubernetes.io/arch": "amd64",
-        "beta.kubernetes.io/os": "linux",
-        "cpu-model-migration.node.kubevirt.io/Skylake-Server": "true",
-        "cpu-model.node.kubevirt.io/Skylake-Server": "true",
-        "cpu-timer.node.kubevirt.io/tsc-frequency": "2600000000",
-        "cpu-timer.node.kubevirt.io/tsc-scalable": "true",
-        "cpu-vendor.node.kubevirt.io/Intel": "true",
-        "cpumanager": "true",
-        "host-model-cpu.node.kubevirt.io/Skylake-Server": "true",
-        "kubernetes.io/arch": "amd64",
-        "kubernetes.io/hostname": name,
-        "kubernetes.io/os": "linux",
-        "kubevirt.io/cpumanager": "true",
-        "kubevirt.io/schedulable": "true",
-        "machine-type.node.kubevirt.io/pc-q35-rhel9.6.0": "true",
-        "machine-type.node.kubevirt.io/q35": "true",
-        "node-role.kubernetes.io/worker": "",
-        "topology.kubernetes.io/region": "devcluster",
-        "topology.kubernetes.io/zone": f"zone-{'abc'[number % 3]}",
-    }
     network = f"10.244.{number % 256}.0/24"
+    spec: Json = {"podCIDR": network, "podCIDRs": [network], "providerID": f"devcluster://{name}"}
+    taints = shape.taint_objects()
+    if taints:
+        spec["taints"] = taints
+    zone = shape.zone or f"zone-{'abc'[number % 3]}"
     return {
         "apiVersion": "v1",
         "kind": "Node",
@@ -67,13 +32,16 @@ def build_node(name: str, shape: NodeShape, number: int, now: datetime) -> Json:
             "name": name,
             "uid": str(uuid.uuid4()),
             "creationTimestamp": stamp(now),
-            "labels": labels,
-            "annotations": {"kubevirt.io/heartbeat": stamp(now), "node.alpha.kubernetes.io/ttl": "0"},
+            "labels": _labels(name, shape, zone),
+            "annotations": {
+                "kubevirt.io/heartbeat": stamp(now),
+                "node.alpha.kubernetes.io/ttl": "0",
+                SHAPE: json.dumps({**shape.as_json(), "zone": zone}),
+            },
         },
-        "spec": {"podCIDR": network, "podCIDRs": [network], "providerID": f"devcluster://{name}"},
+        "spec": spec,
         "status": {
-            "capacity": {"cpu": str(shape.cpu), "memory": shape.memory, **common},
-            "allocatable": {"cpu": str(max(1, shape.cpu - 1)), "memory": f"{_usable(free)}Mi", **common},
+            **_room(shape),
             "conditions": ready_conditions(now),
             "addresses": [
                 {"type": "InternalIP", "address": f"192.0.2.{10 + number % 240}"},
@@ -93,6 +61,80 @@ def build_node(name: str, shape: NodeShape, number: int, now: datetime) -> Json:
                 "architecture": "amd64",
             },
         },
+    }
+
+
+def shape_of(node: Json) -> NodeShape:
+    """As the node was ordered; the default for one of a saved cluster that told none."""
+    kept = (node["metadata"].get("annotations") or {}).get(SHAPE)
+    return change_shape(NodeShape(), json.loads(kept)) if kept else NodeShape()
+
+
+def reshape(node: Json, shape: NodeShape) -> Json:
+    """The same node with another shape; labels and taints that the old one did not bring stay."""
+    metadata, old = node["metadata"], shape_of(node)
+    name = metadata["name"]
+    zone = shape.zone or metadata["labels"]["topology.kubernetes.io/zone"]
+    brought = _labels(name, old, zone)
+    kept = {key: value for key, value in metadata["labels"].items() if key not in brought}
+    labels = {**kept, **_labels(name, shape, zone)}
+    labels["kubevirt.io/schedulable"] = metadata["labels"].get("kubevirt.io/schedulable", "true")
+    taints = [item for item in node["spec"].get("taints") or () if item not in old.taint_objects()]
+    spec = {**node["spec"], "taints": [*taints, *shape.taint_objects()]}
+    if not spec["taints"]:
+        del spec["taints"]
+    annotations = {**(metadata.get("annotations") or {}), SHAPE: json.dumps({**shape.as_json(), "zone": zone})}
+    return {
+        **node,
+        "metadata": {**metadata, "labels": labels, "annotations": annotations},
+        "spec": spec,
+        "status": {**node["status"], **_room(shape)},
+    }
+
+
+def _labels(name: str, shape: NodeShape, zone: str) -> dict[str, str]:
+    host = shape.cpu_models[0]
+    labels = {
+        "beta.kubernetes.io/arch": "amd64",
+        "beta.kubernetes.io/os": "linux",
+        **{f"cpu-model.node.kubevirt.io/{model}": "true" for model in shape.cpu_models},
+        **{f"cpu-model-migration.node.kubevirt.io/{model}": "true" for model in shape.cpu_models},
+        **{f"cpu-feature.node.kubevirt.io/{feature}": "true" for feature in shape.cpu_features},
+        "cpu-timer.node.kubevirt.io/tsc-frequency": "2600000000",
+        "cpu-timer.node.kubevirt.io/tsc-scalable": "true",
+        "cpu-vendor.node.kubevirt.io/Intel": "true",
+        f"host-model-cpu.node.kubevirt.io/{host}": "true",
+        "kubernetes.io/arch": "amd64",
+        "kubernetes.io/hostname": name,
+        "kubernetes.io/os": "linux",
+        "kubevirt.io/schedulable": "true",
+        "machine-type.node.kubevirt.io/pc-q35-rhel9.6.0": "true",
+        "machine-type.node.kubevirt.io/q35": "true",
+        "node-role.kubernetes.io/worker": "",
+        "topology.kubernetes.io/region": shape.region,
+        "topology.kubernetes.io/zone": zone,
+    }
+    # virt-handler tells both names, and `false` where the kubelet's policy is not static.
+    labels["cpumanager"] = labels["kubevirt.io/cpumanager"] = "true" if shape.cpumanager else "false"
+    if shape.realtime:
+        labels["kubevirt.io/realtime"] = "true"
+    return {**labels, **shape.labels}
+
+
+def _room(shape: NodeShape) -> Json:
+    """Capacity and allocatable."""
+    taken = whole(shape.hugepages_2mi) + whole(shape.hugepages_1gi)
+    common: Json = {
+        **{f"devices.kubevirt.io/{device}": "1k" for device in ("kvm", "tun", "vhost-net", "vhost-vsock")},
+        "ephemeral-storage": "500Gi",
+        "hugepages-1Gi": shape.hugepages_1gi,
+        "hugepages-2Mi": shape.hugepages_2mi,
+        "pods": str(shape.pods),
+    }
+    usable = _usable(whole(shape.memory) - taken)
+    return {
+        "capacity": {"cpu": str(shape.cpu), "memory": shape.memory, **common},
+        "allocatable": {"cpu": str(max(1, shape.cpu - 1)), "memory": f"{usable}Mi", **common},
     }
 
 

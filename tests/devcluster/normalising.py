@@ -50,8 +50,8 @@ _OLD = re.compile(r"too old resource version: \d+ \(\d+\)")
 _FUTURE = re.compile(r"Too large resource version: \d+, current: \d+")
 _RECORD = re.compile(r"\((\d+)\) does not match the ResourceVersion in record \(\d+\)")
 _GENERATED = re.compile(r"^(made|l|virt-launcher-\S+|vmsnapshot-content|s)-[a-z0-9]{5}$")
-# The rig's own orders, and a label that one node of three had.
-_LEFT_OUT = ("fakehost/", "scheduling.node.kubevirt.io/tsc-frequency-")
+# The rig's own orders, a label that one node of three had, and where the dev cluster keeps a node's shape.
+_LEFT_OUT = ("fakehost/", "devcluster/", "scheduling.node.kubevirt.io/tsc-frequency-")
 
 
 def normalise(value, key=""):
