@@ -174,9 +174,12 @@ def _check_shapes(vmi: Manifest, placement: Placement, locate: Locate, problems:
     for key in ("nodeSelector", "affinity"):
         if vmi.get(key) is not None and not isinstance(vmi[key], dict):
             problems.add(locate(f"{VMI}.{key}"), "must be a mapping, as in a pod's spec")
-    if problems.found:
-        return
-    at = f"{ROOT}.affinity" if placement.affinity is not None else locate(f"{VMI}.affinity")
+    if not problems.found:
+        at = f"{ROOT}.affinity" if placement.affinity is not None else locate(f"{VMI}.affinity")
+        _check_affinity(vmi, at, problems)
+
+
+def _check_affinity(vmi: Manifest, at: str, problems: Problems) -> None:
     nodes = problems.mapping(vmi.get("affinity") or {}, "nodeAffinity", at)
     required = problems.mapping(nodes, "requiredDuringSchedulingIgnoredDuringExecution", f"{at}.nodeAffinity")
     where = f"{at}.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution"

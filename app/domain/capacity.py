@@ -1,0 +1,195 @@
+"""Whether VMs fit, where, how many, and what is missing in words. Pure, and exact: what kube-scheduler's filters for nodes'
+labels, taints and resources would do, and nothing of what it would rather do.
+
+Two questions are kept apart. *Now*: with what runs on the nodes, and with nodes that are cordoned or not ready left out.
+*Ever*: with nothing else on them, and whatever they go through at the moment left aside; a VM that does not fit then waits
+for another cluster.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from app.domain.nodes import CORDON, CPU, DEVICES, HUGEPAGES, MEMORY, PODS, SCHEDULABLE, Demand, Node, Taint
+from app.domain.placement import in_words
+
+_MANY = 1_000_000
+"""More VMs than any node takes: of one that asks for nothing that is counted."""
+_TOLD = 20
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFit:
+    """One node. `now` and `ever`: how many it takes, as above; `missing`: what keeps one more than `now` from it, in words."""
+
+    node: str
+    now: int
+    ever: int
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """All nodes, by name. `unseen`: what was not compared, in words; a VM may fail to fit for that alone."""
+
+    nodes: tuple[NodeFit, ...]
+    unseen: tuple[str, ...] = ()
+
+    @property
+    def now(self) -> int:
+        return sum(each.now for each in self.nodes)
+
+    @property
+    def ever(self) -> int:
+        return sum(each.ever for each in self.nodes)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Of each node, what keeps one more from it, such as `node-2: 1Gi hugepages: 4 free of 8, 6 needed`."""
+        if not self.nodes:
+            return ("the cluster has no nodes",)
+        return tuple(
+            f"{each.node}: {f'takes {each.now}, and for one more ' if each.now else ''}{', '.join(each.missing)}"
+            for each in self.nodes
+        )
+
+
+def fit(nodes: Iterable[Node], demand: Demand) -> Fit:
+    """How many VMs that ask for `demand` fit."""
+    ordered = sorted(nodes, key=lambda node: node.name)
+    hidden = any(node.used is None for node in ordered)
+    unseen = (*demand.unseen, *(("what runs on the nodes cannot be seen, and counts as nothing",) if hidden else ()))
+    return Fit(tuple(_fit_one(node, demand) for node in ordered), unseen)
+
+
+def fits_on(node: Node, demand: Demand) -> int:
+    """How many fit on one node now."""
+    return 0 if _closed(node, demand) or _bars(node, demand) else _room(node, demand)
+
+
+def take_places(nodes: Sequence[Node], demands: Iterable[Demand]) -> list[Node]:
+    """The nodes once these have their places, each where most is left for it; one that fits nowhere takes none."""
+    left = list(nodes)
+    for demand in demands:
+        rooms = [(fits_on(node, demand), index) for index, node in enumerate(left)]
+        room, index = max(rooms, key=lambda each: each[0], default=(0, 0))
+        if room:
+            left[index] = _with(left[index], demand, 1)
+    return left
+
+
+def has_more_room(before: Node | None, after: Node) -> bool:
+    """Whether a VM may fit on it that did not before: it is new, it offers more or less is used, or it is another node by its
+    labels or taints.
+    """
+    if before is None or before.uid != after.uid:
+        return True
+    if (before.labels, before.taints, before.cordoned, before.is_ready) != (
+        after.labels,
+        after.taints,
+        after.cordoned,
+        after.is_ready,
+    ):
+        return True
+    return any(after.free(name) > before.free(name) for name in after.allocatable)
+
+
+def tell(missing: Sequence[str]) -> str:
+    """In one sentence's part, and no longer than people read."""
+    told = "; ".join(missing[:_TOLD])
+    return told if len(missing) <= _TOLD else f"{told}; and {len(missing) - _TOLD} more nodes likewise"
+
+
+def _fit_one(node: Node, demand: Demand) -> NodeFit:
+    bars = _bars(node, demand)
+    closed = _closed(node, demand)
+    ever = 0 if bars else _room(replace(node, used={}), demand)
+    now = 0 if bars or closed else _room(node, demand)
+    full = _with(node, demand, now) if now else node
+    return NodeFit(node.name, now, ever, (*bars, *closed, *_shortages(full, demand.amounts)))
+
+
+def _with(node: Node, demand: Demand, count: int) -> Node:
+    """The node with so many of them on it."""
+    used = dict(node.used or {})
+    for name, amount in demand.amounts.items():
+        used[name] = used.get(name, 0) + count * amount
+    return replace(node, used=used)
+
+
+def _bars(node: Node, demand: Demand) -> tuple[str, ...]:
+    """What the node is, and will go on being."""
+    labels = [
+        f"label {key} is {node.labels[key]!r}, {value!r} needed"
+        if key in node.labels
+        else f"label {key}={value} needed"
+        for key, value in sorted(demand.selector.items())
+        if key != SCHEDULABLE and node.labels.get(key) != value
+    ]
+    terms = [] if demand.accepts_terms(node) else ["no term of the node affinity holds"]
+    taints = [
+        f"taint {_write(taint)} is not tolerated" for taint in demand.untolerated(node.taints) if not taint.is_passing
+    ]
+    return (*labels, *terms, *taints)
+
+
+def _closed(node: Node, demand: Demand) -> tuple[str, ...]:
+    """What it goes through."""
+    cordon = ["cordoned"] if node.cordoned and not demand.tolerates(Taint(CORDON)) else []
+    taints = [
+        f"taint {_write(taint)}"
+        for taint in demand.untolerated(node.taints)
+        if taint.is_passing and not (node.cordoned and taint.key == CORDON)
+    ]
+    wanted = demand.selector.get(SCHEDULABLE)
+    asleep = wanted is not None and node.labels.get(SCHEDULABLE) != wanted
+    handler = [f"KubeVirt runs no VMs there (label {SCHEDULABLE}={wanted} needed)"] if asleep else []
+    return (*cordon, *taints, *handler)
+
+
+def _room(node: Node, demand: Demand) -> int:
+    return min((node.free(name) // amount for name, amount in demand.amounts.items() if amount > 0), default=_MANY)
+
+
+def _shortages(node: Node, amounts: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(
+        _shortage(name, free=node.free(name), of=node.allocatable.get(name, 0), needed=amount)
+        for name, amount in sorted(amounts.items(), key=lambda item: _rank(item[0]))
+        if amount > node.free(name)
+    )
+
+
+def _shortage(name: str, *, free: int, of: int, needed: int) -> str:
+    if name == CPU:
+        return f"CPUs: {free / 1000:g} free of {of / 1000:g}, {needed / 1000:g} needed"
+    if name.startswith(HUGEPAGES):
+        size = name.removeprefix(HUGEPAGES)
+        page = _PAGES.get(size)
+        if page is not None:
+            return f"{size} hugepages: {free // page} free of {of // page}, {-(-needed // page)} needed"
+        return f"{size} hugepages: {_bytes(free)} free of {_bytes(of)}, {_bytes(needed)} needed"
+    if name in _BYTES:
+        return f"{_BYTES[name]}: {_bytes(free)} free of {_bytes(of)}, {_bytes(needed)} needed"
+    if name.startswith(DEVICES):
+        return f"{name.removeprefix(DEVICES)} devices: {free} free of {of}, {needed} needed"
+    return f"{name}: {free} free of {of}, {needed} needed"
+
+
+def _bytes(amount: int) -> str:
+    """To the tenth of a Gi or Mi where it is not whole: people compare them."""
+    for suffix, scale in (("Gi", 2**30), ("Mi", 2**20)):
+        if amount >= scale:
+            return f"{round(amount / scale, 1):g}{suffix}"
+    return in_words(amount)
+
+
+def _rank(name: str) -> tuple[int, str]:
+    order = {CPU: 0, MEMORY: 1, PODS: 3}
+    return (2 if name.startswith(HUGEPAGES) else order.get(name, 4)), name
+
+
+def _write(taint: Taint) -> str:
+    return f"{taint.key}={taint.value}:{taint.effect}" if taint.value else f"{taint.key}:{taint.effect}"
+
+
+_PAGES = {"2Mi": 2**21, "1Gi": 2**30, "64Ki": 2**16, "32Mi": 2**25, "16Gi": 2**34}
+_BYTES = {MEMORY: "memory", "ephemeral-storage": "ephemeral storage"}
