@@ -17,7 +17,19 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from typing_extensions import override
 
-from app.api import batch, claim_protocol, claim_route, claims, document, events, health, pools, problems, vms
+from app.api import (
+    batch,
+    claim_protocol,
+    claim_route,
+    claims,
+    document,
+    events,
+    health,
+    manifests,
+    pools,
+    problems,
+    vms,
+)
 from app.api.claim_route import ClaimRoute
 from app.api.edge import Edge
 from app.api.services import Services
@@ -45,6 +57,7 @@ _TAGS = [
     {"name": "pools", "description": "Which VMs to keep warm, and how many."},
     {"name": "claims", "description": "Take a VM, keep it, give it back."},
     {"name": "vms", "description": "Each VM, and what became of it."},
+    {"name": "manifests", "description": "Kubernetes-style YAML, and what it becomes."},
     {"name": "events", "description": "What happened, as a page or as a stream."},
     {"name": "health", "description": "Whether the service can do its work."},
 ]
@@ -62,7 +75,7 @@ def create_app(role: Role = Role.ALL) -> FastAPI:
         swagger_ui_parameters={"displayRequestDuration": True, "tryItOutEnabled": True, "defaultModelsExpandDepth": 0},
     )
     if role is not Role.WORKER:
-        for part in (claim_route, batch, claims, pools, vms, events):
+        for part in (claim_route, batch, claims, pools, vms, manifests, events):
             app.include_router(part.router)
     app.include_router(health.router)
     problems.install(app)

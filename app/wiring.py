@@ -15,6 +15,7 @@ from app.store.claim_lane import ClaimLane
 from app.store.database import Database
 from app.store.notices import Listener, Topic
 from app.usecases.claiming import ClaimDesk
+from app.usecases.fulfilling import make_hands
 from app.usecases.waiting import WaitingRoom
 from app.workers.run import Workers
 
@@ -60,7 +61,10 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         for task in tasks:
             task.add_done_callback(lambda done: _note_end(done, stopping))
         try:
-            yield Services(settings=settings, db=db, gateway=gateway, desk=desk, tail=tail, stopping=stopping)
+            hands = make_hands(db, gateway)
+            yield Services(
+                settings=settings, db=db, gateway=gateway, desk=desk, tail=tail, hands=hands, stopping=stopping
+            )
         finally:
             stopping.set()
             _, late = await asyncio.wait(tasks, timeout=settings.shutdown_grace_seconds)

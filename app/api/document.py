@@ -19,6 +19,7 @@ _SHAPES: Json = {
     "VmView": examples.VM,
     "VmWithHistory": {**examples.VM, "history": [examples.EVENT]},
     "EventView": examples.EVENT,
+    "ManifestsView": examples.APPLIED,
     "RenewBody": examples.RENEWAL,
     "Readiness": examples.READINESS,
 }

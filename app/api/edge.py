@@ -9,12 +9,13 @@ import hmac
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import claim_route
+from app.api import claim_route, manifests
 from app.api.problems import render
 from app.errors import BodyTooLarge, EmberpoolError, InvalidRequest, Unauthenticated, UnsupportedMediaType
 from app.telemetry import REQUESTS
 
 _JSON = b"application/json"
+_YAML = frozenset(kind.encode() for kind in manifests.YAML_TYPES)
 _OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json", "/static-offline-docs", "/metrics")
 log = structlog.get_logger(__name__)
 
@@ -75,9 +76,8 @@ class Edge:
         size = int(length) if length else 0
         if size > self._max_body_bytes:
             raise self._too_large()
-        if (size or chunked) and content_type != _JSON and content_type.split(b";")[0].strip().lower() != _JSON:
-            given = content_type.decode("latin-1") or "none"
-            raise UnsupportedMediaType(f"the content type is {given}; send JSON as application/json")
+        if (size or chunked) and content_type != _JSON:
+            _check_type(scope["path"], content_type)
         return chunked
 
     def _refuse_stranger(self, scope: Scope) -> None:
@@ -100,3 +100,17 @@ class Edge:
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the body is above {self._max_body_bytes} bytes, the most that is taken here")
+
+
+def _check_type(path: str, content_type: bytes) -> None:
+    """Raises UnsupportedMediaType."""
+    takes_yaml = path == manifests.PATH
+    kind = content_type.split(b";")[0].strip().lower()
+    if kind == _JSON or (takes_yaml and kind in _YAML):
+        return
+    given = content_type.decode("latin-1") or "none"
+    if takes_yaml:
+        raise UnsupportedMediaType(
+            f"the content type is {given}; send YAML as application/yaml, or JSON as application/json"
+        )
+    raise UnsupportedMediaType(f"the content type is {given}; send JSON as application/json")

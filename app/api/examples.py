@@ -120,6 +120,27 @@ EVENT: Final[Json] = {
     "claim_id": None,
     "data": {"boot_seconds": 31.2},
 }
+APPLIED: Final[Json] = {
+    "dry_run": False,
+    "documents": [
+        {
+            "document": "documents[0]",
+            "kind": "VirtualMachinePool",
+            "name": _POOL_NAME,
+            "action": "created",
+            "became": {"resource": "pools", "name": _POOL_NAME, "href": f"/v1/pools/{_POOL_NAME}", "state": None},
+            "notes": [],
+        },
+        {
+            "document": "documents[1]",
+            "kind": "VirtualMachine",
+            "name": "fast-vm",
+            "action": "unchanged",
+            "became": {"resource": "claims", "name": "fast-vm", "href": f"/v1/claims/{_CLAIM_ID}", "state": "bound"},
+            "notes": ["spec.running: true became runStrategy Always"],
+        },
+    ],
+}
 RENEWAL: Final[Json] = {"lease_seconds": 7200}
 READINESS: Final[Json] = {
     "status": "ready",
@@ -174,6 +195,14 @@ DETAILS: Final[dict[str, str]] = {
     ),
     "claim-ended": f"claim {_CLAIM_ID} is expired (its lease ended); its VM is gone: claim another one",
     "no-warm-vm": f"pool '{_POOL_NAME}' has no ready VM (0 on their way, 10 claimed), and it is paused",
+    "no-path": (
+        "no path to a VM of this shape is open. snapshot: no snapshot of this shape; preload: not among the paths that the "
+        "claim allows; cold: 5 VMs in a row failed, the last one: ErrImagePull: the image is not there"
+    ),
+    "deadline-too-short": (
+        "no path to a VM of this shape is known to be there within 10.0 s. cold: its measured p95 of 38.7 s is beyond the "
+        "deadline of 10.0 s; leave the deadline out, or make it longer"
+    ),
     "database-unavailable": (
         "the database does not answer; nothing was changed that you have not been told of. Try again in a moment"
     ),

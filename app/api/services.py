@@ -10,6 +10,7 @@ from app.cluster.gateway import Gateway
 from app.config import Settings
 from app.store.database import Database
 from app.usecases.claiming import ClaimDesk
+from app.usecases.manifests import Hands
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Services:
     gateway: Gateway
     desk: ClaimDesk
     tail: EventTail
+    hands: Hands
     stopping: asyncio.Event
 
 
