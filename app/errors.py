@@ -7,19 +7,25 @@ EmberpoolError                     500 internal-error
 |   |-- BodyTooLarge               413 body-too-large
 |   |-- TemplateRefused            422 template-refused         the cluster, or our rules, refuse the VM template
 |   |-- ManifestRefused            422 manifest-refused         one of several documents, and so all of them
+|   |-- PreloadRefused             422 preload-refused          the cluster refuses what would bring the image near
 |   |-- LeaseTooLong               422 lease-too-long
 |   `-- IdempotencyKeyReused       422 idempotency-key-reused
 |-- Unauthenticated                401 unauthenticated
 |-- NotFound                       404 not-found                no such route
 |   |-- PoolNotFound               404 pool-not-found
+|   |-- PreloadNotFound            404 preload-not-found
 |   |-- ClaimNotFound              404 claim-not-found
 |   `-- VmNotFound                 404 vm-not-found
 |-- MethodNotAllowed               405 method-not-allowed
 |-- Conflict                       409 conflict
 |   |-- PoolBeingDeleted           409 pool-being-deleted
+|   |-- PreloadBeingDeleted        409 preload-being-deleted
+|   |-- PreloadInUse               409 preload-in-use           a pool starts from it, or a VM is being made from it
 |   `-- ClaimEnded                 409 claim-ended
 |-- Unavailable                    503 unavailable              try again after `retry_after` seconds
 |   |-- NoWarmVm                   503 no-warm-vm
+|   |-- NoPath                     503 no-path                  a claim that describes its VM, and no way to one
+|   |-- DeadlineTooShort           503 deadline-too-short       there are ways, each measured to take longer
 |   |-- DatabaseUnavailable        503 database-unavailable
 |   `-- ClusterUnavailable         503 cluster-unavailable      refused connections, time-outs, 429, 5xx
 |-- ClusterError                   502 cluster-error            the cluster's answer, translated once, in cluster/
@@ -101,6 +107,11 @@ class ManifestRefused(InvalidRequest):
     title = "The manifests are refused"
 
 
+class PreloadRefused(InvalidRequest):
+    code = "preload-refused"
+    title = "The image cannot be brought near like this"
+
+
 class LeaseTooLong(InvalidRequest):
     code = "lease-too-long"
     title = "The lease is longer than the pool allows"
@@ -126,6 +137,11 @@ class NotFound(EmberpoolError):
 class PoolNotFound(NotFound):
     code = "pool-not-found"
     title = "There is no such pool"
+
+
+class PreloadNotFound(NotFound):
+    code = "preload-not-found"
+    title = "There is no such preload"
 
 
 class ClaimNotFound(NotFound):
@@ -155,6 +171,16 @@ class PoolBeingDeleted(Conflict):
     title = "The pool is being deleted"
 
 
+class PreloadBeingDeleted(Conflict):
+    code = "preload-being-deleted"
+    title = "The preload is being deleted"
+
+
+class PreloadInUse(Conflict):
+    code = "preload-in-use"
+    title = "The preload is in use"
+
+
 class ClaimEnded(Conflict):
     code = "claim-ended"
     title = "The claim has ended"
@@ -169,6 +195,16 @@ class Unavailable(EmberpoolError):
 class NoWarmVm(Unavailable):
     code = "no-warm-vm"
     title = "No VM is ready"
+
+
+class NoPath(Unavailable):
+    code = "no-path"
+    title = "No path to such a VM is open"
+
+
+class DeadlineTooShort(Unavailable):
+    code = "deadline-too-short"
+    title = "No path to such a VM is fast enough"
 
 
 class DatabaseUnavailable(Unavailable):

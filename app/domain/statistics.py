@@ -81,16 +81,23 @@ def assess(
 
 
 def estimate_wait(
-    *, place: int, boots: BootTimes, in_flight_since: tuple[datetime, ...], now: datetime, can_grow: bool, batch: int
+    *,
+    place: int,
+    boots: BootTimes,
+    in_flight_since: tuple[datetime, ...],
+    now: datetime,
+    can_grow: bool,
+    batch: int,
+    of: str = "the pool's",
 ) -> WaitEstimate:
     """How long the claim at `place` (1: the next) in a pool's queue waits.
 
     `in_flight_since` says when each VM on its way began, oldest first; a claim beyond them waits for `batch` more boots at
-    a time where the pool `can_grow`.
+    a time where the pool `can_grow`. `of` says whose boots those are.
     """
     typical = boots.p50 if boots.p50 is not None else _GUESS_SECONDS
     basis = (
-        f"the median of the pool's last {boots.count} boots, {typical:.1f} s"
+        f"the median of {of} last {boots.count} boots, {typical:.1f} s"
         if boots.p50 is not None
         else "no boot measured yet"
     )

@@ -6,6 +6,7 @@ the database saw both: one that found a VM ready has taken nothing by that clock
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -108,6 +109,5 @@ async def shapes(tx: AsyncConnection, *, after: str, limit: int) -> list[str]:
     return [row.shape for row in await tx.execute(_SHAPES, {"after": after, "limit": limit})]
 
 
-def _times(row: object) -> BootTimes:
-    count, p50, p95 = (getattr(row, name) for name in ("n", "p50", "p95"))
-    return BootTimes(count, float(p50) if p50 is not None else None, float(p95) if p95 is not None else None)
+def _times(row: Any) -> BootTimes:
+    return BootTimes(row.n, row.p50, row.p95)

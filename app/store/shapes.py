@@ -18,7 +18,7 @@ from app.ids import lowest_id_at
 from app.store.rows import POOL_COLUMNS, PoolRow, read_pool
 
 _HIDDEN = text(f"""
-    SELECT {POOL_COLUMNS} FROM pool p WHERE p.name = :name AND p.kind = 'shape' AND p.deleted_at IS NULL FOR SHARE
+    SELECT {POOL_COLUMNS} FROM pool p WHERE p.name = :name AND p.kind = 'shape' AND p.deleted_at IS NULL FOR NO KEY UPDATE OF p
 """)
 # Of the pool's ready VMs every one must be of the shape: while a new template rotates them, a claim could get an old one.
 _SERVING = text(f"""

@@ -6,7 +6,7 @@ its place: at once without an idempotency key, after a short while with one, for
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple, TypeVar
 from uuid import UUID
@@ -15,16 +15,17 @@ import structlog
 
 from app.config import Settings
 from app.domain.states import CLAIM_ENDED, ClaimState
-from app.domain.statistics import PoolCounts, WaitEstimate, estimate_wait
-from app.errors import DatabaseUnavailable, IdempotencyKeyReused, NoWarmVm, PoolBeingDeleted
-from app.store import claims, statistics
+from app.domain.statistics import WaitEstimate
+from app.errors import DatabaseUnavailable, IdempotencyKeyReused, NoPath, NoWarmVm, PoolBeingDeleted
+from app.store import claims
 from app.store import pools as pool_rows
 from app.store.claim_lane import ClaimRequest
-from app.store.database import Database
+from app.store.claims import VmWish
+from app.store.database import Database, Tx
 from app.store.notices import notify_settled
-from app.store.observed import database_now
 from app.store.rows import ClaimRow, PoolRow
 from app.usecases.claims import no_such_claim
+from app.usecases.outlook import Outlook, estimate_in_pool, look_at, why_none_will_come
 from app.usecases.pools import no_such_pool
 from app.usecases.sharing import SharedReads
 from app.usecases.waiting import WaitingRoom
@@ -41,7 +42,10 @@ UntilGone = Callable[[], Awaitable[None]]
 
 
 class NewClaim(NamedTuple):
-    """A client's wish. `request_hash` is over the whole body: the same key must come with the same one."""
+    """A client's wish. `request_hash` is over the whole body: the same key must come with the same one.
+
+    `pool` is empty where the client described its VM and names none.
+    """
 
     pool: str
     wait_seconds: float
@@ -61,11 +65,16 @@ class StoredClaim:
 
 
 @dataclass(frozen=True, slots=True)
-class _Outlook:
-    """A pool as it stood a moment ago: good enough to say why nothing is warm, and whether anything will be."""
+class Chosen:
+    """The queue that was chosen for a claim which describes its VM, and why."""
 
     pool: PoolRow
-    counts: PoolCounts
+    wish: VmWish
+    reason: str
+
+
+Choosing = Callable[[Tx], Awaitable[Chosen]]
+"""Chooses in the transaction that writes the claim's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,7 @@ class _Place:
     claim_id: UUID
     keyed: bool
     held_until: datetime | None = None
+    pool_id: UUID | None = None
 
 
 class ClaimQueue:
@@ -91,7 +101,7 @@ class ClaimQueue:
         self._on_joined = on_joined
         self._pending_seconds = settings.pending_seconds
         self._max_pending = settings.max_pending_per_pool
-        self._outlooks: SharedReads[str, _Outlook] = SharedReads(self._look_at_pool)
+        self._outlooks: SharedReads[str, Outlook] = SharedReads(self._look_at_pool)
         self._matches: SharedReads[UUID, None] = SharedReads(self._match)
         self._turn = asyncio.Semaphore(_JOINS_AT_ONCE)
 
@@ -103,15 +113,37 @@ class ClaimQueue:
             if pool.deleting_at is not None:
                 raise PoolBeingDeleted(f"pool {pool.name!r} is being deleted; claim from another pool")
             reason = await self._why_not_warm(outlook, wish)
+
+            async def in_pool(_: Tx) -> tuple[PoolRow, str, VmWish | None]:
+                return pool, reason, None
+
             place = _Place(request.claim_id, keyed=wish.key is not None)
-            place = await self._or_leave(place, self._insert(pool, wish, request, reason))
-        self._on_joined(pool.id)
-        if place.claim_id != request.claim_id:
-            return await self.replay(place.claim_id, wish, until_gone)
-        # A VM may have become ready between the last look and the place in the queue: whoever made it ready looks for
-        # waiting claims after its commit, we look for ready VMs after ours, so that one of the two sees both.
-        await self._or_leave(place, self._look_once_more(pool.id))
-        return await self._or_leave(place, self._wait(place, wish, until_gone, replayed=False))
+            place = await self._or_leave(place, self._insert(in_pool, wish, request))
+        return await self._follow(place, wish, request, until_gone)
+
+    async def join_chosen(
+        self,
+        choosing: Choosing,
+        wish: NewClaim,
+        request: ClaimRequest,
+        until_gone: UntilGone,
+        *,
+        then: Callable[[UUID], Awaitable[None]] | None = None,
+    ) -> StoredClaim:
+        """The same for a claim that describes its VM, in the queue that `choosing` gives. `then` is done, with the claim's id,
+        once the place is written and before it is waited for. Raises NoWarmVm, and what `choosing` raises.
+        """
+
+        async def in_chosen(tx: Tx) -> tuple[PoolRow, str, VmWish | None]:
+            chosen = await choosing(tx)
+            return chosen.pool, chosen.reason, chosen.wish
+
+        place = _Place(request.claim_id, keyed=wish.key is not None)
+        async with self._turn:
+            place = await self._or_leave(place, self._insert(in_chosen, wish, request))
+        if then is not None and place.claim_id == request.claim_id:
+            await self._or_leave(place, then(place.claim_id))
+        return await self._follow(place, wish, request, until_gone)
 
     async def replay(self, claim_id: UUID, wish: NewClaim, until_gone: UntilGone) -> StoredClaim:
         """The claim that an idempotency key belongs to. Raises IdempotencyKeyReused where its body was another."""
@@ -162,8 +194,26 @@ class ClaimQueue:
         except DatabaseUnavailable:
             log.info("claim.match_left_to_polling")  # the place is written; whoever is back first looks
 
-    async def _insert(self, pool: PoolRow, wish: NewClaim, request: ClaimRequest, reason: str) -> _Place:
+    async def _follow(self, place: _Place, wish: NewClaim, request: ClaimRequest, until_gone: UntilGone) -> StoredClaim:
+        """What comes after the place was written."""
+        if place.pool_id is not None:
+            self._on_joined(place.pool_id)
+        if place.claim_id != request.claim_id:
+            return await self.replay(place.claim_id, wish, until_gone)
+        # A VM may have become ready between the last look and the place in the queue: whoever made it ready looks for
+        # waiting claims after its commit, we look for ready VMs after ours, so that one of the two sees both.
+        if place.pool_id is not None:
+            await self._or_leave(place, self._look_once_more(place.pool_id))
+        return await self._or_leave(place, self._wait(place, wish, until_gone, replayed=False))
+
+    async def _insert(
+        self,
+        where: Callable[[Tx], Awaitable[tuple[PoolRow, str, VmWish | None]]],
+        wish: NewClaim,
+        request: ClaimRequest,
+    ) -> _Place:
         async with self._db.begin() as tx:
+            pool, reason, vm = await where(tx)
             claim_id = await claims.insert_pending(
                 tx,
                 claim_id=request.claim_id,
@@ -174,11 +224,13 @@ class ClaimQueue:
                 lease_seconds=request.lease_seconds,
                 pending_seconds=self._pending_seconds,
                 reason=reason,
+                wish=vm,
             )
-            if request.key is None or claim_id != request.claim_id:
-                return _Place(claim_id, keyed=request.key is not None)
+            place = _Place(claim_id, keyed=request.key is not None, pool_id=pool.id)
+            if claim_id != request.claim_id or (request.key is None and vm is None):
+                return place
             held_until = await claims.hold_place(tx, claim_id, seconds=self._pending_seconds)
-        return _Place(claim_id, keyed=True, held_until=held_until)
+        return replace(place, held_until=held_until)
 
     async def _or_leave(self, place: _Place, step: Awaitable[_Result]) -> _Result:
         """A step of a claim that has, or may have, its place by now: where the step is broken off the place is freed."""
@@ -188,13 +240,12 @@ class ClaimQueue:
             await asyncio.shield(self._leave(place))
             raise
 
-    async def _look_at_pool(self, name: str) -> _Outlook:
+    async def _look_at_pool(self, name: str) -> Outlook:
         async with self._db.begin() as tx:
             pool = await pool_rows.get(tx, name)
             if pool is None:
                 raise no_such_pool(name)
-            counts = await statistics.count(tx, pool.id)
-        return _Outlook(pool, counts)
+            return await look_at(tx, pool)
 
     async def _match(self, pool_id: UUID) -> None:
         async with self._db.begin() as tx:
@@ -203,7 +254,7 @@ class ClaimQueue:
         if bound:
             self._on_joined(pool_id)
 
-    async def _why_not_warm(self, outlook: _Outlook, wish: NewClaim) -> str:
+    async def _why_not_warm(self, outlook: Outlook, wish: NewClaim) -> str:
         """The reason, in words. Raises NoWarmVm where no VM would come, or the queue is full."""
         pool, counts = outlook.pool, outlook.counts
         empty = f"pool {pool.name!r} has no ready VM ({counts.in_flight} on their way, {counts.claimed} claimed)"
@@ -215,7 +266,7 @@ class ClaimQueue:
             return f"pool {pool.name!r} has ready VMs, and each was just in another's hand"
         if counts.in_flight - (counts.planned if pool.paused else 0) > counts.waiting:
             return empty
-        because = _why_none_will_come(pool, counts.claimed, wish.wait_seconds)
+        because = why_none_will_come(pool, counts.claimed, wish.wait_seconds)
         if because is not None:
             estimate = await self._estimate(pool.id, None)
             raise NoWarmVm(f"{empty}, and {because}", retry_after=_retry_after(estimate.seconds))
@@ -230,11 +281,12 @@ class ClaimQueue:
         if claim is None:
             claim = await self._get(claim_id)
         if claim.state in CLAIM_ENDED and claim.vm_id is None:
-            raise NoWarmVm(f"the claim ended before it got a VM: {claim.reason}", retry_after=_DEFAULT_RETRY_AFTER)
+            refusal = NoPath if claim.allowed is not None else NoWarmVm
+            raise refusal(f"the claim ended before it got a VM: {claim.reason}", retry_after=_DEFAULT_RETRY_AFTER)
         if claim.state is not ClaimState.PENDING:
             return StoredClaim(claim, replayed=replayed)
         estimate = await self._estimate(claim.pool_id, claim.id)
-        if estimate.seconds is None:
+        if estimate.seconds is None and claim.allowed is None:
             await self._give_up(claim_id)
             raise NoWarmVm(
                 f"{claim.reason}, and none comes by itself: {estimate.basis}", retry_after=_DEFAULT_RETRY_AFTER
@@ -274,21 +326,7 @@ class ClaimQueue:
 
     async def _estimate(self, pool_id: UUID, claim_id: UUID | None) -> WaitEstimate:
         async with self._db.begin() as tx:
-            pool = await pool_rows.get_by_id(tx, pool_id)
-            if pool is None:
-                return WaitEstimate(None, "its pool is gone")
-            figures = (await statistics.of_pools(tx, [pool_id]))[pool_id]
-            since = await statistics.in_flight_since(tx, pool_id)
-            place = await statistics.place_in_queue(tx, pool_id, claim_id)
-            now = await database_now(tx)
-        return estimate_wait(
-            place=place,
-            boots=figures.boots,
-            in_flight_since=since,
-            now=now,
-            can_grow=_why_none_will_come(pool, figures.counts.claimed, 0) is None,
-            batch=pool.spec.max_concurrent_creates,
-        )
+            return await estimate_in_pool(tx, pool_id, claim_id)
 
     async def _get(self, claim_id: UUID) -> ClaimRow:
         async with self._db.begin() as tx:
@@ -296,21 +334,6 @@ class ClaimQueue:
         if claim is None:
             raise no_such_claim(claim_id)
         return claim
-
-
-def _why_none_will_come(pool: PoolRow, claimed: int, wait_seconds: float) -> str | None:
-    """Why the pool makes no new VM for a claim, in words. Where only `max_vms` is in the way, who waits may outlast it."""
-    if pool.deleting_at is not None:
-        return "it is being deleted"
-    if pool.stalled_at is not None:
-        return f"it is stalled: {pool.last_failure}"
-    if pool.paused:
-        return "it is paused"
-    if not pool.spec.auto_replenish:
-        return "it does not refill by itself: call replenish"
-    if pool.spec.max_vms is not None and claimed >= pool.spec.max_vms and wait_seconds <= 0:
-        return f"all of its max_vms ({pool.spec.max_vms}) are claimed"
-    return None
 
 
 def _retry_after(seconds: float | None) -> float:

@@ -1,0 +1,194 @@
+"""What ways there are to a VM of one shape at this moment, each with what it would take or why it is not open."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from app.cluster.gateway import VmTemplate
+from app.domain.choice import PathOption
+from app.domain.observation import WarmWhen
+from app.domain.paths import ImageRef, Path
+from app.domain.pools import StartFrom
+from app.domain.statistics import BootTimes
+from app.store import paths, preloads, shapes, snapshots, statistics
+from app.store.database import Tx
+from app.store.observed import database_now
+from app.store.paths import PathTimes
+from app.store.rows import PoolRow
+from app.store.shapes import ServingPool
+from app.usecases.outlook import estimate_in_pool, why_none_will_come
+from app.usecases.shapes import rests_until
+from app.usecases.starting import NotYet, resolve_start
+
+_STRENGTH = (WarmWhen.RUNNING, WarmWhen.READY, WarmWhen.AGENT)
+
+
+@dataclass(frozen=True, slots=True)
+class VmTerms:
+    """A VM as a claim describes it. `start_from`: nothing else will do."""
+
+    template: VmTemplate
+    warm_when: WarmWhen
+    start_from: StartFrom | None
+    lease_seconds: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OptionRules:
+    """`rest_seconds`: so long a way whose VMs failed too often is left alone. `max_pending`: claims that may wait in one queue."""
+
+    rest_seconds: float
+    max_pending: int
+
+
+async def read_options(tx: Tx, terms: VmTerms, rules: OptionRules) -> list[PathOption]:
+    """One option a path, in the order of `Path`."""
+    shape = terms.template.shape
+    own, overall = await paths.starts_of_shape(tx, shape), await paths.starts_overall(tx)
+    resting = _Resting(await shapes.hidden_of_shape(tx, shape), rules.rest_seconds, await database_now(tx))
+    found = [await _pool_option(tx, terms, rules)]
+    for option in (await _snapshot_option(tx, terms), await _preload_option(tx, terms), _cold_option(terms)):
+        open_ = resting.close(option)
+        found.append(_measured(open_, own, overall))
+    return found
+
+
+def unfit(serving: ServingPool, terms: VmTerms) -> str | None:
+    """Why a pool of the shape cannot serve these terms, in words; None: it can."""
+    pool = serving.pool
+    named = f"pool {pool.name!r}"
+    if pool.deleting_at is not None:
+        return f"{named} is being deleted"
+    if _STRENGTH.index(pool.spec.warm_when) < _STRENGTH.index(terms.warm_when):
+        return f"{named} takes a VM for warm when it is {pool.spec.warm_when}, not {terms.warm_when}"
+    if terms.start_from is not None and pool.spec.start_from != terms.start_from:
+        return f"the VMs of {named} start otherwise"
+    if terms.lease_seconds is not None and terms.lease_seconds > pool.spec.max_lease_seconds:
+        return f"{named} gives leases of up to {pool.spec.max_lease_seconds} s"
+    if serving.mixed:
+        return f"{named} still has VMs of an older template, with another shape"
+    return None
+
+
+async def _pool_option(tx: Tx, terms: VmTerms, rules: OptionRules) -> PathOption:
+    """The pool whose next VM comes soonest. That none is ready is known: a warm one was asked for before."""
+    reasons: list[str] = []
+    best: PathOption | None = None
+    for serving in await shapes.serving(tx, terms.template.shape):
+        why_not = unfit(serving, terms)
+        option = await _next_vm(tx, serving.pool, rules) if why_not is None else None
+        if option is None or not option.available:
+            reasons.append((option.why if option else why_not) or "")
+        elif best is None or (option.own.p50 or 0) < (best.own.p50 or 0):
+            best = option
+    if best is not None:
+        return best
+    return PathOption(Path.POOL, available=False, why="; ".join(reasons) or "no pool has this shape")
+
+
+async def _next_vm(tx: Tx, pool: PoolRow, rules: OptionRules) -> PathOption:
+    counts = await statistics.count(tx, pool.id)
+    empty = f"pool {pool.name!r} has no ready VM"
+    if counts.waiting >= rules.max_pending:
+        return PathOption(
+            Path.POOL, pool.name, available=False, why=f"{empty}, and {counts.waiting} claims wait already"
+        )
+    on_its_way = counts.in_flight - (counts.planned if pool.paused else 0) > counts.waiting
+    because = why_none_will_come(pool, counts.claimed, 0)
+    if because is not None and not on_its_way:
+        return PathOption(Path.POOL, pool.name, available=False, why=f"{empty}, and {because}")
+    told = await estimate_in_pool(tx, pool.id, None)
+    if told.seconds is None:
+        return PathOption(Path.POOL, pool.name, available=False, why=f"{empty}; {told.basis}")
+    figures = (await statistics.of_pools(tx, [pool.id]))[pool.id].boots
+    if figures.p50 is None or figures.p95 is None:
+        return PathOption(Path.POOL, pool.name, basis=told.basis, on_its_way=on_its_way)
+    late = told.seconds + figures.p95 - figures.p50
+    own = BootTimes(figures.count, told.seconds, max(told.seconds, late))
+    return PathOption(
+        Path.POOL,
+        pool.name,
+        why=f"{empty}; its next one is there in about {told.seconds:.0f} s",
+        own=own,
+        basis=told.basis,
+        on_its_way=on_its_way,
+    )
+
+
+async def _snapshot_option(tx: Tx, terms: VmTerms) -> PathOption:
+    if terms.start_from is not None:
+        return await _forced(tx, Path.SNAPSHOT, terms.start_from)
+    ready = await snapshots.ready_for_shape(tx, terms.template.shape)
+    if ready:
+        return PathOption(Path.SNAPSHOT, ready[0].name)
+    taking = await snapshots.under_way_for_shape(tx, terms.template.shape)
+    why = f"snapshot {taking[0]!r} is being taken" if taking else "no snapshot of this shape"
+    return PathOption(Path.SNAPSHOT, taking[0] if taking else None, available=False, why=why)
+
+
+async def _preload_option(tx: Tx, terms: VmTerms) -> PathOption:
+    if terms.start_from is not None:
+        return await _forced(tx, Path.PRELOAD, terms.start_from)
+    images = terms.template.images
+    if not images:
+        return PathOption(Path.PRELOAD, available=False, why="its disks come from no image that could be preloaded")
+    ready = await preloads.ready_for_images(tx, images)
+    if ready:
+        return PathOption(Path.PRELOAD, ready[0].name)
+    return PathOption(Path.PRELOAD, available=False, why=f"no preload of {_name(images)} is ready")
+
+
+def _cold_option(terms: VmTerms) -> PathOption:
+    if terms.start_from is not None:
+        return PathOption(Path.COLD, available=False, why=f"the claim starts from {terms.start_from.source!r} alone")
+    return PathOption(Path.COLD)
+
+
+async def _forced(tx: Tx, path: Path, start_from: StartFrom) -> PathOption:
+    if start_from.path is not path:
+        return PathOption(path, available=False, why=f"the claim starts from {start_from.source!r} alone")
+    start = await resolve_start(tx, path, start_from.source)
+    if isinstance(start, NotYet):
+        return PathOption(path, start_from.source, available=False, why=start.reason)
+    if start is None:
+        return PathOption(
+            path, start_from.source, available=False, why=f"there is no {path} {start_from.source!r} any more"
+        )
+    return PathOption(path, start_from.source)
+
+
+class _Resting:
+    """Ways whose last VMs failed, by their hidden pools: left alone for a while, since nobody can resume them but time."""
+
+    def __init__(self, pools: Iterable[PoolRow], rest_seconds: float, now: datetime) -> None:
+        self._pools = list(pools)
+        self._rest_seconds = rest_seconds
+        self._now = now
+
+    def close(self, option: PathOption) -> PathOption:
+        """The option, not available where its way rests. A cold start is what is left: only too many failures close it."""
+        for pool in self._pools:
+            if (pool.path, pool.source) != (option.path, option.source if option.path is not Path.COLD else None):
+                continue
+            until = rests_until(pool, seconds=self._rest_seconds)
+            if until is None or until <= self._now or (option.path is Path.COLD and pool.stalled_at is None):
+                continue
+            failed = f"{pool.consecutive_failures} VMs in a row" if pool.consecutive_failures > 1 else "its last VM"
+            why = f"{failed} failed: {pool.last_failure}; tried again after {until.isoformat(timespec='seconds')}"
+            return PathOption(option.path, option.source, available=False, why=why)
+        return option
+
+
+def _measured(option: PathOption, own: PathTimes, overall: PathTimes) -> PathOption:
+    return PathOption(
+        path=option.path,
+        source=option.source,
+        available=option.available,
+        why=option.why,
+        own=own.of(option.path),
+        overall=overall.of(option.path),
+    )
+
+
+def _name(images: Sequence[ImageRef]) -> str:
+    return ", ".join(image.reference for image in images)

@@ -1,0 +1,63 @@
+"""How a pool stands for one more claim: what it has, whether another VM will come, and when."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.domain.statistics import PoolCounts, WaitEstimate, estimate_wait
+from app.store import paths, statistics
+from app.store import pools as pool_rows
+from app.store.database import Tx
+from app.store.observed import database_now
+from app.store.rows import PoolRow
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """A pool as it stood a moment ago: good enough to say why nothing is warm, and whether anything will be."""
+
+    pool: PoolRow
+    counts: PoolCounts
+
+
+async def look_at(tx: Tx, pool: PoolRow) -> Outlook:
+    return Outlook(pool, await statistics.count(tx, pool.id))
+
+
+async def estimate_in_pool(tx: Tx, pool_id: UUID, claim_id: UUID | None) -> WaitEstimate:
+    """How long the claim waits in the pool's queue; None: one that would come behind all others."""
+    pool = await pool_rows.get_by_id(tx, pool_id)
+    if pool is None:
+        return WaitEstimate(None, "its pool is gone")
+    figures = (await statistics.of_pools(tx, [pool_id]))[pool_id]
+    boots, of = figures.boots, "the pool's"
+    if pool.kind != "pool" and pool.shape is not None:
+        # A hidden pool may be young; its shape was measured wherever a VM of it was made in the same way.
+        boots, of = (await paths.starts_of_shape(tx, pool.shape)).of(pool.path), "this shape's"
+        if not boots.count:
+            boots, of = (await paths.starts_overall(tx)).of(pool.path), f"all {pool.path} starts'"
+    since = await statistics.in_flight_since(tx, pool_id)
+    place = await statistics.place_in_queue(tx, pool_id, claim_id)
+    return estimate_wait(
+        place=place,
+        boots=boots,
+        of=of,
+        in_flight_since=since,
+        now=await database_now(tx),
+        can_grow=why_none_will_come(pool, figures.counts.claimed, 0) is None,
+        batch=pool.spec.max_concurrent_creates,
+    )
+
+
+def why_none_will_come(pool: PoolRow, claimed: int, wait_seconds: float) -> str | None:
+    """Why the pool makes no new VM for a claim, in words. Where only `max_vms` is in the way, who waits may outlast it."""
+    if pool.deleting_at is not None:
+        return "it is being deleted"
+    if pool.stalled_at is not None:
+        return f"it is stalled: {pool.last_failure}"
+    if pool.paused:
+        return "it is paused"
+    if not pool.spec.auto_replenish:
+        return "it does not refill by itself: call replenish"
+    if pool.spec.max_vms is not None and claimed >= pool.spec.max_vms and wait_seconds <= 0:
+        return f"all of its max_vms ({pool.spec.max_vms}) are claimed"
+    return None
