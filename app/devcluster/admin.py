@@ -44,7 +44,7 @@ selector, "count": n, "probability": p, "settings": {...}}; only `kind` is neede
     clone-hangs     a DataVolume's clone never ends
     claim-never-binds  a claim stays Pending
     snapshot-fails  VolumeSnapshots end in an error, `message`; the VirtualMachineSnapshot has it as status.error at once
-                    and is Failed at its failureDeadline (5 min of the cluster's scale where it names none)
+                    and is Failed at its failureDeadline (where it names none: 5 min of the cluster's scale, 3 s at least)
     snapshot-hangs  VolumeSnapshots never get ready
     volume-excluded `volume` (all) is left out of a VirtualMachineSnapshot though it could be in it
 

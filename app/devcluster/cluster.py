@@ -116,7 +116,9 @@ class DevCluster:
         await self.stop()
 
     async def start(self) -> None:
-        if not self._open_state():
+        if self._open_state():
+            self._provide_storage()
+        else:
             self._furnish()
         self.images.load()
         for stored in self.store.each(NODES):
@@ -334,12 +336,17 @@ class DevCluster:
                 NAMESPACES, settle(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
             )
 
+    def _provide_storage(self) -> None:
+        """The storage classes of every dev cluster, also for one that was saved before it had them all."""
+        for resource, obj in storage_objects(stamp(self.clock.now())):
+            if self.store.get(resource, "", obj["metadata"]["name"]) is None:
+                self.store.put(resource, obj)
+
     def _furnish(self) -> None:
         """Namespaces and nodes of a new cluster."""
         for name in (*self.config.namespaces, "kube-system", "kubevirt"):
             self.add_namespace(name)
-        for resource, obj in storage_objects(stamp(self.clock.now())):
-            self.store.put(resource, obj)
+        self._provide_storage()
         counted = [f"node{number}" for number in range(1, self.config.nodes + 1)]
         for name in dict.fromkeys([*counted, *self.config.named_nodes]):
             if self.store.get(NODES, "", name) is None:

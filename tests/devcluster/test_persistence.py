@@ -5,6 +5,7 @@ import json
 import signal
 import sqlite3
 import sys
+from datetime import timedelta
 
 import aiohttp
 import pytest
@@ -15,6 +16,20 @@ from app.devcluster.persistence import StateFile
 from app.devcluster.registry import SECRETS
 
 from .conftest import INSTANCES, MACHINES, Bench, machine, until
+from .disks import (
+    CLAIMS,
+    CONTENTS,
+    CRONS,
+    DATA_VOLUMES,
+    SNAPSHOTS,
+    claim,
+    data_volume,
+    disk_machine,
+    make,
+    on_claim,
+    vm_snapshot,
+)
+from .test_data_import_crons import cron
 
 
 @pytest.fixture
@@ -22,8 +37,8 @@ async def start(tmp_path):
     """Starts a cluster on the same state file each time; the one before must have been stopped."""
     running = []
 
-    async def begin():
-        clock = ManualClock()
+    async def begin(moment=None):
+        clock = ManualClock(moment)
         config = DevClusterConfig(state=tmp_path / "state.db", jitter_share=0.0)
         cluster = DevCluster(config, clock=clock)
         await cluster.start()
@@ -179,3 +194,78 @@ def _saved_version(path):
         row = db.execute("SELECT value FROM counters").fetchone()
     db.close()
     return row[0]
+
+
+async def test_an_import_goes_on_where_it_was(start):
+    bench = await start()
+    await make(bench, DATA_VOLUMES, data_volume("image"))
+    await bench.clock.advance(31)
+    before = (await bench.get(f"{DATA_VOLUMES}/image"))["status"]["progress"]
+    await start.end()
+
+    bench = await start()
+    assert (await bench.get(f"{DATA_VOLUMES}/image"))["status"]["progress"] == before == "75.00%"
+    await bench.clock.advance(11)
+    assert (await bench.get(f"{DATA_VOLUMES}/image"))["status"]["phase"] == "Succeeded"
+
+
+async def test_a_snapshot_under_way_gets_ready_and_what_was_booted_stays_warm(start):
+    bench = await start()
+    await make(bench, CLAIMS, claim("root"))
+    await bench.boot(disk_machine("src", on_claim("root")))
+    await make(bench, SNAPSHOTS, vm_snapshot("s1", "src"))
+    await bench.clock.advance(1)
+    await start.end()
+
+    bench = await start()
+    await bench.clock.advance(5)
+    snapshot = await bench.get(f"{SNAPSHOTS}/s1")
+    assert snapshot["status"]["readyToUse"] is True
+    content = await bench.get(f"{CONTENTS}/{snapshot['status']['virtualMachineSnapshotContentName']}")
+    await start.end()
+
+    bench = await start()
+    origin = content["spec"]["volumeBackups"][0]["volumeSnapshotName"]
+    await make(bench, CLAIMS, claim("copy", snapshot=origin))
+    await bench.create(disk_machine("fast", on_claim("copy")))
+    await bench.clock.advance(13)
+    assert await bench.status("fast") == ("Running", "")
+
+
+async def test_a_deadline_passes_while_the_cluster_is_down(start):
+    bench = await start()
+    await bench.create(disk_machine("src", on_claim("root"), strategy="Halted"))
+    await make(bench, SNAPSHOTS, vm_snapshot("s1", "src", failureDeadline="10s"))
+    await bench.clock.advance(5)
+    now = bench.clock.now()
+    await start.end()
+
+    bench = await start(now + timedelta(seconds=60))
+    await bench.clock.advance(1)
+    assert (await bench.get(f"{SNAPSHOTS}/s1"))["status"]["phase"] == "Failed"
+
+
+async def test_a_cron_that_missed_its_time_looks_at_once(start):
+    bench = await start()
+    await make(bench, CRONS, cron())
+    await bench.clock.advance(60)
+    order = {"url": cron()["spec"]["template"]["spec"]["source"]["registry"]["url"], "digest": f"sha256:{'b' * 64}"}
+    await bench.call("POST", "/devcluster/v1/images", order)
+    now = bench.clock.now()
+    await start.end()
+
+    bench = await start(now + timedelta(hours=3))
+    await bench.clock.advance(60)
+    assert (await bench.get(f"{CRONS}/fedora"))["status"]["lastImportedPVC"]["name"] == "image-bbbbbbbbbbbb"
+
+
+async def test_a_cluster_saved_before_it_had_storage_classes_gets_them(start, tmp_path):
+    await start()
+    await start.end()
+    with sqlite3.connect(tmp_path / "state.db") as database:
+        database.execute("DELETE FROM objects WHERE resource LIKE '%storage%'")
+
+    bench = await start()
+    await make(bench, DATA_VOLUMES, data_volume("image", storage={"storageClassName": "fast-ssd"}))
+    await bench.clock.advance(45)
+    assert (await bench.get(f"{DATA_VOLUMES}/image"))["status"]["phase"] == "Succeeded"
