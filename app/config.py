@@ -75,6 +75,19 @@ class Settings(BaseSettings):
     creates_per_second: float = Field(default=20, gt=0)
     """The global pace of creates, all pools and replicas together."""
 
+    preload_helper_image: str = "docker.io/library/busybox:1.37-musl"
+    """Brings a static `/bin/busybox` to the pods that hold a container image on the nodes: a container disk has none."""
+    preload_poll_seconds: float = Field(default=1.5, gt=0)
+    """How often a preload is looked at while its import is under way."""
+    preload_idle_seconds: float = Field(default=60, gt=0)
+    """How often a preload is looked at when nothing is under way, and how often objects of no preload are looked for."""
+    preload_stall_seconds: float = Field(default=900, gt=0)
+    """An import whose phase and progress stand still for so long has failed, and is begun anew."""
+    preload_keep_seconds: float = Field(default=7 * 86_400, gt=0)
+    """How long a preload that a remembered claim made is kept unused; `ttl_seconds` of a preload comes first."""
+    preload_max_unused: int = Field(default=20, ge=0)
+    """At most so many unused preloads that remembered claims made are kept, those used last."""
+
     unready_grace_seconds: float = Field(default=20, ge=0)
     """How long a VM that was warm may be unready before it is given up. It cannot be claimed meanwhile."""
     orphan_grace_seconds: float = Field(default=60, gt=0)

@@ -8,6 +8,7 @@ import uuid_utils
 
 _NAME_LIMIT = 63  # a label value's limit, and a host name's: VM names are used as both
 _ID_CHARS = 26  # 128 bits in base32
+_PRELOAD_LIMIT = 50  # CDI puts a digest behind the name of what a schedule imports, and 63 are the limit again
 
 
 def new_id() -> uuid.UUID:
@@ -29,3 +30,10 @@ def vm_name(pool: str, vm_id: uuid.UUID) -> str:
     """
     suffix = base64.b32encode(vm_id.bytes).decode().rstrip("=").lower()
     return f"{pool[: _NAME_LIMIT - _ID_CHARS - 1].replace('.', '-').rstrip('-')}-{suffix}"
+
+
+def preload_object_name(preload: str, preload_id: uuid.UUID, generation: int) -> str:
+    """The cluster name of what one generation of a preload is, at most 50 characters. Like a VM's it never comes back."""
+    suffix = base64.b32encode(preload_id.bytes).decode().rstrip("=").lower()
+    rest = f"-{suffix}-{generation}"
+    return f"{preload[: _PRELOAD_LIMIT - len(rest)].replace('.', '-').rstrip('-')}{rest}"

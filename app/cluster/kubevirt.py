@@ -1,6 +1,7 @@
 """The Gateway over a real KubeVirt cluster (>= 1.7), or over whatever speaks its API."""
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
@@ -12,6 +13,7 @@ from app.cluster.inventory import Inventory
 from app.cluster.kinds import CLAIMS, VMIS, VMS, Kind
 from app.cluster.manifests import vm_manifest
 from app.cluster.observations import observe_vm
+from app.cluster.preloads import KubeVirtPreloads
 from app.cluster.snapshots import KubeVirtSnapshots
 from app.cluster.starts import begin, claims_of
 from app.cluster.watch import Snapshot, observe
@@ -43,6 +45,7 @@ class KubeVirtGateway:
         self._settings = settings
         self._client = client
         self.snapshots = KubeVirtSnapshots(settings, client)
+        self.preloads = KubeVirtPreloads(settings, client)
 
     def expand(
         self,
@@ -53,7 +56,8 @@ class KubeVirtGateway:
         diskless: bool = False,
     ) -> VmTemplate:
         full_cores = self._settings.full_cores_only
-        return templates.expand(template, warm_when, placement, diskless=diskless, full_cores=full_cores)
+        expanded = templates.expand(template, warm_when, placement, diskless=diskless, full_cores=full_cores)
+        return replace(expanded, images=tuple(each.within(self._settings.namespace) for each in expanded.images))
 
     async def check(self, template: VmTemplate) -> None:
         vm_id = new_id()

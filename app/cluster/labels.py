@@ -9,6 +9,8 @@ VM_ID = f"{PREFIX}vm-id"
 CLAIM = f"{PREFIX}claim"
 SNAPSHOT = f"{PREFIX}snapshot"
 TAKE = f"{PREFIX}take"
+PRELOAD = f"{PREFIX}preload-id"
+GENERATION = f"{PREFIX}generation"
 
 
 def is_ours(key: str) -> bool:

@@ -9,6 +9,7 @@ there. A preload that is `deleting` is `deleted` when the cluster has none of it
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from uuid import UUID
 
 from app.domain.preloads import PreloadSpec
 from app.errors import IllegalTransition
@@ -88,7 +89,7 @@ class Seen:
     kind: ObjectKind
     name: str
     uid: str
-    preload_id: str
+    preload_id: UUID | None
     generation: int
     deleting: bool = False
     phase: str = ""
