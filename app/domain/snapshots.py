@@ -224,12 +224,16 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class ClaimFacts:
-    """Our own claim on the VM that is booted for a take. `stalled`: why its pool makes none any more."""
+    """Our own claim on the VM that is booted for a take.
+
+    `stalled`: why its pool makes none any more; `trouble`: what keeps its pool from making one so far.
+    """
 
     state: ClaimState
     reason: str | None
     vm_name: str | None
     stalled: str | None = None
+    trouble: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +301,9 @@ def after_claim(claim: ClaimFacts | None, *, stops: bool) -> Step:
         return Step(_T.FAILING, f"no VM could be booted for it: {claim.reason}")
     if claim.stalled is not None:
         return Step(_T.FAILING, f"no VM could be booted for it: {claim.stalled}")
-    return Step(None, "a VM is being booted for it")
+    return Step(
+        None, f"a VM is being booted for it; {claim.trouble}" if claim.trouble else "a VM is being booted for it"
+    )
 
 
 def after_loss(claim: ClaimFacts | None, vm_name: str | None) -> Step | None:

@@ -34,24 +34,25 @@ async def renew_claim(db: Database, claim_id: UUID, lease_seconds: int | None) -
 async def release_claim(db: Database, claim_id: UUID) -> ClaimRow:
     """Ends a claim and destroys its VM; one that has ended stays as it ended. Raises ClaimNotFound."""
     async with db.begin() as tx:
-        ended = await claims.end(
-            tx,
-            [claim_id],
-            ClaimState.RELEASED,
-            sources=[ClaimState.PENDING, ClaimState.BOUND],
-            reason="released by its client",
-        )
-        for _, pool_id, vm_id in ended:
-            if vm_id is not None:
-                await vms.release(tx, [vm_id], sources=[VmState.CLAIMED], reason="its claim was released")
-                await notify(tx, Topic.REMOVE)
-            await pool_rows.make_due(tx, pool_id)
-            await notify(tx, Topic.PLAN, pool_id)
-        await notify_settled(tx, [ended_id for ended_id, _, _ in ended])
+        ended = await release(tx, claim_id, reason="released by its client")
         claim = await _existing(tx, claim_id)
     if ended:
         log.info("claim.released", claim=str(claim_id), vm=claim.vm_name)
     return claim
+
+
+async def release(tx: Tx, claim_id: UUID, *, reason: str) -> bool:
+    """The same within the caller's transaction; whether it was there to be ended."""
+    sources = [ClaimState.PENDING, ClaimState.BOUND]
+    ended = await claims.end(tx, [claim_id], ClaimState.RELEASED, sources=sources, reason=reason)
+    for _, pool_id, vm_id in ended:
+        if vm_id is not None:
+            await vms.release(tx, [vm_id], sources=[VmState.CLAIMED], reason="its claim was released")
+            await notify(tx, Topic.REMOVE)
+        await pool_rows.make_due(tx, pool_id)
+        await notify(tx, Topic.PLAN, pool_id)
+    await notify_settled(tx, [ended_id for ended_id, _, _ in ended])
+    return bool(ended)
 
 
 def no_such_claim(claim_id: UUID) -> ClaimNotFound:
