@@ -43,3 +43,6 @@ DATA_VOLUMES = Kind("cdi.kubevirt.io", "v1beta1", "datavolumes", "DataVolume")
 DATA_IMPORT_CRONS = Kind("cdi.kubevirt.io", "v1beta1", "dataimportcrons", "DataImportCron")
 DAEMON_SETS = Kind("apps", "v1", "daemonsets", "DaemonSet")
 PODS = Kind("", "v1", "pods", "Pod")
+NODES = Kind("", "v1", "nodes", "Node", namespaced=False)
+ALL_PODS = Kind("", "v1", "pods", "Pod", namespaced=False)
+"""Of every namespace: what takes room on the nodes. It is only ever listed and watched."""

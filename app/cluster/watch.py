@@ -68,12 +68,13 @@ async def observe(
             failures += 1
             _log.warning("cluster.list_failed", reason=error.detail, failures=failures)
             yield Broken(error.detail)
-            await sleep(_backoff(failures))
+            await sleep(backoff(failures))
             continue
         for gone in inventory.replace(snapshot.vms, snapshot.vmis):
             yield gone
         yield Listed(inventory.observations(), snapshot.began_at)
-        async with _Watches(source, snapshot, relist_seconds) as watches:
+        versions = {VMS: snapshot.vm_version, VMIS: snapshot.vmi_version}
+        async with Watches(source.watch, versions, relist_seconds) as watches:
             while (event := await watches.next()) is not None:
                 for change in _apply(inventory, *event):
                     yield change
@@ -81,10 +82,10 @@ async def observe(
             failures = 0
             continue
         _log.warning("cluster.watch_broken", reason=watches.broken, seconds=round(watches.lasted, 3))
-        failures = failures + 1 if watches.lasted < _SHORT_ROUND else 0
+        failures = failures + 1 if watches.was_short else 0
         if failures:
             yield Broken(watches.broken)
-            await sleep(_backoff(failures))
+            await sleep(backoff(failures))
 
 
 def _apply(inventory: Inventory, kind: Kind, event: Manifest) -> list[Change]:
@@ -94,7 +95,7 @@ def _apply(inventory: Inventory, kind: Kind, event: Manifest) -> list[Change]:
     return inventory.apply_vm(what, item) if kind == VMS else inventory.apply_vmi(what, item)
 
 
-def _backoff(failures: int) -> float:
+def backoff(failures: int) -> float:
     """Half to the whole of a pause that doubles, so that replicas do not come back in step."""
     return min(_BACKOFF_CAP, _BACKOFF_BASE * 2.0 ** min(failures - 1, 10)) * random.uniform(0.5, 1)  # noqa: S311 - no secret
 
@@ -105,14 +106,20 @@ class _Ended:
     error: Exception | None
 
 
-class _Watches:
-    """Both watches of a round, merged. `broken` says why the round ended before its time (None: it did not)."""
+Watch = Callable[[Kind, str], AsyncGenerator[Manifest, None]]
+"""The events of a kind from a resourceVersion on."""
 
-    def __init__(self, source: Source, snapshot: Snapshot, seconds: float) -> None:
+
+class Watches:
+    """The watches of a round, merged: one a kind, from its version on, for `seconds` at most. `broken` says why the round
+    ended before its time (None: it did not).
+    """
+
+    def __init__(self, watch: Watch, versions: dict[Kind, str], seconds: float) -> None:
         self.broken: str | None = None
         self.lasted = 0.0
-        self._source = source
-        self._versions = {VMS: snapshot.vm_version, VMIS: snapshot.vmi_version}
+        self._watch = watch
+        self._versions = versions
         self._queue: asyncio.Queue[tuple[Kind, Manifest] | _Ended] = asyncio.Queue(_QUEUE_SIZE)
         self._tasks: list[asyncio.Task[None]] = []
         self._seconds = seconds
@@ -131,8 +138,13 @@ class _Watches:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def was_short(self) -> bool:
+        """Whether it ended so soon that the next round is to come after a pause."""
+        return self.lasted < _SHORT_ROUND
+
     async def next(self) -> tuple[Kind, Manifest] | None:
-        """The next event of either watch with its kind; None once the round is over."""
+        """The next event of any watch with its kind; None once the round is over."""
         deadline = self._began + self._seconds
         if asyncio.get_running_loop().time() >= deadline:  # also where events never cease
             return None
@@ -151,7 +163,7 @@ class _Watches:
     async def _read(self, kind: Kind) -> None:
         failed: Exception | None = None
         try:
-            async with aclosing(self._source.watch(kind, self._versions[kind])) as events:
+            async with aclosing(self._watch(kind, self._versions[kind])) as events:
                 async for event in events:
                     await self._queue.put((kind, event))
         except Exception as error:  # noqa: BLE001 - handed over to the reader of the queue, who raises what is a bug
