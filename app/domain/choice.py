@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from app.domain.paths import Path
+from app.domain.pools import StartFrom
 from app.domain.statistics import BootTimes
 
 ENOUGH = 5
@@ -117,7 +118,10 @@ def estimate(option: PathOption) -> PathEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A choice as a claim keeps it. `tried`: the paths that it was moved away from, oldest first, each with its reason."""
+    """A choice as a claim keeps it. `tried`: the paths that it was moved away from, oldest first, each with its reason.
+
+    `start_from`: what its client wanted it to start from, and nothing else.
+    """
 
     path: str
     source: str | None
@@ -126,6 +130,7 @@ class Record:
     considered: tuple[Considered, ...] = ()
     deadline_at: datetime | None = None
     tried: tuple[dict[str, Any], ...] = field(default=())
+    start_from: StartFrom | None = None
 
     @classmethod
     def of(
@@ -135,6 +140,7 @@ class Record:
         now: datetime,
         deadline_seconds: float | None = None,
         before: "Mapping[str, Any] | None" = None,
+        start_from: StartFrom | None = None,
     ) -> "Record":
         """`before` is the claim's record so far, as JSON: its deadline holds, and what it tried is kept."""
         deadline_at = now + timedelta(seconds=deadline_seconds) if deadline_seconds is not None else None
@@ -142,7 +148,7 @@ class Record:
         if before is not None:
             tried = tuple(before.get("tried") or ())
             deadline_at = datetime.fromisoformat(before["deadline_at"]) if before.get("deadline_at") else None
-        return cls(choice.path, choice.source, choice.reason, now, choice.considered, deadline_at, tried)
+        return cls(choice.path, choice.source, choice.reason, now, choice.considered, deadline_at, tried, start_from)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -153,6 +159,7 @@ class Record:
             "deadline_at": self.deadline_at.isoformat() if self.deadline_at else None,
             "considered": considered_as_json(self.considered),
             "tried": list(self.tried),
+            "start_from": self.start_from.model_dump() if self.start_from else None,
         }
 
 

@@ -15,7 +15,9 @@ from app.store.claims import VmWish
 
 _EXPLAIN = text("""
     UPDATE claim SET shape = :shape, choice = :choice, allowed = CAST(:allowed AS text[])
-    WHERE id = :id AND EXISTS (SELECT 1 FROM vm WHERE vm.id = claim.vm_id AND vm.shape = :shape) RETURNING id
+    WHERE id = :id AND (:whatever OR EXISTS (
+        SELECT 1 FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = claim.vm_id
+          AND (v.shape = :shape OR (v.shape IS NULL AND v.revision = p.revision AND p.shape = :shape)))) RETURNING id
 """).bindparams(bindparam("choice", type_=JSONB))
 _REMEMBER = text("""
     UPDATE claim SET choice = choice || jsonb_build_object('remembered', CAST(:remembered AS jsonb)) WHERE id = :id AND choice IS NOT NULL
@@ -52,9 +54,18 @@ class StuckClaim:
     pool_id: UUID
 
 
-async def explain(tx: AsyncConnection, claim_id: UUID, wish: VmWish) -> bool:
-    """Writes a served claim's wish beside it. False where its VM is not of that shape (any more), and nothing was written."""
-    params = {"id": claim_id, "shape": wish.shape, "choice": wish.choice, "allowed": list(wish.allowed)}
+async def explain(tx: AsyncConnection, claim_id: UUID, wish: VmWish, *, whatever_vm: bool = False) -> bool:
+    """Writes a claim's wish beside it. False where its VM is not of that shape, and nothing was written.
+
+    With `whatever_vm` that is not looked at.
+    """
+    params = {
+        "id": claim_id,
+        "shape": wish.shape,
+        "choice": wish.choice,
+        "allowed": list(wish.allowed),
+        "whatever": whatever_vm,
+    }
     return (await tx.execute(_EXPLAIN, params)).first() is not None
 
 

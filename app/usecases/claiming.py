@@ -7,7 +7,7 @@ by those who are not served at once (`queueing`).
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -35,12 +35,14 @@ log = structlog.get_logger(__name__)
 
 
 class WarmClaim(NamedTuple):
-    """Served at once: what the answer needs, with no further read."""
+    """Served at once: what the answer needs, with no further read. `shape` and `choice` are of a claim that describes its VM."""
 
     pool: str
     labels: dict[str, str]
     lease_seconds: int
     bound: Bound
+    shape: str | None = None
+    choice: dict[str, Any] | None = None
 
 
 ClaimAnswer = WarmClaim | StoredClaim
@@ -102,6 +104,12 @@ class ClaimDesk:
             return await self.queue.replay(outcome.claim_id, wish, until_gone)
         self._facts.pop(wish.pool, None)  # the pool may be another one of that name by now
         return await self.queue.join(wish, request, until_gone)
+
+    async def claim_warm(self, wish: NewClaim) -> WarmClaim | Known | None:
+        """A VM that is ready in the pool now, or nothing. Raises PoolNotFound, LeaseTooLong, DatabaseUnavailable."""
+        facts, lease_seconds = await self._terms(wish)
+        outcome = await self._combiner(facts.id).claim(_request(wish, lease_seconds))
+        return WarmClaim(wish.pool, wish.labels, lease_seconds, outcome) if isinstance(outcome, Bound) else outcome
 
     async def claim_batch(self, wish: NewClaim, *, count: int, all_or_nothing: bool) -> list[ClaimAnswer]:
         """Up to `count` warm VMs, each its own claim, in one statement; none waits.

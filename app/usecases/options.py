@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from app.cluster.gateway import VmTemplate
+from app.config import Settings
 from app.domain.choice import PathOption
 from app.domain.observation import WarmWhen
 from app.domain.paths import ImageRef, Path
@@ -39,6 +40,11 @@ class OptionRules:
 
     rest_seconds: float
     max_pending: int
+    namespace: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> "OptionRules":
+        return cls(settings.backoff_cap_seconds, settings.max_pending_per_pool, settings.namespace)
 
 
 async def read_options(tx: Tx, terms: VmTerms, rules: OptionRules) -> list[PathOption]:
@@ -47,7 +53,7 @@ async def read_options(tx: Tx, terms: VmTerms, rules: OptionRules) -> list[PathO
     own, overall = await paths.starts_of_shape(tx, shape), await paths.starts_overall(tx)
     resting = _Resting(await shapes.hidden_of_shape(tx, shape), rules.rest_seconds, await database_now(tx))
     found = [await _pool_option(tx, terms, rules)]
-    for option in (await _snapshot_option(tx, terms), await _preload_option(tx, terms), _cold_option(terms)):
+    for option in (await _snapshot_option(tx, terms), await _preload_option(tx, terms, rules), _cold_option(terms)):
         open_ = resting.close(option)
         found.append(_measured(open_, own, overall))
     return found
@@ -126,16 +132,19 @@ async def _snapshot_option(tx: Tx, terms: VmTerms) -> PathOption:
     return PathOption(Path.SNAPSHOT, taking[0] if taking else None, available=False, why=why)
 
 
-async def _preload_option(tx: Tx, terms: VmTerms) -> PathOption:
+async def _preload_option(tx: Tx, terms: VmTerms, rules: OptionRules) -> PathOption:
     if terms.start_from is not None:
         return await _forced(tx, Path.PRELOAD, terms.start_from)
-    images = terms.template.images
+    images = tuple(image.within(rules.namespace) for image in terms.template.images)
     if not images:
         return PathOption(Path.PRELOAD, available=False, why="its disks come from no image that could be preloaded")
     ready = await preloads.ready_for_images(tx, images)
     if ready:
         return PathOption(Path.PRELOAD, ready[0].name)
-    return PathOption(Path.PRELOAD, available=False, why=f"no preload of {_name(images)} is ready")
+    coming = await preloads.under_way_for_images(tx, images)
+    if coming:
+        return PathOption(Path.PRELOAD, coming[0], available=False, why=f"preload {coming[0]!r} is on its way")
+    return PathOption(Path.PRELOAD, available=False, why=f"no preload brings {_name(images)} near")
 
 
 def _cold_option(terms: VmTerms) -> PathOption:

@@ -12,11 +12,15 @@ import structlog
 from app.cluster.gateway import VmTemplate
 from app.cluster.shapes import shape_of
 from app.config import MAX_LEASE_SECONDS
+from app.domain.choice import Choice
 from app.domain.observation import WarmWhen
+from app.domain.paths import Path
+from app.domain.placement import Placement
 from app.domain.pools import PoolSpec, StartFrom
+from app.errors import NoPath
 from app.ids import new_id
 from app.store import pools as pool_rows
-from app.store import shapes
+from app.store import shapes, statistics
 from app.store.database import Database, Tx
 from app.store.rows import PoolRow
 from app.usecases.pools import revision_of
@@ -26,6 +30,7 @@ IDLE_SECONDS = 6 * 3600.0
 _RETIRE_AT_ONCE = 100
 _AT_ONCE = 500
 _HASH = 12
+_FULL_RETRY_SECONDS = 30.0
 log = structlog.get_logger(__name__)
 
 
@@ -34,6 +39,7 @@ def shape_spec(
     *,
     warm_when: WarmWhen = WarmWhen.AGENT,
     start_from: StartFrom | None = None,
+    placement: Placement | None = None,
     boot_timeout_seconds: int = 600,
 ) -> PoolSpec:
     """What a hidden pool is asked to be: as many VMs as claims wait, at once, on leases of any length."""
@@ -41,6 +47,7 @@ def shape_spec(
         size=0,
         template=template,
         start_from=start_from,
+        placement=placement,
         warm_when=warm_when,
         max_concurrent_creates=_AT_ONCE,
         boot_timeout_seconds=boot_timeout_seconds,
@@ -77,6 +84,37 @@ async def ensure_shape_pool(tx: Tx, template: VmTemplate, spec: PoolSpec) -> Poo
             log.info("shape.pool_made", pool=name, shape=template.shape, path=spec.path, source=spec.source)
         found = await shapes.hidden(tx, name)
     return found
+
+
+def start_of(choice: Choice) -> StartFrom | None:
+    """What the VMs of the choice's hidden pool start from; None: from their template alone."""
+    if choice.path is Path.SNAPSHOT:
+        return StartFrom(snapshot=choice.source)
+    if choice.path is Path.PRELOAD:
+        return StartFrom(preload=choice.source)
+    return None
+
+
+async def enter_pool(tx: Tx, choice: Choice, template: VmTemplate, spec: PoolSpec, *, max_pending: int) -> PoolRow:
+    """The pool in whose queue the choice's claim waits: the user's that was chosen, or the hidden one of that `spec`.
+
+    Failures of a hidden pool that rested long enough to be chosen again are forgotten. Raises NoPath where its queue is full,
+    or the user's pool has gone.
+    """
+    if choice.path is Path.POOL:
+        found = await pool_rows.get(tx, choice.source or "")
+        if found is None or found.deleting_at is not None:
+            raise NoPath(f"pool {choice.source!r} was deleted at the same moment; try again", retry_after=1)
+        return found
+    pool = await ensure_shape_pool(tx, template, spec)
+    if pool.stalled_at is not None:
+        await pool_rows.forgive(tx, [pool.id])
+    waiting = (await statistics.count(tx, pool.id)).waiting
+    if waiting >= max_pending:
+        raise NoPath(
+            f"{waiting} claims wait already for VMs of this shape, as many as may", retry_after=_FULL_RETRY_SECONDS
+        )
+    return pool
 
 
 def rests_until(pool: PoolRow, *, seconds: float) -> datetime | None:

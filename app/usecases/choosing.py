@@ -1,0 +1,318 @@
+"""A claim that describes its VM: the fastest path to one is found, and the claim is served by it like any other.
+
+A pool of the same shape serves it warm, by the claim of every day. Else it gets a place in a queue: of that pool, where its
+next VM comes soonest, or of a hidden pool that stands for the path (`shapes`), for which one VM is then made.
+"""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import orjson
+import structlog
+
+from app.cluster.gateway import Gateway
+from app.config import Settings
+from app.domain.choice import Choice, NoChoice, Record, choose
+from app.domain.observation import WarmWhen
+from app.domain.paths import Path
+from app.domain.placement import Placement
+from app.domain.pools import PoolSpec, StartFrom
+from app.domain.states import VmState
+from app.errors import (
+    DatabaseUnavailable,
+    DeadlineTooShort,
+    FieldProblem,
+    InvalidRequest,
+    LeaseTooLong,
+    NoPath,
+    PoolNotFound,
+    TemplateRefused,
+)
+from app.ids import new_id
+from app.store import claims, rerouting, shapes, vms
+from app.store import pools as pool_rows
+from app.store.claim_lane import ClaimRequest, Known
+from app.store.claims import VmWish
+from app.store.database import Database, Tx
+from app.store.notices import Topic, notify
+from app.store.observed import database_now
+from app.store.shapes import ServingPool
+from app.usecases.claiming import ClaimAnswer, ClaimDesk, WarmClaim
+from app.usecases.claims import release_claim
+from app.usecases.options import OptionRules, VmTerms, read_options, unfit
+from app.usecases.queueing import Chosen, NewClaim, StoredClaim, UntilGone
+from app.usecases.remembering import remember
+from app.usecases.shapes import enter_pool, hidden_name, shape_spec, start_of
+from app.usecases.sharing import SharedReads
+from app.usecases.starting import require_source
+
+_DEFAULT_LEASE_SECONDS = 3600
+_FACTS_SECONDS = 2.0
+_FACTS_KEPT = 1000
+_NO_PATH_RETRY_SECONDS = 30.0
+log = structlog.get_logger(__name__)
+
+
+class NewVmClaim(NamedTuple):
+    """A client's wish that describes its VM. `paths` are those that may serve it; `start_from` leaves one of them, and a pool's."""
+
+    vm: dict[str, Any]
+    paths: tuple[Path, ...] = tuple(Path)
+    warm_when: WarmWhen = WarmWhen.AGENT
+    start_from: StartFrom | None = None
+    placement: Placement | None = None
+    deadline_seconds: float | None = None
+    remember: bool = False
+    wait_seconds: float = 0.0
+    lease_seconds: int | None = None
+    labels: Mapping[str, str] = MappingProxyType({})
+    key: str | None = None
+    request_hash: str = ""
+
+    def in_pool(self, pool: str) -> NewClaim:
+        """The same wish, addressed to a pool."""
+        return NewClaim(pool, self.wait_seconds, self.lease_seconds, dict(self.labels), self.key, self.request_hash)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A wish, understood."""
+
+    wish: NewVmClaim
+    terms: VmTerms
+    allowed: tuple[Path, ...]
+
+    @property
+    def shape(self) -> str:
+        return self.terms.template.shape
+
+    def spec(self, start_from: StartFrom | None) -> PoolSpec:
+        """Of the hidden pool whose VMs start from there."""
+        wish = self.wish
+        return shape_spec(wish.vm, start_from=start_from, warm_when=wish.warm_when, placement=wish.placement)
+
+
+class Chooser:
+    """Claims that describe their VM, in one process."""
+
+    def __init__(self, db: Database, gateway: Gateway, desk: ClaimDesk, settings: Settings) -> None:
+        self._db = db
+        self._gateway = gateway
+        self._desk = desk
+        self._rules = OptionRules.of(settings)
+        self._pending_seconds = settings.pending_seconds
+        self._serving: dict[str, tuple[float, list[ServingPool]]] = {}
+        self._reading: SharedReads[str, list[ServingPool]] = SharedReads(self._read_serving)
+
+    def forget_pools(self, _payload: str = "") -> None:
+        """What was known of the pools may have changed."""
+        self._serving.clear()
+
+    async def claim(self, wish: NewVmClaim, until_gone: UntilGone) -> ClaimAnswer:
+        """Serves one wish; `until_gone` is only awaited while the claim waits.
+
+        Raises TemplateRefused, InvalidRequest, LeaseTooLong, IdempotencyKeyReused, NoPath (with `retry_after`),
+        DeadlineTooShort, ClusterUnavailable and ClusterError (from the dry run of a new shape), DatabaseUnavailable.
+        """
+        wanted = await self._understand(wish)
+        if wish.key is not None:
+            async with self._db.begin() as tx:
+                known = await claims.by_key(tx, wish.key)
+            if known is not None:
+                return await self._desk.queue.replay(known, wish.in_pool(""), until_gone)
+        if Path.POOL in wanted.allowed:
+            served = await self._claim_warm(wanted, until_gone)
+            if served is not None:
+                return served
+        await self._check_new(wanted)
+        request = ClaimRequest(
+            claim_id=new_id(),
+            key=wish.key,
+            request_hash=wish.request_hash,
+            lease_seconds=wish.lease_seconds or _DEFAULT_LEASE_SECONDS,
+            labels=orjson.dumps(dict(wish.labels)).decode(),
+        )
+
+        async def choosing(tx: Tx) -> Chosen:
+            return await self._place(tx, wanted)
+
+        async def then(claim_id: UUID) -> None:
+            await self._remember(wanted, claim_id)
+
+        return await self._desk.queue.join_chosen(choosing, wish.in_pool(""), request, until_gone, then=then)
+
+    async def _understand(self, wish: NewVmClaim) -> _Wanted:
+        diskless = wish.start_from is not None
+        try:
+            template = self._gateway.expand(wish.vm, wish.warm_when, wish.placement, diskless=diskless)
+        except TemplateRefused as error:
+            raise _as_vm(error) from error
+        allowed = wish.paths
+        if wish.start_from is not None:
+            async with self._db.begin() as tx:
+                await require_source(tx, wish.start_from)
+            allowed = tuple(path for path in wish.paths if path in {Path.POOL, wish.start_from.path})
+            if not allowed:
+                message = f"start_from asks for {wish.start_from.path}, which is not among them"
+                raise InvalidRequest(
+                    f"paths: {message}. Nothing was changed", problems=[FieldProblem("paths", message)]
+                )
+        return _Wanted(wish, VmTerms(template, wish.warm_when, wish.start_from, wish.lease_seconds), allowed)
+
+    async def _claim_warm(self, wanted: _Wanted, until_gone: UntilGone) -> ClaimAnswer | None:
+        """From the first pool of the shape that has a VM ready."""
+        wish = wanted.wish
+        for serving in await self._pools(wanted.shape):
+            if unfit(serving, wanted.terms) is not None:
+                continue
+            name = serving.pool.name
+            try:
+                answer = await self._desk.claim_warm(wish.in_pool(name))
+            except (PoolNotFound, LeaseTooLong):
+                continue
+            if isinstance(answer, Known):
+                return await self._desk.queue.replay(answer.claim_id, wish.in_pool(""), until_gone)
+            if isinstance(answer, WarmClaim):
+                return await self._explain(wanted, answer, until_gone)
+        return None
+
+    async def _explain(self, wanted: _Wanted, answer: WarmClaim, until_gone: UntilGone) -> ClaimAnswer:
+        """The answer to a claim that got a warm VM, with what it asked for written beside it."""
+        reason = f"pool {answer.pool!r} had a VM of this shape ready"
+        record = Record(
+            Path.POOL, answer.pool, reason, answer.bound.created_at, start_from=wanted.wish.start_from
+        ).as_json()
+        written = VmWish(wanted.shape, record, tuple(str(path) for path in wanted.allowed))
+        claim_id = answer.bound.claim_id
+        try:
+            async with self._db.begin() as tx:
+                same = await rerouting.explain(tx, claim_id, written)
+        except DatabaseUnavailable:
+            log.info("claim.not_explained", claim=str(claim_id))  # it stands, and the answer says it all
+            same = True
+        if not same:
+            return await self._exchange(wanted, answer, until_gone)
+        if wanted.wish.remember:
+            record["remembered"] = await self._remember(wanted, claim_id)
+        return answer._replace(shape=wanted.shape, choice=record)
+
+    async def _exchange(self, wanted: _Wanted, answer: WarmClaim, until_gone: UntilGone) -> StoredClaim:
+        """The pool's template has changed since it was looked at, and the VM is of the old one: another one is waited for."""
+        bound = answer.bound
+        self.forget_pools()
+        why = "the VM was made from an older template of the pool, with another shape"
+        try:
+            async with self._db.begin() as tx:
+                chosen = await self._place(tx, wanted)
+                if await claims.requeue(
+                    tx, bound.claim_id, vm_id=bound.vm_id, reason=why, pending_seconds=self._pending_seconds
+                ):
+                    await vms.release(tx, [bound.vm_id], sources=[VmState.CLAIMED], reason=why)
+                    await rerouting.explain(tx, bound.claim_id, chosen.wish, whatever_vm=True)
+                    await rerouting.move(
+                        tx,
+                        bound.claim_id,
+                        pool_id=chosen.pool.id,
+                        path=chosen.pool.path,
+                        choice=chosen.wish.choice,
+                        reason=chosen.reason,
+                    )
+                    await pool_rows.make_due(tx, chosen.pool.id)
+                    await notify(tx, Topic.PLAN, chosen.pool.id)
+                    await notify(tx, Topic.REMOVE)
+        except (NoPath, DeadlineTooShort):
+            await release_claim(self._db, bound.claim_id)
+            raise
+        return await self._desk.queue.look(bound.claim_id, wanted.wish.wait_seconds, until_gone)
+
+    async def _check_new(self, wanted: _Wanted) -> None:
+        """Refuses early, and has the cluster look at a template that no VM was made of yet, with no transaction open."""
+        async with self._db.begin() as tx:
+            choice = await self._choose(tx, wanted)
+            if choice.path is Path.POOL:
+                return
+            name = hidden_name(wanted.terms.template, wanted.spec(start_of(choice)))
+            if await shapes.hidden(tx, name) is not None:
+                return
+        try:
+            await self._gateway.check(wanted.terms.template)
+        except TemplateRefused as error:
+            raise _as_vm(error) from error
+
+    async def _place(self, tx: Tx, wanted: _Wanted) -> Chosen:
+        choice = await self._choose(tx, wanted)
+        now = await database_now(tx)
+        record = Record.of(
+            choice, now=now, deadline_seconds=wanted.wish.deadline_seconds, start_from=wanted.wish.start_from
+        )
+        vm = VmWish(wanted.shape, record.as_json(), tuple(str(path) for path in wanted.allowed))
+        pool = await enter_pool(
+            tx, choice, wanted.terms.template, wanted.spec(start_of(choice)), max_pending=self._rules.max_pending
+        )
+        return Chosen(pool, vm, choice.reason)
+
+    async def _choose(self, tx: Tx, wanted: _Wanted) -> Choice:
+        options = await read_options(tx, wanted.terms, self._rules)
+        choice = choose(options, wanted.allowed, wanted.wish.deadline_seconds)
+        if isinstance(choice, NoChoice):
+            raise _refusal(choice, wanted.wish.deadline_seconds)
+        return choice
+
+    async def _remember(self, wanted: _Wanted, claim_id: UUID) -> dict[str, Any] | None:
+        """What was kept for the next claim of this shape; whatever goes wrong with it is told, and the claim stands."""
+        wish = wanted.wish
+        if not wish.remember:
+            return None
+        remembered = await remember(
+            self._db,
+            self._gateway,
+            wanted.terms.template,
+            PoolSpec(
+                size=1,
+                template=wish.vm,
+                start_from=wish.start_from,
+                placement=wish.placement,
+                warm_when=wish.warm_when,
+            ),
+        )
+        try:
+            async with self._db.begin() as tx:
+                await rerouting.remember(tx, claim_id, remembered)
+        except DatabaseUnavailable:
+            log.info("claim.remembered_not_noted", claim=str(claim_id))
+        return remembered
+
+    async def _pools(self, shape: str) -> list[ServingPool]:
+        known = self._serving.get(shape)
+        if known is not None and known[0] > time.monotonic():
+            return known[1]
+        return await self._reading.get(shape)
+
+    async def _read_serving(self, shape: str) -> list[ServingPool]:
+        good_until = time.monotonic() + _FACTS_SECONDS
+        async with self._db.begin() as tx:
+            found = await shapes.serving(tx, shape)
+        if len(self._serving) >= _FACTS_KEPT:
+            self._serving.clear()
+        self._serving[shape] = (good_until, found)
+        return found
+
+
+def _refusal(choice: NoChoice, deadline_seconds: float | None) -> NoPath | DeadlineTooShort:
+    if choice.too_slow:
+        return DeadlineTooShort(
+            f"no path to a VM of this shape is known to be there within {deadline_seconds:.1f} s. {choice.reason}; "
+            "leave the deadline out, or make it longer"
+        )
+    return NoPath(f"no path to a VM of this shape is open. {choice.reason}", retry_after=_NO_PATH_RETRY_SECONDS)
+
+
+def _as_vm(error: TemplateRefused) -> TemplateRefused:
+    """A refusal of a pool's template, told of the claim's field `vm`."""
+    problems = [FieldProblem(re.sub(r"^template\b", "vm", each.field), each.message) for each in error.problems]
+    return TemplateRefused(re.sub(r"\btemplate(?=[.:\[])", "vm", error.detail), problems=problems)

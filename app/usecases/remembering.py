@@ -1,0 +1,49 @@
+"""What a claim leaves for the next one of its shape: a small pool of it."""
+
+from typing import Any
+
+import structlog
+
+from app.cluster.gateway import Gateway, VmTemplate
+from app.domain.pools import PoolSpec
+from app.errors import Conflict, EmberpoolError
+from app.store import pools as pool_rows
+from app.store import shapes
+from app.store.database import Database
+from app.usecases.pools import put_pool
+
+_HASH = 10
+log = structlog.get_logger(__name__)
+
+
+async def remember(db: Database, gateway: Gateway, template: VmTemplate, spec: PoolSpec) -> dict[str, Any]:
+    """Names the pool that serves the shape from now on, and makes it where there is none: `{pool, preload, reason}`.
+
+    A pool that stands already is left as its owner has it. What cannot be had is null, and `reason` says why.
+    """
+    reasons: list[str] = []
+    pool: str | None = None
+    try:
+        pool = await _ensure_pool(db, gateway, template, spec)
+    except EmberpoolError as error:
+        log.info("shape.not_remembered", shape=template.shape, error=error.detail)
+        reasons.append(f"no pool was made: {error.detail}")
+    return {"pool": pool, "preload": None, "reason": "; ".join(reasons) or None}
+
+
+async def _ensure_pool(db: Database, gateway: Gateway, template: VmTemplate, spec: PoolSpec) -> str:
+    name = f"remembered-{template.shape[:_HASH]}"
+    async with db.begin() as tx:
+        serving = [each.pool.name for each in await shapes.serving(tx, template.shape) if each.pool.deleting_at is None]
+        taken = await pool_rows.get(tx, name)
+    if serving:
+        return name if name in serving else serving[0]
+    if taken is not None and taken.deleting_at is None:
+        return name
+    try:
+        await put_pool(db, gateway, name, spec)
+    except Conflict:
+        async with db.begin() as tx:
+            if await pool_rows.get(tx, name) is None:
+                raise
+    return name
