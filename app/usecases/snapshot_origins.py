@@ -1,0 +1,56 @@
+"""Of what a pool's snapshots are made now, and how far the VM is that is booted for one."""
+
+from app.cluster.gateway import VmTemplate
+from app.cluster.shapes import shape_of
+from app.cluster.templates import fingerprint
+from app.domain.pools import PoolSpec
+from app.domain.snapshots import ClaimFacts, Origin
+from app.domain.states import ClaimState
+from app.store import planning, snapshot_work
+from app.store import pools as pool_rows
+from app.store.database import Tx
+from app.store.rows import ClaimRow, PoolRow
+from app.store.snapshot_rows import SnapshotRow
+from app.usecases.pools import revision_of
+from app.usecases.shapes import shape_spec
+
+
+def made_from(pool: PoolRow, snapshot: str) -> tuple[VmTemplate, PoolSpec]:
+    """What a VM of the pool is made from for the snapshot of that name. One that starts from the snapshot itself starts cold:
+    else nothing would ever be taken anew.
+    """
+    start = pool.spec.start_from
+    spec = shape_spec(
+        pool.spec.template,
+        start_from=None if start is not None and start.snapshot == snapshot else start,
+        warm_when=pool.spec.warm_when,
+        boot_timeout_seconds=pool.spec.boot_timeout_seconds,
+    )
+    shape = pool.shape if pool.shape is not None else shape_of(pool.vm_spec)
+    return VmTemplate(spec=pool.vm_spec, fingerprint=fingerprint(pool.vm_spec), shape=shape), spec
+
+
+async def origin_of(tx: Tx, row: SnapshotRow) -> Origin | None:
+    """None: of a VM, or its pool is gone."""
+    if row.spec.source.pool is None:
+        return None
+    pool = await pool_rows.get(tx, row.spec.source.pool)
+    if pool is None or pool.deleting_at is not None:
+        return None
+    template, spec = made_from(pool, row.name)
+    preload = spec.start_from.preload if spec.start_from is not None else None
+    ready_at = await snapshot_work.image_ready_at(tx, preload) if preload is not None else None
+    return Origin(revision_of(template.fingerprint, spec), ready_at)
+
+
+async def claim_facts(tx: Tx, claim: ClaimRow) -> ClaimFacts:
+    """Our claim on a take's VM, and what its hidden pool says while it waits."""
+    stalled = trouble = None
+    if claim.state is ClaimState.PENDING:
+        pool = await pool_rows.get_by_id(tx, claim.pool_id)
+        if pool is not None and pool.stalled_at is not None:
+            stalled = f"{pool.consecutive_failures} failed in a row: {pool.last_failure}"
+        elif pool is not None:
+            failure = [f"the last one failed: {pool.last_failure}"] if pool.consecutive_failures else []
+            trouble = "; ".join((*failure, *await planning.notes(tx, pool.id)))
+    return ClaimFacts(claim.state, claim.reason, claim.vm_name, stalled, trouble or None)
