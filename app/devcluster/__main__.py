@@ -18,10 +18,17 @@ from app.devcluster.quantities import is_quantity
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options, config = parse(arguments)
     # Standard output carries the line that says where we listen, and nothing else.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    asyncio.run(_serve(config, options.kubeconfig_out, options.ready_file))
+    return 0
+
+
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, DevClusterConfig]:
+    """The options, and the cluster they describe. Exits with a complaint where they make no sense."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
     shape = NodeShape(
         cpu=options.node_cpu,
         memory=options.node_memory,
@@ -47,8 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         state=options.state,
         seed=options.seed,
     )
-    asyncio.run(_serve(config, options.kubeconfig_out, options.ready_file))
-    return 0
+    return options, config
 
 
 async def _serve(config: DevClusterConfig, kubeconfig_out: Path | None, ready_file: Path | None) -> None:

@@ -36,7 +36,8 @@ selector, "count": n, "probability": p, "settings": {...}}; only `kind` is neede
     no-agent        the guest agent never connects;  agent-lost: it goes away
     guest-dies      the VMI fails `seconds` after it runs
     unready         the readiness probe fails;  flapping: it fails and succeeds in turn every `seconds`
-    image-error     the container disk cannot be pulled: `message`
+    image-error     the container disk cannot be pulled, with `message`; so, too, the image of a pod of a DaemonSet or of its
+                    own, which it matches as resource `pods`. `node`: only there
     import-fails    a DataVolume's import ends in an error at `percent` (60), with `message`, and is tried again after a
                     backoff; each attempt counts. `fatal`: the phase becomes Failed and no attempt follows
     import-stalls   an import stops at `percent` (60) and says nothing

@@ -164,15 +164,18 @@ class FaultBook:
                 return fault
         return None
 
-    def guest(self, kind: str, vmi: Json) -> Fault | None:
-        """The fault of this kind that a guest suffers, or None."""
-        return self.on_object(kind, "virtualmachineinstances", vmi)
+    def guest(self, kind: str, vmi: Json, node: str = "") -> Fault | None:
+        """The fault of this kind that a guest suffers, on that node where one is named, or None."""
+        return self.on_object(kind, "virtualmachineinstances", vmi, node=node)
 
-    def on_object(self, kind: str, plural: str, obj: Json, turn: str = "") -> Fault | None:
-        """The fault of this kind that an object suffers, or None; decided anew for each `turn` of it."""
+    def on_object(self, kind: str, plural: str, obj: Json, turn: str = "", *, node: str = "") -> Fault | None:
+        """The fault of this kind that an object suffers, or None; decided anew for each `turn` of it.
+
+        An order whose settings name a `node` strikes on no other.
+        """
         metadata = obj["metadata"]
         for fault in self._faults.values():
-            if fault.kind != kind:
+            if fault.kind != kind or fault.settings.get("node", node) != node:
                 continue
             labels = metadata.get("labels") or {}
             if fault.matches("", plural, metadata["namespace"], metadata["name"], labels) and (

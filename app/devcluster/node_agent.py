@@ -140,17 +140,19 @@ class NodeAgent:
     # Pods
 
     def _start_pod(self, key: Key, vmi: Json, pod: Stored, node: str) -> None:
-        fault = self._faults.guest("image-error", vmi)
+        fault = self._faults.guest("image-error", vmi, node)
         if fault is not None:
             image = (images(pod.obj) or [LAUNCHER_IMAGE])[-1]
             self._fail_pull(key, pod, image, fault)
             return
         uid = pod.obj["metadata"]["uid"]
-        self._timers.cancel((uid, "retry"))
         refusal = self.puller.never_pulled(node, pod.obj)
         if refusal is not None:
+            again = self._jitter.spread(self._durations.image_retry)
+            self._timers.ensure((uid, "retry"), "look", again, lambda: self._queue.add(key))
             self._on_pod(key, lambda obj: pull_failed(obj, refusal, self._api.clock.now()))
             return
+        self._timers.cancel((uid, "retry"))
         if not self.puller.bring(node, pod.obj, lambda: self._queue.add(key)):
             if "startTime" not in pod.obj["status"]:
                 self._on_pod(key, lambda obj: accepted(obj, self._api.clock.now()))

@@ -94,7 +94,7 @@ class PodKubelet:
         uid = pod.obj["metadata"]["uid"]
         now = self._api.clock.now()
         wanted = images(pod.obj)
-        fault = self._faults.on_object("image-error", "pods", pod.obj)
+        fault = self._faults.on_object("image-error", "pods", pod.obj, node=node)
         if fault is not None:
             image = (wanted or [LAUNCHER_IMAGE])[-1]
             if "startTime" not in pod.obj["status"]:
@@ -105,11 +105,13 @@ class PodKubelet:
                 (uid, "retry"), "retry", delay, lambda: self._refuse(uid, lambda obj: refuse_pull(obj, image, fault))
             )
             return
-        self._timers.cancel((uid, "retry"))
         refusal = self._agent.puller.never_pulled(node, pod.obj)
         if refusal is not None:
+            again = self._jitter.spread(self._durations.image_retry)
+            self._timers.ensure((uid, "retry"), "look", again, lambda: self._queue.add(key))
             self._api.modify(PODS, pod, lambda obj: pull_failed(obj, refusal, now))
             return
+        self._timers.cancel((uid, "retry"))
         if not self._agent.puller.bring(node, pod.obj, lambda: self._queue.add(key)):
             if "startTime" not in pod.obj["status"]:
                 self._api.modify(PODS, pod, lambda obj: accepted(obj, now))
