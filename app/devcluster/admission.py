@@ -12,6 +12,7 @@ from app.devcluster.status import ApiError, Json
 from app.devcluster.vm_rules import check_machine
 
 _QUANTITY_RULE = "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
+VALIDATOR = "virtualmachine-validator.kubevirt.io"
 _DEPRECATED = "spec.running is deprecated, please use spec.runStrategy instead."
 
 
@@ -32,7 +33,9 @@ class Webhooks:
         if resource is VIRTUAL_MACHINES:
             if old is not None and (old.get("spec") == obj.get("spec") or "deletionTimestamp" in obj["metadata"]):
                 return []
-            _refuse("virtualmachine-validator.kubevirt.io", check_machine(obj["spec"], "spec"))
+            if old is not None:
+                _refuse(VALIDATOR, check_snapshotted(obj, old))
+            _refuse(VALIDATOR, check_machine(obj["spec"], "spec"))
             return [_DEPRECATED] if "running" in obj["spec"] else []
         if resource is POOLS:
             _refuse("virtualmachinepool-validator.kubevirt.io", check_pool(obj, old))
@@ -59,6 +62,23 @@ class Webhooks:
         for value in _quantities(vm["spec"]["template"].get("spec") or {}):
             if not is_quantity(value):
                 raise ApiError(400, None, f'admission webhook "{webhook}" denied the request: {_QUANTITY_RULE}')
+
+
+def check_snapshotted(vm: Json, old: Json) -> list[Json]:
+    """While a snapshot of it is taken, a VM keeps its volumes and goes on running, or not."""
+    name = (old.get("status") or {}).get("snapshotInProgress")
+    if not name:
+        return []
+    before, after = old["spec"], vm["spec"]
+    kept = "vm disks or volumes" if _volumes(before) != _volumes(after) else "vm running state"
+    if kept == "vm running state" and all(before.get(key) == after.get(key) for key in ("running", "runStrategy")):
+        return []
+    told = f'Cannot update {kept} until snapshot "{name}" completes'
+    return [{"reason": "FieldValueNotSupported", "message": told, "field": "spec"}]
+
+
+def _volumes(spec: Json) -> object:
+    return spec["template"]["spec"].get("volumes") or []
 
 
 def _with_defaults(vm: Json) -> Json:

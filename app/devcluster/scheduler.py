@@ -127,8 +127,8 @@ class Scheduler:
     def _held(self, why: str) -> str:
         nodes = sum(1 for _ in self._api.store.each(NODES))
         return (
-            f"0/{nodes} nodes are available: {why}. preemption: 0/{nodes} nodes are available: {nodes} Preemption is not "
-            "helpful for scheduling."
+            f"0/{nodes} nodes are available: {why}. no new claims to deallocate, preemption: 0/{nodes} nodes are "
+            f"available: {nodes} Preemption is not helpful for scheduling."
         )
 
     def _unschedulable(self, pod: Json, refusal: str) -> Json:

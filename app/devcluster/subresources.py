@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from app.devcluster.admission import VALIDATOR, check_snapshotted
 from app.devcluster.api import Api
 from app.devcluster.conditions import drop, holds, make, put
 from app.devcluster.deletion import DeleteOptions, delete
@@ -133,6 +134,10 @@ class Subresources:
                 spec["runStrategy"] = strategy
             return {**vm, "spec": spec}
 
+        causes = check_snapshotted(change(stored.obj), stored.obj)
+        if causes:
+            told = f'admission webhook "{VALIDATOR}" denied the request: {causes[0]["message"]}'
+            raise ApiError(500, "InternalError", f"Internal error occurred: {told}")
         self._api.modify(VIRTUAL_MACHINES, stored, change)
 
     def _request(self, stored: Stored, *requests: Json) -> None:

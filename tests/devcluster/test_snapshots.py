@@ -2,7 +2,7 @@
 
 import pytest
 
-from .conftest import INSTANCES, MACHINES
+from .conftest import INSTANCES, MACHINES, SUBRESOURCES
 from .disks import (
     CLAIMS,
     CONTENTS,
@@ -29,7 +29,7 @@ async def boot(bench, name="src", storage_class="standard"):
 
 
 async def stop(bench, name="src"):
-    await bench.call("PUT", f"/apis/subresources.kubevirt.io/v1/namespaces/default/virtualmachines/{name}/stop", {})
+    await bench.call("PUT", f"{SUBRESOURCES}/virtualmachines/{name}/stop", {})
     await bench.clock.advance(30)
     assert not await exists(bench, f"{INSTANCES}/{name}")
 
@@ -197,6 +197,25 @@ async def test_a_deleted_snapshot_lets_go_of_its_vm_while_it_is_taken(bench):
     assert "snapshotInProgress" not in vm["status"]
     assert "snapshot.kubevirt.io/snapshot-source-protection" not in vm["metadata"]["finalizers"]
     assert (await bench.get(VOLUME_SNAPSHOTS))["items"] == []
+
+
+async def test_a_vm_keeps_its_state_and_volumes_while_it_is_snapshotted(bench):
+    await boot(bench)
+    await make(bench, SNAPSHOTS, vm_snapshot("s1", "src"))
+    await bench.clock.advance(1)
+    merge = {"Content-Type": "application/merge-patch+json"}
+    halted = await bench.call("PATCH", f"{MACHINES}/src", {"spec": {"runStrategy": "Halted"}}, headers=merge)
+    fewer = {"spec": {"template": {"spec": {"volumes": [on_claim("root", "src-root")]}}}}
+    changed = await bench.call("PATCH", f"{MACHINES}/src", fewer, headers=merge)
+    stopped = await bench.call("PUT", f"{SUBRESOURCES}/virtualmachines/src/stop", {})
+    labelled = await bench.call("PATCH", f"{MACHINES}/src", {"metadata": {"labels": {"a": "b"}}}, headers=merge)
+    await bench.clock.advance(5)
+    later = await bench.call("PATCH", f"{MACHINES}/src", {"spec": {"runStrategy": "Halted"}}, headers=merge)
+
+    assert [answer[0] for answer in (halted, changed, stopped, labelled, later)] == [422, 422, 500, 200, 200]
+    assert halted[1]["message"].endswith('Cannot update vm running state until snapshot "s1" completes')
+    assert changed[1]["message"].endswith('Cannot update vm disks or volumes until snapshot "s1" completes')
+    assert stopped[1]["message"].endswith('Cannot update vm running state until snapshot "s1" completes')
 
 
 async def test_two_snapshots_of_one_vm_are_taken_one_after_the_other(bench):
