@@ -30,6 +30,8 @@ class Topic(StrEnum):
     REMOVE = "remove"
     SETTLED = "settled"
     """Claims left `pending`; the payload names them, parted by commas."""
+    SNAPSHOT = "snapshot"
+    """A snapshot was asked for, or is to go."""
     PRELOAD = "preload"
     """A preload was written, or is to go."""
     CLAIMED = "claimed"

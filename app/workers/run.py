@@ -20,15 +20,17 @@ from app.workers.observe import Observe
 from app.workers.provision import Provision
 from app.workers.reap import Reap
 from app.workers.removal import Removal
+from app.workers.snapshots import Snapshots
 
 _CREATE_SECONDS = 0.5
 _REMOVE_SECONDS = 1.0
 _LABEL_SECONDS = 1.0
+_SNAPSHOT_SECONDS = 1.0
 log = structlog.get_logger(__name__)
 
 
 class Workers:
-    """Plan, create, remove, label, reap, observe. `listener` must be running for wakes to be more than the intervals."""
+    """Plan, create, remove, label, reap, observe, take snapshots. `listener` must be running for wakes to be more than the intervals."""
 
     def __init__(self, db: Database, gateway: Gateway, listener: Listener, settings: Settings) -> None:
         self._settings = settings
@@ -38,18 +40,21 @@ class Workers:
         self._labelling = Labelling(db, gateway, settings)
         self._reap = Reap(db, settings)
         self._observe = Observe(db, gateway, settings, holder=f"{socket.gethostname()}:{os.getpid()}")
+        self._snapshots = Snapshots(db, gateway, settings)
         self._plan_wake, self._create_wake, self._remove_wake, self._label_wake = Wake(), Wake(), Wake(), Wake()
         listener.on(Topic.PLAN, self._plan_wake)
         listener.on(Topic.CREATE, self._create_wake)
         listener.on(Topic.REMOVE, self._remove_wake)
         listener.on(Topic.CLAIMED, self._label_wake)
+        self._snapshot_wake = Wake()
+        listener.on(Topic.SNAPSHOT, self._snapshot_wake)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop`, finishes the calls under way, and hands the rest back. A loop that dies ends all of them."""
         async with asyncio.TaskGroup() as tasks:
             for name, work in self._loops(stop):
                 tasks.create_task(work, name=name)
-        for part in (self._provision, self._removal):
+        for part in (self._provision, self._removal, self._snapshots):
             try:
                 await part.hand_back()
             except DatabaseUnavailable:
@@ -72,4 +77,14 @@ class Workers:
             ("label", run_loop("label", self._labelling.step, every=_LABEL_SECONDS, wake=self._label_wake, stop=stop)),
             ("reap", run_loop("reap", self._reap.step, every=s.reap_seconds, wake=Wake(), stop=stop)),
             ("observe", self._observe.run(stop)),
+            (
+                "snapshots",
+                run_loop(
+                    "snapshots", self._snapshots.step, every=_SNAPSHOT_SECONDS, wake=self._snapshot_wake, stop=stop
+                ),
+            ),
+            (
+                "snapshot-sweep",
+                run_loop("snapshot-sweep", self._snapshots.sweep, every=s.relist_seconds, wake=Wake(), stop=stop),
+            ),
         ]

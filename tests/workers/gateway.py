@@ -15,6 +15,7 @@ from itertools import count
 from app.cluster.gateway import Changed, ClusterEvent, Gone, Listed, VmTemplate
 from app.domain.observation import Observation
 from app.errors import ClusterConflict, ClusterNotFound, FieldProblem, TemplateRefused
+from tests.workers.snapshots import FakeSnapshots
 
 
 class FakeGateway:
@@ -29,6 +30,7 @@ class FakeGateway:
         self.boots_at_once = False
         self.watchers: list[asyncio.Queue[ClusterEvent]] = []
         self._numbers = count(1)
+        self.snapshots = FakeSnapshots(self)
 
     # What the service asks
 
