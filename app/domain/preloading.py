@@ -284,7 +284,7 @@ def _without_object(facts: Facts, present: Present | None, now: datetime) -> Ste
             return Step(_S.ABSENT, Status(), reason=present.reason)
     if facts.state is _S.FAILED:
         return Step(_S.PLANNED, facts.status, reason=facts.status.failure, begin_anew=True)
-    if serving is not None and (serving.adopted or serving.generation == facts.generation):
+    if serving is not None and (serving.generation == facts.generation or (serving.adopted and present is not None)):
         return _gone(facts, f"volume {serving.volume.claim} is gone from the cluster")
     if facts.state is not _S.PLANNED:
         return _gone(facts, "what was made for it is gone from the cluster")

@@ -33,8 +33,8 @@ _INSERT = text("""
     ON CONFLICT (name) WHERE deleted_at IS NULL DO NOTHING RETURNING id
 """).bindparams(bindparam("spec", type_=JSONB))
 _REPLACE = text("""
-    UPDATE preload SET spec = :spec, image_kind = :kind, image = :image, updated_at = now(), automatic = false, due_at = now(),
-        lease_token = NULL, lease_expires_at = NULL
+    UPDATE preload SET spec = :spec, image_kind = :kind, image = :image, updated_at = now(), automatic = :automatic,
+        due_at = now(), lease_token = NULL, lease_expires_at = NULL
     WHERE id = :id
 """).bindparams(bindparam("spec", type_=JSONB))
 _BEGIN_ANEW = text("""
@@ -67,7 +67,7 @@ _WRITE = text("""
     WHERE id = :id AND lease_token = :token AND deleted_at IS NULL RETURNING id
 """).bindparams(bindparam("status", type_=JSONB))
 _DEFER = text("""
-    UPDATE preload SET due_at = now() + make_interval(secs => :seconds), attempts = attempts + 1, reason = :why,
+    UPDATE preload SET due_at = now() + make_interval(secs => :seconds), reason = :why,
         lease_token = NULL, lease_expires_at = NULL
     WHERE id = :id AND lease_token = :token
 """)
@@ -156,9 +156,10 @@ async def insert(
     return (await tx.execute(_INSERT, params)).first() is not None
 
 
-async def replace(tx: AsyncConnection, preload_id: UUID, *, spec: PreloadSpec, image: ImageRef) -> None:
-    """Whoever writes it makes it theirs: it is collected as one of a user then."""
-    await tx.execute(_REPLACE, {**_written(spec, image), "id": preload_id})
+async def replace(
+    tx: AsyncConnection, preload_id: UUID, *, spec: PreloadSpec, image: ImageRef, automatic: bool
+) -> None:
+    await tx.execute(_REPLACE, {**_written(spec, image), "id": preload_id, "automatic": automatic})
 
 
 async def begin_anew(tx: AsyncConnection, preload_id: UUID, *, keep_serving: bool = True) -> None:

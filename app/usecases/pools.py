@@ -18,7 +18,7 @@ from app.store import pools as pool_rows
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify, notify_settled
 from app.store.rows import PoolRow
-from app.usecases.starting import require_source
+from app.usecases.starting import require_source, require_use
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +74,9 @@ async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) ->
         pool = await pool_rows.get(tx, name, lock=True)
         _refuse_deleting(pool)
         if pool is None or pool.spec.start_from != spec.start_from:
-            await require_source(tx, spec.start_from)
+            await require_source(tx, spec.start_from, template)
+        elif pool.revision != revision:
+            await require_use(tx, spec.start_from, template)
         if pool is None:
             outcome = Written.CREATED
             pool_id = new_id()

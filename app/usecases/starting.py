@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from app.cluster.gateway import VmTemplate
+from app.cluster.starts import has_own_disk
 from app.domain.paths import Path, Start
 from app.domain.pools import StartFrom
 from app.errors import FieldProblem, InvalidRequest
@@ -38,16 +40,40 @@ async def note_on_start(tx: Tx, path: Path, source: str | None) -> tuple[str, ..
     return ()
 
 
-async def require_source(tx: Tx, start_from: StartFrom | None) -> None:
+async def require_source(tx: Tx, start_from: StartFrom | None, template: VmTemplate | None = None) -> None:
     """Raises InvalidRequest, with the field, where what VMs are to start from does not exist; until `tx` ends it stays.
 
-    One that is not ready yet will do: they wait for it.
+    One that is not ready yet will do: they wait for it. A preload whose image is none that a VM of the `template` boots from
+    is refused, too.
     """
-    if start_from is None or start_from.snapshot is None:
+    if start_from is None:
         return
-    if not await snapshot_rows.hold(tx, start_from.snapshot):
-        message = f"there is no snapshot {start_from.snapshot!r}; POST /v1/snapshots takes one"
-        raise InvalidRequest(
-            f"start_from.snapshot: {message}. Nothing was changed",
-            problems=[FieldProblem("start_from.snapshot", message)],
+    if start_from.snapshot is not None:
+        if not await snapshot_rows.hold(tx, start_from.snapshot):
+            raise _refused("snapshot", f"there is no snapshot {start_from.snapshot!r}; POST /v1/snapshots takes one")
+    elif await preloads.hold(tx, start_from.source) is None:
+        raise _refused(
+            "preload", f"there is no preload {start_from.source!r}; PUT /v1/preloads/{start_from.source} makes one"
         )
+    elif template is not None:
+        await require_use(tx, start_from, template)
+
+
+async def require_use(tx: Tx, start_from: StartFrom | None, template: VmTemplate) -> None:
+    """Raises InvalidRequest where a preload's image has nothing to do with the template: it has disks, and none is of it."""
+    if start_from is None or start_from.preload is None:
+        return
+    image = await preloads.hold(tx, start_from.preload)
+    if image is None or image in template.images or not has_own_disk(template.spec):
+        return
+    theirs = ", ".join(each.reference for each in template.images) or "nothing that could be preloaded"
+    raise _refused(
+        "preload",
+        f"preload {start_from.preload!r} holds {image.reference}, and the template's disks are made from {theirs}: "
+        "name that image in the template, or leave its disk out",
+    )
+
+
+def _refused(field: str, message: str) -> InvalidRequest:
+    field = f"start_from.{field}"
+    return InvalidRequest(f"{field}: {message}. Nothing was changed", problems=[FieldProblem(field, message)])

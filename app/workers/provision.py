@@ -13,10 +13,11 @@ from app.cluster.gateway import Gateway, VmTemplate
 from app.config import Settings
 from app.domain.failures import retry_delay
 from app.domain.observation import Observation
+from app.domain.paths import Path
 from app.domain.states import VmState
 from app.errors import ClusterError, ClusterUnavailable
 from app.ids import new_id
-from app.store import observed, vms, work
+from app.store import observed, preload_rows, vms, work
 from app.store.database import Database
 from app.store.work import CreateWork
 from app.telemetry import CLUSTER_CALLS
@@ -79,6 +80,8 @@ class Provision:
 
     async def _begin_boot(self, item: CreateWork, made: Observation) -> None:
         async with self._db.begin() as tx:
+            if item.path is Path.PRELOAD and item.source is not None:
+                await preload_rows.note_use(tx, item.source)
             # Where the watch was faster the row is booting already, and this changes nothing.
             if await work.holds(tx, item.id, token=self.token, states=[VmState.CREATING]):
                 await work.write_uid(tx, item.id, made.uid)
@@ -102,9 +105,7 @@ class Provision:
         )
         log.info("vm.create_put_off", vm=item.name, why=why, seconds=round(seconds, 1), attempts=item.attempts)
         async with self._db.begin() as tx:
-            await work.put_off_create(
-                tx, item.id, token=self.token, seconds=seconds, why=why, unasked=unasked
-            )
+            await work.put_off_create(tx, item.id, token=self.token, seconds=seconds, why=why, unasked=unasked)
 
     async def _fail(self, item: CreateWork, error: ClusterError) -> None:
         async with self._db.begin() as tx:
