@@ -12,7 +12,7 @@ from app.devcluster.registry import (
     VOLUME_SNAPSHOT_CONTENTS,
     VOLUME_SNAPSHOTS,
 )
-from app.devcluster.status import Json
+from app.devcluster.status import ApiError, Json
 from app.devcluster.storage_classes import find_class, snapshot_class_of
 from app.devcluster.times import stamp
 from app.devcluster.volumes import build_content, content_name, has_booted, is_bound
@@ -93,12 +93,19 @@ class VolumeSnapshotter:
             return f'snapshot controller failed to update {key[1]} on API server: cannot get claim from snapshot: persistentvolumeclaims "{name}" not found'
         if not is_bound(claim.obj):
             return f"snapshot controller failed to update {key[1]} on API server: the PVC {name} is not yet bound to a PV, will not attempt to take a snapshot"
-        chosen = self._class_name(snapshot, claim.obj)
+        try:
+            chosen = self._class_name(snapshot, claim.obj)
+        except ApiError as error:
+            return error.message
+        if not chosen:
+            return "cannot find default snapshot class"
         if self._api.store.get(VOLUME_SNAPSHOT_CLASSES, "", chosen) is None:
-            return f'Failed to get snapshot class with error volumesnapshotclass.snapshot.storage.k8s.io "{chosen}" not found'
+            missing = f'volumesnapshotclass.snapshot.storage.k8s.io "{chosen}" not found'
+            return f"Failed to get snapshot class with error {missing}"
         return ""
 
     def _class_name(self, snapshot: Json, claim: Json) -> str:
+        """The class named, else the default of the claim's driver. Raises ApiError where there are several."""
         given = snapshot["spec"].get("volumeSnapshotClassName")
         return str(given or snapshot_class_of(self._api.store, claim["spec"].get("storageClassName", "")))
 

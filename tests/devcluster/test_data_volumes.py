@@ -534,3 +534,37 @@ async def test_a_vm_on_an_image_is_not_held_up_by_storage(bench):
     await bench.boot(machine("vm"))
 
     assert await bench.status("vm") == ("Running", "")
+
+
+@pytest.mark.parametrize("percent", [0, 30, 70])
+async def test_an_import_deleted_on_its_way_leaves_nothing(bench, percent):
+    await bench.order(kind="import-fails", settings={"percent": percent})
+    await make(bench, DATA_VOLUMES, data_volume("image"))
+    await bench.clock.advance(29)
+
+    await remove(bench, f"{DATA_VOLUMES}/image")
+    await bench.clock.advance(100)
+
+    assert (await bench.get(DATA_VOLUMES))["items"] == (await bench.get(CLAIMS))["items"] == []
+    assert (await bench.get("/api/v1/persistentvolumes"))["items"] == []
+
+
+async def test_an_upload_waits_for_its_data(bench):
+    await make(bench, DATA_VOLUMES, data_volume("image", {"upload": {}}))
+    await bench.clock.advance(300)
+
+    assert await look(bench, "image") == ("UploadReady", "N/A")
+
+
+async def test_cdi_prefers_the_class_that_is_marked_for_vms(bench):
+    marked = {"metadata": {"annotations": {"storageclass.kubevirt.io/is-default-virt-class": "true"}}}
+    merge = {"Content-Type": "application/merge-patch+json"}
+    assert (await bench.call("PATCH", f"{CLASSES}/fast-ssd", marked, headers=merge))[0] == 200
+    await make(bench, DATA_VOLUMES, data_volume("image"))
+    await make(bench, CLAIMS, claim("plain", storage_class=""))
+    await bench.clock.advance(1)
+
+    classes = {
+        item["metadata"]["name"]: item["spec"]["storageClassName"] for item in (await bench.get(CLAIMS))["items"]
+    }
+    assert classes == {"image": "fast-ssd", "plain": "standard"}
