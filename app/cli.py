@@ -15,6 +15,7 @@ from pydantic import SecretStr, ValidationError
 from rich.console import Console
 from rich.text import Text
 
+from app import commands
 from app import demo as demonstration
 from app.config import Role, Settings
 from app.embedded.cluster import run_cluster
@@ -160,6 +161,9 @@ def openapi() -> None:
     """Print the OpenAPI document."""
     json.dump(create_app().openapi(), sys.stdout, indent=2, ensure_ascii=False)
     sys.stdout.write("\n")
+
+
+commands.mount(app)
 
 
 def main() -> None:
