@@ -7,18 +7,22 @@ EmberpoolError                     500 internal-error
 |   |-- BodyTooLarge               413 body-too-large
 |   |-- TemplateRefused            422 template-refused         the cluster, or our rules, refuse the VM template
 |   |-- ManifestRefused            422 manifest-refused         one of several documents, and so all of them
+|   |-- SnapshotRefused            422 snapshot-refused         none of the VM's disks can be snapshotted
 |   |-- PreloadRefused             422 preload-refused          the cluster refuses what would bring the image near
 |   |-- LeaseTooLong               422 lease-too-long
 |   `-- IdempotencyKeyReused       422 idempotency-key-reused
 |-- Unauthenticated                401 unauthenticated
 |-- NotFound                       404 not-found                no such route
 |   |-- PoolNotFound               404 pool-not-found
+|   |-- SnapshotNotFound           404 snapshot-not-found
 |   |-- PreloadNotFound            404 preload-not-found
 |   |-- ClaimNotFound              404 claim-not-found
 |   `-- VmNotFound                 404 vm-not-found
 |-- MethodNotAllowed               405 method-not-allowed
 |-- Conflict                       409 conflict
 |   |-- PoolBeingDeleted           409 pool-being-deleted
+|   |-- SnapshotBeingDeleted       409 snapshot-being-deleted
+|   |-- SnapshotInUse              409 snapshot-in-use          a pool starts from it
 |   |-- PreloadBeingDeleted        409 preload-being-deleted
 |   |-- PreloadInUse               409 preload-in-use           a pool starts from it, or a VM is being made from it
 |   `-- ClaimEnded                 409 claim-ended
@@ -107,6 +111,11 @@ class ManifestRefused(InvalidRequest):
     title = "The manifests are refused"
 
 
+class SnapshotRefused(InvalidRequest):
+    code = "snapshot-refused"
+    title = "Nothing of this VM can be snapshotted"
+
+
 class PreloadRefused(InvalidRequest):
     code = "preload-refused"
     title = "The image cannot be brought near like this"
@@ -139,6 +148,11 @@ class PoolNotFound(NotFound):
     title = "There is no such pool"
 
 
+class SnapshotNotFound(NotFound):
+    code = "snapshot-not-found"
+    title = "There is no such snapshot"
+
+
 class PreloadNotFound(NotFound):
     code = "preload-not-found"
     title = "There is no such preload"
@@ -169,6 +183,16 @@ class Conflict(EmberpoolError):
 class PoolBeingDeleted(Conflict):
     code = "pool-being-deleted"
     title = "The pool is being deleted"
+
+
+class SnapshotBeingDeleted(Conflict):
+    code = "snapshot-being-deleted"
+    title = "The snapshot is being deleted"
+
+
+class SnapshotInUse(Conflict):
+    code = "snapshot-in-use"
+    title = "VMs start from this snapshot"
 
 
 class PreloadBeingDeleted(Conflict):

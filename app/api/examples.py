@@ -9,6 +9,17 @@ _VM_ID: Final = "01a206d8-3b1d-7264-9eb0-d92e221c920a"
 _VM_NAME: Final = f"{_POOL_NAME}-agranwb3dvzgjhvq3excehesbi"
 _CLAIM_ID: Final = "01a206d8-517b-7231-a079-9e6d21989c09"
 
+_SHAPE: Final = "7b9084e84b48878f3a8d55b47cb3cf9746710bfece57b2d18de35d7f4b02d32a"
+_STAGES: Final[Json] = {
+    "queue": 0.1,
+    "disk": 0.0,
+    "schedule": 1.1,
+    "image": 10.4,
+    "start": 3.5,
+    "boot": 14.9,
+    "agent": 1.2,
+}
+
 POOL: Final[Json] = {
     "name": _POOL_NAME,
     "spec": {
@@ -51,8 +62,11 @@ POOL: Final[Json] = {
 CLAIM: Final[Json] = {
     "id": _CLAIM_ID,
     "pool": _POOL_NAME,
+    "shape": None,
     "state": "bound",
     "path": "pool",
+    "choice": None,
+    "remembered": None,
     "vm": {
         "id": _VM_ID,
         "name": _VM_NAME,
@@ -70,9 +84,66 @@ CLAIM: Final[Json] = {
     "reason": None,
     "replacements": [],
     "estimate": None,
-    "timings": {"wait": 0.0, "boot": 31.2, "warm": 268.8},
+    "timings": {
+        "wait": 0.0,
+        "boot": 31.2,
+        "warm": 268.8,
+        "stages": _STAGES,
+    },
 }
 BATCH: Final[Json] = {"claims": [CLAIM], "requested": 3, "missing": 2}
+VM_CLAIM: Final[Json] = {
+    **CLAIM,
+    "pool": None,
+    "shape": _SHAPE,
+    "path": "cold",
+    "choice": {
+        "path": "cold",
+        "source": None,
+        "reason": "cold, from its template alone: the fastest way there is (about 31.3 s, measured for this shape 12 times)",
+        "at": "2026-01-12T09:05:00.000000Z",
+        "deadline_at": None,
+        "considered": [
+            {
+                "path": "pool",
+                "source": None,
+                "available": False,
+                "why": "no pool has this shape",
+                "estimate": {"p50": None, "p95": None, "count": 0, "basis": "no data"},
+            },
+            {
+                "path": "snapshot",
+                "source": None,
+                "available": False,
+                "why": "no snapshot of this shape",
+                "estimate": {"p50": None, "p95": None, "count": 0, "basis": "no data"},
+            },
+            {
+                "path": "preload",
+                "source": None,
+                "available": False,
+                "why": "no preload brings quay.io/containerdisks/ubuntu:22.04 near",
+                "estimate": {
+                    "p50": 12.9,
+                    "p95": 15.1,
+                    "count": 8,
+                    "basis": "measured for this path 8 times, over all shapes",
+                },
+            },
+            {
+                "path": "cold",
+                "source": None,
+                "available": True,
+                "why": None,
+                "estimate": {"p50": 31.3, "p95": 38.8, "count": 12, "basis": "measured for this shape 12 times"},
+            },
+        ],
+        "tried": [],
+    },
+    "remembered": {"pool": "remembered-7b9084e84b", "preload": None, "reason": None},
+    "bound_at": "2026-01-12T09:05:31.300000Z",
+    "timings": {"wait": 31.3, "boot": 31.2, "warm": 0.0, "stages": _STAGES},
+}
 PENDING_CLAIM: Final[Json] = {
     **CLAIM,
     "state": "pending",
@@ -82,7 +153,7 @@ PENDING_CLAIM: Final[Json] = {
     "bound_at": None,
     "reason": f"pool '{_POOL_NAME}' has no ready VM (2 on their way, 10 claimed)",
     "estimate": {"seconds": 12.4, "basis": "the median of the pool's last 12 boots, 31.2 s; 2 VMs are on their way"},
-    "timings": {"wait": None, "boot": None, "warm": None},
+    "timings": {"wait": None, "boot": None, "warm": None, "stages": None},
 }
 ENDED_CLAIM: Final[Json] = {
     **CLAIM,
@@ -109,7 +180,10 @@ VM: Final[Json] = {
     "claimed_at": "2026-01-12T09:05:00.000000Z",
     "ended_at": None,
     "boot_seconds": 31.2,
-    "stages": {"queue": 0.1, "schedule": 11.6, "start": 3.5, "boot": 16.0},
+    "path": "cold",
+    "source": None,
+    "shape": _SHAPE,
+    "stages": _STAGES,
 }
 EVENT: Final[Json] = {
     "cursor": "7701-42",
@@ -189,6 +263,18 @@ DETAILS: Final[dict[str, str]] = {
     "claim-not-found": f"no claim has the id {_CLAIM_ID}; ended claims are forgotten after a time",
     "vm-not-found": f"no VM has the id {_VM_ID}; VMs that ended are forgotten after a time",
     "conflict": f"claim {_CLAIM_ID} has no VM yet, so there is no lease to renew; wait until it is bound",
+    "snapshot-refused": (
+        "nothing of pool 'fast-start-pool' can be snapshotted: root: a container disk is read from its image at each boot "
+        "and cannot be snapshotted. Give it a disk on a storage class that has a VolumeSnapshotClass"
+    ),
+    "snapshot-not-found": "no snapshot is named 'nope'; GET /v1/snapshots lists them, POST /v1/snapshots takes one",
+    "snapshot-being-deleted": (
+        "snapshot 'ubuntu-ready' is being deleted, and its name is free once the cluster holds nothing of it any more"
+    ),
+    "snapshot-in-use": (
+        "VMs of the pools 'fast-start-pool' start from snapshot 'ubuntu-ready'; change their start_from, or delete it with "
+        "?force=true: they start cold from then on"
+    ),
     "pool-being-deleted": (
         f"pool '{_POOL_NAME}' is being deleted and its name is free once its last VM has gone; "
         f"DELETE /v1/pools/{_POOL_NAME}?force=true releases its claims now"
