@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import httpx
 import uvloop
-import yaml
 from pydantic import SecretStr
 from rich import box
 from rich.console import Console
@@ -30,8 +29,11 @@ from app.config import Role, Settings
 from app.embedded.cluster import run_cluster
 from app.embedded.folder import DataFolder, EmbeddedError, hold_folder
 from app.embedded.postgres import describe_opening, run_postgres, stop_leftover
-from app.errors import EmberpoolError
+from app.errors import EmberpoolError, MalformedBody
 from app.main import serve
+from app.manifests.reading import read_yaml
+from app.manifests.translating import translate
+from app.manifests.wishes import Resource
 from app.store import migrating
 
 COLD_BOOT_SECONDS: Final = 15.0
@@ -41,12 +43,6 @@ _PREFIX: Final = "emberpool-demo-"
 _LOOK_SECONDS: Final = 0.2
 _PATIENCE_SECONDS: Final = 60.0
 """A pool that is not full so long after three cold boots will not be."""
-_FIELDS: Final = {
-    "size": "size",
-    "template": "template",
-    "autoReplenish": "auto_replenish",
-    "minAvailable": "min_available",
-}
 
 Json = dict[str, Any]
 
@@ -77,22 +73,22 @@ class Measured:
 
 
 def read_pool(path: Path) -> PoolFile:
-    """The pool that a Kubernetes-style YAML file describes. Raises DemoFailed where it describes none, and says why."""
+    """The pool that a manifest describes. Raises DemoFailed where it describes none, and says why."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise DemoFailed(f"{path} cannot be read: {reason}. Name a pool's file with --pool.") from error
-    try:
-        documents = [each for each in yaml.safe_load_all(text) if each is not None]
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise DemoFailed(f"{path} is no YAML{at}: {problem}.") from error
-    if len(documents) != 1 or not isinstance(documents[0], dict):
-        raise DemoFailed(f"{path} must hold one document, a mapping of kind VirtualMachinePool.")
-    return _pool_of(path, documents[0])
+        documents = read_yaml(path.read_bytes())
+    except OSError as error:
+        raise DemoFailed(f"{path} cannot be read: {error.strerror}. Name a pool's file with --pool.") from error
+    except MalformedBody as error:
+        raise DemoFailed(f"{path}: {error.detail}.") from error
+    wishes, problems = translate(documents, namespace="")
+    if problems:
+        raise DemoFailed(f"{path}: {problems[0].field}: {problems[0].message}.")
+    if len(wishes) != 1 or wishes[0].resource is not Resource.POOL:
+        raise DemoFailed(f"{path} must hold one document, of kind VirtualMachinePool.")
+    pool = wishes[0]
+    if pool.body.get("size") == 0:
+        raise DemoFailed(f"{path}: spec.size is 0, so that there would be no VM to claim; give 1 or more.")
+    return PoolFile(pool.name, pool.body)
 
 
 def play(settings: Settings, pool: PoolFile, console: Console, *, cold_boot_seconds: float, stay: bool) -> None:
@@ -134,23 +130,6 @@ def tabulate(measured: Measured) -> Table:
     table.add_row("Less than the median cold boot by", f"[bold green]{_less(measured)}[/bold green]")
     table.add_row("Pool full again after the claim", _time(measured.backfill))
     return table
-
-
-def _pool_of(path: Path, document: Json) -> PoolFile:
-    if document.get("kind") != "VirtualMachinePool":
-        raise DemoFailed(f"{path}: kind is {document.get('kind')!r}; the demo takes a VirtualMachinePool.")
-    metadata, spec = document.get("metadata"), document.get("spec")
-    name = metadata.get("name") if isinstance(metadata, dict) else None
-    if not isinstance(name, str):
-        raise DemoFailed(f"{path}: metadata.name must be text; it becomes the pool's name.")
-    if not isinstance(spec, dict):
-        raise DemoFailed(f"{path}: spec must be a mapping with at least size and template.")
-    unknown = [str(key) for key in spec if key not in _FIELDS]
-    if unknown:
-        raise DemoFailed(f"{path}: spec.{unknown[0]} is not known here; the demo takes {', '.join(_FIELDS)}.")
-    if spec.get("size") == 0:
-        raise DemoFailed(f"{path}: spec.size is 0, so that there would be no VM to claim; give 1 or more.")
-    return PoolFile(name, {ours: spec[theirs] for theirs, ours in _FIELDS.items() if theirs in spec})
 
 
 @contextmanager

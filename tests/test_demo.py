@@ -14,6 +14,7 @@ from app.config import Settings
 from app.demo import DemoFailed, Measured, PoolFile, read_pool, tabulate
 
 POOL = """
+apiVersion: pool.kubevirt.io/v1
 kind: VirtualMachinePool
 metadata: {name: tiny}
 spec:
@@ -42,14 +43,14 @@ def test_the_example_becomes_the_body_of_a_put():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("a: [1\nb", "is no YAML in line 2, column 2: "),
-        ("", "must hold one document"),
-        ("- 1", "must hold one document, a mapping"),
-        (f"{POOL}---{POOL}", "must hold one document"),
-        ("kind: Pod", "kind is 'Pod'; the demo takes a VirtualMachinePool"),
-        ("kind: VirtualMachinePool", "metadata.name must be text"),
-        ("kind: VirtualMachinePool\nmetadata: {name: a}", "spec must be a mapping with at least size and template"),
-        (POOL + "  minAvailible: 1", "spec.minAvailible is not known here; the demo takes size, "),
+        ("a: [1\nb", "is not YAML in line "),
+        ("", "holds no document"),
+        ("- 1", "documents[0] is a list"),
+        (f"{POOL}---{POOL}", "documents[0] makes pool 'tiny' already"),
+        (f"{POOL}---{POOL.replace('tiny', 'other')}", "must hold one document, of kind VirtualMachinePool"),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}", "documents[0].kind: 'Pod' is not taken here"),
+        ("apiVersion: pool.kubevirt.io/v1\nkind: VirtualMachinePool", "documents[0].metadata: is missing"),
+        (POOL + "  minAvailible: 1", "there is no such field; did you mean `minAvailable`?"),
         (POOL.replace("size: 2", "size: 0"), "spec.size is 0"),
     ],
 )

@@ -34,7 +34,7 @@ def translate(documents: Sequence[Document], *, namespace: str) -> tuple[list[Wi
             if other is not document:
                 findings.refuse(
                     f"{document.path}.metadata.name",
-                    f"{other.path} makes {wish.resource} {wish.name!r} already: each needs a name of its own",
+                    f"{other.path} makes {wish.resource.noun} {wish.name!r} already: each needs a name of its own",
                 )
         problems.extend(findings.problems)
         if wish is not None and not findings.problems:

@@ -18,6 +18,10 @@ class Resource(StrEnum):
     PRELOAD = "preloads"
     CLAIM = "claims"
 
+    @property
+    def noun(self) -> str:
+        return self.value.removesuffix("s")
+
 
 Reference = tuple[Resource, str]
 """A resource by its kind and name."""
