@@ -27,7 +27,9 @@ from app.api import (
     health,
     manifests,
     pools,
+    preloads,
     problems,
+    snapshots,
     vms,
 )
 from app.api.claim_route import ClaimRoute
@@ -55,6 +57,8 @@ Where the service was given a token, put it under Authorize; where it was not, e
 """
 _TAGS = [
     {"name": "pools", "description": "Which VMs to keep warm, and how many."},
+    {"name": "snapshots", "description": "Disks of VMs that have booted, for others to start from."},
+    {"name": "preloads", "description": "Images brought near before a VM needs them."},
     {"name": "claims", "description": "Take a VM, keep it, give it back."},
     {"name": "vms", "description": "Each VM, and what became of it."},
     {"name": "manifests", "description": "Kubernetes-style YAML, and what it becomes."},
@@ -75,7 +79,7 @@ def create_app(role: Role = Role.ALL) -> FastAPI:
         swagger_ui_parameters={"displayRequestDuration": True, "tryItOutEnabled": True, "defaultModelsExpandDepth": 0},
     )
     if role is not Role.WORKER:
-        for part in (claim_route, batch, claims, pools, vms, manifests, events):
+        for part in (claim_route, batch, claims, pools, snapshots, vms, manifests, events):
             app.include_router(part.router)
     app.include_router(health.router)
     problems.install(app)

@@ -5,8 +5,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.api import examples
+from app.api import examples, preload_examples
 from app.api.problems import Problem, responses
+from app.api.snapshot_examples import SNAPSHOT
 from app.errors import BodyTooLarge, EmberpoolError, MalformedBody, Unauthenticated, UnsupportedMediaType
 
 Json = dict[str, Any]
@@ -14,8 +15,10 @@ _SCHEMA = "#/components/schemas/"
 _JSON = "application/json"
 _SHAPES: Json = {
     "PoolView": examples.POOL,
+    "PreloadView": preload_examples.PRELOAD,
     "ClaimView": examples.CLAIM,
     "BatchView": examples.BATCH,
+    "SnapshotView": SNAPSHOT,
     "VmView": examples.VM,
     "VmWithHistory": {**examples.VM, "history": [examples.EVENT]},
     "EventView": examples.EVENT,
@@ -26,6 +29,7 @@ _SHAPES: Json = {
 """By schema: what an answer of that shape looks like."""
 _ANSWERS: Json = {
     "claim": {"200": examples.ENDED_CLAIM, "202": examples.PENDING_CLAIM},
+    "getClaim": {"200": examples.VM_CLAIM},
     "releaseClaim": {"200": examples.ENDED_CLAIM},
     "getReadiness": {"503": examples.UNREADINESS},
 }

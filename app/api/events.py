@@ -43,7 +43,9 @@ async def list_events(
         Query(description="`next` of the page before, or any event's `cursor`. A stream without one begins now."),
     ] = None,
     pool: Annotated[str | None, Query(description="Of this pool only.")] = None,
-    kind: Annotated[Literal["pool", "vm", "claim"] | None, Query(description="Changes of these only.")] = None,
+    kind: Annotated[
+        Literal["pool", "vm", "claim", "snapshot"] | None, Query(description="Changes of these only.")
+    ] = None,
     last_event_id: Annotated[str | None, Header(description="Where a broken stream goes on.")] = None,
 ) -> Response:
     """Oldest first. `next` of the last page is where the following look, or a stream, goes on."""
