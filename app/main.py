@@ -79,7 +79,7 @@ def create_app(role: Role = Role.ALL) -> FastAPI:
         swagger_ui_parameters={"displayRequestDuration": True, "tryItOutEnabled": True, "defaultModelsExpandDepth": 0},
     )
     if role is not Role.WORKER:
-        for part in (claim_route, batch, claims, pools, snapshots, vms, manifests, events):
+        for part in (claim_route, batch, claims, pools, preloads, snapshots, vms, manifests, events):
             app.include_router(part.router)
     app.include_router(health.router)
     problems.install(app)

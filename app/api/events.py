@@ -44,7 +44,7 @@ async def list_events(
     ] = None,
     pool: Annotated[str | None, Query(description="Of this pool only.")] = None,
     kind: Annotated[
-        Literal["pool", "vm", "claim", "snapshot"] | None, Query(description="Changes of these only.")
+        Literal["pool", "vm", "claim", "snapshot", "preload"] | None, Query(description="Changes of these only.")
     ] = None,
     last_event_id: Annotated[str | None, Header(description="Where a broken stream goes on.")] = None,
 ) -> Response:

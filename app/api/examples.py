@@ -250,6 +250,10 @@ DETAILS: Final[dict[str, str]] = {
         "1 of 2 documents is refused, and nothing was changed. "
         "documents[1].spec.minAvailible: there is no such field; did you mean `minAvailable`? (line 21)"
     ),
+    "preload-refused": (
+        "The cluster refuses what would bring the image near: admission webhook "
+        '"datavolume-validate.cdi.kubevirt.io" denied the request: Invalid URL scheme'
+    ),
     "lease-too-long": (
         f"a lease of 90000 s is too long: pool '{_POOL_NAME}' gives leases of up to 86400 s; "
         "ask for less and renew, or raise max_lease_seconds"
@@ -260,6 +264,7 @@ DETAILS: Final[dict[str, str]] = {
     ),
     "unauthenticated": "send the API token as `Authorization: Bearer <token>`",
     "pool-not-found": "no pool is named 'nope'; GET /v1/pools lists them, PUT /v1/pools/nope makes one",
+    "preload-not-found": "no preload is named 'nope'; GET /v1/preloads lists them, PUT /v1/preloads/nope makes one",
     "claim-not-found": f"no claim has the id {_CLAIM_ID}; ended claims are forgotten after a time",
     "vm-not-found": f"no VM has the id {_VM_ID}; VMs that ended are forgotten after a time",
     "conflict": f"claim {_CLAIM_ID} has no VM yet, so there is no lease to renew; wait until it is bound",
@@ -278,6 +283,10 @@ DETAILS: Final[dict[str, str]] = {
     "pool-being-deleted": (
         f"pool '{_POOL_NAME}' is being deleted and its name is free once its last VM has gone; "
         f"DELETE /v1/pools/{_POOL_NAME}?force=true releases its claims now"
+    ),
+    "preload-being-deleted": "preload 'ubuntu' is being deleted, and its name is free once the cluster has let go of it",
+    "preload-in-use": (
+        f"preload 'ubuntu' is what pool {_POOL_NAME} starts from; delete it with ?force=true all the same"
     ),
     "claim-ended": f"claim {_CLAIM_ID} is expired (its lease ended); its VM is gone: claim another one",
     "no-warm-vm": f"pool '{_POOL_NAME}' has no ready VM (0 on their way, 10 claimed), and it is paused",

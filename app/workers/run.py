@@ -17,6 +17,7 @@ from app.workers.backfill import Backfill
 from app.workers.labelling import Labelling
 from app.workers.loop import Wake, run_loop
 from app.workers.observe import Observe
+from app.workers.preloads import Preloads
 from app.workers.provision import Provision
 from app.workers.reap import Reap
 from app.workers.removal import Removal
@@ -25,6 +26,7 @@ from app.workers.snapshots import Snapshots
 _CREATE_SECONDS = 0.5
 _REMOVE_SECONDS = 1.0
 _LABEL_SECONDS = 1.0
+_PRELOAD_SECONDS = 1.0
 _SNAPSHOT_SECONDS = 1.0
 log = structlog.get_logger(__name__)
 
@@ -38,6 +40,7 @@ class Workers:
         self._provision = Provision(db, gateway, settings)
         self._removal = Removal(db, gateway, settings)
         self._labelling = Labelling(db, gateway, settings)
+        self._preloads = Preloads(db, gateway, settings)
         self._reap = Reap(db, settings)
         self._observe = Observe(db, gateway, settings, holder=f"{socket.gethostname()}:{os.getpid()}")
         self._snapshots = Snapshots(db, gateway, settings)
@@ -46,6 +49,8 @@ class Workers:
         listener.on(Topic.CREATE, self._create_wake)
         listener.on(Topic.REMOVE, self._remove_wake)
         listener.on(Topic.CLAIMED, self._label_wake)
+        self._preload_wake = Wake()
+        listener.on(Topic.PRELOAD, self._preload_wake)
         self._snapshot_wake = Wake()
         listener.on(Topic.SNAPSHOT, self._snapshot_wake)
 
@@ -54,7 +59,7 @@ class Workers:
         async with asyncio.TaskGroup() as tasks:
             for name, work in self._loops(stop):
                 tasks.create_task(work, name=name)
-        for part in (self._provision, self._removal, self._snapshots):
+        for part in (self._provision, self._removal, self._snapshots, self._preloads):
             try:
                 await part.hand_back()
             except DatabaseUnavailable:
@@ -75,6 +80,16 @@ class Workers:
                 run_loop("remove", self._removal.step, every=_REMOVE_SECONDS, wake=self._remove_wake, stop=stop),
             ),
             ("label", run_loop("label", self._labelling.step, every=_LABEL_SECONDS, wake=self._label_wake, stop=stop)),
+            (
+                "preload",
+                run_loop(
+                    "preload",
+                    self._preloads.step,
+                    every=min(_PRELOAD_SECONDS, s.preload_poll_seconds),
+                    wake=self._preload_wake,
+                    stop=stop,
+                ),
+            ),
             ("reap", run_loop("reap", self._reap.step, every=s.reap_seconds, wake=Wake(), stop=stop)),
             ("observe", self._observe.run(stop)),
             (

@@ -15,6 +15,7 @@ from itertools import count
 from app.cluster.gateway import Changed, ClusterEvent, Gone, Listed, VmTemplate
 from app.domain.observation import Observation
 from app.errors import ClusterConflict, ClusterNotFound, FieldProblem, TemplateRefused
+from tests.workers.preloads import FakePreloads
 from tests.workers.snapshots import FakeSnapshots
 
 
@@ -31,6 +32,7 @@ class FakeGateway:
         self.watchers: list[asyncio.Queue[ClusterEvent]] = []
         self._numbers = count(1)
         self.snapshots = FakeSnapshots(self)
+        self.preloads = FakePreloads()
 
     # What the service asks
 
