@@ -157,8 +157,8 @@ async def _forced(tx: Tx, path: Path, start_from: StartFrom) -> PathOption:
     if start_from.path is not path:
         return PathOption(path, available=False, why=f"the claim starts from {start_from.source!r} alone")
     start = await resolve_start(tx, path, start_from.source)
-    if isinstance(start, NotYet):
-        return PathOption(path, start_from.source, available=False, why=start.reason)
+    if isinstance(start, NotYet):  # the claim wants nothing else, and so it waits for that
+        return PathOption(path, start_from.source, basis=f"it waits first: {start.reason}")
     if start is None:
         return PathOption(
             path, start_from.source, available=False, why=f"there is no {path} {start_from.source!r} any more"
@@ -196,6 +196,7 @@ def _measured(option: PathOption, own: PathTimes, overall: PathTimes) -> PathOpt
         why=option.why,
         own=own.of(option.path),
         overall=overall.of(option.path),
+        basis=option.basis,
     )
 
 
