@@ -1,11 +1,12 @@
-"""Rules of the built-in kinds that clients of this cluster write: Secrets and Leases."""
+"""Rules of the built-in kinds that clients of this cluster write: Secrets, Leases, pods and DaemonSets."""
 
 import base64
 import binascii
 import re
 from typing import Any
 
-from app.devcluster.registry import CLAIMS, LEASES, NAMESPACES, PODS, SECRETS, Resource
+from app.devcluster import workloads
+from app.devcluster.registry import CLAIMS, LEASES, NAMESPACES, SECRETS, Resource
 from app.devcluster.status import Json, cause
 
 _SECRET_FIELDS = frozenset({"apiVersion", "kind", "metadata", "type", "data", "stringData", "immutable"})
@@ -32,6 +33,8 @@ _WHOLE_TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(Z|[+-]\d{2}:\d{2}
 
 def unknown_fields(resource: Resource, obj: Json) -> list[str]:
     """Fields these kinds do not have, sorted; kinds that are only stored have no list and take anything."""
+    if resource.id in workloads.KINDS:
+        return workloads.unknown_fields(resource, obj)
     if resource is SECRETS:
         return sorted(set(obj) - _SECRET_FIELDS)
     if resource is LEASES:
@@ -50,6 +53,8 @@ def without_unknown(resource: Resource, obj: Json) -> Json:
 
 def decoding_problem(resource: Resource, obj: Json) -> str | None:
     """Why a value cannot even be read into its Go type; None where it can."""
+    if resource.id in workloads.KINDS:
+        return workloads.decoding_problem(resource, obj)
     if resource is SECRETS:
         for value in (obj.get("data") or {}).values():
             position = _bad_base64(value)
@@ -67,8 +72,8 @@ def settle(resource: Resource, obj: Json) -> Json:
     """What the server makes of the object before it stores it."""
     if resource is NAMESPACES and "status" not in obj:
         return _new_namespace(obj)
-    if resource is PODS and "status" not in obj:
-        return {**obj, "status": {"phase": "Pending", "qosClass": "BestEffort"}}
+    if resource.id in workloads.KINDS:
+        return workloads.settle(resource, obj)
     if resource is CLAIMS and "status" not in obj:
         return _new_claim(obj)
     if resource is not SECRETS:
@@ -111,6 +116,8 @@ def _new_claim(claim: Json) -> Json:
 def check(resource: Resource, obj: Json, old: Json | None) -> list[Json]:
     if resource is SECRETS:
         return _check_secret(obj, old)
+    if resource.id in workloads.KINDS:
+        return workloads.check(resource, obj, old)
     if resource is LEASES:
         return _check_lease(obj)
     return []
