@@ -146,7 +146,18 @@ class Chooser:
 
         return await self._desk.queue.join_chosen(choosing, wish.in_pool(""), request, until_gone, then=then)
 
-    async def _understand(self, wish: NewVmClaim) -> _Wanted:
+    async def check(self, wish: NewVmClaim, *, source_is_coming: bool = False) -> None:
+        """What speaks against the wish at this moment, found out without writing anything. Raises what `claim` raises.
+
+        `source_is_coming`: what it starts from need not be there yet.
+        """
+        wanted = await self._understand(wish, source_is_coming=source_is_coming)
+        if source_is_coming:
+            await self._dry_run(wanted)
+        else:
+            await self._check_new(wanted)
+
+    async def _understand(self, wish: NewVmClaim, *, source_is_coming: bool = False) -> _Wanted:
         diskless = wish.start_from is not None
         try:
             template = self._gateway.expand(wish.vm, wish.warm_when, wish.placement, diskless=diskless)
@@ -154,8 +165,9 @@ class Chooser:
             raise _as_vm(error) from error
         allowed = wish.paths
         if wish.start_from is not None:
-            async with self._db.begin() as tx:
-                await require_source(tx, wish.start_from)
+            if not source_is_coming:
+                async with self._db.begin() as tx:
+                    await require_source(tx, wish.start_from)
             allowed = tuple(path for path in wish.paths if path in {Path.POOL, wish.start_from.path})
             if not allowed:
                 message = f"start_from asks for {wish.start_from.path}, which is not among them"
@@ -239,6 +251,9 @@ class Chooser:
             name = hidden_name(wanted.terms.template, wanted.spec(start_of(choice)))
             if await shapes.hidden(tx, name) is not None:
                 return
+        await self._dry_run(wanted)
+
+    async def _dry_run(self, wanted: _Wanted) -> None:
         try:
             await self._gateway.check(wanted.terms.template)
         except TemplateRefused as error:
