@@ -7,6 +7,8 @@ from .disks import (
     CRONS,
     DATA_SOURCES,
     DATA_VOLUMES,
+    PROFILES,
+    VOLUME_SNAPSHOTS,
     claim,
     condition,
     data_volume,
@@ -127,6 +129,55 @@ async def test_it_keeps_the_last_imports(bench, terms, kept):
 
     expected = [f"image-{letter * 12}" for letter in kept]
     assert await names(bench, DATA_VOLUMES) == await names(bench, CLAIMS) == expected
+
+
+async def keep_snapshots(bench):
+    """The default class keeps what crons import as VolumeSnapshots, as some drivers do."""
+    merge = {"Content-Type": "application/merge-patch+json"}
+    change = {"spec": {"dataImportCronSourceFormat": "snapshot"}}
+    assert (await bench.call("PATCH", f"{PROFILES}/standard", change, headers=merge))[0] == 200
+
+
+async def test_imports_may_be_kept_as_snapshots(bench):
+    await keep_snapshots(bench)
+    await change(bench, "a")
+    await make(bench, CRONS, cron(importsToKeep=1))
+    await bench.clock.advance(43)
+    cutting = await bench.get(f"{CRONS}/fedora")
+    source = await bench.get(f"{DATA_SOURCES}/image")
+    await bench.clock.advance(5)
+    first = await bench.get(f"{CRONS}/fedora")
+    kept = await names(bench, VOLUME_SNAPSHOTS), await names(bench, DATA_VOLUMES), await names(bench, CLAIMS)
+    clone = data_volume("copy", reference={"kind": "DataSource", "name": "image"}, storage={"resources": {}})
+    await make(bench, DATA_VOLUMES, clone)
+    await change(bench, "b", look=True)
+    await bench.clock.advance(60)
+
+    assert condition(cutting, "UpToDate") == (
+        "False",
+        "ImportProgressing",
+        "Snapshot of imported data is progressing",
+    )
+    assert condition(source, "Ready") == ("False", "SnapshotNotReady", "Snapshot phase is not ready")
+    assert kept == (["image-aaaaaaaaaaaa"], [], [])
+    assert told(first) == ("NoImport", ("True", "UpToDate"))
+    assert first["status"]["sourceFormat"] == "snapshot"
+    assert (await bench.get(f"{DATA_VOLUMES}/copy"))["status"]["phase"] == "Succeeded"
+    assert await names(bench, VOLUME_SNAPSHOTS) == ["image-bbbbbbbbbbbb"]
+    target = (await bench.get(f"{DATA_SOURCES}/image"))["spec"]["source"]
+    assert target == {"snapshot": {"name": "image-bbbbbbbbbbbb", "namespace": "default"}}
+
+
+async def test_deleting_it_takes_its_snapshots_too(bench):
+    await keep_snapshots(bench)
+    await make(bench, CRONS, cron(retentionPolicy="None"))
+    await bench.clock.advance(60)
+    assert len(await names(bench, VOLUME_SNAPSHOTS)) == 1
+
+    await remove(bench, f"{CRONS}/fedora")
+    await bench.clock.advance(5)
+
+    assert await names(bench, VOLUME_SNAPSHOTS) == await names(bench, DATA_SOURCES) == []
 
 
 async def test_an_image_that_comes_back_is_not_imported_again(bench):
