@@ -14,6 +14,7 @@ from app.errors import DatabaseUnavailable
 from app.store.claim_lane import ClaimLane
 from app.store.database import Database
 from app.store.notices import Listener, Topic
+from app.usecases.choosing import Chooser
 from app.usecases.claiming import ClaimDesk
 from app.usecases.fulfilling import make_hands
 from app.usecases.waiting import WaitingRoom
@@ -39,12 +40,14 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         closing.push_async_callback(gateway.close)
         room = WaitingRoom(db, lane)
         desk = ClaimDesk(db, lane, room, settings)
+        chooser = Chooser(db, gateway, desk, settings)
         tail = EventTail(db)
         listener = Listener(url)
 
         parts = {"listen": listener.run}
         if settings.role is not Role.WORKER:
             listener.on(Topic.POOL, desk.forget_pools)
+            listener.on(Topic.POOL, chooser.forget_pools)
             listener.on(Topic.SETTLED, room.wake)
             parts |= {"desk": desk.run, "room": room.run, "tail": tail.run}
             try:
@@ -63,7 +66,14 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         try:
             hands = make_hands(db, gateway)
             yield Services(
-                settings=settings, db=db, gateway=gateway, desk=desk, tail=tail, hands=hands, stopping=stopping
+                settings=settings,
+                db=db,
+                gateway=gateway,
+                desk=desk,
+                chooser=chooser,
+                tail=tail,
+                hands=hands,
+                stopping=stopping,
             )
         finally:
             stopping.set()

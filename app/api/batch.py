@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from app.api.claim_route import Key, fingerprint, refuse_odd_key, warm_view
+from app.api.claim_views import BatchBody, BatchView, ClaimView
 from app.api.problems import responses
-from app.api.schemas import BatchBody, BatchView, ClaimView
 from app.api.services import Services, services
 from app.errors import (
     BodyTooLarge,

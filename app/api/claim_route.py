@@ -9,6 +9,7 @@ everywhere; only the road between them is shorter. A plain claim with a warm ans
 
 import hashlib
 import time
+from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
 
 import orjson
@@ -18,32 +19,42 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.api.claim_views import ClaimBody, ClaimView
 from app.api.problems import explain, render, render_crash, responses
-from app.api.schemas import ClaimBody, ClaimView
 from app.api.services import Services
+from app.domain.observation import WarmWhen
+from app.domain.paths import Path
 from app.domain.states import ClaimState
 from app.errors import (
     BodyTooLarge,
+    ClusterError,
+    ClusterForbidden,
+    ClusterUnavailable,
     DatabaseUnavailable,
+    DeadlineTooShort,
     EmberpoolError,
     FieldProblem,
     IdempotencyKeyReused,
     InvalidRequest,
     LeaseTooLong,
     MalformedBody,
+    NoPath,
     NoWarmVm,
     PoolBeingDeleted,
     PoolNotFound,
+    TemplateRefused,
     UnsupportedMediaType,
 )
 from app.store.claim_lane import Bound, ClaimRequest, Outcome
 from app.telemetry import CLAIM_SECONDS, REQUESTS
+from app.usecases.choosing import NewVmClaim
 from app.usecases.claiming import ClaimAnswer, WarmClaim
 from app.usecases.combiner import Asker
 from app.usecases.queueing import NewClaim, StoredClaim, UntilGone
 
 PATH = "/v1/claim"
 MAX_KEY = 255
+_SHORT = 1000  # bytes of a body that is worth remembering
 _METRICS: dict[tuple[str, int], tuple[Histogram, Counter]] = {}
 
 
@@ -69,7 +80,8 @@ router = APIRouter(tags=["claims"])
         },
         **responses(
             *(PoolNotFound, PoolBeingDeleted, InvalidRequest, LeaseTooLong, IdempotencyKeyReused, MalformedBody),
-            *(BodyTooLarge, UnsupportedMediaType, NoWarmVm, DatabaseUnavailable),
+            *(BodyTooLarge, UnsupportedMediaType, TemplateRefused, NoWarmVm, NoPath, DeadlineTooShort),
+            *(DatabaseUnavailable, ClusterUnavailable, ClusterForbidden, ClusterError),
         ),
     },
 )
@@ -79,6 +91,9 @@ async def claim(
 ) -> ClaimView:
     """A warm VM in milliseconds. Where none is ready: with `wait_seconds` the request waits in order of arrival; then the claim
     stays in the pool's queue (202), or is refused with `Retry-After` where no VM would come (503).
+
+    With `vm` instead of `pool` the VM comes by the fastest path that is open: a pool of the same shape, a snapshot, a preloaded
+    image, cold. `choice` says which, and why not by each other; `timings.stages` later says what took how long.
     """
     raise AssertionError("the edge hands this route's requests to ClaimRoute")
 
@@ -101,13 +116,14 @@ class ClaimRoute:
 
     def __init__(self, services: Services) -> None:
         self._desk = services.desk
+        self._chooser = services.chooser
         self._namespace = services.settings.namespace
 
     def begin(self, body: bytes, key: str | None, asker: Asker) -> NewClaim | None:
         """Asks for a warm VM; the asker hears of it. None: the request has to go the ordinary way, and nothing was asked."""
         try:
-            wish = parse(body, key)
-            return wish if self._desk.ask(wish, asker) else None
+            wish = parse(body, key) if key is not None or len(body) > _SHORT else _parse_again(body)
+            return wish if isinstance(wish, NewClaim) and self._desk.ask(wish, asker) else None
         except Exception:  # noqa: BLE001 - the ordinary way meets it again, and tells it
             return None
 
@@ -143,27 +159,38 @@ class ClaimRoute:
 
     async def _claim(self, scope: Scope, body: bytes, begun: Begun | None, until_gone: UntilGone) -> ClaimAnswer:
         if begun is None:
-            return await self._desk.claim(parse(body, header(scope, b"idempotency-key")), until_gone)
+            wish = parse(body, header(scope, b"idempotency-key"))
+            if isinstance(wish, NewVmClaim):
+                return await self._chooser.claim(wish, until_gone)
+            return await self._desk.claim(wish, until_gone)
         if isinstance(begun.outcome, Exception):
             raise begun.outcome
         return await self._desk.conclude(begun.wish, begun.request, begun.outcome, until_gone)
 
 
-def parse(body: bytes, key: str | None) -> NewClaim:
+def parse(body: bytes, key: str | None) -> NewClaim | NewVmClaim:
     """Raises InvalidRequest, MalformedBody."""
     try:
         wish = ClaimBody.model_validate_json(body)
     except ValidationError as error:
         raise explain(error) from error
     refuse_odd_key(key)
+    if wish.pool is None:
+        return _vm_claim(wish, key)
     return NewClaim(
         pool=wish.pool,
         wait_seconds=wish.wait_seconds,
         lease_seconds=wish.lease_seconds,
         labels=wish.labels,
         key=key,
-        request_hash=fingerprint(wish) if key is not None else "",
+        request_hash=fingerprint(wish, leave_out={"paths"}) if key is not None else "",
     )
+
+
+@lru_cache(maxsize=1000)
+def _parse_again(body: bytes) -> NewClaim | NewVmClaim:
+    """The same bytes are the same wish; who claims without a key mostly sends what it has sent before."""
+    return parse(body, None)
 
 
 def refuse_odd_key(key: str | None) -> None:
@@ -197,9 +224,34 @@ def warm_view(answer: WarmClaim, namespace: str) -> ClaimView:
     return ClaimView.model_validate(_describe_warm(answer, namespace))
 
 
-def fingerprint(wish: BaseModel) -> str:
-    """What an idempotency key is tied to: the body as it was understood, whatever its spelling."""
-    return hashlib.sha256(orjson.dumps(wish.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).hexdigest()
+def fingerprint(wish: BaseModel, *, leave_out: set[str] | None = None) -> str:
+    """What an idempotency key is tied to: the body as it was understood, whatever its spelling.
+
+    What was left out and what was given as its default are the same, so that a later field changes no hash of an earlier body.
+    """
+    body = wish.model_dump(mode="json", exclude=leave_out, exclude_defaults=True)
+    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _vm_claim(wish: ClaimBody, key: str | None) -> NewVmClaim:
+    """Raises InvalidRequest where neither a pool nor a VM is asked for."""
+    if wish.vm is None:
+        message = "this field is required, or `vm` in its place"
+        raise InvalidRequest(f"pool: {message}. Nothing was changed", problems=[FieldProblem("pool", message)])
+    return NewVmClaim(
+        vm=wish.vm,
+        paths=wish.paths or tuple(Path),
+        warm_when=wish.warm_when or WarmWhen.AGENT,
+        start_from=wish.start_from,
+        placement=wish.placement,
+        deadline_seconds=wish.deadline_seconds,
+        remember=wish.remember,
+        wait_seconds=wish.wait_seconds,
+        lease_seconds=wish.lease_seconds,
+        labels=wish.labels,
+        key=key,
+        request_hash=fingerprint(wish) if key is not None else "",
+    )
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -225,10 +277,13 @@ def observe(outcome: str, status: int, seconds: float) -> None:
 def _describe_warm(answer: WarmClaim, namespace: str) -> dict[str, Any]:
     bound = answer.bound
     return {
-        "id": str(bound.claim_id),
+        "id": bound.claim_id,
         "pool": answer.pool,
+        "shape": answer.shape,
         "state": "bound",
         "path": "pool",
+        "choice": _told_choice(answer.choice) if answer.choice else None,
+        "remembered": answer.choice.get("remembered") if answer.choice else None,
         "vm": {
             "id": str(bound.vm_id),
             "name": bound.name,
@@ -250,8 +305,14 @@ def _describe_warm(answer: WarmClaim, namespace: str) -> dict[str, Any]:
             "wait": 0.0,
             "boot": None if bound.boot_seconds is None else round(bound.boot_seconds, 3),
             "warm": round((bound.created_at - bound.ready_at).total_seconds(), 3),
+            "stages": None,
         },
     }
+
+
+def _told_choice(choice: dict[str, Any]) -> dict[str, Any]:
+    """Of a stored choice what a client is told."""
+    return {key: choice[key] for key in ("path", "source", "reason", "at", "deadline_at", "considered", "tried")}
 
 
 async def _read(receive: Receive) -> bytes:

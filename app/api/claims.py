@@ -6,9 +6,9 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter, Depends, Path, Query, Request
 
+from app.api.claim_views import ClaimView, RenewBody
 from app.api.pages import After, Limit, Page, decode_id, encode
 from app.api.problems import responses
-from app.api.schemas import ClaimView, RenewBody
 from app.api.services import Services, services
 from app.config import MAX_WAIT_SECONDS
 from app.domain.states import ClaimState
@@ -44,11 +44,12 @@ async def list_claims(
     pool: Annotated[str | None, Query(description="Of this pool only.")] = None,
     state: Annotated[ClaimState | None, Query(description="In this state only.")] = None,
     label: Annotated[str | None, Query(description="With this label only.", examples=["job=ci-4711"])] = None,
+    shape: Annotated[str | None, Query(description="Of this shape only.")] = None,
 ) -> Page[ClaimView]:
     """Filters can be combined. Ended claims are kept for `EMBERPOOL_HISTORY_DAYS`."""
     async with svc.db.begin() as tx:
         found = await claim_rows.page(
-            tx, after=decode_id(after), limit=limit + 1, pool=pool, state=state, label=_label(label)
+            tx, after=decode_id(after), limit=limit + 1, pool=pool, state=state, label=_label(label), shape=shape
         )
     namespace = svc.settings.namespace
     return Page(

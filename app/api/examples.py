@@ -88,7 +88,7 @@ CLAIM: Final[Json] = {
         "wait": 0.0,
         "boot": 31.2,
         "warm": 268.8,
-        "stages": _STAGES,
+        "stages": None,
     },
 }
 BATCH: Final[Json] = {"claims": [CLAIM], "requested": 3, "missing": 2}

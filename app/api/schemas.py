@@ -1,21 +1,25 @@
-"""The shapes of answers. What a client sends for a pool is `app.domain.pools.PoolSpec`."""
+"""The shapes of answers about pools, VMs and events; `claim_views` has those of claims.
+
+What a client sends for a pool is `app.domain.pools.PoolSpec`.
+"""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import BaseModel, Field
 
-from app.config import MAX_BATCH, MAX_LEASE_SECONDS, MAX_WAIT_SECONDS
-from app.domain.pools import Count, PoolName, PoolSpec
-from app.domain.states import ClaimState, PoolPhase, VmState
-from app.domain.statistics import PoolFlags, WaitEstimate, assess
+from app.domain.pools import PoolSpec
+from app.domain.states import PoolPhase, VmState
+from app.domain.statistics import PoolFlags, assess
 from app.store.events import EventRow
-from app.store.rows import ClaimRow, PoolRow, VmRow
+from app.store.rows import PoolRow, VmRow
 from app.store.statistics import PoolFigures
 
-Label = Annotated[str, Field(max_length=255, pattern=r"^[^\x00]*$")]
-LabelName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[^\x00]*$")]
+STAGES = (
+    "Seconds by stage: queue (until the cluster was asked), disk (its DataVolumes), schedule (until a node was found), image "
+    "(pulling), start (until the domain runs), boot (until the guest's agent speaks), agent (until it is ready). null: not told."
+)
 
 
 class BootSeconds(BaseModel):
@@ -93,143 +97,9 @@ class PoolView(BaseModel):
         )
 
 
-class _Wish(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    pool: PoolName
-    lease_seconds: Count | None = Field(
-        default=None,
-        ge=1,
-        le=MAX_LEASE_SECONDS,
-        description="After so long the claim ends by itself. None: the pool's default.",
-    )
-    labels: dict[LabelName, Label] = Field(
-        default_factory=dict,
-        max_length=32,
-        description="Yours: kept with the claim, and lists can be filtered by them.",
-    )
-
-
-class ClaimBody(_Wish):
-    """A wish for one VM."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"pool": "fast-start-pool", "wait_seconds": 30, "labels": {"job": "ci-4711"}}]},
-    )
-
-    wait_seconds: Annotated[float, Strict()] = Field(
-        default=0,
-        ge=0,
-        le=MAX_WAIT_SECONDS,
-        description="How long this request may wait where no VM is ready, in seconds.",
-    )
-    paths: tuple[Literal["pool"], ...] = Field(
-        default=("pool",), min_length=1, max_length=1, description="Ways of being served that are allowed."
-    )
-
-
-class BatchBody(_Wish):
-    """A wish for many VMs at once."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"pool": "fast-start-pool", "count": 3, "all_or_nothing": False}]},
-    )
-
-    count: Count = Field(ge=1, le=MAX_BATCH, description="How many VMs, each its own claim.")
-    all_or_nothing: Annotated[bool, Strict()] = Field(
-        default=False, description="Where fewer are ready, claim none. Otherwise as many as are ready are claimed."
-    )
-
-
-class RenewBody(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    lease_seconds: Count | None = Field(
-        default=None, ge=1, le=MAX_LEASE_SECONDS, description="The lease from now on. None: its own length again."
-    )
-
-
-class ClaimedVm(BaseModel):
-    id: UUID
-    name: str = Field(examples=["fast-start-pool-dguq7x4y2r3t5v6w7x8y9z2a3b"])
-    namespace: str
-    node: str | None
-    addresses: list[str] = Field(examples=[["10.244.1.17"]])
-    health: str | None = Field(description="What ails it, in words; null: nothing that the cluster tells.")
-
-
-class Estimate(BaseModel):
-    seconds: float | None = Field(description="Until a VM is there; null: none comes by itself.")
-    basis: str = Field(description="What that is based on.")
-
-
-class ClaimTimings(BaseModel):
-    """In seconds. null: not known, or not yet."""
-
-    wait: float | None = Field(description="From the claim's arrival until it had a VM.")
-    boot: float | None = Field(description="What the VM's boot took, before it was claimed.")
-    warm: float | None = Field(description="How long the VM had been ready when it was claimed.")
-
-
-class Replacement(BaseModel):
-    """A VM that turned out dead within its first moments, and was replaced."""
-
-    vm_id: UUID
-    reason: str
-    at: datetime
-
-
-class ClaimView(BaseModel):
-    id: UUID
-    pool: str
-    state: ClaimState
-    path: str | None = Field(description="How it was served.")
-    vm: ClaimedVm | None
-    labels: dict[str, str]
-    lease_seconds: int
-    lease_expires_at: datetime | None
-    created_at: datetime
-    bound_at: datetime | None
-    ended_at: datetime | None
-    reason: str | None = Field(description="Pending: why it was not warm. Ended: why.")
-    replacements: list[Replacement]
-    estimate: Estimate | None = Field(description="While it waits.")
-    timings: ClaimTimings
-
-    @classmethod
-    def of(cls, claim: ClaimRow, *, namespace: str, estimate: WaitEstimate | None = None) -> Self:
-        return cls(
-            id=claim.id,
-            pool=claim.pool,
-            state=claim.state,
-            path=claim.path,
-            vm=_claimed_vm(claim, namespace),
-            labels=claim.labels,
-            lease_seconds=claim.lease_seconds,
-            lease_expires_at=claim.lease_expires_at,
-            created_at=claim.created_at,
-            bound_at=claim.bound_at,
-            ended_at=claim.ended_at,
-            reason=claim.reason,
-            replacements=[Replacement.model_validate(entry) for entry in claim.replacements],
-            estimate=Estimate(seconds=_round(estimate.seconds), basis=estimate.basis) if estimate else None,
-            timings=ClaimTimings(
-                wait=_between(claim.created_at, claim.bound_at),
-                boot=_round(claim.vm_boot_seconds),
-                warm=_between(claim.vm_ready_at, claim.bound_at),
-            ),
-        )
-
-
-class BatchView(BaseModel):
-    claims: list[ClaimView]
-    requested: int
-    missing: int = Field(description="So many of those asked for were not ready, and were not claimed.")
-
-
 class VmView(BaseModel):
     id: UUID
-    pool: str
+    pool: str | None = Field(description="null: it was made for a claim that names no pool.")
     name: str
     namespace: str
     state: VmState
@@ -246,13 +116,16 @@ class VmView(BaseModel):
     claimed_at: datetime | None
     ended_at: datetime | None
     boot_seconds: float | None
-    stages: dict[str, float | None] | None = Field(description="Seconds by stage: queue, schedule, start, boot.")
+    path: str | None = Field(description="How it started: snapshot, preload or cold. null: it has not begun to.")
+    source: str | None = Field(description="The snapshot or preload that it started from.")
+    shape: str | None = Field(description="Fingerprint of what it boots: VMs of one shape can stand for each other.")
+    stages: dict[str, float | None] | None = Field(description=STAGES)
 
     @classmethod
     def of(cls, vm: VmRow, *, namespace: str) -> Self:
         return cls(
             id=vm.id,
-            pool=vm.pool,
+            pool=vm.pool if vm.pool_kind == "pool" else None,
             name=vm.name,
             namespace=namespace,
             state=vm.state,
@@ -269,6 +142,9 @@ class VmView(BaseModel):
             claimed_at=vm.claimed_at,
             ended_at=vm.ended_at,
             boot_seconds=_round(vm.boot_seconds),
+            path=vm.path,
+            source=vm.source,
+            shape=vm.shape,
             stages=vm.stages,
         )
 
@@ -299,23 +175,6 @@ class EventView(BaseModel):
 
 class VmWithHistory(VmView):
     history: list[EventView] = Field(description="Its changes of state, oldest first.")
-
-
-def _claimed_vm(claim: ClaimRow, namespace: str) -> ClaimedVm | None:
-    if claim.vm_id is None or claim.vm_name is None:
-        return None
-    return ClaimedVm(
-        id=claim.vm_id,
-        name=claim.vm_name,
-        namespace=namespace,
-        node=claim.node,
-        addresses=list(claim.addresses),
-        health=claim.health,
-    )
-
-
-def _between(start: datetime | None, end: datetime | None) -> float | None:
-    return round(max(0.0, (end - start).total_seconds()), 3) if start and end else None
 
 
 def _round(seconds: float | None) -> float | None:

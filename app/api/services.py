@@ -9,6 +9,7 @@ from app.api.tail import EventTail
 from app.cluster.gateway import Gateway
 from app.config import Settings
 from app.store.database import Database
+from app.usecases.choosing import Chooser
 from app.usecases.claiming import ClaimDesk
 from app.usecases.manifests import Hands
 
@@ -21,6 +22,7 @@ class Services:
     db: Database
     gateway: Gateway
     desk: ClaimDesk
+    chooser: Chooser
     tail: EventTail
     hands: Hands
     stopping: asyncio.Event

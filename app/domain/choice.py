@@ -155,8 +155,8 @@ class Record:
             "path": str(self.path),
             "source": self.source,
             "reason": self.reason,
-            "at": self.at.isoformat(),
-            "deadline_at": self.deadline_at.isoformat() if self.deadline_at else None,
+            "at": _stamp(self.at),
+            "deadline_at": _stamp(self.deadline_at) if self.deadline_at else None,
             "considered": considered_as_json(self.considered),
             "tried": list(self.tried),
             "start_from": self.start_from.model_dump() if self.start_from else None,
@@ -257,6 +257,10 @@ def _times(count: int) -> str:
 
 def _say(seconds: float | None) -> str:
     return "an unknown time" if seconds is None else f"{seconds:.1f} s"
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 def _round(seconds: float | None) -> float | None:

@@ -24,7 +24,7 @@ _PAGE = f"""
     WHERE (CAST(:after AS uuid) IS NULL OR c.id < :after)
       AND (CAST(:pool AS text) IS NULL OR (p.name = :pool AND p.kind = 'pool'))
       AND (CAST(:state AS text) IS NULL OR c.state = :state)
-      AND (CAST(:shape AS text) IS NULL OR coalesce(c.shape, v.shape) = :shape)
+      AND (CAST(:shape AS text) IS NULL OR c.shape = :shape)
       AND (CAST(:label AS jsonb) IS NULL OR c.labels @> CAST(:label AS jsonb))
     ORDER BY c.id DESC LIMIT :limit
 """

@@ -17,10 +17,10 @@ _RECORD = text("""
 
 # Only events of transactions older than every one still running: none can appear before them later on.
 _PAGE = """
-    SELECT e.xid::text AS xid, e.id, e.at, e.type, e.pool_id, p.name AS pool, e.vm_id, e.claim_id, e.data
+    SELECT e.xid::text AS xid, e.id, e.at, e.type, e.pool_id, CASE WHEN p.kind = 'pool' THEN p.name END AS pool, e.vm_id, e.claim_id, e.data
     FROM event e LEFT JOIN pool p ON p.id = e.pool_id
     WHERE (e.xid, e.id) > (CAST(CAST(:xid AS text) AS xid8), :id) AND e.xid < pg_snapshot_xmin(pg_current_snapshot())
-      AND (CAST(:pool AS text) IS NULL OR p.name = :pool)
+      AND (CAST(:pool AS text) IS NULL OR (p.name = :pool AND p.kind = 'pool'))
       AND (CAST(:kind AS text) IS NULL OR e.type LIKE :kind || '.%')
     ORDER BY e.xid, e.id LIMIT :limit
 """
@@ -29,7 +29,7 @@ _LATEST = """
     WHERE e.xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY e.xid DESC, e.id DESC LIMIT 1
 """
 _OF_VM = """
-    SELECT e.xid::text AS xid, e.id, e.at, e.type, e.pool_id, p.name AS pool, e.vm_id, e.claim_id, e.data
+    SELECT e.xid::text AS xid, e.id, e.at, e.type, e.pool_id, CASE WHEN p.kind = 'pool' THEN p.name END AS pool, e.vm_id, e.claim_id, e.data
     FROM event e LEFT JOIN pool p ON p.id = e.pool_id WHERE e.vm_id = :vm_id ORDER BY e.id LIMIT :limit
 """
 # The oldest few are looked at, and no more: an event is about as old as its transaction's number says.

@@ -62,6 +62,8 @@ class VmRow:
     claim_id: UUID | None
     path: str | None = None
     source: str | None = None
+    shape: str | None = None
+    pool_kind: str = "pool"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ POOL_COLUMNS = """
 VM_COLUMNS = """
     v.id, v.pool_id, p.name AS pool, v.name, v.state, v.state_since, v.revision, v.uid, v.vmi_uid, v.node, v.addresses,
     v.health, v.created_at, v.asked_at, v.ready_at, v.claimed_at, v.ended_at, v.boot_seconds, v.stages, v.reason, v.claim_id,
-    v.path, v.source
+    v.path, v.source, v.shape, p.kind AS pool_kind
 """
 
 CLAIM_COLUMNS = """

@@ -59,7 +59,7 @@ _BY_ID = f"SELECT {VM_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v
 _PAGE = f"""
     SELECT {VM_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id
     WHERE (CAST(:after AS uuid) IS NULL OR v.id < :after)
-      AND (CAST(:pool AS text) IS NULL OR p.name = :pool)
+      AND (CAST(:pool AS text) IS NULL OR (p.name = :pool AND p.kind = 'pool'))
       AND (CAST(:state AS text) IS NULL OR v.state = :state)
       AND (:ended OR v.ended_at IS NULL)
     ORDER BY v.id DESC LIMIT :limit
