@@ -64,7 +64,7 @@ class Shortcut:
         parser = httptools.HttpRequestParser(parsed)
         try:
             parser.feed_data(head)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             return None
         lengths = [value for name, value in parsed.headers if name == b"content-length"]
         if len(lengths) != 1 or not lengths[0].isdigit() or not parsed.is_plain:

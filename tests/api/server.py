@@ -13,6 +13,8 @@ import httpx
 import uvicorn
 from starlette.types import ASGIApp
 
+from app.api.claim_protocol import protocol
+from app.api.edge import Edge
 from app.api.services import Services
 from app.config import Settings
 from app.devcluster import DevCluster
@@ -34,7 +36,7 @@ _BOUND_SECONDS: Final = 30
 class Server:
     """`client` calls the application without a network in between."""
 
-    def __init__(self, app: ASGIApp, services: Services, client: httpx.AsyncClient) -> None:
+    def __init__(self, app: Edge, services: Services, client: httpx.AsyncClient) -> None:
         self.app = app
         self.services = services
         self.client = client
@@ -84,17 +86,22 @@ def client_of(app: ASGIApp) -> httpx.AsyncClient:
 
 
 @asynccontextmanager
-async def listen(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
+async def listen(app: Edge) -> AsyncIterator[httpx.AsyncClient]:
     """The application behind a real server, for what only a connection shows: streams, and clients that leave."""
+    async with bind(app) as (_, port), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        yield client
+
+
+@asynccontextmanager
+async def bind(app: Edge) -> AsyncIterator[tuple[uvicorn.Server, int]]:
+    """The application behind a real server that speaks as the service does, and its port."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, http="httptools", lifespan="off", log_config=None, timeout_graceful_shutdown=1)
-    )
+    config = uvicorn.Config(app, http=protocol(app), lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
     # Its own way to catch signals would take them from the test runner.
     serving = asyncio.create_task(server._serve([listening]))
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}") as client:
-            yield client
+        yield server, listening.getsockname()[1]
     finally:
         server.should_exit = True
         await serving
