@@ -108,12 +108,20 @@ class DataVolumeController:
             waits = self._waits_for_consumer(key, stored.obj, claim.obj)
             self._set(stored, Told("PendingPopulation" if waits else "Pending"))
         elif phase_of_volume(stored.obj) in {"Pending", "PendingPopulation"}:
-            begun = "UploadReady" if source.kind == "upload" else "ImportScheduled"
-            self._set(stored, Told("CloneScheduled" if source.is_clone else begun))
+            self._begin(stored, claim, source)
         elif source.is_clone:
             self._clone(key, stored, claim.obj, source)
         elif source.kind in IMPORTS:
             self._import(key, stored, source)
+
+    def _begin(self, stored: Stored, claim: Stored, source: Source) -> None:
+        if source.is_clone:
+            self._set(stored, Told("CloneScheduled"))
+        elif source.kind == "upload":
+            self._set(stored, Told("UploadReady"))
+        else:
+            self._api.modify(CLAIMS, claim, lambda obj: _with_pod(obj, "Pending"))
+            self._set(stored, Told("ImportScheduled"))
 
     # The claim
 
@@ -209,6 +217,7 @@ class DataVolumeController:
         elif percent >= PERCENT:
             self._finish(key)
         else:
+            self._note_pod(key, "Running")
             self._set(stored, Told("ImportInProgress", progress=f"{percent:.2f}%", running=True))
 
     def _fail(self, stored: Stored, percent: float, source: Source, fault: Fault) -> None:
@@ -270,10 +279,14 @@ class DataVolumeController:
         if stored is None:
             return
         stored = self._set(stored, Told("ImportInProgress", progress="99.00%", running=True))
+        self._note_pod(key, "Succeeded")
+        self._set(stored, Told("Succeeded", progress="100.0%"))
+
+    def _note_pod(self, key: Key, phase: str) -> None:
+        """The claim tells how far the importer's pod is."""
         claim = self._api.store.get(CLAIMS, *key)
         if claim is not None:
-            self._api.modify(CLAIMS, claim, _pod_succeeded)
-        self._set(stored, Told("Succeeded", progress="100.0%"))
+            self._api.modify(CLAIMS, claim, lambda obj: _with_pod(obj, phase))
 
     def _alive(self, key: Key) -> Stored | None:
         stored = self._api.store.get(DATA_VOLUMES, *key)
@@ -300,7 +313,7 @@ def _with_clone_type(volume: Json, strategy: str) -> Json:
     return {**volume, "metadata": {**metadata, "annotations": annotations}}
 
 
-def _pod_succeeded(claim: Json) -> Json:
+def _with_pod(claim: Json, phase: str) -> Json:
     metadata = claim["metadata"]
-    annotations = {**(metadata.get("annotations") or {}), "cdi.kubevirt.io/storage.pod.phase": "Succeeded"}
+    annotations = {**(metadata.get("annotations") or {}), "cdi.kubevirt.io/storage.pod.phase": phase}
     return {**claim, "metadata": {**metadata, "annotations": annotations}}

@@ -45,6 +45,11 @@ async def look(bench, name):
     return volume.get("status", {}).get("phase"), volume.get("status", {}).get("progress")
 
 
+async def pod_phase(bench, name):
+    """Of the importer, as its claim tells it."""
+    return (await bench.get(f"{CLAIMS}/{name}"))["metadata"]["annotations"]["cdi.kubevirt.io/storage.pod.phase"]
+
+
 async def load(bench, name="image", **options):
     """An image that has been imported."""
     await make(bench, DATA_VOLUMES, data_volume(name, **options))
@@ -59,10 +64,13 @@ async def test_an_import_tells_phase_progress_and_conditions(bench, kind):
     pending = await bench.get(f"{DATA_VOLUMES}/image")
     await bench.clock.advance(1)
     scheduled = await look(bench, "image")
+    pods = [await pod_phase(bench, "image")]
     await bench.clock.advance(20)
     half = await bench.get(f"{DATA_VOLUMES}/image")
+    pods.append(await pod_phase(bench, "image"))
     await bench.clock.advance(25)
     done = await bench.get(f"{DATA_VOLUMES}/image")
+    pods.append(await pod_phase(bench, "image"))
 
     assert (pending["status"]["phase"], pending["status"]["progress"]) == ("Pending", "N/A")
     assert condition(pending, "Bound") == ("False", "Pending", "PVC image Pending")
@@ -73,6 +81,7 @@ async def test_an_import_tells_phase_progress_and_conditions(bench, kind):
     assert (done["status"]["phase"], done["status"]["progress"]) == ("Succeeded", "100.0%")
     assert [condition(done, kind)[0] for kind in ("Bound", "Running", "Ready")] == ["True", "False", "True"]
     assert done["status"]["claimName"] == "image"
+    assert pods == ["Pending", "Running", "Succeeded"]
 
 
 async def test_an_empty_disk_takes_no_time(bench):
