@@ -223,13 +223,13 @@ class PreloadGateway(Protocol):
         ...
 
     async def check(self, order: PreloadOrder) -> None:
-        """A server-side dry run. Raises PreloadRefused with the cluster's own message and field, ClusterNotFound without CDI."""
+        """A server-side dry run. Raises PreloadRefused with the cluster's own message and field, ClusterError without CDI."""
         ...
 
     async def make(self, order: PreloadOrder) -> None:
         """Makes the generation's object, or finds the one that an earlier try made: both are success.
 
-        Raises ClusterConflict where the name belongs to an object that is not this generation's, ClusterNotFound without CDI.
+        Raises ClusterConflict where the name belongs to an object that is not this generation's, ClusterError without CDI.
         """
         ...
 

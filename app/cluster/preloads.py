@@ -26,7 +26,7 @@ from app.config import Settings
 from app.domain.paths import ImageRef
 from app.domain.preloading import ObjectKind, Present, Seen, Volume
 from app.domain.preloads import PreloadSpec
-from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused, FieldProblem, PreloadRefused
+from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterRefused, FieldProblem, PreloadRefused
 
 _KINDS: dict[ObjectKind, Kind] = {
     ObjectKind.VOLUME: DATA_VOLUMES,
@@ -191,8 +191,8 @@ def _owned(pods: list[Manifest], daemon_set: Manifest) -> list[Manifest]:
     ]
 
 
-def _without(kind: Kind, error: ClusterNotFound) -> ClusterNotFound:
-    return ClusterNotFound(
+def _without(kind: Kind, error: ClusterNotFound) -> ClusterError:
+    return ClusterError(
         f"The cluster knows no {kind.name}, or not the namespace: is CDI installed there? It said: {error.detail}"
     )
 

@@ -37,7 +37,7 @@ async def put_preload(
     """Creates the preload, or brings it to `spec`; the same spec again changes nothing, and so does a `dry_run`.
 
     What is to be imported otherwise is imported anew; where it is another image than before, nothing serves until then.
-    `automatic`: it is collected when it is unused. Raises PreloadRefused, PreloadBeingDeleted, ClusterNotFound (no CDI),
+    `automatic`: it is collected when it is unused. Raises PreloadRefused, PreloadBeingDeleted, ClusterError (no CDI),
     ClusterUnavailable (nothing is stored then).
     """
     image = gateway.preloads.reference(spec)
