@@ -124,6 +124,19 @@ def no_such_snapshot(name: str) -> SnapshotNotFound:
     )
 
 
+def refuse_without_disks(what: str, field: str, volumes: Sequence[VolumeVerdict]) -> None:
+    """Raises SnapshotRefused where nothing of it could be in a snapshot, with each volume's reason."""
+    if any(volume.enabled for volume in volumes):
+        return
+    reasons = "; ".join(f"{volume.name}: {volume.reason}" for volume in volumes) or "it has no volumes"
+    message = f"nothing of {what} can be snapshotted: {reasons}"
+    raise SnapshotRefused(
+        f"{message}. Give it a disk on a storage class that has a VolumeSnapshotClass",
+        problems=[FieldProblem(field, f"{volume.name}: {volume.reason}") for volume in volumes]
+        or [FieldProblem(field, message)],
+    )
+
+
 async def _known(tx: Tx, spec: SnapshotSpec) -> SnapshotRow | None:
     """The snapshot that has the name, where it is the one that is asked for."""
     row = await snapshot_rows.get(tx, spec.name)
@@ -150,7 +163,7 @@ async def _check_vm(gateway: Gateway, name: str) -> None:
     if vm is None or vm.deleting:
         gone = "is being deleted" if vm is not None else "does not exist in the namespace"
         raise VmNotFound(f"source.vm: VM {name!r} {gone}; name one that stands there")
-    _refuse_without_disks(f"VM {name!r}", "source.vm", vm.volumes)
+    refuse_without_disks(f"VM {name!r}", "source.vm", vm.volumes)
 
 
 async def _check_pool(db: Database, gateway: Gateway, name: str, snapshot: str) -> None:
@@ -163,19 +176,7 @@ async def _check_pool(db: Database, gateway: Gateway, name: str, snapshot: str) 
     template, spec = made_from(pool, snapshot)
     if spec.start_from is None:  # else what it starts from brings it a disk
         verdicts = gateway.snapshots.judge(VmTemplate(spec=pool.vm_spec, fingerprint=template.fingerprint))
-        _refuse_without_disks(f"pool {name!r}", "source.pool", verdicts)
-
-
-def _refuse_without_disks(what: str, field: str, volumes: Sequence[VolumeVerdict]) -> None:
-    if any(volume.enabled for volume in volumes):
-        return
-    reasons = "; ".join(f"{volume.name}: {volume.reason}" for volume in volumes) or "it has no volumes"
-    message = f"nothing of {what} can be snapshotted: {reasons}"
-    raise SnapshotRefused(
-        f"{message}. Give it a disk on a storage class that has a VolumeSnapshotClass",
-        problems=[FieldProblem(field, f"{volume.name}: {volume.reason}") for volume in volumes]
-        or [FieldProblem(field, message)],
-    )
+        refuse_without_disks(f"pool {name!r}", "source.pool", verdicts)
 
 
 async def _existing(tx: Tx, name: str) -> SnapshotRow:
