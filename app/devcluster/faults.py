@@ -210,7 +210,10 @@ def _check_types(given: dict[str, Any]) -> None:
     settings = given.get("settings") or {}
     if not isinstance(settings, dict):
         raise bad_request("'settings' must be an object")
-    for name in ("seconds", "status", "retry_after", "limit", "percent"):
+    percent = settings.get("percent", 0)
+    if not isinstance(percent, int | float) or isinstance(percent, bool) or not 0 <= percent <= 100:  # noqa: PLR2004
+        raise bad_request("'settings.percent' must be a number from 0 to 100")
+    for name in ("seconds", "status", "retry_after", "limit"):
         value = settings.get(name, 0)
         if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
             raise bad_request(f"'settings.{name}' must be a number, not below 0")

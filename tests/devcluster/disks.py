@@ -19,13 +19,13 @@ VOLUMES = "/api/v1/persistentvolumes"
 URL = "https://images.example.com/fedora.qcow2"
 
 
-def claim(name, *, storage_class="standard", size="10Gi", owner=None, snapshot="", source=""):
+def claim(name, *, storage_class="standard", size="10Gi", owner=None, blocking=False, snapshot="", source=""):
     """A claim, empty or from a VolumeSnapshot or another claim; `owner` is the VM it goes with."""
     metadata = {"name": name}
     if owner:
         reference = {key: owner["metadata"][key] for key in ("name", "uid")}
         metadata["ownerReferences"] = [
-            {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "blockOwnerDeletion": True, **reference}
+            {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "blockOwnerDeletion": blocking, **reference}
         ]
     spec = {"accessModes": ["ReadWriteMany"], "volumeMode": "Block", "resources": {"requests": {"storage": size}}}
     if storage_class:

@@ -81,6 +81,7 @@ async def test_chance_is_seeded(bench):
         ({"kind": "error", "name": 1}, "name"),
         ({"kind": "error", "labels": "=x"}, "identifier"),
         ({"kind": "delay", "settings": {"seconds": "long"}}, "seconds"),
+        ({"kind": "import-fails", "settings": {"percent": 101}}, "percent"),
     ],
 )
 async def test_an_order_that_is_not_understood_is_refused(bench, order, told):

@@ -82,10 +82,11 @@ async def test_a_reset_cluster_has_its_classes_and_nothing_else(bench):
     assert (await bench.get(f"{DATA_VOLUMES}/image"))["status"]["phase"] == "Succeeded"
 
 
+@pytest.mark.parametrize("blocking", [True, False])
 @pytest.mark.parametrize("policy", ["Background", "Foreground"])
-async def test_a_claim_goes_with_the_vm_that_owns_it(bench, policy):
+async def test_a_claim_goes_with_the_vm_that_owns_it(bench, policy, blocking):
     vm = await make(bench, MACHINES, disk_machine("vm", on_claim("vm-root")))
-    await make(bench, CLAIMS, claim("vm-root", owner=vm), claim("other"))
+    await make(bench, CLAIMS, claim("vm-root", owner=vm, blocking=blocking), claim("other"))
     await bench.clock.advance(60)
     assert await bench.status("vm") == ("Running", "")
 
