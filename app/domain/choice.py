@@ -5,7 +5,7 @@ it, where there is enough of it. A pool is waited for where its next VM comes so
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -117,38 +117,76 @@ def estimate(option: PathOption) -> PathEstimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """A path that a claim was moved away from, and why."""
+
+    path: Path
+    source: str | None
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """A choice as a claim keeps it. `tried`: the paths that it was moved away from, oldest first, each with its reason.
+    """A choice as a claim keeps it. `tried` is in the order of time.
 
     `start_from`: what its client wanted it to start from, and nothing else.
     """
 
-    path: str
+    path: Path
     source: str | None
     reason: str
     at: datetime
     considered: tuple[Considered, ...] = ()
     deadline_at: datetime | None = None
-    tried: tuple[dict[str, Any], ...] = field(default=())
+    tried: tuple[Tried, ...] = ()
     start_from: StartFrom | None = None
 
     @classmethod
     def of(
-        cls,
-        choice: Choice,
-        *,
-        now: datetime,
-        deadline_seconds: float | None = None,
-        before: "Mapping[str, Any] | None" = None,
-        start_from: StartFrom | None = None,
+        cls, choice: Choice, *, now: datetime, deadline_seconds: float | None, start_from: StartFrom | None
     ) -> "Record":
-        """`before` is the claim's record so far, as JSON: its deadline holds, and what it tried is kept."""
         deadline_at = now + timedelta(seconds=deadline_seconds) if deadline_seconds is not None else None
-        tried: tuple[dict[str, Any], ...] = ()
-        if before is not None:
-            tried = tuple(before.get("tried") or ())
-            deadline_at = datetime.fromisoformat(before["deadline_at"]) if before.get("deadline_at") else None
-        return cls(choice.path, choice.source, choice.reason, now, choice.considered, deadline_at, tried, start_from)
+        return cls(
+            choice.path,
+            choice.source,
+            choice.reason,
+            now,
+            choice.considered,
+            deadline_at=deadline_at,
+            start_from=start_from,
+        )
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> "Record":
+        """From `as_json`, without what was considered: that is of a moment that has passed."""
+        forced, deadline_at = stored.get("start_from"), stored.get("deadline_at")
+        return cls(
+            path=Path(stored["path"]),
+            source=stored["source"],
+            reason=stored["reason"],
+            at=datetime.fromisoformat(stored["at"]),
+            deadline_at=datetime.fromisoformat(deadline_at) if deadline_at else None,
+            tried=tuple(
+                Tried(Path(each["path"]), each["source"], each["reason"], datetime.fromisoformat(each["at"]))
+                for each in stored["tried"]
+            ),
+            start_from=StartFrom.model_validate(forced) if forced else None,
+        )
+
+    def gave_up(self, reason: str, now: datetime) -> "Record":
+        """The path that was chosen has come to nothing."""
+        return replace(self, tried=(*self.tried, Tried(self.path, self.source, reason, now)))
+
+    def followed_by(self, choice: Choice, now: datetime) -> "Record":
+        return replace(
+            self,
+            path=choice.path,
+            source=choice.source,
+            reason=choice.reason,
+            at=now,
+            considered=choice.considered,
+        )
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -158,7 +196,10 @@ class Record:
             "at": _stamp(self.at),
             "deadline_at": _stamp(self.deadline_at) if self.deadline_at else None,
             "considered": considered_as_json(self.considered),
-            "tried": list(self.tried),
+            "tried": [
+                {"path": str(each.path), "source": each.source, "reason": each.reason, "at": _stamp(each.at)}
+                for each in self.tried
+            ],
             "start_from": self.start_from.model_dump() if self.start_from else None,
         }
 

@@ -39,7 +39,7 @@ _LOCK_CLAIM = text("SELECT id FROM claim WHERE id = :id AND state = 'pending' FO
 _MOVE = text("""
     WITH left_behind AS (DELETE FROM claim_queue WHERE claim_id = :id),
     moved AS (
-        UPDATE claim SET pool_id = :pool_id, choice = :choice, reason = :reason WHERE id = :id RETURNING id),
+        UPDATE claim SET pool_id = :pool_id, choice = choice || :choice, reason = :reason WHERE id = :id RETURNING id),
     noted AS (INSERT INTO event (type, pool_id, claim_id, data)
         SELECT 'claim.rerouted', CAST(:pool_id AS uuid), id, jsonb_build_object('path', CAST(:path AS text), 'reason', CAST(:reason AS text))
         FROM moved)

@@ -21,6 +21,7 @@ from app.workers.preloads import Preloads
 from app.workers.provision import Provision
 from app.workers.reap import Reap
 from app.workers.removal import Removal
+from app.workers.reroute import Reroute
 from app.workers.snapshots import Snapshots
 
 _CREATE_SECONDS = 0.5
@@ -42,6 +43,7 @@ class Workers:
         self._labelling = Labelling(db, gateway, settings)
         self._preloads = Preloads(db, gateway, settings)
         self._reap = Reap(db, settings)
+        self._reroute = Reroute(db, gateway, settings)
         self._observe = Observe(db, gateway, settings, holder=f"{socket.gethostname()}:{os.getpid()}")
         self._snapshots = Snapshots(db, gateway, settings)
         self._plan_wake, self._create_wake, self._remove_wake, self._label_wake = Wake(), Wake(), Wake(), Wake()
@@ -91,6 +93,7 @@ class Workers:
                 ),
             ),
             ("reap", run_loop("reap", self._reap.step, every=s.reap_seconds, wake=Wake(), stop=stop)),
+            ("reroute", run_loop("reroute", self._reroute.step, every=s.reap_seconds, wake=Wake(), stop=stop)),
             ("observe", self._observe.run(stop)),
             (
                 "snapshots",
