@@ -64,7 +64,7 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         for task in tasks:
             task.add_done_callback(lambda done: _note_end(done, stopping))
         try:
-            hands = make_hands(db, gateway)
+            hands = make_hands(db, gateway, chooser)
             yield Services(
                 settings=settings,
                 db=db,

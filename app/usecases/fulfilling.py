@@ -4,15 +4,31 @@ from collections.abc import Mapping
 
 from app.cluster.gateway import Gateway
 from app.domain.pools import PoolSpec
+from app.domain.preloads import PreloadSpec
+from app.domain.snapshots import SnapshotSpec, assess
+from app.errors import Conflict
 from app.manifests.wishes import Reference, Resource, Wish
+from app.store import manifest_claims, snapshot_rows
+from app.store import pools as pool_rows
 from app.store.database import Database
+from app.store.preload_rows import PreloadRow
+from app.store.snapshot_rows import SnapshotRow
+from app.usecases.choosing import Chooser
+from app.usecases.machines import MachineHand, key_of
 from app.usecases.manifests import Action, Hands, Outcome, validated
-from app.usecases.pools import check_pool, put_pool
+from app.usecases.pools import Written, check_pool, put_pool
+from app.usecases.preloads import put_preload
+from app.usecases.snapshots import create_snapshot, refuse_without_disks
 from app.usecases.starting import require_source
 
 
-def make_hands(db: Database, gateway: Gateway) -> Hands:
-    return {Resource.POOL: PoolHand(db, gateway)}
+def make_hands(db: Database, gateway: Gateway, chooser: Chooser) -> Hands:
+    return {
+        Resource.POOL: PoolHand(db, gateway),
+        Resource.PRELOAD: PreloadHand(db, gateway),
+        Resource.SNAPSHOT: SnapshotHand(db, gateway),
+        Resource.CLAIM: MachineHand(db, chooser),
+    }
 
 
 class PoolHand:
@@ -22,12 +38,94 @@ class PoolHand:
 
     async def check(self, wish: Wish, coming: Mapping[Reference, Wish]) -> Outcome:
         spec = validated(wish, PoolSpec)
-        if not wish.needs.keys() <= coming.keys():
-            async with self._db.begin() as tx:
-                await require_source(tx, spec.start_from)
         checked = await check_pool(self._db, self._gateway, wish.name, spec)
+        if checked.outcome is not Written.UNCHANGED and not wish.needs.keys() <= coming.keys():
+            async with self._db.begin() as tx:
+                await require_source(tx, spec.start_from, checked.template)
         return Outcome(Action(checked.outcome), f"/v1/pools/{wish.name}")
 
     async def fulfil(self, wish: Wish) -> Outcome:
         put = await put_pool(self._db, self._gateway, wish.name, validated(wish, PoolSpec))
         return Outcome(Action(put.outcome), f"/v1/pools/{wish.name}")
+
+
+class PreloadHand:
+    def __init__(self, db: Database, gateway: Gateway) -> None:
+        self._db = db
+        self._gateway = gateway
+
+    async def check(self, wish: Wish, coming: Mapping[Reference, Wish]) -> Outcome:  # noqa: ARG002 - it refers to nothing
+        return await self._put(wish, dry_run=True)
+
+    async def fulfil(self, wish: Wish) -> Outcome:
+        return await self._put(wish, dry_run=False)
+
+    async def _put(self, wish: Wish, *, dry_run: bool) -> Outcome:
+        put = await put_preload(self._db, self._gateway, wish.name, validated(wish, PreloadSpec), dry_run=dry_run)
+        return Outcome(Action(put.outcome), f"/v1/preloads/{wish.name}", _state_of_preload(put.preload))
+
+
+class SnapshotHand:
+    """A source VM is one of the cluster, or one that a manifest made: then it is known here by the manifest's name."""
+
+    def __init__(self, db: Database, gateway: Gateway) -> None:
+        self._db = db
+        self._gateway = gateway
+
+    async def check(self, wish: Wish, coming: Mapping[Reference, Wish]) -> Outcome:
+        spec = await self._resolve(validated(wish, SnapshotSpec), coming)
+        pool = coming.get((Resource.POOL, spec.source.pool or ""))
+        if pool is not None and await self._is_new(pool.name):
+            self._check_coming(validated(pool, PoolSpec), pool)
+            return Outcome(Action.CREATED, f"/v1/snapshots/{wish.name}")
+        return await self._create(wish, spec, dry_run=True)
+
+    async def fulfil(self, wish: Wish) -> Outcome:
+        return await self._create(wish, await self._resolve(validated(wish, SnapshotSpec), {}), dry_run=False)
+
+    async def _create(self, wish: Wish, spec: SnapshotSpec, *, dry_run: bool) -> Outcome:
+        made = await create_snapshot(self._db, self._gateway, spec, dry_run=dry_run)
+        notes = () if spec.source.vm == wish.body["source"].get("vm") else (f"it is taken of VM {spec.source.vm}",)
+        return Outcome(Action(made.outcome), f"/v1/snapshots/{wish.name}", await self._state(made.snapshot), notes)
+
+    async def _resolve(self, spec: SnapshotSpec, coming: Mapping[Reference, Wish]) -> SnapshotSpec:
+        """With the name that the source VM has in the cluster. Raises Conflict where it is on its way there."""
+        name = spec.source.vm
+        if name is None:
+            return spec
+        async with self._db.begin() as tx:
+            claim = await manifest_claims.by_key(tx, key_of(name))
+        if claim is not None and claim.ended_at is None:
+            if claim.vm_name is None:
+                raise Conflict(
+                    f"VM {name!r} is still on its way (claim {claim.id}); apply the snapshot once that is bound",
+                )
+            return spec.model_copy(update={"source": spec.source.model_copy(update={"vm": claim.vm_name})})
+        if (maker := coming.get((Resource.CLAIM, name))) is not None:
+            raise Conflict(
+                f"VM {name!r} is made by {maker.document.path} and is not there yet; apply that first, and the snapshot "
+                "once the VM's claim is bound"
+            )
+        return spec
+
+    async def _is_new(self, pool: str) -> bool:
+        async with self._db.begin() as tx:
+            return await pool_rows.get(tx, pool) is None
+
+    def _check_coming(self, spec: PoolSpec, pool: Wish) -> None:
+        """The pool is not there yet: its template tells whether there will be anything to take a snapshot of."""
+        if spec.start_from is not None:
+            return
+        template = self._gateway.expand(spec.template, spec.warm_when, spec.placement)
+        refuse_without_disks(f"pool {pool.name!r}", "source.pool", self._gateway.snapshots.judge(template))
+
+    async def _state(self, row: SnapshotRow | None) -> str | None:
+        if row is None:
+            return None
+        async with self._db.begin() as tx:
+            takes = (await snapshot_rows.takes_of(tx, [row.id]))[row.id]
+        return str(assess([take.facts for take in takes], deleting=row.deleting_at is not None)[0])
+
+
+def _state_of_preload(row: PreloadRow | None) -> str | None:
+    return str(row.state) if row is not None else None
