@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 
+from app.devcluster.placement_rules import PLACEMENT_CHECKS, check_cpu_range, check_pinned_count
 from app.devcluster.quantities import is_quantity, parse_quantity
 from app.devcluster.status import Json
 
@@ -44,8 +45,10 @@ def check_machine(spec: Json, path: str) -> list[Json]:
         _check_hugepages,
         _check_memory_range,
         _check_sockets,
+        check_cpu_range,
         _check_pinning,
         _check_numa,
+        *PLACEMENT_CHECKS,
         _check_networks,
         _check_disks,
         _check_volumes,
@@ -151,6 +154,7 @@ def _check_pinning(spec: Json, where: str) -> list[Json]:
             named = f"{where}.domain.resources.requests.memory"
             message = f"{named} must be equal to {where}.domain.resources.limits.memory"
             causes.append(_wrong(message, named))
+    causes += check_pinned_count(spec, where)
     if cpu.get("threads", 1) > _THREADS_LIMIT:
         message = (
             f"Not more than two threads must be provided at {where}.domain.cpu.threads (got {cpu['threads']}) when "
