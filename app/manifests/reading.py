@@ -54,9 +54,8 @@ class Document:
 def read_yaml(data: bytes) -> list[Document]:
     """The documents of a YAML stream, empty ones left out. Raises MalformedBody with line and column."""
     text = _decode(data)
-    builder = _Builder(_LOADER(text))
     try:
-        return _checked(builder.documents())
+        return _checked(_Builder(_LOADER(text)).documents())
     except yaml.YAMLError as error:
         raise _malformed(error, text) from error
 
