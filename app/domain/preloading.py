@@ -256,17 +256,17 @@ def _import(facts: Facts, current: Seen | None, present: Present | None, *, rule
     status, serving = facts.status, facts.status.serving
     if current is None:
         return _without_object(facts, present, now)
+    if current.volume is None and serving is not None and serving.generation == facts.generation:
+        status = replace(status, serving=None)
     if facts.state is _S.FAILED and current.volume is None:
         return Step(_S.FAILED, status, reason=status.failure, remove=() if current.deleting else (current,))
     if current.deleting:
         return _gone(facts, f"somebody else deletes {current.kind} {current.name}")
-    status = _follow(facts, current, now)
+    status = replace(_follow(facts, current, now), serving=status.serving)
     if current.volume is not None:
         if serving is None or serving.generation != facts.generation or serving.volume != current.volume:
             serving = Serving(current.volume, facts.generation, adopted=False, since=now)
         return Step(_S.READY, replace(status, serving=serving, trouble=None, failure=None))
-    if serving is not None and serving.generation == facts.generation:
-        status = replace(status, serving=None)
     why = _given_up(current, status, rules, now)
     if why is not None:
         return Step(_S.FAILED, replace(status, failure=why), reason=why, remove=(current,), paces=True)
@@ -283,7 +283,8 @@ def _without_object(facts: Facts, present: Present | None, now: datetime) -> Ste
         if facts.spec.policy == "Never":
             return Step(_S.ABSENT, Status(), reason=present.reason)
     if facts.state is _S.FAILED:
-        return Step(_S.PLANNED, facts.status, reason=facts.status.failure, begin_anew=True)
+        status = Status(serving=serving, failure=facts.status.failure)
+        return Step(_S.PLANNED, status, reason=status.failure, begin_anew=True)
     if serving is not None and (serving.generation == facts.generation or (serving.adopted and present is not None)):
         return _gone(facts, f"volume {serving.volume.claim} is gone from the cluster")
     if facts.state is not _S.PLANNED:

@@ -39,7 +39,7 @@ _REPLACE = text("""
 """).bindparams(bindparam("spec", type_=JSONB))
 _BEGIN_ANEW = text("""
     UPDATE preload SET generation = generation + 1, state = 'planned', state_since = now(), attempts = 0, reason = NULL,
-        due_at = now(), updated_at = now(), lease_token = NULL, lease_expires_at = NULL
+        status = status - '{phase,bytes_total,restarts,trouble,moved_at,samples}'::text[], due_at = now(), updated_at = now(), lease_token = NULL, lease_expires_at = NULL
     WHERE id = :id
 """)
 _DROP_SERVING = text("UPDATE preload SET status = status - 'volume' - 'on', ready_at = NULL WHERE id = :id")
