@@ -8,7 +8,7 @@ from app.errors import FieldProblem
 from app.manifests.reading import Document
 from app.manifests.wishes import Json, located
 
-_CLOSE = 0.7
+_CLOSE = 0.6
 
 
 class Findings:

@@ -95,7 +95,10 @@ def _read_volume(spec: Part, body: Json, places: dict[str, str]) -> None:
         spec.refuse("contentType", "must be kubevirt: VMs boot from a preload, and an archive is no disk")
     if "preloadPolicy" in spec:
         body["policy"], places["policy"] = spec.get("preloadPolicy"), spec.at("preloadPolicy")
-    _read_source(spec.part("source", required="sourceRef" not in spec), body, places)
+    source = spec.part("source", required="sourceRef" not in spec)
+    places["image"] = source.path
+    if isinstance(spec.get("source"), dict):
+        _read_source(source, body, places)
     if "pvc" in spec and "storage" in spec:
         spec.refuse("storage", "excludes pvc: keep one of them")
     key = "pvc" if "pvc" in spec else "storage"
@@ -115,7 +118,6 @@ def _read_volume(spec: Part, body: Json, places: dict[str, str]) -> None:
 
 
 def _read_source(source: Part, body: Json, places: dict[str, str]) -> None:
-    places["image"] = source.path
     found = []
     for kind in source.value:
         if kind in _NO_IMAGE:
@@ -127,7 +129,7 @@ def _read_source(source: Part, body: Json, places: dict[str, str]) -> None:
     if len(found) > 1:
         source.refuse(found[1], f"excludes {found[0]}: an image comes from one place")
     if not found:
-        if not source.value and source.path.endswith("source"):
+        if not source.value:
             source.findings.refuse(source.path, f"must name where the image comes from: one of {', '.join(_SOURCES)}")
         return
     kind = found[0]
