@@ -12,6 +12,7 @@ from app.domain.observation import WarmWhen
 from app.domain.paths import Path
 from app.domain.placement import Placement
 from app.domain.pools import Count, PoolName, StartFrom
+from app.domain.stages import in_order
 from app.domain.states import ClaimState
 from app.domain.statistics import WaitEstimate
 from app.store.rows import ClaimRow
@@ -266,7 +267,7 @@ class ClaimView(BaseModel):
                 wait=_between(claim.created_at, claim.bound_at),
                 boot=_round(claim.vm_boot_seconds),
                 warm=_between(claim.vm_ready_at, claim.bound_at),
-                stages=claim.vm_stages if claim.path not in {None, Path.POOL} else None,
+                stages=in_order(claim.vm_stages) if claim.vm_stages and claim.path != Path.POOL else None,
             ),
         )
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 from app.domain.pools import PoolSpec
+from app.domain.stages import in_order
 from app.domain.states import PoolPhase, VmState
 from app.domain.statistics import PoolFlags, assess
 from app.store.events import EventRow
@@ -145,7 +146,7 @@ class VmView(BaseModel):
             path=vm.path,
             source=vm.source,
             shape=vm.shape,
-            stages=vm.stages,
+            stages=in_order(vm.stages) if vm.stages else None,
         )
 
 

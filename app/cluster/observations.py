@@ -11,7 +11,7 @@ from datetime import datetime
 
 from app.cluster import labels
 from app.cluster.gateway import Manifest
-from app.domain.observation import Failure, Observation
+from app.domain.observation import Failure, Observation, PodTimes
 
 _ENDED_PHASES = ("Failed", "Succeeded")
 # A VM's printableStatus in which KubeVirt goes on trying, and succeeds once the cause is gone.
@@ -67,7 +67,29 @@ def observe_vm(vm: Manifest, vmi: Manifest | None) -> Observation:
         addresses=tuple(_read_addresses(vmi_status)),
         failure=None if deleting or phase == "Running" else _find_failure(vm_status, {} if ending else vmi_status),
         phase_times=dict(_read_phase_times(vmi_status)),
+        vmi_created_at=_read_time(vmi_metadata.get("creationTimestamp")),
+        agent_at=_find_agent(vmi_status),
     )
+
+
+def observe_pod(pod: Manifest) -> tuple[str | None, PodTimes]:
+    """The `vm_id` of a virt-launcher pod's VM, as its label says, and its times. KubeVirt v1.9.0 gives a pod its VMI's labels."""
+    status = pod.get("status") or {}
+    scheduled = next(
+        (
+            _read_time(condition.get("lastTransitionTime"))
+            for kind, condition in _conditions(status)
+            if kind == "PodScheduled" and condition.get("status") == "True"
+        ),
+        None,
+    )
+    started = [
+        _read_time(((container.get("state") or {}).get("running") or {}).get("startedAt"))
+        for container in status.get("containerStatuses") or []
+    ]
+    known = [moment for moment in started if moment is not None]
+    vm_id = _read_id(((pod.get("metadata") or {}).get("labels") or {}).get(labels.VM_ID))
+    return vm_id, PodTimes(scheduled, max(known) if known and len(known) == len(started) else None)
 
 
 def trim(item: Manifest) -> Manifest:
@@ -175,6 +197,13 @@ def _read_addresses(vmi_status: Manifest) -> list[str]:
             if not address.is_link_local and not address.is_loopback:
                 found[str(address)] = None
     return list(found)
+
+
+def _find_agent(vmi_status: Manifest) -> datetime | None:
+    for kind, condition in _conditions(vmi_status):
+        if kind == "AgentConnected" and condition.get("status") == "True":
+            return _read_time(condition.get("lastTransitionTime"))
+    return None
 
 
 def _read_phase_times(vmi_status: Manifest) -> Iterator[tuple[str, datetime]]:

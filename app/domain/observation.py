@@ -35,7 +35,7 @@ class Observation:
     """One VirtualMachine and its VirtualMachineInstance, as last seen.
 
     `vm_id` and `claim_id` are what our labels say (None where a label is missing or is no UUID). `phase` is the VMI's
-    (None without one). `failure` is set where the cluster reports a start that failed. `phase_times` maps a VMI phase to
+    (None without one), as is `vmi_created_at`. `agent_at`: since when its agent is connected. `failure` is set where the cluster reports a start that failed. `phase_times` maps a VMI phase to
     when it was entered (KubeVirt's `status.phaseTransitionTimestamps`).
     """
 
@@ -57,6 +57,8 @@ class Observation:
     addresses: tuple[str, ...] = ()
     failure: Failure | None = None
     phase_times: dict[str, datetime] = field(default_factory=dict)
+    vmi_created_at: datetime | None = None
+    agent_at: datetime | None = None
 
     def is_warm(self, when: WarmWhen) -> bool:
         """Booted and fit to be claimed. A paused VM never is: KubeVirt's start strategy `Paused` runs a guest that has not booted."""
@@ -69,3 +71,11 @@ class Observation:
                 return self.ready
             case WarmWhen.RUNNING:
                 return True
+
+
+@dataclass(frozen=True, slots=True)
+class PodTimes:
+    """Of the pod that a VM runs in: when a node was found for it, and when its containers ran."""
+
+    scheduled_at: datetime | None
+    started_at: datetime | None

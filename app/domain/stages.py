@@ -1,26 +1,73 @@
 """How long each stage of a VM's way to ready took."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
+from app.domain.observation import Observation, PodTimes
 
-def measure_stages(
-    *, planned_at: datetime, asked_at: datetime | None, ready_at: datetime, phase_times: Mapping[str, datetime]
-) -> dict[str, float | None]:
-    """Seconds by stage: `queue` (planned until the cluster was asked), `schedule` (until a node had it), `start` (image, disks,
-    and the domain), `boot` (the guest, until it is ready). None where the cluster gave no time for it.
 
-    The cluster's times (KubeVirt's `phaseTransitionTimestamps`) have whole seconds and its own clock: a stage is never
-    told below zero.
+STAGES = ("queue", "disk", "schedule", "image", "start", "boot", "agent")
+"""In the order of time."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootMarks:
+    """The moments of one VM's way to ready. None: the cluster gave no time for it.
+
+    `planned_at`, `asked_at` and `ready_at` are ours, to the microsecond. The others are the cluster's, by its own clock, in
+    whole seconds: when the VirtualMachine was made, and its instance, when that was `Scheduled` and `Running` (KubeVirt's
+    `phaseTransitionTimestamps`), and when the guest's agent connected.
     """
-    scheduled = phase_times.get("Scheduled")
-    running = phase_times.get("Running")
+
+    planned_at: datetime
+    asked_at: datetime | None
+    ready_at: datetime
+    vm_made_at: datetime | None = None
+    vmi_made_at: datetime | None = None
+    scheduled_at: datetime | None = None
+    running_at: datetime | None = None
+    agent_at: datetime | None = None
+
+    @classmethod
+    def of(
+        cls, seen: Observation, *, planned_at: datetime, asked_at: datetime | None, ready_at: datetime
+    ) -> "BootMarks":
+        return cls(
+            planned_at=planned_at,
+            asked_at=asked_at,
+            ready_at=ready_at,
+            vm_made_at=seen.created_at,
+            vmi_made_at=seen.vmi_created_at,
+            scheduled_at=seen.phase_times.get("Scheduled"),
+            running_at=seen.phase_times.get("Running"),
+            agent_at=seen.agent_at,
+        )
+
+
+def measure_stages(marks: BootMarks, pod: PodTimes | None = None) -> dict[str, float | None]:
+    """Seconds by stage, in their order; None where a time is missing, which is so for `schedule` and `image` without a pod.
+
+    `queue`: planned until the cluster was asked. `disk`: until its instance could be made, which waits for its DataVolumes.
+    `schedule`: until a node was found. `image`: until the pod's containers ran, which waits for the images. `start`: until
+    the domain ran. `boot`: until the guest's agent spoke, or the VM was ready without one. `agent`: from then until it was
+    ready. Clocks differ and the cluster's is cut to seconds: a stage is never told below zero.
+    """
+    started_at = pod.started_at if pod is not None else None
     return {
-        "queue": _between(planned_at, asked_at),
-        "schedule": _between(asked_at, scheduled),
-        "start": _between(scheduled, running),
-        "boot": _between(running, ready_at),
+        "queue": _between(marks.planned_at, marks.asked_at),
+        "disk": _between(marks.vm_made_at, marks.vmi_made_at),
+        "schedule": _between(marks.vmi_made_at, pod.scheduled_at if pod is not None else None),
+        "image": _between(pod.scheduled_at if pod is not None else None, started_at),
+        "start": _between(started_at or marks.scheduled_at, marks.running_at),
+        "boot": _between(marks.running_at, marks.agent_at or marks.ready_at),
+        "agent": _between(marks.agent_at, marks.ready_at),
     }
+
+
+def in_order(stored: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Stages as a database gives them back, in any order, in that of time."""
+    return {stage: stored.get(stage) for stage in STAGES}
 
 
 def _between(start: datetime | None, end: datetime | None) -> float | None:

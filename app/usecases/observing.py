@@ -1,6 +1,6 @@
 """Writing down what the cluster shows: changes in batches, the end of objects, and whole lists with what is missing or too many."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -11,7 +11,7 @@ from app.cluster.gateway import Gateway, Gone, Listed
 from app.config import Settings
 from app.domain.health import HealthRules, Judgement, Verdict, ailment, judge
 from app.domain.observation import Observation
-from app.domain.stages import measure_stages
+from app.domain.stages import BootMarks, measure_stages
 from app.domain.states import VM_ENDED, VmState
 from app.errors import ClusterError, ClusterUnavailable
 from app.store import observed, vms
@@ -31,14 +31,27 @@ Fence = Callable[[Tx], Awaitable[None]]
 """Raises where this process may not write down any more what it sees; else nobody else begins to until the transaction ends."""
 
 
+OnBoot = Callable[[Mapping[UUID, BootMarks]], None]
+"""Is told of VMs that booted, for what their pods know of it."""
+
+
 class Observing:
     """`fence` opens every transaction. Without one two that watch at once could undo each other: the slower one writes down
     that a VM has no instance yet, which the other has seen boot and a client has claimed.
     """
 
-    def __init__(self, db: Database, gateway: Gateway, settings: Settings, *, fence: Fence | None = None) -> None:
+    def __init__(
+        self,
+        db: Database,
+        gateway: Gateway,
+        settings: Settings,
+        *,
+        fence: Fence | None = None,
+        on_boot: OnBoot | None = None,
+    ) -> None:
         self._db = db
         self._fence = fence
+        self._on_boot = on_boot
         self._gateway = gateway
         self._rules = HealthRules(
             unready_grace=timedelta(seconds=settings.unready_grace_seconds),
@@ -140,14 +153,14 @@ class Observing:
     async def _write_boots(
         self, tx: Tx, booted: Sequence[ObservedVm], by_id: dict[UUID, Observation], now: datetime
     ) -> None:
-        """How long each stage of a first boot took."""
-        stages = {
-            vm.id: measure_stages(
-                planned_at=vm.created_at, asked_at=vm.asked_at, ready_at=now, phase_times=by_id[vm.id].phase_times
-            )
+        """How long each stage of a first boot took, as far as VM and instance tell it."""
+        marks = {
+            vm.id: BootMarks.of(by_id[vm.id], planned_at=vm.created_at, asked_at=vm.asked_at, ready_at=now)
             for vm in booted
         }
-        await observed.write_stages(tx, stages)
+        await observed.write_stages(tx, {vm_id: measure_stages(of_vm) for vm_id, of_vm in marks.items()})
+        if self._on_boot is not None:
+            self._on_boot(marks)
         for vm in booted:
             if vm.asked_at is not None:
                 BOOT_SECONDS.observe((now - vm.asked_at).total_seconds())

@@ -40,11 +40,10 @@ class OptionRules:
 
     rest_seconds: float
     max_pending: int
-    namespace: str
 
     @classmethod
     def of(cls, settings: Settings) -> "OptionRules":
-        return cls(settings.backoff_cap_seconds, settings.max_pending_per_pool, settings.namespace)
+        return cls(settings.backoff_cap_seconds, settings.max_pending_per_pool)
 
 
 async def read_options(tx: Tx, terms: VmTerms, rules: OptionRules) -> list[PathOption]:
@@ -53,7 +52,7 @@ async def read_options(tx: Tx, terms: VmTerms, rules: OptionRules) -> list[PathO
     own, overall = await paths.starts_of_shape(tx, shape), await paths.starts_overall(tx)
     resting = _Resting(await shapes.hidden_of_shape(tx, shape), rules.rest_seconds, await database_now(tx))
     found = [await _pool_option(tx, terms, rules)]
-    for option in (await _snapshot_option(tx, terms), await _preload_option(tx, terms, rules), _cold_option(terms)):
+    for option in (await _snapshot_option(tx, terms), await _preload_option(tx, terms), _cold_option(terms)):
         open_ = resting.close(option)
         found.append(_measured(open_, own, overall))
     return found
@@ -132,10 +131,10 @@ async def _snapshot_option(tx: Tx, terms: VmTerms) -> PathOption:
     return PathOption(Path.SNAPSHOT, taking[0] if taking else None, available=False, why=why)
 
 
-async def _preload_option(tx: Tx, terms: VmTerms, rules: OptionRules) -> PathOption:
+async def _preload_option(tx: Tx, terms: VmTerms) -> PathOption:
     if terms.start_from is not None:
         return await _forced(tx, Path.PRELOAD, terms.start_from)
-    images = tuple(image.within(rules.namespace) for image in terms.template.images)
+    images = terms.template.images
     if not images:
         return PathOption(Path.PRELOAD, available=False, why="its disks come from no image that could be preloaded")
     ready = await preloads.ready_for_images(tx, images)
