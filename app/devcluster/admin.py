@@ -5,7 +5,7 @@
     POST   faults                order one; answers with it and its id
     DELETE faults                lift all
     DELETE faults/{id}           lift one
-    GET    nodes                 each node: alive or not, what its pods ask for, the images it holds
+    GET    nodes                 each node: alive or not, what its pods ask for, the images it holds, and its NodeShape
     POST   nodes                 {"name": ..., members of NodeShape}: a further node, which takes what waits for room
     PATCH  nodes/{name}          members of NodeShape: the node gets others; what runs there goes on
     DELETE nodes/{name}          take a node away

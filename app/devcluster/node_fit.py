@@ -27,8 +27,6 @@ def refuse_node(pod: Json, node: Json) -> Refusal | None:
         reason = "node(s) were unschedulable"
     elif untolerated(pod, node):
         reason = "node(s) had untolerated taint(s)"
-    elif named == set():
-        reason = "pod affinity terms conflict"
     elif not matches_node(pod, node):
         reason = "node(s) didn't match Pod's node affinity/selector"
     else:

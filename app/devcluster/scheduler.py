@@ -7,6 +7,7 @@ from app.devcluster.conditions import find
 from app.devcluster.durations import Durations, Jitter
 from app.devcluster.node_fit import Refusal, explain, refuse_load, refuse_node
 from app.devcluster.node_scores import choose_node
+from app.devcluster.node_terms import named_nodes
 from app.devcluster.nodes import Ledger
 from app.devcluster.objects import Change, Key, Stored
 from app.devcluster.pod_requests import pod_requests
@@ -84,6 +85,8 @@ class Scheduler:
         if stored is None or stored.obj["spec"].get("nodeName") or "deletionTimestamp" in stored.obj["metadata"]:
             return
         hold = scheduling_hold(self._api.store, stored.obj)
+        if hold is None and named_nodes(stored.obj) == set():
+            hold = "pod affinity terms conflict"
         if hold == "":
             self._waiting[key] = None
             return

@@ -137,6 +137,20 @@ async def test_reasons_are_counted_and_sorted_and_preemption_told_for_each_node(
     )
 
 
+async def test_affinity_that_names_no_node_at_all(bench):
+    both = [rule("metadata.name", "In", "node1"), rule("metadata.name", "In", "node2")]
+    await create(bench, pod("p", affinity=on_nodes({"matchFields": both})))
+    await create(bench, pod("q", affinity=on_nodes({"matchFields": [rule("metadata.name", "In", "gone")]})))
+
+    tail = (
+        "no new claims to deallocate, preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
+    )
+    assert await refusal(bench, "p") == f"0/3 nodes are available: pod affinity terms conflict. {tail}"
+    assert await refusal(bench, "q") == (
+        f"0/3 nodes are available: 3 node(s) didn't satisfy plugin(s) [NodeAffinity]. {tail}"
+    )
+
+
 async def test_a_node_that_is_opened_again_takes_what_waited(bench):
     for node in ("node1", "node2", "node3"):
         await patch(bench, node, {"spec": {"unschedulable": True}})
