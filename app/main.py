@@ -26,6 +26,7 @@ from app.api import (
     events,
     health,
     manifests,
+    paths,
     pools,
     preloads,
     problems,
@@ -60,6 +61,10 @@ _TAGS = [
     {"name": "snapshots", "description": "Disks of VMs that have booted, for others to start from."},
     {"name": "preloads", "description": "Images brought near before a VM needs them."},
     {"name": "claims", "description": "Take a VM, keep it, give it back."},
+    {
+        "name": "paths",
+        "description": "What each way to a VM costs here: a warm pool, a snapshot, a preloaded image, a cold start.",
+    },
     {"name": "vms", "description": "Each VM, and what became of it."},
     {"name": "manifests", "description": "Kubernetes-style YAML, and what it becomes."},
     {"name": "events", "description": "What happened, as a page or as a stream."},
@@ -79,7 +84,7 @@ def create_app(role: Role = Role.ALL) -> FastAPI:
         swagger_ui_parameters={"displayRequestDuration": True, "tryItOutEnabled": True, "defaultModelsExpandDepth": 0},
     )
     if role is not Role.WORKER:
-        for part in (claim_route, batch, claims, pools, preloads, snapshots, vms, manifests, events):
+        for part in (claim_route, batch, claims, pools, preloads, snapshots, paths, vms, manifests, events):
             app.include_router(part.router)
     app.include_router(health.router)
     problems.install(app)

@@ -18,6 +18,7 @@ _SHAPES: Json = {
     "PreloadView": preload_examples.PRELOAD,
     "ClaimView": examples.CLAIM,
     "BatchView": examples.BATCH,
+    "PathView": examples.PATH,
     "SnapshotView": SNAPSHOT,
     "VmView": examples.VM,
     "VmWithHistory": {**examples.VM, "history": [examples.EVENT]},

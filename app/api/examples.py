@@ -91,6 +91,18 @@ CLAIM: Final[Json] = {
         "stages": None,
     },
 }
+PATH: Final[Json] = {
+    "path": "preload",
+    "shape": _SHAPE,
+    "count": 8,
+    "p50": 12.9,
+    "p95": 15.1,
+    "saving": 0.5879,
+    "expected": 0.6,
+    "basis": (
+        "the last 8 starts of this shape, from the plan to the first ready; against the last 12 cold starts of this shape"
+    ),
+}
 BATCH: Final[Json] = {"claims": [CLAIM], "requested": 3, "missing": 2}
 VM_CLAIM: Final[Json] = {
     **CLAIM,

@@ -6,7 +6,6 @@ from datetime import datetime
 
 from app.domain.observation import Observation, PodTimes
 
-
 STAGES = ("queue", "disk", "schedule", "image", "start", "boot", "agent")
 """In the order of time."""
 
