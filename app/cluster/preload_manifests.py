@@ -81,7 +81,8 @@ def _import_cron(order: PreloadOrder, namespace: str) -> Manifest:
         "garbageCollect": "Outdated",
         "retentionPolicy": "None",  # its imports go with it
         **({"importsToKeep": spec.keep} if spec.keep is not None else {}),
-        "template": {"metadata": {"annotations": dict(_ANNOTATIONS)}, "spec": _data_volume(spec, namespace)},
+        # No annotations: its schema has none there (CDI v1.66.0), and CDI has these imports bind at once by itself.
+        "template": {"spec": _data_volume(spec, namespace)},
     }
 
 
