@@ -260,10 +260,11 @@ def plan_takes(
     """What is to be begun and ended. `origin` None: its pool is gone, or it is of a VM: nothing refreshes it."""
     ready = sorted((take for take in takes if take.state is _T.READY), key=lambda take: -take.number)
     under_way = [take for take in takes if take.state in UNDER_WAY]
+    failing = any(take.state is _T.FAILING for take in takes)
     if deleting:
         return TakePlan(retire=_ids(ready), cancel=_ids(under_way))
     retire = _ids(ready[spec.keep :])
-    if under_way or not spec.refresh or origin is None:
+    if under_way or failing or not spec.refresh or origin is None:
         return TakePlan(retire=retire)
     if ready and not _is_stale(ready[0], origin):
         return TakePlan(retire=retire)
@@ -358,7 +359,7 @@ def _is_stale(take: TakeFacts, origin: Origin) -> bool:
 
 def _failed_since(takes: Sequence[TakeFacts], number: int) -> list[TakeFacts]:
     """Takes that failed after the last ready one, oldest first."""
-    failed = [take for take in takes if take.number > number and take.state in {_T.FAILING, _T.FAILED}]
+    failed = [take for take in takes if take.number > number and take.state is _T.FAILED]
     return sorted(failed, key=lambda take: take.number)
 
 
