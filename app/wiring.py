@@ -16,7 +16,7 @@ from app.store.database import Database
 from app.store.notices import Listener, Topic
 from app.usecases.choosing import Chooser
 from app.usecases.claiming import ClaimDesk
-from app.usecases.fulfilling import make_hands
+from app.usecases.fulfilling import make_desk
 from app.usecases.waiting import WaitingRoom
 from app.workers.run import Workers
 
@@ -64,7 +64,7 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         for task in tasks:
             task.add_done_callback(lambda done: _note_end(done, stopping))
         try:
-            hands = make_hands(db, gateway, chooser)
+            manifests = make_desk(db, gateway, chooser, namespace=settings.namespace)
             yield Services(
                 settings=settings,
                 db=db,
@@ -72,7 +72,7 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
                 desk=desk,
                 chooser=chooser,
                 tail=tail,
-                hands=hands,
+                manifests=manifests,
                 stopping=stopping,
             )
         finally:

@@ -21,7 +21,7 @@ from app.errors import (
 )
 from app.manifests.reading import read_json, read_yaml
 from app.manifests.wishes import Resource
-from app.usecases.manifests import Action, Applied, apply_manifests
+from app.usecases.manifests import Action, Applied
 
 PATH: Final = "/v1/manifests"
 YAML_TYPES: Final = ("application/yaml", "text/yaml", "application/x-yaml")
@@ -159,5 +159,5 @@ async def apply(
     body = await request.body()
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     documents = await asyncio.to_thread(read_json if kind == _JSON else read_yaml, body)
-    applied = await apply_manifests(svc.hands, documents, namespace=svc.settings.namespace, dry_run=dry_run)
+    applied = await svc.manifests.apply(documents, dry_run=dry_run)
     return ManifestsView(dry_run=dry_run, documents=[AppliedView.of(each) for each in applied])

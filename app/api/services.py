@@ -11,7 +11,7 @@ from app.config import Settings
 from app.store.database import Database
 from app.usecases.choosing import Chooser
 from app.usecases.claiming import ClaimDesk
-from app.usecases.manifests import Hands
+from app.usecases.manifests import ManifestDesk
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Services:
     desk: ClaimDesk
     chooser: Chooser
     tail: EventTail
-    hands: Hands
+    manifests: ManifestDesk
     stopping: asyncio.Event
 
 

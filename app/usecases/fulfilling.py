@@ -1,34 +1,36 @@
 """The hands that fulfil wishes: one for each kind of resource, each by the use case that the resource's own route calls."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from app.cluster.gateway import Gateway
 from app.domain.pools import PoolSpec
 from app.domain.preloads import PreloadSpec
 from app.domain.snapshots import SnapshotSpec, assess
-from app.errors import Conflict
+from app.errors import Conflict, EmberpoolError, FieldProblem, NotFound, PoolBeingDeleted
 from app.manifests.wishes import Reference, Resource, Wish
-from app.store import manifest_claims, snapshot_rows
+from app.store import manifest_claims, preload_rows, snapshot_rows
 from app.store import pools as pool_rows
 from app.store.database import Database
 from app.store.preload_rows import PreloadRow
 from app.store.snapshot_rows import SnapshotRow
 from app.usecases.choosing import Chooser
 from app.usecases.machines import MachineHand, key_of
-from app.usecases.manifests import Action, Hands, Outcome, validated
+from app.usecases.manifests import Action, Hand, ManifestDesk, Outcome, Preloads, validated
 from app.usecases.pools import Written, check_pool, put_pool
 from app.usecases.preloads import put_preload
 from app.usecases.snapshots import create_snapshot, refuse_without_disks
 from app.usecases.starting import require_source
 
 
-def make_hands(db: Database, gateway: Gateway, chooser: Chooser) -> Hands:
-    return {
+def make_desk(db: Database, gateway: Gateway, chooser: Chooser, *, namespace: str) -> ManifestDesk:
+    preloads = PreloadHand(db, gateway)
+    hands: dict[Resource, Hand] = {
         Resource.POOL: PoolHand(db, gateway),
-        Resource.PRELOAD: PreloadHand(db, gateway),
+        Resource.PRELOAD: preloads,
         Resource.SNAPSHOT: SnapshotHand(db, gateway),
         Resource.CLAIM: MachineHand(db, chooser),
     }
+    return ManifestDesk(hands, preloads.find, namespace=namespace)
 
 
 class PoolHand:
@@ -60,6 +62,13 @@ class PreloadHand:
     async def fulfil(self, wish: Wish) -> Outcome:
         return await self._put(wish, dry_run=False)
 
+    async def find(self, names: Collection[str]) -> Preloads:
+        """Those of the names that are there and hold a disk."""
+        async with self._db.begin() as tx:
+            rows = [await preload_rows.get(tx, name) for name in sorted(names)]
+        usable = (row for row in rows if row is not None and row.deleting_at is None and not row.spec.is_container)
+        return {row.name: row.spec for row in usable}
+
     async def _put(self, wish: Wish, *, dry_run: bool) -> Outcome:
         put = await put_preload(self._db, self._gateway, wish.name, validated(wish, PreloadSpec), dry_run=dry_run)
         return Outcome(Action(put.outcome), f"/v1/preloads/{wish.name}", _state_of_preload(put.preload))
@@ -84,7 +93,10 @@ class SnapshotHand:
         return await self._create(wish, await self._resolve(validated(wish, SnapshotSpec), {}), dry_run=False)
 
     async def _create(self, wish: Wish, spec: SnapshotSpec, *, dry_run: bool) -> Outcome:
-        made = await create_snapshot(self._db, self._gateway, spec, dry_run=dry_run)
+        try:
+            made = await create_snapshot(self._db, self._gateway, spec, dry_run=dry_run)
+        except (NotFound, PoolBeingDeleted) as error:
+            raise _of_source(error) from error
         notes = () if spec.source.vm == wish.body["source"].get("vm") else (f"it is taken of VM {spec.source.vm}",)
         return Outcome(Action(made.outcome), f"/v1/snapshots/{wish.name}", await self._state(made.snapshot), notes)
 
@@ -97,14 +109,18 @@ class SnapshotHand:
             claim = await manifest_claims.by_key(tx, key_of(name))
         if claim is not None and claim.ended_at is None:
             if claim.vm_name is None:
-                raise Conflict(
-                    f"VM {name!r} is still on its way (claim {claim.id}); apply the snapshot once that is bound",
+                raise _of_source(
+                    Conflict(
+                        f"VM {name!r} is still on its way (claim {claim.id}); apply the snapshot once that is bound"
+                    )
                 )
             return spec.model_copy(update={"source": spec.source.model_copy(update={"vm": claim.vm_name})})
         if (maker := coming.get((Resource.CLAIM, name))) is not None:
-            raise Conflict(
-                f"VM {name!r} is made by {maker.document.path} and is not there yet; apply that first, and the snapshot "
-                "once the VM's claim is bound"
+            raise _of_source(
+                Conflict(
+                    f"VM {name!r} is made by {maker.document.path} and is not there yet; apply that first, and the snapshot "
+                    "once the VM's claim is bound"
+                )
             )
         return spec
 
@@ -125,6 +141,11 @@ class SnapshotHand:
         async with self._db.begin() as tx:
             takes = (await snapshot_rows.takes_of(tx, [row.id]))[row.id]
         return str(assess([take.facts for take in takes], deleting=row.deleting_at is not None)[0])
+
+
+def _of_source(error: EmberpoolError) -> EmberpoolError:
+    message = error.detail.removeprefix("source.vm: ")
+    return type(error)(error.detail, problems=[FieldProblem("source", message)])
 
 
 def _state_of_preload(row: PreloadRow | None) -> str | None:

@@ -1,6 +1,7 @@
 """Several documents at once: all are checked before the first is applied, and one that is refused refuses them all."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, TypeVar
@@ -9,8 +10,10 @@ import structlog
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from app.domain.preloads import PreloadSpec
 from app.errors import EmberpoolError, FieldProblem, InvalidRequest, ManifestRefused, Unavailable
 from app.manifests.fields import suggest
+from app.manifests.linking import link, names_of_volumes
 from app.manifests.reading import Document
 from app.manifests.translating import order, translate
 from app.manifests.vocabulary import TEMPLATE_WORDS
@@ -57,34 +60,70 @@ class Hand(Protocol):
     async def fulfil(self, wish: Wish) -> Outcome: ...
 
 
-Hands = Mapping[Resource, Hand]
+Preloads = Mapping[str, PreloadSpec]
 
 
-async def apply_manifests(
-    hands: Hands, documents: Sequence[Document], *, namespace: str, dry_run: bool
-) -> list[Applied]:
-    """Makes everything what the documents say, in the order of their references; gives it in the order of the documents.
+class ManifestDesk:
+    """Bodies of manifests. `find_preloads` gives those of the names that are there, for VMs that use their volumes."""
 
-    Raises ManifestRefused with every problem of every document, and nothing is changed then. What cannot be known before,
-    such as a cluster that goes away in between, is raised as what it is, and says what was applied until then.
-    """
-    wishes, problems = translate(documents, namespace=namespace)
-    ordered, circle = order(wishes)
-    problems += circle
-    coming: dict[Reference, Wish] = {}
-    found: list[Applied] = []
-    for wish in ordered:
-        try:
-            found.append(Applied(wish, await hands[wish.resource].check(wish, coming)))
-        except EmberpoolError as error:
-            problems += _problems(wish, error)
-        coming[wish.key] = wish
-    if problems:
-        raise _refusal(problems, documents)
-    if not dry_run:
-        found = await _fulfil(hands, ordered)
-    position = {document.path: number for number, document in enumerate(documents)}
-    return sorted(found, key=lambda applied: position[applied.wish.document.path])
+    def __init__(
+        self,
+        hands: Mapping[Resource, Hand],
+        find_preloads: Callable[[Collection[str]], Awaitable[Preloads]],
+        *,
+        namespace: str,
+    ) -> None:
+        self._hands = hands
+        self._find_preloads = find_preloads
+        self._namespace = namespace
+
+    async def apply(self, documents: Sequence[Document], *, dry_run: bool) -> list[Applied]:
+        """Makes everything what the documents say, in the order of their references; gives it in the order of the documents.
+
+        Raises ManifestRefused with every problem of every document, and nothing is changed then. What cannot be known
+        before, such as a cluster that goes away in between, is raised as what it is, and says what was applied until then.
+        """
+        wishes, problems = translate(documents, namespace=self._namespace)
+        ordered, circle = order(await self._link(wishes))
+        problems += circle
+        coming: dict[Reference, Wish] = {}
+        found: list[Applied] = []
+        for wish in ordered:
+            try:
+                found.append(Applied(wish, await self._hands[wish.resource].check(wish, coming)))
+            except EmberpoolError as error:
+                problems += _problems(wish, error)
+            coming[wish.key] = wish
+        if problems:
+            raise _refusal(problems, documents)
+        if not dry_run:
+            found = await self._fulfil(ordered)
+        position = {document.path: number for number, document in enumerate(documents)}
+        return sorted(found, key=lambda applied: position[applied.wish.document.path])
+
+    async def _link(self, wishes: Sequence[Wish]) -> list[Wish]:
+        """With the volumes of VMs that name a preload made from it; one of this very body comes before one that is there."""
+        names = frozenset[str]().union(*(names_of_volumes(wish) for wish in wishes))
+        if not names:
+            return list(wishes)
+        preloads = dict(await self._find_preloads(names))
+        for wish in wishes:
+            if wish.resource is Resource.PRELOAD and wish.name in names:
+                with contextlib.suppress(InvalidRequest):  # its own check says what is wrong with it
+                    preloads[wish.name] = validated(wish, PreloadSpec)
+        return [link(wish, preloads, namespace=self._namespace) for wish in wishes]
+
+    async def _fulfil(self, wishes: Sequence[Wish]) -> list[Applied]:
+        done: list[Applied] = []
+        for wish in wishes:
+            try:
+                outcome = await self._hands[wish.resource].fulfil(wish)
+            except EmberpoolError as error:
+                raise _broken_off(wish, error, done) from error
+            done.append(Applied(wish, outcome))
+            if outcome.action is not Action.UNCHANGED:
+                log.info("manifest.applied", kind=wish.kind, name=wish.name, action=outcome.action)
+        return done
 
 
 def validated(wish: Wish, model: type[_Model]) -> _Model:
@@ -94,19 +133,6 @@ def validated(wish: Wish, model: type[_Model]) -> _Model:
     except ValidationError as error:
         problems = [FieldProblem(".".join(map(str, each["loc"])), _sentence(each)) for each in error.errors()]
         raise InvalidRequest("the manifest is not valid", problems=problems) from error
-
-
-async def _fulfil(hands: Hands, wishes: Sequence[Wish]) -> list[Applied]:
-    done: list[Applied] = []
-    for wish in wishes:
-        try:
-            outcome = await hands[wish.resource].fulfil(wish)
-        except EmberpoolError as error:
-            raise _broken_off(wish, error, done) from error
-        done.append(Applied(wish, outcome))
-        if outcome.action is not Action.UNCHANGED:
-            log.info("manifest.applied", kind=wish.kind, name=wish.name, action=outcome.action)
-    return done
 
 
 def _problems(wish: Wish, error: EmberpoolError) -> Iterator[FieldProblem]:
