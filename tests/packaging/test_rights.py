@@ -15,6 +15,7 @@ from app.domain.observation import WarmWhen
 from app.errors import ClusterForbidden
 from app.ids import new_id, vm_name
 from tests.packaging.checkout import ROOT
+from tests.packaging.preload_work import bring_near, keep_as_snapshots
 
 NAMESPACE = "emberpool"
 TOKEN = "the-service-account"
@@ -48,6 +49,7 @@ async def work(gateway: Gateway) -> None:
     assert (await gateway.create_vm(**vm)).uid == created.uid  # the answer was lost, and the call is made again
     await gateway.label_claim(name=created.name, uid=created.uid, claim_id=str(new_id()))
     await gateway.delete_vm(name=created.name, uid=created.uid)
+    await bring_near(gateway.preloads)
 
 
 async def work_with(rights: list[tuple[str, str, str]], folder: Path) -> None:
@@ -58,6 +60,7 @@ async def work_with(rights: list[tuple[str, str, str]], folder: Path) -> None:
         tokens={TOKEN: Subject(f"system:serviceaccount:{NAMESPACE}:emberpool", rules)},
     )
     async with DevCluster(config) as cluster:
+        keep_as_snapshots(cluster, "fast-ssd")
         kubeconfig = folder / "kubeconfig"
         kubeconfig.write_text(json.dumps(cluster.kubeconfig(TOKEN)), encoding="utf-8")
         gateway = await connect(Settings(kubeconfig=kubeconfig, namespace=NAMESPACE))
