@@ -143,7 +143,7 @@ vm = Table(
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("pool_id", Uuid, ForeignKey("pool.id"), nullable=False),
-    Column("name", Text, nullable=False, unique=True),
+    Column("name", Text, nullable=False),
     Column("state", Text, nullable=False, server_default=text("'planned'")),
     Column("state_since", _AWARE, nullable=False, server_default=_NOW),
     Column("revision", Text, nullable=False),
@@ -194,10 +194,20 @@ vm = Table(
         server_default=text("false"),
         comment="we stopped it, for a snapshot: it is well without an instance",
     ),
+    Column(
+        "member",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="a VirtualMachinePool owns it: it is detached before anything else is done to it",
+    ),
     CheckConstraint(_one_of("state", VmState), name="state"),
     CheckConstraint("state <> 'claimed' OR claim_id IS NOT NULL", name="claimed"),
     # No index on what a claim changes (state, claim_id): the row is then updated in its page, with no index touched, which
     # halves what a claim costs Postgres. Half of each page is left free for that: a batch changes every row of a page at once.
+    # The names of a VirtualMachinePool's VMs come back: live ones are told apart by their UIDs alone.
+    Index("vm_name_idx", "name", postgresql_where=text("ended_at IS NULL")),
+    Index("vm_uid_key", "uid", unique=True, postgresql_where=text("ended_at IS NULL AND uid IS NOT NULL")),
     Index("vm_live_idx", "pool_id", postgresql_where=text("ended_at IS NULL")),
     Index("vm_work_idx", "work", "due_at", postgresql_where=text("work IS NOT NULL")),
     Index("vm_boots_idx", "pool_id", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
@@ -420,4 +430,37 @@ preload = Table(
     Index("preload_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
     Index("preload_due_idx", "due_at", postgresql_where=text("deleted_at IS NULL")),
     Index("preload_image_idx", "image", postgresql_where=text("deleted_at IS NULL")),
+)
+
+backing = Table(
+    "backing",
+    metadata,
+    Column("pool_id", Uuid, ForeignKey("pool.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, nullable=False, comment="of the VirtualMachinePool"),
+    Column(
+        "round",
+        Integer,
+        nullable=False,
+        server_default=text("1"),
+        comment="rises each time that somebody deleted it: its name must not come back",
+    ),
+    Column(
+        "adopted", Boolean, nullable=False, server_default=text("false"), comment="it was there before the pool was"
+    ),
+    Column("uid", Text, comment="NULL: it has not been seen yet"),
+    Column("replicas", Integer, comment="as we last wrote or read them"),
+    Column(
+        "generation", BigInteger, comment="of the object after our last write: another one is somebody else's doing"
+    ),
+    Column("template", Text, comment="fingerprint of the template as we last wrote it"),
+    Column("paused", Boolean, nullable=False, server_default=text("false"), comment="we paused it"),
+    Column("reason", Text, comment="what keeps it from what it should be, in words"),
+    Column("incident", Text, comment="what somebody else last did to it, in words"),
+    Column("incident_at", _AWARE),
+    Column("gone_at", _AWARE, comment="its pool is deleted, and it is no more"),
+    Column("due_at", _AWARE, nullable=False, server_default=_NOW, comment="a worker looks at it from then on"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("lease_token", Uuid),
+    Column("lease_expires_at", _AWARE),
+    Index("backing_due_idx", "due_at", postgresql_where=text("gone_at IS NULL")),
 )
