@@ -30,7 +30,6 @@ _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|T
 _KIBI = 1024
 _BINARY = ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
 _DECIMAL = ("n", "u", "m", "", "k", "M", "G", "T", "P", "E")
-MEBI = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +82,9 @@ def is_quantity(value: object) -> bool:
     return True
 
 
-def milli(value: object) -> int:
-    """Thousandths, rounded up: the unit in which the scheduler counts CPUs."""
-    return math.ceil(parse_quantity(value) * 1000)
-
-
 def whole(value: object) -> int:
     """Units (bytes for memory), rounded up."""
     return math.ceil(parse_quantity(value))
-
-
-def in_mebi(amount: int) -> str:
-    return f"{amount // MEBI}Mi"
 
 
 def _with_suffix(amount: Decimal, suffixes: tuple[str, ...], step: int) -> str:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from app.devcluster.clock import ManualClock
 from app.devcluster.objects import Gone, Store
-from app.devcluster.quantities import milli, parse_quantity, whole
+from app.devcluster.quantities import Quantity, parse_quantity, whole
 from app.devcluster.registry import SECRETS
 from app.devcluster.work import Timers, WorkQueue
 
@@ -58,18 +58,29 @@ def test_compaction_leaves_the_present():
 
 
 @pytest.mark.parametrize(
-    ("text", "units", "thousandths"),
+    ("text", "units", "canonical"),
     [
-        ("1", 1, 1000),
-        ("100m", 1, 100),
-        ("1.5", 2, 1500),
-        ("2k", 2000, 2_000_000),
-        ("1Ki", 1024, 1_024_000),
-        ("1e3", 1000, 1_000_000),
+        ("1", 1, "1"),
+        ("100m", 1, "100m"),
+        ("1.5", 2, "1500m"),
+        ("2000", 2000, "2k"),
+        ("2048", 2048, "2048"),
+        ("1024Mi", 2**30, "1Gi"),
+        ("1Ki", 1024, "1Ki"),
+        ("0.5Ki", 512, "512"),
+        ("1e3", 1000, "1k"),
+        ("0", 0, "0"),
     ],
 )
-def test_quantities_count_up(text, units, thousandths):
-    assert (whole(text), milli(text)) == (units, thousandths)
+def test_quantities_count_up_and_are_written_as_the_api_server_does(text, units, canonical):
+    assert (whole(text), str(Quantity.parse(text))) == (units, canonical)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "total"), [("2Gi", "268Mi", "2316Mi"), ("0", "1Mi", "1Mi"), ("1500M", "1Mi", "1501048576")]
+)
+def test_a_sum_is_written_as_its_first_part(one, other, total):
+    assert str(Quantity.parse(one) + Quantity.parse(other)) == total
 
 
 @pytest.mark.parametrize("text", ["1Gb", "", "Gi", "ten", "1 Gi", "--1"])
