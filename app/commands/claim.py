@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
@@ -94,10 +94,7 @@ def _body(pool: str | None, file: str | None) -> Json:
     if len(documents) == 1 and "kind" not in documents[0].body:
         return {"vm": documents[0].body}
     wish = read_wish(file, Resource.CLAIM)
-    body: dict[str, Any] = {key: value for key, value in wish.body.items() if key != "lease_seconds"}
-    if "lease_seconds" in wish.places:
-        body["lease_seconds"] = wish.body["lease_seconds"]
-    return body
+    return dict(wish.body)
 
 
 def _labels(given: list[str]) -> dict[str, str]:

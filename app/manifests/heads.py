@@ -139,13 +139,13 @@ def as_list(text: str) -> list[Any]:
 
 
 def read_settings(head: Head, known: Mapping[str, tuple[str, Reader]]) -> tuple[Json, dict[str, str]]:
-    """Our own annotations, by the fields that they set, and where each was written.
+    """Our own annotations, by the fields that they set, and where each was written or would be.
 
     `known`: by the annotation's name without its prefix, the field and how to read it. Other annotations are not kept.
     """
     found: Json = {}
-    places: dict[str, str] = {}
     annotations = head.annotations
+    places = {name: annotations.at(f"{PREFIX}{setting}") for setting, (name, _) in known.items()}
     for key, value in annotations.value.items():
         if not key.startswith(PREFIX):
             if not key.startswith("kubectl.kubernetes.io/"):
@@ -159,7 +159,6 @@ def read_settings(head: Head, known: Mapping[str, tuple[str, Reader]]) -> tuple[
         else:
             name, read = known[setting]
             found[name] = read(value) if isinstance(value, str) else value
-            places[name] = annotations.at(key)
     return found, places
 
 

@@ -48,7 +48,6 @@ def translate_machine(document: Document, head: Head) -> Wish:
             "the VM has no disk, so that no guest agent will ever answer: it counts as ready once it runs (warm_when: running)"
         )
     if "lease_seconds" not in body:
-        body["lease_seconds"] = MAX_LEASE_SECONDS
         spec.note(
             f"the VM is claimed for {MAX_LEASE_SECONDS // 86_400} days, the longest lease; renew the claim to keep it longer"
         )

@@ -33,7 +33,8 @@ class Wish:
     """One document, translated and not yet compared with what is there.
 
     `body` is what the API takes: of a pool the body of its PUT, of a snapshot that of its POST, of a preload that of its PUT, of
-    a VM that of a claim. `places` says where in the document its fields were written, by the field of `body` (dotted).
+    a VM that of a claim. `places` says where in the document its fields were written, or would be, by the field of `body` (dotted); the place of
+    fields that are not in it is below that of the empty one.
     `needs` are the resources that it refers to, with the place of the reference. `notes` say what was translated, and how.
     """
 
@@ -55,7 +56,9 @@ class Wish:
         known = field_path
         while known and known not in self.places:
             known = known[: max(known.rfind("."), known.rfind("["), 0)]
-        return self.places[known] + field_path[len(known) :] if known else self.document.path
+        if known:
+            return self.places[known] + field_path[len(known) :]
+        return f"{self.places['']}.{field_path}" if field_path and "" in self.places else self.document.path
 
     def problem(self, field_path: str, message: str) -> FieldProblem:
         """What is wrong with a field of `body`, told where its author wrote it."""

@@ -40,7 +40,7 @@ class VmClaim(BaseModel):
     paths: Annotated[tuple[Path, ...], Field(min_length=1, max_length=len(Path))] = tuple(Path)
     deadline_seconds: Annotated[float, Strict(), Field(gt=0, le=MAX_LEASE_SECONDS)] | None = None
     remember: Annotated[bool, Strict()] = False
-    lease_seconds: Annotated[Count, Field(ge=1, le=MAX_LEASE_SECONDS)]
+    lease_seconds: Annotated[Count, Field(ge=1, le=MAX_LEASE_SECONDS)] = MAX_LEASE_SECONDS
     labels: dict[str, Annotated[str, Field(max_length=255)]]
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 
-from app.config import MAX_LEASE_SECONDS
 from app.manifests.reading import read_yaml
 from app.manifests.translating import order, translate
 from app.manifests.wishes import Resource
@@ -91,7 +90,6 @@ def test_a_vm_becomes_a_claim_that_lasts():
     assert (wish.resource, wish.name) == (Resource.CLAIM, "one")
     assert wish.body == {
         "vm": {"runStrategy": "Always", "template": VMI},
-        "lease_seconds": MAX_LEASE_SECONDS,
         "labels": {"name": "one"},
     }
     assert "spec.running: true became runStrategy Always" in wish.notes
