@@ -59,8 +59,6 @@ class Settings(BaseSettings):
 
     watch_nodes: bool = True
     """Watch nodes, and what runs on them, to say which VMs fit. It needs a ClusterRole; without it nothing is known of nodes."""
-    node_facts_seconds: float = Field(default=60, gt=0)
-    """What is known of nodes keeps no VM from being made once it is older."""
     full_cores_only: bool = False
     """The nodes' CPU managers give out whole cores of two threads (`full-pcpus-only`): an odd number of pinned CPUs is refused."""
 

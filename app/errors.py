@@ -9,6 +9,7 @@ EmberpoolError                     500 internal-error
 |   |-- ManifestRefused            422 manifest-refused         one of several documents, and so all of them
 |   |-- SnapshotRefused            422 snapshot-refused         none of the VM's disks can be snapshotted
 |   |-- PreloadRefused             422 preload-refused          the cluster refuses what would bring the image near
+|   |-- Unschedulable              422 unschedulable            no node of the cluster could take the VM
 |   |-- LeaseTooLong               422 lease-too-long
 |   `-- IdempotencyKeyReused       422 idempotency-key-reused
 |-- Unauthenticated                401 unauthenticated
@@ -17,6 +18,7 @@ EmberpoolError                     500 internal-error
 |   |-- SnapshotNotFound           404 snapshot-not-found
 |   |-- PreloadNotFound            404 preload-not-found
 |   |-- ClaimNotFound              404 claim-not-found
+|   |-- NodeNotFound               404 node-not-found
 |   `-- VmNotFound                 404 vm-not-found
 |-- MethodNotAllowed               405 method-not-allowed
 |-- Conflict                       409 conflict
@@ -121,6 +123,11 @@ class PreloadRefused(InvalidRequest):
     title = "The image cannot be brought near like this"
 
 
+class Unschedulable(InvalidRequest):
+    code = "unschedulable"
+    title = "No node could take the VM"
+
+
 class LeaseTooLong(InvalidRequest):
     code = "lease-too-long"
     title = "The lease is longer than the pool allows"
@@ -161,6 +168,11 @@ class PreloadNotFound(NotFound):
 class ClaimNotFound(NotFound):
     code = "claim-not-found"
     title = "There is no such claim"
+
+
+class NodeNotFound(NotFound):
+    code = "node-not-found"
+    title = "There is no such node"
 
 
 class VmNotFound(NotFound):

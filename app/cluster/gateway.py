@@ -4,14 +4,15 @@ ClusterUnavailable (try again later), ClusterRefused (the object is wrong: its a
 (a right or a quota is missing), ClusterConflict, ClusterNotFound; anything else the cluster says is a ClusterError.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 from uuid import UUID
 
-from app.domain.observation import Observation, WarmWhen
+from app.domain.nodes import Demand, Node
+from app.domain.observation import Observation, PodTimes, WarmWhen
 from app.domain.paths import ImageRef, SnapshotDisk, Start
 from app.domain.placement import Placement
 from app.domain.preloading import Present, Seen, Volume
@@ -87,6 +88,31 @@ class Broken:
 ClusterEvent = Listed | Changed | Gone | Broken
 
 
+@dataclass(frozen=True, slots=True)
+class NodesListed:
+    """All nodes there are. `pods_hidden`: why what runs on them cannot be seen; None: it can."""
+
+    nodes: tuple[Node, ...]
+    pods_hidden: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeChanged:
+    """One node, or what runs on it, changed: all that is known of it now."""
+
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGone:
+    """One node left the cluster."""
+
+    name: str
+
+
+NodeEvent = NodesListed | NodeChanged | NodeGone | Broken
+
+
 class Gateway(Protocol):
     @property
     def snapshots(self) -> "SnapshotGateway": ...
@@ -108,6 +134,10 @@ class Gateway(Protocol):
         one that asks the agent, so that the VM's Ready follows its guest. `diskless`: its VMs get a disk from what they
         start from, and the short form needs no image. `placement` says where it may run, beside what the template says of that.
         """
+        ...
+
+    def demand(self, spec: Manifest) -> Demand | None:
+        """What the pod of a VM of an expanded `spec` asks of a node; None where that is not known. No network."""
         ...
 
     async def check(self, template: VmTemplate) -> None:
@@ -146,11 +176,19 @@ class Gateway(Protocol):
         """Every VM of this installation."""
         ...
 
+    async def pod_times(self, vm_ids: Sequence[str]) -> dict[str, PodTimes]:
+        """What the pods of these VMs tell of their start, by `vm_id`; VMs that have none are missing."""
+        ...
+
     def observe(self) -> AsyncGenerator[ClusterEvent, None]:
         """Lists, then watches, for ever: lists again on 410, on a break, on silence, and every relist interval. Ends only by being closed.
 
         The first event is a Listed or a Broken. Wrap it in `contextlib.aclosing`: closed, it leaves no task and no connection.
         """
+        ...
+
+    def observe_nodes(self) -> AsyncGenerator[NodeEvent, None]:
+        """Likewise for the cluster's nodes and what runs on them. The first event is a NodesListed or a Broken."""
         ...
 
     async def close(self) -> None: ...

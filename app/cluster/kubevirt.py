@@ -1,6 +1,6 @@
 """The Gateway over a real KubeVirt cluster (>= 1.7), or over whatever speaks its API."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -8,17 +8,20 @@ import structlog
 
 from app.cluster import labels, templates
 from app.cluster.client import AlreadyExists, KubeVirtClient, configure
-from app.cluster.gateway import ClusterEvent, Listed, Manifest, VmTemplate
+from app.cluster.demand import demand_of
+from app.cluster.gateway import ClusterEvent, Listed, Manifest, NodeEvent, VmTemplate
 from app.cluster.inventory import Inventory
-from app.cluster.kinds import CLAIMS, VMIS, VMS, Kind
+from app.cluster.kinds import CLAIMS, PODS, VMIS, VMS, Kind
 from app.cluster.manifests import vm_manifest
-from app.cluster.observations import observe_vm
+from app.cluster.nodes import observe_nodes
+from app.cluster.observations import observe_pod, observe_vm
 from app.cluster.preloads import KubeVirtPreloads
 from app.cluster.snapshots import KubeVirtSnapshots
 from app.cluster.starts import begin, claims_of
 from app.cluster.watch import Snapshot, observe
 from app.config import Settings
-from app.domain.observation import Observation, WarmWhen
+from app.domain.nodes import Demand
+from app.domain.observation import Observation, PodTimes, WarmWhen
 from app.domain.paths import Start
 from app.domain.placement import Placement
 from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused, FieldProblem, TemplateRefused
@@ -58,6 +61,9 @@ class KubeVirtGateway:
         full_cores = self._settings.full_cores_only
         expanded = templates.expand(template, warm_when, placement, diskless=diskless, full_cores=full_cores)
         return replace(expanded, images=tuple(each.within(self._settings.namespace) for each in expanded.images))
+
+    def demand(self, spec: Manifest) -> Demand | None:
+        return demand_of(spec)
 
     async def check(self, template: VmTemplate) -> None:
         vm_id = new_id()
@@ -113,8 +119,23 @@ class KubeVirtGateway:
         inventory.replace(found.vms, found.vmis)
         return Listed(inventory.observations(), found.began_at)
 
+    async def pod_times(self, vm_ids: Sequence[str]) -> dict[str, PodTimes]:
+        selector = f"{labels.VM_ID} in ({','.join(vm_ids)})"
+        pods, _ = await self._client.list_all(PODS, selector=selector)
+        found = [observe_pod(pod) for pod in pods]
+        return {vm_id: times for vm_id, times in found if vm_id is not None}
+
     def observe(self) -> AsyncGenerator[ClusterEvent, None]:
         return observe(self, relist_seconds=self._settings.relist_seconds)
+
+    def observe_nodes(self) -> AsyncGenerator[NodeEvent, None]:
+        async def list_all(kind: Kind) -> tuple[list[Manifest], str]:
+            return await self._client.list_all(kind, selector="")
+
+        def watch(kind: Kind, version: str) -> AsyncGenerator[Manifest, None]:
+            return self._client.watch(kind, version, selector="")
+
+        return observe_nodes(list_all, watch, relist_seconds=self._settings.relist_seconds)
 
     async def close(self) -> None:
         await self._client.close()

@@ -7,15 +7,13 @@ cluster's own words, and tries again at long intervals.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
 
 import structlog
 
-from app.cluster.gateway import Broken, Manifest
+from app.cluster.gateway import Broken, Manifest, NodeChanged, NodeEvent, NodeGone, NodesListed
 from app.cluster.kinds import ALL_PODS, NODES, Kind
 from app.cluster.node_inventory import NodeInventory
 from app.cluster.watch import Watch, Watches, backoff
-from app.domain.nodes import Node
 from app.errors import ClusterError, ClusterForbidden, ClusterUnavailable
 
 _FORBIDDEN_SECONDS = 60.0
@@ -23,29 +21,6 @@ _FORBIDDEN_SECONDS = 60.0
 
 ListAll = Callable[[Kind], Awaitable[tuple[list[Manifest], str]]]
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class NodesListed:
-    """All nodes there are. `pods_hidden`: why what runs on them cannot be seen; None: it can."""
-
-    nodes: tuple[Node, ...]
-    pods_hidden: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class NodeChanged:
-    """One node, or what runs on it, changed: all that is known of it now."""
-
-    node: Node
-
-
-@dataclass(frozen=True, slots=True)
-class NodeGone:
-    name: str
-
-
-NodeEvent = NodesListed | NodeChanged | NodeGone | Broken
 
 
 async def observe_nodes(

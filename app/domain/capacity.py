@@ -6,6 +6,7 @@ Two questions are kept apart. *Now*: with what runs on the nodes, and with nodes
 for another cluster.
 """
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -66,15 +67,37 @@ def fits_on(node: Node, demand: Demand) -> int:
     return 0 if _closed(node, demand) or _bars(node, demand) else _room(node, demand)
 
 
-def take_places(nodes: Sequence[Node], demands: Iterable[Demand]) -> list[Node]:
-    """The nodes once these have their places, each where most is left for it; one that fits nowhere takes none."""
+def take_places(nodes: Sequence[Node], demands: Iterable[tuple[Demand, int]]) -> list[Node]:
+    """The nodes once so many VMs of each demand have their places, each where most is left for it; those that fit nowhere
+    take none.
+    """
     left = list(nodes)
-    for demand in demands:
-        rooms = [(fits_on(node, demand), index) for index, node in enumerate(left)]
-        room, index = max(rooms, key=lambda each: each[0], default=(0, 0))
-        if room:
-            left[index] = _with(left[index], demand, 1)
+    for demand, count in demands:
+        rooms = [(-room, index, 0) for index, node in enumerate(left) if (room := fits_on(node, demand))]
+        heapq.heapify(rooms)
+        for _ in range(count):
+            if not rooms or not rooms[0][0]:
+                break
+            room, index, taken = rooms[0]
+            heapq.heapreplace(rooms, (room + 1, index, taken + 1))
+        for _, index, taken in rooms:
+            if taken:
+                left[index] = _with(left[index], demand, taken)
     return left
+
+
+def emptied(nodes: Iterable[Node]) -> list[Node]:
+    """The same nodes with nothing on them and nothing that they go through: on these a VM fits now or never."""
+    return [
+        replace(
+            node,
+            used={},
+            cordoned=False,
+            taints=tuple(taint for taint in node.taints if not taint.is_passing),
+            labels={**node.labels, SCHEDULABLE: "true"},
+        )
+        for node in nodes
+    ]
 
 
 def has_more_room(before: Node | None, after: Node) -> bool:

@@ -9,6 +9,8 @@ The rules, strongest first:
 4. `max_vms` counts everything that still takes room in the cluster, VMs on their way out included.
 5. A stale VM (old template, or waited too long) goes once a fresh one has come, so that a rotation shows in no claim. Only
    where `max_vms` leaves no room for a fresh one does a stale one go first, down to the floor and no further.
+6. Where it is known how many VMs the nodes take, no more than that are created: a VM that no node takes would only fail at the
+   end of its time. It says nothing against those that are there.
 """
 
 from collections.abc import Iterable
@@ -44,7 +46,8 @@ class InFlightVm:
 class PoolSnapshot:
     """One pool as its rows stand. `waiting` counts claims in its queue, `drained` VMs claimed since it was last filled.
 
-    `ready` and `in_flight` hold every such VM of the pool.
+    `ready` and `in_flight` hold every such VM of the pool. `room`: so many VMs more the nodes take now, as `room_note` says;
+    None: nothing is known of that.
     """
 
     size: int
@@ -63,6 +66,8 @@ class PoolSnapshot:
     deleting: bool = False
     stalled: bool = False
     backoff_until: datetime | None = None
+    room: int | None = None
+    room_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class Plan:
     """`create` new VMs; `cancel` VMs on their way; `remove` ready ones, in this order as far as the floor lets.
 
     `urgent`: the pool is below its floor, its creates go first. `notes` say what keeps the pool from its size, for people.
-    `look_again_at`: time alone changes the plan then.
+    `look_again_at`: time alone changes the plan then. `waits_for_room`: more would be created if the nodes had room for more.
     """
 
     create: int = 0
@@ -80,6 +85,7 @@ class Plan:
     urgent: bool = False
     notes: tuple[str, ...] = ()
     look_again_at: datetime | None = None
+    waits_for_room: bool = False
 
     @property
     def is_idle(self) -> bool:
@@ -126,6 +132,7 @@ def plan(pool: PoolSnapshot, now: datetime) -> Plan:
         urgent=urgent,
         notes=notes,
         look_again_at=_look_again_at(pool, now),
+        waits_for_room=bool(pool.room_note) and pool.room_note in notes,
     )
 
 
@@ -186,6 +193,9 @@ def _create(pool: PoolSnapshot, now: datetime, *, want: int, fresh: int, staying
         if room < create:
             create = room
             notes.append(f"max_vms is {pool.max_vms}: {pool.claimed} claimed, {pool.leaving} leaving")
+    if pool.room is not None and pool.room < create:
+        create = pool.room
+        notes.append(pool.room_note)
     return max(0, create), tuple(notes)
 
 

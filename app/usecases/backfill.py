@@ -1,5 +1,6 @@
 """Planning a pool: snapshot, pure plan, and its intent written, all in one short transaction that calls nobody."""
 
+from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
@@ -9,17 +10,22 @@ from app.domain.planning import Plan, plan
 from app.domain.states import ClaimState, VmState
 from app.ids import new_id, vm_name
 from app.store import claims, events, planning, vms
+from app.store import nodes as node_rows
 from app.store import pools as pool_rows
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify, notify_settled
 from app.store.rows import PoolRow
+from app.usecases.placement import Placing, Room
 from app.usecases.starting import note_on_start
 
 log = structlog.get_logger(__name__)
 
 
-async def plan_next_pool(db: Database, *, every_seconds: float, skip: tuple[UUID, ...] = ()) -> UUID | None:
-    """Plans one pool that is due; None where none is (or others plan them this moment).
+async def plan_next_pool(
+    db: Database, *, every_seconds: float, skip: tuple[UUID, ...] = (), placing: Placing | None = None
+) -> UUID | None:
+    """Plans one pool that is due; None where none is (or others plan them this moment). Without `placing` nothing is known of
+    nodes.
 
     A pool that has nothing left of a deletion is ended here. The next look is after `every_seconds`, or when the plan says.
     """
@@ -38,8 +44,12 @@ async def plan_next_pool(db: Database, *, every_seconds: float, skip: tuple[UUID
             log.info("pool.deleted", pool=pool.name)
             return pool_id
         step = plan(snapshot, now)
+        room = await placing.look(tx, pool, wants_more=step.create > 0) if placing is not None else Room()
+        if room.count is not None:
+            step = plan(replace(snapshot, room=room.count, room_note=room.note), now)
+        await node_rows.write_fitness(tx, pool_id, unfit=room.unfit, waits_for_room=step.waits_for_room)
         await _apply(tx, pool, step, asked={vm.id for vm in snapshot.in_flight if vm.asked})
-        notes = (*step.notes, *await note_on_start(tx, pool.path, pool.source))
+        notes = (*step.notes, *room.notes, *await note_on_start(tx, pool.path, pool.source))
         await planning.write(tx, pool_id, next_in_seconds=_next_look(step, now, every_seconds), notes=notes)
     if not step.is_idle:
         log.info(

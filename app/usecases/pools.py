@@ -18,6 +18,7 @@ from app.store import pools as pool_rows
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify, notify_settled
 from app.store.rows import PoolRow
+from app.usecases.placement import require_fit
 from app.usecases.starting import require_source, require_use
 
 log = structlog.get_logger(__name__)
@@ -47,8 +48,8 @@ class CheckedPool:
 async def check_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> CheckedPool:
     """What speaks against the pool, found out without writing anything.
 
-    A template that is new to the pool is checked by a server-side dry run. Raises TemplateRefused, PoolBeingDeleted,
-    ClusterUnavailable.
+    A template that is new to the pool is checked by a server-side dry run, and against the nodes as they were seen last.
+    Raises TemplateRefused, Unschedulable, PoolBeingDeleted, ClusterUnavailable.
     """
     template = gateway.expand(spec.template, spec.warm_when, spec.placement, diskless=spec.start_from is not None)
     revision = revision_of(template.fingerprint, spec)
@@ -57,6 +58,9 @@ async def check_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) 
     _refuse_deleting(before)
     if before is None or before.revision != revision:
         await gateway.check(template)
+        if not spec.allow_unschedulable:
+            async with db.begin() as tx:
+                await require_fit(tx, gateway.demand(template.spec))
     if before is None:
         return CheckedPool(template, revision, Written.CREATED)
     unchanged = before.spec == spec and before.revision == revision

@@ -8,20 +8,25 @@ from uuid import UUID
 
 from app.store.database import Database
 from app.usecases.backfill import plan_next_pool
+from app.usecases.placement import Placing
 
 _AT_ONCE = 200
 
 
 class Backfill:
-    def __init__(self, db: Database, *, every_seconds: float) -> None:
+    def __init__(self, db: Database, *, every_seconds: float, placing: Placing | None = None) -> None:
+        """Without `placing` VMs are made whether there is room for them or not."""
         self._db = db
         self._every_seconds = every_seconds
+        self._placing = placing
 
     async def step(self) -> bool:
         """Plans every pool that is due, each once."""
         planned: list[UUID] = []
         for _ in range(_AT_ONCE):
-            pool_id = await plan_next_pool(self._db, every_seconds=self._every_seconds, skip=tuple(planned))
+            pool_id = await plan_next_pool(
+                self._db, every_seconds=self._every_seconds, skip=tuple(planned), placing=self._placing
+            )
             if pool_id is None:
                 break
             planned.append(pool_id)

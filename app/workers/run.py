@@ -13,9 +13,12 @@ from app.config import Settings
 from app.errors import DatabaseUnavailable
 from app.store.database import Database
 from app.store.notices import Listener, Topic
+from app.usecases.placement import Placing
 from app.workers.backfill import Backfill
 from app.workers.labelling import Labelling
 from app.workers.loop import Wake, run_loop
+from app.workers.measure import Measure
+from app.workers.nodes import WatchNodes
 from app.workers.observe import Observe
 from app.workers.preloads import Preloads
 from app.workers.provision import Provision
@@ -27,24 +30,30 @@ from app.workers.snapshots import Snapshots
 _CREATE_SECONDS = 0.5
 _REMOVE_SECONDS = 1.0
 _LABEL_SECONDS = 1.0
+_MEASURE_SECONDS = 5.0
 _PRELOAD_SECONDS = 1.0
 _SNAPSHOT_SECONDS = 1.0
 log = structlog.get_logger(__name__)
 
 
 class Workers:
-    """Plan, create, remove, label, reap, observe, take snapshots. `listener` must be running for wakes to be more than the intervals."""
+    """Plan, create, remove, label, reap, observe VMs and nodes, take snapshots. `listener` must be running for wakes to be more than the intervals."""
 
     def __init__(self, db: Database, gateway: Gateway, listener: Listener, settings: Settings) -> None:
         self._settings = settings
-        self._backfill = Backfill(db, every_seconds=settings.plan_seconds)
+        placing = Placing(gateway)
+        self._backfill = Backfill(db, every_seconds=settings.plan_seconds, placing=placing)
         self._provision = Provision(db, gateway, settings)
         self._removal = Removal(db, gateway, settings)
         self._labelling = Labelling(db, gateway, settings)
         self._preloads = Preloads(db, gateway, settings)
         self._reap = Reap(db, settings)
         self._reroute = Reroute(db, gateway, settings)
-        self._observe = Observe(db, gateway, settings, holder=f"{socket.gethostname()}:{os.getpid()}")
+        holder = f"{socket.gethostname()}:{os.getpid()}"
+        self._measure_wake = Wake()
+        self._measure = Measure(db, gateway, self._measure_wake)
+        self._observe = Observe(db, gateway, settings, holder=holder, on_boot=self._measure.note)
+        self._nodes = WatchNodes(db, gateway, settings, holder=holder)
         self._snapshots = Snapshots(db, gateway, settings)
         self._plan_wake, self._create_wake, self._remove_wake, self._label_wake = Wake(), Wake(), Wake(), Wake()
         listener.on(Topic.PLAN, self._plan_wake)
@@ -94,7 +103,12 @@ class Workers:
             ),
             ("reap", run_loop("reap", self._reap.step, every=s.reap_seconds, wake=Wake(), stop=stop)),
             ("reroute", run_loop("reroute", self._reroute.step, every=s.reap_seconds, wake=Wake(), stop=stop)),
+            (
+                "measure",
+                run_loop("measure", self._measure.step, every=_MEASURE_SECONDS, wake=self._measure_wake, stop=stop),
+            ),
             ("observe", self._observe.run(stop)),
+            *([("nodes", self._nodes.run(stop))] if s.watch_nodes else []),
             (
                 "snapshots",
                 run_loop(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.capacity import fit, fits_on, has_more_room, take_places, tell
+from app.domain.capacity import emptied, fit, fits_on, has_more_room, take_places, tell
 from app.domain.nodes import KVM, SCHEDULABLE, Demand, Node, NodeTerm, Requirement, Taint, Toleration
 
 GI, MI = 2**30, 2**20
@@ -95,6 +95,14 @@ class TestCounting:
         assert [(each.node, each.now, each.ever) for each in found.nodes] == [("node-1", 1, 4), ("node-2", 0, 4)]
         assert (found.now, found.ever) == (1, 8)
 
+    def test_an_emptied_node_takes_now_what_it_could_ever_take(self):
+        passing = Taint("node.kubernetes.io/not-ready")
+        node = replace(NODE, used={"cpu": 8000}, cordoned=True, taints=(passing, Taint("vms")), labels={})
+        demand = replace(VM, tolerations=(Toleration("vms", "Exists"),))
+        assert (fit([node], demand).now, fit([node], demand).ever) == (0, 4)
+        assert fit(emptied([node]), demand).now == 4
+        assert fit(emptied([node]), VM).now == 0
+
     def test_a_taint_for_what_the_node_is_counts_for_ever(self):
         tainted = replace(NODE, taints=(Taint("vms"),))
         assert fit([tainted], VM).ever == 0
@@ -144,13 +152,13 @@ class TestCounting:
 )
 def test_places_that_are_taken_are_counted_once_each(nodes, count):
     before = fit(nodes, VM).now
-    after = fit(take_places(nodes, [VM] * count), VM).now
+    after = fit(take_places(nodes, [(VM, count)]), VM).now
     assert after == max(0, before - count)
 
 
 def test_places_of_different_demands_are_taken_side_by_side():
     big = asking(cpu=8000)
-    (left,) = take_places([NODE], [VM, big])
+    (left,) = take_places([NODE], [(VM, 1), (big, 1)])
     assert fits_on(left, VM) == 3
 
 

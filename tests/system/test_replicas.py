@@ -34,13 +34,19 @@ async def test_a_worker_takes_the_watch_over_from_one_that_was_killed(session, r
     assert await watchers([standby]) == [standby]
     assert (await calls.readiness())["status"] == "ready"
     assert (await calls.look(claim["id"]))["state"] == "bound"
-    assert not {"pool.planned", "observe.watching"} & {event["event"] for event in api.events()}
+    assert not {"pool.planned", "watch.begun"} & {event["event"] for event in api.events()}
     await watching[0].serve()  # a killed one comes back as a standby
 
 
 async def watchers(workers: list[Service]) -> list[Service]:
     """Those that watch the cluster, or did."""
-    return [each for each in workers if any(event.get("event") == "observe.watching" for event in each.events())]
+    return [
+        each
+        for each in workers
+        if any(
+            event.get("event") == "watch.begun" and event.get("watch") == "virtualmachines" for event in each.events()
+        )
+    ]
 
 
 async def test_a_replica_told_to_stop_drains_and_leaves_nothing_that_another_must_wait_for(

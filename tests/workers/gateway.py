@@ -12,8 +12,20 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
-from app.cluster.gateway import Changed, ClusterEvent, Gone, Listed, VmTemplate
-from app.domain.observation import Observation
+from app.cluster.gateway import (
+    Changed,
+    ClusterEvent,
+    Gone,
+    Listed,
+    NodeChanged,
+    NodeEvent,
+    NodeGone,
+    NodesListed,
+    VmTemplate,
+)
+from app.domain.nodes import Demand, Node
+from app.domain.observation import Observation, PodTimes
+from app.domain.paths import ImageKind, ImageRef
 from app.errors import ClusterConflict, ClusterNotFound, FieldProblem, TemplateRefused
 from tests.workers.preloads import FakePreloads
 from tests.workers.snapshots import FakeSnapshots
@@ -29,7 +41,14 @@ class FakeGateway:
         self.lingers = False
         """Whether a deleted VM stays until the test lets it go, as under a finalizer."""
         self.boots_at_once = False
+        self.pods: dict[str, PodTimes] = {}
+        """By VM id: what its pod tells of its start."""
         self.watchers: list[asyncio.Queue[ClusterEvent]] = []
+        self.demands: Demand | None = None
+        """What a VM asks of a node; None: nobody knows."""
+        self.nodes: dict[str, Node] = {}
+        self.pods_hidden: str | None = None
+        self.node_watchers: list[asyncio.Queue[NodeEvent]] = []
         self._numbers = count(1)
         self.snapshots = FakeSnapshots(self)
         self.preloads = FakePreloads()
@@ -43,7 +62,16 @@ class FakeGateway:
             [template, warm_when, placement.model_dump(mode="json") if placement else None], sort_keys=True
         )
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
-        return VmTemplate(spec={"template": template}, fingerprint=fingerprint, shape=f"shape-{fingerprint[:12]}")
+        image = template.get("image")
+        return VmTemplate(
+            spec={"template": template},
+            fingerprint=fingerprint,
+            shape=f"shape-{fingerprint[:12]}",
+            images=(ImageRef(ImageKind.CONTAINER, image),) if image else (),
+        )
+
+    def demand(self, spec):
+        return self.demands
 
     async def check(self, template):
         await self._called("check", template.fingerprint)
@@ -92,6 +120,10 @@ class FakeGateway:
     async def list_vms(self):
         return self.listed()
 
+    async def pod_times(self, vm_ids):
+        await self._called("pods", ",".join(vm_ids))
+        return {vm_id: self.pods[vm_id] for vm_id in vm_ids if vm_id in self.pods}
+
     async def observe(self) -> AsyncGenerator[ClusterEvent, None]:
         events: asyncio.Queue[ClusterEvent] = asyncio.Queue()
         events.put_nowait(self.listed())
@@ -102,6 +134,17 @@ class FakeGateway:
         finally:
             with suppress(ValueError):
                 self.watchers.remove(events)
+
+    async def observe_nodes(self) -> AsyncGenerator[NodeEvent, None]:
+        events: asyncio.Queue[NodeEvent] = asyncio.Queue()
+        events.put_nowait(NodesListed(tuple(self.nodes.values()), self.pods_hidden))
+        self.node_watchers.append(events)
+        try:
+            while True:
+                yield await events.get()
+        finally:
+            with suppress(ValueError):
+                self.node_watchers.remove(events)
 
     async def close(self) -> None:
         pass
@@ -132,6 +175,18 @@ class FakeGateway:
         """The object leaves the cluster."""
         gone = self.vms.pop(name)
         self._tell(Gone(name, gone.uid))
+
+    def put_node(self, node):
+        self.nodes[node.name] = node
+        self.tell_of_nodes(NodeChanged(node))
+
+    def drop_node(self, name):
+        del self.nodes[name]
+        self.tell_of_nodes(NodeGone(name))
+
+    def tell_of_nodes(self, event):
+        for watcher in self.node_watchers:
+            watcher.put_nowait(event)
 
     def called(self, call):
         return [name for what, name in self.calls if what == call]

@@ -1,0 +1,214 @@
+"""Nodes as the one replica that watches them saw them last, for everybody else to read.
+
+Each write gives the row a version from one sequence. The writer is fenced by its lease, so that versions are committed in
+their order, and a reader that keeps what it read has to read no more than what is newer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import Uuid
+
+from app.domain.nodes import Node, Taint
+
+WATCH = "nodes"
+"""The watch of nodes: the name of its row, and of the lease of who watches."""
+PODS_WATCH = "pods"
+"""Whether what runs on them is seen too: a row that is broken says why not."""
+
+# What looks as before is not written again: its version would have every reader read it again.
+_WRITE = text("""
+    INSERT INTO node (name, uid, zone, facts, used, vms, version)
+    VALUES (:name, :uid, :zone, :facts, :used, :vms, nextval('node_version'))
+    ON CONFLICT (name) DO UPDATE SET uid = excluded.uid, zone = excluded.zone, facts = excluded.facts, used = excluded.used,
+        vms = excluded.vms, version = excluded.version, changed_at = now()
+    WHERE (node.uid, node.zone, node.facts, node.used, node.vms)
+        IS DISTINCT FROM (excluded.uid, excluded.zone, excluded.facts, excluded.used, excluded.vms)
+""").bindparams(
+    bindparam("facts", type_=JSONB),
+    bindparam("used", type_=JSONB(none_as_null=True)),
+    bindparam("vms", type_=ARRAY(Uuid)),
+)
+_DROP = text("DELETE FROM node WHERE name = ANY(CAST(:names AS text[]))")
+_KEEP = text("DELETE FROM node WHERE NOT (name = ANY(CAST(:names AS text[])))")
+_COLUMNS = "name, uid, facts, used, vms, version"
+_ALL = text(f"SELECT {_COLUMNS} FROM node ORDER BY name")
+_PAGE = text(f"SELECT {_COLUMNS} FROM node WHERE name > :after ORDER BY name LIMIT :limit")
+_ONE = text(f"SELECT {_COLUMNS} FROM node WHERE name = :name")
+# One statement, so that names and rows are of one moment.
+_NEWER = text(f"""
+    SELECT n.name AS known, {", ".join(f"m.{column.strip()}" for column in _COLUMNS.split(","))}
+    FROM node n LEFT JOIN node m ON m.name = n.name AND m.version > :version
+""")
+
+# Of VMs on their way those that have no pod on a node yet take room that nobody else sees.
+_UNPLACED = text("""
+    SELECT p.id, p.revision, count(*) AS n FROM vm v JOIN pool p ON p.id = v.pool_id
+    WHERE v.ended_at IS NULL AND v.state IN ('planned', 'creating', 'booting') AND NOT (v.id = ANY(CAST(:placed AS uuid[])))
+    GROUP BY p.id
+""")
+
+_VMS_BY_STATE = text("""
+    SELECT node, state, count(*) AS n FROM vm
+    WHERE ended_at IS NULL AND node = ANY(CAST(:names AS text[])) GROUP BY node, state
+""")
+_VMS = text("""
+    SELECT v.id, v.name, v.state, p.name AS pool FROM vm v JOIN pool p ON p.id = v.pool_id
+    WHERE v.ended_at IS NULL AND v.node = :name ORDER BY v.id LIMIT 1000
+""")
+
+# Never waits for a planner that has the row: it looks again soon anyway.
+_WAKE = text("""
+    UPDATE pool_plan SET due_at = now() WHERE pool_id = ANY(ARRAY(
+        SELECT pool_id FROM pool_plan WHERE waits_for_room AND due_at > now() FOR UPDATE SKIP LOCKED))
+""")
+_WRITE_FITNESS = text("""
+    UPDATE pool_plan SET unfit = :unfit, waits_for_room = :waits WHERE pool_id = :id
+      AND (unfit, waits_for_room) IS DISTINCT FROM (CAST(:unfit AS text), :waits)
+""")
+_UNFIT = text("SELECT unfit FROM pool_plan WHERE pool_id = :id")
+
+
+@dataclass(frozen=True, slots=True)
+class NewerNodes:
+    """`names` are all nodes there are; `changed` those that are newer than what was asked for, `version` the newest of them."""
+
+    names: frozenset[str]
+    changed: tuple[Node, ...]
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaced:
+    """VMs of one pool on their way that have no pod on a node yet; those of an older template count as of this one."""
+
+    pool_id: UUID
+    revision: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmOnNode:
+    id: UUID
+    name: str
+    state: str
+    pool: str
+
+
+async def write(tx: AsyncConnection, nodes: Sequence[Node]) -> None:
+    """Writes these, where they look otherwise than before."""
+    if nodes:
+        await tx.execute(_WRITE, [_row(node) for node in sorted(nodes, key=lambda node: node.name)])
+
+
+async def drop(tx: AsyncConnection, names: Sequence[str]) -> None:
+    if names:
+        await tx.execute(_DROP, {"names": list(names)})
+
+
+async def keep_only(tx: AsyncConnection, names: Sequence[str]) -> None:
+    """Drops all others: a whole list has shown that they are gone."""
+    await tx.execute(_KEEP, {"names": list(names)})
+
+
+async def read_all(tx: AsyncConnection) -> list[Node]:
+    return [_read(row) for row in (await tx.execute(_ALL)).mappings()]
+
+
+async def read_newer(tx: AsyncConnection, version: int) -> NewerNodes:
+    """All names, and the nodes that are newer than `version` (0: all)."""
+    rows = (await tx.execute(_NEWER, {"version": version})).mappings().all()
+    newest = max((row["version"] for row in rows if row["name"] is not None), default=version)
+    changed = tuple(_read(row) for row in rows if row["name"] is not None)
+    return NewerNodes(frozenset(row["known"] for row in rows), changed, newest)
+
+
+async def page(tx: AsyncConnection, *, after: str, limit: int) -> list[Node]:
+    """By name, those after `after`."""
+    return [_read(row) for row in (await tx.execute(_PAGE, {"after": after, "limit": limit})).mappings()]
+
+
+async def get(tx: AsyncConnection, name: str) -> Node | None:
+    row = (await tx.execute(_ONE, {"name": name})).mappings().first()
+    return _read(row) if row else None
+
+
+async def unplaced(tx: AsyncConnection, placed: Sequence[UUID]) -> list[Unplaced]:
+    """By pool, the VMs on their way that are not among those `placed`."""
+    rows = await tx.execute(_UNPLACED, {"placed": list(placed)})
+    return [Unplaced(row.id, row.revision, row.n) for row in rows]
+
+
+async def count_vms(tx: AsyncConnection, names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Our VMs on each of these nodes, by state."""
+    found: dict[str, dict[str, int]] = {name: {} for name in names}
+    for row in await tx.execute(_VMS_BY_STATE, {"names": list(names)}):
+        found[row.node][row.state] = row.n
+    return found
+
+
+async def vms_on(tx: AsyncConnection, name: str) -> list[VmOnNode]:
+    """Our VMs on one node, the oldest first, at most a thousand."""
+    return [VmOnNode(row.id, row.name, row.state, row.pool) for row in await tx.execute(_VMS, {"name": name})]
+
+
+async def wake_waiting(tx: AsyncConnection) -> int:
+    """Has every pool planned that waits for room; how many those are."""
+    return (await tx.execute(_WAKE)).rowcount
+
+
+async def write_fitness(tx: AsyncConnection, pool_id: UUID, *, unfit: str | None, waits_for_room: bool) -> None:
+    """What the last plan found: why no node could take a VM of the pool, and whether it waits for room."""
+    await tx.execute(_WRITE_FITNESS, {"id": pool_id, "unfit": unfit, "waits": waits_for_room})
+
+
+async def unfit(tx: AsyncConnection, pool_id: UUID) -> str | None:
+    """Why no node could take a VM of the pool; None: one could, or nothing is known."""
+    found: str | None = (await tx.execute(_UNFIT, {"id": pool_id})).scalar()
+    return found
+
+
+def _row(node: Node) -> dict[str, object]:
+    facts = {
+        "labels": dict(node.labels),
+        "taints": [[taint.key, taint.value, taint.effect] for taint in node.taints],
+        "cordoned": node.cordoned,
+        "conditions": dict(node.conditions),
+        "capacity": dict(node.capacity),
+        "allocatable": dict(node.allocatable),
+        "images": [list(image) for image in node.images],
+    }
+    used = None if node.used is None else {"pods": dict(node.used), "pinned": node.pinned}
+    vms = sorted(found for text_id in node.vms if (found := _as_id(text_id)) is not None)
+    return {"name": node.name, "uid": node.uid, "zone": node.zone, "facts": facts, "used": used, "vms": vms}
+
+
+def _as_id(value: str) -> UUID | None:
+    """A label that says something else is nobody's VM."""
+    try:
+        return UUID(value)
+    except ValueError:
+        return None
+
+
+def _read(row: Mapping[Any, Any]) -> Node:
+    facts, used = row["facts"], row["used"]
+    return Node(
+        name=row["name"],
+        uid=row["uid"],
+        labels=facts["labels"],
+        taints=tuple(Taint(*taint) for taint in facts["taints"]),
+        cordoned=facts["cordoned"],
+        conditions=facts["conditions"],
+        capacity=facts["capacity"],
+        allocatable=facts["allocatable"],
+        images=tuple((name, size) for name, size in facts["images"]),
+        used=None if used is None else used["pods"],
+        pinned=0 if used is None else used["pinned"],
+        vms=frozenset(str(vm_id) for vm_id in row["vms"]),
+    )
