@@ -197,10 +197,10 @@ class ChoiceView(BaseModel):
 
 
 class RememberedView(BaseModel):
-    """What is kept for the next claim of the same shape. null: nothing is, and `reason` says why."""
+    """What is kept for the next claim of the same shape. Where something is missing `reason` says why."""
 
-    pool: str | None
-    preload: str | None
+    pool: str | None = Field(description="The pool that serves the shape.")
+    preloads: list[str] = Field(description="What brings its images near.")
     reason: str | None
 
 

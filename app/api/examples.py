@@ -152,7 +152,7 @@ VM_CLAIM: Final[Json] = {
         ],
         "tried": [],
     },
-    "remembered": {"pool": "remembered-7b9084e84b", "preload": None, "reason": None},
+    "remembered": {"pool": "remembered-7b9084e84b", "preloads": ["ubuntu-22-04-1f0c6a"], "reason": None},
     "bound_at": "2026-01-12T09:05:31.300000Z",
     "timings": {"wait": 31.3, "boot": 31.2, "warm": 0.0, "stages": _STAGES},
 }

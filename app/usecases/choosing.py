@@ -295,6 +295,7 @@ class Chooser:
                 warm_when=wish.warm_when,
             ),
         )
+        self.forget_pools()
         try:
             async with self._db.begin() as tx:
                 await rerouting.remember(tx, claim_id, remembered)

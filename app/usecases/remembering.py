@@ -1,4 +1,4 @@
-"""What a claim leaves for the next one of its shape: a small pool of it."""
+"""What a claim leaves for the next one of its shape: a small pool of it, and its images brought near."""
 
 from typing import Any
 
@@ -11,24 +11,33 @@ from app.store import pools as pool_rows
 from app.store import shapes
 from app.store.database import Database
 from app.usecases.pools import put_pool
+from app.usecases.preloads import ensure_preloads
 
 _HASH = 10
 log = structlog.get_logger(__name__)
 
 
 async def remember(db: Database, gateway: Gateway, template: VmTemplate, spec: PoolSpec) -> dict[str, Any]:
-    """Names the pool that serves the shape from now on, and makes it where there is none: `{pool, preload, reason}`.
+    """Names the pool that serves the shape from now on and the preloads of its images, and makes what is missing of them:
+    `{pool, preloads, reason}`.
 
-    A pool that stands already is left as its owner has it. What cannot be had is null, and `reason` says why.
+    What stands already is left as its owner has it. What cannot be had is missing, and `reason` says why.
     """
     reasons: list[str] = []
     pool: str | None = None
+    preloads: list[str] = []
     try:
         pool = await _ensure_pool(db, gateway, template, spec)
     except EmberpoolError as error:
         log.info("shape.not_remembered", shape=template.shape, error=error.detail)
         reasons.append(f"no pool was made: {error.detail}")
-    return {"pool": pool, "preload": None, "reason": "; ".join(reasons) or None}
+    if spec.start_from is None:
+        try:
+            preloads = [preload.name for preload in await ensure_preloads(db, gateway, template)]
+        except EmberpoolError as error:
+            log.info("shape.images_not_remembered", shape=template.shape, error=error.detail)
+            reasons.append(f"its images are not brought near: {error.detail}")
+    return {"pool": pool, "preloads": preloads, "reason": "; ".join(reasons) or None}
 
 
 async def _ensure_pool(db: Database, gateway: Gateway, template: VmTemplate, spec: PoolSpec) -> str:
