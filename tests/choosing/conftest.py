@@ -4,12 +4,15 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from app.cluster.kubevirt import connect
+from app.config import Settings
 from tests.choosing.scene import Process
+from tests.clusters import dev_cluster
 from tests.store.shared import db, shared_database_url
 from tests.usecases.conftest import make_desk
 from tests.workers.gateway import FakeGateway
 
-__all__ = ["db", "make_desk", "shared_database_url"]
+__all__ = ["db", "dev_cluster", "make_desk", "shared_database_url"]
 
 
 @pytest.fixture
@@ -33,3 +36,13 @@ async def start(db, gateway):
 @pytest.fixture
 def process(start) -> Process:
     return start()
+
+
+@pytest.fixture
+async def dev_gateway(dev_cluster, tmp_path):
+    """A dev cluster, whose shapes are of specs as they are sent."""
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(dev_cluster.kubeconfig_text())
+    gateway = await connect(Settings(kubeconfig=kubeconfig))
+    yield gateway
+    await gateway.close()
