@@ -74,7 +74,7 @@ async def start_of(tx: AsyncConnection, name: str) -> FromVolume | FromImage | s
 async def ready_for_images(tx: AsyncConnection, images: Sequence[ImageRef]) -> list[PreloadOption]:
     """Of each image the preload that serves it best, in the order of `images`; images that none brings near are missing.
 
-    A VM starts from one preload: see `domain.preload_choice.choose_preload` for what that makes of several images.
+    A VM starts from one preload: `domain.preload_choice.needed_image` says which of several images counts.
     """
     rows = await tx.execute(_FOR_IMAGES, {"images": [image.reference for image in images]})
     found = {ImageRef(ImageKind(row.image_kind), row.image): row for row in rows}

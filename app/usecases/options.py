@@ -1,6 +1,6 @@
 """What ways there are to a VM of one shape at this moment, each with what it would take or why it is not open."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -8,8 +8,9 @@ from app.cluster.gateway import VmTemplate
 from app.config import Settings
 from app.domain.choice import PathOption
 from app.domain.observation import WarmWhen
-from app.domain.paths import ImageRef, Path
+from app.domain.paths import Path
 from app.domain.pools import StartFrom
+from app.domain.preload_choice import needed_image
 from app.domain.statistics import BootTimes
 from app.store import paths, preloads, shapes, snapshots, statistics
 from app.store.database import Tx
@@ -134,16 +135,16 @@ async def _snapshot_option(tx: Tx, terms: VmTerms) -> PathOption:
 async def _preload_option(tx: Tx, terms: VmTerms) -> PathOption:
     if terms.start_from is not None:
         return await _forced(tx, Path.PRELOAD, terms.start_from)
-    images = terms.template.images
-    if not images:
-        return PathOption(Path.PRELOAD, available=False, why="its disks come from no image that could be preloaded")
-    ready = await preloads.ready_for_images(tx, images)
+    image = needed_image(terms.template.images)
+    if isinstance(image, str):
+        return PathOption(Path.PRELOAD, available=False, why=image)
+    ready = await preloads.ready_for_images(tx, [image])
     if ready:
         return PathOption(Path.PRELOAD, ready[0].name)
-    coming = await preloads.under_way_for_images(tx, images)
+    coming = await preloads.under_way_for_images(tx, [image])
     if coming:
         return PathOption(Path.PRELOAD, coming[0], available=False, why=f"preload {coming[0]!r} is on its way")
-    return PathOption(Path.PRELOAD, available=False, why=f"no preload brings {_name(images)} near")
+    return PathOption(Path.PRELOAD, available=False, why=f"no preload brings {image.reference} near")
 
 
 def _cold_option(terms: VmTerms) -> PathOption:
@@ -197,7 +198,3 @@ def _measured(option: PathOption, own: PathTimes, overall: PathTimes) -> PathOpt
         overall=overall.of(option.path),
         basis=option.basis,
     )
-
-
-def _name(images: Sequence[ImageRef]) -> str:
-    return ", ".join(image.reference for image in images)

@@ -1,0 +1,33 @@
+import pytest
+
+from app.domain.paths import ImageKind, ImageRef
+from app.domain.preload_choice import needed_image
+
+HTTP = ImageRef(ImageKind.HTTP, "https://images.example/a")
+REGISTRY = ImageRef(ImageKind.REGISTRY, "docker://registry.example/a")
+DISK = ImageRef(ImageKind.CONTAINER, "registry.example/a")
+SECOND = ImageRef(ImageKind.CONTAINER, "registry.example/b")
+PVC = ImageRef(ImageKind.PVC, "vms/golden")
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        ((HTTP,), HTTP),
+        ((DISK, HTTP), HTTP),
+        ((PVC, HTTP), HTTP),
+        ((HTTP, HTTP), HTTP),
+        ((DISK, SECOND), DISK),
+        ((PVC, DISK), DISK),
+    ],
+)
+def test_one_image_decides(images, found):
+    assert needed_image(images) == found
+
+
+@pytest.mark.parametrize(
+    ("images", "why"),
+    [((HTTP, REGISTRY), "from 2 images"), ((PVC,), "near already"), ((), "no image")],
+)
+def test_or_it_is_said_why_none_does(images, why):
+    assert why in needed_image(images)
