@@ -26,7 +26,9 @@ from app.api import (
     events,
     health,
     manifests,
+    nodes,
     paths,
+    placements,
     pools,
     preloads,
     problems,
@@ -66,6 +68,7 @@ _TAGS = [
         "description": "What each way to a VM costs here: a warm pool, a snapshot, a preloaded image, a cold start.",
     },
     {"name": "vms", "description": "Each VM, and what became of it."},
+    {"name": "nodes", "description": "Where VMs can run, what is left there, and whether a VM fits."},
     {"name": "manifests", "description": "Kubernetes-style YAML, and what it becomes."},
     {"name": "events", "description": "What happened, as a page or as a stream."},
     {"name": "health", "description": "Whether the service can do its work."},
@@ -84,7 +87,20 @@ def create_app(role: Role = Role.ALL) -> FastAPI:
         swagger_ui_parameters={"displayRequestDuration": True, "tryItOutEnabled": True, "defaultModelsExpandDepth": 0},
     )
     if role is not Role.WORKER:
-        for part in (claim_route, batch, claims, pools, preloads, snapshots, paths, vms, manifests, events):
+        for part in (
+            claim_route,
+            batch,
+            claims,
+            pools,
+            preloads,
+            snapshots,
+            paths,
+            vms,
+            nodes,
+            placements,
+            manifests,
+            events,
+        ):
             app.include_router(part.router)
     app.include_router(health.router)
     problems.install(app)

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.api import examples, preload_examples
+from app.api import examples, node_examples, preload_examples
 from app.api.problems import Problem, responses
 from app.api.snapshot_examples import SNAPSHOT
 from app.errors import BodyTooLarge, EmberpoolError, MalformedBody, Unauthenticated, UnsupportedMediaType
@@ -23,6 +23,10 @@ _SHAPES: Json = {
     "VmView": examples.VM,
     "VmWithHistory": {**examples.VM, "history": [examples.EVENT]},
     "EventView": examples.EVENT,
+    "NodePage": node_examples.NODE_PAGE,
+    "NodeView": node_examples.NODE,
+    "NodeWithVms": node_examples.NODE_WITH_VMS,
+    "PlacementAnswer": node_examples.ANSWER,
     "ManifestsView": examples.APPLIED,
     "RenewBody": examples.RENEWAL,
     "Readiness": examples.READINESS,

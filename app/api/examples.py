@@ -25,6 +25,9 @@ POOL: Final[Json] = {
     "spec": {
         "size": 10,
         "template": {"image": "quay.io/containerdisks/ubuntu:22.04", "cpu": 2, "memory": "2Gi"},
+        "start_from": None,
+        "placement": None,
+        "allow_unschedulable": False,
         "min_available": 5,
         "auto_replenish": True,
         "max_vms": None,
@@ -250,6 +253,11 @@ UNREADINESS: Final[Json] = {
 }
 
 DETAILS: Final[dict[str, str]] = {
+    "unschedulable": (
+        "no node could take a VM of this pool, even with nothing else on it: node1: 1Gi hugepages: 4 free of 4, 6 needed. "
+        "Ask for less, or for what the nodes have; allow_unschedulable takes the pool all the same"
+    ),
+    "node-not-found": "no node is named 'node9'; GET /v1/nodes lists those that there are",
     "invalid-request": "size: Input should be greater than or equal to 0; it is -1. Nothing was changed",
     "malformed-body": "the body is not JSON: EOF while parsing a string at line 1 column 13",
     "unsupported-media-type": "the content type is text/plain; send JSON as application/json",

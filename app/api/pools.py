@@ -23,8 +23,10 @@ from app.errors import (
     PoolBeingDeleted,
     PoolNotFound,
     TemplateRefused,
+    Unschedulable,
     UnsupportedMediaType,
 )
+from app.store import nodes as node_rows
 from app.store import planning, statistics
 from app.store import pools as pool_rows
 from app.store.rows import PoolRow
@@ -73,6 +75,14 @@ _BODIES: dict[str, Example] = {
             },
         },
     },
+    "pinned": {
+        "summary": "CPUs and hugepages of its own, spread over zones",
+        "value": {
+            "size": 4,
+            "template": {"image": "quay.io/containerdisks/ubuntu:22.04", "cpu": 4, "memory": "4Gi"},
+            "placement": {"dedicated_cpus": True, "hugepages": "2Mi", "spread": "zones"},
+        },
+    },
     "drained": {
         "summary": "Filled on request alone, with short leases",
         "value": {
@@ -94,7 +104,15 @@ _BODIES: dict[str, Example] = {
     responses={
         201: {"model": PoolView, "description": "Created: its VMs are on their way"},
         **responses(
-            *(InvalidRequest, TemplateRefused, MalformedBody, BodyTooLarge, UnsupportedMediaType, PoolBeingDeleted),
+            *(
+                InvalidRequest,
+                TemplateRefused,
+                Unschedulable,
+                MalformedBody,
+                BodyTooLarge,
+                UnsupportedMediaType,
+                PoolBeingDeleted,
+            ),
             *(ClusterUnavailable, ClusterForbidden, ClusterError, DatabaseUnavailable),
         ),
     },
@@ -212,4 +230,6 @@ async def _views(svc: Services, pools: list[PoolRow]) -> list[PoolView]:
     async with svc.db.begin() as tx:
         figures = await statistics.of_pools(tx, [pool.id for pool in pools])
         notes = [await planning.notes(tx, pool.id) for pool in pools]
-    return [PoolView.of(pool, figures[pool.id], note) for pool, note in zip(pools, notes, strict=True)]
+        unfit = [await node_rows.unfit(tx, pool.id) for pool in pools]
+    told = zip(pools, notes, unfit, strict=True)
+    return [PoolView.of(pool, figures[pool.id], note, why) for pool, note, why in told]

@@ -55,7 +55,7 @@ class PoolView(BaseModel):
     status: PoolStatus
 
     @classmethod
-    def of(cls, pool: PoolRow, figures: PoolFigures, notes: tuple[str, ...]) -> Self:
+    def of(cls, pool: PoolRow, figures: PoolFigures, notes: tuple[str, ...], unfit: str | None = None) -> Self:
         counts = figures.counts
         flags = PoolFlags(
             deleting=pool.deleting_at is not None,
@@ -65,6 +65,7 @@ class PoolView(BaseModel):
             else None,
             auto_replenish=pool.spec.auto_replenish,
             last_failure=pool.last_failure if pool.consecutive_failures else None,
+            unfit=unfit,
         )
         health = assess(counts, size=pool.spec.size, min_available=pool.spec.min_available, flags=flags, notes=notes)
         return cls(

@@ -15,9 +15,11 @@ from app.cluster.kinds import CLAIMS, PODS, VMIS, VMS, Kind
 from app.cluster.manifests import vm_manifest
 from app.cluster.nodes import observe_nodes
 from app.cluster.observations import observe_pod, observe_vm
+from app.cluster.placement import fragment_of
 from app.cluster.preloads import KubeVirtPreloads
 from app.cluster.snapshots import KubeVirtSnapshots
 from app.cluster.starts import begin, claims_of
+from app.cluster.vm_pools import KubeVirtVmPools
 from app.cluster.watch import Snapshot, observe
 from app.config import Settings
 from app.domain.nodes import Demand
@@ -49,6 +51,7 @@ class KubeVirtGateway:
         self._client = client
         self.snapshots = KubeVirtSnapshots(settings, client)
         self.preloads = KubeVirtPreloads(settings, client)
+        self.vm_pools = KubeVirtVmPools(settings, client)
 
     def expand(
         self,
@@ -64,6 +67,9 @@ class KubeVirtGateway:
 
     def demand(self, spec: Manifest) -> Demand | None:
         return demand_of(spec)
+
+    def fragment(self, spec: Manifest) -> Manifest:
+        return fragment_of(spec)
 
     async def check(self, template: VmTemplate) -> None:
         vm_id = new_id()

@@ -73,6 +73,9 @@ class FakeGateway:
     def demand(self, spec):
         return self.demands
 
+    def fragment(self, spec):
+        return spec
+
     async def check(self, template):
         await self._called("check", template.fingerprint)
 
