@@ -8,6 +8,7 @@ import uuid_utils
 
 _NAME_LIMIT = 63  # a label value's limit, and a host name's: VM names are used as both
 _ID_CHARS = 26  # 128 bits in base32
+_VM_POOL_LIMIT = 57  # an index of up to five digits comes behind it
 _PRELOAD_LIMIT = 50  # CDI puts a digest behind the name of what a schedule imports, and 63 are the limit again
 
 
@@ -30,6 +31,17 @@ def vm_name(pool: str, vm_id: uuid.UUID) -> str:
     """
     suffix = base64.b32encode(vm_id.bytes).decode().rstrip("=").lower()
     return f"{pool[: _NAME_LIMIT - _ID_CHARS - 1].replace('.', '-').rstrip('-')}-{suffix}"
+
+
+def vm_pool_name(pool: str, pool_id: uuid.UUID, made: int) -> str:
+    """The cluster name of the VirtualMachinePool that was made for the pool as its `made`th, at most 57 characters.
+
+    Its VMs are called after it with an index behind, so that the names of two pools' VMs are never the same; nor are those of
+    one that was deleted and the one that took its place, whose VMs could else boot the disks of those before them.
+    """
+    suffix = base64.b32encode(pool_id.bytes[-5:]).decode().lower()  # the end of a UUIDv7 is chance
+    rest = f"-{suffix}" + (f"-{made}" if made > 1 else "")
+    return f"{pool[: _VM_POOL_LIMIT - len(rest)].replace('.', '-').rstrip('-')}{rest}"
 
 
 def preload_object_name(preload: str, preload_id: uuid.UUID, generation: int) -> str:

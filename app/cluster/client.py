@@ -21,7 +21,7 @@ from app.cluster.faults import reason_of, translate, translating
 from app.cluster.gateway import Manifest
 from app.cluster.kinds import Kind
 from app.config import Settings
-from app.errors import ClusterConflict, ClusterError, ClusterRefused, ClusterUnavailable, WatchExpired
+from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterRefused, ClusterUnavailable, WatchExpired
 
 # Unknown fields are pruned in silence otherwise.
 _STRICT = {"fieldValidation": "Strict", "fieldManager": labels.MANAGER}
@@ -111,6 +111,15 @@ class KubeVirtClient:
                 "PATCH", kind.path(self._namespace, name), body=steps, query=_STRICT, content_type=_JSON_PATCH
             )
         return _as_object(answer)
+
+    async def versions(self, group: str) -> tuple[str, ...]:
+        """The versions in which the cluster serves an API group, as it prefers them; none where it does not know it."""
+        try:
+            with translating(f"ask for the versions of {group}"):
+                answer = _as_object(await self._call("GET", f"/apis/{group}"))
+        except ClusterNotFound:
+            return ()
+        return tuple(str(each["version"]) for each in answer.get("versions") or [])
 
     async def list_all(self, kind: Kind, *, selector: str | None = None) -> tuple[list[Manifest], str]:
         """Every object with our labels, and the resourceVersion from which a watch goes on.

@@ -33,6 +33,8 @@ class Kind:
 
 VMS = Kind("kubevirt.io", "v1", "virtualmachines", "VirtualMachine")
 VMIS = Kind("kubevirt.io", "v1", "virtualmachineinstances", "VirtualMachineInstance")
+VM_POOLS = Kind("pool.kubevirt.io", "v1beta1", "virtualmachinepools", "VirtualMachinePool")
+"""Served in this version since KubeVirt 1.7, and before as v1alpha1 alone."""
 CLAIMS = Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 VM_SNAPSHOTS = Kind("snapshot.kubevirt.io", "v1beta1", "virtualmachinesnapshots", "VirtualMachineSnapshot")
 VM_SNAPSHOT_CONTENTS = Kind(

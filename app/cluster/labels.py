@@ -6,11 +6,17 @@ PREFIX = "emberpool.io/"
 INSTANCE = f"{PREFIX}instance"
 POOL = f"{PREFIX}pool"
 VM_ID = f"{PREFIX}vm-id"
+POOL_ID = f"{PREFIX}pool-id"
+"""What a VirtualMachinePool of ours selects by: the id of the pool that it stands for."""
 CLAIM = f"{PREFIX}claim"
 SNAPSHOT = f"{PREFIX}snapshot"
 TAKE = f"{PREFIX}take"
 PRELOAD = f"{PREFIX}preload-id"
 GENERATION = f"{PREFIX}generation"
+REVISION = f"{PREFIX}revision"
+"""An annotation: the revision of the template that a VirtualMachinePool makes its VMs from."""
+MEMBERS = f"{PREFIX}members"
+"""A finalizer: a VirtualMachinePool that is deleted waits until its VMs are detached."""
 
 
 def is_ours(key: str) -> bool:

@@ -19,7 +19,7 @@ def vm_manifest(*, name: str, namespace: str, instance: str, pool: str, vm_id: s
     `spec.template.metadata`. DataVolume templates get names of this VM's own, and its volumes follow.
     """
     spec = copy.deepcopy(spec)
-    _rename_data_volumes(spec, name)
+    rename_data_volumes(spec, name)
     metadata: Manifest = spec["template"].setdefault("metadata", {})
     metadata["labels"] = {**(metadata.get("labels") or {}), **_our_labels(instance=instance, pool=pool, vm_id=vm_id)}
     annotations = metadata.get("annotations") or {}
@@ -36,17 +36,29 @@ def vm_manifest(*, name: str, namespace: str, instance: str, pool: str, vm_id: s
     }
 
 
-def data_volume_name(vm: str, template: str) -> str:
-    """The name of one VM's own copy of a DataVolume template, at most 63 characters.
+def data_volume_name(vm: str, template: str, *, limit: int = _NAME_LIMIT) -> str:
+    """The name of one VM's own copy of a DataVolume template, at most `limit` characters.
 
     Two VMs must never share it: KubeVirt v1.9.0 looks a DataVolume up by name alone, so that a VM would boot another's
     disk. A name that has to be cut ends in a hash of the whole.
     """
     whole = f"{vm}-{template}"
-    if len(whole) <= _NAME_LIMIT:
+    if len(whole) <= limit:
         return whole
     digest = hashlib.sha256(whole.encode()).hexdigest()[:_DIGEST_CHARS]
-    return f"{whole[: _NAME_LIMIT - _DIGEST_CHARS - 1].rstrip('-.')}-{digest}"
+    return f"{whole[: limit - _DIGEST_CHARS - 1].rstrip('-.')}-{digest}"
+
+
+def rename_data_volumes(spec: Manifest, owner: str, *, limit: int = _NAME_LIMIT) -> None:
+    """Gives the DataVolume templates of a VM's spec, and all that names them, names of `owner`'s own. Changes `spec`."""
+    renamed: dict[str, str] = {}
+    for template in spec.get("dataVolumeTemplates") or []:
+        old = template["metadata"]["name"]
+        renamed[old] = template["metadata"]["name"] = data_volume_name(owner, old, limit=limit)
+    for volume in spec["template"]["spec"].get("volumes") or []:
+        for source, key in _disk_references(volume):
+            if source.get(key) in renamed:
+                source[key] = renamed[source[key]]
 
 
 def _our_labels(*, instance: str, pool: str, vm_id: str) -> dict[str, str]:
@@ -56,17 +68,6 @@ def _our_labels(*, instance: str, pool: str, vm_id: str) -> dict[str, str]:
         labels.POOL: pool,
         labels.VM_ID: vm_id,
     }
-
-
-def _rename_data_volumes(spec: Manifest, vm: str) -> None:
-    renamed: dict[str, str] = {}
-    for template in spec.get("dataVolumeTemplates") or []:
-        old = template["metadata"]["name"]
-        renamed[old] = template["metadata"]["name"] = data_volume_name(vm, old)
-    for volume in spec["template"]["spec"].get("volumes") or []:
-        for source, key in _disk_references(volume):
-            if source.get(key) in renamed:
-                source[key] = renamed[source[key]]
 
 
 def _disk_references(volume: Manifest) -> list[tuple[Manifest, str]]:

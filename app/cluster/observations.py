@@ -26,6 +26,7 @@ _TRANSIENT_STATUSES = frozenset(
         "DataVolumeNotFound",
     }
 )
+_POOL_KIND = "VirtualMachinePool"
 _FINAL_SYNC_REASONS = frozenset({"FailedCreate"})
 
 
@@ -69,6 +70,9 @@ def observe_vm(vm: Manifest, vmi: Manifest | None) -> Observation:
         phase_times=dict(_read_phase_times(vmi_status)),
         vmi_created_at=_read_time(vmi_metadata.get("creationTimestamp")),
         agent_at=_find_agent(vmi_status),
+        owner=_find_pool(metadata),
+        pool_id=_read_id(found_labels.get(labels.POOL_ID)),
+        revision=(metadata.get("annotations") or {}).get(labels.REVISION),
     )
 
 
@@ -96,6 +100,7 @@ def trim(item: Manifest) -> Manifest:
     """What `observe_vm` reads of a VM or VMI, and no more: a cache of thousands need not hold their specs."""
     metadata, status = item.get("metadata") or {}, item.get("status") or {}
     kept = ("name", "namespace", "uid", "labels", "creationTimestamp", "deletionTimestamp", "ownerReferences")
+    revision = (metadata.get("annotations") or {}).get(labels.REVISION)
     of_status = (
         "conditions",
         "interfaces",
@@ -107,7 +112,10 @@ def trim(item: Manifest) -> Manifest:
         "startFailure",
     )
     return {
-        "metadata": {key: metadata[key] for key in kept if key in metadata},
+        "metadata": {
+            **{key: metadata[key] for key in kept if key in metadata},
+            **({"annotations": {labels.REVISION: revision}} if revision is not None else {}),
+        },
         "status": {key: status[key] for key in of_status if key in status},
     }
 
@@ -115,6 +123,13 @@ def trim(item: Manifest) -> Manifest:
 def _is_owned(vmi: Manifest, vm_uid: str) -> bool:
     owners = (vmi.get("metadata") or {}).get("ownerReferences") or []
     return any(owner.get("uid") == vm_uid for owner in owners if owner.get("controller"))
+
+
+def _find_pool(metadata: Manifest) -> str | None:
+    owners = metadata.get("ownerReferences") or []
+    return next(
+        (str(owner.get("uid")) for owner in owners if owner.get("controller") and owner.get("kind") == _POOL_KIND), None
+    )
 
 
 def _conditions(status: Manifest) -> Iterator[tuple[str, Manifest]]:

@@ -36,7 +36,8 @@ class Observation:
 
     `vm_id` and `claim_id` are what our labels say (None where a label is missing or is no UUID). `phase` is the VMI's
     (None without one), as is `vmi_created_at`. `agent_at`: since when its agent is connected. `failure` is set where the cluster reports a start that failed. `phase_times` maps a VMI phase to
-    when it was entered (KubeVirt's `status.phaseTransitionTimestamps`).
+    when it was entered (KubeVirt's `status.phaseTransitionTimestamps`). `owner` is the UID of the VirtualMachinePool that owns
+    the VM, `pool_id` the pool that its label stands for, `revision` that of the template which it was made from there.
     """
 
     name: str
@@ -59,6 +60,9 @@ class Observation:
     phase_times: dict[str, datetime] = field(default_factory=dict)
     vmi_created_at: datetime | None = None
     agent_at: datetime | None = None
+    owner: str | None = None
+    pool_id: str | None = None
+    revision: str | None = None
 
     def is_warm(self, when: WarmWhen) -> bool:
         """Booted and fit to be claimed. A paused VM never is: KubeVirt's start strategy `Paused` runs a guest that has not booted."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator, model_validator
 
 from app.config import MAX_LEASE_SECONDS, MAX_POOL_SIZE
+from app.domain.backing import Backing
 from app.domain.observation import WarmWhen
 from app.domain.paths import Path
 from app.domain.placement import Placement
@@ -57,6 +58,13 @@ class PoolSpec(BaseModel):
     start_from: StartFrom | None = Field(
         default=None, description="Let its VMs start from a snapshot or a preload. None: from the template alone."
     )
+    backing: Backing = Field(
+        default=Backing.VIRTUAL_MACHINE,
+        description=(
+            "`VirtualMachine`: each VM is made by this service. `VirtualMachinePool`: the pool is one of those in the cluster, "
+            "to be seen and scaled there; what is done to it there is reported and put right."
+        ),
+    )
     placement: Placement | None = Field(default=None, description="Where its VMs may run, and on what terms.")
     allow_unschedulable: Annotated[bool, Strict()] = Field(
         default=False,
@@ -105,6 +113,17 @@ class PoolSpec(BaseModel):
         return self.start_from.source if self.start_from is not None else None
 
     # Each looks at fields that stand above it; those that are wrong themselves are not there to be compared with.
+
+    @field_validator("backing")
+    @classmethod
+    def _disks_from_the_template(cls, value: Backing, info: ValidationInfo) -> Backing:
+        start_from = info.data.get("start_from")
+        if value is Backing.VIRTUAL_MACHINE_POOL and start_from is not None and start_from.snapshot is not None:
+            raise ValueError(
+                "a VirtualMachinePool cannot start its VMs from a snapshot, whose disks are made for each VM on its own; "
+                "leave backing out, or start from a preload"
+            )
+        return value
 
     @field_validator("min_available")
     @classmethod
