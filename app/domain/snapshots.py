@@ -83,7 +83,7 @@ class SnapshotSpec(BaseModel):
     keep: Count = Field(default=1, ge=1, le=MAX_KEPT, description="How many takes to keep; VMs start from the newest.")
     timeout_seconds: Count = Field(
         default=600,
-        ge=10,
+        ge=1,
         le=86_400,
         description="How long the storage may take; a take that is not ready by then has failed.",
     )

@@ -51,9 +51,8 @@ from app.usecases.snapshot_origins import claim_facts, made_from, origin_of
 
 CLAIM_KEY = "snapshot/"
 """Before a take's id: the idempotency key of the claim on the VM that is booted for it."""
-_POLL_SECONDS = 1.0
-_PATIENT_SECONDS = 5.0
-_PATIENT_AFTER = timedelta(minutes=1)
+_POLL_BOUNDS = (0.25, 5.0)
+_POLL_SHARE = 0.1
 _IDLE_SECONDS = 3600.0
 _WATCH_SECONDS = 5.0
 _SPARE_LEASE_SECONDS = 900
@@ -117,7 +116,7 @@ class Taking:
             log.info("snapshot.deleted", snapshot=item.name)
             return _IDLE_SECONDS
         if plan.look_again_at is not None:
-            rests.append(max(_POLL_SECONDS, (plan.look_again_at - scene.now).total_seconds()))
+            rests.append(max(_POLL_BOUNDS[0], (plan.look_again_at - scene.now).total_seconds()))
         rests.append(_WATCH_SECONDS if scene.row.spec.refresh else _IDLE_SECONDS)
         return min(rests)
 
@@ -375,4 +374,6 @@ def _claim_lease_seconds(row: SnapshotRow) -> int:
 
 
 def _pause(scene: Scene, take: TakeRow) -> float:
-    return _POLL_SECONDS if scene.now - take.state_since < _PATIENT_AFTER else _PATIENT_SECONDS
+    """What has taken long will take long: it is looked at less often."""
+    low, high = _POLL_BOUNDS
+    return min(high, max(low, _POLL_SHARE * (scene.now - take.state_since).total_seconds()))

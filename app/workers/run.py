@@ -32,7 +32,7 @@ _REMOVE_SECONDS = 1.0
 _LABEL_SECONDS = 1.0
 _MEASURE_SECONDS = 5.0
 _PRELOAD_SECONDS = 1.0
-_SNAPSHOT_SECONDS = 1.0
+_SNAPSHOT_SECONDS = 0.5
 log = structlog.get_logger(__name__)
 
 

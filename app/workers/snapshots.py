@@ -61,7 +61,8 @@ class Snapshots:
             seen = await self._cluster.all()
         except ClusterUnavailable:
             raise
-        except ClusterError as error:  # no right to, or no such kind there: snapshots say so themselves when they are taken
+        except ClusterError as error:
+            # No right to, or no such kind there: a snapshot that is asked for will say so.
             log.warning("snapshot.not_compared", error=error.detail)
             return False
         await self._miss(serving, {sight.take_id: sight for sight in seen})

@@ -42,7 +42,7 @@ async def nothing_is_left(server):
 async def test_a_snapshot_that_the_storage_does_not_make(server, dev_cluster, fault, says):
     dev_cluster.faults.order(**fault)
     await server.put("src", size=0, template=template())
-    body = {"name": "bad", "source": {"pool": "src"}, "timeout_seconds": 10}
+    body = {"name": "bad", "source": {"pool": "src"}, "timeout_seconds": 3}
     answer = await server.client.post("/v1/snapshots", json=body)
     assert answer.status_code == 202, answer.text
     found = await failed(server, "bad")

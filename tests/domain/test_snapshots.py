@@ -65,7 +65,7 @@ class TestSpec:
             ({"source": {"vm": "a"}, "refresh": True}, "refresh"),
             ({"keep": 0}, "keep"),
             ({"name": "Bad"}, "name"),
-            ({"timeout_seconds": 1}, "timeout_seconds"),
+            ({"timeout_seconds": 0}, "timeout_seconds"),
         ],
     )
     def test_what_cannot_be_is_refused_by_its_field(self, given, field):

@@ -16,6 +16,7 @@ from app.errors import ClusterForbidden
 from app.ids import new_id, vm_name
 from tests.packaging.checkout import ROOT
 from tests.packaging.preload_work import bring_near, keep_as_snapshots
+from tests.packaging.snapshot_work import take_and_start
 
 NAMESPACE = "emberpool"
 TOKEN = "the-service-account"
@@ -46,10 +47,12 @@ async def work(gateway: Gateway) -> None:
                 raise ClusterForbidden(event.reason)
             if isinstance(event, Changed) and event.observation.ready:
                 break
+    assert str(vm_id) in await gateway.pod_times([str(vm_id)])
     assert (await gateway.create_vm(**vm)).uid == created.uid  # the answer was lost, and the call is made again
     await gateway.label_claim(name=created.name, uid=created.uid, claim_id=str(new_id()))
     await gateway.delete_vm(name=created.name, uid=created.uid)
     await bring_near(gateway.preloads)
+    await take_and_start(gateway)
 
 
 async def work_with(rights: list[tuple[str, str, str]], folder: Path) -> None:
