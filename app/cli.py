@@ -15,8 +15,8 @@ from pydantic import SecretStr, ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from app import commands
 from app import demo as demonstration
+from app.commands.program import mount
 from app.config import Role, Settings
 from app.embedded.cluster import run_cluster
 from app.embedded.folder import default_data_dir, hold_folder
@@ -163,7 +163,7 @@ def openapi() -> None:
     sys.stdout.write("\n")
 
 
-commands.mount(app)
+mount(app)
 
 
 def main() -> None:

@@ -1,14 +1,1 @@
 """The commands for people at a terminal: clients of the service like any other, over HTTP alone."""
-
-import typer
-
-from app.commands.apply import apply
-from app.commands.claim import claim
-from app.commands.get import get
-from app.commands.release import release
-
-
-def mount(app: typer.Typer) -> None:
-    """Adds them to the program."""
-    for command in (apply, claim, release, get):
-        app.command()(command)
