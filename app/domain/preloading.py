@@ -208,9 +208,8 @@ _ESTIMATE_SECONDS = 60.0
 def next_step(facts: Facts, seen: tuple[Seen, ...], present: Present | None, rules: Rules, now: datetime) -> Step:
     """What follows from the row and from the cluster; `present` is None where the policy does not ask for it."""
     if facts.deleting:
-        left = tuple(each for each in seen if not each.deleting)
         state = _S.DELETING if seen else _S.DELETED
-        return Step(state, Status(), reason=_going(seen), remove=left)
+        return _clear_away(Step(state, Status(), reason=_going(seen)), seen)
     kind = _kind_of(facts.spec)
     current = next((each for each in seen if each.generation == facts.generation and each.kind is kind), None)
     older = tuple(each for each in seen if each is not current)

@@ -7,6 +7,7 @@ goes on. Objects of no row at all are looked for from time to time, and removed.
 
 import random
 import time
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -36,6 +37,7 @@ from app.workers.loop import at_once
 
 _BATCH = 8
 _SLOW = 5.0  # so many times the pace of an import, where somebody else is waited for
+_RESTING = frozenset({PreloadState.READY, PreloadState.FAILED, PreloadState.ABSENT})
 _SWEEP = "preload-sweep"
 _RETRY_CAP_SECONDS = 15.0
 log = structlog.get_logger(__name__)
@@ -92,7 +94,7 @@ class Preloads:
         step = next_step(facts, seen, present, self._rules, now)
         if step.make:
             step = await self._make(item, step)
-        free = await self._unused(item, step)
+        free = await self._unused(item, step, now)
         check_preload_transition(item.state, step.state)
         async with self._db.begin() as tx:
             if not await self._write(tx, item, step, waits=len(free) < len(step.superseded)):
@@ -113,10 +115,16 @@ class Preloads:
         log.info("preload.begun", generation=item.generation)
         return step
 
-    async def _unused(self, item: PreloadRow, step: Step) -> tuple[Seen, ...]:
-        """Of what was superseded, that which nobody clones any more. A VM that was asked for before may be about to."""
+    async def _unused(self, item: PreloadRow, step: Step, now: datetime) -> tuple[Seen, ...]:
+        """Of what was superseded, that which nobody clones any more. A VM that was asked for before may be about to.
+
+        The end of a preload waits no longer for a clone than an import is waited for.
+        """
         if not step.superseded:
             return ()
+        stall = timedelta(seconds=self._settings.preload_stall_seconds)
+        if item.deleting_at is not None and now - item.deleting_at >= stall:
+            return step.superseded
         serving = step.status.serving
         if serving is not None:
             async with self._db.begin() as tx:
@@ -140,7 +148,7 @@ class Preloads:
             attempts=0 if step.state is PreloadState.READY else attempts,
             usable=usable,
             fresh=fresh,
-            seconds=self._pause(step, attempts, waits=waits),
+            seconds=self._pause(step, attempts, waits=waits or item.spec.schedule is not None),
         )
         if not written:
             log.info("preload.lease_lost")
@@ -156,7 +164,7 @@ class Preloads:
         return True
 
     def _pause(self, step: Step, attempts: int, *, waits: bool) -> float:
-        """Seconds until the next look."""
+        """Seconds until the next look. `waits`: somebody else is to do something: end a clone, or import by a schedule."""
         settings = self._settings
         poll, idle = settings.preload_poll_seconds, settings.preload_idle_seconds
         if step.paces:
@@ -166,9 +174,9 @@ class Preloads:
                 cap_seconds=settings.backoff_cap_seconds,
                 roll=random.random(),  # noqa: S311 - jitter, not a secret
             )
-        if step.state in {PreloadState.FAILED, PreloadState.ABSENT} or waits:
-            return min(idle, poll * _SLOW)
-        return idle if step.state is PreloadState.READY else poll
+        if step.state not in _RESTING:
+            return poll
+        return idle if step.state is PreloadState.READY and not waits else min(idle, poll * _SLOW)
 
     async def _defer(self, item: PreloadRow, why: str, retry_after: float | None) -> None:
         seconds = min(_RETRY_CAP_SECONDS, max(self._settings.preload_poll_seconds, retry_after or 0.0))

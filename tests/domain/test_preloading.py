@@ -284,7 +284,8 @@ class TestItsEnd:
         seen = (finished(1), volume(2, deleting=True), daemon_set(3))
         step = decide(facts(deleting=True, serving=serves(1)), *seen)
         assert step.state is S.DELETING
-        assert [each.generation for each in step.remove] == [1, 3]
+        assert [each.generation for each in step.remove] == [3]
+        assert [each.generation for each in step.superseded] == [1]
 
     def test_it_is_over_when_nothing_is_left(self):
         assert decide(facts(deleting=True)).state is S.DELETED

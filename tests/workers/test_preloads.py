@@ -379,6 +379,29 @@ async def test_vms_that_waited_for_it_are_due_at_once(db, gateway, cluster, work
     assert found.used_at is not None
 
 
+async def test_the_end_waits_for_clones_but_not_for_ever(db, gateway, cluster, worker):
+    name = await ready(db, gateway, worker)
+    cluster.cloned[name] = ("somebodys",)
+    await delete_preload(db, "fedora", force=True)
+    found = await look(db, worker)
+    assert (found.state, list(cluster.objects)) == (S.DELETING, [name])
+    assert found.reason == f"waits for DataVolume {name} to go"
+    await execute(db, "UPDATE preload SET deleting_at = now() - interval '601 s'")
+    assert await look(db, worker, 2) is None
+    assert cluster.objects == {}
+
+
+async def test_a_volume_that_cannot_be_removed_now_is_removed_later(db, gateway, cluster, worker):
+    await ready(db, gateway, worker)
+    await delete_preload(db, "fedora", force=False)
+    cluster.before["remove"] = _raise(ClusterUnavailable("no route"))
+    found = await look(db, worker)
+    assert (found.state, len(cluster.objects)) == (S.DELETING, 1)
+    del cluster.before["remove"]
+    assert await look(db, worker, 2) is None
+    assert cluster.objects == {}
+
+
 class TestCollection:
     async def unused(self, db, gateway, worker, name, *, automatic=True, hours=0, **given):
         body = PreloadSpec.model_validate({**DISK, "image": {"http": {"url": f"https://i.example/{name}"}}, **given})
