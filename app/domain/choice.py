@@ -24,7 +24,7 @@ class PathOption:
     """One way for one shape. `source` names the pool, snapshot or preload; `why` says in words why it is not available.
 
     `own` is what was measured for this shape, `overall` for this path over all shapes. A pool's `own` is the time until
-    its next VM, told by `basis`; `on_its_way`: that VM is being made already.
+    its next VM, told by `basis`; `on_its_way`: that VM is being made already. `note` is told where it is taken.
     """
 
     path: Path
@@ -35,6 +35,7 @@ class PathOption:
     overall: BootTimes = NO_DATA
     basis: str | None = None
     on_its_way: bool = False
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +267,8 @@ def _why(chosen: PathOption, fitting: Sequence[PathOption]) -> str:
     }[chosen.path]
     ahead = [other for other in fitting if other.path is not Path.POOL and _place(other.path) < _place(chosen.path)]
     why = "measured to be the fastest" if ahead else "the fastest way there is"
-    return f"{what}: {why}{about}"
+    noted = f" ({chosen.note})" if chosen.note else ""
+    return f"{what}{noted}: {why}{about}"
 
 
 def _why_not(

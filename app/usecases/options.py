@@ -1,7 +1,7 @@
 """What ways there are to a VM of one shape at this moment, each with what it would take or why it is not open."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from app.cluster.gateway import VmTemplate
@@ -16,6 +16,7 @@ from app.store import paths, preloads, shapes, snapshots, statistics
 from app.store.database import Tx
 from app.store.observed import database_now
 from app.store.paths import PathTimes
+from app.store.preloads import PreloadOption
 from app.store.rows import PoolRow
 from app.store.shapes import ServingPool
 from app.usecases.outlook import estimate_in_pool, why_none_will_come
@@ -140,7 +141,7 @@ async def _preload_option(tx: Tx, terms: VmTerms) -> PathOption:
         return PathOption(Path.PRELOAD, available=False, why=image)
     ready = await preloads.ready_for_images(tx, [image])
     if ready:
-        return PathOption(Path.PRELOAD, ready[0].name)
+        return PathOption(Path.PRELOAD, ready[0].name, note=_on_nodes(ready[0]))
     coming = await preloads.under_way_for_images(tx, [image])
     if coming:
         return PathOption(Path.PRELOAD, coming[0], available=False, why=f"preload {coming[0]!r} is on its way")
@@ -189,12 +190,11 @@ class _Resting:
 
 
 def _measured(option: PathOption, own: PathTimes, overall: PathTimes) -> PathOption:
-    return PathOption(
-        path=option.path,
-        source=option.source,
-        available=option.available,
-        why=option.why,
-        own=own.of(option.path),
-        overall=overall.of(option.path),
-        basis=option.basis,
-    )
+    return replace(option, own=own.of(option.path), overall=overall.of(option.path))
+
+
+def _on_nodes(preload: PreloadOption) -> str | None:
+    """A VM that comes to another node pulls its image all the same."""
+    if preload.on_nodes is None or preload.of_nodes is None or preload.on_nodes >= preload.of_nodes:
+        return None
+    return f"its image is on {preload.on_nodes} of {preload.of_nodes} nodes"

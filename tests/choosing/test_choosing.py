@@ -94,6 +94,12 @@ async def test_what_is_about_to_be_there_is_said(db, process):
     assert why_not(answer, "preload") == "preload 'near' is on its way"
 
 
+async def test_an_image_that_is_on_some_nodes_only_says_so(db, process):
+    await make_preload(db, "near", pulled=2)
+    reason = (await process.claim()).claim.choice["reason"]
+    assert reason.startswith("from preload 'near' (its image is on 2 of 3 nodes): the fastest way there is")
+
+
 async def test_a_snapshot_of_another_shape_is_none(db, process):
     await make_snapshot(db, "snap", process.shape(OTHER))
     assert (await process.claim()).claim.choice["path"] == "cold"
