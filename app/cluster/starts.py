@@ -18,7 +18,16 @@ from app.domain.paths import FromImage, FromSnapshot, FromVolume, Start
 
 BOOT = "boot"
 _NO_DISKS = frozenset(
-    {"cloudInitNoCloud", "cloudInitConfigDrive", "configMap", "secret", "sysprep", "serviceAccount", "downwardAPI"}
+    {
+        "emptyDisk",
+        "cloudInitNoCloud",
+        "cloudInitConfigDrive",
+        "configMap",
+        "secret",
+        "sysprep",
+        "serviceAccount",
+        "downwardAPI",
+    }
 )
 
 
@@ -36,9 +45,14 @@ def begin(spec: Manifest, start: Start, *, vm: str, namespace: str) -> Manifest:
 
 
 def has_own_disk(spec: Manifest) -> bool:
-    """Whether an expanded spec brings a disk of its own, beside what cloud-init and the like are told by."""
+    """Whether an expanded spec brings a disk with content, beside what cloud-init and the like are told by."""
+    blank = {
+        template["metadata"]["name"]
+        for template in spec.get("dataVolumeTemplates") or []
+        if "blank" in ((template.get("spec") or {}).get("source") or {})
+    }
     volumes = spec["template"]["spec"].get("volumes") or []
-    return any(not (volume.keys() & _NO_DISKS) for volume in volumes)
+    return any(not (volume.keys() & _NO_DISKS or _claim_of(volume) in blank) for volume in volumes)
 
 
 def claims_of(vm: Manifest, start: Start) -> list[Manifest]:
@@ -117,6 +131,11 @@ def _from_image(spec: Manifest, start: FromImage) -> Manifest:
     if not has_own_disk(spec):
         _add_first(spec["template"]["spec"], [{"name": BOOT, "containerDisk": {"image": start.image}}])
     return spec
+
+
+def _claim_of(volume: Manifest) -> object:
+    named = (volume.get("dataVolume") or {}).get("name")
+    return named or (volume.get("persistentVolumeClaim") or {}).get("claimName")
 
 
 def _drop_template(spec: Manifest, name: str | None) -> None:

@@ -1,6 +1,7 @@
 """What a VM starts from, put into its spec; each result is held against the schemas too."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 
@@ -128,6 +129,22 @@ class TestPreload:
             "volumeMode": "Filesystem",
         }
 
+    def test_an_empty_disk_is_none_to_boot_from(self):
+        spec = expand({"memory": "1Gi", "disk": "5Gi"}, WarmWhen.AGENT, diskless=True).spec
+        begun_spec = begin(spec, PRELOAD, vm=NAME, namespace="vms")
+        assert list(volumes(begun_spec)) == disks(begun_spec) == ["boot", "data"]
+
+    def test_an_import_that_is_kept_as_a_snapshot_is_restored(self):
+        (template,) = begun(WITH_DATA_VOLUME, replace(PRELOAD, is_snapshot=True))["dataVolumeTemplates"]
+        assert template["spec"]["source"] == {"snapshot": {"name": "preload-fedora-1", "namespace": "vms"}}
+
+    def test_a_volume_without_a_namespace_is_in_the_vms_own(self):
+        source = {"pvc": {"name": "golden"}}
+        template = changed(WITH_DATA_VOLUME, "dataVolumeTemplates.0.spec.source", source)
+        start = replace(PRELOAD, image=ImageRef(ImageKind.PVC, "vms/golden"))
+        (template,) = begun(template, start)["dataVolumeTemplates"]
+        assert template["spec"]["source"]["pvc"]["name"] == "preload-fedora-1"
+
     def test_an_image_on_the_nodes_needs_no_change_but_where_there_is_no_disk(self):
         start = FromImage("fedora", "quay.io/containerdisks/fedora:42")
         assert begun(SHORT, start) == expand(SHORT, WarmWhen.AGENT).spec
@@ -138,7 +155,13 @@ class TestPreload:
 
 @pytest.mark.parametrize(
     ("template", "has"),
-    [(VM_SPEC, True), (WITH_DATA_VOLUME, True), (DISKLESS, False)],
+    [
+        (VM_SPEC, True),
+        (WITH_DATA_VOLUME, True),
+        (DISKLESS, False),
+        (changed(VM_SPEC, "template.spec.volumes", [{"name": "a", "emptyDisk": {"capacity": "1Gi"}}]), False),
+        (changed(WITH_DATA_VOLUME, "dataVolumeTemplates.0.spec.source", {"blank": {}}), False),
+    ],
 )
 def test_whether_a_template_brings_a_disk(template, has):
     assert has_own_disk(expand(template, WarmWhen.AGENT).spec) is has
