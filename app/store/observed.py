@@ -19,13 +19,18 @@ _COLUMNS = """
     (p.spec->>'boot_timeout_seconds')::float AS boot_timeout
 """
 _BY_IDS = f"SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = ANY(CAST(:ids AS uuid[]))"
-_BY_NAMES = f"SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.name = ANY(CAST(:names AS text[])) AND v.ended_at IS NULL"
+# Names come back. A row that knows its object's UID is that object's; only one that does not goes by its name.
+_OF_OBJECTS = f"""
+    SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id
+    WHERE v.ended_at IS NULL
+      AND (v.uid = ANY(CAST(:uids AS text[])) OR (v.uid IS NULL AND v.name = ANY(CAST(:names AS text[]))))
+"""
 
 # Only VMs whose object was known before the list was asked for can be missing from it: one that was ready long had it long.
 _MISSING = f"""
     SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id
     WHERE v.ended_at IS NULL AND v.state IN ('booting', 'ready', 'claimed', 'failed', 'releasing') AND least(v.ready_at, v.state_since) < :before
-      AND NOT (v.name = ANY(CAST(:names AS text[])))
+      AND NOT CASE WHEN v.uid IS NULL THEN v.name = ANY(CAST(:names AS text[])) ELSE v.uid = ANY(CAST(:uids AS text[])) END
     ORDER BY v.id LIMIT :limit
 """
 _OVERDUE = f"""
@@ -90,14 +95,17 @@ async def by_ids(tx: AsyncConnection, ids: Iterable[UUID]) -> dict[UUID, Observe
     return {vm.id: vm for vm in await _read(tx, _BY_IDS, {"ids": list(ids)})}
 
 
-async def by_names(tx: AsyncConnection, names: Iterable[str]) -> dict[str, ObservedVm]:
-    """Those that have not ended."""
-    return {vm.name: vm for vm in await _read(tx, _BY_NAMES, {"names": list(names)})}
+async def of_objects(tx: AsyncConnection, objects: Mapping[str, str]) -> list[ObservedVm]:
+    """Those that have not ended, of the objects given as UID: name."""
+    return await _read(tx, _OF_OBJECTS, {"uids": list(objects), "names": list(objects.values())})
 
 
-async def missing(tx: AsyncConnection, *, names: Sequence[str], before: datetime, limit: int) -> list[ObservedVm]:
-    """VMs that should have an object, have been in their state since before `before`, and are not among `names`."""
-    return await _read(tx, _MISSING, {"names": list(names), "before": before, "limit": limit})
+async def missing(tx: AsyncConnection, *, objects: Mapping[str, str], before: datetime, limit: int) -> list[ObservedVm]:
+    """VMs that should have an object, have been in their state since before `before`, and whose object is none of those given
+    as UID: name.
+    """
+    params = {"uids": list(objects), "names": list(objects.values()), "before": before, "limit": limit}
+    return await _read(tx, _MISSING, params)
 
 
 async def overdue(tx: AsyncConnection, *, limit: int) -> list[ObservedVm]:

@@ -14,10 +14,11 @@ from app.domain.observation import Observation
 from app.domain.stages import BootMarks, measure_stages
 from app.domain.states import VM_ENDED, VmState
 from app.errors import ClusterError, ClusterUnavailable
-from app.store import observed, vms
+from app.store import backing, observed, vms
 from app.store.database import Database, Tx
 from app.store.observed import ObservedVm, Sighting
 from app.telemetry import BOOT_SECONDS, ORPHANS, VM_ENDS
+from app.usecases.backing import find_rows
 from app.usecases.vm_fates import FateRules, follow_ready, give_up, let_go, make_ready
 
 _CHUNK = 200
@@ -62,11 +63,14 @@ class Observing:
 
     async def apply_changes(self, seen: Sequence[Observation]) -> None:
         """One transaction for a batch of VMs; the last observation of each counts."""
-        latest = {obs.name: obs for obs in seen}
-        by_id = {vm_id: obs for obs in latest.values() if (vm_id := _vm_id(obs)) is not None}
-        if not by_id:
+        latest = {obs.uid: obs for obs in seen}.values()
+        by_id = {vm_id: obs for obs in latest if (vm_id := _vm_id(obs)) is not None}
+        made = [obs for obs in latest if _vm_id(obs) is None]
+        if not by_id and not made:
             return
         async with self._begin() as tx:
+            if made:
+                by_id |= await find_rows(tx, made)
             now = await observed.database_now(tx)
             booted, pools = await self._apply(tx, by_id, now)
         if booted:
@@ -78,19 +82,17 @@ class Observing:
         """Objects have left the cluster: as we asked, all in one transaction, or without us, each in its own."""
         if not gone:
             return
-        uids = {each.name: each.uid for each in gone}
         async with self._begin() as tx:
-            found = (await observed.by_names(tx, uids)).values()
-            ended = [vm for vm in found if vm.facts.uid is None or vm.facts.uid == uids[vm.name]]
+            ended = await observed.of_objects(tx, {each.uid: each.name for each in gone})
             expected = [vm for vm in ended if vm.state in {VmState.RELEASING, VmState.FAILED}]
             for vm in sorted(
                 expected, key=lambda vm: (vm.pool_id, vm.id)
             ):  # pools in one order, as all who wake planners
                 await let_go(tx, vm)
-        for name in [vm.name for vm in ended if vm not in expected]:
+        for vm in [vm for vm in ended if vm not in expected]:
             async with self._begin() as tx:
-                for vm in (await observed.by_names(tx, [name])).values():
-                    await self._end(tx, vm, reason="its object left the cluster without us")
+                for current in (await observed.by_ids(tx, [vm.id])).values():
+                    await self._end(tx, current, reason="its object left the cluster without us")
 
     async def apply_list(self, listed: Listed) -> None:
         """The whole truth at `began_at`: every VM in it, those that are missing from it, and those that nobody knows."""
@@ -211,19 +213,24 @@ class Observing:
         return True
 
     async def _end_missing(self, listed: Listed) -> None:
-        names = [obs.name for obs in listed.observations]
+        objects = {obs.uid: obs.name for obs in listed.observations}
+        before = listed.began_at - _CLOCK_ALLOWANCE
         async with self._begin() as tx:
-            gone = await observed.missing(tx, names=names, before=listed.began_at - _CLOCK_ALLOWANCE, limit=_CHUNK * 10)
+            gone = await observed.missing(tx, objects=objects, before=before, limit=_CHUNK * 10)
         for vm in gone:
             async with self._begin() as tx:
                 await self._end(tx, vm, reason="its object is not in the cluster")
 
     async def _remove_orphans(self, listed: Listed) -> None:
-        """Objects with our label that no living row knows, once they are older than a create whose answer may be on its way."""
+        """Objects with our label that no living row knows, once they are older than a create whose answer may be on its way.
+
+        What a VirtualMachinePool owns is none, whatever rows say: removed, it would only be replaced.
+        """
         old = [obs for obs in listed.observations if not obs.deleting and self._is_old(obs, listed.began_at)]
         async with self._begin() as tx:
             known = await observed.by_ids(tx, [vm_id for obs in old if (vm_id := _vm_id(obs)) is not None])
-        orphans = [obs for obs in old if _is_orphan(obs, known)]
+            of_pools = await backing.ids_of_uids(tx, [obs.uid for obs in old if _vm_id(obs) is None])
+        orphans = [obs for obs in old if obs.owner is None and obs.uid not in of_pools and _is_orphan(obs, known)]
         for obs in orphans[:_ORPHANS_AT_ONCE]:
             log.warning("orphan.removed", vm=obs.name, uid=obs.uid, pool=obs.pool)
             try:
