@@ -184,6 +184,7 @@ def parse(body: bytes, key: str | None) -> NewClaim | NewVmClaim:
         labels=wish.labels,
         key=key,
         request_hash=fingerprint(wish, leave_out={"paths"}) if key is not None else "",
+        prefer=wish.prefer,
     )
 
 
@@ -244,6 +245,7 @@ def _vm_claim(wish: ClaimBody, key: str | None) -> NewVmClaim:
         warm_when=wish.warm_when or WarmWhen.AGENT,
         start_from=wish.start_from,
         placement=wish.placement,
+        prefer=wish.prefer,
         deadline_seconds=wish.deadline_seconds,
         remember=wish.remember,
         wait_seconds=wish.wait_seconds,

@@ -10,7 +10,7 @@ from app.api.schemas import STAGES
 from app.config import MAX_BATCH, MAX_LEASE_SECONDS, MAX_WAIT_SECONDS
 from app.domain.observation import WarmWhen
 from app.domain.paths import Path
-from app.domain.placement import Placement
+from app.domain.placement import Placement, Prefer
 from app.domain.pools import Count, PoolName, StartFrom
 from app.domain.stages import in_order
 from app.domain.states import ClaimState
@@ -90,6 +90,9 @@ class ClaimBody(_Wish):
     remember: Annotated[bool, Strict()] = Field(
         default=False,
         description="With `vm`: keep a pool of one such VM from now on, and its image near, so that the next claim is warm.",
+    )
+    prefer: Prefer | None = Field(
+        default=None, description="Which warm VM it would rather have, of those that have been ready the longest."
     )
     wait_seconds: Annotated[float, Strict()] = Field(
         default=0,

@@ -5,7 +5,7 @@ of `cluster/placement`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -92,6 +92,28 @@ class Prefer(BaseModel):
         if sum((self.zone is not None, self.node is not None, self.spread, self.pack)) != 1:
             raise ValueError('say one of them: {"zone": ...}, {"node": ...}, {"spread": true} or {"pack": true}')
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class WarmPlace:
+    """Where one warm VM is, and its place in the queue."""
+
+    seq: int
+    node: str | None
+    zone: str | None = None
+
+
+def prefer_among(places: Sequence[WarmPlace], prefer: Prefer, claimed: Mapping[str, int]) -> list[int]:
+    """The queue's places that are as wished, the best first; none where the wish makes no difference. `claimed`: of the
+    pool's latest claims so many have their VM on each node.
+    """
+    in_line = sorted(places, key=lambda place: place.seq)
+    if prefer.zone is not None:
+        return [place.seq for place in in_line if place.zone == prefer.zone]
+    if prefer.node is not None:
+        return [place.seq for place in in_line if place.node == prefer.node]
+    sign = 1 if prefer.spread else -1
+    return [place.seq for place in sorted(in_line, key=lambda place: sign * claimed.get(place.node or "", 0))]
 
 
 class Aspect(StrEnum):

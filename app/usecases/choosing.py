@@ -20,7 +20,7 @@ from app.config import Settings
 from app.domain.choice import Choice, NoChoice, Record, choose
 from app.domain.observation import WarmWhen
 from app.domain.paths import Path
-from app.domain.placement import Placement
+from app.domain.placement import Placement, Prefer
 from app.domain.pools import PoolSpec, StartFrom
 from app.domain.states import VmState
 from app.errors import (
@@ -66,6 +66,7 @@ class NewVmClaim(NamedTuple):
     warm_when: WarmWhen = WarmWhen.AGENT
     start_from: StartFrom | None = None
     placement: Placement | None = None
+    prefer: Prefer | None = None
     deadline_seconds: float | None = None
     remember: bool = False
     wait_seconds: float = 0.0
@@ -76,7 +77,8 @@ class NewVmClaim(NamedTuple):
 
     def in_pool(self, pool: str) -> NewClaim:
         """The same wish, addressed to a pool."""
-        return NewClaim(pool, self.wait_seconds, self.lease_seconds, dict(self.labels), self.key, self.request_hash)
+        labels = dict(self.labels)
+        return NewClaim(pool, self.wait_seconds, self.lease_seconds, labels, self.key, self.request_hash, self.prefer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from app.store.notices import Topic, notify
 from app.usecases.claims import refuse_long_lease
 from app.usecases.combiner import Asker, Combiner
 from app.usecases.pools import no_such_pool
+from app.usecases.preferring import Preferences
 from app.usecases.queueing import ClaimQueue, NewClaim, StoredClaim, UntilGone
 from app.usecases.sharing import SharedReads
 from app.usecases.waiting import WaitingRoom
@@ -66,6 +67,7 @@ class ClaimDesk:
         self.queue = ClaimQueue(db, room, settings, self._note_change)
         self._db = db
         self._lane = lane
+        self._preferences = Preferences(db)
         self._combiners: dict[UUID, Combiner] = {}
         self._facts: dict[str, _PoolFacts] = {}
         self._reading: SharedReads[str, _PoolFacts] = SharedReads(self._learn)
@@ -80,7 +82,12 @@ class ClaimDesk:
         """
         facts, lease_seconds = await self._terms(wish)
         request = _request(wish, lease_seconds)
-        outcome = await self._combiner(facts.id).claim(request)
+        outcome: Outcome = None
+        if wish.prefer is not None:
+            outcome = await self._preferences.claim(facts.id, request, wish.prefer)
+            self._note_change(facts.id)
+        if outcome is None:
+            outcome = await self._combiner(facts.id).claim(request)
         return await self.conclude(wish, request, outcome, until_gone)
 
     def ask(self, wish: NewClaim, asker: Asker) -> bool:
@@ -89,7 +96,7 @@ class ClaimDesk:
         False where something has to be read first: nothing was asked then, and `claim` does it all. Raises LeaseTooLong.
         """
         facts = self._facts.get(wish.pool)
-        if facts is None or facts.good_until < time.monotonic():
+        if facts is None or facts.good_until < time.monotonic() or wish.prefer is not None:
             return False
         self._combiner(facts.id).ask(_request(wish, _lease(wish, facts)), asker)
         return True
@@ -244,10 +251,5 @@ def _lease(wish: NewClaim, facts: _PoolFacts) -> int:
 
 
 def _request(wish: NewClaim, lease_seconds: int) -> ClaimRequest:
-    return ClaimRequest(
-        claim_id=new_id(),
-        key=wish.key,
-        request_hash=wish.request_hash,
-        lease_seconds=lease_seconds,
-        labels=orjson.dumps(wish.labels).decode() if wish.labels else "{}",
-    )
+    labels = orjson.dumps(wish.labels).decode() if wish.labels else "{}"
+    return ClaimRequest(new_id(), wish.key, wish.request_hash, lease_seconds, labels)

@@ -14,6 +14,7 @@ from uuid import UUID
 import structlog
 
 from app.config import Settings
+from app.domain.placement import Prefer
 from app.domain.states import CLAIM_ENDED, ClaimState
 from app.domain.statistics import WaitEstimate
 from app.errors import DatabaseUnavailable, IdempotencyKeyReused, NoPath, NoWarmVm, PoolBeingDeleted
@@ -53,6 +54,7 @@ class NewClaim(NamedTuple):
     labels: dict[str, str]
     key: str | None
     request_hash: str
+    prefer: Prefer | None = None
 
 
 @dataclass(frozen=True, slots=True)
