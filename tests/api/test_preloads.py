@@ -5,6 +5,7 @@ import pytest_asyncio
 
 from app.devcluster.registry import CLAIMS, DAEMON_SETS, DATA_IMPORT_CRONS, DATA_VOLUMES
 from tests.api.server import Refused, check, serve, until
+from tests.packaging.preload_work import keep_as_snapshots
 from tests.postgres import clone_database
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -197,6 +198,15 @@ async def test_a_schedule_brings_a_volume_and_takes_it_along(server, cluster):
         return not [name for name in objects(cluster, DATA_VOLUMES, CLAIMS) if name.startswith(cron)]
 
     await until(nothing)
+
+
+async def test_a_pool_starts_from_what_a_schedule_keeps_as_a_snapshot(server, cluster):
+    keep_as_snapshots(cluster, "fast-ssd")
+    found = await ready(server, "snapped", {**NIGHTLY, "storage_class": "fast-ssd"})
+    assert found["volume"]["kind"] == "VolumeSnapshot"
+    await server.fill("from-snapped", template={"memory": "64Mi"}, start_from={"preload": "snapped"})
+    sources = [each.obj["spec"].get("source") or {} for each in cluster.store.rows(DATA_VOLUMES)]
+    assert found["volume"]["name"] in [source.get("snapshot", {}).get("name") for source in sources]
 
 
 async def test_a_container_disk_is_on_every_node_and_told_by_node(server, cluster):

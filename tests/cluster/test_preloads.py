@@ -20,6 +20,7 @@ from app.errors import ClusterConflict, ClusterError, ClusterUnavailable, Preloa
 from app.ids import new_id, preload_object_name
 from tests.cluster.documents import WITH_DATA_VOLUME
 from tests.cluster.test_schemas import SHARED, needs_crds, strictly
+from tests.packaging.preload_work import keep_as_snapshots
 from tests.store.scenes import eventually
 
 HTTP = {"image": {"http": {"url": "https://images.example/a.qcow2"}}, "size": "10Gi"}
@@ -214,6 +215,14 @@ async def test_a_schedule_imports_at_once_and_is_followed(preloads):
     seen = await until(look, lambda seen: seen.volume)
     assert seen.volume.claim.startswith(f"{seen.name}-")
     assert not seen.volume.is_snapshot
+
+
+async def test_what_a_schedule_imports_may_be_kept_as_a_snapshot(cluster, preloads):
+    keep_as_snapshots(cluster, "fast-ssd")
+    look = await made(preloads, order({**NIGHTLY, "storage_class": "fast-ssd", "access_modes": ["ReadWriteOnce"]}))
+    held = (await until(look, lambda seen: seen.volume)).volume
+    assert (held.is_snapshot, held.storage_class, held.access_modes) == (True, "fast-ssd", ("ReadWriteOnce",))
+    assert await preloads.clones(held) == ()
 
 
 async def test_a_schedule_whose_import_fails_says_why(cluster, preloads):
