@@ -9,9 +9,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.paths import FromSnapshot, SnapshotDisk
 
+# What a VM that was asked for before may have begun with stays its own: its disks are made one by one, and a worker that comes
+# after one that died must go on with the same take. Whoever retires a take waits for such VMs.
 _LATEST = text("""
-    SELECT t.disks FROM snapshot s LEFT JOIN snapshot_take t ON t.snapshot_id = s.id AND t.state = 'ready'
-    WHERE s.name = :name AND s.deleting_at IS NULL AND s.deleted_at IS NULL ORDER BY t.number DESC NULLS LAST LIMIT 1
+    WITH moment AS (SELECT coalesce(CAST(:asked_at AS timestamptz), now()) AS asked_at)
+    SELECT t.disks FROM moment m CROSS JOIN snapshot s
+    LEFT JOIN snapshot_take t ON t.snapshot_id = s.id
+        AND (t.state = 'ready' OR t.state = 'retiring' AND t.state_since > m.asked_at)
+    WHERE s.name = :name AND s.deleted_at IS NULL AND (s.deleting_at IS NULL OR s.deleting_at > m.asked_at)
+    ORDER BY t.ready_at <= m.asked_at DESC NULLS LAST, t.number DESC LIMIT 1
 """)
 # A snapshot serves the shape of its newest ready take alone: that is the one that VMs start from.
 _FOR_SHAPE = text("""
@@ -37,9 +43,12 @@ class SnapshotOption:
     ready_at: datetime
 
 
-async def start_of(tx: AsyncConnection, name: str) -> FromSnapshot | str | None:
-    """The disks of the latest ready take; a string says why there are none yet; None: no snapshot of that name is left."""
-    row = (await tx.execute(_LATEST, {"name": name})).first()
+async def start_of(tx: AsyncConnection, name: str, *, asked_at: datetime | None = None) -> FromSnapshot | str | None:
+    """The disks of the latest ready take; a string says why there are none yet; None: no snapshot of that name is left.
+
+    For a VM that the cluster was first asked for at `asked_at` it is the latest of then, where there was one.
+    """
+    row = (await tx.execute(_LATEST, {"name": name, "asked_at": asked_at})).first()
     if row is None:
         return None
     if row.disks is None:

@@ -6,6 +6,7 @@ the next one asks the cluster again under the same name.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -22,11 +23,13 @@ _FILL = text("""
 """)
 _SPEND = text("UPDATE bucket SET tokens = tokens - :spent WHERE name = :name")
 
-# Nothing is begun for a pool that is paused or being deleted; what was begun is finished.
+# Nothing is begun for a pool that is paused or being deleted; what was begun is finished. The VMs of a VirtualMachinePool are
+# made by the cluster.
 _TAKE_CREATES = text("""
     WITH due AS (
         SELECT v.id, v.asked_at IS NULL AS first FROM vm v JOIN pool p ON p.id = v.pool_id
-        WHERE v.work = 'create' AND v.due_at <= now() AND CASE v.state
+        WHERE v.work = 'create' AND v.due_at <= now() AND coalesce(p.spec->>'backing', 'VirtualMachine') = 'VirtualMachine'
+          AND CASE v.state
             WHEN 'planned' THEN NOT p.paused AND p.deleting_at IS NULL ELSE v.lease_expires_at < now() END
         ORDER BY v.urgent DESC, v.created_at, v.id LIMIT :limit FOR UPDATE OF v SKIP LOCKED),
     taken AS (
@@ -39,16 +42,17 @@ _TAKE_CREATES = text("""
             whole = CASE WHEN asked_at IS NULL THEN p.path <> 'snapshot' ELSE vm.whole END,
             lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)
         FROM due, pool p WHERE vm.id = due.id AND p.id = vm.pool_id
-        RETURNING vm.id, vm.pool_id, vm.name, vm.uid, vm.claim_id, vm.attempts, vm.path, vm.source, due.first),
+        RETURNING vm.id, vm.pool_id, vm.name, vm.uid, vm.claim_id, vm.attempts, vm.path, vm.source, vm.asked_at, due.first),
     noted AS (INSERT INTO event (type, pool_id, vm_id) SELECT 'vm.creating', pool_id, id FROM taken WHERE attempts = 1)
     SELECT t.*, p.name AS pool, p.vm_spec, p.revision, (p.spec->>'boot_timeout_seconds')::float AS boot_timeout
     FROM taken t JOIN pool p ON p.id = t.pool_id ORDER BY t.id
 """)
 
+# A VM that a VirtualMachinePool owns is detached first, which is other work.
 _TAKE_REMOVALS = text("""
     WITH due AS (
         SELECT id FROM vm
-        WHERE work = 'remove' AND due_at <= now() AND (lease_expires_at IS NULL OR lease_expires_at < now())
+        WHERE work = 'remove' AND NOT member AND due_at <= now() AND (lease_expires_at IS NULL OR lease_expires_at < now())
         ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED),
     taken AS (
         UPDATE vm SET attempts = attempts + 1, lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)
@@ -57,6 +61,7 @@ _TAKE_REMOVALS = text("""
     SELECT * FROM taken ORDER BY id
 """)
 
+# A VM that a VirtualMachinePool owns is labelled as it is detached; looking for it again later costs next to nothing.
 # What is taken is not due again for as long as a lease: whoever dies over it is followed by another.
 _TAKE_UNLABELLED = text("""
     WITH due AS (
@@ -67,7 +72,7 @@ _TAKE_UNLABELLED = text("""
         FROM due WHERE claim.id = due.id
         RETURNING claim.id, claim.vm_id, claim.label_attempts)
     SELECT t.id AS claim_id, v.id AS vm_id, v.name, v.uid, t.label_attempts AS attempts
-    FROM taken t JOIN vm v ON v.id = t.vm_id WHERE v.uid IS NOT NULL ORDER BY t.id
+    FROM taken t JOIN vm v ON v.id = t.vm_id WHERE v.uid IS NOT NULL AND NOT v.member ORDER BY t.id
 """)
 
 _HOLDS = text(
@@ -131,8 +136,9 @@ class LabelWork:
 
 @dataclass(frozen=True, slots=True)
 class CreateWork(VmWork):
-    """`path` and `source` say what it starts from. `first`: the cluster was never asked for it before."""
+    """`path` and `source` say what it starts from. `asked_at`: when the cluster was asked for it first; `first`: that is now."""
 
+    asked_at: datetime
     first: bool
     pool: str
     path: Path
@@ -167,6 +173,7 @@ async def take_creates(
             uid=r["uid"],
             claim_id=r["claim_id"],
             attempts=r["attempts"],
+            asked_at=r["asked_at"],
             first=r["first"],
             pool=r["pool"],
             path=Path(r["path"]),

@@ -1,6 +1,7 @@
 """From the name of a snapshot or preload to what a VM is to start from, as it stands at this moment."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from app.cluster.gateway import VmTemplate
 from app.cluster.starts import has_own_disk
@@ -18,13 +19,16 @@ class NotYet:
     reason: str
 
 
-async def resolve_start(tx: Tx, path: Path, source: str | None) -> Start | NotYet:
-    """What a VM of that path starts from now. Where its source is no more it starts from its template alone."""
+async def resolve_start(tx: Tx, path: Path, source: str | None, *, asked_at: datetime | None = None) -> Start | NotYet:
+    """What a VM of that path starts from now. Where its source is no more it starts from its template alone.
+
+    `asked_at`: when the cluster was first asked for it, so that asking again is asking for the same.
+    """
     if source is None:
         return None
     found: Start | str
     if path is Path.SNAPSHOT:
-        found = await snapshots.start_of(tx, source)
+        found = await snapshots.start_of(tx, source, asked_at=asked_at)
     else:
         found = await preloads.start_of(tx, source)
     return NotYet(found) if isinstance(found, str) else found

@@ -57,7 +57,7 @@ class Provision:
 
     async def _create(self, item: CreateWork) -> None:
         async with self._db.begin() as tx:
-            start = await resolve_start(tx, item.path, item.source)
+            start = await resolve_start(tx, item.path, item.source, asked_at=item.asked_at)
             if start is None and item.source is not None:
                 await work.start_cold(tx, item.id, token=self.token)
         if isinstance(start, NotYet):
