@@ -21,11 +21,19 @@ def only(kind: str) -> dict:
 
 def test_all_of_it_is_in_one_namespace():
     namespace = only("Namespace")["metadata"]["name"]
-    assert {each["metadata"].get("namespace") for each in DOCUMENTS if each["kind"] != "Namespace"} == {namespace}
+    inside = [each for each in DOCUMENTS if each["kind"] not in {"Namespace", "ClusterRole", "ClusterRoleBinding"}]
+    assert {each["metadata"].get("namespace") for each in inside} == {namespace}
 
 
-def test_nothing_reaches_beyond_the_namespace():
-    assert not [each for each in DOCUMENTS if each["kind"].startswith("Cluster")]
+def test_beyond_the_namespace_nodes_and_pods_are_read_and_nothing_else():
+    rights = {
+        (resource, verb)
+        for rule in only("ClusterRole")["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert rights == {("nodes", "list"), ("nodes", "watch"), ("pods", "list"), ("pods", "watch")}
+    assert {group for rule in only("ClusterRole")["rules"] for group in rule["apiGroups"]} == {""}
 
 
 def test_the_role_names_each_right():
@@ -40,13 +48,14 @@ def test_the_role_names_each_right():
 def test_each_rule_says_why():
     lines = (ROOT / "docker" / "kubernetes.yaml").read_text(encoding="utf-8").splitlines()
     rules = [(before, line) for before, line in pairwise(lines) if line.lstrip().startswith("- apiGroups:")]
-    assert len(rules) == len(only("Role")["rules"])
+    assert len(rules) == len(only("Role")["rules"]) + len(only("ClusterRole")["rules"])
     assert all(before.lstrip().startswith("#") for before, _ in rules)
 
 
-def test_the_binding_joins_our_role_to_our_account():
-    binding, account = only("RoleBinding"), only("ServiceAccount")["metadata"]
-    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == ("Role", only("Role")["metadata"]["name"])
+@pytest.mark.parametrize("kind", ["Role", "ClusterRole"])
+def test_the_bindings_join_our_roles_to_our_account(kind):
+    binding, account = only(f"{kind}Binding"), only("ServiceAccount")["metadata"]
+    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == (kind, only(kind)["metadata"]["name"])
     assert binding["subjects"] == [
         {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
     ]

@@ -1,13 +1,14 @@
-"""The Role of docker/kubernetes.yaml against the client itself: it is enough, and none of it is too much."""
+"""The roles of docker/kubernetes.yaml against the client itself: they are enough, and none of it is too much."""
 
 import json
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 import yaml
 
-from app.cluster.gateway import Broken, Changed, Gateway, Listed
+from app.cluster.gateway import Broken, Changed, Gateway, Listed, NodeChanged, NodeEvent, NodesListed
 from app.cluster.kubevirt import connect
 from app.config import Settings
 from app.devcluster import DevCluster, DevClusterConfig, Durations, Rule, Subject
@@ -20,16 +21,23 @@ from tests.packaging.snapshot_work import take_and_start
 
 NAMESPACE = "emberpool"
 TOKEN = "the-service-account"
-DOCUMENTS = yaml.safe_load_all((ROOT / "docker" / "kubernetes.yaml").read_text(encoding="utf-8"))
-RIGHTS = [
-    (group, resource, verb)
-    for document in DOCUMENTS
-    if document["kind"] == "Role"
-    for rule in document["rules"]
-    for group in rule["apiGroups"]
-    for resource in rule["resources"]
-    for verb in rule["verbs"]
-]
+DOCUMENTS = list(yaml.safe_load_all((ROOT / "docker" / "kubernetes.yaml").read_text(encoding="utf-8")))
+
+
+def rights_of(kind: str) -> list[tuple[str, str, str]]:
+    return [
+        (group, resource, verb)
+        for document in DOCUMENTS
+        if document["kind"] == kind
+        for rule in document["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    ]
+
+
+RIGHTS = rights_of("Role")
+CLUSTER_RIGHTS = rights_of("ClusterRole")
 
 
 async def work(gateway: Gateway) -> None:
@@ -82,3 +90,44 @@ async def test_without_any_one_right_of_it_something_fails(tmp_path, missing):
     _, resource, verb = missing
     with pytest.raises(ClusterForbidden, match=f'cannot {verb} resource "{resource}"'):
         await work_with([right for right in RIGHTS if right != missing], tmp_path)
+
+
+async def watch_nodes(rights: list[tuple[str, str, str]], folder: Path) -> AsyncIterator[NodeEvent]:
+    """What is seen of the nodes of a cluster, one of which changes once it has been listed."""
+    rules = tuple(Rule((group,), (resource,), (verb,)) for group, resource, verb in rights)
+    config = DevClusterConfig(
+        durations=Durations.for_cold_boot(0.2), tokens={TOKEN: Subject("emberpool", rules)}, nodes=1
+    )
+    async with DevCluster(config) as cluster:
+        kubeconfig = folder / "kubeconfig"
+        kubeconfig.write_text(json.dumps(cluster.kubeconfig(TOKEN)), encoding="utf-8")
+        gateway = await connect(Settings(kubeconfig=kubeconfig))
+        try:
+            async with aclosing(gateway.observe_nodes()) as events:
+                async for event in events:
+                    yield event
+                    if isinstance(event, NodesListed):
+                        cluster.change_node("node1", {"cpu": 64})
+        finally:
+            await gateway.close()
+
+
+async def test_the_cluster_role_is_enough(tmp_path):
+    async with aclosing(watch_nodes(CLUSTER_RIGHTS, tmp_path)) as events:
+        listed = await anext(events)
+        assert isinstance(listed, NodesListed)
+        assert listed.pods_hidden is None
+        changed = await anext(events)
+        assert isinstance(changed, NodeChanged)
+        assert changed.node.capacity["cpu"] == 64_000
+
+
+@pytest.mark.parametrize("missing", CLUSTER_RIGHTS, ids=" ".join)
+async def test_without_any_one_right_of_the_cluster_role_less_is_seen(tmp_path, missing):
+    _, resource, verb = missing
+    async with aclosing(watch_nodes([right for right in CLUSTER_RIGHTS if right != missing], tmp_path)) as events:
+        async for event in events:
+            told = event.reason if isinstance(event, Broken) else getattr(event, "pods_hidden", None)
+            if told is not None:
+                assert f'cannot {verb} resource "{resource}"' in told
+                return
