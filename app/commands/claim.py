@@ -1,10 +1,13 @@
 """`emberpool claim`: a VM, now or as soon as there is one."""
 
+import sys
 import time
 import uuid
+from contextlib import nullcontext
 from typing import Annotated, Final
 
 import typer
+from rich.markup import escape
 
 from app.commands.files import read_documents, read_wish
 from app.commands.listings import LISTINGS, Kind
@@ -16,6 +19,8 @@ from app.errors import EmberpoolError
 from app.manifests.wishes import Resource
 
 _PATIENCE_SECONDS: Final = 30.0
+_LOOK_SECONDS: Final = 10.0
+"""How often what a waiting claim is told of is read anew; the VM itself is told of at once."""
 
 
 class StillWaiting(EmberpoolError):
@@ -68,18 +73,24 @@ def _claim(service: Service, body: Json, key: str, wait: float) -> Json:
     """The claim once it is bound, or when the wait is over. Broken off by Ctrl-C, it is released where it still waits."""
     give_up = time.monotonic() + wait
     first = min(wait, MAX_WAIT_SECONDS)
-    claimed = service.ask(
-        "POST",
-        "/v1/claim",
-        json={**body, "wait_seconds": first},
-        headers={"Idempotency-Key": key},
-        timeout=_PATIENCE_SECONDS + first,
-    ).body
+    claimed: Json = {}
+    console = make_console(sys.stderr)
     try:
-        while claimed["state"] == "pending" and (left := give_up - time.monotonic()) > 0:
-            claimed = service.get(f"/v1/claims/{claimed['id']}", wait_seconds=min(left, MAX_WAIT_SECONDS))
+        with console.status("Waits for a VM.") if console.is_terminal else nullcontext() as status:
+            claimed = service.ask(
+                "POST",
+                "/v1/claim",
+                json={**body, "wait_seconds": first},
+                headers={"Idempotency-Key": key},
+                timeout=_PATIENCE_SECONDS + first,
+            ).body
+            while claimed["state"] == "pending" and (left := give_up - time.monotonic()) > 0:
+                if status is not None:
+                    status.update(escape(_tell_wait(claimed)))
+                claimed = service.get(f"/v1/claims/{claimed['id']}", wait_seconds=min(left, _LOOK_SECONDS))
     except KeyboardInterrupt:
-        service.ask("DELETE", f"/v1/claims/{claimed['id']}")
+        if claimed:  # else the service frees its place by itself
+            service.ask("DELETE", f"/v1/claims/{claimed['id']}")
         tell("Broken off: the claim is given up.")
         raise
     return claimed
@@ -112,6 +123,11 @@ def _explain(claimed: Json) -> None:
     choice = claimed.get("choice")
     if choice is not None:
         tell(f"Path {choice['path']}: {choice['reason']}.")
-    if claimed["state"] == "pending" and claimed["estimate"] is not None:
-        estimate = claimed["estimate"]
-        tell(f"It waits: {claimed['reason']}. Expected in {seconds(estimate['seconds'])}: {estimate['basis']}.")
+    if claimed["state"] == "pending":
+        tell(_tell_wait(claimed))
+
+
+def _tell_wait(claimed: Json) -> str:
+    estimate = claimed["estimate"]
+    expected = f" Expected in {seconds(estimate['seconds'])}: {estimate['basis']}." if estimate is not None else ""
+    return f"It waits: {claimed['reason']}.{expected}"

@@ -1,5 +1,6 @@
 """`emberpool get`: what there is, once or as it changes."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Annotated
@@ -16,7 +17,7 @@ from app.commands.service import DEFAULT_SERVER
 
 def get(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
-    name: Annotated[str | None, typer.Argument(help="One of them: its name; of a claim or VM also its id.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One of them, by its name; a claim or VM also by its id.")] = None,
     *,
     pool: Annotated[str | None, typer.Option(help="Claims and VMs of this pool only.")] = None,
     state: Annotated[str | None, typer.Option(help="Claims and VMs in this state only.")] = None,
@@ -30,6 +31,8 @@ def get(
 ) -> None:
     """List pools, claims, VMs, snapshots, preloads, paths or nodes; or show one of them."""
     wanted = Wanted(pool=pool, state=state, label=label, shape=shape, everything=everything)
+    if kind is Kind.PATHS and name is not None:  # a path is one of each shape
+        wanted, name = dataclasses.replace(wanted, path=name), None
     listing = LISTINGS[kind]
     _refuse_filters(kind, listing, wanted, name)
     with connect(server, token) as service:

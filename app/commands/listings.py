@@ -1,16 +1,18 @@
 """What can be listed, where the service has it, and which columns people want to see of it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
 from app.commands.printing import Column, Json, seconds, share, since, size, text, until
-from app.commands.service import Service
+from app.commands.service import PAGE, Service
 from app.errors import EmberpoolError
 
 LIVE_CLAIMS: Final = ("bound", "pending")
+_PAGE_OF_SHAPES: Final = 100
+"""The most shapes that one page of paths is about."""
 
 
 class Kind(StrEnum):
@@ -32,6 +34,7 @@ class NotThere(EmberpoolError):
 class Wanted:
     """What a list is narrowed to. `everything`: what has ended, too."""
 
+    path: str | None = None
     pool: str | None = None
     state: str | None = None
     label: str | None = None
@@ -57,12 +60,10 @@ def find_all(service: Service, kind: Kind, wanted: Wanted) -> Iterator[Json]:
         query["ended"] = "true"
     if kind is Kind.CLAIMS and not wanted.everything and wanted.state is None:
         for state in LIVE_CLAIMS:
-            yield from service.pages("/v1/claims", state=state, **query)
+            yield from service.pages("/v1/claims", {**query, "state": state})
         return
-    if kind is Kind.PATHS:
-        yield from service.get("/v1/paths", **query)["items"]
-        return
-    yield from service.pages(f"/v1/{kind}", **query)
+    page = _PAGE_OF_SHAPES if kind is Kind.PATHS else PAGE
+    yield from service.pages(f"/v1/{kind}", query, page=page)
 
 
 def find_one(service: Service, kind: Kind, name: str) -> Json:
@@ -72,8 +73,6 @@ def find_one(service: Service, kind: Kind, name: str) -> Json:
             return find_claim(service, name)
         case Kind.VMS:
             return _find_vm(service, name)
-        case Kind.PATHS:
-            return _only([item for item in find_all(service, kind, Wanted()) if item["path"] == name], kind, name)
         case _:
             return service.get(f"/v1/{kind}/{name}")
 
@@ -84,7 +83,7 @@ def find_claim(service: Service, name: str) -> Json:
         return service.get(f"/v1/claims/{name}")
     for state in (*LIVE_CLAIMS, None):
         query = {"label": f"name={name}"} | ({"state": state} if state is not None else {})
-        for claim in service.pages("/v1/claims", limit=1, **query):
+        for claim in service.pages("/v1/claims", query, limit=1):
             return claim
     raise NotThere(f"no claim has the id or the label name={name}; `emberpool get claims` lists them all")
 
@@ -109,12 +108,6 @@ def _find_vm(service: Service, name: str) -> Json:
         if vm["name"] == name:
             return service.get(f"/v1/vms/{vm['id']}")
     raise NotThere(f"no VM that lives has the id or the name {name}; `emberpool get vms` lists them")
-
-
-def _only(found: Sequence[Json], kind: Kind, name: str) -> Json:
-    if not found:
-        raise NotThere(f"nothing is known of {name!r}; `emberpool get {kind}` lists what is")
-    return found[0] if len(found) == 1 else {"items": list(found)}
 
 
 def _of(*keys: str) -> Callable[[Json], str]:
@@ -169,8 +162,12 @@ def _percent(preload: Json) -> str:
     return share((found or 0) / 100 if (found := _number("progress", "percent")(preload)) is not None else None)
 
 
-def _shape(item: Json) -> str:
-    return text((item.get("shape") or "")[:12])
+def _cpus(node: Json) -> str:
+    return f"{node['cpus']['free']:g}/{node['cpus']['allocatable']:g}"
+
+
+def _pages(node: Json) -> str:
+    return text([f"{page}:{found['free']}/{found['allocatable']}" for page, found in node["hugepages"].items()])
 
 
 LISTINGS: Final[dict[Kind, Listing]] = {
@@ -224,10 +221,10 @@ LISTINGS: Final[dict[Kind, Listing]] = {
             Column("NAME", _of("name")),
             Column("STATE", _of("state")),
             Column("SOURCE", _source),
-            Column("SIZE", lambda snapshot: size(_number("size_bytes")(snapshot))),
-            Column("USED", _of("used")),
+            Column("SIZE", lambda snapshot: size(_number("bytes")(snapshot))),
+            Column("USED", _of("used", "count")),
             Column("AGE", lambda snapshot: since(snapshot.get("ready_at")), ticks=True),
-            Column("SHAPE", _shape),
+            Column("SHAPE", _of("shape")),
             Column("REASON", _of("reason")),
         )
     ),
@@ -244,23 +241,25 @@ LISTINGS: Final[dict[Kind, Listing]] = {
     Kind.PATHS: Listing(
         (
             Column("PATH", _of("path")),
-            Column("SHAPE", _shape),
             Column("COUNT", _of("count")),
             Column("P50", lambda path: seconds(_number("p50")(path))),
             Column("P95", lambda path: seconds(_number("p95")(path))),
             Column("SAVING", lambda path: share(_number("saving")(path))),
             Column("EXPECTED", lambda path: share(_number("expected")(path))),
+            Column("SHAPE", lambda path: path["shape"] or "(all)"),
         ),
-        frozenset({"shape"}),
+        frozenset({"shape", "path"}),
     ),
     Kind.NODES: Listing(
         (
             Column("NAME", _of("name")),
             Column("ZONE", _of("zone")),
-            Column("SCHEDULABLE", _of("schedulable")),
-            Column("CPU", _of("free", "cpu")),
-            Column("MEMORY", lambda node: size(_number("free", "memory")(node))),
-            Column("PODS", _of("free", "pods")),
+            Column("TAKES-VMS", lambda node: "yes" if node["takes_vms"] else "no"),
+            Column("FREE-CPUS", _cpus),
+            Column("FREE-MEMORY", lambda node: size(_number("memory", "free")(node))),
+            Column("FREE-HUGEPAGES", _pages),
+            Column("PODS", _of("pods", "used")),
+            Column("VMS", lambda node: str(sum(node["vms"].values()))),
         )
     ),
 }

@@ -11,11 +11,12 @@ import httpx
 from app.errors import EmberpoolError
 
 Json = dict[str, Any]
+Query = Mapping[str, str | int]
 DEFAULT_SERVER: Final = "http://127.0.0.1:8080"
 _TRIES: Final = 5
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _PATIENCE_SECONDS: Final = 30.0
-_PAGE: Final = 500
+PAGE: Final = 500
 _UNPROCESSABLE: Final = 422
 _NOT_FOUND: Final = 404
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -76,11 +77,10 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def get(self, path: str, *, wait_seconds: float = 0, **query: Any) -> Json:
+    def get(self, path: str, query: Query | None = None, *, wait_seconds: float = 0) -> Json:
         """With `wait_seconds` the answer may take so long."""
-        if wait_seconds:
-            query["wait_seconds"] = wait_seconds
-        return self.ask("GET", path, params=query, timeout=_PATIENCE_SECONDS + wait_seconds).body
+        params = {**(query or {}), **({"wait_seconds": wait_seconds} if wait_seconds else {})}
+        return self.ask("GET", path, params=params, timeout=_PATIENCE_SECONDS + wait_seconds).body
 
     def ask(self, method: str, path: str, **request: Any) -> Answer:
         """One request that may be repeated: nothing is done twice by it, and so it is sent again where a connection broke."""
@@ -97,17 +97,18 @@ class Service:
             raise AssertionError("the last try raises")
         return Answer(answer.status_code, self._read(method, path, answer), answer.headers)
 
-    def pages(self, path: str, *, limit: int | None = None, **query: Any) -> Iterator[Json]:
-        """All items of a list, or the first `limit`."""
-        left = limit
+    def pages(
+        self, path: str, query: Query | None = None, *, limit: int | None = None, page: int = PAGE
+    ) -> Iterator[Json]:
+        """All items of a list, or the first `limit`; asked for by `page` at a time."""
+        left, asked = limit, dict(query or {})
         while True:
-            size = _PAGE if left is None else min(_PAGE, left)
-            page = self.get(path, limit=size, **query)
-            yield from page["items"]
-            left = None if left is None else left - len(page["items"])
-            if page["next"] is None or left == 0:
+            found = self.get(path, {**asked, "limit": page if left is None else min(page, left)})
+            yield from found["items"]
+            left = None if left is None else left - len(found["items"])
+            if found["next"] is None or left == 0:
                 return
-            query["after"] = page["next"]
+            asked["after"] = found["next"]
 
     def _read(self, method: str, path: str, answer: httpx.Response) -> Json:
         try:

@@ -135,10 +135,10 @@ async def test_a_wait_that_was_too_short_is_told(run, server):
 
 async def test_get_lists_each_kind(run, server):
     await server.put("listed", size=0)
-    for kind in ("pools", "claims", "vms", "snapshots", "preloads"):
+    for kind in ("pools", "claims", "vms", "snapshots", "preloads", "nodes", "paths"):
         table = await run("get", kind)
         assert table.code == 0, table.err
-        assert table.out.startswith("NAME") or table.err == f"There are no {kind}."
+        assert table.out.startswith(("NAME", "PATH")) or table.err == f"There are no {kind}."
         assert "items" in json.loads((await run("get", kind, "-o", "json")).out)
     assert json.loads((await run("get", "pools", "listed", "-o", "json")).out)["name"] == "listed"
 
@@ -187,3 +187,17 @@ async def test_a_file_that_is_no_vm_is_told(run, text, sentence):
     said = await run("claim", "-f", "-", stdin=text)
     assert said.code == 1
     assert sentence in said.err
+
+
+async def test_nodes_and_paths_are_told_in_numbers(run, server):
+    async def seen():
+        return (await server.client.get("/v1/nodes")).json()["items"]
+
+    await until(seen)
+    nodes = await run("get", "nodes")
+    assert nodes.out.splitlines()[1].split()[2] == "yes"
+    paths = await run("get", "paths", "cold", "-o", "json")
+    assert {each["path"] for each in json.loads(paths.out)["items"]} == {"cold"}
+    assert "(all)" in (await run("get", "paths")).out
+    name = json.loads((await run("get", "nodes", "-o", "json")).out)["items"][0]["name"]
+    assert json.loads((await run("get", "nodes", name, "-o", "json")).out)["name"] == name

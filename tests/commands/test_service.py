@@ -72,9 +72,9 @@ def test_lists_are_read_page_by_page():
         return next(pages)
 
     asked = Service("http://emberpool", transport=httpx.MockTransport(respond))
-    assert [item["n"] for item in asked.pages("/v1/vms", pool="web")] == [1, 2, 3]
+    assert [item["n"] for item in asked.pages("/v1/vms", {"pool": "web"})] == [1, 2, 3]
     assert asked_for == [
-        {"limit": "500", "pool": "web"},
+        {"pool": "web", "limit": "500"},
         {"limit": "500", "pool": "web", "after": "after-2"},
         {"limit": "500", "pool": "web", "after": "after-3"},
     ]
