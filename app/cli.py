@@ -15,9 +15,10 @@ from pydantic import SecretStr, ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from app import demo as demonstration
 from app.commands.program import mount
 from app.config import Role, Settings
+from app.demo import play as demonstration
+from app.demo.pool import read_pool
 from app.embedded.cluster import run_cluster
 from app.embedded.folder import default_data_dir, hold_folder
 from app.embedded.postgres import describe_opening, run_postgres
@@ -108,7 +109,7 @@ def demo(
     console = Console()
     demonstration.play(
         settings,
-        demonstration.read_pool(pool),
+        read_pool(pool),
         console,
         cold_boot_seconds=cold_boot_seconds,
         stay=console.is_terminal,

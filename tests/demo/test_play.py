@@ -9,9 +9,10 @@ import httpx
 import pytest
 from rich.console import Console
 
-from app import demo
 from app.config import Settings
-from app.demo import DemoFailed, Measured, PoolFile, read_pool, tabulate
+from app.demo import play as demo
+from app.demo.client import DemoFailed
+from app.demo.pool import Measured, PoolFile, read_pool, tabulate
 
 POOL = """
 apiVersion: pool.kubevirt.io/v1
@@ -84,6 +85,10 @@ def test_the_whole_of_it(tmp_path):
         "hands out a running VM",
         "Cold boot, median (simulated)",
         "Pool full again after the claim",
+        "The same VM by all four paths",
+        "not faster: pool: no pool has this shape; snapshot: no snapshot of this shape; preload: preload 'ubuntu-image' is on its way",
+        "pool 'ubuntu-from-snapshot' had a VM of this shape ready",
+        "Only the claim from the pool measures something real",
         "/docs",
     ):
         assert part in text

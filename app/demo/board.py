@@ -1,0 +1,47 @@
+"""What is under way, on a terminal: a line for each, gone when it is done. Without a terminal nothing is shown of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+
+class Step:
+    """One thing that is under way."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def reach(self, percent: float | None) -> None:
+        self._progress.update(self._task, total=100, completed=percent or 0)
+
+
+class Board:
+    """To be entered; lines printed meanwhile stand above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("  {task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[Step]:
+        """`what` is shown until the block ends."""
+        task = self._progress.add_task(what, total=None)
+        try:
+            yield Step(self._progress, task)
+        finally:
+            self._progress.remove_task(task)
