@@ -63,7 +63,7 @@ async def test_the_history_is_filtered_by_kind(server):
         assert {event["type"].partition(".")[0] for event in found} <= {kind}
     check(
         await server.client.get("/v1/events", params={"kind": "tree"}),
-        Refused(422, "invalid-request", "kind", says="'pool', 'vm' or 'claim'"),
+        Refused(422, "invalid-request", "kind", says="'pool', 'vm', 'claim'"),
     )
 
 
