@@ -67,11 +67,11 @@ taken AS (
     WHERE id = ANY(ARRAY(SELECT vm_id FROM made))),
 noted AS (INSERT INTO event (type, pool_id, vm_id, claim_id, data)
     SELECT 'claim.bound', $1, vm_id, id, '{"path": "pool"}'::jsonb FROM made)
-SELECT f.ord AS n, m.id IS NOT NULL AS made, NULL::uuid AS known, p.seq, p.vm_id, p.name, p.node, p.addresses, p.ready_at,
-    p.boot_seconds, now() AS created_at
+SELECT p.vm_id, p.name, p.node, p.addresses, p.ready_at, p.boot_seconds, now() AS created_at, f.ord AS n, p.seq,
+    m.id IS NOT NULL AS made, NULL::uuid AS known
 FROM picked p JOIN fresh f USING (n) LEFT JOIN made m USING (vm_id)
 UNION ALL
-SELECT ord, false, known, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM req WHERE known IS NOT NULL
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, ord, NULL, false, known FROM req WHERE known IS NOT NULL
 """
 
 # The same for requests without a key: nothing can be in their way, so that every VM that is picked is claimed, and the joins
@@ -92,7 +92,7 @@ taken AS (
     WHERE id = ANY(ARRAY(SELECT vm_id FROM picked))),
 noted AS (INSERT INTO event (type, pool_id, vm_id, claim_id, data)
     SELECT 'claim.bound', $1, vm_id, ($3::uuid[])[n], '{"path": "pool"}'::jsonb FROM picked)
-SELECT n, seq, vm_id, name, node, addresses, ready_at, boot_seconds, now() AS created_at FROM picked
+SELECT vm_id, name, node, addresses, ready_at, boot_seconds, now() AS created_at, n, seq FROM picked
 """
 
 # A batch yields whole: where another process has taken one of its keys meanwhile, it fails and takes nothing.
@@ -105,7 +105,7 @@ FROM unnest($1::uuid[]) AS p(id)
 """
 
 _SETTLED = """
-SELECT c.id, c.created_at, v.id AS vm_id, v.name, v.node, v.addresses, v.ready_at, v.boot_seconds
+SELECT v.id AS vm_id, v.name, v.node, v.addresses, v.ready_at, v.boot_seconds, c.created_at, c.id
 FROM claim c JOIN vm v ON v.id = c.vm_id WHERE c.id = ANY($1::uuid[]) AND c.state = 'bound'
 """
 
@@ -329,17 +329,11 @@ class ClaimLane:
 
 
 def _bound(request: ClaimRequest, row: Any) -> Bound:
-    created_at = row["created_at"]
+    """From a row that begins with what a `Bound` needs, in this order."""
+    vm_id, name, node, addresses, ready_at, boot_seconds, created_at = row[:7]
+    lease_expires_at = created_at + timedelta(seconds=request.lease_seconds)
     return Bound(
-        request.claim_id,
-        row["vm_id"],
-        row["name"],
-        row["node"],
-        tuple(row["addresses"]),
-        row["ready_at"],
-        row["boot_seconds"],
-        created_at,
-        created_at + timedelta(seconds=request.lease_seconds),
+        *(request.claim_id, vm_id, name, node, tuple(addresses), ready_at, boot_seconds, created_at, lease_expires_at)
     )
 
 

@@ -17,6 +17,7 @@ from app.errors import EmberpoolError
 from app.store.claim_lane import ClaimLane, ClaimRequest, Outcome
 
 _BATCH = 64
+_AT_ONCE = 4
 
 
 class Asker(Protocol):
@@ -116,9 +117,16 @@ class Combiner:
             self._on_claimed(self._pool_id)
         if self._asks:
             # The next statement first: Postgres works on it while these answers are written.
-            asyncio.get_running_loop().call_soon(_tell, told)
+            asyncio.get_running_loop().call_soon(_tell_by_and_by, told)
         else:
-            _tell(told)
+            _tell_by_and_by(told)
+
+
+def _tell_by_and_by(told: list[tuple[_Ask, Outcome]]) -> None:
+    """A few in each turn of the loop: what is written goes out at a turn's end, and then Postgres' next answer is looked for."""
+    _tell(told[:_AT_ONCE])
+    if rest := told[_AT_ONCE:]:
+        asyncio.get_running_loop().call_soon(_tell_by_and_by, rest)
 
 
 def _tell(told: Iterable[tuple[_Ask, Outcome | Exception]]) -> None:
