@@ -92,9 +92,13 @@ def lower_first(wish: Wish, seen: VmPoolSight) -> Change:
     return Change(replicas=fewer, restore=not seen.unmanaged)
 
 
-def bring_about(wish: Wish, written: Written, seen: VmPoolSight) -> Change:
-    """What is to be written once nothing is left to be detached."""
-    others_wrote = written.generation is not None and written.generation != seen.generation
+def is_changed_by_others(written: Written, seen: VmPoolSight) -> bool:
+    """Whether somebody wrote to it since we did."""
+    return written.generation is not None and written.generation != seen.generation
+
+
+def bring_about(wish: Wish, written: Written, seen: VmPoolSight, *, others_wrote: bool) -> Change:
+    """What is to be written once nothing is left to be detached. Where `others_wrote`, its template counts as changed."""
     return Change(
         replicas=wish.replicas if wish.replicas != seen.replicas else None,
         paused=_pause(wish, written, seen),
@@ -117,11 +121,11 @@ def is_paused_by_others(wish: Wish, written: Written, seen: VmPoolSight) -> bool
 
 def name_incidents(wish: Wish, written: Written, seen: VmPoolSight) -> tuple[str, ...]:
     """What somebody else did since we last wrote, in words."""
-    if written.uid != seen.uid or written.generation in {None, seen.generation}:
+    if written.uid != seen.uid or not is_changed_by_others(written, seen):
         return ()
     told = []
     if written.replicas is not None and written.replicas != seen.replicas:
-        told.append(f"replicas was set to {seen.replicas} in the cluster; {wish.replicas} are wanted")
+        told.append(f"replicas was set to {seen.replicas} in the cluster; the pool's own number is put back")
     if not seen.unmanaged:
         told.append("its strategies were changed in the cluster, so that it could delete VMs; they are put back")
     if written.paused and wish.paused and not seen.paused:

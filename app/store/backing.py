@@ -68,6 +68,7 @@ _DONE = text("""
     WHERE pool_id = :pool_id AND lease_token = :token
 """)
 _GONE = text("UPDATE backing SET gone_at = now() WHERE pool_id = :pool_id AND lease_token = :token RETURNING pool_id")
+_ENROLLED = text("UPDATE backing SET adopted = false WHERE pool_id = :pool_id AND lease_token = :token")
 _HAND_BACK = text("UPDATE backing SET lease_expires_at = now(), due_at = now() WHERE lease_token = :token")
 _NOTES = text("""
     SELECT reason, CASE WHEN incident_at > now() - CAST(:told AS interval) THEN incident END AS incident
@@ -217,6 +218,11 @@ async def finish(
     """Gives the work back, to be looked at again after `seconds` at the latest; where it failed, not before."""
     params = {"pool_id": pool_id, "token": token, "seconds": seconds, "reason": reason, "failed": failed}
     await tx.execute(_DONE, params)
+
+
+async def mark_enrolled(tx: AsyncConnection, pool_id: UUID, *, token: UUID) -> None:
+    """All VMs that it had before the pool was carry our labels."""
+    await tx.execute(_ENROLLED, {"pool_id": pool_id, "token": token})
 
 
 async def end(tx: AsyncConnection, pool_id: UUID, *, token: UUID) -> bool:

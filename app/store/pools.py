@@ -52,6 +52,7 @@ _END_DELETE = text("""
     UPDATE pool SET deleted_at = now() WHERE id = :id AND deleting_at IS NOT NULL AND deleted_at IS NULL
       AND NOT EXISTS (SELECT 1 FROM vm WHERE pool_id = :id AND ended_at IS NULL)
       AND NOT EXISTS (SELECT 1 FROM claim_queue WHERE pool_id = :id)
+      AND NOT EXISTS (SELECT 1 FROM backing WHERE pool_id = :id AND gone_at IS NULL)
     RETURNING id
 """)
 _DROP_PLAN = text("DELETE FROM pool_plan WHERE pool_id = :id")
@@ -157,7 +158,7 @@ async def begin_delete(tx: AsyncConnection, pool_id: UUID) -> bool:
 
 
 async def end_delete(tx: AsyncConnection, pool_id: UUID) -> bool:
-    """Deletes a pool that is being deleted and has no VM and no waiting claim left; its name is free then."""
+    """Deletes a pool that is being deleted and has no VM, no waiting claim and no VirtualMachinePool left; its name is free then."""
     if (await tx.execute(_END_DELETE, {"id": pool_id})).first() is None:
         return False
     await tx.execute(_DROP_PLAN, {"id": pool_id})

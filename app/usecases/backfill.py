@@ -9,7 +9,7 @@ import structlog
 from app.domain.planning import Plan, plan
 from app.domain.states import ClaimState, VmState
 from app.ids import new_id, vm_name
-from app.store import claims, events, planning, vms
+from app.store import backing, claims, events, planning, vms
 from app.store import nodes as node_rows
 from app.store import pools as pool_rows
 from app.store.database import Database, Tx
@@ -49,7 +49,12 @@ async def plan_next_pool(
             step = plan(replace(snapshot, room=room.count, room_note=room.note), now)
         await node_rows.write_fitness(tx, pool_id, unfit=room.unfit, waits_for_room=step.waits_for_room)
         await _apply(tx, pool, step, asked={vm.id for vm in snapshot.in_flight if vm.asked})
-        notes = (*step.notes, *room.notes, *await note_on_start(tx, pool.path, pool.source))
+        notes = (
+            *step.notes,
+            *room.notes,
+            *await note_on_start(tx, pool.path, pool.source),
+            *await backing.notes(tx, pool_id),
+        )
         await planning.write(tx, pool_id, next_in_seconds=_next_look(step, now, every_seconds), notes=notes)
     if not step.is_idle:
         log.info(

@@ -7,13 +7,14 @@ from uuid import UUID
 
 import structlog
 
-from app.cluster.gateway import Gateway, VmTemplate
+from app.cluster.gateway import Gateway, VmPoolOrder, VmTemplate
+from app.domain.backing import Backing
 from app.domain.pools import PoolSpec
 from app.domain.states import ClaimState, VmState
-from app.errors import Conflict, PoolBeingDeleted, PoolNotFound
-from app.ids import new_id
+from app.errors import ClusterNotFound, Conflict, FieldProblem, InvalidRequest, PoolBeingDeleted, PoolNotFound
+from app.ids import new_id, vm_pool_name
+from app.store import backing, events, vms
 from app.store import claims as claim_rows
-from app.store import events, vms
 from app.store import pools as pool_rows
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify, notify_settled
@@ -49,15 +50,19 @@ async def check_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) 
     """What speaks against the pool, found out without writing anything.
 
     A template that is new to the pool is checked by a server-side dry run, and against the nodes as they were seen last.
-    Raises TemplateRefused, Unschedulable, PoolBeingDeleted, ClusterUnavailable.
+    Raises TemplateRefused, Unschedulable, PoolBeingDeleted, ClusterUnavailable, and InvalidRequest where what stands behind the
+    pool would change, or cannot be had on this cluster.
     """
     template = gateway.expand(spec.template, spec.warm_when, spec.placement, diskless=spec.start_from is not None)
     revision = revision_of(template.fingerprint, spec)
     async with db.begin() as tx:
         before = await pool_rows.get(tx, name)
     _refuse_deleting(before)
+    _refuse_other_backing(before, spec)
     if before is None or before.revision != revision:
         await gateway.check(template)
+        if spec.backing is Backing.VIRTUAL_MACHINE_POOL:
+            await _check_vm_pool(gateway, name, template, revision)
         if not spec.allow_unschedulable:
             async with db.begin() as tx:
                 await require_fit(tx, gateway.demand(template.spec))
@@ -77,6 +82,7 @@ async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) ->
     async with db.begin() as tx:
         pool = await pool_rows.get(tx, name, lock=True)
         _refuse_deleting(pool)
+        _refuse_other_backing(pool, spec)
         if pool is None or pool.spec.start_from != spec.start_from:
             await require_source(tx, spec.start_from, template)
         elif pool.revision != revision:
@@ -94,6 +100,8 @@ async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) ->
                 shape=template.shape,
             ):
                 raise Conflict(f"pool {name!r} was written by somebody else at the same moment; read it and try again")
+            if spec.backing is Backing.VIRTUAL_MACHINE_POOL:
+                await backing.insert(tx, pool_id, name=vm_pool_name(name, pool_id, 1))
         else:
             pool_id = pool.id
             if pool.spec == spec and pool.revision == revision:
@@ -202,6 +210,24 @@ def _refuse_deleting(pool: PoolRow | None) -> None:
             f"pool {pool.name!r} is being deleted and its name is free once its last VM has gone; "
             f"DELETE /v1/pools/{pool.name}?force=true releases its claims now"
         )
+
+
+def _refuse_other_backing(pool: PoolRow | None, spec: PoolSpec) -> None:
+    """A VM is made by one of two hands, and which it was stays with it: a pool is of one kind for its life."""
+    if pool is None or pool.spec.backing is spec.backing:
+        return
+    message = f"pool {pool.name!r} is {pool.spec.backing}, and stays so; to change that, make a pool of another name and delete this one"
+    raise InvalidRequest(f"backing: {message}. Nothing was changed", problems=[FieldProblem("backing", message)])
+
+
+async def _check_vm_pool(gateway: Gateway, name: str, template: VmTemplate, revision: str) -> None:
+    pool_id = new_id()
+    order = VmPoolOrder(vm_pool_name(name, pool_id, 1), name, pool_id, template, revision)
+    try:
+        await gateway.vm_pools.check(order)
+    except ClusterNotFound as error:
+        message = f"a VirtualMachinePool cannot be made on this cluster: {error.detail}"
+        raise InvalidRequest(f"backing: {message}", problems=[FieldProblem("backing", message)]) from error
 
 
 async def _wake(tx: Tx, pool_id: UUID) -> None:

@@ -15,6 +15,7 @@ from app.store.database import Database
 from app.store.notices import Listener, Topic
 from app.usecases.placement import Placing
 from app.workers.backfill import Backfill
+from app.workers.backing import Backings
 from app.workers.labelling import Labelling
 from app.workers.loop import Wake, run_loop
 from app.workers.measure import Measure
@@ -33,11 +34,12 @@ _LABEL_SECONDS = 1.0
 _MEASURE_SECONDS = 5.0
 _PRELOAD_SECONDS = 1.0
 _SNAPSHOT_SECONDS = 0.5
+_BACKING_SECONDS = 1.0
 log = structlog.get_logger(__name__)
 
 
 class Workers:
-    """Plan, create, remove, label, reap, observe VMs and nodes, take snapshots. `listener` must be running for wakes to be more than the intervals."""
+    """Plan, create, remove, label, reap, observe VMs and nodes, take snapshots, keep VirtualMachinePools. `listener` must be running for wakes to be more than the intervals."""
 
     def __init__(self, db: Database, gateway: Gateway, listener: Listener, settings: Settings) -> None:
         self._settings = settings
@@ -62,6 +64,10 @@ class Workers:
         listener.on(Topic.CLAIMED, self._label_wake)
         self._preload_wake = Wake()
         listener.on(Topic.PRELOAD, self._preload_wake)
+        self._backings = Backings(db, gateway, settings)
+        self._backing_wake = Wake()
+        for topic in (Topic.POOL, Topic.CREATE, Topic.REMOVE, Topic.CLAIMED):
+            listener.on(topic, self._backing_wake)
         self._snapshot_wake = Wake()
         listener.on(Topic.SNAPSHOT, self._snapshot_wake)
 
@@ -70,7 +76,7 @@ class Workers:
         async with asyncio.TaskGroup() as tasks:
             for name, work in self._loops(stop):
                 tasks.create_task(work, name=name)
-        for part in (self._provision, self._removal, self._snapshots, self._preloads):
+        for part in (self._provision, self._removal, self._snapshots, self._preloads, self._backings):
             try:
                 await part.hand_back()
             except DatabaseUnavailable:
@@ -91,6 +97,10 @@ class Workers:
                 run_loop("remove", self._removal.step, every=_REMOVE_SECONDS, wake=self._remove_wake, stop=stop),
             ),
             ("label", run_loop("label", self._labelling.step, every=_LABEL_SECONDS, wake=self._label_wake, stop=stop)),
+            (
+                "backing",
+                run_loop("backing", self._backings.step, every=_BACKING_SECONDS, wake=self._backing_wake, stop=stop),
+            ),
             (
                 "preload",
                 run_loop(

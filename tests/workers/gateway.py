@@ -29,6 +29,7 @@ from app.domain.paths import ImageKind, ImageRef
 from app.errors import ClusterConflict, ClusterNotFound, FieldProblem, TemplateRefused
 from tests.workers.preloads import FakePreloads
 from tests.workers.snapshots import FakeSnapshots
+from tests.workers.vm_pools import FakeVmPools
 
 
 class FakeGateway:
@@ -52,6 +53,7 @@ class FakeGateway:
         self._numbers = count(1)
         self.snapshots = FakeSnapshots(self)
         self.preloads = FakePreloads()
+        self.vm_pools = FakeVmPools(self)
 
     # What the service asks
 
