@@ -1,5 +1,6 @@
 """Manifests over HTTP: all documents of a body or none, and the same body again changes nothing."""
 
+import asyncio
 import copy
 import json
 
@@ -184,6 +185,15 @@ async def test_a_vm_is_one_claim_until_it_is_released(server):
     assert new["action"] == "created"
     assert new["became"]["href"] != href
     assert (await server.client.get(new["became"]["href"])).json()["lease_seconds"] == 60
+
+
+async def test_many_at_once_make_one_claim(server):
+    written = machine(name="raced")
+    made = await asyncio.gather(*(applied(server, written) for _ in range(6)))
+    assert sorted(documents[0]["action"] for documents in made) == ["created", *["unchanged"] * 5]
+    assert len({documents[0]["became"]["href"] for documents in made}) == 1
+    found = await server.client.get("/v1/claims", params={"label": "name=raced"})
+    assert len(found.json()["items"]) == 1
 
 
 async def test_a_vm_of_a_pools_shape_is_served_warm(server):

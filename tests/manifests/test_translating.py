@@ -35,6 +35,15 @@ def test_a_pool_in_our_words():
     }
 
 
+def test_every_setting_of_a_pool_that_no_field_is_for_is_an_annotation():
+    wish = wish_of(annotated(pool(), placement='{"dedicated_cpus": true}', allow_unschedulable="true", max_vms=7))
+    assert wish.body["placement"] == {"dedicated_cpus": True}
+    assert (wish.body["allow_unschedulable"], wish.body["max_vms"]) == (True, 7)
+    assert wish.place("placement.dedicated_cpus") == (
+        "documents[0].metadata.annotations.emberpool.io/placement.dedicated_cpus"
+    )
+
+
 def test_a_pool_in_kubevirts_words():
     spec = {"runStrategy": "Always", "template": VMI}
     template = {"metadata": {"labels": {"app": "x"}}, "spec": spec}

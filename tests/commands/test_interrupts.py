@@ -1,0 +1,43 @@
+"""Ctrl-C ends a command at once, and without a traceback."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["get", "pools"], 130, b""),
+        (["get", "pools", "--watch"], 0, b""),
+        (["claim", "web", "--wait", "50"], 130, b"Broken off: the claim is given up.\n"),
+        (["apply", "-f", "-"], 130, b""),
+    ],
+    ids=str,
+)
+def test_a_command_that_waits_can_be_ended(arguments, code, told):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        server = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", *arguments, "--server", server],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "COLUMNS": "200"},
+        )
+        try:
+            connection, _ = silent.accept()
+            with connection:
+                connection.settimeout(60)
+                assert connection.recv(1)  # it has asked, and waits for an answer that never comes
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+    assert (process.returncode, out, err) == (code, b"", told)
