@@ -24,18 +24,21 @@ class Board:
     """To be entered; lines printed meanwhile stand above it."""
 
     def __init__(self, console: Console) -> None:
+        self._is_seen = console.is_interactive
         self._progress = Progress(
             TextColumn("  {task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
         )
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self._is_seen:
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._is_seen:
+            self._progress.stop()
 
     @contextmanager
     def step(self, what: str) -> Iterator[Step]:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rich import box
-from rich.table import Table
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from app.demo.client import Json
@@ -22,8 +22,11 @@ _LOOKS: Final = {
 }
 """Told apart by colour, and where there is none by what they are filled with."""
 _WARM: Final = "▏"
-_BESIDE: Final = 38
-_SHORTEST: Final = 12
+_TITLE: Final = "From the claim to the VM in seconds, by stages, and what is saved of cold"
+_NAME: Final = 8
+_TIME: Final = 7
+_BESIDE: Final = 2 + _NAME + 2 + _TIME + 2
+_SHORTEST: Final = 10
 _LONGEST: Final = 60
 _WORTH_TELLING: Final = 0.05
 
@@ -37,31 +40,27 @@ class Bar:
     claim: Json
 
 
-def draw(bars: Sequence[Bar], costs: Sequence[Json], *, width: int) -> Table:
+def draw(bars: Sequence[Bar], costs: Sequence[Json], *, width: int) -> Group:
     """`costs` are the items of `GET /v1/paths` for the bars' shape; `width` is the terminal's."""
-    table = Table(box=box.SIMPLE, title="From the claim to the VM", title_justify="left", pad_edge=False)
-    table.add_column("path")
-    table.add_column("took", justify="right", no_wrap=True)
-    table.add_column("saves", justify="right")
-    table.add_column("expected", justify="right")
-    table.add_column("of which")
+    lines: list[RenderableType] = [Text(_TITLE, style="italic"), ""]
     by_path = {cost["path"]: cost for cost in costs}
     space = min(_LONGEST, max(_SHORTEST, width - _BESIDE))
     longest = max(bar.seconds for bar in bars)
     for bar in bars:
-        cost = by_path[bar.path]
-        table.add_row(
-            bar.path,
-            Text(in_time(bar.seconds), style="bold green" if bar.path == "pool" else "bold"),
-            _share(cost["saving"], digits=1),
-            _share(cost["expected"]),
-            Text("\n").join([_fill(bar, round(space * bar.seconds / longest)), _legend(bar)]),
-        )
-    return table
+        took = Text(f"{in_time(bar.seconds):>{_TIME}}", style="bold green" if bar.path == "pool" else "bold")
+        head = Text.assemble(f"  {bar.path:{_NAME}}  ", took, "  ")
+        beside: list[Text] = [*_legend(bar, space), *_savings(by_path[bar.path])]
+        lines.append(head + _fill(bar, round(space * bar.seconds / longest)))
+        lines.extend(Padding(each, (0, 0, 0, _BESIDE), expand=False) for each in beside)
+    return Group(*lines)
 
 
-def _share(share: float | None, *, digits: int = 0) -> str:
-    return "" if share is None else in_percent(share, digits=digits)
+def _savings(cost: Json) -> list[Text]:
+    """Nothing for a cold start, with which the others are compared."""
+    if cost["expected"] is None:
+        return []
+    here = f"saves {in_percent(cost['saving'], digits=1)}" if cost["saving"] is not None else "no data"
+    return [Text(f"{here} (the mission expects {in_percent(cost['expected'])})")]
 
 
 def _fill(bar: Bar, length: int) -> Text:
@@ -77,15 +76,19 @@ def _fill(bar: Bar, length: int) -> Text:
     return text if text.plain else Text(_WARM, style="bold green")
 
 
-def _legend(bar: Bar) -> Text:
+def _legend(bar: Bar, width: int) -> list[Text]:
+    """Lines of at most `width`, no stage broken in two."""
     stages = _stages(bar)
     if not stages:
-        return Text("a VM that had booted before", style="dim")
-    told = []
+        return [Text("had booted before", style="dim")]
+    lines = [Text()]
     for stage, seconds in stages.items():
         glyph, colour = _LOOKS[stage]
-        told.append(Text.assemble((glyph, colour), f" {stage} {in_time(seconds)}"))
-    return Text("  ").join(told)
+        told = Text.assemble((glyph, colour), f" {stage} {seconds:.1f}")
+        if lines[-1] and len(lines[-1]) + 2 + len(told) > width:
+            lines.append(Text())
+        lines[-1] += Text("  ") + told if lines[-1] else told
+    return lines
 
 
 def _stages(bar: Bar) -> dict[str, float]:

@@ -95,7 +95,9 @@ class _Paths:
                 return bool(preload["ready"])
 
             await self._client.watch(path, until=is_ready, lost=_why_failed, what="the image is not imported")
-        self._tell_done(f"PUT {path}", f"has imported the image in {in_time(time.perf_counter() - began)}, beside it")
+        self._tell_done(
+            f"PUT {path}", f"has imported the image in {in_time(time.perf_counter() - began)}, beside the cold start"
+        )
         sent = await self._claim()
         preloading.set()
         return await self._finish("preload", sent)
@@ -145,7 +147,7 @@ class _Paths:
                 break
             faster.append(f"{way['path']}: {way['why']}")
         if faster:
-            say(self._console, f"[dim]not faster: {quote('; '.join(faster))}[/dim]", indent=4)
+            say(self._console, f"[dim]why not faster: {quote('; '.join(faster))}[/dim]", indent=4)
 
     def _tell_done(self, request: str, done: str) -> None:
         say(self._console, f"[bold]{request}[/bold] {done}", indent=2)

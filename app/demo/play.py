@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,8 @@ from rich.text import Text
 from app.config import Role, Settings
 from app.demo.client import DemoFailed, connect
 from app.demo.paths import show_paths
-from app.demo.pool import PoolFile, show_pool
+from app.demo.placement import MACHINES, show_placement
+from app.demo.pool import PoolFile, read_file, show_pool
 from app.demo.words import say
 from app.embedded.cluster import run_cluster
 from app.embedded.folder import DataFolder, EmbeddedError, hold_folder
@@ -39,6 +41,7 @@ def play(settings: Settings, pool: PoolFile, console: Console, *, cold_boot_seco
 
     Raises DemoFailed, and what a part that cannot start says.
     """
+    machines = b"---\n".join(read_file(EXAMPLES / name, "The demo runs from a checkout.") for name in MACHINES)
     say(console, "[bold]Emberpool[/bold]: VMs that are ready before they are asked for.")
     say(
         console,
@@ -58,7 +61,24 @@ def play(settings: Settings, pool: PoolFile, console: Console, *, cold_boot_seco
         own = settings.model_copy(
             update={"database_url": SecretStr(postgres.url()), "role": Role.ALL, "api_token": None}
         )
-        runner.run(_perform(own, folder, pool, console, status, cold_boot_seconds=cold_boot_seconds, stay=stay))
+        acts = _Acts(pool, machines, console, patience=4 * cold_boot_seconds + _PATIENCE_SECONDS)
+        runner.run(_perform(own, folder, acts, status, cold_boot_seconds=cold_boot_seconds, stay=stay))
+
+
+@dataclass(frozen=True, slots=True)
+class _Acts:
+    """What is shown. `machines`: manifests of VMs; `patience` in seconds."""
+
+    pool: PoolFile
+    machines: bytes
+    console: Console
+    patience: float
+
+    async def show(self, address: str) -> None:
+        async with connect(address, patience=self.patience) as client:
+            await show_pool(client, self.pool, self.console)
+            await show_paths(client, self.console)
+            await show_placement(client, self.machines, self.console)
 
 
 @contextmanager
@@ -87,8 +107,7 @@ def _sweep() -> None:
 async def _perform(
     settings: Settings,
     folder: DataFolder,
-    pool: PoolFile,
-    console: Console,
+    acts: _Acts,
     status: Status,
     *,
     cold_boot_seconds: float,
@@ -97,14 +116,14 @@ async def _perform(
     stopping = asyncio.Event()
     async with _service(settings, folder, cold_boot_seconds=cold_boot_seconds, stopping=stopping) as address:
         status.stop()
-        show = asyncio.create_task(_show(address, pool, console, patience=4 * cold_boot_seconds + _PATIENCE_SECONDS))
+        show = asyncio.create_task(acts.show(address))
         ended = asyncio.create_task(stopping.wait())
         await asyncio.wait([show, ended], return_when=asyncio.FIRST_COMPLETED)
         if show.done():
             show.result()
-            say(console, f"OpenAPI UI: [bold]{address}/docs[/bold]")
+            say(acts.console, f"OpenAPI UI: [bold]{address}/docs[/bold]")
             if stay:
-                say(console, "It serves until Ctrl-C, and then everything is removed.")
+                say(acts.console, "It serves until Ctrl-C, and then everything is removed.")
                 await ended
         for task in (show, ended):
             task.cancel()
@@ -132,9 +151,3 @@ async def _service(
             stopping.set()
             await asyncio.wait([serving])
         await serving
-
-
-async def _show(address: str, pool: PoolFile, console: Console, *, patience: float) -> None:
-    async with connect(address, patience=patience) as client:
-        await show_pool(client, pool, console)
-        await show_paths(client, console)

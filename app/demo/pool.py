@@ -43,9 +43,7 @@ class Measured:
 def read_pool(path: Path) -> PoolFile:
     """The pool that a manifest describes. Raises DemoFailed where it describes none, and says why."""
     try:
-        documents = read_yaml(path.read_bytes())
-    except OSError as error:
-        raise DemoFailed(f"{path} cannot be read: {error.strerror}. Name a pool's file with --pool.") from error
+        documents = read_yaml(read_file(path, "Name a pool's file with --pool."))
     except MalformedBody as error:
         raise DemoFailed(f"{path}: {error.detail}.") from error
     wishes, problems = translate(documents, namespace="")
@@ -57,6 +55,14 @@ def read_pool(path: Path) -> PoolFile:
     if pool.body.get("size") == 0:
         raise DemoFailed(f"{path}: spec.size is 0, so that there would be no VM to claim; give 1 or more.")
     return PoolFile(pool.name, pool.body)
+
+
+def read_file(path: Path, advice: str) -> bytes:
+    """Raises DemoFailed, which ends with the advice."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DemoFailed(f"{path} cannot be read: {error.strerror}. {advice}") from error
 
 
 async def show_pool(client: Client, pool: PoolFile, console: Console) -> None:

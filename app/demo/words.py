@@ -14,7 +14,7 @@ _SECOND: Final = 1.0
 def say(console: Console, markup: str, *, indent: int = 0) -> None:
     """A paragraph: wrapped on a terminal, and whole in a line where it is none."""
     if console.is_terminal:
-        console.print(Padding(Text.from_markup(markup), (0, 0, 0, indent)), highlight=False)
+        console.print(Padding(Text.from_markup(markup), (0, 0, 0, indent), expand=False), highlight=False)
     else:
         console.print(Text(" " * indent) + Text.from_markup(markup), highlight=False, soft_wrap=True)
 

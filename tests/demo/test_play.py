@@ -86,9 +86,13 @@ def test_the_whole_of_it(tmp_path):
         "Cold boot, median (simulated)",
         "Pool full again after the claim",
         "The same VM by all four paths",
-        "not faster: pool: no pool has this shape; snapshot: no snapshot of this shape; preload: preload 'ubuntu-image' is on its way",
+        "why not faster: pool: no pool has this shape; snapshot: no snapshot of this shape; preload: preload 'ubuntu-image' is on its way",
         "pool 'ubuntu-from-snapshot' had a VM of this shape ready",
         "Only the claim from the pool measures something real",
+        "pinned runs on node",
+        "2 of its 31 CPUs are pinned now",
+        "512 of its 32768 pages of 2Mi are taken now",
+        "it does not fit. node1: 1Gi hugepages: 16 free of 16, 20 needed",
         "/docs",
     ):
         assert part in text
