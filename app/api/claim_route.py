@@ -43,6 +43,7 @@ from app.errors import (
     PoolBeingDeleted,
     PoolNotFound,
     TemplateRefused,
+    Unschedulable,
     UnsupportedMediaType,
 )
 from app.store.claim_lane import Bound, ClaimRequest, Outcome
@@ -80,7 +81,7 @@ router = APIRouter(tags=["claims"])
         },
         **responses(
             *(PoolNotFound, PoolBeingDeleted, InvalidRequest, LeaseTooLong, IdempotencyKeyReused, MalformedBody),
-            *(BodyTooLarge, UnsupportedMediaType, TemplateRefused, NoWarmVm, NoPath, DeadlineTooShort),
+            *(BodyTooLarge, UnsupportedMediaType, TemplateRefused, Unschedulable, NoWarmVm, NoPath, DeadlineTooShort),
             *(DatabaseUnavailable, ClusterUnavailable, ClusterForbidden, ClusterError),
         ),
     },

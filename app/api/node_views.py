@@ -187,7 +187,6 @@ _PAGES = {"2Mi": 2**21, "1Gi": 2**30, "64Ki": 2**16, "32Mi": 2**25, "16Gi": 2**3
 
 def _describe(node: Node, vms: dict[str, int]) -> dict[str, Any]:
     used = node.used
-    pinned = node.pinned / 1000 if used is not None else None
     return {
         "name": node.name,
         "zone": node.zone,
@@ -200,8 +199,8 @@ def _describe(node: Node, vms: dict[str, int]) -> dict[str, Any]:
         "cpus": Cpus(
             capacity=node.capacity.get(CPU, 0) / 1000,
             allocatable=node.allocatable.get(CPU, 0) / 1000,
-            pinned=pinned,
-            shared=used.get(CPU, 0) / 1000 - pinned if used is not None and pinned is not None else None,
+            pinned=node.pinned / 1000 if used is not None else None,
+            shared=(used.get(CPU, 0) - node.pinned) / 1000 if used is not None else None,
             free=node.free(CPU) / 1000,
         ),
         "memory": _amount(node, MEMORY),

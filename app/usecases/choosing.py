@@ -45,6 +45,7 @@ from app.store.shapes import ServingPool
 from app.usecases.claiming import ClaimAnswer, ClaimDesk, WarmClaim
 from app.usecases.claims import release_claim
 from app.usecases.options import OptionRules, VmTerms, read_options, unfit
+from app.usecases.placement import require_fit
 from app.usecases.queueing import Chosen, NewClaim, StoredClaim, UntilGone
 from app.usecases.remembering import remember
 from app.usecases.shapes import enter_pool, hidden_name, shape_spec, start_of
@@ -118,7 +119,7 @@ class Chooser:
     async def claim(self, wish: NewVmClaim, until_gone: UntilGone) -> ClaimAnswer:
         """Serves one wish; `until_gone` is only awaited while the claim waits.
 
-        Raises TemplateRefused, InvalidRequest, LeaseTooLong, IdempotencyKeyReused, NoPath (with `retry_after`),
+        Raises TemplateRefused, Unschedulable, InvalidRequest, LeaseTooLong, IdempotencyKeyReused, NoPath (with `retry_after`),
         DeadlineTooShort, ClusterUnavailable and ClusterError (from the dry run of a new shape), DatabaseUnavailable.
         """
         wanted = await self._understand(wish)
@@ -253,6 +254,7 @@ class Chooser:
             name = hidden_name(wanted.terms.template, wanted.spec(start_of(choice)))
             if await shapes.hidden(tx, name) is not None:
                 return
+            await require_fit(tx, self._gateway.demand(wanted.terms.template.spec), of_pool=False)
         await self._dry_run(wanted)
 
     async def _dry_run(self, wanted: _Wanted) -> None:

@@ -24,6 +24,7 @@ FACTS_SECONDS = 60.0
 """What was seen of the nodes counts for so long after the last sign of life from whoever watches them."""
 _EVER_SECONDS = 10.0
 _REMEMBERED = 500
+_TOLD = 20
 NOT_WATCHED = "nodes are not watched: EMBERPOOL_WATCH_NODES is off, or no worker runs yet"
 
 
@@ -90,7 +91,7 @@ async def check_fit(tx: Tx, demand: Demand | None, count: int) -> Answer:
     return Answer(found.now >= count, found, demand, sight, found.unseen)
 
 
-async def require_fit(tx: Tx, demand: Demand | None) -> None:
+async def require_fit(tx: Tx, demand: Demand | None, *, of_pool: bool = True) -> None:
     """Raises Unschedulable where no node could take one such VM, even with nothing else on it."""
     if demand is None or (await see(tx)).blind is not None:
         return
@@ -99,9 +100,9 @@ async def require_fit(tx: Tx, demand: Demand | None) -> None:
         return
     missing = fit(emptied(nodes), demand).missing
     raise Unschedulable(
-        f"no node could take a VM of this pool, even with nothing else on it: {tell(missing)}. Ask for less, or for what the "
-        "nodes have; allow_unschedulable takes the pool all the same",
-        problems=[FieldProblem("placement", words) for words in missing[:20]],
+        f"no node could take {'a VM of this pool' if of_pool else 'this VM'}, even with nothing else on it: {tell(missing)}. Ask "
+        f"for less, or for what the nodes have{'; allow_unschedulable takes the pool all the same' if of_pool else ''}",
+        problems=[FieldProblem("placement", words) for words in missing[:_TOLD]],
     )
 
 

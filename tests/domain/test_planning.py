@@ -54,6 +54,11 @@ CREATES = {
     "max_vms caps warm and claimed": (pool(max_vms=5, ready=readies(2), claimed=2), 1),
     "what leaves still takes room": (pool(max_vms=5, ready=readies(2), claimed=1, leaving=2), 0),
     "no room, no create": (pool(max_vms=4, claimed=4), 0),
+    "no more than the nodes take": (pool(room=3, room_note="full"), 3),
+    "the room counts beside all that is on its way": (pool(in_flight=comings(2), room=1, room_note="full"), 1),
+    "no room on the nodes, no create": (pool(room=0, room_note="full"), 0),
+    "more room than is needed changes nothing": (pool(room=9), 4),
+    "claims that wait get no more than the nodes take": (pool(size=0, waiting=5, room=2, room_note="full"), 2),
     "more claimed than max_vms after an edit": (pool(max_vms=4, claimed=6), 0),
     "a drained pool is not refilled by itself": (pool(auto_replenish=False, ready=readies(1), drained=3), 0),
     "a VM lost without a claim is replaced all the same": (pool(auto_replenish=False, ready=readies(1), drained=2), 1),
@@ -249,3 +254,16 @@ def test_a_vm_ages_at_the_moment_it_was_announced_for():
 )
 def test_target(given, expected):
     assert target(given) == expected
+
+
+def test_what_waits_for_room_says_so_and_wakes_with_it():
+    short = plan(pool(room=3, room_note="the nodes are full"), NOW)
+    assert (short.waits_for_room, short.notes) == (True, ("the nodes are full",))
+    assert not plan(pool(room=4, room_note="the nodes are full"), NOW).waits_for_room
+    assert not plan(pool(paused=True, room=0, room_note="the nodes are full"), NOW).waits_for_room
+    assert not plan(pool(), NOW).waits_for_room
+
+
+def test_room_says_nothing_against_the_vms_that_are_there():
+    full = plan(pool(size=1, ready=readies(4), room=0, room_note="the nodes are full"), NOW)
+    assert (len(full.remove), full.create) == (3, 0)
