@@ -50,17 +50,21 @@ def measure_stages(marks: BootMarks, pod: PodTimes | None = None) -> dict[str, f
     `queue`: planned until the cluster was asked. `disk`: until its instance could be made, which waits for its DataVolumes.
     `schedule`: until a node was found. `image`: until the pod's containers ran, which waits for the images. `start`: until
     the domain ran. `boot`: until the guest's agent spoke, or the VM was ready without one. `agent`: from then until it was
-    ready. Clocks differ and the cluster's is cut to seconds: a stage is never told below zero.
+    ready. Clocks differ and the cluster's is cut to seconds: a stage is never told below zero, and one between the two clocks
+    never above the whole boot.
     """
     started_at = pod.started_at if pod is not None else None
+    whole = _between(marks.asked_at or marks.planned_at, marks.ready_at)
     return {
         "queue": _between(marks.planned_at, marks.asked_at),
         "disk": _between(marks.vm_made_at, marks.vmi_made_at),
         "schedule": _between(marks.vmi_made_at, pod.scheduled_at if pod is not None else None),
         "image": _between(pod.scheduled_at if pod is not None else None, started_at),
         "start": _between(started_at or marks.scheduled_at, marks.running_at),
-        "boot": _between(marks.running_at, marks.agent_at or marks.ready_at),
-        "agent": _between(marks.agent_at, marks.ready_at),
+        "boot": _between(marks.running_at, marks.agent_at)
+        if marks.agent_at is not None
+        else _within(whole, _between(marks.running_at, marks.ready_at)),
+        "agent": _within(whole, _between(marks.agent_at, marks.ready_at)),
     }
 
 
@@ -73,3 +77,7 @@ def _between(start: datetime | None, end: datetime | None) -> float | None:
     if start is None or end is None:
         return None
     return round(max(0.0, (end - start).total_seconds()), 3)
+
+
+def _within(whole: float | None, seconds: float | None) -> float | None:
+    return min(whole, seconds) if whole is not None and seconds is not None else seconds

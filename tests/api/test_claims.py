@@ -5,6 +5,7 @@ import uuid
 
 import pytest
 
+from app.domain.stages import STAGES
 from tests.api.server import Refused, check, listen, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -192,7 +193,8 @@ async def test_a_vm_tells_its_history(server):
     vm = (await server.client.get(f"/v1/vms/{claim['vm']['id']}")).json()
     assert [event["type"] for event in vm["history"]][:3] == ["vm.planned", "vm.creating", "vm.booting"]
     assert "vm.ready" in [event["type"] for event in vm["history"]]
-    assert vm["stages"]["boot"] > 0
+    assert tuple(vm["stages"]) == STAGES
+    assert vm["stages"]["queue"] > 0
     assert vm["boot_seconds"] == claim["timings"]["boot"]
 
 

@@ -87,3 +87,11 @@ def test_marks_are_read_from_what_was_seen():
         phase_times={"Scheduled": at(14), "Running": at(16)},
     )
     assert BootMarks.of(seen, planned_at=at(0), asked_at=at(1.25), ready_at=at(40.5)) == marks(**WHOLE)
+
+
+def test_between_two_clocks_no_stage_is_longer_than_the_whole():
+    """Asked for at 2.6 and ready at 2.9, with an agent that spoke at 2.8, which the cluster calls 2."""
+    stages = measure_stages(marks(asked_at=at(2.6), ready_at=at(2.9), running_at=at(2), agent_at=at(2)))
+    assert (stages["boot"], stages["agent"]) == (0.0, 0.3)
+    silent = measure_stages(marks(asked_at=at(2.6), ready_at=at(2.9), running_at=at(2)))
+    assert (silent["boot"], silent["agent"]) == (0.3, None)
