@@ -1,5 +1,19 @@
-"""`python -m app` is the command `emberpool`."""
+"""The command `emberpool`, also as `python -m app`."""
 
-from app.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Runs the command. Reading the service takes longer than all that a client does, and so a client does not."""
+    from app.commands import program  # noqa: PLC0415 - see above
+
+    if program.takes(sys.argv[1:]):
+        program.main()
+        return
+    from app import cli  # noqa: PLC0415 - see above
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

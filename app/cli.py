@@ -15,7 +15,7 @@ from pydantic import SecretStr, ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from app.commands.program import mount
+from app.commands.program import mount, run
 from app.config import Role, Settings
 from app.demo import play as demonstration
 from app.demo.pool import read_pool
@@ -169,14 +169,7 @@ mount(app)
 
 def main() -> None:
     """Runs the command; an error of ours is one sentence, and exit code 1."""
-    try:
-        app()
-    except EmberpoolError as error:
-        _complain(error.title, error.detail)
-        sys.exit(1)
-    except OSError as error:
-        _complain("The system says no", f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        sys.exit(1)
+    run(app)
 
 
 def _settings(**flags: Any) -> Settings:
@@ -240,11 +233,6 @@ def _unusable(settings: Settings, error: BaseException) -> DatabaseUnusable:
         f"what came of reaching {shown} is: {str(error) or type(error).__name__}. "
         "Start it, or give its URL as --database-url or EMBERPOOL_DATABASE_URL"
     )
-
-
-def _complain(title: str, detail: str) -> None:
-    sentence = detail[:1].upper() + detail[1:] + ("" if detail.endswith((".", "!", "?")) else ".")
-    _errors.print(Text.assemble((f"{title}.", "red"), " ", sentence), soft_wrap=True)
 
 
 def _greet(address: str, folder: Path) -> None:

@@ -350,7 +350,7 @@ def mangled(draw):
     return documents
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mangled())
 async def test_no_mangled_document_is_more_than_refused(server, documents):
     before = await stored(server)

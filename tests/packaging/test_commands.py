@@ -62,7 +62,7 @@ def test_a_wrong_command_would_be_seen(program):
 def test_the_images_entry_point_is_what_installing_makes():
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
     (entry,) = json.loads(re.search(r"^ENTRYPOINT (.*)$", dockerfile, flags=re.MULTILINE).group(1))
-    assert f'{entry} = "app.cli:main"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'{entry} = "app.__main__:main"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_the_composed_dev_clusters_command_is_the_dev_clusters():

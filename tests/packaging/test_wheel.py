@@ -48,4 +48,4 @@ def test_the_wheel_has_every_file_of_the_packages(wheel):
 
 def test_the_wheel_brings_the_command(wheel):
     (entry_points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
-    assert "emberpool = app.cli:main" in wheel.read(entry_points).decode()
+    assert "emberpool = app.__main__:main" in wheel.read(entry_points).decode()
