@@ -216,12 +216,14 @@ async def test_missing_are_those_that_had_an_object_before_the_list(db):
     await make_vms(db, pool, 1, VmState.PLANNED)
     before = await scalar(db, "SELECT now() - interval '1 minute'")
     await execute(db, "UPDATE vm SET state_since = now() - interval '5 minutes' WHERE id = ANY(:ids)", ids=old)
-    listed = await scalar(db, "SELECT name FROM vm WHERE id = :id", id=old[0])
+    listed = (await fetch(db, "SELECT uid, name FROM vm WHERE id = :id", id=old[0]))[0]
+    other = (await fetch(db, "SELECT name FROM vm WHERE id = :id", id=old[1]))[0]["name"]
+    objects = {listed["uid"]: listed["name"], "another-uid": other}
     async with db.begin() as tx:
-        found = await observed.missing(tx, names=[listed], before=before, limit=10)
-        by_name = await observed.by_names(tx, [listed, "nobody"])
-    assert {vm.id for vm in found} == {old[1]}
-    assert list(by_name) == [listed]
+        found = await observed.missing(tx, objects=objects, before=before, limit=10)
+        known = await observed.of_objects(tx, objects)
+    assert {vm.id for vm in found} == {old[1]}, "an object of another UID under its name is not the VM"
+    assert [vm.name for vm in known] == [listed["name"]]
 
 
 async def test_overdue_are_boots_past_their_deadline(db):
