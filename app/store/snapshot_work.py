@@ -47,7 +47,6 @@ _STARTED_FROM = text("""
       AND state IN ('planned', 'creating', 'booting')
 """)
 _VM_SHAPE = text("SELECT shape FROM vm WHERE name = :name AND ended_at IS NULL")
-_IMAGE_READY_AT = text("SELECT ready_at FROM preload WHERE name = :name AND deleted_at IS NULL")
 _STATES = text("SELECT id, state FROM snapshot_take WHERE id = ANY(CAST(:ids AS uuid[]))")
 _READY = text("""
     SELECT t.id, t.snapshot_id FROM snapshot_take t JOIN snapshot s ON s.id = t.snapshot_id
@@ -101,12 +100,6 @@ async def shape_of_vm(tx: AsyncConnection, name: str) -> str | None:
     """The shape of a VM of ours; None where it is none of ours, or has none."""
     row = (await tx.execute(_VM_SHAPE, {"name": name})).first()
     return row.shape if row else None
-
-
-async def image_ready_at(tx: AsyncConnection, preload: str) -> datetime | None:
-    """When that preload became ready last."""
-    found: datetime | None = (await tx.execute(_IMAGE_READY_AT, {"name": preload})).scalar()
-    return found
 
 
 async def states_of(tx: AsyncConnection, take_ids: Sequence[UUID]) -> dict[UUID, TakeState]:

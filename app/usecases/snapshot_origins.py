@@ -6,7 +6,7 @@ from app.cluster.templates import fingerprint
 from app.domain.pools import PoolSpec
 from app.domain.snapshots import ClaimFacts, Origin
 from app.domain.states import ClaimState
-from app.store import planning, snapshot_work
+from app.store import planning, preloads
 from app.store import pools as pool_rows
 from app.store.database import Tx
 from app.store.rows import ClaimRow, PoolRow
@@ -39,7 +39,7 @@ async def origin_of(tx: Tx, row: SnapshotRow) -> Origin | None:
         return None
     template, spec = made_from(pool, row.name)
     preload = spec.start_from.preload if spec.start_from is not None else None
-    ready_at = await snapshot_work.image_ready_at(tx, preload) if preload is not None else None
+    ready_at = await preloads.ready_at(tx, preload) if preload is not None else None
     return Origin(revision_of(template.fingerprint, spec), ready_at)
 
 

@@ -138,7 +138,7 @@ class Taking:
             bound: dict[UUID, ClaimRow] = {}
             facts: dict[UUID, ClaimFacts] = {}
             for take in takes:
-                claim = await claims.get(tx, take.claim_id) if take.claim_id and take.ended_at is None else None
+                claim = await claims.get(tx, take.claim_id) if take.claim_id and take.state in UNDER_WAY else None
                 if claim is not None:
                     bound[take.id] = claim
                     facts[take.id] = await claim_facts(tx, claim)

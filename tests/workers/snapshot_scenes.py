@@ -15,7 +15,7 @@ from app.workers.snapshots import Snapshots
 from tests.store.scenes import execute, fetch, scalar, spec
 
 TEMPLATE = {"spec": {"domain": {}, "volumes": [{"name": "root", "dataVolume": {"name": "root"}}]}}
-CONTAINER = {"spec": {"domain": {}, "volumes": [{"name": "root", "containerDisk": {"image": "a"}}]}}
+DISKLESS = {"spec": {"domain": {}, "volumes": []}}
 _MOST_TURNS = 40
 
 

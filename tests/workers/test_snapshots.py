@@ -13,7 +13,7 @@ from app.usecases.pools import delete_pool
 from app.usecases.snapshots import delete_snapshot, refresh_snapshot
 from app.workers.snapshots import Snapshots
 from tests.store.scenes import execute, fetch, scalar
-from tests.workers.snapshot_scenes import TEMPLATE, Died, World
+from tests.workers.snapshot_scenes import DISKLESS, TEMPLATE, Died, World
 
 OTHER = {"spec": {"domain": {"memory": {"guest": "2Gi"}}, "volumes": TEMPLATE["spec"]["volumes"]}}
 
@@ -121,6 +121,15 @@ class TestOfAVm:
         assert take["excluded"] == [{"name": "scratch", "reason": "a container disk"}]
         assert await world.claims() == []
         assert "stop" not in {call for call, _ in world.gateway.calls}
+
+    async def test_one_of_a_pool_of_ours_serves_the_shape_of_that_pool(self, world, db):
+        pool = await world.make_pool(size=1)
+        await world.surround()
+        (vm,) = await fetch(db, "SELECT name, uid FROM vm")
+        await world.ask(source={"vm": vm["name"]})
+        take = await world.until("ready")
+        assert (take["vm_uid"], take["shape"]) == (vm["uid"], pool.shape)
+        assert await scalar(db, "SELECT state FROM vm") == "ready"
 
     async def test_one_that_went_meanwhile_fails_it(self, world, other, gateway):
         await world.ask(source={"vm": "ubuntu"})
@@ -334,6 +343,21 @@ class TestRefresh:
         await refresh_snapshot(db, "ready")
         await refresh_snapshot(db, "ready")
         assert await world.states() == ["ready", "planned"]
+
+    async def test_a_preload_that_became_ready_anew_is_taken_too(self, world, db):
+        await execute(
+            db,
+            """INSERT INTO preload (id, name, spec, image_kind, image, state, status, ready_at)
+               VALUES (gen_random_uuid(), 'near', '{}', 'container', 'a', 'ready', '{"on": {"pulled": 1}}', now())""",
+        )
+        await world.make_pool("near", template=DISKLESS, start_from={"preload": "near"})
+        await world.ask("of-near", source={"pool": "near"}, refresh=True)
+        await world.until("ready", name="of-near")
+        assert await scalar(db, "SELECT path FROM vm WHERE source = 'near'") == "preload"
+        await world.turn()
+        assert await world.states("of-near") == ["ready"]
+        await execute(db, "UPDATE preload SET ready_at = now()")
+        await world.until("ready", name="of-near", number=2)
 
     async def test_without_its_pool_it_stays_as_it_is(self, world, db):
         await delete_pool(db, "web", force=False)
