@@ -35,7 +35,7 @@ async def show_paths(client: Client, console: Console) -> None:
     console.print("", draw(bars, costs["items"], width=console.width))
     say(
         console,
-        "Simulated: how long the dev cluster takes to import, clone, restore, schedule and boot; it tells moments in whole seconds. "
+        "\nSimulated: how long the dev cluster takes to import, clone, restore, schedule and boot; it tells moments in whole seconds. "
         "Only the claim from the pool measures something real: this service on this machine.\n",
     )
 
