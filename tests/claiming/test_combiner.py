@@ -4,11 +4,13 @@ What it does statement by statement is in `tests/usecases/test_combiner.py`; her
 """
 
 import asyncio
+import itertools
 
 import pytest
 
 from app.errors import DatabaseUnavailable
-from app.store.claim_lane import Known
+from app.ids import new_id
+from app.store.claim_lane import ClaimRequest, Known
 from tests.claiming.lanes import Desk
 
 
@@ -169,3 +171,73 @@ async def test_an_idle_combiner_runs_no_task(desk):
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("combiner-")] == []
     await desk.lane.end_all(await desk.arrive("two"))
     assert [statement.bodies for statement in desk.lane.statements] == [["one"], ["two"]]
+
+
+class Hears:
+    """Somebody who asks without a task of his own; notes how many statements were sent when he heard."""
+
+    def __init__(self, desk):
+        self.desk = desk
+        self.left = False
+        self.heard = []
+
+    def has_left(self):
+        return self.left
+
+    def hear(self, request, outcome):
+        self.heard.append((request, outcome, len(self.desk.lane.statements)))
+
+
+def ask(desk, body):
+    asker = Hears(desk)
+    desk.combiner.ask(ClaimRequest(new_id(), None, body, 60, "{}"), asker)
+    return asker
+
+
+async def test_the_next_statement_is_sent_before_the_answers_of_the_last_are_given(desk):
+    held = await desk.hold()
+    first = [ask(desk, f"first-{n}") for n in range(10)]
+    held.end()
+    statement = await desk.lane.statement(1)
+    second = ask(desk, "second")
+    statement.end()
+    next_one = await desk.lane.statement(2)
+    told = []
+    while len(told) < 10 or told[-1] < 10:
+        told.append(sum(len(asker.heard) for asker in first))
+        await asyncio.sleep(0)
+    assert {count for asker in first for _, _, count in asker.heard} == {3}
+    assert all(later - earlier <= 4 for earlier, later in itertools.pairwise(told)), "a few in each turn of the loop"
+    assert not second.heard
+    next_one.end()
+    await until_idle(desk)
+    for asker in (*first, second):
+        ((request, outcome, _),) = asker.heard
+        assert outcome == Known(request.claim_id)
+
+
+async def test_who_asks_without_a_task_hears_of_its_error_and_leaves_when_it_likes(desk):
+    def answer(requests, from_start):
+        if any(request.request_hash == "bad" for request in requests):
+            raise ValueError("no such label")
+        return [Known(request.claim_id) for request in requests]
+
+    desk.lane.answer = answer
+    held = await desk.hold()
+    good, bad, early, late = (ask(desk, body) for body in ("good", "bad", "early", "late"))
+    early.left = True
+    held.end()
+    statement = await desk.lane.statement(1)
+    assert statement.bodies == ["good", "bad", "late"]
+    late.left = True
+    await desk.lane.end_all([])
+    await until_idle(desk)
+    assert [type(outcome) for asker in (good, bad) for _, outcome, _ in asker.heard] == [Known, ValueError]
+    assert early.heard == late.heard == []
+
+
+async def until_idle(desk):
+    if desk.combiner._running is not None:
+        await asyncio.wait_for(desk.combiner._running, 10)
+    for _ in range(20):  # what is still told by and by
+        await asyncio.sleep(0)
