@@ -155,6 +155,12 @@ async def apply(
     documents are checked before the first is applied, by our own rules and by the cluster's dry run: where one is refused,
     nothing is changed, and `errors` names each document, field and reason. They may refer to each other in any order. The
     same body again changes nothing, and says `unchanged`.
+
+    A VirtualMachine becomes a claim with the label `name`, for 30 days where it does not say otherwise; while that lasts the VM
+    is not changed in place. What a manifest has no field for is set by annotations `emberpool.io/<setting>`: of a pool every
+    field of its spec (`max-vms`, `warm-when`, `placement` as JSON, ...); of a VirtualMachine `lease-seconds`, `warm-when`, `paths`,
+    `deadline-seconds`, `remember`, `placement`; of both `start-from-snapshot` and `start-from-preload`; of a snapshot `source-pool`,
+    `quiesce`, `refresh`, `keep`, `timeout-seconds`; of a DataVolume `schedule`, `keep`, `ttl-seconds`.
     """
     body = await request.body()
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()

@@ -1,25 +1,23 @@
 """A VirtualMachineSnapshot to a snapshot: of a VM, or of a pool's template."""
 
+import re
 from typing import Final
 
+from app.domain.snapshots import SnapshotSpec
 from app.manifests.fields import Part, unknown
-from app.manifests.heads import Head, KindOfDocument, as_text, as_value, read_settings
+from app.manifests.heads import Head, KindOfDocument, as_text, read_settings, settings_of
 from app.manifests.reading import Document
-from app.manifests.wishes import VIRTUAL_MACHINE, Reference, Resource, Wish
+from app.manifests.wishes import VIRTUAL_MACHINE, Json, Reference, Resource, Wish
 
 KIND: Final = KindOfDocument("VirtualMachineSnapshot", "snapshot.kubevirt.io", ("v1", "v1beta1", "v1alpha1"))
 _POOL: Final = "VirtualMachinePool"
 _GROUPS: Final = {VIRTUAL_MACHINE: "kubevirt.io", _POOL: "pool.kubevirt.io"}
 _SOURCE_POOL: Final = "source-pool"
 _SETTINGS: Final = {
+    **settings_of(SnapshotSpec.model_fields, without=frozenset({"name", "source"})),
     _SOURCE_POOL: (_SOURCE_POOL, as_text),
-    "quiesce": ("quiesce", as_text),
-    "refresh": ("refresh", as_value),
-    "keep": ("keep", as_value),
 }
-_UNHONOURED: Final = {
-    "failureDeadline": "is not honoured: the service tries again by itself, and says why a snapshot is not ready",
-}
+_DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", re.ASCII)
 
 
 def translate_snapshot(document: Document, head: Head) -> Wish:
@@ -31,7 +29,8 @@ def translate_snapshot(document: Document, head: Head) -> Wish:
     body["name"] = head.name
     places[""] = spec.path
     places["name"] = f"{document.path}.metadata.name"
-    spec.allow(("source", "deletionPolicy"), refused=_UNHONOURED)
+    spec.allow(("source", "deletionPolicy", "failureDeadline"))
+    _read_deadline(spec, body, places)
     if spec.get("deletionPolicy") not in {None, "Delete"}:
         spec.refuse("deletionPolicy", "must be Delete: a snapshot's content goes with it")
     pool = body.pop(_SOURCE_POOL, None)
@@ -52,6 +51,24 @@ def translate_snapshot(document: Document, head: Head) -> Wish:
     if head.labels:
         spec.note("metadata.labels are not kept: a snapshot has none")
     return Wish(document, head.kind, Resource.SNAPSHOT, head.name, body, places, needs, head.findings.notes)
+
+
+def _read_deadline(spec: Part, body: Json, places: dict[str, str]) -> None:
+    """`failureDeadline` as Go writes durations: `10m`, `1h30m0s`."""
+    deadline = spec.text("failureDeadline")
+    if deadline is None:
+        return
+    if "timeout_seconds" in body:
+        where = spec.findings.relative(places["timeout_seconds"])
+        spec.refuse("failureDeadline", f"is another word for {where}: keep one of them")
+    elif (match := _DURATION.fullmatch(deadline)) is None:
+        spec.refuse(
+            "failureDeadline", f"must be a duration in hours, minutes and seconds, such as 10m; it is {deadline!r}"
+        )
+    else:
+        hours, minutes, rest = (int(each or 0) for each in match.groups())
+        body["timeout_seconds"] = hours * 3600 + minutes * 60 + rest
+        places["timeout_seconds"] = spec.at("failureDeadline")
 
 
 def _read_source(spec: Part) -> tuple[str, str, str] | None:

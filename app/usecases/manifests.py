@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from app.domain.preloads import PreloadSpec
-from app.errors import EmberpoolError, FieldProblem, InvalidRequest, ManifestRefused, Unavailable
+from app.errors import EmberpoolError, FieldProblem, InvalidRequest, ManifestRefused, Unavailable, Unschedulable
 from app.manifests.fields import suggest
 from app.manifests.linking import link, names_of_volumes
 from app.manifests.reading import Document
@@ -143,6 +143,8 @@ def _problems(wish: Wish, error: EmberpoolError) -> Iterator[FieldProblem]:
         yield wish.problem("", error.detail)
     for problem in error.problems:
         place, message = problem.field, problem.message
+        if isinstance(error, Unschedulable) and "placement" not in wish.body:
+            place = "vm" if wish.resource is Resource.CLAIM else "template"  # there it asks for what no node has
         yield wish.problem(place, message + _hint(place, message))
 
 

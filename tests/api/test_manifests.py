@@ -159,6 +159,24 @@ async def test_a_disk_that_no_snapshot_takes_is_refused_with_its_reason(server):
     assert "boot: " in found["documents[1].spec.source.name"]
 
 
+async def test_what_no_node_could_take_is_refused_where_it_asks_for_it(server):
+    async def nodes_are_seen():
+        return (await server.client.get("/v1/nodes")).json()["items"]
+
+    await until(nodes_are_seen)
+    huge = {"spec": {**VMI["spec"], "domain": {"memory": {"guest": "900Ti"}}}}
+    from_snapshot = {"spec": {"domain": {"memory": {"guest": "900Ti"}}, "snapshot": {"name": "after"}}}
+    found = await refused(
+        server,
+        pool(name="huge", template=huge),
+        machine(name="huge", template=huge),
+        machine(name="later", template=from_snapshot),
+        snapshot(name="after", source={"kind": "VirtualMachinePool", "name": "huge"}),
+    )
+    for place in ("documents[0].spec.template", "documents[1].spec", "documents[2].spec"):
+        assert "memory" in found[place]
+
+
 async def test_a_vm_is_one_claim_until_it_is_released(server):
     written = machine(name="single")
     (first,) = await applied(server, written)

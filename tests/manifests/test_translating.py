@@ -164,6 +164,13 @@ def test_a_snapshot_of_a_vm_or_a_pool():
     assert by_annotation.place("source.pool").endswith("emberpool.io/source-pool")
 
 
+@pytest.mark.parametrize(("deadline", "seconds"), [("5m0s", 300), ("1h30m", 5400), ("90s", 90)])
+def test_a_snapshots_deadline_is_its_time_limit(deadline, seconds):
+    wish = wish_of(snapshot(failureDeadline=deadline))
+    assert wish.body["timeout_seconds"] == seconds
+    assert wish.place("timeout_seconds") == "documents[0].spec.failureDeadline"
+
+
 def test_a_data_volume_is_a_preload():
     wish = wish_of(
         annotated(
@@ -306,7 +313,8 @@ def test_what_a_cluster_wrote_is_left_out():
             "a VirtualMachine is of kubevirt.io",
         ),
         (snapshot(deletionPolicy="Retain"), "spec.deletionPolicy", "must be Delete"),
-        (snapshot(failureDeadline="5m"), "spec.failureDeadline", "is not honoured"),
+        (snapshot(failureDeadline="soon"), "spec.failureDeadline", "such as 10m; it is 'soon'"),
+        (annotated(snapshot(failureDeadline="5m"), timeout_seconds="9"), "spec.failureDeadline", "is another word for"),
         (annotated(snapshot(), source_pool="web"), "spec.source", "name two sources: keep one"),
         (volume(source=None), "spec.source", "is missing"),
         (volume(source={}), "spec.source", "must name where the image comes from"),
