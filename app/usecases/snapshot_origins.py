@@ -23,6 +23,7 @@ def made_from(pool: PoolRow, snapshot: str) -> tuple[VmTemplate, PoolSpec]:
     spec = shape_spec(
         pool.spec.template,
         start_from=None if start is not None and start.snapshot == snapshot else start,
+        placement=pool.spec.placement,
         warm_when=pool.spec.warm_when,
         boot_timeout_seconds=pool.spec.boot_timeout_seconds,
     )

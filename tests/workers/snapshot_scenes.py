@@ -100,3 +100,11 @@ class World:
         """State by state, of the claims that snapshots made."""
         rows = await fetch(self.db, "SELECT state FROM claim WHERE idem_key LIKE 'snapshot/%' ORDER BY id")
         return [row["state"] for row in rows]
+
+    async def nothing_is_left(self):
+        """No VM, no open claim, no object but those of takes that serve."""
+        await self.settle()
+        assert not self.gateway.vms
+        assert not await scalar(self.db, "SELECT count(*) FROM claim WHERE state IN ('pending', 'bound')")
+        serving = await scalar(self.db, "SELECT count(*) FROM snapshot_take WHERE state = 'ready'")
+        assert len(self.gateway.snapshots.objects) == serving
