@@ -15,7 +15,7 @@ from uuid import UUID
 import orjson
 import structlog
 
-from app.cluster.gateway import Gateway
+from app.cluster.gateway import Gateway, VmTemplate
 from app.config import Settings
 from app.domain.choice import Choice, NoChoice, Record, choose
 from app.domain.observation import WarmWhen
@@ -109,6 +109,7 @@ class Chooser:
         self._desk = desk
         self._rules = OptionRules.of(settings)
         self._pending_seconds = settings.pending_seconds
+        self._expanded: dict[bytes, VmTemplate] = {}
         self._serving: dict[str, tuple[float, list[ServingPool]]] = {}
         self._reading: SharedReads[str, list[ServingPool]] = SharedReads(self._read_serving)
 
@@ -122,12 +123,12 @@ class Chooser:
         Raises TemplateRefused, Unschedulable, InvalidRequest, LeaseTooLong, IdempotencyKeyReused, NoPath (with `retry_after`),
         DeadlineTooShort, ClusterUnavailable and ClusterError (from the dry run of a new shape), DatabaseUnavailable.
         """
-        wanted = await self._understand(wish)
-        if wish.key is not None:
+        if wish.key is not None:  # before all else: what its claim starts from may be gone, and the claim stands
             async with self._db.begin() as tx:
                 known = await claims.by_key(tx, wish.key)
             if known is not None:
                 return await self._desk.queue.replay(known, wish.in_pool(""), until_gone)
+        wanted = await self._understand(wish)
         if Path.POOL in wanted.allowed:
             served = await self._claim_warm(wanted, until_gone)
             if served is not None:
@@ -156,16 +157,14 @@ class Chooser:
         """
         wanted = await self._understand(wish, source_is_coming=source_is_coming)
         if source_is_coming:
+            async with self._db.begin() as tx:
+                await require_fit(tx, self._gateway.demand(wanted.terms.template.spec), of_pool=False)
             await self._dry_run(wanted)
         else:
             await self._check_new(wanted)
 
     async def _understand(self, wish: NewVmClaim, *, source_is_coming: bool = False) -> _Wanted:
-        diskless = wish.start_from is not None
-        try:
-            template = self._gateway.expand(wish.vm, wish.warm_when, wish.placement, diskless=diskless)
-        except TemplateRefused as error:
-            raise _as_vm(error) from error
+        template = self._expand(wish)
         allowed = wish.paths
         if wish.start_from is not None:
             if not source_is_coming:
@@ -178,6 +177,23 @@ class Chooser:
                     f"paths: {message}. Nothing was changed", problems=[FieldProblem("paths", message)]
                 )
         return _Wanted(wish, VmTerms(template, wish.warm_when, wish.start_from, wish.lease_seconds), allowed)
+
+    def _expand(self, wish: NewVmClaim) -> VmTemplate:
+        """What was wished for is mostly wished for again, and expanding it takes as long as a warm claim does."""
+        written = (wish.vm, wish.warm_when, wish.placement and wish.placement.model_dump(), wish.start_from is not None)
+        key = orjson.dumps(written)
+        template = self._expanded.get(key)
+        if template is None:
+            try:
+                template = self._gateway.expand(
+                    wish.vm, wish.warm_when, wish.placement, diskless=wish.start_from is not None
+                )
+            except TemplateRefused as error:
+                raise _as_vm(error) from error
+            if len(self._expanded) >= _FACTS_KEPT:
+                self._expanded.clear()
+            self._expanded[key] = template
+        return template
 
     async def _claim_warm(self, wanted: _Wanted, until_gone: UntilGone) -> ClaimAnswer | None:
         """From the first pool of the shape that has a VM ready."""
@@ -233,7 +249,7 @@ class Chooser:
                         tx,
                         bound.claim_id,
                         pool_id=chosen.pool.id,
-                        path=chosen.pool.path,
+                        path=chosen.wish.choice["path"],
                         choice=chosen.wish.choice,
                         reason=chosen.reason,
                     )

@@ -1,6 +1,7 @@
 """Bad input, line by line: a problem with a stable code, the field and what to do, and nothing stored."""
 
 import json
+import uuid
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -256,3 +257,40 @@ async def test_no_claim_body_makes_the_service_fail(server, body):
     answer = await server.client.post("/v1/claim", content=json.dumps({"pool": "none", **body}).encode(), headers=JSON)
     assert answer.status_code in {400, 404, 422}, (body, answer.text)
     assert answer.headers["content-type"] == MEDIA_TYPE
+
+
+VM_FIELDS = [
+    "wait_seconds",
+    "lease_seconds",
+    "paths",
+    "labels",
+    "start_from",
+    "placement",
+    "warm_when",
+    "deadline_seconds",
+]
+
+
+@given(
+    body=st.dictionaries(st.sampled_from([*VM_FIELDS, "remember"]), JSON_VALUES, max_size=2),
+    vm=st.dictionaries(st.sampled_from(PARTS), JSON_VALUES | st.dictionaries(st.sampled_from(PARTS), JSON_VALUES)),
+    keyed=st.booleans(),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_no_described_vm_makes_the_service_fail(server, body, vm, keyed):
+    headers = {**JSON, **({"Idempotency-Key": str(uuid.uuid4())} if keyed else {})}
+    content = json.dumps({"vm": vm, **body}).encode()
+    answer = await server.client.post("/v1/claim", content=content, headers=headers)
+    assert answer.status_code in {201, 202, 400, 422, 503}, (content, answer.text)
+    if answer.is_error:
+        assert answer.headers["content-type"] == MEDIA_TYPE
+    else:
+        await server.client.delete(f"/v1/claims/{answer.json()['id']}")
+
+
+@pytest.mark.parametrize("value", ["\ud800", 2**70])
+async def test_a_vm_that_cannot_be_told_is_refused(server, value):
+    content = json.dumps({"vm": {"image": "a", "memory": "64Mi", "labels": {"a": value}}}).encode()
+    for headers in (JSON, {**JSON, "Idempotency-Key": "odd"}):
+        answer = await server.client.post("/v1/claim", content=content, headers=headers)
+        assert answer.status_code in {400, 422}, answer.text

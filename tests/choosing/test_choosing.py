@@ -318,6 +318,14 @@ async def test_a_key_gets_the_same_claim_whatever_happened_meanwhile(db, process
     assert len(await live_vms(db)) == 1
 
 
+async def test_a_key_stands_though_what_its_claim_starts_from_has_gone(db, process):
+    await make_snapshot(db, "mine", "any")
+    wish = {"key": "k", "start_from": StartFrom(snapshot="mine")}
+    first = await process.claim(**wish)
+    await execute(db, "UPDATE snapshot SET deleted_at = now()")
+    assert (await process.claim(**wish)).claim.id == first.claim.id
+
+
 async def test_a_key_on_two_replicas_at_the_same_moment_makes_one_claim(db, start):
     replicas = [start(), start()]
     answers = await asyncio.gather(*(each.claim(key="k", request_hash="h") for each in replicas * 3))
