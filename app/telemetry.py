@@ -19,6 +19,11 @@ BOOT_SECONDS = Histogram(
     "From asking the cluster for a VM to the VM being ready.",
     buckets=(0.5, 1, 2, 5, 10, 20, 30, 45, 60, 90, 120, 300, 600),
 )
+VM_CLAIMS = Counter(
+    "emberpool_vm_claims_total",
+    "Claims that describe their VM, by the path that was chosen; one that is moved on counts again.",
+    ["path"],
+)
 VM_ENDS = Counter(
     "emberpool_vm_ends_total", "VMs given up, by the state they were in and what became of them.", ["was", "became"]
 )

@@ -42,6 +42,7 @@ from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
 from app.store.observed import database_now
 from app.store.shapes import ServingPool
+from app.telemetry import VM_CLAIMS
 from app.usecases.claiming import ClaimAnswer, ClaimDesk, WarmClaim
 from app.usecases.claims import release_claim
 from app.usecases.options import OptionRules, VmTerms, read_options, unfit
@@ -142,10 +143,16 @@ class Chooser:
             labels=orjson.dumps(dict(wish.labels)).decode(),
         )
 
+        taken = ""
+
         async def choosing(tx: Tx) -> Chosen:
-            return await self._place(tx, wanted)
+            nonlocal taken
+            chosen = await self._place(tx, wanted)
+            taken = chosen.wish.choice["path"]
+            return chosen
 
         async def then(claim_id: UUID) -> None:
+            VM_CLAIMS.labels(path=taken).inc()
             await self._remember(wanted, claim_id)
 
         return await self._desk.queue.join_chosen(choosing, wish.in_pool(""), request, until_gone, then=then)
@@ -228,6 +235,7 @@ class Chooser:
             same = True
         if not same:
             return await self._exchange(wanted, answer, until_gone)
+        VM_CLAIMS.labels(path=Path.POOL).inc()
         if wanted.wish.remember:
             record["remembered"] = await self._remember(wanted, claim_id)
         return answer._replace(shape=wanted.shape, choice=record)

@@ -22,6 +22,7 @@ from app.store.notices import Topic, notify, notify_settled
 from app.store.observed import database_now
 from app.store.rerouting import StuckClaim
 from app.store.rows import ClaimRow, PoolRow
+from app.telemetry import VM_CLAIMS
 from app.usecases.options import OptionRules, VmTerms, read_options
 from app.usecases.shapes import enter_pool, shape_spec, start_of
 from app.usecases.starting import NotYet, resolve_start
@@ -82,6 +83,7 @@ class Rerouting:
         reason = f"{choice.reason}; before that, {_path(pool)}: {failed.reason}"
         await rerouting.move(tx, claim.id, pool_id=target.id, path=choice.path, choice=record.as_json(), reason=reason)
         await _wake_planners(tx, pool.id, target.id)
+        VM_CLAIMS.labels(path=choice.path).inc()
         log.info("claim.rerouted", claim=str(claim.id), source=_path(pool), target=choice.path, reason=failed.reason)
         return True
 

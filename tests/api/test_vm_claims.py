@@ -49,6 +49,18 @@ async def test_a_vm_is_made_for_it_and_the_answer_explains_itself(server):
     assert ended.json()["state"] == "released"
 
 
+async def test_it_is_counted_by_its_path(server):
+    async def count():
+        metrics = (await server.client.get("/metrics")).text
+        lines = [line for line in metrics.splitlines() if line.startswith('emberpool_vm_claims_total{path="cold"}')]
+        return float(lines[0].rpartition(" ")[2]) if lines else 0.0
+
+    before = await count()
+    await claim(server, "counted", headers={"Idempotency-Key": "counted"})
+    await claim(server, "counted", headers={"Idempotency-Key": "counted"})
+    assert await count() == before + 1
+
+
 async def test_without_a_wait_it_is_pending_and_can_be_waited_for(server):
     answer = await claim(server, "pending")
     assert answer.status_code == 202
