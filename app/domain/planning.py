@@ -10,7 +10,7 @@ The rules, strongest first:
 5. A stale VM (old template, or waited too long) goes once a fresh one has come, so that a rotation shows in no claim. Only
    where `max_vms` leaves no room for a fresh one does a stale one go first, down to the floor and no further.
 6. Where it is known how many VMs the nodes take, no more than that are created: a VM that no node takes would only fail at the
-   end of its time. It says nothing against those that are there.
+   end of its time. It says nothing against those that are there; but where nodes are full, stale ones make room one by one.
 """
 
 from collections.abc import Iterable
@@ -47,7 +47,7 @@ class PoolSnapshot:
     """One pool as its rows stand. `waiting` counts claims in its queue, `drained` VMs claimed since it was last filled.
 
     `ready` and `in_flight` hold every such VM of the pool. `room`: so many VMs more the nodes take now, as `room_note` says;
-    None: nothing is known of that.
+    None: nothing is known of that. `unfit`: not one could be taken, even with nothing else on the nodes.
     """
 
     size: int
@@ -68,6 +68,7 @@ class PoolSnapshot:
     backoff_until: datetime | None = None
     room: int | None = None
     room_note: str = ""
+    unfit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,8 @@ def _remove(
     count = min(surplus, above_floor)
     if stale and room_needed > 0 and _is_blocked_by_cap(pool, now):
         count = min(max(count, min(room_needed, len(stale), pool.max_concurrent_creates)), above_floor)
+    if stale and _is_blocked_by_nodes(pool, now, keep):
+        count = min(max(count, 1), above_floor)
     return _ids([*stale, *oldest][:count])
 
 
@@ -220,6 +223,19 @@ def _is_blocked_by_cap(pool: PoolSnapshot, now: datetime) -> bool:
     if pool.backoff_until is not None and pool.backoff_until > now:
         return False
     return pool.claimed + len(pool.ready) + len(pool.in_flight) >= pool.max_vms
+
+
+def _is_blocked_by_nodes(pool: PoolSnapshot, now: datetime, keep: int) -> bool:
+    """No node has room for a fresh one, and no VM is missing yet for that: one may go, and whether the next fits in its place is
+    seen before another goes.
+    """
+    if pool.room is None or pool.room > 0 or pool.unfit:
+        return False
+    if pool.leaving or pool.in_flight or pool.stalled:
+        return False
+    if pool.backoff_until is not None and pool.backoff_until > now:
+        return False
+    return len(pool.ready) >= keep
 
 
 def _look_again_at(pool: PoolSnapshot, now: datetime) -> datetime | None:

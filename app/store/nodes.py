@@ -46,10 +46,12 @@ _NEWER = text(f"""
     FROM node n LEFT JOIN node m ON m.name = n.name AND m.version > :version
 """)
 
-# Of VMs on their way those that have no pod on a node yet take room that nobody else sees.
+# Of VMs on their way those that have no pod on a node yet take room that nobody else sees. A pod tells of its VM by a label that
+# not every VM has (one that a VirtualMachinePool made), and sooner than its instance names the node.
 _UNPLACED = text("""
     SELECT p.id, p.revision, count(*) AS n FROM vm v JOIN pool p ON p.id = v.pool_id
-    WHERE v.ended_at IS NULL AND v.state IN ('planned', 'creating', 'booting') AND NOT (v.id = ANY(CAST(:placed AS uuid[])))
+    WHERE v.ended_at IS NULL AND v.state IN ('planned', 'creating', 'booting') AND v.node IS NULL
+      AND NOT (v.id = ANY(CAST(:placed AS uuid[])))
     GROUP BY p.id
 """)
 

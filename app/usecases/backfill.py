@@ -46,7 +46,8 @@ async def plan_next_pool(
         step = plan(snapshot, now)
         room = await placing.look(tx, pool, wants_more=step.create > 0) if placing is not None else Room()
         if room.count is not None:
-            step = plan(replace(snapshot, room=room.count, room_note=room.note), now)
+            known = replace(snapshot, room=room.count, room_note=room.note, unfit=room.unfit is not None)
+            step = plan(known, now)
         await node_rows.write_fitness(tx, pool_id, unfit=room.unfit, waits_for_room=step.waits_for_room)
         await _apply(tx, pool, step, asked={vm.id for vm in snapshot.in_flight if vm.asked})
         notes = (

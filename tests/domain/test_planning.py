@@ -267,3 +267,23 @@ def test_what_waits_for_room_says_so_and_wakes_with_it():
 def test_room_says_nothing_against_the_vms_that_are_there():
     full = plan(pool(size=1, ready=readies(4), room=0, room_note="the nodes are full"), NOW)
     assert (len(full.remove), full.create) == (3, 0)
+
+
+FULL = {"room": 0, "room_note": "the nodes are full"}
+ROLLING = {
+    "on full nodes one stale VM makes room": (pool(ready=readies(4, current=False), **FULL), 1),
+    "and no second while the first leaves": (pool(ready=readies(3, current=False), leaving=1, **FULL), 0),
+    "nor where the next did not fit in its place": (pool(ready=readies(3, current=False), **FULL), 0),
+    "nor while the next is on its way": (pool(ready=readies(4, current=False), in_flight=comings(1), **FULL), 0),
+    "nor below the floor": (pool(min_available=4, ready=readies(4, current=False), **FULL), 0),
+    "nor where the pool is stalled": (pool(stalled=True, ready=readies(4, current=False), **FULL), 0),
+    "nor where the next would never fit": (pool(ready=readies(4, current=False), unfit=True, **FULL), 0),
+    "nor where nothing is stale": (pool(ready=readies(4), **FULL), 0),
+    "nor where there is room": (pool(ready=readies(4, current=False), room=1, room_note="nearly full"), 0),
+    "nor where nobody knows": (pool(ready=readies(4, current=False)), 0),
+}
+
+
+@pytest.mark.parametrize(("given", "removed"), ROLLING.values(), ids=ROLLING)
+def test_a_rotation_on_full_nodes_goes_one_by_one(given, removed):
+    assert len(plan(given, NOW).remove) == removed

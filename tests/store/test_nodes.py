@@ -84,7 +84,8 @@ async def test_a_label_that_is_no_id_is_nobodys_vm(db):
 
 async def test_vms_on_their_way_count_until_their_pod_is_on_a_node(db):
     pool, other = await make_pool(db), await make_pool(db, "other", revision="r9")
-    booting = await make_vms(db, pool, 2, VmState.BOOTING)
+    booting = await make_vms(db, pool, 3, VmState.BOOTING)
+    await execute(db, "UPDATE vm SET node = NULL WHERE id <> :id", id=booting.pop())
     await make_vms(db, pool, 1)  # ready: its pod is long there
     await make_vms(db, other, 3, VmState.PLANNED)
 

@@ -67,6 +67,7 @@ class TestPlanning:
     async def test_what_is_on_its_way_for_another_pool_takes_room(self, db, placing):
         other = await make_pool(db, "other", size=3)
         await make_vms(db, other, 3, VmState.BOOTING)
+        await execute(db, "UPDATE vm SET node = NULL")
         pool = await make_pool(db, size=3)
         await execute(db, "UPDATE pool_plan SET due_at = now() + interval '1 hour' WHERE pool_id = :id", id=other.id)
         await show(db, NODE)
@@ -76,6 +77,7 @@ class TestPlanning:
     async def test_a_vm_whose_pod_is_on_its_node_is_counted_there_and_not_twice(self, db, placing):
         pool = await make_pool(db, size=9)
         (vm_id,) = await make_vms(db, pool, 1, VmState.BOOTING)
+        await execute(db, "UPDATE vm SET node = NULL")
         await show(db, replace(NODE, used={"cpu": 1000, "pods": 1}, vms=frozenset({str(vm_id)})))
         await look(db, placing)
         assert await planned(db) == 3
@@ -110,6 +112,22 @@ class TestPlanning:
             gateway.demands = None
         await look(db, placing)
         assert await planned(db) == 3
+
+    async def test_a_rotation_on_full_nodes_goes_one_by_one(self, db, placing):
+        pool = await make_pool(db, size=2)
+        await make_vms(db, pool, 2)
+        await execute(db, "UPDATE pool SET revision = 'r2'")
+        await show(db, replace(NODE, used={"cpu": 3500}))
+        for _ in range(3):
+            await look(db, placing)
+        assert await scalar(db, "SELECT count(*) FROM vm WHERE state = 'releasing'") == 1
+        assert await scalar(db, "SELECT count(*) FROM ready_slot") == 1
+        await execute(db, "UPDATE vm SET state = 'deleted', ended_at = now() WHERE state = 'releasing'")
+        await look(db, placing)
+        assert (await planned(db), await scalar(db, "SELECT count(*) FROM ready_slot")) == (0, 1)
+        await show(db, replace(NODE, used={"cpu": 2500}))
+        await look(db, placing)
+        assert await planned(db) == 1
 
     async def test_a_pool_that_allows_it_is_filled_whatever_the_nodes_say(self, db, placing):
         pool = await make_pool(db, size=3, allow_unschedulable=True)
