@@ -116,20 +116,20 @@ class Preloads:
         return step
 
     async def _unused(self, item: PreloadRow, step: Step, now: datetime) -> tuple[Seen, ...]:
-        """Of what was superseded, that which nobody clones any more. A VM that was asked for before may be about to.
+        """Of what was superseded, that which nobody clones any more.
 
-        The end of a preload waits no longer for a clone than an import is waited for.
+        It is looked for only once the row says that another one serves, and a VM that was asked for until a little after that
+        may still be about to clone it. The end of a preload waits no longer for clones than an import is waited for.
         """
-        if not step.superseded:
+        settings, ending = self._settings, item.deleting_at
+        if not step.superseded or (ending is None and step.status.serving != item.status.serving):
             return ()
-        stall = timedelta(seconds=self._settings.preload_stall_seconds)
-        if item.deleting_at is not None and now - item.deleting_at >= stall:
+        if ending is not None and now - ending >= timedelta(seconds=settings.preload_stall_seconds):
             return step.superseded
-        serving = step.status.serving
-        if serving is not None:
-            async with self._db.begin() as tx:
-                if await preload_rows.is_cloned(tx, item.name, since=serving.since):
-                    return ()
+        since = (ending or item.ready_at or now) + timedelta(seconds=settings.work_lease_seconds)
+        async with self._db.begin() as tx:
+            if await preload_rows.is_cloned(tx, item.name, since=since):
+                return ()
         clones = self._gateway.preloads.clones
         return tuple([each for each in step.superseded if each.volume is None or not await clones(each.volume)])
 

@@ -263,6 +263,8 @@ class TestRefresh:
         cluster.finish(new)
         await look(db, worker)
         assert (await start(db)).claim == new
+        assert set(cluster.objects) == {old, new}  # a VM may have been told of the old one a moment ago
+        await look(db, worker)
         assert list(cluster.objects) == [new]
 
     async def test_a_volume_that_is_being_cloned_stays(self, db, gateway, cluster, worker):
@@ -272,7 +274,7 @@ class TestRefresh:
         await look(db, worker)
         (new,) = cluster.objects.keys() - {old}
         cluster.finish(new)
-        await look(db, worker)
+        await look(db, worker, 2)
         assert set(cluster.objects) == {old, new}
         cluster.cloned.clear()
         await look(db, worker)
@@ -286,7 +288,7 @@ class TestRefresh:
         await look(db, worker)
         (new,) = cluster.objects.keys() - {old}
         cluster.finish(new)
-        await look(db, worker)
+        await look(db, worker, 2)
         assert set(cluster.objects) == {old, new}
         await execute(db, "UPDATE vm SET state = 'failed'")
         await look(db, worker)
@@ -298,6 +300,21 @@ class TestRefresh:
         assert await start(db) == "preload 'fedora' is not ready (planned)"
         found = await look(db, worker)
         assert (found.ready_at, len(cluster.objects)) == (None, 1)
+
+    async def test_one_that_was_asked_for_as_the_new_one_came_keeps_the_old_one_too(self, db, gateway, cluster, worker):
+        old = await ready(db, gateway, worker)
+        pool = await make_pool(db, start_from={"preload": "fedora"})
+        await refresh_preload(db, "fedora")
+        await look(db, worker)
+        (new,) = cluster.objects.keys() - {old}
+        cluster.finish(new)
+        await look(db, worker)
+        await make_vms(db, pool, 1, VmState.CREATING)
+        await look(db, worker)
+        assert set(cluster.objects) == {old, new}
+        await execute(db, "UPDATE vm SET asked_at = now() + interval '1 hour'")
+        await look(db, worker)
+        assert list(cluster.objects) == [new]
 
 
 class TestWhatStandsThere:
@@ -389,6 +406,17 @@ async def test_the_end_waits_for_clones_but_not_for_ever(db, gateway, cluster, w
     await execute(db, "UPDATE preload SET deleting_at = now() - interval '601 s'")
     assert await look(db, worker, 2) is None
     assert cluster.objects == {}
+
+
+async def test_the_end_waits_for_vms_that_are_being_made_from_it(db, gateway, cluster, worker):
+    await ready(db, gateway, worker)
+    pool = await make_pool(db, start_from={"preload": "fedora"})
+    (vm_id,) = await make_vms(db, pool, 1, VmState.BOOTING)
+    await delete_preload(db, "fedora", force=True)
+    assert (await look(db, worker)).state is S.DELETING
+    assert len(cluster.objects) == 1
+    await execute(db, "UPDATE vm SET state = 'failed' WHERE id = :id", id=vm_id)
+    assert await look(db, worker, 2) is None
 
 
 async def test_a_volume_that_cannot_be_removed_now_is_removed_later(db, gateway, cluster, worker):
