@@ -15,7 +15,8 @@ from app.commands.service import Service
 from app.errors import EmberpoolError
 
 _LOOK_SECONDS: Final = 0.5
-_FAILED: Final = frozenset({"failed", "absent", "stalled", "expired", "released"})
+_FAILED: Final = frozenset({"failed", "absent", "expired", "released", "stalled", "paused", "drained", "deleting"})
+"""States that nothing leaves by itself, or not soon."""
 
 
 class NotReached(EmberpoolError):
@@ -25,12 +26,13 @@ class NotReached(EmberpoolError):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one thing stands. `share` from 0 to 1; `failed`: it will not get there by itself."""
+    """How one thing stands. `share` from 0 to 1; `failed`: it will not get there by itself. `guess` changes with the time alone."""
 
     what: str
     share: float
     told: str
     failed: bool = False
+    guess: str = ""
 
     @property
     def done(self) -> bool:
@@ -55,6 +57,7 @@ def stand(href: str, found: Json) -> Standing:
     state = str(found["status"]["phase"] if kind == "pools" else found["state"])
     what = f"{kind}/{name_of(found) if kind == 'claims' else name}"
     reason = (found.get("status") or found).get("reason")
+    guess = ""
     told = f"{state}: {reason}" if reason and state in _FAILED | {"pending", "degraded"} else state
     match kind:
         case "pools":
@@ -66,13 +69,13 @@ def stand(href: str, found: Json) -> Standing:
             if state == "bound":
                 told = f"{found['vm']['name']} at {', '.join(found['vm']['addresses']) or 'no address yet'}"
             elif found["estimate"] is not None:
-                told = f"{state}, expected in {seconds(found['estimate']['seconds'])}"
+                guess = f", expected in {seconds(found['estimate']['seconds'])}"
         case _:
             percent = (found.get("progress") or {}).get("percent")
             share = 1.0 if state == "ready" else min(0.99, (percent or 0) / 100)
             if percent is not None and state != "ready":
                 told = f"{told}, {percent:.0f} %"
-    return Standing(what, share, told, failed=share < 1 and state in _FAILED)
+    return Standing(what, share, told, failed=share < 1 and state in _FAILED, guess=guess)
 
 
 def _look(service: Service, hrefs: Sequence[str]) -> list[Standing]:
@@ -80,25 +83,31 @@ def _look(service: Service, hrefs: Sequence[str]) -> list[Standing]:
 
 
 def _bars(service: Service, hrefs: Sequence[str], console: Console, pause: Callable[[], None]) -> list[Standing]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn())
+    what = TextColumn("{task.description}", markup=False)
+    columns = (what, BarColumn(), TextColumn("{task.fields[told]}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         tasks = {href: progress.add_task(href, total=1.0, told="") for href in hrefs}
         while True:
             standings = _look(service, hrefs)
             for href, standing in zip(hrefs, standings, strict=True):
-                progress.update(tasks[href], description=standing.what, completed=standing.share, told=standing.told)
+                progress.update(
+                    tasks[href],
+                    description=standing.what,
+                    completed=standing.share,
+                    told=standing.told + standing.guess,
+                )
             if _settled(standings):
                 return standings
             pause()
 
 
 def _lines(service: Service, hrefs: Sequence[str], _console: Console, pause: Callable[[], None]) -> list[Standing]:
-    last: dict[str, Standing] = {}
+    last: dict[str, str] = {}
     while True:
         standings = _look(service, hrefs)
         for standing in standings:
-            if last.get(standing.what) != standing:
-                last[standing.what] = standing
+            if last.get(standing.what) != standing.told:
+                last[standing.what] = standing.told
                 tell(f"{standing.what}: {standing.told}")
         if _settled(standings):
             return standings

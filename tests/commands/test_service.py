@@ -144,12 +144,20 @@ def test_progress_ends_with_the_last_thing(capsys):
     assert told == [
         "pools/web: 1/2 ready",
         "preloads/near: importing, 43 %",
-        "claims/one: pending, expected in 12.0s",
+        "claims/one: pending",
         "pools/web: 2/2 ready",
         "preloads/near: importing, 90 %",
         "claims/one: vm-1 at 10.0.0.1",
         "preloads/near: ready",
     ]
+
+
+@pytest.mark.parametrize("phase", ["stalled", "paused", "drained", "deleting"])
+def test_a_pool_that_nobody_fills_is_not_waited_for(phase):
+    pool = pool_at(1)
+    pool["status"] |= {"phase": phase, "reason": "because"}
+    standing = stand("/v1/pools/web", pool)
+    assert (standing.failed, standing.told) == (True, f"1/2 ready, {phase}: because")
 
 
 def test_progress_says_what_failed(capsys):
