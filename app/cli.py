@@ -104,7 +104,7 @@ def demo(
     port: Port = 8080,
     cold_boot_seconds: ColdBoot = demonstration.COLD_BOOT_SECONDS,
 ) -> None:
-    """See a pool warm, a claim and the backfill: on a Postgres and a dev cluster of its own, removed at the end."""
+    """See a pool, all four paths to a VM, and placement: on a Postgres and a dev cluster of its own, removed at the end."""
     settings = _settings(port=port, log_level="warning", log_format="console")
     console = Console()
     demonstration.play(

@@ -36,6 +36,7 @@ async def show_paths(client: Client, console: Console) -> None:
     say(
         console,
         "\nSimulated: how long the dev cluster takes to import, clone, restore, schedule and boot; it tells moments in whole seconds. "
+        "What is saved is what GET /v1/paths measured, over all starts of this shape. "
         "Only the claim from the pool measures something real: this service on this machine.\n",
     )
 

@@ -54,7 +54,7 @@ async def show_placement(client: Client, machines: bytes, console: Console) -> N
     say(
         console,
         "[bold]POST /v1/placements/check[/bold], before anyone waits for it, of one with 20Gi in pages of 1Gi: "
-        f"{fits}. {quote(why)}\n",
+        f"{fits}. {quote(why)}",
         indent=2,
     )
 

@@ -16,6 +16,7 @@ from rich.status import Status
 from rich.text import Text
 
 from app.config import Role, Settings
+from app.demo.backing import show_backing
 from app.demo.client import DemoFailed, connect
 from app.demo.paths import show_paths
 from app.demo.placement import MACHINES, show_placement
@@ -79,6 +80,7 @@ class _Acts:
             await show_pool(client, self.pool, self.console)
             await show_paths(client, self.console)
             await show_placement(client, self.machines, self.console)
+            await show_backing(client, self.console)
 
 
 @contextmanager

@@ -93,6 +93,8 @@ def test_the_whole_of_it(tmp_path):
         "2 of its 31 CPUs are pinned now",
         "512 of its 32768 pages of 2Mi are taken now",
         "it does not fit. node1: 1Gi hugepages: 16 free of 16, 20 needed",
+        "made by the cluster's own controller, and listed by kubectl",
+        "a claim takes ubuntu-listed-",
         "/docs",
     ):
         assert part in text
