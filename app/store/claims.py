@@ -119,11 +119,11 @@ _WAITED_OUT = text("""
     ORDER BY q.seq LIMIT :limit FOR UPDATE OF q, c SKIP LOCKED
 """)
 
-# Before all who came later: the front of the queue, which is the lowest sequence number.
+# Before all who came later: the front of the queue, which is the lowest sequence number. Its deadline was met once.
 _REQUEUE = text("""
     WITH again AS (
         UPDATE claim SET state = 'pending', vm_id = NULL, bound_at = NULL, lease_expires_at = NULL, reason = :reason,
-            pending_until = now() + make_interval(secs => :seconds),
+            pending_until = now() + make_interval(secs => :seconds), choice = jsonb_set(choice, '{deadline_at}', 'null'),
             replacements = replacements || jsonb_build_array(jsonb_build_object(
                 'vm_id', vm_id, 'reason', CAST(:reason AS text), 'at', now()))
         WHERE id = :id AND state = 'bound' AND vm_id = :vm_id RETURNING id, pool_id),

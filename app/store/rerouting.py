@@ -27,7 +27,7 @@ _REMEMBER = text("""
 _STUCK = text("""
     SELECT q.claim_id, q.pool_id FROM claim_queue q JOIN claim c ON c.id = q.claim_id JOIN pool p ON p.id = q.pool_id
     WHERE c.allowed IS NOT NULL AND c.state = 'pending' AND (
-        p.deleting_at IS NOT NULL OR p.stalled_at IS NOT NULL
+        p.deleting_at IS NOT NULL OR p.stalled_at IS NOT NULL OR p.paused
         OR (p.kind = 'shape' AND p.path <> 'cold' AND (
             p.last_failure_at > (c.choice->>'at')::timestamptz
             OR (c.choice->>'at')::timestamptz < now() - make_interval(secs => :patience)
@@ -75,7 +75,7 @@ async def remember(tx: AsyncConnection, claim_id: UUID, remembered: dict[str, An
 
 
 async def stuck(tx: AsyncConnection, *, patience_seconds: float, limit: int) -> list[StuckClaim]:
-    """Claims that wait where no VM may come: their pool is stalled or goes, a VM of theirs failed, or is put off for long."""
+    """Claims that wait where no VM may come: their pool is stalled, paused or going, a VM of theirs failed, or is put off for long."""
     rows = await tx.execute(_STUCK, {"patience": patience_seconds, "limit": limit})
     return [StuckClaim(row.claim_id, row.pool_id) for row in rows]
 

@@ -1,7 +1,7 @@
 """Claims that described their VM and wait where none may come: moved to the next path that they allow, or told that none is left.
 
 A path has come to nothing where a VM of it failed, where what it starts from is not there for long, or where its pool is
-stalled or being deleted. A cold start is the last resort: it is tried again, with backoff, until its breaker opens.
+stalled, paused or being deleted. A cold start is the last resort: it is tried again, with backoff, until its breaker opens.
 """
 
 from dataclasses import dataclass
@@ -125,6 +125,8 @@ async def _why_given_up(tx: Tx, claim: ClaimRow, pool: PoolRow) -> _Failure | No
     if pool.stalled_at is not None:
         reason = f"{pool.consecutive_failures} VMs in a row failed, the last one: {pool.last_failure}"
         return _Failure(reason, final=True)
+    if pool.paused:
+        return _Failure(f"pool {pool.name!r} is paused", final=False)
     if pool.kind == "pool":
         return None
     start = await resolve_start(tx, pool.path, pool.source)

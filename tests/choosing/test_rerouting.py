@@ -6,9 +6,10 @@ import pytest
 
 from app.domain.paths import Path
 from app.domain.pools import StartFrom
+from app.domain.states import ClaimState
 from app.errors import NoPath
 from app.usecases.claims import release_claim
-from app.usecases.pools import delete_pool
+from app.usecases.pools import delete_pool, pause_pool
 from tests.choosing.scene import claim_state, live_vms, make_preload, make_snapshot
 from tests.store import invariants
 from tests.store.scenes import execute, fetch, scalar
@@ -200,3 +201,35 @@ async def test_a_vm_that_dies_in_its_claimants_hands_at_once_is_replaced_on_the_
     assert await claim_state(db, answer.claim.id) == "bound"
     assert await scalar(db, "SELECT count(*) FROM ready_slot") == 0
     assert len(gateway.vms) == 1
+
+
+async def test_a_deadline_that_was_met_ends_nothing_later(db, process, gateway):
+    """Its VM dies in its claimant's hands after the deadline: the claim waits for another, and a retry does not end that."""
+    answer = await process.claim(deadline_seconds=60.0, key="k")
+    await process.serve()
+    await execute(
+        db, "UPDATE claim SET choice = jsonb_set(choice, '{deadline_at}', to_jsonb(now() - interval '1 minute'))"
+    )
+    (vm,) = await live_vms(db)
+    gateway.change(vm["name"], phase="Failed")
+    await process.see()
+    again = await process.claim(deadline_seconds=60.0, key="k")
+    assert (again.claim.id, again.claim.state) == (answer.claim.id, ClaimState.PENDING)
+    await process.reap.step()
+    await process.remove()
+    await process.serve()
+    assert await claim_state(db, answer.claim.id) == "bound"
+
+
+async def test_a_pool_that_is_paused_is_left_for_another_path(db, process):
+    await process.make_pool(size=1)
+    await process.plan()
+    await process.create()
+    answer = await process.claim()
+    only = await process.claim(paths=(Path.POOL,))
+    await pause_pool(db, "web")
+    await process.rerouting.step()
+    choice = await choice_of(db, answer)
+    assert (choice["path"], choice["tried"][0]["reason"]) == ("cold", "pool 'web' is paused")
+    assert (await choice_of(db, only))["path"] == "pool"
+    assert await claim_state(db, only.claim.id) == "pending"
