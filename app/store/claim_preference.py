@@ -19,6 +19,10 @@ from app.store.claim_lane import Bound, ClaimRequest
 LOOKED_AT = 64
 """So many places of the queue, and so many of the pool's latest claims."""
 
+# For this transaction alone. A plan that was made while the tables were young would read them whole for good.
+_WALK_INDEXES = text(
+    "SELECT set_config('enable_seqscan', 'off', true), set_config('plan_cache_mode', 'force_custom_plan', true)"
+)
 _HEAD = text("""
     SELECT seq, node FROM ready_slot WHERE pool_id = :pool_id AND seq >= :from_seq ORDER BY seq LIMIT :limit
 """)
@@ -61,7 +65,10 @@ class KeyTaken:
 
 
 async def head(tx: AsyncConnection, pool_id: UUID, *, from_seq: int) -> list[WarmPlace]:
-    """The places at the head of the pool's queue, from a sequence number on, with the zones of their nodes."""
+    """The places at the head of the pool's queue, from a sequence number on, with the zones of their nodes. What the transaction
+    does from then on walks indexes.
+    """
+    await tx.execute(_WALK_INDEXES)
     rows = (await tx.execute(_HEAD, {"pool_id": pool_id, "from_seq": from_seq, "limit": LOOKED_AT})).all()
     names = sorted({row.node for row in rows if row.node is not None})
     zones = {row.name: row.zone for row in await tx.execute(_ZONES, {"names": names})}
