@@ -106,6 +106,15 @@ async def require_fit(tx: Tx, demand: Demand | None, *, of_pool: bool = True) ->
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Ever:
+    """How many VMs fit on the nodes with nothing else on them, as it was at some time of the process's clock."""
+
+    at: float
+    count: int
+    unfit: str | None
+
+
 class Placing:
     """One process's view of the nodes, for planning: what it has read it keeps, and reads only what is newer."""
 
@@ -115,27 +124,33 @@ class Placing:
         self._nodes: dict[str, Node] = {}
         self._version = 0
         self._demands: dict[str, Demand | None] = {}
-        self._ever: dict[str, tuple[float, int, str | None]] = {}
+        self._ever: dict[str, _Ever] = {}
 
     async def look(self, tx: Tx, pool: PoolRow, *, wants_more: bool) -> Room:
-        """How many more VMs of the pool there is room for; `wants_more` False: only whether one could ever be taken."""
+        """How many more VMs of the pool there is room for; `wants_more` False: only whether one could ever be taken, as it was
+        found a moment ago.
+        """
         demand = self._demand_of(pool.revision, pool.vm_spec)
-        if demand is None or pool.deleting_at is not None or (await see(tx)).blind is not None:
+        if demand is None or pool.deleting_at is not None:
             return Room()
-        if wants_more or self._is_old(pool.revision):
-            await self._refresh(tx)
+        if not wants_more and (known := self._known(pool.revision)) is not None:
+            return Room(unfit=known.unfit, notes=_outgrown(pool, known.count))
+        if (await see(tx)).blind is not None:
+            self._ever.pop(pool.revision, None)
+            return Room()
+        await self._refresh(tx)
         nodes = list(self._nodes.values())
-        ever, unfit = self._judge_ever(pool.revision, nodes, demand)
-        notes = _outgrown(pool, ever)
-        if not wants_more or pool.spec.allow_unschedulable:
-            return Room(unfit=unfit, notes=notes)
-        left = take_places(nodes, await self._on_their_way(tx, nodes))
+        left = take_places(nodes, await self._on_their_way(tx, nodes)) if wants_more else nodes
         found = fit(left, demand)
+        ever = self._remember(pool.revision, nodes, found.ever, demand)
+        notes = _outgrown(pool, ever.count)
+        if not wants_more or pool.spec.allow_unschedulable:
+            return Room(unfit=ever.unfit, notes=notes)
         note = (
             f"the nodes have room for {found.now} more VMs of this pool at the moment ({tell(found.missing)}); more are made as "
             "soon as there is more"
         )
-        return Room(count=found.now, note=note, unfit=unfit, notes=notes)
+        return Room(count=found.now, note=note, unfit=ever.unfit, notes=notes)
 
     async def _refresh(self, tx: Tx) -> None:
         newer = await node_rows.read_newer(tx, self._version)
@@ -149,21 +164,18 @@ class Placing:
             self._demands[revision] = self._gateway.demand(spec)
         return self._demands[revision]
 
-    def _is_old(self, revision: str) -> bool:
+    def _known(self, revision: str) -> "_Ever | None":
         known = self._ever.get(revision)
-        return known is None or self._clock() - known[0] >= _EVER_SECONDS
+        return known if known is not None and self._clock() - known.at < _EVER_SECONDS else None
 
-    def _judge_ever(self, revision: str, nodes: list[Node], demand: Demand) -> tuple[int, str | None]:
-        """How many fit on these nodes with nothing else on them, and where that is none, why."""
-        if self._is_old(revision):
-            ever = fit(nodes, demand).ever
-            unfit = None
-            if not ever:
-                unfit = f"no node could take a VM of it, even with nothing else on it: {tell(fit(emptied(nodes), demand).missing)}"
-            _forget_oldest(self._ever)
-            self._ever[revision] = (self._clock(), ever, unfit)
-        _, ever, unfit = self._ever[revision]
-        return ever, unfit
+    def _remember(self, revision: str, nodes: list[Node], count: int, demand: Demand) -> "_Ever":
+        unfit = None
+        if not count:
+            missing = tell(fit(emptied(nodes), demand).missing)
+            unfit = f"no node could take a VM of it, even with nothing else on it: {missing}"
+        _forget_oldest(self._ever)
+        self._ever[revision] = _Ever(self._clock(), count, unfit)
+        return self._ever[revision]
 
     async def _on_their_way(self, tx: Tx, nodes: list[Node]) -> list[tuple[Demand, int]]:
         """What VMs of every pool will ask for that are on no node yet: their room is taken already."""
