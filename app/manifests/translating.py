@@ -1,5 +1,6 @@
 """All documents of a body to wishes, in the order in which they can be fulfilled."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Final
@@ -22,7 +23,10 @@ _KINDS: Final = {name: kind for name, (kind, _) in _TRANSLATORS.items()}
 
 
 def translate(documents: Sequence[Document], *, namespace: str) -> tuple[list[Wish], list[FieldProblem]]:
-    """The wish of each document that has one, in the documents' order, and everything that is wrong with any of them."""
+    """The wish of each document that has one, in the documents' order, and everything that is wrong with any of them.
+
+    No two wishes are for the same thing.
+    """
     wishes: list[Wish] = []
     problems: list[FieldProblem] = []
     first: dict[Reference, Document] = {}
@@ -31,14 +35,14 @@ def translate(documents: Sequence[Document], *, namespace: str) -> tuple[list[Wi
         wish = _translate_one(document, namespace, findings)
         if wish is not None and wish.name:
             other = first.setdefault(wish.key, document)
-            if other is not document:
+            if other is document:
+                wishes.append(dataclasses.replace(wish, sound=not findings.problems))
+            else:
                 findings.refuse(
                     f"{document.path}.metadata.name",
                     f"{other.path} makes {wish.resource.noun} {wish.name!r} already: each needs a name of its own",
                 )
         problems.extend(findings.problems)
-        if wish is not None and not findings.problems:
-            wishes.append(wish)
     return wishes, problems
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Mapping
 
-from app.cluster.gateway import Gateway
+from app.cluster.gateway import Gateway, VmTemplate
+from app.domain.paths import Path
 from app.domain.pools import PoolSpec
 from app.domain.preloads import PreloadSpec
 from app.domain.snapshots import SnapshotSpec, assess
@@ -19,7 +20,7 @@ from app.usecases.manifests import Action, Hand, ManifestDesk, Outcome, Preloads
 from app.usecases.pools import Written, check_pool, put_pool
 from app.usecases.preloads import put_preload
 from app.usecases.snapshots import create_snapshot, refuse_without_disks
-from app.usecases.starting import require_source
+from app.usecases.starting import refuse_other_image, require_source
 
 
 def make_desk(db: Database, gateway: Gateway, chooser: Chooser, *, namespace: str) -> ManifestDesk:
@@ -41,14 +42,25 @@ class PoolHand:
     async def check(self, wish: Wish, coming: Mapping[Reference, Wish]) -> Outcome:
         spec = validated(wish, PoolSpec)
         checked = await check_pool(self._db, self._gateway, wish.name, spec)
-        if checked.outcome is not Written.UNCHANGED and not wish.needs.keys() <= coming.keys():
-            async with self._db.begin() as tx:
-                await require_source(tx, spec.start_from, checked.template)
+        if checked.outcome is not Written.UNCHANGED:
+            await self._check_source(wish, spec, checked.template, coming)
         return Outcome(Action(checked.outcome), f"/v1/pools/{wish.name}")
 
     async def fulfil(self, wish: Wish) -> Outcome:
         put = await put_pool(self._db, self._gateway, wish.name, validated(wish, PoolSpec))
         return Outcome(Action(put.outcome), f"/v1/pools/{wish.name}")
+
+    async def _check_source(
+        self, wish: Wish, spec: PoolSpec, template: VmTemplate, coming: Mapping[Reference, Wish]
+    ) -> None:
+        if not wish.needs.keys() <= coming.keys():
+            async with self._db.begin() as tx:
+                await require_source(tx, spec.start_from, template)
+            return
+        maker = coming.get((Resource.PRELOAD, spec.source or ""))
+        if maker is not None and spec.path is Path.PRELOAD:
+            image = self._gateway.preloads.reference(validated(maker, PreloadSpec))
+            refuse_other_image(maker.name, image, template)
 
 
 class PreloadHand:

@@ -87,12 +87,19 @@ class ManifestDesk:
         ordered, circle = order(await self._link(wishes))
         problems += circle
         coming: dict[Reference, Wish] = {}
+        unsound: set[Reference] = set()
         found: list[Applied] = []
         for wish in ordered:
+            if (
+                not wish.sound or wish.needs.keys() & unsound
+            ):  # what it needs is refused: what it would say of that, its author knows
+                unsound.add(wish.key)
+                continue
             try:
                 found.append(Applied(wish, await self._hands[wish.resource].check(wish, coming)))
             except EmberpoolError as error:
                 problems += _problems(wish, error)
+                unsound.add(wish.key)
             coming[wish.key] = wish
         if problems:
             raise _refusal(problems, documents)

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from app.cluster.gateway import VmTemplate
 from app.cluster.starts import has_own_disk
-from app.domain.paths import Path, Start
+from app.domain.paths import ImageRef, Path, Start
 from app.domain.pools import StartFrom
 from app.errors import FieldProblem, InvalidRequest
 from app.store import preloads, snapshot_rows, snapshots
@@ -68,12 +68,18 @@ async def require_use(tx: Tx, start_from: StartFrom | None, template: VmTemplate
     if start_from is None or start_from.preload is None:
         return
     image = await preloads.hold(tx, start_from.preload)
-    if image is None or image in template.images or not has_own_disk(template.spec):
+    if image is not None:
+        refuse_other_image(start_from.preload, image, template)
+
+
+def refuse_other_image(preload: str, image: ImageRef, template: VmTemplate) -> None:
+    """Raises InvalidRequest where the image that the preload holds is none that a VM of the template boots from."""
+    if image in template.images or not has_own_disk(template.spec):
         return
     theirs = ", ".join(each.reference for each in template.images) or "nothing that could be preloaded"
     raise _refused(
         "preload",
-        f"preload {start_from.preload!r} holds {image.reference}, and the template's disks are made from {theirs}: "
+        f"preload {preload!r} holds {image.reference}, and the template's disks are made from {theirs}: "
         "name that image in the template, or leave its disk out",
     )
 

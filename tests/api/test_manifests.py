@@ -25,6 +25,14 @@ from tests.manifests.documents import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 YAML = "application/yaml"
+OWN_DISK = {
+    "metadata": {"name": "root"},
+    "spec": {
+        "source": {"http": {"url": "https://example.com/disk.qcow2"}},
+        "storage": {"resources": {"requests": {"storage": "1Gi"}}},
+    },
+}
+ON_DISK = {"spec": {"domain": DOMAIN, "volumes": [{"name": "root", "dataVolume": {"name": "root"}}]}}
 REFUSED = Refused(422, "manifest-refused", says="nothing was changed")
 
 
@@ -166,15 +174,38 @@ async def test_what_no_node_could_take_is_refused_where_it_asks_for_it(server):
     await until(nodes_are_seen)
     huge = {"spec": {**VMI["spec"], "domain": {"memory": {"guest": "900Ti"}}}}
     from_snapshot = {"spec": {"domain": {"memory": {"guest": "900Ti"}}, "snapshot": {"name": "after"}}}
+    on_disk = {"spec": {"template": ON_DISK, "dataVolumeTemplates": [OWN_DISK]}}
     found = await refused(
         server,
         pool(name="huge", template=huge),
         machine(name="huge", template=huge),
         machine(name="later", template=from_snapshot),
-        snapshot(name="after", source={"kind": "VirtualMachinePool", "name": "huge"}),
+        snapshot(name="after", source={"kind": "VirtualMachinePool", "name": "calm"}),
+        pool(name="calm", template=on_disk),
     )
     for place in ("documents[0].spec.template", "documents[1].spec", "documents[2].spec"):
         assert "memory" in found[place]
+
+
+async def test_what_needs_a_refused_document_is_not_refused_for_that(server):
+    found = await refused(
+        server,
+        pool(name="unsound", template={"spec": {}}),
+        snapshot(name="unsound", source={"kind": "VirtualMachinePool", "name": "unsound"}),
+        machine(name="unsound", template={"spec": {"domain": DOMAIN, "snapshot": {"name": "unsound"}}}),
+        annotated(pool(name="after"), start_from_preload="unsound"),
+        volume(name="unsound", contentType="archive"),
+    )
+    assert set(found) == {"documents[0].spec.template.spec", "documents[4].spec.contentType"}
+
+
+async def test_a_preload_of_another_image_is_refused_before_it_is_there(server):
+    found = await refused(
+        server, annotated(pool(name="other", size=0), start_from_preload="foreign"), volume(name="foreign")
+    )
+    assert (
+        "name that image in the template" in found["documents[0].metadata.annotations.emberpool.io/start-from-preload"]
+    )
 
 
 async def test_a_vm_is_one_claim_until_it_is_released(server):
@@ -256,15 +287,7 @@ async def test_documents_may_refer_to_what_comes_after_them(server):
 
 
 async def test_a_vm_of_a_manifest_can_be_snapshotted_by_its_name(server):
-    disk = {
-        "metadata": {"name": "root"},
-        "spec": {
-            "source": {"http": {"url": "https://example.com/disk.qcow2"}},
-            "storage": {"resources": {"requests": {"storage": "1Gi"}}},
-        },
-    }
-    template = {"spec": {"domain": DOMAIN, "volumes": [{"name": "root", "dataVolume": {"name": "root"}}]}}
-    source = machine(name="source", template=template, dataVolumeTemplates=[disk])
+    source = machine(name="source", template=ON_DISK, dataVolumeTemplates=[OWN_DISK])
     copied = snapshot(name="copied", source={"kind": "VirtualMachine", "name": "source"})
     found = await refused(server, source, copied)
     assert "is made by documents[0] and is not there yet" in found["documents[1].spec.source.name"]
