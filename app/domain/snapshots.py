@@ -21,8 +21,10 @@ from app.domain.states import ClaimState
 from app.errors import IllegalTransition
 
 MAX_KEPT = 20
+SHUTDOWN_SECONDS = 180
+"""How long a guest may take to shut down before its disks are taken; then KubeVirt ends it by force."""
 STOP_SECONDS = 300
-"""How long a guest may take to shut down. KubeVirt v1.9.0 ends one by force after `terminationGracePeriodSeconds`, 180 by default."""
+"""How long all of a stop may take, what the cluster does before and after the guest included."""
 _SPARE_SECONDS = 60
 """Beyond the deadline that the cluster was given: after that it is taken to have forgotten the snapshot."""
 _RETRY_BASE_SECONDS = 30.0

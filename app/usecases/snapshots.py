@@ -57,7 +57,7 @@ async def create_snapshot(
     if spec.source.vm is not None:
         await _check_vm(gateway, spec.source.vm)
     if spec.source.pool is not None:
-        await _check_pool(db, gateway, spec.source.pool, spec.name)
+        await _check_pool(db, gateway, spec.source.pool, spec)
     if dry_run:
         return CreatedSnapshot(None, Written.CREATED)
     async with db.begin() as tx:
@@ -166,7 +166,7 @@ async def _check_vm(gateway: Gateway, name: str) -> None:
     refuse_without_disks(f"VM {name!r}", "source.vm", vm.volumes)
 
 
-async def _check_pool(db: Database, gateway: Gateway, name: str, snapshot: str) -> None:
+async def _check_pool(db: Database, gateway: Gateway, name: str, snapshot: SnapshotSpec) -> None:
     async with db.begin() as tx:
         pool = await pool_rows.get(tx, name)
     if pool is None or pool.kind == KIND:

@@ -207,7 +207,7 @@ class Taking:
             if pool is None or pool.deleting_at is not None:
                 await _fail(tx, take, f"there is no pool {name!r} any more")
                 return
-            template, spec = made_from(pool, scene.row.name)
+            template, spec = made_from(pool, scene.row.spec)
             hidden = await ensure_shape_pool(tx, template, spec)
             await pool_rows.forgive(tx, [hidden.id])
             claim_id = await claims.insert_pending(

@@ -11,7 +11,7 @@ from app.store.snapshots import ready_for_shape, start_of
 from app.usecases.claims import release_claim
 from app.usecases.snapshots import refresh_snapshot
 from tests.store.scenes import execute, fetch, scalar
-from tests.workers.snapshot_scenes import World
+from tests.workers.snapshot_scenes import TEMPLATE, World
 
 
 @pytest.fixture
@@ -39,6 +39,20 @@ class TestOfAPool:
         assert start.disks[0].size == "2Gi"
         await world.nothing_is_left()
         assert await scalar(db, "SELECT count(*) FROM vm") == 1
+
+    async def test_its_guest_gets_the_time_to_shut_down(self, world, db):
+        """A pool's VMs may be ended by force: nobody reads their disks again. This one's are read."""
+        short = {"spec": {**TEMPLATE["spec"], "terminationGracePeriodSeconds": 0}}
+        pool = await world.make_pool(template=short)
+        await world.ask()
+        take = await world.until("ready")
+        made = await scalar(
+            db,
+            "SELECT p.vm_spec FROM pool p JOIN claim c ON c.pool_id = p.id WHERE c.id = :id",
+            id=take["claim_id"],
+        )
+        assert made["template"]["spec"]["terminationGracePeriodSeconds"] == 180
+        assert take["shape"] == pool.shape
 
     async def test_its_warm_vms_are_left_alone(self, world, db):
         pool = await world.make_pool(size=1)
