@@ -35,6 +35,8 @@ def in_time(seconds: float) -> str:
 def in_percent(share: float, *, digits: int = 0) -> str:
     """Rounded down, so that it never says all of it."""
     scale = 10**digits
-    floored = math.floor(share * 100 * scale) / scale
-    most = 100 - 1 / scale
-    return f"over {most:.{digits}f} %" if share >= 1 else f"{floored:.{digits}f} %"
+    whole = 100 * scale
+    floored = math.floor(round(share * whole, 6))  # so that 0.29, which is a little less as a float, stays 29 %
+    if floored >= whole:
+        return f"over {(whole - 1) / scale:.{digits}f} %"
+    return f"{floored / scale:.{digits}f} %"
