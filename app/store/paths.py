@@ -35,7 +35,8 @@ _OVERALL = text(f"""
             ORDER BY ready_at DESC LIMIT :last) last) f
 """)
 
-# Of each pool of a shape the last claims, and of those the ones whose VM was of that shape: its template may have changed.
+# Of each pool of a shape the last claims, and of those the ones whose VM was of that shape: its template may have changed. The
+# VM is looked up claim by claim, since a join would be let read all VMs.
 _CLAIMED_OF_SHAPES = text(f"""
     SELECT s.shape, f.n, f.p50, f.p95 FROM unnest(CAST(:shapes AS text[])) AS s(shape) CROSS JOIN LATERAL (
         SELECT {_FIGURES} FROM (
@@ -44,7 +45,7 @@ _CLAIMED_OF_SHAPES = text(f"""
             CROSS JOIN LATERAL (
                 SELECT vm_id, created_at, bound_at FROM claim
                 WHERE pool_id = p.id AND claim.path = 'pool' AND bound_at IS NOT NULL ORDER BY id DESC LIMIT :last) c
-            JOIN vm v ON v.id = c.vm_id WHERE v.shape = s.shape) last) f
+            WHERE (SELECT v.shape FROM vm v WHERE v.id = c.vm_id) = s.shape) last) f
 """)
 _CLAIMED = text(f"""
     SELECT {_FIGURES} FROM (

@@ -95,7 +95,7 @@ async def test_shapes_are_listed_each_once_and_page_by_page(db):
     assert await read(db, paths.shapes, after="b", limit=2) == ["c", "d"]
 
 
-ROWS = 30_000
+ROWS = 8_000
 _VMS = f"""
     INSERT INTO vm (id, pool_id, name, state, revision, ready_at, asked_at, boot_seconds, path, shape, ended_at)
     SELECT gen_random_uuid(), :pool, 'vm-' || n, 'deleted', 'r1', now() - make_interval(secs => n), now(), 1, 'cold', 'shape-' || n % 3, now()

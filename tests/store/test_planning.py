@@ -5,7 +5,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from app.domain.states import ClaimState, VmState
-from app.ids import new_id
+from app.ids import lowest_id_at, new_id
 from app.store import claims, planning, pools, vms
 from app.store.claim_lane import ClaimLane
 from tests.store.scenes import execute, make_pool, make_vms, request, scalar
@@ -172,8 +172,4 @@ async def test_a_claim_that_nobody_shall_serve_any_more_waits_for_nothing(db):
 
 async def test_ids_of_a_moment_bound_the_claims_of_that_moment(db):
     now = await scalar(db, "SELECT now()")
-    assert (
-        planning._lowest_id_at(now - timedelta(seconds=5))
-        < new_id()
-        < planning._lowest_id_at(now + timedelta(seconds=5))
-    )
+    assert lowest_id_at(now - timedelta(seconds=5)) < new_id() < lowest_id_at(now + timedelta(seconds=5))
