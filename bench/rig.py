@@ -14,6 +14,7 @@ from pathlib import Path
 from uuid import UUID
 
 import asyncpg
+import psutil
 
 from app.domain.pools import PoolSpec
 from app.store.database import driver_dsn
@@ -95,6 +96,24 @@ async def fill(url: str, pool_id: UUID, count: int, *, state: str = "ready") -> 
             for table in ("vm", "ready_slot", "claim"):
                 await connection.execute(f"VACUUM ANALYZE {table}")
             await connection.execute("CHECKPOINT")
+
+
+async def postmaster(url: str) -> int:
+    """The process that all of the server's others are children of."""
+    async with connected(url) as connection:
+        parent: int = psutil.Process(await connection.fetchval("SELECT pg_backend_pid()")).ppid()
+    return parent
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process and its children that live have had so far, in the kernel and out of it.
+
+    Of a connection that has ended meanwhile nothing is left: its share is missing.
+    """
+    process = psutil.Process(pid)
+    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    seconds: float = sum(one.user + one.system for one in times)
+    return seconds
 
 
 @contextmanager

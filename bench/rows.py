@@ -11,7 +11,7 @@ from uuid import UUID
 from app.ids import new_id
 from app.store.claim_lane import ClaimLane, ClaimRequest
 from bench.load import Client, Load, hammer, quantile
-from bench.rig import connected, fill, make_pool, serve_api, serve_yardstick
+from bench.rig import connected, cpu_seconds, fill, make_pool, postmaster, serve_api, serve_yardstick
 from bench.waiters import serve_waiters
 
 _SECONDS = 4
@@ -63,14 +63,20 @@ async def throughput(bench: Bench) -> list[Figure]:
     found: dict[int, list[float]] = {8: [], 32: [], 128: []}
     halves: list[float] = []
     rates: list[float] = []
+    costs: list[list[float]] = []  # microseconds: the yardstick's, the service's and Postgres'
     with ExitStack() as stack:
         api = stack.enter_context(serve_api(bench.url, bench.folder))
         yard = stack.enter_context(serve_yardstick(bench.folder))
+        postgres = await postmaster(bench.url)
         for number in range(bench.rounds):
             for connections, ratios in found.items():
                 await fill(bench.url, pool_id, 150_000)
+                had = cpu_seconds(yard.process.pid)
                 empty = _hammer(bench, yard.port, "/empty", connections)
+                cost = [cpu_seconds(yard.process.pid) - had]
+                had, had_postgres = cpu_seconds(api.process.pid), cpu_seconds(postgres)
                 claims = _hammer(bench, api.port, "/v1/claim", connections)
+                cost += [cpu_seconds(api.process.pid) - had, cpu_seconds(postgres) - had_postgres]
                 ratios.append(claims.rate / empty.rate)
                 bench.say(
                     f"round {number + 1}, {connections} connections: {claims.rate:.0f} claims/s, "
@@ -78,6 +84,10 @@ async def throughput(bench: Bench) -> list[Figure]:
                 )
                 if connections == 32:
                     rates.append(claims.rate)
+                    answered = (empty.rate, claims.rate, claims.rate)
+                    costs.append([1e6 * own / rate / _SECONDS for own, rate in zip(cost, answered, strict=True)])
+                    told = "  CPU: {:.0f} us an empty POST; {:.0f} us a claim, and {:.0f} in Postgres"
+                    bench.say(told.format(*costs[-1]))
                     half_empty = _hammer(bench, yard.port, "/empty", connections, rate=empty.rate / 2)
                     half_claims = _hammer(bench, api.port, "/v1/claim", connections, rate=claims.rate / 2)
                     halves.append(half_claims.p99 / half_empty.p99)
@@ -88,6 +98,9 @@ async def throughput(bench: Bench) -> list[Figure]:
             for (connections, ratios), bound in zip(found.items(), (None, 1.5, None), strict=True)
         ),
         Figure("claims/s, 32 connections (this machine)", "1/s", tuple(rates)),
+        Figure("CPU of the process, an empty POST, 32 connections", "us", tuple(cost[0] for cost in costs)),
+        Figure("CPU of the process, a claim, 32 connections", "us", tuple(cost[1] for cost in costs)),
+        Figure("CPU of Postgres, a claim, 32 connections", "us", tuple(cost[2] for cost in costs)),
         Figure("claim p99 over the empty POST's p99, half load", "ratio", tuple(halves), at_most=2.0),
     ]
 
