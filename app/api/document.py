@@ -15,6 +15,7 @@ _SCHEMA = "#/components/schemas/"
 _JSON = "application/json"
 _SHAPES: Json = {
     "PoolView": examples.POOL,
+    "ImportView": examples.IMPORTED,
     "PreloadView": preload_examples.PRELOAD,
     "ClaimView": examples.CLAIM,
     "BatchView": examples.BATCH,

@@ -26,6 +26,7 @@ POOL: Final[Json] = {
         "size": 10,
         "template": {"image": "quay.io/containerdisks/ubuntu:22.04", "cpu": 2, "memory": "2Gi"},
         "start_from": None,
+        "backing": "VirtualMachine",
         "placement": None,
         "allow_unschedulable": False,
         "min_available": 5,
@@ -61,6 +62,24 @@ POOL: Final[Json] = {
         "last_failure": None,
         "last_failure_at": None,
     },
+}
+
+IMPORTED: Final[Json] = {
+    "vm_pool": "web-servers",
+    "pool": "web",
+    "imported": False,
+    "spec": {
+        **POOL["spec"],
+        "size": 2,
+        "min_available": 0,
+        "backing": "VirtualMachinePool",
+        "template": {"spec": {"runStrategy": "Always", "template": {"spec": {"domain": {}}}}},
+    },
+    "changes": [
+        "scaleInStrategy becomes unmanaged: the cluster creates VMs, and no longer changes or deletes them",
+        "2 VMs become warm VMs of pool 'web' as they run; none is restarted or removed",
+    ],
+    "vms": ["web-servers-0", "web-servers-1"],
 }
 CLAIM: Final[Json] = {
     "id": _CLAIM_ID,
@@ -309,6 +328,7 @@ DETAILS: Final[dict[str, str]] = {
         f"preload 'ubuntu' is what pool {_POOL_NAME} starts from; delete it with ?force=true all the same"
     ),
     "claim-ended": f"claim {_CLAIM_ID} is expired (its lease ended); its VM is gone: claim another one",
+    "cluster-object-not-found": "There is no VirtualMachinePool web-servers; kubectl get vmpool lists them.",
     "no-warm-vm": f"pool '{_POOL_NAME}' has no ready VM (0 on their way, 10 claimed), and it is paused",
     "no-path": (
         "no path to a VM of this shape is open. snapshot: no snapshot of this shape; preload: not among the paths that the "

@@ -83,6 +83,15 @@ _BODIES: dict[str, Example] = {
             "placement": {"dedicated_cpus": True, "hugepages": "2Mi", "spread": "zones"},
         },
     },
+    "vm-pool": {
+        "summary": "A VirtualMachinePool, to be seen and managed with kubectl too",
+        "value": {
+            "size": 5,
+            "min_available": 2,
+            "backing": "VirtualMachinePool",
+            "template": {"image": "quay.io/containerdisks/fedora:42", "cpu": 2, "memory": "2Gi"},
+        },
+    },
     "drained": {
         "summary": "Filled on request alone, with short leases",
         "value": {

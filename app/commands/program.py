@@ -11,10 +11,17 @@ from rich.text import Text
 from app.commands.apply import apply
 from app.commands.claim import claim
 from app.commands.get import get
+from app.commands.import_pool import import_pool
 from app.commands.release import release
 from app.errors import EmberpoolError
 
-_COMMANDS: Final[dict[str, Callable[..., None]]] = {"apply": apply, "claim": claim, "release": release, "get": get}
+_COMMANDS: Final[dict[str, Callable[..., None]]] = {
+    "apply": apply,
+    "claim": claim,
+    "release": release,
+    "get": get,
+    "import-pool": import_pool,
+}
 
 
 def takes(arguments: list[str]) -> bool:

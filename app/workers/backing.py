@@ -11,6 +11,7 @@ name: the names of its VMs would come back else, and with them the disks that ar
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -138,10 +139,10 @@ class Backings:
         wish, leaving = await self._read(row, template)
         others_wrote = is_changed_by_others(row.written, seen)
         await self._tell(row, name_incidents(wish, row.written, seen))
-        if first := lower_first(wish, seen):
+        if first := _of(row, lower_first(wish, seen)):
             seen = await self._change(row, order, seen, first, template=None)
         await self._detach(leaving)
-        left = bring_about(wish, row.written, seen, others_wrote=others_wrote)
+        left = _of(row, bring_about(wish, row.written, seen, others_wrote=others_wrote))
         if left:
             seen = await self._change(row, order, seen, left, template=template if left.template else None)
         enrolled = await gateway.enroll(order, seen.uid) if row.adopted else 0
@@ -282,3 +283,8 @@ class Backings:
         except (ClusterUnavailable, ClusterError) as error:
             # Also where the cluster has no such kind, or we no right to it: then no pool of ours is one.
             log.debug("vm_pool.sweep_put_off", error=error.detail)
+
+
+def _of(row: BackingRow, change: Change) -> Change:
+    """Of one that was taken over the number is left until all of its VMs are known."""
+    return replace(change, replicas=None) if row.adopted else change
