@@ -32,7 +32,7 @@ _STUCK = text("""
             p.last_failure_at > (c.choice->>'at')::timestamptz
             OR (c.choice->>'at')::timestamptz < now() - make_interval(secs => :patience)
                 AND EXISTS (SELECT 1 FROM vm v WHERE v.pool_id = p.id AND v.ended_at IS NULL AND v.state = 'planned' AND v.health IS NOT NULL))))
-    ORDER BY q.seq LIMIT :limit
+    ORDER BY random() LIMIT :limit
 """)
 _LOCK_PLACE = text("SELECT 1 FROM claim_queue WHERE claim_id = :id AND pool_id = :pool_id FOR UPDATE SKIP LOCKED")
 _LOCK_CLAIM = text("SELECT id FROM claim WHERE id = :id AND state = 'pending' FOR UPDATE")
@@ -75,7 +75,9 @@ async def remember(tx: AsyncConnection, claim_id: UUID, remembered: dict[str, An
 
 
 async def stuck(tx: AsyncConnection, *, patience_seconds: float, limit: int) -> list[StuckClaim]:
-    """Claims that wait where no VM may come: their pool is stalled, paused or going, a VM of theirs failed, or is put off for long."""
+    """Some of the claims that wait where no VM may come: their pool is stalled, paused or going, a VM of theirs failed, or is
+    put off for long. In any order, so that those with no other path hide nobody.
+    """
     rows = await tx.execute(_STUCK, {"patience": patience_seconds, "limit": limit})
     return [StuckClaim(row.claim_id, row.pool_id) for row in rows]
 

@@ -8,6 +8,7 @@ from app.domain.paths import Path
 from app.domain.pools import StartFrom
 from app.domain.states import ClaimState
 from app.errors import NoPath
+from app.usecases import rerouting
 from app.usecases.claims import release_claim
 from app.usecases.pools import delete_pool, pause_pool
 from tests.choosing.scene import claim_state, live_vms, make_preload, make_snapshot
@@ -233,3 +234,17 @@ async def test_a_pool_that_is_paused_is_left_for_another_path(db, process):
     assert (choice["path"], choice["tried"][0]["reason"]) == ("cold", "pool 'web' is paused")
     assert (await choice_of(db, only))["path"] == "pool"
     assert await claim_state(db, only.claim.id) == "pending"
+
+
+async def test_those_that_cannot_be_moved_hide_nobody(db, process, monkeypatch):
+    monkeypatch.setattr(rerouting, "_AT_ONCE", 1)
+    await make_snapshot(db, "snap", process.shape())
+    hopeless = await process.claim(paths=(Path.SNAPSHOT,))
+    answer = await process.claim()
+    await process.fail_once()
+    for _ in range(100):
+        await process.rerouting.step()
+        if (await choice_of(db, answer))["path"] == "cold":
+            break
+    assert (await choice_of(db, answer))["path"] == "cold"
+    assert (await choice_of(db, hopeless))["path"] == "snapshot"
