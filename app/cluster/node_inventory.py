@@ -17,18 +17,19 @@ from app.cluster.gateway import Manifest
 from app.cluster.quantities import parse_quantity
 from app.domain.nodes import CPU, HUGEPAGES, MEMORY, Node, Taint
 
+_CREATED_BY = "kubevirt.io/created-by"  # on a launcher pod: the UID of its instance (KubeVirt v1.9.0)
 _ENDED = frozenset({"Succeeded", "Failed"})
 _MOST_IMAGES = 100  # a kubelet tells 50 by default
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """One pod on a node. `pinned`: its exclusive CPUs, in thousandths; `vm_id`: of our VM in it."""
+    """One pod on a node. `pinned`: its exclusive CPUs, in thousandths; `vms`: by what our VM in it is known, see `Node`."""
 
     node: str
     amounts: Mapping[str, int]
     pinned: int
-    vm_id: str | None
+    vms: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -99,10 +100,10 @@ class NodeInventory:
         for name, amount in pod.amounts.items():
             load.used[name] += sign * amount
         load.pinned += sign * pod.pinned
-        if pod.vm_id is not None:
-            load.vms[pod.vm_id] += sign
-            if not load.vms[pod.vm_id]:
-                del load.vms[pod.vm_id]
+        for vm in pod.vms:
+            load.vms[vm] += sign
+            if not load.vms[vm]:
+                del load.vms[vm]
 
 
 def _facts(node: Manifest) -> dict[str, Any]:
@@ -146,8 +147,10 @@ def _read_pod(pod: Manifest) -> _Placed | None:
     node = spec.get("nodeName")
     if not node or (pod.get("status") or {}).get("phase") in _ENDED:
         return None
-    vm_id = (pod["metadata"].get("labels") or {}).get(labels.VM_ID)
-    return _Placed(str(node), counted(_requests(spec)), _pinned(pod), str(vm_id) if vm_id else None)
+    found = pod["metadata"].get("labels") or {}
+    ours = found.get(labels.MANAGED_BY) == labels.MANAGER
+    vms = tuple(str(found[key]) for key in (labels.VM_ID, _CREATED_BY) if ours and found.get(key))
+    return _Placed(str(node), counted(_requests(spec)), _pinned(pod), vms)
 
 
 def _requests(spec: Manifest) -> Amounts:

@@ -96,7 +96,7 @@ class NodeTerm:
 @dataclass(frozen=True, slots=True)
 class Node:
     """`used` is what the pods on it ask for; None: they cannot be seen. `pinned`: the CPUs of it (in thousandths) that belong
-    to one pod alone. `vms`: our VMs whose pods are on it, by id.
+    to one pod alone. `vms`: our VMs whose pods are on it, by their ids and by the UIDs of their instances.
     """
 
     name: str

@@ -46,12 +46,15 @@ _NEWER = text(f"""
     FROM node n LEFT JOIN node m ON m.name = n.name AND m.version > :version
 """)
 
-# Of VMs on their way those that have no pod on a node yet take room that nobody else sees. A pod tells of its VM by a label that
-# not every VM has (one that a VirtualMachinePool made), and sooner than its instance names the node.
+# VMs that have no pod on a node yet, as far as it was seen, take room that nobody else sees. What was seen may be some seconds
+# old: VMs that became ready meanwhile are among them. A pod tells of its VM by our label, or, where a VirtualMachinePool made
+# it, by its instance alone.
 _UNPLACED = text("""
     SELECT p.id, p.revision, count(*) AS n FROM vm v JOIN pool p ON p.id = v.pool_id
-    WHERE v.ended_at IS NULL AND v.state IN ('planned', 'creating', 'booting') AND v.node IS NULL
+    WHERE v.ended_at IS NULL AND v.state IN ('planned', 'creating', 'booting', 'ready', 'claimed')
+      AND (v.ready_at IS NULL OR v.ready_at > now() - make_interval(secs => :seconds))
       AND NOT (v.id = ANY(CAST(:placed AS uuid[])))
+      AND NOT (coalesce(v.vmi_uid, '') = ANY(CAST(CAST(:placed AS uuid[]) AS text[])))
     GROUP BY p.id
 """)
 
@@ -87,7 +90,7 @@ class NewerNodes:
 
 @dataclass(frozen=True, slots=True)
 class Unplaced:
-    """VMs of one pool on their way that have no pod on a node yet; those of an older template count as of this one."""
+    """VMs of one pool that have no pod on a node yet; those of an older template count as of this one."""
 
     pool_id: UUID
     revision: str
@@ -140,9 +143,9 @@ async def get(tx: AsyncConnection, name: str) -> Node | None:
     return _read(row) if row else None
 
 
-async def unplaced(tx: AsyncConnection, placed: Sequence[UUID]) -> list[Unplaced]:
-    """By pool, the VMs on their way that are not among those `placed`."""
-    rows = await tx.execute(_UNPLACED, {"placed": list(placed)})
+async def unplaced(tx: AsyncConnection, placed: Sequence[UUID], *, seconds: float) -> list[Unplaced]:
+    """By pool, the VMs on their way, or ready for less than `seconds`, that are not among those `placed` (see `Node.vms`)."""
+    rows = await tx.execute(_UNPLACED, {"placed": list(placed), "seconds": seconds})
     return [Unplaced(row.id, row.revision, row.n) for row in rows]
 
 

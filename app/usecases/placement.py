@@ -181,7 +181,7 @@ class Placing:
         """What VMs of every pool will ask for that are on no node yet: their room is taken already."""
         found = []
         placed = [UUID(vm_id) for node in nodes for vm_id in node.vms]
-        for group in await node_rows.unplaced(tx, placed):
+        for group in await node_rows.unplaced(tx, placed, seconds=FACTS_SECONDS):
             if group.revision not in self._demands:
                 pool = await pool_rows.get_by_id(tx, group.pool_id)
                 if pool is None:

@@ -20,6 +20,9 @@ def node(name="node-1", **labels):
     return {"metadata": {"name": name, "uid": f"uid-{name}", "labels": labels}, "status": {"allocatable": {"cpu": "4"}}}
 
 
+OURS = {"app.kubernetes.io/managed-by": "emberpool", "emberpool.io/vm-id": "a", "kubevirt.io/created-by": "i"}
+
+
 def pod(uid="p", on="node-1", *, phase="Running", cpu="1", **labels):
     requests = {"resources": {"requests": {"cpu": cpu}}}
     return {
@@ -67,14 +70,14 @@ def api(monkeypatch):
 
 
 async def test_a_list_then_each_change_as_it_comes(api):
-    api.lists[ALL_PODS] = [pod(cpu="500m", **{"emberpool.io/vm-id": "a"})]
+    api.lists[ALL_PODS] = [pod(cpu="500m", **OURS)]
     async with api.observe() as events:
         listed = await anext(events)
         assert isinstance(listed, NodesListed)
         assert [(each.name, each.used, each.vms) for each in listed.nodes] == [
-            ("node-1", {"cpu": 500, "pods": 1}, {"a"})
+            ("node-1", {"cpu": 500, "pods": 1}, {"a", "i"})
         ]
-        api.feeds[ALL_PODS].put_nowait(("MODIFIED", pod(cpu="500m", **{"emberpool.io/vm-id": "a"}, other="label")))
+        api.feeds[ALL_PODS].put_nowait(("MODIFIED", pod(cpu="500m", **OURS, other="label")))
         api.feeds[ALL_PODS].put_nowait(("BOOKMARK", {"metadata": {"resourceVersion": "8"}}))
         api.feeds[ALL_PODS].put_nowait(("ADDED", pod("q", cpu="2")))
         assert (await anext(events)).node.used == {"cpu": 2500, "pods": 2}
@@ -136,6 +139,10 @@ async def test_each_round_ends_with_a_list(api):
 
 
 class TestInventory:
+    def test_somebody_elses_vm_is_none_of_ours(self):
+        theirs = pod(**{**OURS, "app.kubernetes.io/managed-by": "somebody"})
+        assert NodeInventory([node()], [theirs]).node("node-1").vms == frozenset()
+
     def test_a_pod_may_come_before_its_node(self):
         inventory = NodeInventory([], [pod()])
         assert inventory.node("node-1") is None

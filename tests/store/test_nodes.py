@@ -82,20 +82,26 @@ async def test_a_label_that_is_no_id_is_nobodys_vm(db):
     assert [node.vms for node in await read(db)] == [frozenset({VM})]
 
 
-async def test_vms_on_their_way_count_until_their_pod_is_on_a_node(db):
+async def test_vms_count_until_their_pod_is_seen_on_a_node(db):
     pool, other = await make_pool(db), await make_pool(db, "other", revision="r9")
-    booting = await make_vms(db, pool, 3, VmState.BOOTING)
-    await execute(db, "UPDATE vm SET node = NULL WHERE id <> :id", id=booting.pop())
-    await make_vms(db, pool, 1)  # ready: its pod is long there
+    booting = await make_vms(db, pool, 2, VmState.BOOTING)
+    ready = await make_vms(db, pool, 2)
     await make_vms(db, other, 3, VmState.PLANNED)
+    instance = new_id()
+    await execute(db, "UPDATE vm SET vmi_uid = :uid WHERE id = :id", uid=str(instance), id=booting[1])
+    await execute(db, "UPDATE vm SET ready_at = now() - interval '2 minutes' WHERE id = :id", id=ready[0])
+    await execute(db, "UPDATE ready_slot SET ready_at = now() - interval '2 minutes' WHERE vm_id = :id", id=ready[0])
 
     async def unplaced(*placed: UUID):
         async with db.begin() as tx:
-            return {(group.pool_id, group.revision): group.count for group in await nodes.unplaced(tx, placed)}
+            found = await nodes.unplaced(tx, placed, seconds=60)
+        return {(group.pool_id, group.revision): group.count for group in found}
 
-    assert await unplaced() == {(pool.id, "r1"): 2, (other.id, "r9"): 3}
-    assert await unplaced(booting[0]) == {(pool.id, "r1"): 1, (other.id, "r9"): 3}
-    assert await unplaced(*booting, new_id()) == {(other.id, "r9"): 3}
+    others = {(other.id, "r9"): 3}
+    assert await unplaced() == {(pool.id, "r1"): 3, **others}
+    assert await unplaced(booting[0]) == {(pool.id, "r1"): 2, **others}
+    assert await unplaced(booting[0], instance) == {(pool.id, "r1"): 1, **others}
+    assert await unplaced(booting[0], instance, ready[1], new_id()) == others
 
 
 async def test_our_vms_are_counted_and_listed_by_node(db):

@@ -67,7 +67,6 @@ class TestPlanning:
     async def test_what_is_on_its_way_for_another_pool_takes_room(self, db, placing):
         other = await make_pool(db, "other", size=3)
         await make_vms(db, other, 3, VmState.BOOTING)
-        await execute(db, "UPDATE vm SET node = NULL")
         pool = await make_pool(db, size=3)
         await execute(db, "UPDATE pool_plan SET due_at = now() + interval '1 hour' WHERE pool_id = :id", id=other.id)
         await show(db, NODE)
@@ -77,7 +76,6 @@ class TestPlanning:
     async def test_a_vm_whose_pod_is_on_its_node_is_counted_there_and_not_twice(self, db, placing):
         pool = await make_pool(db, size=9)
         (vm_id,) = await make_vms(db, pool, 1, VmState.BOOTING)
-        await execute(db, "UPDATE vm SET node = NULL")
         await show(db, replace(NODE, used={"cpu": 1000, "pods": 1}, vms=frozenset({str(vm_id)})))
         await look(db, placing)
         assert await planned(db) == 3
@@ -117,6 +115,8 @@ class TestPlanning:
         pool = await make_pool(db, size=2)
         await make_vms(db, pool, 2)
         await execute(db, "UPDATE pool SET revision = 'r2'")
+        for table in ("vm", "ready_slot"):
+            await execute(db, f"UPDATE {table} SET ready_at = now() - interval '1 hour'")
         await show(db, replace(NODE, used={"cpu": 3500}))
         for _ in range(3):
             await look(db, placing)
