@@ -23,7 +23,7 @@ _UNMANAGED: Manifest = {"unmanaged": {}}
 _CONTROLLER = "pool.kubevirt.io/finalizer"
 _VERSIONS = ("v1beta1", "v1alpha1")
 _NAME_LIMIT = 57  # the controller puts an index of up to five digits behind the names of DataVolumes
-_DETACH_ATTEMPTS = 6
+_ATTEMPTS = 6
 
 
 class KubeVirtVmPools:
@@ -78,7 +78,7 @@ class KubeVirtVmPools:
 
     async def detach(self, *, name: str, uid: str, claim_id: str | None) -> None:
         refused: ClusterRefused | None = None
-        for _ in range(_DETACH_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             vm = await self._client.get(VMS, name)
             if vm["metadata"].get("uid") != uid:
                 raise ClusterNotFound(f"VM {name} is another one by now: its UID is not {uid}.")
@@ -96,15 +96,26 @@ class KubeVirtVmPools:
         raise ClusterError(f"VM {name} cannot be detached from its VirtualMachinePool: {refused and refused.detail}")
 
     async def free(self, seen: VmPoolSight) -> None:
-        if not seen.held:
-            return
-        kept = [item for item in seen.finalizers if item != labels.MEMBERS]
-        steps: list[Manifest] = [
-            {"op": "test", "path": "/metadata/uid", "value": seen.uid},
-            {"op": "test", "path": "/metadata/finalizers", "value": list(seen.finalizers)},
-            {"op": "replace", "path": "/metadata/finalizers", "value": kept},
-        ]
-        await self._client.patch(await self._kind(), seen.name, steps)
+        found: VmPoolSight | None = seen
+        for attempt in range(1, _ATTEMPTS + 1):
+            if found is None or found.uid != seen.uid or not found.held:
+                return
+            kept = [item for item in found.finalizers if item != labels.MEMBERS]
+            steps: list[Manifest] = [
+                {"op": "test", "path": "/metadata/uid", "value": found.uid},
+                {"op": "test", "path": "/metadata/finalizers", "value": list(found.finalizers)},
+                {"op": "replace", "path": "/metadata/finalizers", "value": kept},
+            ]
+            try:
+                await self._client.patch(await self._kind(), seen.name, steps)
+            except ClusterNotFound:
+                return
+            except ClusterRefused:  # its controllers take their own finalizers at the same time
+                if attempt == _ATTEMPTS:
+                    raise
+                found = await self.look(seen.name)
+            else:
+                return
 
     async def remove(self, seen: VmPoolSight) -> None:
         try:

@@ -18,6 +18,7 @@ from app.ids import new_id, vm_name
 from tests.packaging.checkout import ROOT
 from tests.packaging.preload_work import bring_near, keep_as_snapshots
 from tests.packaging.snapshot_work import take_and_start
+from tests.packaging.vm_pool_work import keep_vm_pools
 
 NAMESPACE = "emberpool"
 TOKEN = "the-service-account"
@@ -61,6 +62,7 @@ async def work(gateway: Gateway) -> None:
     await gateway.delete_vm(name=created.name, uid=created.uid)
     await bring_near(gateway.preloads)
     await take_and_start(gateway)
+    await keep_vm_pools(gateway)
 
 
 async def work_with(rights: list[tuple[str, str, str]], folder: Path) -> None:
