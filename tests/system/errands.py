@@ -11,13 +11,22 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 
 _ANSWER_SECONDS: Final = 8.0
 _PAUSE_SECONDS: Final = (0.02, 0.2)
+_SLOWEST: Final = 20
 _ENDED: Final = frozenset({"released", "expired", "failed"})
+
+
+class Served(NamedTuple):
+    """A request that was answered with a VM that was ready; `began` is of `time.monotonic`."""
+
+    began: float
+    seconds: float
+    address: str
 
 
 @dataclass(slots=True)
@@ -32,6 +41,9 @@ class Ledger:
     statuses: Counter[str] = field(default_factory=Counter)
     warm: list[float] = field(default_factory=list)
     waited: list[float] = field(default_factory=list)
+    paths: Counter[str] = field(default_factory=Counter)
+    slowest: list[Served] = field(default_factory=list)
+    """Of the warm ones, the slowest last."""
     _claims_of_key: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _claims_of_vm: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _vms_of_claim: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -47,6 +59,14 @@ class Ledger:
         self._vms_of_claim[claim["id"]].add(vm)
         if claim["replacements"]:
             self._replaced.add(claim["id"])
+
+    def note_time(self, claim: dict[str, Any], served: Served) -> None:
+        self.paths[claim["path"]] += 1
+        if claim["timings"]["wait"]:
+            self.waited.append(served.seconds)
+            return
+        self.warm.append(served.seconds)
+        self.slowest = sorted([*self.slowest, served], key=lambda each: each.seconds)[-_SLOWEST:]
 
     def contradictions(self) -> list[str]:
         """Answers that cannot be true together."""
@@ -84,6 +104,8 @@ class Habits:
     """These never release: their lease, a short one, does."""
     doubled: float = 0.1
     """These send each request twice at the same moment, through two replicas."""
+    impatient: float = 0.0
+    """These release a claim that they are told is pending."""
     give_up_seconds: float = 20.0
 
 
@@ -98,13 +120,15 @@ class Clients:
         *,
         seed: int,
         habits: Habits | None = None,
+        wish: Callable[[random.Random], dict[str, Any]] | None = None,
     ) -> None:
+        """`wish` draws what of a claim's body says which VM it is for; without it, one of `pools`."""
         self.ledger = Ledger()
         self._session = session
         self._addresses = addresses
-        self._pools = pools
         self._random = random.Random(seed)
         self._habits = habits or Habits()
+        self._wish = wish or (lambda draw: {"pool": draw.choice(pools)})
 
     async def run(self, stop: asyncio.Event) -> None:
         """Errand after errand; the one under way at the stop is finished."""
@@ -116,12 +140,13 @@ class Clients:
         draw = self._random
         forgetful = draw.random() < self._habits.forgetful
         body = {
-            "pool": draw.choice(self._pools),
+            **self._wish(draw),
             "wait_seconds": self._habits.wait_seconds,
             "lease_seconds": self._habits.short_lease_seconds if forgetful else self._habits.lease_seconds,
         }
         key = str(uuid.UUID(int=draw.getrandbits(128)))
-        claim = await self._claim(key, body, doubled=draw.random() < self._habits.doubled)
+        doubled, impatient = draw.random() < self._habits.doubled, draw.random() < self._habits.impatient
+        claim = await self._claim(key, body, doubled=doubled, impatient=impatient)
         if claim is None:
             return
         self.ledger.held[claim["id"]] = claim["vm"]["name"]
@@ -134,7 +159,7 @@ class Clients:
         else:
             self.ledger.outcomes["not released in time"] += 1
 
-    async def _claim(self, key: str, body: dict[str, Any], *, doubled: bool) -> dict[str, Any] | None:
+    async def _claim(self, key: str, body: dict[str, Any], *, doubled: bool, impatient: bool) -> dict[str, Any] | None:
         """The bound claim; None where there was none in time. Whatever happens on the way, the key stays the same."""
         began = time.monotonic()
         while time.monotonic() - began < self._habits.give_up_seconds:
@@ -143,14 +168,19 @@ class Clients:
                 asks.pop().close()
             answers = await asyncio.gather(*asks)
             bound = None
-            for status, claim, seconds in answers:
+            for status, claim, served in answers:
                 self.ledger.statuses[str(status or "no answer")] += 1
                 if status == 201:
                     bound = claim
                     self.ledger.note(key, claim)
-                    (self.ledger.waited if claim["timings"]["wait"] else self.ledger.warm).append(seconds)
+                    self.ledger.note_time(claim, served)
             if bound is not None:
                 return bound
+            pending = next((claim["id"] for status, claim, _ in answers if status == 202), None)
+            if pending is not None and impatient:
+                ended = await self._release(pending)
+                self.ledger.outcomes["released before it had its VM" if ended else "not released in time"] += 1
+                return None
             if any(status == 200 for status, _, _ in answers):
                 self.ledger.outcomes["ended before it was heard of"] += 1
                 return None
@@ -171,17 +201,17 @@ class Clients:
             await asyncio.sleep(self._random.uniform(*_PAUSE_SECONDS))
         return False
 
-    async def _ask(self, method: str, path: str, **request: Any) -> tuple[int | None, dict[str, Any], float]:
-        """Status, body, and seconds; no status where the replica went away in the middle, or was not there."""
+    async def _ask(self, method: str, path: str, **request: Any) -> tuple[int | None, dict[str, Any], Served]:
+        """Status, body, and how long it took; no status where the replica went away in the middle, or was not there."""
         addresses = self._addresses()
         began = time.monotonic()
         if not addresses:
-            return None, {}, 0.0
+            return None, {}, Served(began, 0.0, "")
+        address = self._random.choice(addresses)
         timeout = aiohttp.ClientTimeout(total=self._habits.wait_seconds + _ANSWER_SECONDS)
         try:
-            async with self._session.request(
-                method, self._random.choice(addresses) + path, timeout=timeout, **request
-            ) as response:
-                return response.status, await response.json(content_type=None), time.monotonic() - began
+            async with self._session.request(method, address + path, timeout=timeout, **request) as response:
+                body = await response.json(content_type=None)
+                return response.status, body, Served(began, time.monotonic() - began, address)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            return None, {}, time.monotonic() - began
+            return None, {}, Served(began, time.monotonic() - began, address)

@@ -79,7 +79,7 @@ async def settled(
         vms = await connection.fetch("SELECT id, name, state, uid, claim_id, ended_at FROM vm WHERE ended_at IS NULL")
         pools = await connection.fetch("""
             SELECT p.name, (p.spec->>'size')::int AS size, (SELECT count(*) FROM ready_slot s WHERE s.pool_id = p.id) AS ready
-            FROM pool p WHERE p.deleted_at IS NULL ORDER BY p.name""")
+            FROM pool p WHERE p.deleted_at IS NULL AND p.kind = 'pool' ORDER BY p.name""")
         waiting = await connection.fetchval("SELECT count(*) FROM claim_queue")
     objects = await list_vms(session, cluster)
     rows = {row["name"]: row for row in vms}
