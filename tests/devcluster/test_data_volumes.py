@@ -221,11 +221,11 @@ async def test_an_import_on_a_class_that_waits_needs_the_annotation_or_a_user(be
 
 
 async def test_a_plain_claim_that_waits_binds_when_a_vm_uses_it(bench):
-    await make(bench, CLAIMS, claim("root", storage_class="local-wait"))
+    await make(bench, CLAIMS, claim("disk", storage_class="local-wait"))
     await bench.clock.advance(60)
-    assert (await bench.get(f"{CLAIMS}/root"))["status"]["phase"] == "Pending"
+    assert (await bench.get(f"{CLAIMS}/disk"))["status"]["phase"] == "Pending"
 
-    await bench.boot(disk_machine("vm", on_claim("root")))
+    await bench.boot(disk_machine("vm", on_claim("disk")))
 
     assert await bench.status("vm") == ("Running", "")
 
