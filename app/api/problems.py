@@ -1,7 +1,7 @@
 """Every error leaves as an RFC 9457 problem, and leaves here alone."""
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import orjson
@@ -18,6 +18,8 @@ from app.domain.pools import POOL_NAME_PATTERN
 from app.errors import EmberpoolError, FieldProblem, InvalidRequest, MalformedBody, MethodNotAllowed, NotFound
 
 _NAME_RULE = "a name is 1 to 63 lower-case letters, digits and '-', and begins and ends with a letter or digit"
+_KEY = "[key]"
+"""How pydantic ends the place of an entry whose name is wrong."""
 MEDIA_TYPE = "application/problem+json"
 log = structlog.get_logger(__name__)
 
@@ -97,13 +99,20 @@ def responses(*errors: type[EmberpoolError]) -> dict[int | str, dict[str, Any]]:
 def explain(error: ValidationError | RequestValidationError) -> InvalidRequest:
     """What pydantic found wrong, each with its field: of the body, the path, the query or a header, which needs no telling."""
     problems = []
-    for found in error.errors():
+    all_found = error.errors()
+    for found in all_found:
         location = [str(part) for part in found["loc"]]
+        if found["type"] == "too_short" and any(_is_within(other["loc"], found["loc"]) for other in all_found):
+            continue  # what was wrong with its entries is told, and only the good ones were counted
         if found["type"] == "json_invalid":
             return MalformedBody(f"the body is not JSON: {found.get('ctx', {}).get('error', found['msg'])}")
         if isinstance(error, RequestValidationError):
             location = location[1:]
-        problems.append(FieldProblem(".".join(location), _sentence(found)))
+        message = _sentence(found)
+        if location[-1:] == [_KEY]:
+            message = f"the name {location[-2]!r}: {message}"
+            location = location[:-2]
+        problems.append(FieldProblem(".".join(location), message))
     named = "; ".join(f"{p.field or 'body'}: {p.message}" for p in problems[:5])
     more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""  # noqa: PLR2004 - as many as above
     return InvalidRequest(f"{named}{more}. Nothing was changed", problems=problems)
@@ -157,8 +166,16 @@ def _from_http(request: Request, error: HTTPException) -> EmberpoolError:
             return EmberpoolError(str(error.detail))
 
 
+def _is_within(inner: Sequence[int | str], outer: Sequence[int | str]) -> bool:
+    return len(inner) > len(outer) and tuple(inner[: len(outer)]) == tuple(outer)
+
+
 def _sentence(found: Any) -> str:
     message = str(found["msg"]).removeprefix("Value error, ")
+    if found["type"] == "too_short":
+        return f"needs {found['ctx']['min_length']} or more, and has {found['ctx']['actual_length']}"
+    if found["type"] == "too_long":
+        return f"takes {found['ctx']['max_length']} at the most; give fewer"
     if found["type"] == "extra_forbidden":
         return "there is no such field; check its spelling (/docs shows them all)"
     if found["type"] == "missing":

@@ -148,6 +148,30 @@ async def test_a_wrong_claim_is_refused(server, body, refused):
 
 
 @pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (
+            {"pool": "target", "paths": ["warm"]},
+            ("paths.0", "Input should be 'pool', 'snapshot', 'preload' or 'cold'; it is 'warm'"),
+        ),
+        ({"pool": "target", "paths": []}, ("paths", "needs 1 or more, and has 0")),
+        (
+            {"pool": "target", "labels": {str(n): "" for n in range(33)}},
+            ("labels", "takes 32 at the most; give fewer"),
+        ),
+        (
+            {"pool": "target", "labels": {"": "x"}},
+            ("labels", "the name '': String should have at least 1 character; it is ''"),
+        ),
+    ],
+    ids=["a wrong path", "no path", "too many labels", "a label without a name"],
+)
+async def test_what_is_wrong_is_told_once_and_of_a_field_that_was_written(server, body, told):
+    problem = (await server.client.post("/v1/claim", json=body)).json()
+    assert [(each["field"], each["message"]) for each in problem["errors"]] == [told]
+
+
+@pytest.mark.parametrize(
     "body", [b"", b"{", b"[", b"nonsense", b"\xff\xfe", b'{"pool": "a', b'"\\ud800"', b"[" * 100_000]
 )
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v1/claim"), ("PUT", "/v1/pools/broken")])
