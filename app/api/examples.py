@@ -186,7 +186,7 @@ PENDING_CLAIM: Final[Json] = {
     "lease_expires_at": None,
     "bound_at": None,
     "reason": f"pool '{_POOL_NAME}' has no ready VM (2 on their way, 10 claimed)",
-    "estimate": {"seconds": 12.4, "basis": "the median of the pool's last 12 boots, 31.2 s; 2 VMs are on their way"},
+    "estimate": {"seconds": 12.4, "basis": "the median of the pool's last 12 boots, 31.2 s; 2 VMs on their way"},
     "timings": {"wait": None, "boot": None, "warm": None, "stages": None},
 }
 ENDED_CLAIM: Final[Json] = {

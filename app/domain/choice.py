@@ -23,7 +23,7 @@ NO_DATA = BootTimes()
 class PathOption:
     """One way for one shape. `source` names the pool, snapshot or preload; `why` says in words why it is not available.
 
-    `own` is what was measured for this shape, `overall` for this path over all shapes. A pool's `own` is the time until
+    `own` is what was measured for this shape, `overall` for this path over all shapes. A pool's are the time until
     its next VM, told by `basis`; `on_its_way`: that VM is being made already. `note` is told where it is taken.
     """
 
@@ -108,7 +108,8 @@ def choose(
 def estimate(option: PathOption) -> PathEstimate:
     own, overall = option.own, option.overall
     if option.basis is not None:
-        return PathEstimate(own.p50, own.p95, own.count, option.basis)
+        told = own if own.count else overall
+        return PathEstimate(told.p50, told.p95, told.count, option.basis)
     if own.count:
         return PathEstimate(own.p50, own.p95, own.count, f"measured for this shape {_times(own.count)}")
     if overall.count:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from app.domain.statistics import count_of
+
 _SURGE_SHARE = 0.25
 """During a rotation so much of a pool's size may be on its way at once, above the size."""
 
@@ -181,7 +183,7 @@ def _create(pool: PoolSnapshot, now: datetime, *, want: int, fresh: int, staying
     pace = pool.max_concurrent_creates - staying
     if pace < create:
         create = pace
-        notes.append(f"{staying} VMs are on their way; max_concurrent_creates is {pool.max_concurrent_creates}")
+        notes.append(f"{count_of(staying, 'VM')} on the way; max_concurrent_creates is {pool.max_concurrent_creates}")
     # A rotation replaces some at a time: its surge is bounded, so that a new template does not double the pool.
     surge = max(1, int(pool.size * _SURGE_SHARE))
     headroom = want + surge - len(pool.ready) - staying

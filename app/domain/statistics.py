@@ -11,7 +11,7 @@ _GUESS_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class BootTimes:
-    """Seconds from asking the cluster to the VM being ready, over the last `count` boots of one pool. None: none yet."""
+    """Seconds to a VM that is ready, over the last `count` times that it was measured. None: it never was."""
 
     count: int = 0
     p50: float | None = None
@@ -98,22 +98,25 @@ def estimate_wait(
     """How long the claim at `place` (1: the next) in a pool's queue waits.
 
     `in_flight_since` says when each VM on its way began, oldest first; a claim beyond them waits for `batch` more boots at
-    a time where the pool `can_grow`. `of` says whose boots those are.
+    a time where the pool `can_grow`. `of` says whose the boots are.
     """
     typical = boots.p50 if boots.p50 is not None else _GUESS_SECONDS
     basis = (
-        f"the median of {of} last {boots.count} boots, {typical:.1f} s"
+        f"the median of {of} last {count_of(boots.count, 'boot')}, {typical:.1f} s"
         if boots.p50 is not None
-        else "no boot measured yet"
+        else f"no boot was measured on this cluster yet: a guess of {_GUESS_SECONDS:.0f} s for one"
     )
+    on_their_way = f"{count_of(len(in_flight_since), 'VM')} on {'its' if len(in_flight_since) == 1 else 'their'} way"
+    before = f"{count_of(place - 1, 'claim')} before this one"
     if place <= len(in_flight_since):
         age = (now - in_flight_since[place - 1]).total_seconds()
-        return WaitEstimate(max(typical - age, 0.05 * typical), f"{basis}; {len(in_flight_since)} VMs are on their way")
+        return WaitEstimate(max(typical - age, 0.05 * typical), f"{basis}; {on_their_way}")
     if not can_grow:
-        return WaitEstimate(
-            None, f"{len(in_flight_since)} VMs are on their way and {place - 1} claims wait before this one"
-        )
+        return WaitEstimate(None, f"{on_their_way}, and {before}")
     rounds = 1 + (place - len(in_flight_since) - 1) // max(1, batch)
-    return WaitEstimate(
-        typical * (rounds + (1 if in_flight_since else 0)), f"{basis}; {place - 1} claims wait before this one"
-    )
+    return WaitEstimate(typical * (rounds + (1 if in_flight_since else 0)), f"{basis}; {before}")
+
+
+def count_of(number: int, thing: str) -> str:
+    """`1 VM`, `2 VMs`, `no VM`."""
+    return f"no {thing}" if number == 0 else f"{number} {thing}" if number == 1 else f"{number} {thing}s"

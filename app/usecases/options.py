@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from math import inf
 
 from app.cluster.gateway import VmTemplate
 from app.config import Settings
-from app.domain.choice import PathOption
+from app.domain.choice import NO_DATA, PathOption, estimate
 from app.domain.observation import WarmWhen
 from app.domain.paths import Path
 from app.domain.pools import StartFrom
@@ -19,7 +20,7 @@ from app.store.paths import PathTimes
 from app.store.preloads import PreloadOption
 from app.store.rows import PoolRow
 from app.store.shapes import ServingPool
-from app.usecases.outlook import estimate_in_pool, why_none_will_come
+from app.usecases.outlook import estimate_in_pool, measure_boots, why_none_will_come
 from app.usecases.shapes import rests_until
 from app.usecases.starting import NotYet, resolve_start
 
@@ -86,11 +87,16 @@ async def _pool_option(tx: Tx, terms: VmTerms, rules: OptionRules) -> PathOption
         option = await _next_vm(tx, serving.pool, rules) if why_not is None else None
         if option is None or not option.available:
             reasons.append((option.why if option else why_not) or "")
-        elif best is None or (option.own.p50 or 0) < (best.own.p50 or 0):
+        elif best is None or _soon(option) < _soon(best):
             best = option
     if best is not None:
         return best
     return PathOption(Path.POOL, available=False, why="; ".join(reasons) or "no pool has this shape")
+
+
+def _soon(option: PathOption) -> float:
+    expected = estimate(option).p50
+    return inf if expected is None else expected
 
 
 async def _next_vm(tx: Tx, pool: PoolRow, rules: OptionRules) -> PathOption:
@@ -107,16 +113,18 @@ async def _next_vm(tx: Tx, pool: PoolRow, rules: OptionRules) -> PathOption:
     told = await estimate_in_pool(tx, pool.id, None)
     if told.seconds is None:
         return PathOption(Path.POOL, pool.name, available=False, why=f"{empty}; {told.basis}")
-    figures = (await statistics.of_pools(tx, [pool.id]))[pool.id].boots
-    if figures.p50 is None or figures.p95 is None:
+    measured = await measure_boots(tx, pool)
+    boots = measured.times
+    if boots.p50 is None or boots.p95 is None:
         return PathOption(Path.POOL, pool.name, basis=told.basis, on_its_way=on_its_way)
-    late = told.seconds + figures.p95 - figures.p50
-    own = BootTimes(figures.count, told.seconds, max(told.seconds, late))
+    late = told.seconds + boots.p95 - boots.p50
+    times = BootTimes(boots.count, told.seconds, max(told.seconds, late))
     return PathOption(
         Path.POOL,
         pool.name,
         why=f"{empty}; its next one is there in about {told.seconds:.0f} s",
-        own=own,
+        own=times if measured.of_shape else NO_DATA,
+        overall=times,
         basis=told.basis,
         on_its_way=on_its_way,
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-from app.domain.statistics import PoolCounts, WaitEstimate, estimate_wait
+from app.domain.statistics import BootTimes, PoolCounts, WaitEstimate, estimate_wait
 from app.store import paths, statistics
 from app.store import pools as pool_rows
 from app.store.database import Tx
@@ -19,6 +19,15 @@ class Outlook:
     counts: PoolCounts
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredBoots:
+    """`of` says whose they are, in words; `of_shape`: they tell of the pool's own shape, and may so rule a deadline out."""
+
+    times: BootTimes
+    of: str
+    of_shape: bool
+
+
 async def look_at(tx: Tx, pool: PoolRow) -> Outlook:
     return Outlook(pool, await statistics.count(tx, pool.id))
 
@@ -28,24 +37,35 @@ async def estimate_in_pool(tx: Tx, pool_id: UUID, claim_id: UUID | None) -> Wait
     pool = await pool_rows.get_by_id(tx, pool_id)
     if pool is None:
         return WaitEstimate(None, "its pool is gone")
-    figures = (await statistics.of_pools(tx, [pool_id]))[pool_id]
-    boots, of = figures.boots, "the pool's"
-    if pool.kind != "pool" and pool.shape is not None:
-        # A hidden pool may be young; its shape was measured wherever a VM of it was made in the same way.
-        boots, of = (await paths.starts_of_shape(tx, pool.shape)).of(pool.path), "this shape's"
-        if not boots.count:
-            boots, of = (await paths.starts_overall(tx)).of(pool.path), f"all {pool.path} starts'"
+    measured = await measure_boots(tx, pool)
+    counts = await statistics.count(tx, pool_id)
     since = await statistics.in_flight_since(tx, pool_id)
     place = await statistics.place_in_queue(tx, pool_id, claim_id)
     return estimate_wait(
         place=place,
-        boots=boots,
-        of=of,
+        boots=measured.times,
+        of=measured.of,
         in_flight_since=since,
         now=await database_now(tx),
-        can_grow=why_none_will_come(pool, figures.counts.claimed, 0) is None,
+        can_grow=why_none_will_come(pool, counts.claimed, 0) is None,
         batch=pool.spec.max_concurrent_creates,
     )
+
+
+async def measure_boots(tx: Tx, pool: PoolRow) -> MeasuredBoots:
+    """Its own; where it has none, what its shape took by the same path wherever one was made, and then what all shapes did.
+
+    A hidden pool's own are its shape's by that path, and it may be younger than those.
+    """
+    if pool.kind == "pool":
+        own = (await statistics.of_pools(tx, [pool.id]))[pool.id].boots
+        if own.count:
+            return MeasuredBoots(own, "the pool's", of_shape=True)
+    if pool.shape is not None:
+        of_shape = (await paths.starts_of_shape(tx, pool.shape)).of(pool.path)
+        if of_shape.count:
+            return MeasuredBoots(of_shape, "this shape's", of_shape=True)
+    return MeasuredBoots((await paths.starts_overall(tx)).of(pool.path), f"all {pool.path} starts'", of_shape=False)
 
 
 def why_none_will_come(pool: PoolRow, claimed: int, wait_seconds: float) -> str | None:

@@ -273,6 +273,33 @@ async def test_the_estimate_says_what_was_measured(db, process):
     assert "this shape's last 2 boots" in answer.estimate.basis
 
 
+async def test_a_pool_that_has_booted_nothing_yet_is_told_by_its_shape(db, process):
+    await measured(db, process, 40.0, 40.0)
+    await process.make_pool(size=1)
+    await process.plan()
+    await process.create()
+    waiting = await process.claim(paths=(Path.POOL,))
+    (pool,) = [each for each in waiting.claim.choice["considered"] if each["path"] == "pool"]
+    assert pool["estimate"]["count"] == 2
+    assert pool["estimate"]["p50"] == pytest.approx(40, abs=1)
+    assert "this shape's last 2 boots, 40.0 s" in pool["estimate"]["basis"]
+    assert waiting.estimate.seconds == pytest.approx(40, abs=1)
+    with pytest.raises(DeadlineTooShort, match="pool: its measured p95"):
+        await process.claim(paths=(Path.POOL,), deadline_seconds=10.0)
+
+
+async def test_a_pool_of_a_new_shape_is_told_by_all_shapes_which_rule_no_deadline_out(db, process):
+    await measured(db, process, 40.0, 40.0)
+    await process.make_pool("new", template=OTHER, size=1)
+    await process.plan()
+    await process.create()
+    waiting = await process.claim(vm=OTHER, paths=(Path.POOL,), deadline_seconds=10.0)
+    (pool,) = [each for each in waiting.claim.choice["considered"] if each["path"] == "pool"]
+    assert pool["available"]
+    assert pool["estimate"]["p50"] == pytest.approx(40, abs=1)
+    assert "all cold starts' last 2 boots, 40.0 s" in pool["estimate"]["basis"]
+
+
 async def test_measurements_of_this_shape_overrule_the_order(db, process):
     await make_preload(db, "near")
     await measured(db, process, *([50.0] * 5), path="preload")

@@ -94,7 +94,7 @@ async def test_what_the_plan_waits_for_is_kept_in_words(db):
     await look(db)
     await look(db)
     notes = await scalar(db, "SELECT notes FROM pool_plan")
-    assert notes == ["1 VMs are on their way; max_concurrent_creates is 1"]
+    assert notes == ["1 VM on the way; max_concurrent_creates is 1"]
     assert await event_types(db) == ["vm.planned"]
 
 
