@@ -53,7 +53,7 @@ class Ledger:
 
     def note(self, key: str, claim: dict[str, Any]) -> None:
         """A bound claim, as an answer to `key`."""
-        vm = str(claim["vm"]["name"])
+        vm = str(claim["vm"]["id"])  # the names of a VirtualMachinePool's VMs come back
         self._claims_of_key[key].add(claim["id"])
         self._claims_of_vm[vm].add(claim["id"])
         self._vms_of_claim[claim["id"]].add(vm)

@@ -51,6 +51,7 @@ LEGAL_CHANGES: Final = "every change of state is one that the tables allow"
 AT_REST: Final = "nothing is on its way, nothing waits, nothing is left to remove"
 FULL: Final = "every pool is back at its size"
 KNOWN: Final = "every VM in the cluster has a living row"
+"""By its UID or the id in its label, which those of a VirtualMachinePool only get with their claim."""
 PRESENT: Final = "every ready or claimed VM is in the cluster, by its UID"
 LABELLED: Final = "the cluster says of each VM which claim holds it"
 SERVED: Final = "the service tells the same"
@@ -92,7 +93,8 @@ async def settled(
         KNOWN: [
             f"{name} ({labels_of(vm).get(_VM_ID)})"
             for name, vm in objects.items()
-            if name not in rows or str(rows[name]["id"]) != labels_of(vm).get(_VM_ID)
+            if name not in rows
+            or (rows[name]["uid"] != _uid(vm) and str(rows[name]["id"]) != labels_of(vm).get(_VM_ID))
         ],
         PRESENT: [
             f"{name} is {row['state']}; the cluster has {_uid(objects.get(name))}, the row {row['uid']}"
