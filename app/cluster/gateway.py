@@ -176,8 +176,10 @@ class Gateway(Protocol):
         """
         ...
 
-    async def label_claim(self, *, name: str, uid: str, claim_id: str) -> None:
-        """Writes the claim's id as a label on exactly that VM. Raises ClusterNotFound, ClusterConflict (another UID)."""
+    async def label_claim(self, *, name: str, uid: str, claim_id: str, called: str | None = None) -> None:
+        """Writes the claim's id as a label on exactly that VM, and what people call it where it can be found by that: as a
+        label too, or as an annotation where it is none. Raises ClusterNotFound, ClusterConflict (another UID).
+        """
         ...
 
     async def list_vms(self) -> Listed:
@@ -337,7 +339,7 @@ class VmPoolGateway(Protocol):
         ...
 
     async def look(self, name: str) -> VmPoolSight | None:
-        """None: there is no such object."""
+        """None: there is no such object. Raises ClusterNotFound where the cluster does not know the kind."""
         ...
 
     async def make(self, order: VmPoolOrder, *, replicas: int, paused: bool) -> VmPoolSight:

@@ -12,7 +12,7 @@ from app.cluster.demand import demand_of
 from app.cluster.gateway import ClusterEvent, Listed, Manifest, NodeEvent, VmTemplate
 from app.cluster.inventory import Inventory
 from app.cluster.kinds import CLAIMS, PODS, VMIS, VMS, Kind
-from app.cluster.manifests import vm_manifest
+from app.cluster.manifests import claim_marks, vm_manifest
 from app.cluster.nodes import observe_nodes
 from app.cluster.observations import observe_pod, observe_vm
 from app.cluster.placement import fragment_of
@@ -116,8 +116,8 @@ class KubeVirtGateway:
             return False
         return answer.get("kind") != "Status"  # a Status: it had no finalizer, and went at once
 
-    async def label_claim(self, *, name: str, uid: str, claim_id: str) -> None:
-        await self._client.merge(VMS, name, uid, {"metadata": {"labels": {labels.CLAIM: claim_id}}})
+    async def label_claim(self, *, name: str, uid: str, claim_id: str, called: str | None = None) -> None:
+        await self._client.merge(VMS, name, uid, {"metadata": claim_marks(claim_id, called)})
 
     async def list_vms(self) -> Listed:
         found = await self.snapshot()

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import re
 
 from app.cluster import labels
 from app.cluster.gateway import Manifest
@@ -10,6 +11,8 @@ API_VERSION = "kubevirt.io/v1"
 
 _NAME_LIMIT = 63  # a PVC's name becomes a label value of the pods that CDI starts for it
 _DIGEST_CHARS = 16
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+"""What Kubernetes takes for the value of a label."""
 
 
 def vm_manifest(*, name: str, namespace: str, instance: str, pool: str, vm_id: str, spec: Manifest) -> Manifest:
@@ -34,6 +37,16 @@ def vm_manifest(*, name: str, namespace: str, instance: str, pool: str, vm_id: s
         },
         "spec": spec,
     }
+
+
+def claim_marks(claim_id: str, called: str | None) -> Manifest:
+    """The metadata by which a claimed VM tells whose it is. `called` is a label where it can be one, else an annotation."""
+    marks: Manifest = {"labels": {labels.CLAIM: claim_id}}
+    if called is not None and _LABEL_VALUE.fullmatch(called):
+        marks["labels"][labels.NAME] = called
+    elif called is not None:
+        marks["annotations"] = {labels.NAME: called}
+    return marks
 
 
 def data_volume_name(vm: str, template: str, *, limit: int = _NAME_LIMIT) -> str:

@@ -4,7 +4,7 @@ from typing import Final
 
 from app.config import MAX_LEASE_SECONDS
 from app.manifests.fields import Part
-from app.manifests.heads import Head, KindOfDocument, as_list, as_text, as_value, read_settings
+from app.manifests.heads import PREFIX, Head, KindOfDocument, as_list, as_text, as_value, read_settings
 from app.manifests.reading import Document
 from app.manifests.templates import START_SETTINGS, has_disk, own_copy, take_start
 from app.manifests.wishes import VIRTUAL_MACHINE, Json, Resource, Wish
@@ -47,6 +47,10 @@ def translate_machine(document: Document, head: Head) -> Wish:
         spec.note(
             "the VM has no disk, so that no guest agent will ever answer: it counts as ready once it runs (warm_when: running)"
         )
+    spec.note(
+        "the VM's name in the cluster is the service's own; once it is there, "
+        f"kubectl get vm -l {PREFIX}{NAME_LABEL}={head.name} finds it"
+    )
     if "lease_seconds" not in body:
         spec.note(
             f"the VM is claimed for {MAX_LEASE_SECONDS // 86_400} days, the longest lease; renew the claim to keep it longer"

@@ -70,8 +70,8 @@ _TAKE_UNLABELLED = text("""
     taken AS (
         UPDATE claim SET label_attempts = label_attempts + 1, label_due_at = now() + make_interval(secs => :seconds)
         FROM due WHERE claim.id = due.id
-        RETURNING claim.id, claim.vm_id, claim.label_attempts)
-    SELECT t.id AS claim_id, v.id AS vm_id, v.name, v.uid, t.label_attempts AS attempts
+        RETURNING claim.id, claim.vm_id, claim.label_attempts, claim.labels ->> 'name' AS called)
+    SELECT t.id AS claim_id, v.id AS vm_id, v.name, v.uid, t.label_attempts AS attempts, t.called
     FROM taken t JOIN vm v ON v.id = t.vm_id WHERE v.uid IS NOT NULL AND NOT v.member ORDER BY t.id
 """)
 
@@ -125,13 +125,14 @@ class VmWork:
 
 @dataclass(frozen=True, slots=True)
 class LabelWork:
-    """One claim whose VM is to carry its id. `attempts` counts this one."""
+    """One claim whose VM is to carry its id. `attempts` counts this one. `called`: its label `name`, which people know it by."""
 
     claim_id: UUID
     vm_id: UUID
     name: str
     uid: str
     attempts: int
+    called: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Writes each claim's id onto its VM in the cluster, after the claim was answered, and until it is done."""
+"""Writes each claim's id, and what people call it, onto its VM in the cluster, after the claim was answered, and until it is done."""
 
 import random
 
@@ -34,7 +34,9 @@ class Labelling:
 
     async def _label(self, item: LabelWork) -> None:
         try:
-            await self._gateway.label_claim(name=item.name, uid=item.uid, claim_id=str(item.claim_id))
+            await self._gateway.label_claim(
+                name=item.name, uid=item.uid, claim_id=str(item.claim_id), called=item.called
+            )
         except (ClusterUnavailable, ClusterError) as error:
             # A VM that has gone is the watch's to report; until it has, asking again is cheap.
             CLUSTER_CALLS.labels(call="label", outcome=error.code).inc()

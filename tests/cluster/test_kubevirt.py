@@ -205,6 +205,13 @@ class TestClaimLabel:
         (found,) = (await gateway.list_vms()).observations
         assert (found.claim_id, found.vm_id) == (CLAIM_ID, VM_ID)
 
+    async def test_what_people_call_it_is_a_label_where_it_can_be_one(self, gateway):
+        seen = await create(gateway)
+        await gateway.label_claim(name="a", uid=seen.uid, claim_id=CLAIM_ID, called="pinned-vm")
+        assert (await read(gateway))["metadata"]["labels"][labels.NAME] == "pinned-vm"
+        await gateway.label_claim(name="a", uid=seen.uid, claim_id=CLAIM_ID, called="Ada's VM")
+        assert (await read(gateway))["metadata"]["annotations"][labels.NAME] == "Ada's VM"
+
     async def test_another_uid_gets_none(self, gateway):
         await create(gateway)
         with pytest.raises(ClusterConflict, match=OTHER_UID):

@@ -117,7 +117,9 @@ def test_what_a_vm_has_no_field_for_is_an_annotation():
             placement='{"dedicated_cpus": true}',
         )
     )
-    assert wish.notes == ()
+    assert wish.notes == (
+        "the VM's name in the cluster is the service's own; once it is there, kubectl get vm -l emberpool.io/name=one finds it",
+    )
     assert {key: wish.body[key] for key in wish.body if key not in {"vm", "labels"}} == {
         "lease_seconds": 600,
         "warm_when": "ready",

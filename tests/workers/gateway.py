@@ -42,6 +42,8 @@ class FakeGateway:
         self.lingers = False
         """Whether a deleted VM stays until the test lets it go, as under a finalizer."""
         self.boots_at_once = False
+        self.called_names: dict[str, str | None] = {}
+        """What people call the claims of labelled VMs."""
         self.pods: dict[str, PodTimes] = {}
         """By VM id: what its pod tells of its start."""
         self.watchers: list[asyncio.Queue[ClusterEvent]] = []
@@ -113,7 +115,7 @@ class FakeGateway:
         self.vanish(name)
         return False
 
-    async def label_claim(self, *, name, uid, claim_id):
+    async def label_claim(self, *, name, uid, claim_id, called=None):
         await self._called("label", name)
         found = self.vms.get(name)
         if found is None:
@@ -121,6 +123,7 @@ class FakeGateway:
         if found.uid != uid:
             raise ClusterConflict(f"VM {name} is another one by now.")
         self.vms[name] = replace(found, claim_id=claim_id)
+        self.called_names[name] = called
 
     async def list_vms(self):
         return self.listed()

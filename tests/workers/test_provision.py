@@ -251,6 +251,13 @@ async def test_a_claimed_vm_is_labelled_once(db, gateway, provision, settings):
     assert len(gateway.called("label")) == 1
 
 
+async def test_a_claimed_vm_is_labelled_with_what_people_call_its_claim(db, gateway, provision, settings):
+    bound = await claimed(db, gateway, provision)
+    await execute(db, "UPDATE claim SET labels = jsonb_build_object('name', 'pinned-vm')")
+    await Labelling(db, gateway, settings).step()
+    assert gateway.called_names == {bound.name: "pinned-vm"}
+
+
 @pytest.mark.parametrize("error", [ClusterUnavailable("away"), ClusterConflict("another")])
 async def test_a_label_that_cannot_be_written_is_tried_again(db, gateway, provision, settings, error):
     bound = await claimed(db, gateway, provision)
