@@ -43,9 +43,12 @@ class KubeVirtVmPools:
         )
 
     async def look(self, name: str) -> VmPoolSight | None:
+        kind = await self._kind()
         try:
-            return self._read(await self._client.get(await self._kind(), name))
+            return self._read(await self._client.get(kind, name))
         except ClusterNotFound:
+            # An API server that has just started may not know the kind yet, and answers the same: then this raises.
+            await self._client.list_all(kind)
             return None
 
     async def make(self, order: VmPoolOrder, *, replicas: int, paused: bool) -> VmPoolSight:

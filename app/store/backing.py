@@ -42,9 +42,10 @@ _TAKE = text("""
 """)
 _HOLDS = text("SELECT 1 FROM backing WHERE pool_id = :pool_id AND lease_token = :token FOR UPDATE")
 _LEAVING = text("""
-    SELECT id, pool_id, name, uid, state, claim_id FROM vm
-    WHERE pool_id = :pool_id AND ended_at IS NULL AND member AND state = ANY(CAST(:states AS text[]))
-    ORDER BY state <> 'claimed', id LIMIT :limit
+    SELECT v.id, v.pool_id, v.name, v.uid, v.state, v.claim_id, coalesce(jsonb_exists(c.labels, 'name'), false) AS is_named
+    FROM vm v LEFT JOIN claim c ON c.id = v.claim_id
+    WHERE v.pool_id = :pool_id AND v.ended_at IS NULL AND v.member AND v.state = ANY(CAST(:states AS text[]))
+    ORDER BY v.state <> 'claimed', v.id LIMIT :limit
 """)
 _COUNT = text("""
     SELECT count(*) FILTER (WHERE state = 'planned') AS planned,
@@ -128,7 +129,9 @@ class BackingRow:
 
 @dataclass(frozen=True, slots=True)
 class LeavingVm:
-    """A VM that its VirtualMachinePool still owns, and is not to: it is claimed, or is to be removed."""
+    """A VM that its VirtualMachinePool still owns, and is not to: it is claimed, or is to be removed. `is_named`: people have a
+    name for its claim, which the VM is to carry too.
+    """
 
     id: UUID
     pool_id: UUID
@@ -136,6 +139,7 @@ class LeavingVm:
     uid: str
     state: VmState
     claim_id: UUID | None
+    is_named: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,11 @@ class Backings:
             await backing.set_free(tx, ids=[vm.id])
             if claim_id is not None and found:
                 label = LabelWork(claim_id=claim_id, vm_id=vm.id, name=vm.name, uid=vm.uid, attempts=0)
-                await work.mark_labelled(tx, label)
+                if vm.is_named:  # which is more than one patch may say: its name may be no label
+                    await work.label_later(tx, label, seconds=0)
+                    await notify(tx, Topic.CLAIMED, vm.pool_id)
+                else:
+                    await work.mark_labelled(tx, label)
             await notify(tx, Topic.REMOVE)
 
     async def _let_go(self, row: BackingRow, seen: VmPoolSight) -> None:

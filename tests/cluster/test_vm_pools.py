@@ -244,6 +244,17 @@ async def test_an_older_cluster_is_spoken_to_in_its_version(gateway, client, mon
     assert asked == [("pool.kubevirt.io/v1alpha1", "pool.kubevirt.io/v1alpha1")]
 
 
+async def test_a_cluster_that_does_not_know_the_kind_yet_says_nothing_of_what_is_there(gateway, client, monkeypatch):
+    async def unknown(*_args, **_given):
+        raise ClusterNotFound("404 page not found")
+
+    assert await gateway.vm_pools.look("nobody") is None
+    monkeypatch.setattr(client, "get", unknown)
+    monkeypatch.setattr(client, "list_all", unknown)
+    with pytest.raises(ClusterNotFound):
+        await gateway.vm_pools.look("nobody")
+
+
 async def test_a_group_that_is_not_served_has_no_versions(client):
     assert await client.versions("pool.kubevirt.io") == ("v1beta1",)
     assert await client.versions("nothing.example") == ()

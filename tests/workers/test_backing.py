@@ -80,12 +80,12 @@ class World:
         await invariants.check(self.db)
 
 
-async def take(db):
+async def take(db, *, labels=None):
     """A warm VM is claimed; its row."""
     pool_id = await scalar(db, "SELECT id FROM pool WHERE deleted_at IS NULL")
     lane = ClaimLane(db.url)
     try:
-        await lane.claim(pool_id, [request()])
+        await lane.claim(pool_id, [request(labels=labels)])
     finally:
         await lane.close()
     return (await fetch(db, "SELECT * FROM vm WHERE state = 'claimed' ORDER BY claimed_at DESC"))[0]
@@ -152,6 +152,18 @@ async def test_a_claim_is_labelled_by_the_patch_that_detaches_its_vm(world, gate
     await Labelling(world.db, gateway, world.settings).step()
     assert gateway.called("label") == []
     assert await scalar(world.db, "SELECT count(*) FROM event WHERE type = 'vm.detached'") == 1
+
+
+async def test_what_people_call_a_claim_is_written_after_its_vm_is_detached(world, gateway):
+    await world.put(size=1)
+    await world.settle(ready=1)
+    vm = await take(world.db, labels={"name": "jane"})
+    await world.work()
+    assert gateway.vms[vm["name"]].claim_id == str(vm["claim_id"])
+    assert not await scalar(world.db, "SELECT labelled FROM claim")
+    await Labelling(world.db, gateway, world.settings).step()
+    assert gateway.called("label") == [vm["name"]]
+    assert await scalar(world.db, "SELECT labelled FROM claim")
 
 
 async def test_a_vm_that_it_owns_is_not_deleted_before_it_is_detached(world, gateway):
