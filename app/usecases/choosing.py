@@ -318,10 +318,11 @@ class Chooser:
             PoolSpec(
                 size=1,
                 template=wish.vm,
-                start_from=wish.start_from,
+                start_from=wish.start_from or await self._fastest_start(wanted),
                 placement=wish.placement,
                 warm_when=wish.warm_when,
             ),
+            images=wish.start_from is None,
         )
         self.forget_pools()
         try:
@@ -330,6 +331,16 @@ class Chooser:
         except DatabaseUnavailable:
             log.info("claim.remembered_not_noted", claim=str(claim_id))
         return remembered
+
+    async def _fastest_start(self, wanted: _Wanted) -> StartFrom | None:
+        """What VMs of the shape start from soonest at this moment, by the paths that the claim allows."""
+        starts = [path for path in wanted.allowed if path is not Path.POOL]
+        try:
+            async with self._db.begin() as tx:
+                choice = choose(await read_options(tx, wanted.terms, self._rules), starts)
+        except DatabaseUnavailable:
+            return None  # which the pool is not made without, either
+        return start_of(choice) if isinstance(choice, Choice) else None
 
     async def _pools(self, shape: str) -> list[ServingPool]:
         known = self._serving.get(shape)

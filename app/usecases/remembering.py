@@ -17,9 +17,11 @@ _HASH = 10
 log = structlog.get_logger(__name__)
 
 
-async def remember(db: Database, gateway: Gateway, template: VmTemplate, spec: PoolSpec) -> dict[str, Any]:
-    """Names the pool that serves the shape from now on and the preloads of its images, and makes what is missing of them:
-    `{pool, preloads, reason}`.
+async def remember(
+    db: Database, gateway: Gateway, template: VmTemplate, spec: PoolSpec, *, images: bool
+) -> dict[str, Any]:
+    """Names the pool that serves the shape from now on and, with `images`, the preloads of its images, and makes what is
+    missing of them: `{pool, preloads, reason}`.
 
     What stands already is left as its owner has it. What cannot be had is missing, and `reason` says why.
     """
@@ -31,7 +33,7 @@ async def remember(db: Database, gateway: Gateway, template: VmTemplate, spec: P
     except EmberpoolError as error:
         log.info("shape.not_remembered", shape=template.shape, error=error.detail)
         reasons.append(f"no pool was made: {error.detail}")
-    if spec.start_from is None:
+    if images:
         try:
             preloads = [preload.name for preload in await ensure_preloads(db, gateway, template)]
         except EmberpoolError as error:

@@ -1,10 +1,12 @@
 """What a claim leaves for the next one of its shape."""
 
+import pytest
+
 from app.domain.paths import Path
 from app.domain.preloads import PreloadSpec
 from app.errors import ClusterUnavailable
 from app.usecases.claiming import WarmClaim
-from tests.choosing.scene import TEMPLATE, claim_state
+from tests.choosing.scene import TEMPLATE, claim_state, make_preload, make_snapshot
 from tests.store.scenes import fetch, scalar
 
 OTHER = {"image": "registry.example/other:1"}
@@ -28,6 +30,22 @@ async def test_a_pool_of_one_is_kept_and_serves_the_next(db, process):
     assert second.pool == name
     assert second.choice["remembered"] == await remembered(db, second.bound.claim_id)
     assert second.choice["remembered"]["pool"] == name
+
+
+@pytest.mark.parametrize(
+    ("paths", "start_from"),
+    [
+        (tuple(Path), {"snapshot": "snap", "preload": None}),
+        ((Path.POOL, Path.PRELOAD, Path.COLD), {"snapshot": None, "preload": "near"}),
+        ((Path.COLD,), None),
+    ],
+    ids=["whatever is fastest", "no snapshot", "cold alone"],
+)
+async def test_its_pool_is_fed_by_the_fastest_start_that_the_claim_allows(db, process, paths, start_from):
+    await make_snapshot(db, "snap", process.shape())
+    await make_preload(db, "near")
+    await process.claim(remember=True, paths=paths)
+    assert await scalar(db, "SELECT spec->'start_from' FROM pool WHERE kind = 'pool'") == start_from
 
 
 async def test_its_images_are_brought_near_once(db, process, gateway):
