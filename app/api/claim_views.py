@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator
 
-from app.api.schemas import STAGES
+from app.api.schemas import STAGES, STAGES_EXAMPLE
 from app.config import MAX_BATCH, MAX_LEASE_SECONDS, MAX_WAIT_SECONDS
 from app.domain.observation import WarmWhen
 from app.domain.paths import Path
@@ -210,10 +210,14 @@ class RememberedView(BaseModel):
 class ClaimTimings(BaseModel):
     """In seconds. null: not known, or not yet."""
 
-    wait: float | None = Field(description="From the claim's arrival until it had a VM.")
-    boot: float | None = Field(description="What the VM's boot took, before it was claimed.")
+    wait: float | None = Field(description="From the claim's arrival until it had a VM; 0: one was warm.")
+    boot: float | None = Field(
+        description="What its VM took from being asked of the cluster to being ready, whenever that was."
+    )
     warm: float | None = Field(description="How long the VM had been ready when it was claimed.")
-    stages: dict[str, float | None] | None = Field(description=f"Of a VM that was made for this claim. {STAGES}")
+    stages: dict[str, float | None] | None = Field(
+        description=f"Of a VM that came by another path than `pool`. {STAGES}", examples=[STAGES_EXAMPLE]
+    )
 
 
 class Replacement(BaseModel):

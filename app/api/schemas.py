@@ -18,9 +18,14 @@ from app.store.rows import PoolRow, VmRow
 from app.store.statistics import PoolFigures
 
 STAGES = (
-    "Seconds by stage: queue (until the cluster was asked), disk (its DataVolumes), schedule (until a node was found), image "
-    "(pulling), start (until the domain runs), boot (until the guest's agent speaks), agent (until it is ready). null: not told."
+    "Seconds by stage, each from the end of the one before: `queue`, from the VM being planned until the cluster was asked for it; "
+    "`disk`, until its DataVolumes were there, so that its instance could be made; `schedule`, until its pod had a node; `image`, "
+    "until the pod ran, which pulls its images; `start`, until the domain ran; `boot`, until the guest's agent spoke or, without "
+    "one, until it was ready; `agent`, from then until it was ready. A stage is null where the cluster gave no time for it. Those "
+    "of the cluster are in its own whole seconds, so that they do not add up to the last digit. The whole is null for a moment "
+    "after a VM became ready: its pod is asked for the times first."
 )
+STAGES_EXAMPLE = {"queue": 0.021, "disk": 0.0, "schedule": 0.0, "image": 2.0, "start": 1.0, "boot": 9.0, "agent": 0.4}
 
 
 class BootSeconds(BaseModel):
@@ -34,6 +39,9 @@ class BootSeconds(BaseModel):
 class PoolStatus(BaseModel):
     phase: PoolPhase
     reason: str | None = Field(description="Why the phase is not `ready`, in words.")
+    notes: list[str] = Field(
+        description="What the pool waits for, and what others lately did to it in the cluster, whatever the phase."
+    )
     fill: float = Field(description="Ready VMs over size, 0 to 1.", examples=[0.9])
     counts: dict[str, int] = Field(
         description="VMs by state, and `waiting`: claims in the queue.",
@@ -78,6 +86,7 @@ class PoolView(BaseModel):
             status=PoolStatus(
                 phase=health.phase,
                 reason=health.reason,
+                notes=list(notes),
                 fill=round(min(1.0, counts.ready / pool.spec.size), 4) if pool.spec.size else 1.0,
                 counts={
                     "planned": counts.planned,
@@ -121,7 +130,7 @@ class VmView(BaseModel):
     path: str | None = Field(description="How it started: snapshot, preload or cold. null: it has not begun to.")
     source: str | None = Field(description="The snapshot or preload that it started from.")
     shape: str | None = Field(description="Fingerprint of what it boots: VMs of one shape can stand for each other.")
-    stages: dict[str, float | None] | None = Field(description=STAGES)
+    stages: dict[str, float | None] | None = Field(description=STAGES, examples=[STAGES_EXAMPLE])
 
     @classmethod
     def of(cls, vm: VmRow, *, namespace: str) -> Self:
