@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -31,8 +32,11 @@ from rich.table import Table
 from app.embedded.folder import hold_folder
 from app.embedded.postgres import run_postgres
 from app.store.migrating import upgrade
-from bench.storm import Storm
-from tests.system.calls import Calls, Orders
+from bench.soak_delays import Delays
+from bench.soak_invariants import LOGGED, at_the_end, logged
+from bench.soak_scene import Scene
+from bench.storm import BYSTANDER, Storm
+from tests.system.calls import Orders
 from tests.system.errands import Clients, Habits
 from tests.system.invariants import Findings, settled, standing, violated
 from tests.system.processes import Cluster, NeverCame, Service, until
@@ -85,6 +89,9 @@ class Soak:
     database: "asyncpg.Connection[Any]"
     clients: Clients
     storm: Storm
+    scene: Scene
+    bystander: "asyncpg.Connection[Any]"
+    delays: Delays = field(default_factory=Delays)
     began: float = field(default_factory=time.monotonic)
     sent: int = 0
     not_sent: int = 0
@@ -92,28 +99,21 @@ class Soak:
     seen: Findings = field(default_factory=dict)
 
     def addresses(self) -> list[str]:
-        return [each.url for each in self.replicas if each.is_running]
+        return [each.url for each in self.replicas if each.is_running and each.url]
 
 
 async def run(plan: Plan, console: Console, folder: Path, database_url: str) -> dict[str, Any]:
     async with set_up(plan, folder, database_url) as soak:
-        names = [f"pool-{number:02}" for number in range(plan.pools)]
-        calls = Calls(soak.session, soak.replicas[0].url)
-        for name in names:
-            await calls.put_pool(
-                name,
-                size=plan.size,
-                min_available=1,
-                max_concurrent_creates=50,
-                boot_timeout_seconds=BOOT_TIMEOUT_SECONDS,
-            )
-        await until(lambda: all_full(calls, names, plan.size), "the pools are warm", seconds=SETTLE_SECONDS, every=0.5)
-
+        await soak.scene.set_up(boot_timeout_seconds=BOOT_TIMEOUT_SECONDS)
         soak.began = time.monotonic()
         stop = asyncio.Event()
-        parts = [asyncio.create_task(part) for part in (send(soak, stop), look(soak, stop))]
+        parts = [
+            asyncio.create_task(part)
+            for part in (send(soak, stop), look(soak, stop), soak.delays.watch(soak.bystander, stop))
+        ]
         if plan.faults:
             parts.append(asyncio.create_task(soak.storm.run(stop)))
+            parts.append(asyncio.create_task(soak.scene.change(stop, speed=plan.speed)))
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             parts.append(asyncio.create_task(show(soak, live)))
             end = asyncio.create_task(asyncio.sleep(plan.wall_seconds))
@@ -121,7 +121,7 @@ async def run(plan: Plan, console: Console, folder: Path, database_url: str) -> 
             stop.set()
             await asyncio.gather(*parts[:-1])
             settling = time.monotonic()
-            left = await settle(soak, names)
+            left = await settle(soak)
             parts[-1].cancel()
         return await report(soak, left, settled_after=time.monotonic() - settling)
 
@@ -154,6 +154,9 @@ async def set_up(plan: Plan, folder: Path, database_url: str) -> AsyncIterator[S
                 cluster_timeout_seconds=4,
                 unready_grace_seconds=max(2, 20 / plan.speed),
                 orphan_grace_seconds=max(8, 60 / plan.speed),
+                preload_poll_seconds=0.5,
+                preload_idle_seconds=max(2, 60 / plan.speed),
+                preload_stall_seconds=max(20, 900 / plan.speed),
             )
             for number in range(plan.replicas)
         ]
@@ -161,19 +164,26 @@ async def set_up(plan: Plan, folder: Path, database_url: str) -> AsyncIterator[S
             stack.push_async_callback(replica.close)
             await replica.serve()
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
-        database = await asyncpg.connect(database_url)
-        stack.push_async_callback(database.close)
+        database, cuts, bystander = [
+            await asyncpg.connect(database_url, server_settings={"application_name": BYSTANDER}) for _ in range(3)
+        ]
+        for connection in (database, cuts, bystander):
+            stack.push_async_callback(connection.close)
         habits = Habits(
-            hold_seconds=(5 / plan.speed, 40 / plan.speed), wait_seconds=20 / plan.speed, doubled=0.02, forgetful=0.05
+            hold_seconds=(5 / plan.speed, 40 / plan.speed),
+            wait_seconds=20 / plan.speed,
+            doubled=0.02,
+            forgetful=0.05,
+            impatient=0.1,
         )
-        names = [f"pool-{number:02}" for number in range(plan.pools)]
 
         def addresses() -> list[str]:
-            return [each.url for each in replicas if each.is_running]
+            return [each.url for each in replicas if each.is_running and each.url]
 
-        clients = Clients(session, addresses, names, seed=plan.seed, habits=habits)
-        storm = Storm(Orders(session, cluster.url), cluster, replicas, database, seed=plan.seed, speed=plan.speed)
-        yield Soak(plan, session, cluster, replicas, database, clients, storm)
+        scene = Scene(session, addresses, plain=plan.pools, size=plan.size, seed=plan.seed)
+        clients = Clients(session, addresses, scene.plain, seed=plan.seed, habits=habits, wish=scene.wish)
+        storm = Storm(Orders(session, cluster.url), cluster, replicas, cuts, seed=plan.seed, speed=plan.speed)
+        yield Soak(plan, session, cluster, replicas, database, clients, storm, scene, bystander)
 
 
 async def send(soak: Soak, stop: asyncio.Event) -> None:
@@ -208,18 +218,18 @@ def note(soak: Soak, found: Findings) -> None:
         kept += [case for case in cases if case not in kept][: 10 - len(kept)]
 
 
-async def settle(soak: Soak, names: Sequence[str]) -> Findings:
+async def settle(soak: Soak) -> Findings:
     """Everything is in order again; what still keeps the service from being whole after its time."""
     await soak.storm.clear()
-    calls = Calls(soak.session, soak.replicas[0].url)
-    for name in names:
-        await calls.resume(name)
+    await soak.scene.restore()
     services = [replica.url for replica in soak.replicas]
     left: Findings = {}
 
     async def is_whole() -> bool:
         nonlocal left
-        left = await settled(soak.database, soak.session, cluster=soak.cluster.url, services=services)
+        cluster = soak.cluster.url
+        left = await settled(soak.database, soak.session, cluster=cluster, services=services)
+        left |= await at_the_end(soak.database, soak.session, cluster=cluster)
         return not violated(left)
 
     with suppress(NeverCame):
@@ -231,7 +241,8 @@ async def settle(soak: Soak, names: Sequence[str]) -> Findings:
 async def report(soak: Soak, left: Findings, *, settled_after: float) -> dict[str, Any]:
     plan, ledger = soak.plan, soak.clients.ledger
     contradictions = {"no two answers contradict each other": ledger.contradictions()}
-    invariants = {**soak.seen, **left, **contradictions}
+    errors = {LOGGED: logged([replica.log for replica in soak.replicas])}
+    invariants = {**soak.seen, **left, **contradictions, **errors}
     ends = {row["state"]: row["count"] for row in await soak.database.fetch(ENDS)}
     served = len(ledger.warm) + len(ledger.waited)
     return {
@@ -248,6 +259,19 @@ async def report(soak: Soak, left: Findings, *, settled_after: float) -> dict[st
             "answers": dict(ledger.statuses.most_common()),
             "warm": percentiles(ledger.warm),
             "waited": percentiles(ledger.waited),
+            "paths": dict(ledger.paths.most_common()),
+            "slowest": [
+                {
+                    "seconds": round(each.seconds, 2),
+                    "wish": each.wish,
+                    "began": round(each.began - soak.began, 1),
+                    "replica": each.address,
+                    "clients_late": round(soak.delays.late_between(each.began, each.began + each.seconds), 2),
+                    "statements": soak.delays.statements_between(each.began, each.began + each.seconds),
+                    "meanwhile": soak.storm.between(each.began, each.began + each.seconds),
+                }
+                for each in reversed(ledger.slowest)
+            ],
         },
         "vms": {
             "created": await soak.database.fetchval(CREATED),
@@ -255,6 +279,8 @@ async def report(soak: Soak, left: Findings, *, settled_after: float) -> dict[st
             "why": {row["why"]: row["times"] for row in await soak.database.fetch(WHY)},
         },
         "storm": dict(soak.storm.counts.most_common()),
+        "changes": dict(soak.scene.counts.most_common()),
+        "long_statements": soak.delays.longest_statements,
         "looks": soak.looks,
         "invariants": {name: cases or "ok" for name, cases in invariants.items()},
     }
@@ -266,10 +292,6 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
         return {"count": len(seconds)}
     cuts = statistics.quantiles(seconds, n=100)
     return {"count": len(seconds), "p50_ms": round(cuts[49] * 1000, 2), "p99_ms": round(cuts[98] * 1000, 2)}
-
-
-async def all_full(calls: Calls, names: Sequence[str], size: int) -> bool:
-    return all([await calls.is_full(name, size) for name in names])
 
 
 async def show(soak: Soak, live: Live) -> None:
@@ -317,7 +339,7 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
 
 
-def read_plan(arguments: Sequence[str] | None) -> tuple[Plan, Path]:
+def read_plan(arguments: Sequence[str] | None) -> tuple[Plan, Path, Path | None]:
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10, help="simulated")
     parser.add_argument("--speed", type=float, default=10, help="simulated seconds in one of ours")
@@ -326,21 +348,28 @@ def read_plan(arguments: Sequence[str] | None) -> tuple[Plan, Path]:
     parser.add_argument("--size", type=int, default=20, help="of each pool")
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep-logs", type=Path, help="a folder for what the processes logged")
     parser.add_argument("--no-faults", dest="faults", action="store_false")
     parser.add_argument("--result", type=Path, default=RESULT, help="where the figures go, as JSON")
     given = vars(parser.parse_args(arguments))
-    result = given.pop("result")
-    return Plan(**given), result
+    result, logs = given.pop("result"), given.pop("keep_logs")
+    return Plan(**given), result, logs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    plan, path = read_plan(arguments)
+    plan, path, logs = read_plan(arguments)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="emberpool-soak-") as name:
         folder = Path(name)
         with hold_folder(folder) as held, run_postgres(held, fast=True) as postgres:
             upgrade(postgres.url())
-            result = asyncio.run(run(plan, console, folder, postgres.url()))
+            try:
+                result = asyncio.run(run(plan, console, folder, postgres.url()))
+            finally:
+                if logs is not None:
+                    logs.mkdir(parents=True, exist_ok=True)
+                    for log in folder.glob("*.log"):
+                        shutil.copy(log, logs)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print_result(console, result)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -13,12 +14,15 @@ import asyncpg
 from tests.system.calls import Orders
 from tests.system.processes import Cluster, Program, Service
 
+BYSTANDER = "emberpool-soak"
+"""The application name of connections that are never cut: those of the soak itself."""
 PAUSE_SECONDS = (2.0, 15.0)
 AT_ONCE = 4
 
 VMS = {"resource": "virtualmachines"}
 CREATES = {**VMS, "verbs": ["create"]}
 WRITES = {**VMS, "verbs": ["create", "delete", "patch"]}
+OTHERS = ("virtualmachinepools", "virtualmachinesnapshots", "datavolumes", "persistentvolumeclaims")
 WATCHES = {"resource": "virtualmachine*", "settings": {"running": True}, "count": 2}
 
 # Name, the order, and how long it stands: simulated seconds.
@@ -47,6 +51,17 @@ FAULTS: Sequence[tuple[str, dict[str, Any], tuple[float, float]]] = (
     ("guests that are unready", {"kind": "unready", "probability": 0.1}, (10, 40)),
     ("guests that flap", {"kind": "flapping", "probability": 0.1, "settings": {"seconds": 0.5}}, (10, 40)),
     ("agents that go", {"kind": "agent-lost", "probability": 0.1}, (10, 40)),
+    ("imports that fail", {"kind": "import-fails", "probability": 0.5}, (10, 60)),
+    ("imports that stall", {"kind": "import-stalls", "probability": 0.2}, (10, 40)),
+    ("snapshots that fail", {"kind": "snapshot-fails", "probability": 0.5}, (20, 60)),
+    ("snapshots that hang", {"kind": "snapshot-hangs", "probability": 0.5}, (20, 60)),
+    ("claims that never bind", {"kind": "claim-never-binds", "probability": 0.3}, (20, 60)),
+    ("clones that hang", {"kind": "clone-hangs", "probability": 0.3}, (20, 60)),
+    *(
+        (f"{kind} of {plural}", {"kind": kind, "resource": plural, "probability": 0.3}, (5.0, 40.0))
+        for plural in OTHERS
+        for kind in ("error", "reset-after")
+    ),
 )
 
 
@@ -71,11 +86,20 @@ class Storm:
         self._random = random.Random(seed)
         self._speed = speed
         self._in_force: Counter[str] = Counter()
+        self._history: list[tuple[str, float, float]] = []
         self._busy: set[Program] = set()
 
     @property
     def in_force(self) -> list[str]:
         return sorted(self._in_force)
+
+    def between(self, began: float, ended: float) -> list[str]:
+        """What was in force at some moment of that time (of `time.monotonic`), and is over, with when it was relative to its beginning."""
+        return [
+            f"{name} ({since - began:+.1f} to {until - began:+.1f} s)"
+            for name, since, until in self._history
+            if since < ended and until > began
+        ]
 
     async def run(self, stop: asyncio.Event) -> None:
         """One after the other at random moments, some of them at the same time; returns once the last one is over."""
@@ -148,7 +172,8 @@ class Storm:
         async with self._in("database connections cut"):
             await self._database.fetch(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " WHERE datname = current_database() AND application_name <> $1",
+                BYSTANDER,
             )
 
     async def _with_process(
@@ -179,10 +204,12 @@ class Storm:
     async def _in(self, name: str) -> AsyncIterator[None]:
         self.counts[name] += 1
         self._in_force[name] += 1
+        began = time.monotonic()
         try:
             yield
         finally:
             self._in_force -= Counter([name])
+            self._history.append((name, began, time.monotonic()))
 
     async def _let(self, bounds: tuple[float, float]) -> None:
         await asyncio.sleep(self._random.uniform(*bounds) / self._speed)

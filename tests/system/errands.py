@@ -27,6 +27,8 @@ class Served(NamedTuple):
     began: float
     seconds: float
     address: str
+    wish: str = ""
+    """Which VM it was for: a pool's name, or `vm`."""
 
 
 @dataclass(slots=True)
@@ -173,7 +175,7 @@ class Clients:
                 if status == 201:
                     bound = claim
                     self.ledger.note(key, claim)
-                    self.ledger.note_time(claim, served)
+                    self.ledger.note_time(claim, served._replace(wish=str(body.get("pool", "vm"))))
             if bound is not None:
                 return bound
             pending = next((claim["id"] for status, claim, _ in answers if status == 202), None)

@@ -156,6 +156,7 @@ class Service(Program):
 
     async def serve(self) -> str:
         """Starts it, and waits until it listens; its address."""
+        self.url = ""  # of an earlier life: nobody is there
         await self.start()
         self.url = str((await self.logged("serving"))["address"])
         return self.url
