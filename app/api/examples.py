@@ -46,6 +46,7 @@ POOL: Final[Json] = {
     "status": {
         "phase": "filling",
         "reason": None,
+        "notes": [],
         "fill": 0.9,
         "counts": {
             "planned": 0,

@@ -91,7 +91,7 @@ _LEFT = text("""
 _IDS_OF_UIDS = text("SELECT id, uid FROM vm WHERE uid = ANY(CAST(:uids AS text[])) AND ended_at IS NULL")
 
 _BACKED = text("""
-    SELECT p.id, p.revision FROM backing b JOIN pool p ON p.id = b.pool_id
+    SELECT p.id, p.revision, p.source FROM backing b JOIN pool p ON p.id = b.pool_id
     WHERE b.pool_id = ANY(CAST(:ids AS uuid[])) AND p.deleted_at IS NULL
 """)
 _FREE_ROWS = text("""
@@ -144,13 +144,20 @@ class LeavingVm:
 
 @dataclass(frozen=True, slots=True)
 class MadeVm:
-    """A VM that a VirtualMachinePool made. `revision` None: it does not say from which template."""
+    """A VM that a VirtualMachinePool made, from the template of that revision."""
 
-    pool_id: UUID
     name: str
     uid: str
     member: bool
-    revision: str | None
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackedPool:
+    """A pool as its next VMs will be. `source`: the preload that they start from."""
+
+    revision: str
+    source: str | None
 
 
 async def insert(
@@ -269,9 +276,10 @@ async def ids_of_uids(tx: AsyncConnection, uids: Sequence[str]) -> dict[str, UUI
     return {row.uid: row.id for row in await tx.execute(_IDS_OF_UIDS, {"uids": list(uids)})}
 
 
-async def backed(tx: AsyncConnection, pool_ids: Sequence[UUID]) -> Mapping[UUID, str]:
-    """Those that exist, and have a VirtualMachinePool; with the revision of each."""
-    return {row.id: row.revision for row in await tx.execute(_BACKED, {"ids": list(pool_ids)})}
+async def backed(tx: AsyncConnection, pool_ids: Sequence[UUID]) -> dict[UUID, BackedPool]:
+    """Those that exist, and have a VirtualMachinePool."""
+    rows = await tx.execute(_BACKED, {"ids": list(pool_ids)})
+    return {row.id: BackedPool(row.revision, row.source) for row in rows}
 
 
 async def free_rows(tx: AsyncConnection, pool_id: UUID, *, limit: int) -> list[UUID]:
@@ -279,8 +287,8 @@ async def free_rows(tx: AsyncConnection, pool_id: UUID, *, limit: int) -> list[U
     return list((await tx.execute(_FREE_ROWS, {"pool_id": pool_id, "limit": limit})).scalars())
 
 
-async def give(tx: AsyncConnection, given: Mapping[UUID, MadeVm], *, revisions: Mapping[UUID, str]) -> None:
-    """Writes the objects onto planned rows. A VM that does not say its template is of the pool's revision."""
+async def give(tx: AsyncConnection, given: Mapping[UUID, MadeVm]) -> None:
+    """Writes the objects onto planned rows."""
     ids = sorted(given)
     made = [given[vm_id] for vm_id in ids]
     await tx.execute(
@@ -290,7 +298,7 @@ async def give(tx: AsyncConnection, given: Mapping[UUID, MadeVm], *, revisions: 
             "names": [vm.name for vm in made],
             "uids": [vm.uid for vm in made],
             "members": [vm.member for vm in made],
-            "revisions": [vm.revision or revisions[vm.pool_id] for vm in made],
+            "revisions": [vm.revision for vm in made],
         },
     )
 

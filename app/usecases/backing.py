@@ -5,7 +5,7 @@ from uuid import UUID
 
 from app.domain.observation import Observation
 from app.ids import new_id
-from app.store import backing, vms
+from app.store import backing, preload_rows, vms
 from app.store import pools as pool_rows
 from app.store.backing import MadeVm
 from app.store.database import Tx
@@ -20,13 +20,18 @@ async def find_rows(tx: Tx, seen: Sequence[Observation]) -> dict[UUID, Observati
     """
     known = await backing.ids_of_uids(tx, [obs.uid for obs in seen])
     rows = {known[obs.uid]: obs for obs in seen if obs.uid in known}
-    unowned = [obs.uid for obs in rows.values() if obs.owner is None]
-    if unowned:
-        await _wake(tx, await backing.set_free(tx, uids=unowned))
     new = [obs for obs in seen if obs.uid not in known and obs.owner is not None and not obs.deleting]
     if new:
         rows |= await _adopt(tx, new)
     return rows
+
+
+async def note_detached(tx: Tx, seen: Sequence[Observation]) -> None:
+    """VMs that somebody took from their VirtualMachinePool stay what they are, and are nobody's.
+
+    For a transaction of its own: it locks VMs, and whoever ends claims locks those first.
+    """
+    await _wake(tx, await backing.set_free(tx, uids=[obs.uid for obs in seen]))
 
 
 async def _adopt(tx: Tx, new: Sequence[Observation]) -> dict[UUID, Observation]:
@@ -34,18 +39,23 @@ async def _adopt(tx: Tx, new: Sequence[Observation]) -> dict[UUID, Observation]:
     for obs in new:
         if obs.pool_id is not None:
             by_pool.setdefault(UUID(obs.pool_id), []).append(obs)
-    revisions = await backing.backed(tx, list(by_pool))
+    pools = await backing.backed(tx, list(by_pool))
     rows: dict[UUID, Observation] = {}
-    for pool_id in sorted(revisions):
+    given: dict[UUID, MadeVm] = {}
+    for pool_id, pool in sorted(pools.items()):
         found = sorted(by_pool[pool_id], key=lambda obs: obs.name)
         ids = await backing.free_rows(tx, pool_id, limit=len(found))
         extra = [(new_id(), obs.name) for obs in found[len(ids) :]]
         if extra:
-            await vms.plan(tx, pool_id, vms=extra, revision=revisions[pool_id], urgent=False)
-        rows |= dict(zip([*ids, *(vm_id for vm_id, _ in extra)], found, strict=True))
-    await backing.give(tx, {vm_id: _made(obs) for vm_id, obs in rows.items()}, revisions=revisions)
-    if rows:
-        await _wake(tx, sorted(revisions))
+            await vms.plan(tx, pool_id, vms=extra, revision=pool.revision, urgent=False)
+        for vm_id, obs in zip([*ids, *(vm_id for vm_id, _ in extra)], found, strict=True):
+            rows[vm_id] = obs
+            # One that was there before the pool does not say what it was made from, and passes for the pool's own.
+            given[vm_id] = MadeVm(obs.name, obs.uid, member=True, revision=obs.revision or pool.revision)
+            if pool.source is not None:
+                await preload_rows.note_use(tx, pool.source)
+    await backing.give(tx, given)
+    await _wake(tx, sorted(pools))
     return rows
 
 
@@ -53,9 +63,3 @@ async def _wake(tx: Tx, pool_ids: Sequence[UUID]) -> None:
     for pool_id in pool_ids:
         await pool_rows.make_due(tx, pool_id)
         await notify(tx, Topic.PLAN, pool_id)
-
-
-def _made(obs: Observation) -> MadeVm:
-    return MadeVm(
-        pool_id=UUID(obs.pool_id or ""), name=obs.name, uid=obs.uid, member=obs.owner is not None, revision=obs.revision
-    )

@@ -18,7 +18,7 @@ from app.store import backing, observed, vms
 from app.store.database import Database, Tx
 from app.store.observed import ObservedVm, Sighting
 from app.telemetry import BOOT_SECONDS, ORPHANS, VM_ENDS
-from app.usecases.backing import find_rows
+from app.usecases.backing import find_rows, note_detached
 from app.usecases.vm_fates import FateRules, follow_ready, give_up, let_go, make_ready
 
 _CHUNK = 200
@@ -73,6 +73,9 @@ class Observing:
                 by_id |= await find_rows(tx, made)
             now = await observed.database_now(tx)
             booted, pools = await self._apply(tx, by_id, now)
+        if detached := [obs for obs in made if obs.owner is None]:
+            async with self._begin() as tx:
+                await note_detached(tx, detached)
         if booted:
             async with self._begin() as tx:
                 await follow_ready(tx, pools, booted)
