@@ -3,9 +3,31 @@
 import os
 
 from tests.clusters import dev_cluster
+from tests.hangs import (
+    pytest_configure,
+    pytest_runtest_call,
+    pytest_runtest_makereport,
+    pytest_runtest_setup,
+    pytest_runtest_teardown,
+    pytest_sessionfinish,
+    pytest_timeout_set_timer,
+)
 from tests.postgres import database_url, empty_database_url, postgres, template_database
 
-__all__ = ["database_url", "dev_cluster", "empty_database_url", "postgres", "template_database"]
+__all__ = [
+    "database_url",
+    "dev_cluster",
+    "empty_database_url",
+    "postgres",
+    "pytest_configure",
+    "pytest_runtest_call",
+    "pytest_runtest_makereport",
+    "pytest_runtest_setup",
+    "pytest_runtest_teardown",
+    "pytest_sessionfinish",
+    "pytest_timeout_set_timer",
+    "template_database",
+]
 
 # Settings read these; what the developer's shell sets must not change what a test sees.
 for _name in [name for name in os.environ if name.startswith("EMBERPOOL_")]:

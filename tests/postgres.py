@@ -16,6 +16,7 @@ from app.store.migrating import upgrade
 
 _PREFIX = "emberpool-test-"
 _TEMPLATE = "template_emberpool"
+_SECONDS = 30  # for a statement of milliseconds; Postgres itself gives a busy template or database 5 s
 
 
 @pytest.fixture(scope="session")
@@ -68,11 +69,11 @@ async def clone_database(postgres: Postgres, template: str) -> AsyncIterator[str
 
 
 async def _execute(postgres: Postgres, sql: str) -> None:
-    connection = await asyncpg.connect(postgres.url("postgres"))
+    connection = await asyncpg.connect(postgres.url("postgres"), timeout=_SECONDS, command_timeout=_SECONDS)
     try:
         await connection.execute(sql)
     finally:
-        await connection.close()
+        await connection.close(timeout=_SECONDS)
 
 
 def _sweep() -> None:
