@@ -46,6 +46,16 @@ _STARTED_FROM = text("""
     WHERE source = :name AND path = 'snapshot' AND ended_at IS NULL AND asked_at < CAST(:before AS timestamptz)
       AND state IN ('planned', 'creating', 'booting')
 """)
+# What a VM that has a node began with is its own by then. One without waits for disks that were to be made from a lost take.
+_STRANDED = text("""
+    SELECT v.id, v.source FROM vm v JOIN snapshot s ON s.name = v.source AND s.deleted_at IS NULL
+    WHERE v.path = 'snapshot' AND v.ended_at IS NULL AND v.state IN ('creating', 'booting') AND v.node IS NULL
+      AND EXISTS (SELECT 1 FROM snapshot_take t
+                  WHERE t.snapshot_id = s.id AND t.state IN ('failing', 'failed') AND t.ready_at <= v.asked_at)
+      AND NOT EXISTS (SELECT 1 FROM snapshot_take t
+                      WHERE t.snapshot_id = s.id AND t.state IN ('ready', 'retiring') AND t.ready_at <= v.asked_at)
+    ORDER BY v.id LIMIT :limit
+""")
 _VM_SHAPE = text("SELECT shape FROM vm WHERE name = :name AND ended_at IS NULL")
 _STATES = text("SELECT id, state FROM snapshot_take WHERE id = ANY(CAST(:ids AS uuid[]))")
 _READY = text("""
@@ -94,6 +104,11 @@ async def starting_from(tx: AsyncConnection, name: str, *, before: datetime) -> 
     """VMs that are still on their way, from the snapshot of that name, and were first asked for before that moment."""
     count: int = (await tx.execute(_STARTED_FROM, {"name": name, "before": before})).scalar_one()
     return count
+
+
+async def stranded(tx: AsyncConnection, *, limit: int) -> dict[UUID, str]:
+    """VMs on their way that have no node yet and began with a take that has been lost since, each with its snapshot's name."""
+    return {row.id: row.source for row in await tx.execute(_STRANDED, {"limit": limit})}
 
 
 async def shape_of_vm(tx: AsyncConnection, name: str) -> str | None:

@@ -13,17 +13,20 @@ from app.cluster.gateway import Gateway
 from app.config import Settings
 from app.domain.failures import retry_delay
 from app.domain.snapshots import TAKE_ENDED, Sight, TakeState
+from app.domain.states import VmState
 from app.errors import ClusterError, ClusterUnavailable, Conflict
 from app.ids import new_id
-from app.store import leases, snapshot_rows, snapshot_work
+from app.store import leases, observed, snapshot_rows, snapshot_work
 from app.store.database import Database
 from app.store.snapshot_work import SnapshotWork
-from app.telemetry import CLUSTER_CALLS, ORPHANS
+from app.telemetry import CLUSTER_CALLS, ORPHANS, VM_ENDS
 from app.usecases.taking import LeaseLost, Taking
+from app.usecases.vm_fates import FateRules, give_up
 from app.workers.loop import at_once
 
 SWEEP = "snapshot-sweep"
 _STEPS_AT_ONCE = 20
+_STRANDED_AT_ONCE = 200
 _RETRY_CAP_SECONDS = 60.0
 _DAY = 86_400.0
 log = structlog.get_logger(__name__)
@@ -34,6 +37,7 @@ class Snapshots:
         self._db = db
         self._cluster = gateway.snapshots
         self._settings = settings
+        self._rules = FateRules.of(settings)
         self.token = new_id()
         self._taking = Taking(db, gateway, settings, token=self.token)
 
@@ -66,6 +70,7 @@ class Snapshots:
             log.warning("snapshot.not_compared", error=error.detail)
             return False
         await self._miss(serving, {sight.take_id: sight for sight in seen})
+        await self._give_up_stranded()
         await self._remove_orphans(seen)
         return False
 
@@ -123,6 +128,20 @@ class Snapshots:
                 if await snapshot_rows.move_take(tx, take, TakeState.FAILING, reason=reason):
                     await snapshot_rows.make_due(tx, snapshot_id)
                     log.warning("snapshot.lost", take=str(take_id))
+
+    async def _give_up_stranded(self) -> None:
+        """VMs that wait for disks which nothing is left to make from: whoever waits for them is to look for another path."""
+        async with self._db.begin() as tx:
+            stranded = await snapshot_work.stranded(tx, limit=_STRANDED_AT_ONCE)
+        for vm_id, snapshot in stranded.items():
+            async with self._db.begin() as tx:
+                vm = (await observed.by_ids(tx, [vm_id])).get(vm_id)
+                if vm is None or vm.state not in {VmState.CREATING, VmState.BOOTING} or vm.facts.node is not None:
+                    continue
+                reason = f"snapshot {snapshot!r} was deleted in the cluster before this VM had its disks"
+                now = await observed.database_now(tx)
+                if await give_up(tx, vm, VmState.FAILED, reason=reason, rules=self._rules, now=now):
+                    VM_ENDS.labels(was=vm.state, became=VmState.FAILED).inc()
 
     async def _remove_orphans(self, seen: tuple[Sight, ...]) -> None:
         by_take = {take_id: sight for sight in seen if (take_id := _take_id(sight)) is not None}

@@ -231,6 +231,35 @@ class TestSweep:
             assert await start_of(tx, "ready") == "snapshot 'ready' is not ready"
         assert "deleted in the cluster" in (await world.until("failed"))["reason"]
 
+    async def test_vms_that_wait_for_disks_of_it_are_given_up(self, world, db):
+        await world.make_pool("fed", size=2, start_from={"snapshot": "ready"})
+        world.slow = "fed"
+        await world.surround()
+        first, second = await fetch(db, "SELECT * FROM vm WHERE name LIKE 'fed%' ORDER BY id")
+        assert (first["state"], first["path"], first["node"]) == ("booting", "snapshot", None)
+        await execute(db, "UPDATE vm SET node = 'node1' WHERE id = :id", id=second["id"])
+        world.gateway.snapshots.objects.clear()
+        await self.sweep(world)
+        lost, going_on = await fetch(
+            db, "SELECT * FROM vm WHERE id IN (:a, :b) ORDER BY id", a=first["id"], b=second["id"]
+        )
+        assert lost["reason"] == "snapshot 'ready' was deleted in the cluster before this VM had its disks"
+        assert (lost["state"], going_on["state"]) == ("failed", "booting")
+        await self.sweep(world)
+        assert await scalar(db, "SELECT consecutive_failures FROM pool WHERE name = 'fed'") == 1
+
+    async def test_vms_of_an_older_take_that_is_still_there_are_left_alone(self, world, db):
+        await world.make_pool("fed", size=1, start_from={"snapshot": "ready"})
+        world.slow = "fed"
+        await world.surround()
+        await execute(
+            db,
+            """INSERT INTO snapshot_take (id, snapshot_id, number, state, ready_at)
+               SELECT gen_random_uuid(), snapshot_id, 2, 'failed', ready_at FROM snapshot_take""",
+        )
+        await self.sweep(world)
+        assert await scalar(db, "SELECT state FROM vm WHERE name LIKE 'fed%'") == "booting"
+
     async def test_one_replica_does_it_in_an_interval(self, world, db, gateway, settings):
         await self.sweep(world)
         await Snapshots(db, gateway, settings).sweep()
