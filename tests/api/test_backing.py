@@ -2,6 +2,7 @@
 
 import pytest
 
+from app.store import backing, pools
 from tests.api.server import TEMPLATE, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -49,6 +50,20 @@ async def test_an_import_of_nothing_and_one_of_our_own_are_refused(server):
     assert elsewhere.status_code == 422
     dotted = await server.client.post("/v1/pools/import", json={"vm_pool": "web.servers"})
     assert [error["field"] for error in dotted.json()["errors"]] == ["name"]
+
+
+async def test_what_others_did_is_told_whatever_the_phase(server):
+    await server.client.put("/v1/pools/told", json=BACKED)
+    await ready(server, "told")
+    async with server.services.db.begin() as tx:
+        pool = await pools.get(tx, "told")
+        await backing.write_incident(tx, pool.id, "replicas was set to 9 in the cluster")
+
+    async def told():
+        status = (await server.pool("told"))["status"]
+        return status["phase"] == "ready" and "replicas was set to 9 in the cluster" in status["notes"]
+
+    await until(told)
 
 
 async def test_a_manifest_may_ask_for_it(server):

@@ -295,6 +295,7 @@ async def test_two_workers_are_never_at_one_of_them(world, gateway):
 async def test_a_sweep_lets_go_of_what_no_pool_knows(world, gateway):
     await world.put(size=1)
     await world.settle(ready=1)
+    await execute(world.db, "UPDATE vm SET member = false")
     await execute(world.db, "DELETE FROM backing")
     for _ in range(2):
         await Backings(world.db, gateway, world.settings).step()
