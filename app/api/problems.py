@@ -20,6 +20,7 @@ from app.errors import EmberpoolError, FieldProblem, InvalidRequest, MalformedBo
 _NAME_RULE = "a name is 1 to 63 lower-case letters, digits and '-', and begins and ends with a letter or digit"
 _KEY = "[key]"
 """How pydantic ends the place of an entry whose name is wrong."""
+_NO_OBJECT = {"dict_type", "model_type", "model_attributes_type"}
 MEDIA_TYPE = "application/problem+json"
 log = structlog.get_logger(__name__)
 
@@ -172,6 +173,8 @@ def _is_within(inner: Sequence[int | str], outer: Sequence[int | str]) -> bool:
 
 def _sentence(found: Any) -> str:
     message = str(found["msg"]).removeprefix("Value error, ")
+    if found["type"] in _NO_OBJECT:
+        message = "Input should be an object"
     if found["type"] == "too_short":
         return f"needs {found['ctx']['min_length']} or more, and has {found['ctx']['actual_length']}"
     if found["type"] == "too_long":

@@ -51,7 +51,10 @@ async def stored(server):
             {"max_lease_seconds": 60},
             Refused(422, "invalid-request", "max_lease_seconds", says="is above max_lease_seconds"),
         ),
-        ({"template": "ubuntu"}, Refused(422, "invalid-request", "template", says="valid dictionary")),
+        (
+            {"template": "ubuntu"},
+            Refused(422, "invalid-request", "template", says="should be an object; it is 'ubuntu'"),
+        ),
         ({"template": {}}, Refused(422, "template-refused", "template", says="is empty")),
         ({"template": {"image": "a"}}, Refused(422, "template-refused", "template.memory")),
         ({"template": {**TEMPLATE, "memory": "2Gx"}}, Refused(422, "template-refused", "template.memory", says="2Gx")),
@@ -154,6 +157,7 @@ async def test_a_wrong_claim_is_refused(server, body, refused):
             {"pool": "target", "paths": ["warm"]},
             ("paths.0", "Input should be 'pool', 'snapshot', 'preload' or 'cold'; it is 'warm'"),
         ),
+        ({"pool": "target", "prefer": "spread"}, ("prefer", "Input should be an object; it is 'spread'")),
         ({"pool": "target", "paths": []}, ("paths", "needs 1 or more, and has 0")),
         (
             {"pool": "target", "labels": {str(n): "" for n in range(33)}},
@@ -164,7 +168,7 @@ async def test_a_wrong_claim_is_refused(server, body, refused):
             ("labels", "the name '': String should have at least 1 character; it is ''"),
         ),
     ],
-    ids=["a wrong path", "no path", "too many labels", "a label without a name"],
+    ids=["a wrong path", "no object", "no path", "too many labels", "a label without a name"],
 )
 async def test_what_is_wrong_is_told_once_and_of_a_field_that_was_written(server, body, told):
     problem = (await server.client.post("/v1/claim", json=body)).json()
