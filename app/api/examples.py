@@ -274,8 +274,8 @@ UNREADINESS: Final[Json] = {
 
 DETAILS: Final[dict[str, str]] = {
     "unschedulable": (
-        "no node could take a VM of this pool, even with nothing else on it: node1: 1Gi hugepages: 4 free of 4, 6 needed. "
-        "Ask for less, or for what the nodes have; allow_unschedulable takes the pool all the same"
+        "at most 1 of the 2 VMs of this pool fit on these nodes, even with nothing else on them: node1: takes 1, and for one "
+        "more 1Gi hugepages: 2 free of 8, 6 needed. Ask for fewer, for less, or for what the nodes have; allow_unschedulable takes the pool all the same"
     ),
     "node-not-found": "no node is named 'node9'; GET /v1/nodes lists those that there are",
     "invalid-request": "size: Input should be greater than or equal to 0; it is -1. Nothing was changed",

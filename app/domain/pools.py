@@ -69,8 +69,9 @@ class PoolSpec(BaseModel):
     allow_unschedulable: Annotated[bool, Strict()] = Field(
         default=False,
         description=(
-            "Take the pool, and make its VMs, also where no node has room for them: for clusters that add nodes for pods that "
-            "wait."
+            "Take the pool, and make its VMs, also where the nodes have no room for them: for clusters that add nodes for pods "
+            "that wait. Without it a pool is refused where as many VMs as its size could never fit on the nodes, even with "
+            "nothing else there."
         ),
     )
     min_available: Count = Field(
@@ -84,7 +85,10 @@ class PoolSpec(BaseModel):
     max_vms: Count | None = Field(
         default=None,
         ge=0,
-        description="At most so many VMs, warm and claimed together. None: no limit but the cluster's.",
+        description=(
+            "At most so many VMs, warm and claimed together. None: no limit but the cluster's. Room on the nodes is asked for "
+            "`size` alone: claimed VMs take theirs, and where that is all, refilling waits for a release."
+        ),
     )
     max_ready_age_seconds: Count | None = Field(default=None, ge=60, description="Replace VMs that have waited longer.")
     max_concurrent_creates: Count = Field(

@@ -40,7 +40,8 @@ class ClaimState(StrEnum):
 class PoolPhase(StrEnum):
     """`ready`: full. `filling`: below its size, and being brought back. `drained`: below its size, and nobody asked to refill it.
 
-    `degraded`: fewer ready VMs than `min_available`, or no node of the cluster could take one. `stalled`: the breaker is open. `paused`, `deleting`: as asked.
+    `degraded`: fewer ready VMs than `min_available`, or the nodes could never take as many as its size. `stalled`: the breaker is
+    open. `paused`, `deleting`: as asked.
     """
 
     READY = "ready"

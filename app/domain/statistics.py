@@ -38,7 +38,7 @@ class PoolCounts:
 
 @dataclass(frozen=True, slots=True)
 class PoolFlags:
-    """`unfit`: why no node of the cluster could take a VM of it, in words."""
+    """`unfit`: why the nodes of the cluster could never take as many VMs of it as its size, in words."""
 
     deleting: bool = False
     paused: bool = False

@@ -168,12 +168,12 @@ async def wake_waiting(tx: AsyncConnection) -> int:
 
 
 async def write_fitness(tx: AsyncConnection, pool_id: UUID, *, unfit: str | None, waits_for_room: bool) -> None:
-    """What the last plan found: why no node could take a VM of the pool, and whether it waits for room."""
+    """What the last plan found: why the nodes could never take as many VMs as the pool's size, and whether it waits for room."""
     await tx.execute(_WRITE_FITNESS, {"id": pool_id, "unfit": unfit, "waits": waits_for_room})
 
 
 async def unfit(tx: AsyncConnection, pool_id: UUID) -> str | None:
-    """Why no node could take a VM of the pool; None: one could, or nothing is known."""
+    """Why the nodes could never take as many VMs as the pool's size; None: they could, or nothing is known."""
     found: str | None = (await tx.execute(_UNFIT, {"id": pool_id})).scalar()
     return found
 

@@ -126,7 +126,10 @@ pool_plan = Table(
     Column(
         "unfit",
         Text,
-        comment="why no node could take a VM of it, even with nothing else on it; NULL: one could, or nothing is known",
+        comment=(
+            "why the nodes could never take as many of its VMs as its size, even with nothing else on them; "
+            "NULL: they could, or nothing is known"
+        ),
     ),
     Column(
         "waits_for_room",

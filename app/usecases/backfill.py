@@ -46,13 +46,12 @@ async def plan_next_pool(
         step = plan(snapshot, now)
         room = await placing.look(tx, pool, wants_more=step.create > 0) if placing is not None else Room()
         if room.count is not None:
-            known = replace(snapshot, room=room.count, room_note=room.note, unfit=room.unfit is not None)
+            known = replace(snapshot, room=room.count, room_note=room.note, unfit=room.hopeless)
             step = plan(known, now)
         await node_rows.write_fitness(tx, pool_id, unfit=room.unfit, waits_for_room=step.waits_for_room)
         await _apply(tx, pool, step, asked={vm.id for vm in snapshot.in_flight if vm.asked})
         notes = (
             *step.notes,
-            *room.notes,
             *await note_on_start(tx, pool.path, pool.source),
             *await backing.notes(tx, pool_id),
         )

@@ -150,7 +150,7 @@ def _problems(wish: Wish, error: EmberpoolError) -> Iterator[FieldProblem]:
         yield wish.problem("", error.detail)
     for problem in error.problems:
         place, message = problem.field, problem.message
-        if isinstance(error, Unschedulable) and "placement" not in wish.body:
+        if isinstance(error, Unschedulable) and place == "placement" and "placement" not in wish.body:
             place = "vm" if wish.resource is Resource.CLAIM else "template"  # there it asks for what no node has
         yield wish.problem(place, message + _hint(place, message))
 

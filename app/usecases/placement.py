@@ -54,13 +54,13 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class Room:
     """How many more VMs of a pool the nodes take now, beside all that is on its way; None: nothing is known, or nobody is to
-    wait for it. `note` says so in words, `unfit` why not one could ever be taken; `notes` are of interest whatever is done.
+    wait for it. `note` says so in words, `unfit` why the nodes could never take as many as its size; `hopeless`: not one.
     """
 
     count: int | None = None
     note: str = ""
     unfit: str | None = None
-    notes: tuple[str, ...] = ()
+    hopeless: bool = False
 
 
 async def see(tx: Tx) -> Sight:
@@ -91,28 +91,39 @@ async def check_fit(tx: Tx, demand: Demand | None, count: int) -> Answer:
     return Answer(found.now >= count, found, demand, sight, found.unseen)
 
 
-async def require_fit(tx: Tx, demand: Demand | None, *, of_pool: bool = True) -> None:
-    """Raises Unschedulable where no node could take one such VM, even with nothing else on it."""
+async def require_fit(tx: Tx, demand: Demand | None, count: int = 1, *, of_pool: bool = True) -> None:
+    """Raises Unschedulable where the nodes could never take `count` such VMs, even with nothing else on them."""
     if demand is None or (await see(tx)).blind is not None:
         return
     nodes = await node_rows.read_all(tx)
-    if fit(nodes, demand).ever:
+    ever = fit(nodes, demand).ever
+    if ever >= count:
         return
     missing = fit(emptied(nodes), demand).missing
+    problems = [FieldProblem("placement", words) for words in missing[:_TOLD]]
+    if ever:
+        what = f"at most {ever} of the {count} VMs of this pool fit on these nodes, even with nothing else on them"
+        advice = "Ask for fewer, for less"
+        problems.insert(0, FieldProblem("size", f"{count} are asked for, and at most {ever} fit on these nodes"))
+    else:
+        what = f"no node could take {'a VM of this pool' if of_pool else 'this VM'}, even with nothing else on it"
+        advice = "Ask for less"
     raise Unschedulable(
-        f"no node could take {'a VM of this pool' if of_pool else 'this VM'}, even with nothing else on it: {tell(missing)}. Ask "
-        f"for less, or for what the nodes have{'; allow_unschedulable takes the pool all the same' if of_pool else ''}",
-        problems=[FieldProblem("placement", words) for words in missing[:_TOLD]],
+        f"{what}: {tell(missing)}. {advice}, or for what the nodes have"
+        f"{'; allow_unschedulable takes the pool all the same' if of_pool else ''}",
+        problems=problems,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Ever:
-    """How many VMs fit on the nodes with nothing else on them, as it was at some time of the process's clock."""
+    """How many VMs fit on the nodes with nothing else on them, as it was at some time of the process's clock; where those were
+    too few, what was missing.
+    """
 
     at: float
     count: int
-    unfit: str | None
+    missing: str
 
 
 class Placing:
@@ -127,14 +138,15 @@ class Placing:
         self._ever: dict[str, _Ever] = {}
 
     async def look(self, tx: Tx, pool: PoolRow, *, wants_more: bool) -> Room:
-        """How many more VMs of the pool there is room for; `wants_more` False: only whether one could ever be taken, as it was
+        """How many more VMs of the pool there is room for; `wants_more` False: only whether its size could ever be had, as it was
         found a moment ago.
         """
         demand = self._demand_of(pool.revision, pool.vm_spec)
         if demand is None or pool.deleting_at is not None:
             return Room()
-        if not wants_more and (known := self._known(pool.revision)) is not None:
-            return Room(unfit=known.unfit, notes=_outgrown(pool, known.count))
+        size = max(1, pool.spec.size)
+        if not wants_more and (known := self._known(pool.revision, size)) is not None:
+            return Room(unfit=_unfit(known, size), hopeless=not known.count)
         if (await see(tx)).blind is not None:
             self._ever.pop(pool.revision, None)
             return Room()
@@ -142,15 +154,15 @@ class Placing:
         nodes = list(self._nodes.values())
         left = take_places(nodes, await self._on_their_way(tx, nodes)) if wants_more else nodes
         found = fit(left, demand)
-        ever = self._remember(pool.revision, nodes, found.ever, demand)
-        notes = _outgrown(pool, ever.count)
+        ever = self._remember(pool.revision, nodes, found.ever, demand, size)
+        unfit = _unfit(ever, size)
         if not wants_more or pool.spec.allow_unschedulable:
-            return Room(unfit=ever.unfit, notes=notes)
+            return Room(unfit=unfit, hopeless=not ever.count)
         note = (
             f"the nodes have room for {found.now} more VMs of this pool at the moment ({tell(found.missing)}); more are made as "
             "soon as there is more"
         )
-        return Room(count=found.now, note=note, unfit=ever.unfit, notes=notes)
+        return Room(count=found.now, note=note, unfit=unfit, hopeless=not ever.count)
 
     async def _refresh(self, tx: Tx) -> None:
         newer = await node_rows.read_newer(tx, self._version)
@@ -164,17 +176,16 @@ class Placing:
             self._demands[revision] = self._gateway.demand(spec)
         return self._demands[revision]
 
-    def _known(self, revision: str) -> "_Ever | None":
+    def _known(self, revision: str, size: int) -> "_Ever | None":
         known = self._ever.get(revision)
-        return known if known is not None and self._clock() - known.at < _EVER_SECONDS else None
+        if known is None or self._clock() - known.at >= _EVER_SECONDS:
+            return None
+        return known if known.missing or known.count >= size else None
 
-    def _remember(self, revision: str, nodes: list[Node], count: int, demand: Demand) -> "_Ever":
-        unfit = None
-        if not count:
-            missing = tell(fit(emptied(nodes), demand).missing)
-            unfit = f"no node could take a VM of it, even with nothing else on it: {missing}"
+    def _remember(self, revision: str, nodes: list[Node], count: int, demand: Demand, size: int) -> "_Ever":
+        missing = tell(fit(emptied(nodes), demand).missing) if count < size else ""
         _forget_oldest(self._ever)
-        self._ever[revision] = _Ever(self._clock(), count, unfit)
+        self._ever[revision] = _Ever(self._clock(), count, missing)
         return self._ever[revision]
 
     async def _on_their_way(self, tx: Tx, nodes: list[Node]) -> list[tuple[Demand, int]]:
@@ -193,12 +204,14 @@ class Placing:
         return found
 
 
-def _outgrown(pool: PoolRow, ever: int) -> tuple[str, ...]:
-    if not 0 < ever < pool.spec.size:
-        return ()
-    return (
-        f"at most {ever} VMs of it fit on these nodes, even with nothing else on them; its size is {pool.spec.size}",
-    )
+def _unfit(ever: _Ever, size: int) -> str | None:
+    if not ever.count:
+        return f"no node could take a VM of it, even with nothing else on it: {ever.missing}"
+    if ever.count < size:
+        return (
+            f"at most {ever.count} of its {size} VMs fit on these nodes, even with nothing else on them: {ever.missing}"
+        )
+    return None
 
 
 def _forget_oldest(kept: dict[str, Any]) -> None:

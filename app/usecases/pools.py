@@ -49,7 +49,8 @@ class CheckedPool:
 async def check_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> CheckedPool:
     """What speaks against the pool, found out without writing anything.
 
-    A template that is new to the pool is checked by a server-side dry run, and against the nodes as they were seen last.
+    A template that is new to the pool is checked by a server-side dry run. Where more is asked of the nodes than before, all VMs
+    of the pool's size must fit on them as they were seen last, with nothing else there; claimed ones do not count, as they go.
     Raises TemplateRefused, Unschedulable, PoolBeingDeleted, ClusterUnavailable, and InvalidRequest where what stands behind the
     pool would change, or cannot be had on this cluster.
     """
@@ -63,9 +64,9 @@ async def check_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) 
         await gateway.check(template)
         if spec.backing is Backing.VIRTUAL_MACHINE_POOL:
             await _check_vm_pool(gateway, name, template, revision)
-        if not spec.allow_unschedulable:
-            async with db.begin() as tx:
-                await require_fit(tx, gateway.demand(template.spec))
+    if not spec.allow_unschedulable and _asks_for_more(before, spec, revision):
+        async with db.begin() as tx:
+            await require_fit(tx, gateway.demand(template.spec), max(1, spec.size))
     if before is None:
         return CheckedPool(template, revision, Written.CREATED)
     unchanged = before.spec == spec and before.revision == revision
@@ -218,6 +219,13 @@ def _refuse_other_backing(pool: PoolRow | None, spec: PoolSpec) -> None:
         return
     message = f"pool {pool.name!r} is {pool.spec.backing}, and stays so; to change that, make a pool of another name and delete this one"
     raise InvalidRequest(f"backing: {message}. Nothing was changed", problems=[FieldProblem("backing", message)])
+
+
+def _asks_for_more(before: PoolRow | None, spec: PoolSpec, revision: str) -> bool:
+    """A pool that fits no more may be changed in all else, and made smaller."""
+    if before is None or before.revision != revision or before.spec.allow_unschedulable:
+        return True
+    return spec.size > before.spec.size
 
 
 async def _check_vm_pool(gateway: Gateway, name: str, template: VmTemplate, revision: str) -> None:

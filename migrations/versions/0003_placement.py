@@ -23,7 +23,7 @@ COMMENT ON COLUMN node.used IS 'what the pods on it ask for; NULL: they cannot b
 COMMENT ON COLUMN node.vms IS 'our VMs whose pods are on it';
 COMMENT ON COLUMN node.version IS 'rises with each change of any node';
 ALTER TABLE pool_plan ADD COLUMN unfit TEXT;
-COMMENT ON COLUMN pool_plan.unfit IS 'why no node could take a VM of it, even with nothing else on it; NULL: one could, or nothing is known';
+COMMENT ON COLUMN pool_plan.unfit IS 'why the nodes could never take as many of its VMs as its size, even with nothing else on them; NULL: they could, or nothing is known';
 ALTER TABLE pool_plan ADD COLUMN waits_for_room BOOLEAN DEFAULT false NOT NULL;
 COMMENT ON COLUMN pool_plan.waits_for_room IS 'it is planned again as soon as a node has more room';
 """

@@ -132,10 +132,29 @@ class TestWhereTheNodesHaveWhatIsNeeded:
         assert (await node(server, "plain"))["hugepages"] == {}
         await remove(server, "huge")
 
-    async def test_a_pool_larger_than_the_nodes_fills_as_far_as_they_go_and_on_when_there_is_more(self, able):
+    async def test_a_pool_whose_size_the_nodes_could_never_have_is_refused_and_told_how_many_fit(self, able):
+        server, _ = able
+        spec = {
+            "template": {"image": "registry.local/disk:1", "cpu": 1, "memory": "3Gi"},
+            "placement": {"hugepages": "1Gi"},
+        }
+        refused = await server.put("grand", size=3, **spec)
+        assert (refused.status_code, refused.json()["code"]) == (422, "unschedulable")
+        assert "at most 2 of the 3 VMs of this pool fit on these nodes" in refused.json()["detail"]
+        assert refused.json()["errors"][0]["field"] == "size"
+        assert (await check(server, count=3, **spec))["ever"] == 2
+
+    async def test_a_pool_whose_nodes_are_taken_fills_as_far_as_they_go_and_degrades_where_they_shrink(self, able):
         server, cluster = able
         gib = {"image": "registry.local/disk:1", "cpu": 1, "memory": "3Gi"}
         spec = {"template": gib, "placement": {"hugepages": "1Gi"}}
+        cluster.change_node("able", {"hugepages_1gi": "9Gi"})
+
+        async def nine():
+            return (await node(server))["hugepages"]["1Gi"]["allocatable"] == 9
+
+        await until(nine)
+        await server.fill("other", size=1, **spec)
         assert (await server.put("many", size=3, **spec)).status_code == 201
 
         async def is_short():
@@ -143,16 +162,25 @@ class TestWhereTheNodesHaveWhatIsNeeded:
             return status if status["counts"]["ready"] == 2 and "room for 0 more" in (status["reason"] or "") else None
 
         status = await until(is_short)
-        assert "able: 1Gi hugepages: 2 free of 8, 3 needed" in status["reason"]
+        assert status["phase"] == "filling"
+        assert "able: 1Gi hugepages: 0 free of 9, 3 needed" in status["reason"]
         assert sum(status["counts"][state] for state in ("planned", "creating", "booting")) == 0
-        cluster.change_node("able", {"hugepages_1gi": "9Gi"})
+        await server.client.delete("/v1/pools/other")
 
         async def is_full():
             return (await server.pool("many"))["status"]["phase"] == "ready"
 
         await until(is_full)
-        await remove(server, "many")
         cluster.change_node("able", {"hugepages_1gi": "8Gi"})
+
+        async def is_degraded():
+            status = (await server.pool("many"))["status"]
+            return status if status["phase"] == "degraded" else None
+
+        status = await until(is_degraded)
+        assert status["reason"].startswith("at most 2 of its 3 VMs fit on these nodes, even with nothing else on them")
+        assert status["counts"]["ready"] == 3
+        await remove(server, "many")
 
     async def test_a_preference_is_heard(self, able):
         server, _ = able

@@ -12,6 +12,7 @@ from app.usecases.backfill import plan_next_pool
 from app.usecases.placement import FACTS_SECONDS, Placing, check_fit, see
 from app.usecases.pools import put_pool
 from tests.store.scenes import execute, make_pool, make_vms, scalar, spec
+from tests.usecases.conftest import never, wish
 
 NODE = Node(
     "node-1",
@@ -51,15 +52,20 @@ async def notes(db, pool):
         return await planning.notes(tx, pool.id)
 
 
+async def unfit(db, pool):
+    async with db.begin() as tx:
+        return await nodes.unfit(tx, pool.id)
+
+
 class TestPlanning:
     async def test_no_more_are_planned_than_the_nodes_take(self, db, placing):
         pool = await make_pool(db, size=9)
         await show(db, NODE)
         await look(db, placing)
         assert await planned(db) == 4
-        (note, outgrown) = await notes(db, pool)
+        (note,) = await notes(db, pool)
         assert note.startswith("the nodes have room for 4 more VMs of this pool at the moment (node-1: takes 4")
-        assert outgrown.startswith("at most 4 VMs of it fit on these nodes")
+        assert (await unfit(db, pool)).startswith("at most 4 of its 9 VMs fit on these nodes, even with nothing else")
         assert await scalar(db, "SELECT waits_for_room FROM pool_plan") is True
         await look(db, placing)
         assert await planned(db) == 4
@@ -144,16 +150,58 @@ class TestPlanning:
         await make_vms(db, pool, 1)
         await show(db, NODE)
         await look(db, placing)
-        async with db.begin() as tx:
-            unfit = await nodes.unfit(tx, pool.id)
-        assert unfit == (
+        assert await unfit(db, pool) == (
             "no node could take a VM of it, even with nothing else on it: node-1: CPUs: 4 free of 4, 9 needed"
         )
         await show(db, replace(NODE, allocatable={"cpu": 16000, "pods": 110}))
         now[0] += 60
         await look(db, placing)
+        assert await unfit(db, pool) is None
+
+    async def test_a_full_pool_whose_nodes_become_fewer_is_degraded_though_one_vm_would_fit(self, db, gateway):
+        now = [0.0]
+        gateway.demands = VM
+        placing = Placing(gateway, clock=lambda: now[0])
+        pool = await make_pool(db, size=5)
+        await make_vms(db, pool, 5)
+        await show(db, NODE, replace(NODE, name="node-2"))
+        await look(db, placing)
+        assert await unfit(db, pool) is None
         async with db.begin() as tx:
-            assert await nodes.unfit(tx, pool.id) is None
+            await nodes.drop(tx, ["node-2"])
+        now[0] += 60
+        await look(db, placing)
+        assert await unfit(db, pool) == (
+            "at most 4 of its 5 VMs fit on these nodes, even with nothing else on them: "
+            "node-1: takes 4, and for one more CPUs: 0 free of 4, 1 needed"
+        )
+        async with db.begin() as tx:
+            await nodes.drop(tx, ["node-1"])
+        now[0] += 60
+        await look(db, placing)
+        assert (await unfit(db, pool)).endswith("the cluster has no nodes")
+
+    async def test_a_size_that_was_raised_since_the_nodes_were_looked_at_is_told_with_what_is_missing(
+        self, db, placing
+    ):
+        pool = await make_pool(db, size=4)
+        await make_vms(db, pool, 4)
+        await show(db, NODE)
+        await look(db, placing)
+        assert await unfit(db, pool) is None
+        await make_vms(db, pool, 1)
+        await execute(db, "UPDATE pool SET spec = jsonb_set(spec, '{size}', '5')")
+        await look(db, placing)
+        assert "for one more CPUs" in await unfit(db, pool)
+
+    async def test_claimed_vms_and_others_pods_take_room_and_say_nothing_of_the_size(self, db, desk, placing):
+        pool = await make_pool(db, size=4, max_vms=8)
+        vm_ids = await make_vms(db, pool, 2)
+        for _ in range(2):
+            await desk.claim(wish(), never)
+        await show(db, replace(NODE, used={"cpu": 3000, "pods": 1}, vms=frozenset(map(str, vm_ids))))
+        await look(db, placing)
+        assert (await planned(db), await unfit(db, pool)) == (1, None)
 
     async def test_claims_that_wait_are_not_promised_room_that_is_not_there(self, db, placing):
         """A hidden pool has no size: it makes one VM for each claim that waits, as far as the nodes take them."""
@@ -186,7 +234,32 @@ class TestWriting:
     async def test_one_that_only_has_to_wait_is_taken(self, db, gateway):
         gateway.demands = VM
         await show(db, replace(NODE, used={"cpu": 4000}, cordoned=True))
-        assert (await put_pool(db, gateway, "web", spec(size=50))).pool.spec.size == 50
+        assert (await put_pool(db, gateway, "web", spec(size=4))).pool.spec.size == 4
+
+    async def test_one_whose_size_never_fits_is_refused_and_told_how_many_fit(self, db, gateway):
+        gateway.demands = VM
+        await show(db, NODE)
+        with pytest.raises(Unschedulable, match="at most 4 of the 5 VMs of this pool fit on these nodes") as refused:
+            await put_pool(db, gateway, "web", spec(size=5))
+        assert [(problem.field, problem.message) for problem in refused.value.problems] == [
+            ("size", "5 are asked for, and at most 4 fit on these nodes"),
+            ("placement", "node-1: takes 4, and for one more CPUs: 0 free of 4, 1 needed"),
+        ]
+        assert (await put_pool(db, gateway, "web", spec(size=4, max_vms=40))).pool.spec.size == 4
+
+    async def test_what_was_taken_may_be_changed_in_all_but_what_asks_for_more(self, db, gateway):
+        gateway.demands = VM
+        await put_pool(db, gateway, "web", spec(size=9))  # while nobody knows
+        await show(db, NODE)
+        await put_pool(db, gateway, "web", spec(size=9))
+        await put_pool(db, gateway, "web", spec(size=8, min_available=2))
+        for more in (spec(size=9), spec(size=8, template={"image": "another"})):
+            with pytest.raises(Unschedulable):
+                await put_pool(db, gateway, "web", more)
+        await put_pool(db, gateway, "web", spec(size=9, allow_unschedulable=True))
+        with pytest.raises(Unschedulable):
+            await put_pool(db, gateway, "web", spec(size=9))
+        await put_pool(db, gateway, "web", spec(size=3))
 
     async def test_where_nobody_knows_it_is_taken(self, db, gateway):
         gateway.demands = HUGE
