@@ -95,8 +95,8 @@ class ClaimDesk:
 
         False where something has to be read first: nothing was asked then, and `claim` does it all. Raises LeaseTooLong.
         """
-        facts = self._facts.get(wish.pool)
-        if facts is None or facts.good_until < time.monotonic() or wish.prefer is not None:
+        facts = self._recall(wish.pool)
+        if facts is None or wish.prefer is not None:
             return False
         self._combiner(facts.id).ask(_request(wish, _lease(wish, facts)), asker)
         return True
@@ -187,10 +187,20 @@ class ClaimDesk:
 
     async def _terms(self, wish: NewClaim) -> tuple[_PoolFacts, int]:
         """The pool, and the lease in seconds. Raises PoolNotFound, LeaseTooLong."""
-        facts = self._facts.get(wish.pool)
-        if facts is None or facts.good_until < time.monotonic():
+        facts = self._recall(wish.pool)
+        if facts is None:
             facts = await self._reading.get(wish.pool)
         return facts, _lease(wish, facts)
+
+    def _recall(self, name: str) -> _PoolFacts | None:
+        """What is known of the pool; read anew ahead of its end, so that a pool that is in use is never one to be read first."""
+        facts = self._facts.get(name)
+        left = facts.good_until - time.monotonic() if facts is not None else 0.0
+        if left <= 0:
+            return None
+        if left < _FACTS_SECONDS / 2:
+            self._reading.begin(name)
+        return facts
 
     def _combiner(self, pool_id: UUID) -> Combiner:
         combiner = self._combiners.get(pool_id)

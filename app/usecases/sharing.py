@@ -21,6 +21,11 @@ class SharedReads(Generic[Key, Value]):
         running = self._running.get(key)
         return await asyncio.shield(running if running is not None else self._start(key))
 
+    def begin(self, key: Key) -> None:
+        """Begins a read, unless one is under way; nobody waits for it here."""
+        if key not in self._running:
+            self._start(key)
+
     async def get_fresh(self, key: Key) -> Value:
         """The value of a read that begins after this call; all who call while one is under way share the next."""
         running = self._running.get(key)

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import json
+import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import pytest_asyncio
@@ -141,6 +142,22 @@ async def test_a_plain_claim_is_answered_by_the_connection_and_as_its_row_says(s
             assert ordinary == []
             assert (await server.client.get(f"/v1/claims/{answer.json['id']}")).json() == answer.json
             assert (answer.json["labels"], answer.json["lease_seconds"]) == (labels, 90)
+
+
+async def test_what_is_known_of_a_pool_in_use_is_read_anew_before_it_is_too_old(server, port, ordinary):
+    await learned(server, "ahead", size=2)
+    facts = server.services.desk._facts
+    old = replace(facts["ahead"], good_until=time.monotonic() + 400)
+    facts["ahead"] = old
+    async with connect(port) as connection:
+        assert (await connection.ask(claim("ahead"))).status == 201
+
+        async def is_new():
+            return facts["ahead"].good_until > old.good_until + 400
+
+        await until(is_new)
+        assert (await connection.ask(claim("ahead"))).status == 201
+    assert ordinary == []
 
 
 async def test_both_roads_give_the_same_answer(server, port, ordinary):
