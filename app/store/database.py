@@ -97,6 +97,13 @@ def busy() -> DatabaseUnavailable:
     )
 
 
+def overrun() -> DatabaseUnavailable:
+    return DatabaseUnavailable(
+        "more is asked of the database than it takes at this moment; nothing was changed. Try again",
+        retry_after=_RETRY_AFTER_SECONDS,
+    )
+
+
 @contextmanager
 def _translating() -> Iterator[None]:
     try:

@@ -5,10 +5,11 @@ its place: at once without an idempotency key, after a short while with one, for
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 import structlog
@@ -22,7 +23,7 @@ from app.store import claims
 from app.store import pools as pool_rows
 from app.store.claim_lane import ClaimRequest
 from app.store.claims import VmWish
-from app.store.database import Database, Tx
+from app.store.database import Database, Tx, overrun
 from app.store.notices import notify_settled
 from app.store.rows import ClaimRow, PoolRow
 from app.usecases.claims import no_such_claim
@@ -33,6 +34,7 @@ from app.usecases.waiting import WaitingRoom
 
 _RETRY_WINDOW_SECONDS = 15.0
 _JOINS_AT_ONCE = 4
+_TURN_SECONDS = 15.0
 _DEFAULT_RETRY_AFTER = 30.0
 _RETRY_AFTER_BOUNDS = (1.0, 300.0)
 log = structlog.get_logger(__name__)
@@ -109,7 +111,7 @@ class ClaimQueue:
 
     async def join(self, wish: NewClaim, request: ClaimRequest, until_gone: UntilGone) -> StoredClaim:
         """A place for a claim that found no warm VM, and the wait for it. Raises NoWarmVm, PoolBeingDeleted, PoolNotFound."""
-        async with self._turn:
+        async with self._in_turn(until_gone):
             outlook = await self._outlooks.get(wish.pool)
             pool = outlook.pool
             if pool.deleting_at is not None:
@@ -141,7 +143,7 @@ class ClaimQueue:
             return chosen.pool, chosen.reason, chosen.wish
 
         place = _Place(request.claim_id, keyed=wish.key is not None)
-        async with self._turn:
+        async with self._in_turn(until_gone):
             place = await self._or_leave(place, self._insert(in_chosen, wish, request))
         if then is not None and place.claim_id == request.claim_id:
             await self._or_leave(place, then(place.claim_id))
@@ -189,6 +191,43 @@ class ClaimQueue:
         if claim.state is not ClaimState.PENDING:
             return StoredClaim(claim)
         return StoredClaim(claim, estimate=await self._estimate(claim.pool_id, claim.id))
+
+    @asynccontextmanager
+    async def _in_turn(self, until_gone: UntilGone) -> AsyncIterator[None]:
+        """A turn to write a place. Whose client leaves before it takes none: retries would else queue up behind requests that
+        nobody waits for, and the more so the slower it goes. Raises NoWarmVm, DatabaseUnavailable; nothing is written then.
+        """
+        if self._turn.locked():
+            await self._await_turn(until_gone)
+        else:
+            await self._turn.acquire()
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    async def _await_turn(self, until_gone: UntilGone) -> None:
+        acquiring = asyncio.ensure_future(self._turn.acquire())
+        leaving = asyncio.ensure_future(until_gone())
+        held = False
+        try:
+            await asyncio.wait([acquiring, leaving], timeout=_TURN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if leaving.done():
+                raise NoWarmVm("its client left before the claim had a place in the queue", retry_after=1)
+            if not acquiring.done():
+                raise overrun()
+            held = True
+        finally:
+            leaving.cancel()
+            if not held:
+                acquiring.cancel()
+                acquiring.add_done_callback(self._pass_turn_on)
+            await asyncio.gather(leaving, return_exceptions=True)
+
+    def _pass_turn_on(self, acquiring: "asyncio.Task[Literal[True]]") -> None:
+        """A turn that came just when it was not wanted any more."""
+        if not acquiring.cancelled():
+            self._turn.release()
 
     async def _look_once_more(self, pool_id: UUID) -> None:
         try:

@@ -7,6 +7,7 @@ import pytest
 from app.domain.states import ClaimState, VmState
 from app.errors import (
     ClaimNotFound,
+    DatabaseUnavailable,
     IdempotencyKeyReused,
     LeaseTooLong,
     NoWarmVm,
@@ -292,3 +293,53 @@ async def test_a_desk_begins_where_the_queues_begin(db, desk):
     await make_vms(db, pool, 1)
     await desk.warm_up()
     assert desk._lane._hints == {pool.id: await scalar(db, "SELECT seq FROM ready_slot")}
+
+
+async def test_who_leaves_before_its_turn_takes_none(db, desk, monkeypatch):
+    """A slow database: places are written a few at a time, and the clients of those behind have left by then."""
+    await make_pool(db)
+    written, slow = [], asyncio.Event()
+    insert = claims.insert_pending
+
+    async def insert_slowly(tx, **given):
+        await slow.wait()
+        written.append(given["labels"]["of"])
+        return await insert(tx, **given)
+
+    monkeypatch.setattr(claims, "insert_pending", insert_slowly)
+    left = asyncio.Event()
+    writing = [asyncio.create_task(claim(desk, labels={"of": "those first"}, wait=30)) for _ in range(4)]
+    await eventually(lambda: as_coroutine(desk.queue._turn.locked()))
+    behind = [asyncio.create_task(desk.claim(wish(labels={"of": "who left"}, wait=30), left.wait)) for _ in range(3)]
+    last = asyncio.create_task(claim(desk, labels={"of": "the last"}, wait=30))
+    await eventually(lambda: as_coroutine(len(desk.queue._turn._waiters or ()) == 4))
+    left.set()
+    async with asyncio.timeout(10):
+        outcomes = await asyncio.gather(*behind, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [NoWarmVm] * 3
+    slow.set()
+    await waiting(db, 5)
+    assert written == ["those first"] * 4 + ["the last"]
+    for task in (*writing, last):
+        task.cancel()
+    await asyncio.gather(*writing, last, return_exceptions=True)
+
+
+async def test_a_turn_that_does_not_come_is_not_waited_for_without_end(db, desk, monkeypatch):
+    monkeypatch.setattr("app.usecases.queueing._TURN_SECONDS", 0.01)
+    await make_pool(db)
+    for _ in range(4):
+        await desk.queue._turn.acquire()
+    with pytest.raises(DatabaseUnavailable, match="more is asked of the database than it takes") as refused:
+        await claim(desk, wait=30)
+    assert refused.value.retry_after is not None
+    for _ in range(4):
+        desk.queue._turn.release()
+    answer = await claim(desk)
+    assert answer.claim.state is ClaimState.PENDING
+    assert not desk.queue._turn.locked()
+    assert desk.queue._turn._value == 4
+
+
+async def as_coroutine(value):
+    return value
