@@ -157,9 +157,13 @@ class ClaimDesk:
             raise await self.queue.refuse_batch(wish.pool, count, all_or_nothing=all_or_nothing)
         return answers
 
-    def forget_pools(self, _payload: str = "") -> None:
-        """What was known of the pools may have changed."""
-        self._facts.clear()
+    def forget_pools(self, payload: str = "") -> None:
+        """What was known of the pool with that id, or without one of all, may have changed.
+
+        The others stay known: one pool's edits would else have the next claims of all pools wait for a read.
+        """
+        for name in [name for name, facts in self._facts.items() if payload in {"", str(facts.id)}]:
+            del self._facts[name]
 
     async def warm_up(self) -> None:
         """Finds where each pool's queue begins, and has the statement planned: the first claim waits for neither."""

@@ -288,6 +288,17 @@ async def test_a_pool_of_the_same_name_is_found_though_the_old_one_is_remembered
     assert (answer.bound.vm_id if isinstance(answer, WarmClaim) else answer.claim.vm_id) == vm_id
 
 
+async def test_an_edit_of_one_pool_makes_claims_of_no_other_slower(db, desk):
+    pools = [await make_pool(db, name) for name in ("web", "db")]
+    for pool in pools:
+        await make_vms(db, pool, 1)
+        await claim(desk, pool=pool.name)
+    desk.forget_pools(str(pools[0].id))
+    assert set(desk._facts) == {"db"}
+    desk.forget_pools()
+    assert desk._facts == {}
+
+
 async def test_a_desk_begins_where_the_queues_begin(db, desk):
     pool = await make_pool(db)
     await make_vms(db, pool, 1)
