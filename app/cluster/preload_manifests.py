@@ -5,12 +5,10 @@ for such disks, a first container puts a static binary into a volume that the po
 It runs as long as the preload exists: what a running pod uses is never collected by a kubelet.
 """
 
-from typing import Any
 
 from app.cluster import labels
 from app.cluster.gateway import Manifest, PreloadOrder
 from app.cluster.kinds import DAEMON_SETS, DATA_IMPORT_CRONS, DATA_VOLUMES, Kind
-from app.domain.preloads import PreloadSpec
 from app.ids import preload_object_name
 
 IMAGE_CONTAINER = "image"
@@ -40,7 +38,7 @@ def build(order: PreloadOrder, *, namespace: str, instance: str, helper_image: s
     elif order.spec.schedule is not None:
         kind, spec = DATA_IMPORT_CRONS, _import_cron(order, namespace)
     else:
-        kind, spec = DATA_VOLUMES, _data_volume(order.spec, namespace)
+        kind, spec = DATA_VOLUMES, order.spec.data_volume(namespace)
     metadata: Manifest = {
         "name": preload_object_name(order.name, order.preload_id, order.generation),
         "namespace": namespace,
@@ -60,19 +58,6 @@ def _labels(order: PreloadOrder, instance: str) -> dict[str, str]:
     }
 
 
-def _data_volume(spec: PreloadSpec, namespace: str) -> Manifest:
-    storage: dict[str, Any] = {}
-    if spec.size is not None:
-        storage["resources"] = {"requests": {"storage": spec.size}}
-    if spec.storage_class is not None:
-        storage["storageClassName"] = spec.storage_class
-    if spec.access_modes:
-        storage["accessModes"] = list(spec.access_modes)
-    if spec.volume_mode is not None:
-        storage["volumeMode"] = spec.volume_mode
-    return {"source": spec.image.source(namespace), "storage": storage}
-
-
 def _import_cron(order: PreloadOrder, namespace: str) -> Manifest:
     spec = order.spec
     return {
@@ -82,7 +67,7 @@ def _import_cron(order: PreloadOrder, namespace: str) -> Manifest:
         "retentionPolicy": "None",  # its imports go with it
         **({"importsToKeep": spec.keep} if spec.keep is not None else {}),
         # No annotations: its schema has none there (CDI v1.66.0), and CDI has these imports bind at once by itself.
-        "template": {"spec": _data_volume(spec, namespace)},
+        "template": {"spec": spec.data_volume(namespace)},
     }
 
 

@@ -167,6 +167,19 @@ class PreloadSpec(BaseModel):
     def is_container(self) -> bool:
         return self.image.container is not None
 
+    def data_volume(self, namespace: str) -> dict[str, Any]:
+        """The spec of a DataVolume that imports the image. `namespace` is where an image's claim lies that names none."""
+        storage: dict[str, Any] = {}
+        if self.size is not None:
+            storage["resources"] = {"requests": {"storage": self.size}}
+        if self.storage_class is not None:
+            storage["storageClassName"] = self.storage_class
+        if self.access_modes:
+            storage["accessModes"] = list(self.access_modes)
+        if self.volume_mode is not None:
+            storage["volumeMode"] = self.volume_mode
+        return {"source": self.image.source(namespace), "storage": storage}
+
     def same_import(self, other: "PreloadSpec") -> bool:
         """Whether both bring the same content in the same way: a change of anything else imports nothing anew."""
         return self.model_copy(update={"ttl_seconds": None}) == other.model_copy(update={"ttl_seconds": None})

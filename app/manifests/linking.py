@@ -43,7 +43,7 @@ def link(wish: Wish, preloads: Mapping[str, PreloadSpec], *, namespace: str) -> 
         place = f"{places[root]}{_path_of_volumes(written)}[{number}]"
         vm_spec["dataVolumeTemplates"] = [
             *(vm_spec.get("dataVolumeTemplates") or []),
-            {"metadata": {"name": name}, "spec": _import(preload, namespace)},
+            {"metadata": {"name": name}, "spec": preload.data_volume(namespace)},
         ]
         volume.pop("persistentVolumeClaim", None)
         volume["dataVolume"] = {"name": name}
@@ -107,16 +107,3 @@ def _names(templates: Any) -> Collection[str]:
         [each.get("metadata") for each in templates if isinstance(each, dict)] if isinstance(templates, list) else []
     )
     return [str(each.get("name")) for each in metadata if isinstance(each, dict)]
-
-
-def _import(preload: PreloadSpec, namespace: str) -> Json:
-    storage: Json = {}
-    if preload.size is not None:
-        storage["resources"] = {"requests": {"storage": preload.size}}
-    if preload.storage_class is not None:
-        storage["storageClassName"] = preload.storage_class
-    if preload.access_modes:
-        storage["accessModes"] = list(preload.access_modes)
-    if preload.volume_mode is not None:
-        storage["volumeMode"] = preload.volume_mode
-    return {"source": preload.image.source(namespace), "storage": storage}
