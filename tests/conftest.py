@@ -1,6 +1,7 @@
 """Fixtures that more than one part of the tests uses."""
 
 import os
+import ssl
 
 from tests.clusters import dev_cluster
 from tests.hangs import (
@@ -32,3 +33,12 @@ __all__ = [
 # Settings read these; what the developer's shell sets must not change what a test sees.
 for _name in [name for name in os.environ if name.startswith("EMBERPOOL_")]:
     del os.environ[_name]
+
+
+def _read_none(context: ssl.SSLContext, purpose: ssl.Purpose = ssl.Purpose.SERVER_AUTH) -> None:
+    """Reading the system's certificates costs each client of a test more than what it is made for; no test calls anybody who
+    shows one of theirs. Those that a test makes are read as ever.
+    """
+
+
+ssl.SSLContext.load_default_certs = _read_none
