@@ -17,6 +17,7 @@ import aiohttp
 
 _ANSWER_SECONDS: Final = 8.0
 _PAUSE_SECONDS: Final = (0.02, 0.2)
+_AWAY_SECONDS: Final = (0.1, 0.5)
 _SLOWEST: Final = 20
 _ENDED: Final = frozenset({"released", "expired", "failed"})
 
@@ -171,7 +172,7 @@ class Clients:
             answers = await asyncio.gather(*asks)
             bound = None
             for status, claim, served in answers:
-                self.ledger.statuses[str(status or "no answer")] += 1
+                self.ledger.statuses[str(status or ("no answer" if served.address else "no replica up"))] += 1
                 if status == 201:
                     bound = claim
                     self.ledger.note(key, claim)
@@ -189,7 +190,8 @@ class Clients:
             if any(status is not None and 400 <= status < 500 for status, _, _ in answers):
                 self.ledger.outcomes[f"refused: {answers[0][1].get('code', answers[0][0])}"] += 1
                 return None
-            await asyncio.sleep(self._random.uniform(*_PAUSE_SECONDS))
+            there = any(status is not None for status, _, _ in answers)
+            await asyncio.sleep(self._random.uniform(*(_PAUSE_SECONDS if there else _AWAY_SECONDS)))
         self.ledger.outcomes["no VM in time"] += 1
         return None
 
