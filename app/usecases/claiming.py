@@ -20,6 +20,7 @@ from app.store import pools as pool_rows
 from app.store.claim_lane import Bound, ClaimLane, ClaimRequest, Known, Outcome
 from app.store.database import Database
 from app.store.notices import Topic, notify
+from app.store.rows import PoolRow
 from app.usecases.claims import refuse_long_lease
 from app.usecases.combiner import Asker, Combiner
 from app.usecases.pools import no_such_pool
@@ -166,11 +167,13 @@ class ClaimDesk:
             del self._facts[name]
 
     async def warm_up(self) -> None:
-        """Finds where each pool's queue begins, and has the statement planned: the first claim waits for neither."""
+        """Reads the pools, finds where each one's queue begins, and has the statement planned: the first claim waits for nothing."""
         async with self._db.begin() as tx:
             pools = await pool_rows.page(tx, after="", limit=100_000)
         await self._lane.lower_hints([pool.id for pool in pools])
         await self._lane.warm_up()
+        for pool in pools:
+            self._note_facts(pool)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`: puts the hints right once a second, and tells planners of claims some 20 ms after them."""
@@ -218,10 +221,12 @@ class ClaimDesk:
         if pool is None:
             self._facts.pop(name, None)
             raise no_such_pool(name)
-        spec = pool.spec
+        return self._note_facts(pool)
+
+    def _note_facts(self, pool: PoolRow) -> _PoolFacts:
         good_until = time.monotonic() + _FACTS_SECONDS
-        facts = _PoolFacts(pool.id, spec.default_lease_seconds, spec.max_lease_seconds, good_until)
-        self._facts[name] = facts
+        facts = _PoolFacts(pool.id, pool.spec.default_lease_seconds, pool.spec.max_lease_seconds, good_until)
+        self._facts[pool.name] = facts
         return facts
 
     def _note_change(self, pool_id: UUID) -> None:

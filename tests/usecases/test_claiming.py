@@ -304,6 +304,7 @@ async def test_a_desk_begins_where_the_queues_begin(db, desk):
     await make_vms(db, pool, 1)
     await desk.warm_up()
     assert desk._lane._hints == {pool.id: await scalar(db, "SELECT seq FROM ready_slot")}
+    assert desk._facts["web"].id == pool.id
 
 
 async def test_who_leaves_before_its_turn_takes_none(db, desk, monkeypatch):
