@@ -61,18 +61,19 @@ _TAKE_REMOVALS = text("""
     SELECT * FROM taken ORDER BY id
 """)
 
-# A VM that a VirtualMachinePool owns is labelled as it is detached; looking for it again later costs next to nothing.
+# A VM that a VirtualMachinePool owns is labelled as it is detached; its claim is due at once where somebody else detaches it.
 # What is taken is not due again for as long as a lease: whoever dies over it is followed by another.
 _TAKE_UNLABELLED = text("""
     WITH due AS (
         SELECT id FROM claim WHERE state = 'bound' AND NOT labelled AND label_due_at <= now()
+          AND NOT EXISTS (SELECT 1 FROM vm v WHERE v.id = claim.vm_id AND v.member)
         ORDER BY label_due_at LIMIT :limit FOR UPDATE SKIP LOCKED),
     taken AS (
         UPDATE claim SET label_attempts = label_attempts + 1, label_due_at = now() + make_interval(secs => :seconds)
         FROM due WHERE claim.id = due.id
         RETURNING claim.id, claim.vm_id, claim.label_attempts, claim.labels ->> 'name' AS called)
     SELECT t.id AS claim_id, v.id AS vm_id, v.name, v.uid, t.label_attempts AS attempts, t.called
-    FROM taken t JOIN vm v ON v.id = t.vm_id WHERE v.uid IS NOT NULL AND NOT v.member ORDER BY t.id
+    FROM taken t JOIN vm v ON v.id = t.vm_id WHERE v.uid IS NOT NULL ORDER BY t.id
 """)
 
 _HOLDS = text(
