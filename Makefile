@@ -21,7 +21,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-in
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
-demo: $(RUNTIME) ## Set everything up and see a pool warm, a claim and the backfill
+demo: $(RUNTIME) ## Set everything up and see pools, claims and every path to a VM, once
 	$(BIN)/emberpool demo $(ARGS)
 
 test: lint pytest ## Everything that must pass: format, lint, types, import contracts, tests
