@@ -1,5 +1,6 @@
 """One clone of the template for many tests, emptied before each: a clone of its own costs a test half a second, this a few
-milliseconds. A test that takes the server or the database away uses `database_url` instead.
+milliseconds. What many rows have filled is cut off, or every later test would read past the dead ones. A test that takes the
+server or the database away uses `database_url` instead.
 """
 
 import asyncio
@@ -13,6 +14,13 @@ from tests.postgres import clone_database
 from tests.store import invariants
 
 _EMPTY = ";".join(f"DELETE FROM {table.name}" for table in reversed(metadata.sorted_tables))
+_CUT = f"TRUNCATE {', '.join(table.name for table in metadata.sorted_tables)}"
+_BYTES = """
+    SELECT coalesce(max(pg_relation_size(oid)), 0) FROM pg_class
+    WHERE relkind IN ('r', 'i') AND relnamespace = 'public'::regnamespace
+"""
+_MANY_BYTES = 1_000_000
+_SECONDS = 30  # for statements of milliseconds, so that one that hangs tells its name
 # A test that failed may have left a transaction open; nobody else is connected to this database.
 _ALONE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -31,10 +39,10 @@ def shared_database_url(postgres, template_database):
 @pytest.fixture
 async def db(shared_database_url):
     """Connected and empty. When the test is over its rows are checked once more."""
-    connection = await asyncpg.connect(shared_database_url)
+    connection = await asyncpg.connect(shared_database_url, timeout=_SECONDS, command_timeout=_SECONDS)
     try:
         await connection.execute(_ALONE)
-        await connection.execute(_EMPTY)
+        await connection.execute(_CUT if await connection.fetchval(_BYTES) > _MANY_BYTES else _EMPTY)
     finally:
         await connection.close()
     database = Database(shared_database_url, pool_size=20)
