@@ -82,6 +82,9 @@ _POOLS = text("""
 """)
 _MAKING = """v.source = :name AND v.path = 'preload' AND v.ended_at IS NULL AND v.state IN ('creating', 'booting')"""
 _VMS = text(f"SELECT count(*) FROM vm v WHERE {_MAKING}")
+_STRANDED = text(
+    f"SELECT v.id FROM vm v WHERE {_MAKING} AND v.asked_at <= :before AND v.node IS NULL ORDER BY v.id LIMIT 500"
+)
 _CLONING = text(f"SELECT 1 FROM vm v WHERE {_MAKING} AND v.asked_at <= :since LIMIT 1")
 # Of a container image a live VM is a user, too: what it booted from stays on its node for its next start.
 _UNUSED = """
@@ -235,6 +238,11 @@ async def users(tx: AsyncConnection, name: str) -> tuple[list[str], int]:
     pools = [row.name for row in await tx.execute(_POOLS, {"name": name})]
     making: int = (await tx.execute(_VMS, {"name": name})).scalar_one()
     return pools, making
+
+
+async def stranded(tx: AsyncConnection, name: str, *, before: datetime) -> list[UUID]:
+    """VMs on their way that have no node yet, and were to start from what the preload had before that moment."""
+    return [row.id for row in await tx.execute(_STRANDED, {"name": name, "before": before})]
 
 
 async def is_cloned(tx: AsyncConnection, name: str, *, since: datetime) -> bool:

@@ -33,6 +33,8 @@ from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
 from app.store.preload_rows import PreloadRow
 from app.telemetry import CLUSTER_CALLS, ORPHANS
+from app.usecases.stranding import give_up_stranded
+from app.usecases.vm_fates import FateRules
 from app.workers.loop import at_once
 
 _BATCH = 8
@@ -49,6 +51,7 @@ class Preloads:
         self._gateway = gateway
         self._settings = settings
         self._rules = Rules(stall_seconds=settings.preload_stall_seconds)
+        self._fates = FateRules.of(settings)
         self._swept_at = -float("inf")
         self.token = new_id()
 
@@ -99,8 +102,22 @@ class Preloads:
         async with self._db.begin() as tx:
             if not await self._write(tx, item, step, waits=len(free) < len(step.superseded)):
                 return  # it was written anew meanwhile: the next look is of what it says now
+            written_at = await observed.database_now(tx)
+        await self._follow_loss(item, step, seen, written_at)
         for each in (*step.remove, *free):
             await gateway.remove(each)
+
+    async def _follow_loss(self, item: PreloadRow, step: Step, seen: tuple[Seen, ...], now: datetime) -> None:
+        """VMs that were to clone a volume which has gone are given up, once the row tells those that follow another."""
+        lost = item.status.serving
+        if lost is None or step.status.serving is not None or item.deleting_at is not None:
+            return
+        if any(each.volume is not None and each.volume.claim == lost.volume.claim for each in seen):
+            return  # it serves no longer, and is still there for those that clone it
+        async with self._db.begin() as tx:
+            stranded = await preload_rows.stranded(tx, item.name, before=now)
+        reason = f"the volume of preload {item.name!r} was deleted in the cluster before this VM had its disks"
+        await give_up_stranded(self._db, stranded, reason=reason, rules=self._fates)
 
     async def _make(self, item: PreloadRow, step: Step) -> Step:
         """A cluster that is away is not the preload's fault, and raised; what the cluster refuses is its failure."""

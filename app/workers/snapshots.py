@@ -13,15 +13,15 @@ from app.cluster.gateway import Gateway
 from app.config import Settings
 from app.domain.failures import retry_delay
 from app.domain.snapshots import TAKE_ENDED, Sight, TakeState
-from app.domain.states import VmState
 from app.errors import ClusterError, ClusterUnavailable, Conflict
 from app.ids import new_id
-from app.store import leases, observed, snapshot_rows, snapshot_work
+from app.store import leases, snapshot_rows, snapshot_work
 from app.store.database import Database
 from app.store.snapshot_work import SnapshotWork
-from app.telemetry import CLUSTER_CALLS, ORPHANS, VM_ENDS
+from app.telemetry import CLUSTER_CALLS, ORPHANS
+from app.usecases.stranding import give_up_stranded
 from app.usecases.taking import LeaseLost, Taking
-from app.usecases.vm_fates import FateRules, give_up
+from app.usecases.vm_fates import FateRules
 from app.workers.loop import at_once
 
 SWEEP = "snapshot-sweep"
@@ -134,14 +134,8 @@ class Snapshots:
         async with self._db.begin() as tx:
             stranded = await snapshot_work.stranded(tx, limit=_STRANDED_AT_ONCE)
         for vm_id, snapshot in stranded.items():
-            async with self._db.begin() as tx:
-                vm = (await observed.by_ids(tx, [vm_id])).get(vm_id)
-                if vm is None or vm.state not in {VmState.CREATING, VmState.BOOTING} or vm.facts.node is not None:
-                    continue
-                reason = f"snapshot {snapshot!r} was deleted in the cluster before this VM had its disks"
-                now = await observed.database_now(tx)
-                if await give_up(tx, vm, VmState.FAILED, reason=reason, rules=self._rules, now=now):
-                    VM_ENDS.labels(was=vm.state, became=VmState.FAILED).inc()
+            reason = f"snapshot {snapshot!r} was deleted in the cluster before this VM had its disks"
+            await give_up_stranded(self._db, [vm_id], reason=reason, rules=self._rules)
 
     async def _remove_orphans(self, seen: tuple[Sight, ...]) -> None:
         by_take = {take_id: sight for sight in seen if (take_id := _take_id(sight)) is not None}

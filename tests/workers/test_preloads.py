@@ -316,6 +316,24 @@ class TestRefresh:
         await look(db, worker)
         assert list(cluster.objects) == [new]
 
+    async def test_vms_that_were_to_clone_a_volume_which_has_gone_are_given_up(self, db, gateway, cluster, worker):
+        old = await ready(db, gateway, worker)
+        pool = await make_pool(db, start_from={"preload": "fedora"})
+        waiting, whole = await make_vms(db, pool, 2, VmState.BOOTING)
+        await execute(
+            db,
+            """UPDATE vm SET asked_at = now(), path = 'preload', source = 'fedora',
+               node = CASE WHEN id = :id THEN 'node1' END""",
+            id=whole,
+        )
+        del cluster.objects[old]
+        assert (await look(db, worker)).state is S.PLANNED
+        assert await state_of(db, waiting) is VmState.FAILED
+        assert await state_of(db, whole) is VmState.BOOTING
+        assert await scalar(db, "SELECT reason FROM vm WHERE id = :id", id=waiting) == (
+            "the volume of preload 'fedora' was deleted in the cluster before this VM had its disks"
+        )
+
 
 class TestWhatStandsThere:
     async def test_a_volume_of_the_preloads_name_is_used_and_never_removed(self, db, gateway, cluster, worker):
