@@ -116,7 +116,7 @@ async def test_a_users_manifest_works(place, run, path):
     await works(place, run, path.read_bytes())
 
 
-def test_there_is_an_example_of_each():
+async def test_there_is_an_example_of_each():
     assert tuple(path.stem for path in OURS) == NAMES
 
 
