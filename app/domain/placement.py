@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 _MOST_THREADS = 2
 _LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
 _NAME = r"^[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?$"
+_WORDS = ("spread", "pack")
+_HOW_TO_PREFER = 'say one of them: {"zone": ...}, {"node": ...}, {"spread": true} or {"pack": true}'
 Flag = Annotated[bool, Strict()]
 LabelValue = Annotated[str, Field(pattern=_LABEL_VALUE)]
 
@@ -75,22 +77,38 @@ class Placement(BaseModel):
     )
 
 
+def _or_a_word(schema: dict[str, Any]) -> None:
+    """Of the schema of an object one that is also met by a word."""
+    whole = {key: schema.pop(key) for key in ("type", "properties", "additionalProperties") if key in schema}
+    schema["anyOf"] = [whole, {"type": "string", "enum": list(_WORDS)}]
+    schema["examples"] = [{"zone": "zone-a"}, "spread"]
+
+
 class Prefer(BaseModel):
     """Which warm VM a claim would rather have. A wish, not a condition: the VMs that have been ready the longest are looked at,
-    and where none of them is as wished, the first is taken.
+    and where none of them is as wished, the first is taken. `spread` and `pack` may also stand as a plain word.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"examples": [{"zone": "zone-a"}]})
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_or_a_word)
 
     zone: Annotated[str, Field(min_length=1, max_length=63)] | None = Field(default=None, description="In this zone.")
     node: Annotated[str, Field(min_length=1, max_length=253)] | None = Field(default=None, description="On this node.")
     spread: Flag = Field(default=False, description="On the node that has the fewest of the pool's latest claims.")
     pack: Flag = Field(default=False, description="On the node that has the most of the pool's latest claims.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_a_word(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value not in _WORDS:
+            raise ValueError(_HOW_TO_PREFER)
+        return {value: True}
+
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
         if sum((self.zone is not None, self.node is not None, self.spread, self.pack)) != 1:
-            raise ValueError('say one of them: {"zone": ...}, {"node": ...}, {"spread": true} or {"pack": true}')
+            raise ValueError(_HOW_TO_PREFER)
         return self
 
 

@@ -192,6 +192,10 @@ class TestWhereTheNodesHaveWhatIsNeeded:
         odd = await server.claim("near", prefer={"zone": "a", "node": "b"})
         assert odd.status_code == 422
         assert "say one of them" in odd.json()["detail"]
+        odd = await server.claim("near", prefer="zone-x")
+        assert (odd.status_code, odd.json()["errors"][0]["field"]) == (422, "prefer")
+        assert '{"spread": true}' in odd.json()["detail"]
+        assert (await server.claim("near", prefer="pack")).status_code == 201
         await remove(server, "near")
 
 

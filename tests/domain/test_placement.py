@@ -109,6 +109,10 @@ class TestShapes:
             Placement.model_validate(written)
         assert refused.value.errors()[0]["loc"][0] == next(iter(written))
 
+    @pytest.mark.parametrize("word", ["spread", "pack"])
+    def test_a_preference_may_be_a_word(self, word):
+        assert Prefer.model_validate(word) == Prefer.model_validate({word: True})
+
     @pytest.mark.parametrize(
         "written", [{}, {"zone": "a", "node": "b"}, {"spread": True, "pack": True}, {"pack": False}]
     )
