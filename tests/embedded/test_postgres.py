@@ -35,10 +35,27 @@ def path() -> Iterator[Path]:
         yield Path(made) / "data"
 
 
+@pytest.fixture(scope="module")
+def original() -> Iterator[Path]:
+    """The database of a folder that was used once: to copy it takes less than to make it."""
+    with tempfile.TemporaryDirectory(prefix="emberpool-embedded-test-") as made:
+        with hold_folder(Path(made) / "data") as folder, run_postgres(folder, fast=True):
+            pass
+        yield folder.postgres
+
+
+@pytest.fixture
+def used(path: Path, original: Path) -> Path:
+    path.mkdir(mode=0o700)
+    # With its owner, who is not us where the tests run as root.
+    subprocess.run(["cp", "-a", original, path / "postgres"], check=True, timeout=60)
+    return path
+
+
 def leave_running(path: Path, speed: str) -> int:
     """Start a server in another process that is then killed; the server's process id."""
     command = [sys.executable, "-c", textwrap.dedent(_DIES_HOLDING), str(path), speed]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return int(done.stdout)
 
@@ -81,8 +98,8 @@ async def test_data_outlives_a_restart_and_nothing_runs_between(path):
 
 
 @pytest.mark.parametrize(("fast", "durable"), [(False, "on"), (True, "off")])
-async def test_the_settings_are_ours(path, fast, durable):
-    with hold_folder(path) as folder, run_postgres(folder, fast=fast) as postgres:
+async def test_the_settings_are_ours(used, fast, durable):
+    with hold_folder(used) as folder, run_postgres(folder, fast=fast) as postgres:
         for name in ("fsync", "full_page_writes", "synchronous_commit"):
             assert await fetch(postgres.url(), f"SHOW {name}") == durable
         assert await fetch(postgres.url(), "SHOW max_connections") == "200"
@@ -90,38 +107,38 @@ async def test_the_settings_are_ours(path, fast, durable):
         assert await fetch(postgres.url(), "SELECT datcollate FROM pg_database WHERE datname = 'emberpool'") == "C"
 
 
-async def test_a_server_left_by_a_killed_process_is_taken_over_and_stopped_at_the_end(path):
-    pid = leave_running(path, "durable")
+async def test_a_server_left_by_a_killed_process_is_taken_over_and_stopped_at_the_end(used):
+    pid = leave_running(used, "durable")
     assert alive(pid)
-    with hold_folder(path) as folder, run_postgres(folder) as postgres:
-        assert postmaster(path) == pid
+    with hold_folder(used) as folder, run_postgres(folder) as postgres:
+        assert postmaster(used) == pid
         assert await fetch(postgres.url(), "SELECT 1") == 1
     wait_until_gone(pid)
 
 
-async def test_a_server_left_with_other_settings_is_restarted_with_the_asked_ones(path):
-    pid = leave_running(path, "fast")
-    with hold_folder(path) as folder, run_postgres(folder) as postgres:
-        assert postmaster(path) != pid
+async def test_a_server_left_with_other_settings_is_restarted_with_the_asked_ones(used):
+    pid = leave_running(used, "fast")
+    with hold_folder(used) as folder, run_postgres(folder) as postgres:
+        assert postmaster(used) != pid
         assert await fetch(postgres.url(), "SHOW fsync") == "on"
 
 
-async def test_a_server_that_was_killed_itself_recovers(path):
-    pid = leave_running(path, "durable")
+async def test_a_server_that_was_killed_itself_recovers(used):
+    pid = leave_running(used, "durable")
     os.kill(pid, signal.SIGKILL)
-    with hold_folder(path) as folder, run_postgres(folder) as postgres:
+    with hold_folder(used) as folder, run_postgres(folder) as postgres:
         assert await fetch(postgres.url(), "SELECT 1") == 1
 
 
-async def test_a_pid_file_that_names_a_strangers_process_is_no_server(path):
-    with hold_folder(path) as folder, run_postgres(folder):
+async def test_a_pid_file_that_names_a_strangers_process_is_no_server(used):
+    with hold_folder(used) as folder, run_postgres(folder):
         text = (folder.postgres / "postmaster.pid").read_text(encoding="utf-8")
     _, _, rest = text.partition("\n")
     stranger = f"{os.getpid()}\n{rest}"
-    with hold_folder(path) as folder:
+    with hold_folder(used) as folder:
         (folder.postgres / "postmaster.pid").write_text(stranger, encoding="utf-8")
         with run_postgres(folder) as postgres:
-            assert postmaster(path) != os.getpid()
+            assert postmaster(used) != os.getpid()
             assert await fetch(postgres.url(), "SELECT 1") == 1
 
 
@@ -179,9 +196,9 @@ async def test_a_path_with_letters_and_signs_beyond_the_usual_works(path):
         assert await fetch(postgres.url(), "SELECT current_database()") == "emberpool"
 
 
-def test_a_leftover_is_stopped_at_once(path):
-    pid = leave_running(path, "fast")
-    with hold_folder(path) as folder:
+def test_a_leftover_is_stopped_at_once(used):
+    pid = leave_running(used, "fast")
+    with hold_folder(used) as folder:
         stop_leftover(folder)
         stop_leftover(folder)  # nothing left to stop is fine
     wait_until_gone(pid)
