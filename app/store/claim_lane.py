@@ -152,6 +152,7 @@ class ClaimLane:
 
     def __init__(self, url: str, *, connections: int = 3) -> None:
         self._dsn = driver_dsn(url)
+        self._size = connections
         self._idle: asyncio.LifoQueue[asyncpg.Connection[Any] | None] = asyncio.LifoQueue()
         for _ in range(connections):
             self._idle.put_nowait(None)
@@ -229,7 +230,13 @@ class ClaimLane:
         return [read_claim(dict(row)) for row in rows]
 
     async def warm_up(self) -> None:
-        """Connects and plans ahead, so that the first claim waits for neither. Raises DatabaseUnavailable."""
+        """Connects and plans ahead on every connection, so that no claim waits for either. Raises DatabaseUnavailable."""
+        # Side by side, since a connection that came back would be the next one again.
+        for result in await asyncio.gather(*(self._warm_one() for _ in range(self._size)), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _warm_one(self) -> None:
         nothing: tuple[object, ...] = (UUID(int=0), 0, [], [], [])
         try:
             async with self._connection() as connection:

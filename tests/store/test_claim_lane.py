@@ -264,6 +264,12 @@ async def test_labels_and_leases_are_each_requests_own(db, lane):
         assert row["idem_key"] is None
 
 
+async def test_every_connection_is_there_before_the_first_claim(db, lane):
+    await lane.warm_up()
+    count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'emberpool-claims' AND datname = current_database()"
+    assert await scalar(db, count) == 3
+
+
 async def test_a_hint_is_warmed_for_a_pool_that_was_never_claimed_from(db, lane):
     pool, empty = await make_pool(db), await make_pool(db, "empty")
     await make_vms(db, pool, 1)
