@@ -101,10 +101,9 @@ _VMS = f"""
     SELECT gen_random_uuid(), :pool, 'vm-' || n, 'deleted', 'r1', now() - make_interval(secs => n), now(), 1, 'cold', 'shape-' || n % 3, now()
     FROM generate_series(1, {ROWS}) n
 """
-_CLAIMS = f"""
+_CLAIMS = """
     INSERT INTO claim (id, pool_id, vm_id, state, path, lease_seconds, bound_at, ended_at)
-    SELECT gen_random_uuid(), :pool, (SELECT id FROM vm WHERE name = 'vm-' || n), 'released', 'pool', 60, now(), now()
-    FROM generate_series(1, {ROWS}) n
+    SELECT gen_random_uuid(), :pool, id, 'released', 'pool', 60, now(), now() FROM vm
 """
 
 
