@@ -18,7 +18,7 @@ import aiohttp
 _ANSWER_SECONDS: Final = 8.0
 _PAUSE_SECONDS: Final = (0.02, 0.2)
 _AWAY_SECONDS: Final = (0.1, 0.5)
-_SLOWEST: Final = 20
+_SLOWEST: Final = 10
 _ENDED: Final = frozenset({"released", "expired", "failed"})
 
 
