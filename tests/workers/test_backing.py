@@ -73,11 +73,24 @@ class World:
         await self.look()
 
     async def settle(self, **wanted):
-        for _ in range(12):
+        """Turns until the third in a row changes nothing, twelve at most."""
+        seen = []
+        while len(seen) < 12 and (len(seen) < 3 or seen[-3:] != [seen[-1]] * 3):
             await self.turn()
+            seen.append(await self._everything())
         found = await fetch(self.db, "SELECT state, count(*) AS n FROM vm WHERE ended_at IS NULL GROUP BY state")
         assert {row["state"]: row["n"] for row in found} == wanted
         await invariants.check(self.db)
+
+    async def _everything(self):
+        """What a turn can change, but times: of the rows, and of the cluster."""
+        rows = [
+            await fetch(self.db, "SELECT id, uid, state, claim_id, member, reason FROM vm ORDER BY id"),
+            await fetch(self.db, "SELECT id, state, vm_id, labelled FROM claim ORDER BY id"),
+            await fetch(self.db, "SELECT id, deleted_at FROM pool ORDER BY id"),
+            await fetch(self.db, "SELECT type FROM event ORDER BY id"),
+        ]
+        return repr((rows, self.gateway.vms, self.pools.pools))
 
 
 async def take(db, *, labels=None):
