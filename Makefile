@@ -3,8 +3,8 @@
 PYTHON ?= python3
 # Arguments for `up`, `demo`, `bench` and `pytest`, as in: make up ARGS="--port 9000"
 ARGS ?=
-# Test processes side by side.
-JOBS ?= 2
+# Test processes side by side: more than cores, as many tests wait for timers and other processes most of their time.
+JOBS ?= 3
 
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --no-input --quiet
@@ -33,7 +33,7 @@ lint: $(DEV) ## The checks without the tests
 	$(BIN)/lint-imports --no-logo
 
 pytest: $(DEV) ## The tests alone; migrations and OpenAPI drift are among them
-	$(BIN)/pytest -n $(JOBS) $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 up: $(RUNTIME) ## Serve with a Postgres and a dev cluster of our own, until stopped
 	$(BIN)/emberpool up $(ARGS)
