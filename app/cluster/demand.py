@@ -259,7 +259,9 @@ def _unseen(vmi: Manifest) -> tuple[str, ...]:
 
 
 def _amounts(given: object) -> Amounts:
-    return {str(name): parse_quantity(value) for name, value in given.items()} if isinstance(given, dict) else {}
+    if not isinstance(given, dict):
+        return {}
+    return {str(name): parse_quantity(value) for name, value in given.items() if value is not None}
 
 
 def _add(total: Amounts, more: dict[str, Any]) -> None:

@@ -180,7 +180,10 @@ def _check_shapes(vmi: Manifest, placement: Placement, locate: Locate, problems:
 
 
 def _check_affinity(vmi: Manifest, at: str, problems: Problems) -> None:
-    nodes = problems.mapping(vmi.get("affinity") or {}, "nodeAffinity", at)
+    affinity = vmi.get("affinity") or {}
+    for key in ("podAffinity", "podAntiAffinity"):
+        problems.mapping(affinity, key, at)
+    nodes = problems.mapping(affinity, "nodeAffinity", at)
     required = problems.mapping(nodes, "requiredDuringSchedulingIgnoredDuringExecution", f"{at}.nodeAffinity")
     where = f"{at}.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution"
     for term, path in problems.mappings(required, "nodeSelectorTerms", where):

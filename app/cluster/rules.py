@@ -163,6 +163,9 @@ def _check_domain(domain: Manifest, path: str, problems: Problems, *, sized_else
             check_positive(value, where, problems)
     _check_other_resources(requests, f"{path}.resources.requests", problems)
     _check_other_resources(limits, f"{path}.resources.limits", problems)
+    added = problems.mapping(memory, "reservedOverhead", f"{path}.memory").get("addedOverhead")
+    if added is not None:
+        _check_other_resources({"addedOverhead": added}, f"{path}.memory.reservedOverhead", problems)
     devices = problems.mapping(domain, "devices", path)
     for kind in ("disks", "filesystems"):
         _check_names(problems.mappings(devices, kind, f"{path}.devices"), problems)

@@ -21,6 +21,7 @@ import json
 import re
 
 from app.cluster import placement, rules, shapes
+from app.cluster.field_types import check_types
 from app.cluster.gateway import Manifest, TemplateForm, VmTemplate
 from app.cluster.problems import Problems
 from app.domain.observation import WarmWhen
@@ -81,6 +82,8 @@ def expand(
         spec = _expand_short(written, problems, diskless=diskless)
     else:
         spec = _expand_long(written, form, problems)
+    if not problems.found:
+        check_types(spec, lambda field: locate(form, field), problems)
     if not problems.found:
         placement.place(spec, where, lambda field: locate(form, field), problems, full_cores=full_cores)
     if problems.found:
