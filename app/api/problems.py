@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from app.api.examples import DETAILS
 from app.domain.pools import POOL_NAME_PATTERN
+from app.domain.preloads import PATTERNS_IN_WORDS
 from app.errors import EmberpoolError, FieldProblem, InvalidRequest, MalformedBody, MethodNotAllowed, NotFound
 
 _NAME_RULE = "a name is 1 to 63 lower-case letters, digits and '-', and begins and ends with a letter or digit"
@@ -185,6 +186,8 @@ def _sentence(found: Any) -> str:
         return "this field is required"
     if found["type"] == "string_pattern_mismatch" and found["ctx"]["pattern"] == POOL_NAME_PATTERN:
         return f"{_NAME_RULE}; it is {found['input']!r}"
+    if found["type"] == "string_pattern_mismatch" and found["ctx"]["pattern"] in PATTERNS_IN_WORDS:
+        return f"{PATTERNS_IN_WORDS[found['ctx']['pattern']]}; it is {found['input']!r}"
     if "should" in message and isinstance(found.get("input"), str | int | float | bool):
         return f"{message}; it is {found['input']!r}"
     return message

@@ -55,5 +55,8 @@ def run(app: typer.Typer) -> None:
 
 
 def _complain(title: str, detail: str) -> None:
-    sentence = detail[:1].upper() + detail[1:] + ("" if detail.endswith((".", "!", "?")) else ".")
+    word, _, _ = detail.partition(" ")
+    # An address and a field stay as they are written.
+    begun = detail if ":" in word else detail[:1].upper() + detail[1:]
+    sentence = begun + ("" if detail.endswith((".", "!", "?")) else ".")
     Console(stderr=True).print(Text.assemble((f"{title}.", "red"), " ", sentence), soft_wrap=True)

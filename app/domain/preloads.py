@@ -10,6 +10,20 @@ from app.domain.pools import Count
 _QUANTITY = r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"
 _OBJECT = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 _WEB = r"^https?://[^\s/]\S*$"
+_REGISTRY = r"^(docker|oci-archive)://\S+$"
+_S3 = r"^(s3|https?)://[^\s/]\S*$"
+_GCS = r"^(gs|https?)://[^\s/]\S*$"
+_SCHEDULE = r"^\S+( +\S+){4}$"
+PATTERNS_IN_WORDS = {
+    _QUANTITY: 'must be a quantity such as "10Gi"',
+    _OBJECT: "must be the name of an object in the cluster: lower-case letters, digits, '-' and '.'",
+    _WEB: "must be an address that begins with http:// or https://",
+    _REGISTRY: "must be an image that begins with docker:// or oci-archive://",
+    _S3: "must be an address that begins with s3://, http:// or https://",
+    _GCS: "must be an address that begins with gs://, http:// or https://",
+    _SCHEDULE: 'must be a schedule in the five fields of cron, such as "0 3 * * *"',
+}
+"""What each pattern asks for, to tell whoever missed it."""
 Policy = Literal["Always", "IfNotPresent", "Never"]
 ObjectName = Annotated[str, Field(pattern=_OBJECT)]
 
@@ -37,7 +51,7 @@ class RegistrySource(_Source):
     url: Annotated[
         str,
         Field(
-            pattern=r"^(docker|oci-archive)://\S+$",
+            pattern=_REGISTRY,
             max_length=2048,
             examples=["docker://quay.io/containerdisks/fedora:42"],
         ),
@@ -50,13 +64,13 @@ class RegistrySource(_Source):
 
 
 class S3Source(_Source):
-    url: Annotated[str, Field(pattern=r"^(s3|https?)://[^\s/]\S*$", max_length=2048)]
+    url: Annotated[str, Field(pattern=_S3, max_length=2048)]
     secret_ref: ObjectName | None = None
     cert_config_map: ObjectName | None = None
 
 
 class GcsSource(_Source):
-    url: Annotated[str, Field(pattern=r"^(gs|https?)://[^\s/]\S*$", max_length=2048)]
+    url: Annotated[str, Field(pattern=_GCS, max_length=2048)]
     secret_ref: ObjectName | None = None
 
 
@@ -140,7 +154,7 @@ class PreloadSpec(BaseModel):
             "one. For a container image it is the kubelets' pull policy."
         ),
     )
-    schedule: Annotated[str, Field(max_length=128, pattern=r"^\S+( +\S+){4}$")] | None = Field(
+    schedule: Annotated[str, Field(max_length=128, pattern=_SCHEDULE)] | None = Field(
         default=None,
         description="When to look for a newer image, in cron's five fields (UTC). Registry images only.",
         examples=["30 2 * * *"],

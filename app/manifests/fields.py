@@ -9,6 +9,7 @@ from app.manifests.reading import Document
 from app.manifests.wishes import Json, located
 
 _CLOSE = 0.6
+_MISSING = "is missing"
 
 
 class Findings:
@@ -17,6 +18,7 @@ class Findings:
     def __init__(self, document: Document) -> None:
         self._document = document
         self._problems: dict[FieldProblem, None] = {}
+        self._absent: set[str] = set()
         self._notes: dict[str, None] = {}
 
     @property
@@ -32,6 +34,10 @@ class Findings:
         return path.removeprefix(f"{self._document.path}.")
 
     def refuse(self, path: str, message: str) -> None:
+        if message.startswith(_MISSING) and any(path.startswith(f"{absent}.") for absent in self._absent):
+            return  # what it would be in is missing, and that is told
+        if message.startswith(_MISSING):
+            self._absent.add(path)
         self._problems[located(self._document, path, message)] = None
 
     def note(self, sentence: str) -> None:

@@ -370,4 +370,4 @@ def _refusal(choice: NoChoice, deadline_seconds: float | None) -> NoPath | Deadl
 def _as_vm(error: TemplateRefused) -> TemplateRefused:
     """A refusal of a pool's template, told of the claim's field `vm`."""
     problems = [FieldProblem(re.sub(r"^template\b", "vm", each.field), each.message) for each in error.problems]
-    return TemplateRefused(re.sub(r"\btemplate(?=[.:\[])", "vm", error.detail), problems=problems)
+    return TemplateRefused(re.sub(r"\btemplate(?=\.\w|:|\[)", "vm", error.detail), problems=problems)

@@ -61,7 +61,7 @@ class Reap:
     async def _end_waits(self) -> bool:
         async with self._db.begin() as tx:
             over = await claims.waited_out(tx, limit=_BATCH)
-            why = "no VM became ready in the time that a claim may wait"
+            why = "no VM became ready by its deadline, or in the time that a claim may wait"
             ended = await claims.end(tx, over, ClaimState.FAILED, sources=[ClaimState.PENDING], reason=why)
             await notify_settled(tx, [claim_id for claim_id, _, _ in ended])
             for pool_id in sorted({pool_id for _, pool_id, _ in ended}):

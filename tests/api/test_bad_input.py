@@ -157,7 +157,7 @@ async def test_a_wrong_claim_is_refused(server, body, refused):
             {"pool": "target", "paths": ["warm"]},
             ("paths.0", "Input should be 'pool', 'snapshot', 'preload' or 'cold'; it is 'warm'"),
         ),
-        ({"pool": "target", "prefer": "spread"}, ("prefer", "Input should be an object; it is 'spread'")),
+        ({"pool": "target", "labels": "x"}, ("labels", "Input should be an object; it is 'x'")),
         ({"pool": "target", "paths": []}, ("paths", "needs 1 or more, and has 0")),
         (
             {"pool": "target", "labels": {str(n): "" for n in range(33)}},

@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
+import typer
 from typer.main import get_command
 
 from app import cli
 from app.commands import program
+from app.errors import InvalidRequest
 
 HEAVY = {"sqlalchemy", "kubernetes_asyncio", "fastapi", "uvicorn", "aiohttp"}
 SCRIPT = """
@@ -18,6 +21,27 @@ try:
 except SystemExit:
     print(sorted({name.partition(".")[0] for name in sys.modules} & %r), file=sys.stderr)
 """
+
+
+@pytest.mark.parametrize(
+    ("detail", "told"),
+    [
+        ("there is no such pool", "There is no such pool."),
+        ("http://127.0.0.1:8080: refused", "http://127.0.0.1:8080: refused."),
+        ("paths.0: is wrong", "paths.0: is wrong."),
+    ],
+    ids=["a sentence", "an address", "a field"],
+)
+def test_an_error_is_a_sentence(capsys, detail, told):
+    alone = typer.Typer()
+
+    @alone.command()
+    def fail() -> None:
+        raise InvalidRequest(detail)
+
+    with pytest.raises(SystemExit), patch.object(sys, "argv", ["emberpool"]):
+        program.run(alone)
+    assert capsys.readouterr().err == f"{InvalidRequest.title}. {told}\n"
 
 
 @pytest.mark.parametrize("command", ["apply", "claim", "get", "release"])

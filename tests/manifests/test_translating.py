@@ -368,6 +368,10 @@ def test_every_problem_of_every_document_is_found():
     }
 
 
+def test_what_is_missing_is_told_once():
+    assert set(refused({**machine(), "spec": None})) == {"documents[0].spec"}
+
+
 def test_a_name_is_taken_once():
     assert "documents[0] makes pool 'web' already" in refused(pool(), pool())["documents[1].metadata.name"]
     found = refused(volume(name="a"), import_cron(name="a"))
