@@ -27,7 +27,7 @@ from app.domain.nodes import (
 
 Amounts = dict[str, Fraction]
 _MI = 2**20
-_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _FIXED_OVERHEAD = (25 + 100 + 25 + 40 + 30) * _MI
 """virt-launcher's monitor, virt-launcher, virtlogd, virtqemud, QEMU."""
 _DOMAIN_OVERHEAD = 8 * _MI
@@ -216,7 +216,7 @@ def _terms(vmi: Manifest) -> tuple[NodeTerm, ...] | None:
         if feature.get("policy") == "forbid"
     ]
     rules = tuple(Requirement(key, "DoesNotExist") for key in absent)
-    required = ((vmi.get("affinity") or {}).get("nodeAffinity") or {}).get(_REQUIRED)
+    required = ((vmi.get("affinity") or {}).get("nodeAffinity") or {}).get(REQUIRED)
     if required is None:
         return (NodeTerm(rules),) if rules else None
     return tuple(
@@ -248,7 +248,7 @@ def _unseen(vmi: Manifest) -> tuple[str, ...]:
     found = [
         f"required {words} is not compared"
         for key, words in (("podAffinity", "pod affinity"), ("podAntiAffinity", "pod anti-affinity"))
-        if (affinity.get(key) or {}).get(_REQUIRED)
+        if (affinity.get(key) or {}).get(REQUIRED)
     ]
     spread = vmi.get("topologySpreadConstraints") or ()
     if any(item.get("whenUnsatisfiable") == "DoNotSchedule" for item in spread):

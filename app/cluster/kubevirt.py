@@ -141,7 +141,8 @@ class KubeVirtGateway:
         def watch(kind: Kind, version: str) -> AsyncGenerator[Manifest, None]:
             return self._client.watch(kind, version, selector="")
 
-        return observe_nodes(list_all, watch, relist_seconds=self._settings.relist_seconds)
+        settings = self._settings
+        return observe_nodes(list_all, watch, namespace=settings.namespace, relist_seconds=settings.relist_seconds)
 
     async def close(self) -> None:
         await self._client.close()

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from app.cluster import labels
-from app.cluster.demand import Amounts, counted
+from app.cluster.demand import REQUIRED, Amounts, counted
 from app.cluster.gateway import Manifest
 from app.cluster.quantities import parse_quantity
 from app.domain.nodes import CPU, HUGEPAGES, MEMORY, Node, Taint
@@ -24,12 +24,13 @@ _MOST_IMAGES = 100  # a kubelet tells 50 by default
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """One pod on a node. `pinned`: its exclusive CPUs, in thousandths; `vms`: by what our VM in it is known, see `Node`."""
+    """One pod on a node. `pinned`: its exclusive CPUs, in thousandths; `vms` and `repels`: see `Node`."""
 
     node: str
     amounts: Mapping[str, int]
     pinned: int
     vms: tuple[str, ...]
+    repels: bool
 
 
 @dataclass(slots=True)
@@ -37,12 +38,16 @@ class _Load:
     used: Counter[str] = field(default_factory=Counter)
     pinned: int = 0
     vms: Counter[str] = field(default_factory=Counter)
+    repelling: int = 0
 
 
 class NodeInventory:
-    """Nodes by name, and what each of their pods takes."""
+    """Nodes by name, and what each of their pods takes. `namespace`: where our VMs are, or will be."""
 
-    def __init__(self, nodes: Iterable[Manifest], pods: Iterable[Manifest], *, pods_seen: bool = True) -> None:
+    def __init__(
+        self, nodes: Iterable[Manifest], pods: Iterable[Manifest], *, namespace: str = "", pods_seen: bool = True
+    ) -> None:
+        self._namespace = namespace
         self._nodes: dict[str, Manifest] = {}
         self._pods: dict[str, _Placed] = {}
         self._loads: dict[str, _Load] = {}
@@ -65,6 +70,7 @@ class NodeInventory:
             used={key: amount for key, amount in load.used.items() if amount} if self._pods_seen else None,
             pinned=load.pinned if _pins(facts["labels"]) else 0,
             vms=frozenset(load.vms),
+            repels=load.repelling > 0,
             **facts,
         )
 
@@ -84,7 +90,7 @@ class NodeInventory:
         """Likewise."""
         uid = str(pod["metadata"]["uid"])
         before = self._pods.get(uid)
-        after = None if deleted else _read_pod(pod)
+        after = None if deleted else _read_pod(pod, self._namespace)
         if before == after:
             return ()
         if before is not None:
@@ -100,6 +106,7 @@ class NodeInventory:
         for name, amount in pod.amounts.items():
             load.used[name] += sign * amount
         load.pinned += sign * pod.pinned
+        load.repelling += sign * pod.repels
         for vm in pod.vms:
             load.vms[vm] += sign
             if not load.vms[vm]:
@@ -141,7 +148,7 @@ def _offered(amounts: object) -> dict[str, int]:
     return {name: value for name, value in counted(read).items() if name in read}
 
 
-def _read_pod(pod: Manifest) -> _Placed | None:
+def _read_pod(pod: Manifest, namespace: str) -> _Placed | None:
     """None where it takes nothing: it is on no node yet, or has ended."""
     spec = pod.get("spec") or {}
     node = spec.get("nodeName")
@@ -150,7 +157,19 @@ def _read_pod(pod: Manifest) -> _Placed | None:
     found = pod["metadata"].get("labels") or {}
     ours = found.get(labels.MANAGED_BY) == labels.MANAGER
     vms = tuple(str(found[key]) for key in (labels.VM_ID, _CREATED_BY) if ours and found.get(key))
-    return _Placed(str(node), counted(_requests(spec)), _pinned(pod), vms)
+    return _Placed(str(node), counted(_requests(spec)), _pinned(pod), vms, _repels(pod, namespace))
+
+
+def _repels(pod: Manifest, namespace: str) -> bool:
+    """Whether a required anti-affinity of it looks at pods of that namespace; which of them is not compared. Without namespaces
+    and a selector of them it looks at its own (Kubernetes 1.36, `PodAffinityTerm`).
+    """
+    rules = ((pod.get("spec") or {}).get("affinity") or {}).get("podAntiAffinity") or {}
+    own = pod["metadata"].get("namespace")
+    return any(
+        term.get("namespaceSelector") is not None or namespace in (term.get("namespaces") or (own,))
+        for term in rules.get(REQUIRED) or ()
+    )
 
 
 def _requests(spec: Manifest) -> Amounts:

@@ -27,10 +27,11 @@ async def observe_nodes(
     list_all: ListAll,
     watch: Watch,
     *,
+    namespace: str = "",
     relist_seconds: float,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> AsyncGenerator[NodeEvent, None]:
-    """The first event is a NodesListed or a Broken. Ends only by being closed."""
+    """The first event is a NodesListed or a Broken. Ends only by being closed. `namespace`: where our VMs are."""
     failures = 0
     while True:
         try:
@@ -43,7 +44,7 @@ async def observe_nodes(
             yield Broken(error.detail)
             await sleep(_FORBIDDEN_SECONDS if isinstance(error, ClusterForbidden) else backoff(failures))
             continue
-        inventory = NodeInventory(nodes, pods, pods_seen=hidden is None)
+        inventory = NodeInventory(nodes, pods, namespace=namespace, pods_seen=hidden is None)
         yield NodesListed(inventory.nodes(), hidden)
         async with Watches(watch, versions, relist_seconds) as watches:
             while (event := await watches.next()) is not None:

@@ -57,9 +57,7 @@ class Fit:
 def fit(nodes: Iterable[Node], demand: Demand) -> Fit:
     """How many VMs that ask for `demand` fit."""
     ordered = sorted(nodes, key=lambda node: node.name)
-    hidden = any(node.used is None for node in ordered)
-    unseen = (*demand.unseen, *(("what runs on the nodes cannot be seen, and counts as nothing",) if hidden else ()))
-    return Fit(tuple(_fit_one(node, demand) for node in ordered), unseen)
+    return Fit(tuple(_fit_one(node, demand) for node in ordered), (*demand.unseen, *_unseen(ordered)))
 
 
 def fits_on(node: Node, demand: Demand) -> int:
@@ -120,6 +118,17 @@ def tell(missing: Sequence[str]) -> str:
     """In one sentence's part, and no longer than people read."""
     told = "; ".join(missing[:_TOLD])
     return told if len(missing) <= _TOLD else f"{told}; and {len(missing) - _TOLD} more nodes likewise"
+
+
+def _unseen(nodes: Sequence[Node]) -> tuple[str, ...]:
+    found = []
+    if any(node.used is None for node in nodes):
+        found.append("what runs on the nodes cannot be seen, and counts as nothing")
+    repelling = [node.name for node in nodes if node.repels]
+    if repelling:
+        named = ", ".join(repelling[:_TOLD]) + (f" and {len(repelling) - _TOLD} more" if len(repelling) > _TOLD else "")
+        found.append(f"required pod anti-affinity of pods on {named} is not compared, and may keep a VM away")
+    return tuple(found)
 
 
 def _fit_one(node: Node, demand: Demand) -> NodeFit:

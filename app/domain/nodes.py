@@ -96,7 +96,8 @@ class NodeTerm:
 @dataclass(frozen=True, slots=True)
 class Node:
     """`used` is what the pods on it ask for; None: they cannot be seen. `pinned`: the CPUs of it (in thousandths) that belong
-    to one pod alone. `vms`: our VMs whose pods are on it, by their ids and by the UIDs of their instances.
+    to one pod alone. `vms`: our VMs whose pods are on it, by their ids and by the UIDs of their instances. `repels`: pods on it
+    may keep ours away from it, or from what it is in, by an anti-affinity of their own.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Node:
     used: Mapping[str, int] | None = field(default_factory=dict)
     pinned: int = 0
     vms: frozenset[str] = frozenset()
+    repels: bool = False
 
     @property
     def zone(self) -> str | None:

@@ -188,7 +188,7 @@ def _row(node: Node) -> dict[str, object]:
         "allocatable": dict(node.allocatable),
         "images": [list(image) for image in node.images],
     }
-    used = None if node.used is None else {"pods": dict(node.used), "pinned": node.pinned}
+    used = None if node.used is None else {"pods": dict(node.used), "pinned": node.pinned, "repels": node.repels}
     vms = sorted(found for text_id in node.vms if (found := _as_id(text_id)) is not None)
     return {"name": node.name, "uid": node.uid, "zone": node.zone, "facts": facts, "used": used, "vms": vms}
 
@@ -216,4 +216,5 @@ def _read(row: Mapping[Any, Any]) -> Node:
         used=None if used is None else used["pods"],
         pinned=0 if used is None else used["pinned"],
         vms=frozenset(str(vm_id) for vm_id in row["vms"]),
+        repels=used is not None and used.get("repels", False),
     )

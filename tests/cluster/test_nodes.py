@@ -171,6 +171,26 @@ class TestInventory:
         assert NodeInventory([node()], [ours]).node("node-1").pinned == 0
         assert NodeInventory([node(**manager)], [pod(cpu="2")]).node("node-1").pinned == 0
 
+    @pytest.mark.parametrize(
+        ("term", "repels"),
+        [
+            ({}, False),
+            ({"namespaces": ["other", "vms"]}, True),
+            ({"namespaceSelector": {}}, True),
+            ({"namespaces": ["other"]}, False),
+        ],
+    )
+    def test_a_pod_that_may_keep_ours_away_is_known_as_long_as_it_is_there(self, term, repels):
+        theirs = pod()
+        theirs["metadata"]["namespace"] = "other"
+        rules = {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone", **term}]}
+        theirs["spec"]["affinity"] = {"podAntiAffinity": rules}
+        inventory = NodeInventory([node()], [theirs], namespace="vms")
+        assert inventory.node("node-1").repels is repels
+        assert NodeInventory([node()], [theirs], namespace="other").node("node-1").repels is True
+        inventory.put_pod(theirs, deleted=True)
+        assert inventory.node("node-1").repels is False
+
     def test_images_are_told_by_their_shortest_names(self):
         full = node()
         full["status"]["images"] = [

@@ -185,3 +185,9 @@ class TestMoreRoom:
 
     def test_a_new_node_is_more_room(self):
         assert has_more_room(None, NODE)
+
+
+def test_pods_that_keep_others_away_are_told_and_not_compared():
+    found = fit([replace(NODE, repels=True), replace(NODE, name="node-2")], VM)
+    assert found.now == 8
+    assert found.unseen == ("required pod anti-affinity of pods on node-1 is not compared, and may keep a VM away",)

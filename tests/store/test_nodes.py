@@ -38,7 +38,9 @@ async def read(db):
         return await nodes.read_all(tx)
 
 
-@pytest.mark.parametrize("node", [NODE, replace(NODE, used=None, pinned=0), Node("bare", uid="b")])
+@pytest.mark.parametrize(
+    "node", [NODE, replace(NODE, used=None, pinned=0), replace(NODE, repels=True), Node("bare", uid="b")]
+)
 async def test_a_node_is_read_as_it_was_written(db, node):
     await write(db, node)
     assert await read(db) == [node]
