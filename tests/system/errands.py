@@ -65,7 +65,9 @@ class Ledger:
 
     def note_time(self, claim: dict[str, Any], served: Served) -> None:
         self.paths[claim["path"]] += 1
-        if claim["timings"]["wait"]:
+        if (
+            claim["bound_at"] != claim["created_at"]
+        ):  # `timings.wait` may be 0 for a claim that stood in the queue for a moment
             self.waited.append(served.seconds)
             return
         self.warm.append(served.seconds)
