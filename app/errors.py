@@ -9,7 +9,7 @@ EmberpoolError                     500 internal-error
 |   |-- ManifestRefused            422 manifest-refused         one of several documents, and so all of them
 |   |-- SnapshotRefused            422 snapshot-refused         none of the VM's disks can be snapshotted
 |   |-- PreloadRefused             422 preload-refused          the cluster refuses what would bring the image near
-|   |-- Unschedulable              422 unschedulable            no node of the cluster could take the VM
+|   |-- Unschedulable              422 unschedulable            the nodes of the cluster could never take the VMs
 |   |-- LeaseTooLong               422 lease-too-long
 |   `-- IdempotencyKeyReused       422 idempotency-key-reused
 |-- Unauthenticated                401 unauthenticated
@@ -125,7 +125,7 @@ class PreloadRefused(InvalidRequest):
 
 class Unschedulable(InvalidRequest):
     code = "unschedulable"
-    title = "No node could take the VM"
+    title = "The nodes have no room for it"
 
 
 class LeaseTooLong(InvalidRequest):
