@@ -5,7 +5,6 @@ for such disks, a first container puts a static binary into a volume that the po
 It runs as long as the preload exists: what a running pod uses is never collected by a kubelet.
 """
 
-
 from app.cluster import labels
 from app.cluster.gateway import Manifest, PreloadOrder
 from app.cluster.kinds import DAEMON_SETS, DATA_IMPORT_CRONS, DATA_VOLUMES, Kind
