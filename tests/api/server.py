@@ -110,10 +110,12 @@ async def bind(app: Edge) -> AsyncIterator[tuple[uvicorn.Server, int]]:
 async def until(holds: Callable[[], Awaitable[Any]], *, seconds: float = _BOUND_SECONDS) -> Any:
     """Waits until `holds()` gives something true, and gives that. Most of what is waited for is known to the database alone."""
     deadline = time.monotonic() + seconds
+    pause = 0.02
     while not (found := await holds()):
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} s; seen last: {found!r}")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.3, 0.08)  # what is waited for needs the processor too
     return found
 
 

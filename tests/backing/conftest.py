@@ -150,8 +150,8 @@ async def world(db, dev_cluster, tmp_path, backing):
     settings = Settings(
         database_url=db.url,
         kubeconfig=kubeconfig,
-        plan_seconds=0.1,
-        reap_seconds=0.1,
+        plan_seconds=0.2,
+        reap_seconds=0.2,
         relist_seconds=3,
         creates_per_second=100,
         backoff_base_seconds=0.05,

@@ -106,14 +106,16 @@ async def event_types(db: Database):
 
 
 async def eventually(check: Callable[[], Awaitable[object]], *, seconds=10.0):
-    """The first truthy result of `check`; fails after `seconds`."""
+    """The first truthy result of `check`; fails after `seconds`. Looks ever less often: what is watched needs the processor too."""
     end = time.monotonic() + seconds
+    pause = 0.01
     while True:
         found = await check()
         if found:
             return found
         assert time.monotonic() < end, f"not within {seconds} s: {check}"
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.3, 0.06)
 
 
 async def blocked(db: Database, count=1):
