@@ -99,7 +99,7 @@ class Soak:
     seen: Findings = field(default_factory=dict)
 
     def addresses(self) -> list[str]:
-        return [each.url for each in self.replicas if each.is_running and each.url]
+        return [each.url for each in self.replicas if each.is_serving]
 
 
 async def run(plan: Plan, console: Console, folder: Path, database_url: str) -> dict[str, Any]:
@@ -178,7 +178,7 @@ async def set_up(plan: Plan, folder: Path, database_url: str) -> AsyncIterator[S
         )
 
         def addresses() -> list[str]:
-            return [each.url for each in replicas if each.is_running and each.url]
+            return [each.url for each in replicas if each.is_serving]
 
         scene = Scene(session, addresses, plain=plan.pools, size=plan.size, seed=plan.seed)
         clients = Clients(session, addresses, scene.plain, seed=plan.seed, habits=habits, wish=scene.wish)

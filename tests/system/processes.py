@@ -153,13 +153,20 @@ class Service(Program):
             settings={**QUICK, **settings},
         )
         self.url = ""
+        self._serves = False
 
     async def serve(self) -> str:
         """Starts it, and waits until it listens; its address."""
-        self.url = ""  # of an earlier life: nobody is there
+        self._serves = False
         await self.start()
         self.url = str((await self.logged("serving"))["address"])
+        self._serves = True
         return self.url
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether somebody is at `url`, which is an earlier life's while a later one starts."""
+        return self._serves and self.is_running
 
 
 class Cluster(Program):
