@@ -110,7 +110,9 @@ class ClaimDesk:
             return WarmClaim(wish.pool, wish.labels, request.lease_seconds, outcome)
         if isinstance(outcome, Known):
             return await self.queue.replay(outcome.claim_id, wish, until_gone)
-        self._facts.pop(wish.pool, None)  # the pool may be another one of that name by now
+        # The pool may be another one of that name by now. The queue finds that one by its name; the claims after this one wait
+        # for no read, as many would of a pool that is just empty.
+        self._reading.begin(wish.pool)
         return await self.queue.join(wish, request, until_gone)
 
     async def claim_warm(self, wish: NewClaim) -> WarmClaim | Known | None:

@@ -287,6 +287,17 @@ async def test_a_pool_of_the_same_name_is_found_though_the_old_one_is_remembered
     answer = await claim(desk, wait=5)
     assert (answer.bound.vm_id if isinstance(answer, WarmClaim) else answer.claim.vm_id) == vm_id
 
+    async def is_known():
+        return desk._facts["web"].id == again.id
+
+    await eventually(is_known)
+
+
+async def test_a_pool_that_is_empty_stays_known(db, desk):
+    pool = await make_pool(db)
+    await claim(desk)
+    assert desk._facts["web"].id == pool.id
+
 
 async def test_an_edit_of_one_pool_makes_claims_of_no_other_slower(db, desk):
     pools = [await make_pool(db, name) for name in ("web", "db")]
