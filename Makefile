@@ -33,7 +33,7 @@ lint: $(DEV) ## The checks without the tests
 	$(BIN)/lint-imports --no-logo
 
 pytest: $(DEV) ## The tests alone; migrations and OpenAPI drift are among them
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadscope $(ARGS)
 
 up: $(RUNTIME) ## Serve with a Postgres and a dev cluster of our own, until stopped
 	$(BIN)/emberpool up $(ARGS)

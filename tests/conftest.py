@@ -3,9 +3,8 @@
 import os
 import ssl
 
-import pytest
-
 from tests.clusters import dev_cluster
+from tests.dealing import pytest_xdist_make_scheduler
 from tests.hangs import (
     pytest_configure,
     pytest_runtest_call,
@@ -29,20 +28,13 @@ __all__ = [
     "pytest_runtest_teardown",
     "pytest_sessionfinish",
     "pytest_timeout_set_timer",
+    "pytest_xdist_make_scheduler",
     "template_database",
 ]
 
 # Settings read these; what the developer's shell sets must not change what a test sees.
 for _name in [name for name in os.environ if name.startswith("EMBERPOOL_")]:
     del os.environ[_name]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a module's service or cluster stays in one process and in order; all else goes to whoever is free."""
-    for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
-        if any(found[-1].scope == "module" for found in fixtures):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 def _read_none(context: ssl.SSLContext, purpose: ssl.Purpose = ssl.Purpose.SERVER_AUTH) -> None:
