@@ -106,7 +106,7 @@ async def learned(server, pool, **spec):
     desk = server.services.desk
     await desk._reading.get_fresh(pool)
     async with server.services.db.begin() as tx:
-        await notify(tx, Topic.POOL, pool)
+        await notify(tx, Topic.POOL, desk._facts[pool].id)
 
     async def forgotten():
         return pool not in desk._facts
