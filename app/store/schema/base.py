@@ -1,0 +1,37 @@
+"""What all tables share: their registry, the names of constraints, and the types of columns."""
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import DateTime, MetaData, text
+from sqlalchemy.types import UserDefinedType
+from typing_extensions import override
+
+
+class Xid8(UserDefinedType[str]):
+    """A transaction id that never wraps around (Postgres 13 and later)."""
+
+    cache_ok = True
+
+    @override
+    def get_col_spec(self, **kw: Any) -> str:
+        return "xid8"
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "pk": "%(table_name)s_pkey",
+    }
+)
+
+NOW = text("now()")
+AWARE = DateTime(timezone=True)
+
+
+def one_of(column: str, values: type[StrEnum]) -> str:
+    """A check that the column holds one of the values."""
+    return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"

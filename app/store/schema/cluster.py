@@ -1,0 +1,147 @@
+"""What the cluster is to hold beside VMs, and the nodes that it has."""
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from app.domain.snapshots import TakeState
+from app.store.schema.base import AWARE, NOW, metadata, one_of
+
+node = Table(
+    "node",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("uid", Text, nullable=False),
+    Column("zone", Text),
+    Column("facts", JSONB, nullable=False, comment="labels, taints, what it offers, conditions, images"),
+    Column("used", JSONB, comment="what the pods on it ask for; NULL: they cannot be seen"),
+    Column("vms", ARRAY(Uuid), nullable=False, server_default=text("'{}'"), comment="our VMs whose pods are on it"),
+    Column("version", BigInteger, nullable=False, comment="rises with each change of any node"),
+    Column("changed_at", AWARE, nullable=False, server_default=NOW),
+)
+
+snapshot = Table(
+    "snapshot",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("spec", JSONB, nullable=False, comment="SnapshotSpec as written"),
+    Column("created_at", AWARE, nullable=False, server_default=NOW),
+    Column("updated_at", AWARE, nullable=False, server_default=NOW),
+    Column("deleting_at", AWARE),
+    Column("deleted_at", AWARE),
+    Column("due_at", AWARE, nullable=False, server_default=NOW, comment="a worker looks at it from then on"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("lease_token", Uuid),
+    Column("lease_expires_at", AWARE),
+    Index("snapshot_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+    Index("snapshot_due_idx", "due_at", postgresql_where=text("deleted_at IS NULL")),
+)
+
+snapshot_take = Table(
+    "snapshot_take",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("snapshot_id", Uuid, ForeignKey("snapshot.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False, comment="rises with each refresh"),
+    Column("state", Text, nullable=False, server_default=text("'planned'")),
+    Column("state_since", AWARE, nullable=False, server_default=NOW),
+    Column("shape", Text, comment="of the VM that it was taken from"),
+    Column("revision", Text, comment="of the pool's template that it was taken for"),
+    Column("based_at", AWARE, comment="when its VM was asked for: what became ready later is not in it"),
+    Column("vm_name", Text, comment="the VM that it is taken from"),
+    Column("vm_uid", Text),
+    Column("claim_id", Uuid, comment="our own claim on that VM, where it was made for this"),
+    Column("object_uid", Text, comment="of the VirtualMachineSnapshot"),
+    Column("disks", JSONB, nullable=False, server_default=text("'[]'"), comment="SnapshotDisk of each included volume"),
+    Column("excluded", JSONB, nullable=False, server_default=text("'[]'"), comment="name and reason of each other"),
+    Column("bytes", BigInteger),
+    Column("reason", Text, comment="why it failed, or what it waits for"),
+    Column("created_at", AWARE, nullable=False, server_default=NOW),
+    Column("ready_at", AWARE),
+    Column("ended_at", AWARE),
+    CheckConstraint(one_of("state", TakeState), name="state"),
+    Index("snapshot_take_number_key", "snapshot_id", "number", unique=True),
+    Index("snapshot_take_shape_idx", "shape", postgresql_where=text("state = 'ready'")),
+)
+
+preload = Table(
+    "preload",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("spec", JSONB, nullable=False, comment="PreloadSpec as written"),
+    Column("generation", BigInteger, nullable=False, server_default=text("1")),
+    Column("state", Text, nullable=False, server_default=text("'planned'")),
+    Column("state_since", AWARE, nullable=False, server_default=NOW),
+    Column("image_kind", Text, nullable=False),
+    Column("image", Text, nullable=False, comment="the reference, as in ImageRef"),
+    Column("status", JSONB, nullable=False, server_default=text("'{}'"), comment="what the cluster showed last"),
+    Column("reason", Text, comment="why it failed, or what it waits for"),
+    Column("used_at", AWARE, comment="the last start from it"),
+    Column("uses", BigInteger, nullable=False, server_default=text("0"), comment="VMs that were started from it"),
+    Column(
+        "automatic",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="made by a claim that is to be remembered: collected when unused",
+    ),
+    Column("ready_at", AWARE),
+    Column("created_at", AWARE, nullable=False, server_default=NOW),
+    Column("updated_at", AWARE, nullable=False, server_default=NOW),
+    Column("deleting_at", AWARE),
+    Column("deleted_at", AWARE),
+    Column("due_at", AWARE, nullable=False, server_default=NOW, comment="a worker looks at it from then on"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("lease_token", Uuid),
+    Column("lease_expires_at", AWARE),
+    Index("preload_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+    Index("preload_due_idx", "due_at", postgresql_where=text("deleted_at IS NULL")),
+    Index("preload_image_idx", "image", postgresql_where=text("deleted_at IS NULL")),
+)
+
+backing = Table(
+    "backing",
+    metadata,
+    Column("pool_id", Uuid, ForeignKey("pool.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, nullable=False, comment="of the VirtualMachinePool"),
+    Column(
+        "round",
+        Integer,
+        nullable=False,
+        server_default=text("1"),
+        comment="rises each time that somebody deleted it: its name must not come back",
+    ),
+    Column(
+        "adopted", Boolean, nullable=False, server_default=text("false"), comment="it was there before the pool was"
+    ),
+    Column("uid", Text, comment="NULL: it has not been seen yet"),
+    Column("replicas", Integer, comment="as we last wrote or read them"),
+    Column(
+        "generation", BigInteger, comment="of the object after our last write: another one is somebody else's doing"
+    ),
+    Column("template", Text, comment="fingerprint of the template as we last wrote it"),
+    Column("paused", Boolean, nullable=False, server_default=text("false"), comment="we paused it"),
+    Column("reason", Text, comment="what keeps it from what it should be, in words"),
+    Column("incident", Text, comment="what somebody else last did to it, in words"),
+    Column("incident_at", AWARE),
+    Column("gone_at", AWARE, comment="its pool is deleted, and it is no more"),
+    Column("due_at", AWARE, nullable=False, server_default=NOW, comment="a worker looks at it from then on"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("lease_token", Uuid),
+    Column("lease_expires_at", AWARE),
+    Index("backing_due_idx", "due_at", postgresql_where=text("gone_at IS NULL")),
+)

@@ -1,0 +1,253 @@
+"""Pools, their VMs, the claims on them, and the queues of both."""
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Computed,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    PrimaryKeyConstraint,
+    Sequence,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from app.domain.paths import Path
+from app.domain.states import ClaimState, VmState
+from app.store.schema.base import AWARE, NOW, metadata, one_of
+
+ready_seq = Sequence("ready_seq", metadata=metadata)
+
+pool = Table(
+    "pool",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("spec", JSONB, nullable=False, comment="PoolSpec as written"),
+    Column("vm_spec", JSONB, nullable=False, comment="the template, expanded"),
+    Column("revision", Text, nullable=False, comment="fingerprint of vm_spec"),
+    Column("generation", BigInteger, nullable=False, server_default=text("1")),
+    Column("paused", Boolean, nullable=False, server_default=text("false")),
+    Column(
+        "refilled_at",
+        AWARE,
+        nullable=False,
+        server_default=NOW,
+        comment="claims since then drain a pool without auto_replenish",
+    ),
+    Column("consecutive_failures", Integer, nullable=False, server_default=text("0")),
+    Column("last_failure", Text),
+    Column("last_failure_at", AWARE),
+    Column("backoff_until", AWARE),
+    Column("stalled_at", AWARE),
+    Column("created_at", AWARE, nullable=False, server_default=NOW),
+    Column("updated_at", AWARE, nullable=False, server_default=NOW),
+    Column("deleting_at", AWARE),
+    Column("deleted_at", AWARE),
+    Column(
+        "kind",
+        Text,
+        nullable=False,
+        server_default=text("'pool'"),
+        comment="pool; shape: of no size and not shown, its VMs are made for claims of their own",
+    ),
+    Column("shape", Text, comment="fingerprint of what its VMs boot"),
+    Column("path", Text, nullable=False, server_default=text("'cold'"), comment="how its VMs start"),
+    Column("source", Text, comment="the snapshot or preload that they start from"),
+    CheckConstraint("kind IN ('pool', 'shape')", name="kind"),
+    CheckConstraint(one_of("path", Path), name="path"),
+    Index("pool_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+    Index("pool_shape_idx", "shape", postgresql_where=text("deleted_at IS NULL")),
+    Index("pool_source_idx", "source", postgresql_where=text("deleted_at IS NULL AND source IS NOT NULL")),
+)
+
+pool_plan = Table(
+    "pool_plan",
+    metadata,
+    Column("pool_id", Uuid, ForeignKey("pool.id", ondelete="CASCADE"), primary_key=True),
+    Column("due_at", AWARE, nullable=False, server_default=NOW),
+    Column("planned_at", AWARE),
+    Column(
+        "notes", JSONB, nullable=False, server_default=text("'[]'"), comment="what the last plan waits for, in words"
+    ),
+    Column(
+        "unfit",
+        Text,
+        comment=(
+            "why the nodes could never take as many of its VMs as its size, even with nothing else on them; "
+            "NULL: they could, or nothing is known"
+        ),
+    ),
+    Column(
+        "waits_for_room",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="it is planned again as soon as a node has more room",
+    ),
+    postgresql_with={"fillfactor": "50"},
+)
+
+vm = Table(
+    "vm",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("pool_id", Uuid, ForeignKey("pool.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'planned'")),
+    Column("state_since", AWARE, nullable=False, server_default=NOW),
+    Column("revision", Text, nullable=False),
+    Column("urgent", Boolean, nullable=False, server_default=text("false"), comment="its pool is below its floor"),
+    Column("uid", Text),
+    Column("vmi_uid", Text),
+    Column("node", Text),
+    Column("addresses", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Column("health", Text, comment="what ails it, in words; NULL: nothing known"),
+    Column("unwell_since", AWARE),
+    Column("created_at", AWARE, nullable=False, server_default=NOW),
+    Column("asked_at", AWARE, comment="when the cluster was first asked for it"),
+    Column("ready_at", AWARE),
+    Column("claimed_at", AWARE),
+    Column("ended_at", AWARE),
+    Column("boot_seconds", Double, comment="asked_at to the first ready"),
+    Column("stages", JSONB, comment="seconds by stage, from the cluster's own timestamps"),
+    Column("reason", Text, comment="why it failed, was lost, or is released"),
+    Column("claim_id", Uuid),
+    Column("deadline_at", AWARE, comment="booting: failed after it"),
+    Column("due_at", AWARE, nullable=False, server_default=NOW, comment="a worker looks at it from then on"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("lease_token", Uuid),
+    Column("lease_expires_at", AWARE),
+    Column(
+        "work",
+        Text,
+        Computed(
+            "CASE WHEN state IN ('planned', 'creating') THEN 'create' WHEN state IN ('failed', 'releasing') THEN 'remove' END",
+            persisted=True,
+        ),
+        comment="what a worker has to do for it",
+    ),
+    Column("shape", Text, comment="its pool's when the cluster was first asked for it"),
+    Column("path", Text, comment="likewise: how it started"),
+    Column("source", Text, comment="likewise: the snapshot or preload that it started from"),
+    Column(
+        "whole",
+        Boolean,
+        nullable=False,
+        server_default=text("true"),
+        comment="false: its disks are made after it, and may be missing while it is creating",
+    ),
+    Column(
+        "stopped",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="we stopped it, for a snapshot: it is well without an instance",
+    ),
+    Column(
+        "member",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="a VirtualMachinePool owns it: it is detached before anything else is done to it",
+    ),
+    CheckConstraint(one_of("state", VmState), name="state"),
+    CheckConstraint("state <> 'claimed' OR claim_id IS NOT NULL", name="claimed"),
+    # No index on what a claim changes (state, claim_id): the row is then updated in its page, with no index touched, which
+    # halves what a claim costs Postgres. Half of each page is left free for that: a batch changes every row of a page at once.
+    # The names of a VirtualMachinePool's VMs come back: live ones are told apart by their UIDs alone.
+    Index("vm_name_idx", "name", postgresql_where=text("ended_at IS NULL")),
+    Index("vm_uid_key", "uid", unique=True, postgresql_where=text("ended_at IS NULL AND uid IS NOT NULL")),
+    Index("vm_live_idx", "pool_id", postgresql_where=text("ended_at IS NULL")),
+    Index("vm_work_idx", "work", "due_at", postgresql_where=text("work IS NOT NULL")),
+    Index("vm_boots_idx", "pool_id", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
+    Index("vm_paths_idx", "path", "shape", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
+    Index("vm_path_idx", "path", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
+    Index("vm_source_idx", "source", "ready_at", postgresql_where=text("source IS NOT NULL")),
+    Index("vm_ended_idx", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+    postgresql_with={"fillfactor": "50"},
+)
+
+ready_slot = Table(
+    "ready_slot",
+    metadata,
+    Column("pool_id", Uuid, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("vm_id", Uuid, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("node", Text),
+    Column("addresses", ARRAY(Text), nullable=False),
+    Column("ready_at", AWARE, nullable=False),
+    Column("boot_seconds", Double),
+    PrimaryKeyConstraint("pool_id", "seq"),
+    Index("ready_slot_vm_id_key", "vm_id", unique=True),
+    postgresql_with={
+        "autovacuum_vacuum_scale_factor": "0",
+        "autovacuum_vacuum_threshold": "5000",
+        "autovacuum_vacuum_cost_delay": "0",
+    },
+)
+
+claim = Table(
+    "claim",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("pool_id", Uuid, nullable=False),
+    Column("vm_id", Uuid),
+    Column("state", Text, nullable=False),
+    Column("idem_key", Text),
+    Column("request_hash", Text),
+    Column("labels", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("path", Text),
+    Column("lease_seconds", Integer, nullable=False),
+    Column("lease_expires_at", AWARE),
+    Column("created_at", AWARE, nullable=False, server_default=NOW),
+    Column("bound_at", AWARE),
+    Column("ended_at", AWARE),
+    Column("pending_until", AWARE, comment="pending: failed after it"),
+    Column("reason", Text, comment="pending: why it was not warm; ended: why"),
+    Column("replacements", JSONB, nullable=False, server_default=text("'[]'"), comment="VMs that were dead on arrival"),
+    Column(
+        "labelled",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="its VM carries its id in the cluster",
+    ),
+    Column("label_due_at", AWARE, nullable=False, server_default=NOW, comment="a worker labels the VM from then on"),
+    Column("label_attempts", Integer, nullable=False, server_default=text("0")),
+    Column("shape", Text, comment="of a claim that named no pool: what it asked for"),
+    Column("choice", JSONB, comment="likewise: the path that was chosen, and why not each other"),
+    Column("allowed", ARRAY(Text), comment="likewise: the paths that it may be served by"),
+    CheckConstraint(one_of("state", ClaimState), name="state"),
+    CheckConstraint("state <> 'bound' OR (vm_id IS NOT NULL AND lease_expires_at IS NOT NULL)", name="bound"),
+    Index("claim_idem_key_key", "idem_key", unique=True, postgresql_where=text("idem_key IS NOT NULL")),
+    Index("claim_lease_idx", "lease_expires_at", postgresql_where=text("state = 'bound'")),
+    Index("claim_pool_idx", "pool_id", "id"),
+    Index("claim_unlabelled_idx", "label_due_at", postgresql_where=text("state = 'bound' AND NOT labelled")),
+    Index("claim_ended_idx", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+)
+
+claim_queue = Table(
+    "claim_queue",
+    metadata,
+    Column("pool_id", Uuid, nullable=False),
+    Column("seq", BigInteger, Identity(always=False), nullable=False),
+    Column("claim_id", Uuid, nullable=False),
+    PrimaryKeyConstraint("pool_id", "seq"),
+    Index("claim_queue_claim_id_key", "claim_id", unique=True),
+    postgresql_with={
+        "autovacuum_vacuum_scale_factor": "0",
+        "autovacuum_vacuum_threshold": "1000",
+        "autovacuum_vacuum_cost_delay": "0",
+    },
+)
