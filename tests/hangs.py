@@ -129,7 +129,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """What is left until the process ends, such as joining threads, is one more phase."""
+    """What is left until the process ends, such as joining threads, is one more phase. xdist's processes wait for each other
+    there, and it bounds the end of each itself.
+    """
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        return
     session.config.stash[_WATCH].begin("The end of the run")
 
 
