@@ -62,7 +62,9 @@ def test_a_claim_beyond_those_on_their_way_waits_for_another_batch():
 def test_without_a_measured_boot_it_says_so():
     estimate = wait(1, boots=BootTimes())
     assert estimate.seconds == pytest.approx(60)
-    assert estimate.basis == "no boot was measured on this cluster yet: a guess of 60 s for one; no claim before this one"
+    assert (
+        estimate.basis == "no boot was measured on this cluster yet: a guess of 60 s for one; no claim before this one"
+    )
     assert "20 boots, 40.0 s" in wait(1).basis
 
 
