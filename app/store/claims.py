@@ -75,7 +75,7 @@ _BIND = text("""
 _POOLS_WAITING = text("SELECT DISTINCT pool_id FROM claim_queue")
 
 _LOCK_PLACES = text(
-    "SELECT 1 FROM claim_queue WHERE claim_id = ANY(CAST(:ids AS uuid[])) ORDER BY pool_id, seq FOR UPDATE"
+    "SELECT claim_id FROM claim_queue WHERE claim_id = ANY(CAST(:ids AS uuid[])) ORDER BY pool_id, seq FOR UPDATE"
 )
 _END = text("""
     WITH ending AS (
@@ -91,9 +91,8 @@ _END = text("""
     SELECT id, pool_id, vm_id FROM ending
 """)
 
-# A statement of its own, with a look of its own: a claim that went back into the queue while its end waited for its row has a
-# place that the statement before does not see.
 _LEAVE_QUEUE = text("DELETE FROM claim_queue WHERE claim_id = ANY(CAST(:ids AS uuid[]))")
+_STAND_AGAIN = text("SELECT 1 FROM claim_queue WHERE claim_id = ANY(CAST(:ids AS uuid[])) LIMIT 1")
 
 _RENEW = text("""
     WITH renewed AS (
@@ -247,10 +246,19 @@ async def end(
         check_claim_transition(source, target)
     if not claim_ids:
         return []
-    await tx.execute(_LOCK_PLACES, {"ids": list(claim_ids)})  # the queue before the claim, as binding does it
     params = {"ids": list(claim_ids), "sources": [str(s) for s in sources], "target": str(target), "reason": reason}
-    ended = [(row.id, row.pool_id, row.vm_id) for row in await tx.execute(_END, params)]
-    await tx.execute(_LEAVE_QUEUE, {"ids": [claim_id for claim_id, _, _ in ended]})
+    while True:
+        async with tx.begin_nested() as attempt:
+            # The queue before the claim, as binding does it.
+            places = {row.claim_id for row in await tx.execute(_LOCK_PLACES, {"ids": list(claim_ids)})}
+            ended = [(row.id, row.pool_id, row.vm_id) for row in await tx.execute(_END, params)]
+            ids = [claim_id for claim_id, _, _ in ended]
+            await tx.execute(_LEAVE_QUEUE, {"ids": list(places.intersection(ids))})
+            # A claim that went back into the queue while its end waited for its row has a place that was not there to be
+            # locked. Who locks that now waits for the claim: to take it from here would be a circle, so all begins anew.
+            if (await tx.execute(_STAND_AGAIN, {"ids": ids})).first() is None:
+                break
+            await attempt.rollback()
     return ended
 
 
