@@ -5,12 +5,12 @@ import sys
 
 def main() -> None:
     """Runs the command. Reading the service takes longer than all that a client does, and so a client does not."""
-    from app.commands import program  # noqa: PLC0415 - see above
+    from app.cli.client import program  # noqa: PLC0415 - see above
 
     if program.takes(sys.argv[1:]):
         program.main()
         return
-    from app import cli  # noqa: PLC0415 - see above
+    from app.cli import server_commands as cli  # noqa: PLC0415 - see above
 
     cli.main()
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from app.embedded.folder import hold_folder
 from app.embedded.postgres import run_postgres
-from app.store import migrating
+from app.store import migrations as migrating
 from bench import rows
 from bench.load import require_wrk
 from bench.plot import draw

@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import UUID
 
 from app.ids import new_id
-from app.store.claim_lane import ClaimLane, ClaimRequest
+from app.store.claims.warm import ClaimLane, ClaimRequest
 from bench.load import Client, Load, hammer, quantile
 from bench.rig import connected, cpu_seconds, fill, make_pool, postmaster, serve_api, serve_yardstick
 from bench.waiters import serve_waiters

@@ -31,15 +31,15 @@ from rich.table import Table
 
 from app.embedded.folder import hold_folder
 from app.embedded.postgres import run_postgres
-from app.store.migrating import upgrade
+from app.store.migrations import upgrade
 from bench.soak_delays import Delays
 from bench.soak_invariants import LOGGED, at_the_end, logged
 from bench.soak_scene import Scene
 from bench.storm import BYSTANDER, Storm
-from tests.system.calls import Orders
-from tests.system.errands import Clients, Habits
-from tests.system.invariants import Findings, settled, standing, violated
-from tests.system.processes import Cluster, NeverCame, Service, until
+from tests.support.processes import Cluster, NeverCame, Service, until
+from tests.support.system_calls import Orders
+from tests.support.system_clients import Clients, Habits
+from tests.support.system_invariants import Findings, settled, standing, violated
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
 COLD_BOOT_SECONDS = 30.0

@@ -11,7 +11,7 @@ from typing import Any, Final
 import aiohttp
 import asyncpg
 
-from tests.system.invariants import Findings
+from tests.support.system_invariants import Findings
 
 _KINDS: Final = {
     "VirtualMachine": "/apis/kubevirt.io/v1/namespaces/default/virtualmachines",

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import aiohttp
 
-from tests.system.calls import TEMPLATE, Calls
-from tests.system.processes import until
+from tests.support.processes import until
+from tests.support.system_calls import TEMPLATE, Calls
 
 IMAGE: Final = "https://images.example.com/debian-13.qcow2"
 DISKS: Final[dict[str, Any]] = {"image": IMAGE, "cpu": 1, "memory": "64Mi", "root_disk": "2Gi"}

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import asyncpg
 
-from tests.system.calls import Orders
-from tests.system.processes import Cluster, Program, Service
+from tests.support.processes import Cluster, Program, Service
+from tests.support.system_calls import Orders
 
 BYSTANDER = "emberpool-soak"
 """The application name of connections that are never cut: those of the soak itself."""

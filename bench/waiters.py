@@ -7,10 +7,10 @@ import time
 from datetime import datetime
 from uuid import UUID
 
-from app.store import observed
+from app.reconcilers.vms.outcomes import follow_ready, make_ready
 from app.store.database import Database
-from app.store.observed import ObservedVm
-from app.usecases.vm_fates import follow_ready, make_ready
+from app.store.vms import observed
+from app.store.vms.observed import ObservedVm
 from bench.rig import connected
 
 _TICK_SECONDS = 0.01

@@ -3,9 +3,8 @@
 import os
 import ssl
 
-from tests.clusters import dev_cluster
-from tests.dealing import pytest_xdist_make_scheduler
-from tests.hangs import (
+from tests.support.clusters import dev_cluster
+from tests.support.hangs import (
     pytest_configure,
     pytest_runtest_call,
     pytest_runtest_makereport,
@@ -14,7 +13,8 @@ from tests.hangs import (
     pytest_sessionfinish,
     pytest_timeout_set_timer,
 )
-from tests.postgres import database_url, empty_database_url, postgres, template_database
+from tests.support.postgres import database_url, empty_database_url, postgres, template_database
+from tests.support.xdist_scheduling import pytest_xdist_make_scheduler
 
 __all__ = [
     "database_url",

@@ -5,9 +5,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.api import examples, node_examples, preload_examples
+from app.api import examples
+from app.api.nodes import examples as node_examples
+from app.api.preloads import examples as preload_examples
 from app.api.problems import Problem, responses
-from app.api.snapshot_examples import SNAPSHOT
+from app.api.snapshots.examples import SNAPSHOT
 from app.errors import BodyTooLarge, EmberpoolError, MalformedBody, Unauthenticated, UnsupportedMediaType
 
 Json = dict[str, Any]

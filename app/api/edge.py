@@ -9,7 +9,8 @@ import hmac
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import claim_route, manifests
+from app.api.claims.fast_path import route as claim_route
+from app.api.manifests import routes as manifests
 from app.api.problems import render
 from app.errors import BodyTooLarge, EmberpoolError, InvalidRequest, Unauthenticated, UnsupportedMediaType
 from app.telemetry import REQUESTS

@@ -6,10 +6,11 @@ from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
-from app.api.services import Services, services
+from app.api.dependencies import Services, services
 from app.errors import DatabaseUnavailable
-from app.store import migrating, watches
-from app.store.watches import WatchState
+from app.store import migrations as migrating
+from app.store import watch_state as watches
+from app.store.watch_state import WatchState
 
 router = APIRouter(tags=["health"])
 Svc = Annotated[Services, Depends(services)]

@@ -11,13 +11,13 @@ nodes. Every answer carries `Server: emberpool-devcluster`, and /version names i
 `python -m app.devcluster --help` serves one on its own.
 """
 
-from app.devcluster.access import Rule, Subject
+from app.devcluster.apiserver.access import Rule, Subject
 from app.devcluster.clock import Clock, LoopClock, ManualClock
 from app.devcluster.cluster import DevCluster
 from app.devcluster.config import DevClusterConfig
 from app.devcluster.durations import Durations
-from app.devcluster.faults import Fault, FaultBook
-from app.devcluster.node_shapes import NodeShape
+from app.devcluster.faults.faults import Fault, FaultBook
+from app.devcluster.nodes.node_shapes import NodeShape
 
 __all__ = [
     "Clock",

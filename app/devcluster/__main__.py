@@ -9,12 +9,12 @@ from pathlib import Path
 
 import structlog
 
+from app.devcluster.apiserver.quantities import is_quantity
 from app.devcluster.cluster import DevCluster
 from app.devcluster.config import DevClusterConfig
 from app.devcluster.durations import DEFAULT_COLD_BOOT_SECONDS, Durations
-from app.devcluster.image_cache import IMAGE_CACHE_SLOTS
-from app.devcluster.node_shapes import SHAPE_FIELDS, NodeShape, change_shape, parse_shape
-from app.devcluster.quantities import is_quantity
+from app.devcluster.nodes.image_cache import IMAGE_CACHE_SLOTS
+from app.devcluster.nodes.node_shapes import SHAPE_FIELDS, NodeShape, change_shape, parse_shape
 
 
 def main(arguments: list[str] | None = None) -> int:

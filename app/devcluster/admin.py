@@ -62,14 +62,14 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from app.devcluster.apiserver.conditions import find, holds
+from app.devcluster.apiserver.registry import NODES, PODS, VIRTUAL_MACHINE_INSTANCES, VIRTUAL_MACHINES
+from app.devcluster.apiserver.status import ApiError, Json, already_exists, bad_request, not_found
+from app.devcluster.cdi.image_sources import set_digest
 from app.devcluster.cluster_parts import Parts
-from app.devcluster.conditions import find, holds
-from app.devcluster.image_sources import set_digest
-from app.devcluster.node_shapes import NodeShape, change_shape
-from app.devcluster.nodes import shape_of
-from app.devcluster.registry import NODES, PODS, VIRTUAL_MACHINE_INSTANCES, VIRTUAL_MACHINES
-from app.devcluster.status import ApiError, Json, already_exists, bad_request, not_found
-from app.devcluster.vmi_controller import phase_of
+from app.devcluster.kubevirt.vmi_controller import phase_of
+from app.devcluster.nodes.node_shapes import NodeShape, change_shape
+from app.devcluster.nodes.nodes import shape_of
 
 PREFIX = "/devcluster/v1/"
 

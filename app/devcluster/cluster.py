@@ -10,46 +10,46 @@ import yaml
 from aiohttp import web
 
 from app.devcluster.admin import PREFIX, Admin
-from app.devcluster.admission import Webhooks
-from app.devcluster.api import Api
-from app.devcluster.builtin import settle
+from app.devcluster.apiserver.api import Api
+from app.devcluster.apiserver.builtin import settle
+from app.devcluster.apiserver.garbage import GarbageCollector
+from app.devcluster.apiserver.namespaces import NamespaceController
+from app.devcluster.apiserver.objects import Store
+from app.devcluster.apiserver.persistence import StateFile
+from app.devcluster.apiserver.registry import NAMESPACES, NODES, RESOURCES
+from app.devcluster.apiserver.server import BODY_LIMIT, ApiServer
+from app.devcluster.apiserver.status import Json, not_found
+from app.devcluster.apiserver.times import stamp
+from app.devcluster.apiserver.watch import Watch
+from app.devcluster.cdi.data_import_crons import DataImportCronController
+from app.devcluster.cdi.data_sources import DataSourceController
+from app.devcluster.cdi.data_volumes import DataVolumeController
+from app.devcluster.cdi.storage_profiles import StorageProfileController
 from app.devcluster.clock import Clock, LoopClock, ManualClock
 from app.devcluster.config import DevClusterConfig
-from app.devcluster.daemon_sets import DaemonSetController
-from app.devcluster.data_import_crons import DataImportCronController
-from app.devcluster.data_sources import DataSourceController
-from app.devcluster.data_volumes import DataVolumeController
-from app.devcluster.disruptions import Disruptions, ResetError, Stage
 from app.devcluster.durations import Jitter
-from app.devcluster.faults import FaultBook
-from app.devcluster.garbage import GarbageCollector
-from app.devcluster.image_cache import ImageCache
-from app.devcluster.namespaces import NamespaceController
-from app.devcluster.node_agent import NodeAgent
-from app.devcluster.node_lifecycle import NodeLifecycle
-from app.devcluster.node_shapes import NodeShape, change_shape
-from app.devcluster.nodes import Ledger, build_node, reshape, shape_of
-from app.devcluster.objects import Store
-from app.devcluster.persistence import StateFile
-from app.devcluster.plain_pods import PodKubelet
-from app.devcluster.pod_addresses import PodAddresses
-from app.devcluster.pool_controller import PoolController
-from app.devcluster.registry import NAMESPACES, NODES, RESOURCES
-from app.devcluster.scheduler import Scheduler
-from app.devcluster.server import BODY_LIMIT, ApiServer
-from app.devcluster.status import Json, not_found
-from app.devcluster.storage import StorageDriver
-from app.devcluster.storage_classes import storage_objects
-from app.devcluster.storage_profiles import StorageProfileController
-from app.devcluster.subresources import Subresources
-from app.devcluster.times import stamp
-from app.devcluster.vm_controller import MachineController
-from app.devcluster.vm_restores import RestoreController
-from app.devcluster.vm_snapshots import SnapshotController
-from app.devcluster.vmi_controller import InstanceController
-from app.devcluster.volume_snapshots import VolumeSnapshotter
-from app.devcluster.volumes import VolumeHistory
-from app.devcluster.watch import Watch
+from app.devcluster.faults.disruptions import Disruptions, ResetError, Stage
+from app.devcluster.faults.faults import FaultBook
+from app.devcluster.kubevirt.admission import Webhooks
+from app.devcluster.kubevirt.pool_controller import PoolController
+from app.devcluster.kubevirt.subresources import Subresources
+from app.devcluster.kubevirt.vm_controller import MachineController
+from app.devcluster.kubevirt.vm_restores import RestoreController
+from app.devcluster.kubevirt.vm_snapshots import SnapshotController
+from app.devcluster.kubevirt.vmi_controller import InstanceController
+from app.devcluster.nodes.daemon_sets import DaemonSetController
+from app.devcluster.nodes.image_cache import ImageCache
+from app.devcluster.nodes.node_agent import NodeAgent
+from app.devcluster.nodes.node_lifecycle import NodeLifecycle
+from app.devcluster.nodes.node_shapes import NodeShape, change_shape
+from app.devcluster.nodes.nodes import Ledger, build_node, reshape, shape_of
+from app.devcluster.nodes.plain_pods import PodKubelet
+from app.devcluster.nodes.pod_addresses import PodAddresses
+from app.devcluster.scheduling.scheduler import Scheduler
+from app.devcluster.storage.driver import StorageDriver
+from app.devcluster.storage.storage_classes import storage_objects
+from app.devcluster.storage.volume_snapshots import VolumeSnapshotter
+from app.devcluster.storage.volumes import VolumeHistory
 
 _SHUTDOWN_SECONDS = 1.0
 _RESTART_GAP = 2

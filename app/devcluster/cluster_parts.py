@@ -3,16 +3,16 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
-from app.devcluster.api import Api
-from app.devcluster.data_import_crons import DataImportCronController
-from app.devcluster.faults import FaultBook
-from app.devcluster.image_cache import ImageCache
-from app.devcluster.node_agent import NodeAgent
-from app.devcluster.node_lifecycle import NodeLifecycle
-from app.devcluster.node_shapes import NodeShape
-from app.devcluster.nodes import Ledger
-from app.devcluster.objects import Store
-from app.devcluster.watch import Watch
+from app.devcluster.apiserver.api import Api
+from app.devcluster.apiserver.objects import Store
+from app.devcluster.apiserver.watch import Watch
+from app.devcluster.cdi.data_import_crons import DataImportCronController
+from app.devcluster.faults.faults import FaultBook
+from app.devcluster.nodes.image_cache import ImageCache
+from app.devcluster.nodes.node_agent import NodeAgent
+from app.devcluster.nodes.node_lifecycle import NodeLifecycle
+from app.devcluster.nodes.node_shapes import NodeShape
+from app.devcluster.nodes.nodes import Ledger
 
 
 class Parts(Protocol):

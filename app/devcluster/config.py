@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.devcluster.access import Subject
+from app.devcluster.apiserver.access import Subject
 from app.devcluster.durations import Durations
-from app.devcluster.image_cache import IMAGE_CACHE_SLOTS
-from app.devcluster.node_shapes import NodeShape
+from app.devcluster.nodes.image_cache import IMAGE_CACHE_SLOTS
+from app.devcluster.nodes.node_shapes import NodeShape
 
 
 @dataclass(frozen=True, slots=True)

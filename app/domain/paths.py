@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Path(StrEnum):
+class StartPath(StrEnum):
     """How a claim is served, the way that should be fastest first. A VM starts by any of them but `pool`."""
 
     POOL = "pool"
@@ -17,7 +17,7 @@ class Path(StrEnum):
     COLD = "cold"
 
 
-EXPECTED_SAVING: dict[Path, float] = {Path.POOL: 0.80, Path.SNAPSHOT: 0.70, Path.PRELOAD: 0.60}
+EXPECTED_SAVING: dict[StartPath, float] = {StartPath.POOL: 0.80, StartPath.SNAPSHOT: 0.70, StartPath.PRELOAD: 0.60}
 """What the project's mission expects of each path: the share of a cold start's time that it saves. Shown beside what was
 measured, and used for nothing else.
 """

@@ -1,14 +1,15 @@
 """What a pool is asked to be. The same shape is the body of `PUT /v1/pools/{name}` and what the store keeps."""
 
+import hashlib
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator, model_validator
 
 from app.config import MAX_LEASE_SECONDS, MAX_POOL_SIZE
-from app.domain.backing import Backing
 from app.domain.observation import WarmWhen
-from app.domain.paths import Path
+from app.domain.paths import StartPath
 from app.domain.placement import Placement
+from app.domain.vm_pools import Backing
 
 POOL_NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 Count = Annotated[int, Strict()]
@@ -33,8 +34,8 @@ class StartFrom(BaseModel):
         return self
 
     @property
-    def path(self) -> Path:
-        return Path.SNAPSHOT if self.snapshot is not None else Path.PRELOAD
+    def path(self) -> StartPath:
+        return StartPath.SNAPSHOT if self.snapshot is not None else StartPath.PRELOAD
 
     @property
     def source(self) -> str:
@@ -107,9 +108,9 @@ class PoolSpec(BaseModel):
     )
 
     @property
-    def path(self) -> Path:
+    def path(self) -> StartPath:
         """How its VMs start."""
-        return self.start_from.path if self.start_from is not None else Path.COLD
+        return self.start_from.path if self.start_from is not None else StartPath.COLD
 
     @property
     def source(self) -> str | None:
@@ -154,3 +155,10 @@ class PoolSpec(BaseModel):
                 f"default_lease_seconds ({default}) is above max_lease_seconds ({value}); lower it or raise this"
             )
         return value
+
+
+def revision_of(fingerprint: str, spec: PoolSpec) -> str:
+    """Changes with all that a VM of the pool is made from, so that a change of it rotates the pool."""
+    if spec.start_from is None:
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} {spec.path} {spec.source}".encode()).hexdigest()

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from app.errors import FieldProblem
-from app.manifests.reading import Document
-from app.manifests.wishes import Json, located
+from app.manifests.documents import Document
+from app.manifests.requests import Json, located
 
 _CLOSE = 0.6
 _MISSING = "is missing"

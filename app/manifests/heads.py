@@ -8,9 +8,9 @@ from typing import Any, Final
 import orjson
 
 from app.domain.pools import POOL_NAME_PATTERN
+from app.manifests.documents import Document
 from app.manifests.fields import Findings, Part, unknown
-from app.manifests.reading import Document
-from app.manifests.wishes import Json
+from app.manifests.requests import Json
 
 PREFIX: Final = "emberpool.io/"
 _NAME: Final = re.compile(POOL_NAME_PATTERN)

@@ -5,11 +5,11 @@
 from typing import Final
 
 from app.domain.pools import PoolSpec
+from app.manifests.documents import Document
 from app.manifests.fields import Part
 from app.manifests.heads import Head, KindOfDocument, as_text, read_settings, settings_of
-from app.manifests.reading import Document
+from app.manifests.requests import Json, Reference, Resource, Wish
 from app.manifests.templates import START_SETTINGS, own_copy, take_start
-from app.manifests.wishes import Json, Reference, Resource, Wish
 
 KIND: Final = KindOfDocument("VirtualMachinePool", "pool.kubevirt.io", ("v1", "v1beta1", "v1alpha1"))
 _WORDS: Final = {

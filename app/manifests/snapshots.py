@@ -4,10 +4,10 @@ import re
 from typing import Final
 
 from app.domain.snapshots import SnapshotSpec
+from app.manifests.documents import Document
 from app.manifests.fields import Part, unknown
 from app.manifests.heads import Head, KindOfDocument, as_text, read_settings, settings_of
-from app.manifests.reading import Document
-from app.manifests.wishes import VIRTUAL_MACHINE, Json, Reference, Resource, Wish
+from app.manifests.requests import VIRTUAL_MACHINE, Json, Reference, Resource, Wish
 
 KIND: Final = KindOfDocument("VirtualMachineSnapshot", "snapshot.kubevirt.io", ("v1", "v1beta1", "v1alpha1"))
 _POOL: Final = "VirtualMachinePool"

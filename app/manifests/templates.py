@@ -4,7 +4,7 @@ import copy
 from typing import Final
 
 from app.manifests.fields import Part
-from app.manifests.wishes import Json, Reference, Resource
+from app.manifests.requests import Json, Reference, Resource
 
 START_SETTINGS: Final = ("start-from-snapshot", "start-from-preload")
 _NO_MEMORY: Final = (

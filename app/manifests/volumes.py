@@ -4,10 +4,10 @@ import re
 from typing import Final
 
 from app.domain.preloads import PreloadImage
+from app.manifests.documents import Document
 from app.manifests.fields import Part, unknown
 from app.manifests.heads import Head, KindOfDocument, as_text, as_value, read_settings
-from app.manifests.reading import Document
-from app.manifests.wishes import Json, Resource, Wish
+from app.manifests.requests import Json, Resource, Wish
 
 DATA_VOLUME: Final = KindOfDocument("DataVolume", "cdi.kubevirt.io", ("v1beta1",))
 IMPORT_CRON: Final = KindOfDocument("DataImportCron", "cdi.kubevirt.io", ("v1beta1",))

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from app.domain.paths import Path
+from app.domain.paths import StartPath
 from app.domain.pools import PoolSpec
 from app.domain.states import ClaimState, VmState
 
@@ -31,7 +31,7 @@ class PoolRow:
     deleting_at: datetime | None
     kind: str = "pool"
     shape: str | None = None
-    path: Path = Path.COLD
+    path: StartPath = StartPath.COLD
     source: str | None = None
 
 
@@ -123,7 +123,7 @@ CLAIM_TABLES = "claim c JOIN pool p ON p.id = c.pool_id LEFT JOIN vm v ON v.id =
 
 
 def read_pool(row: Mapping[Any, Any]) -> PoolRow:
-    return PoolRow(**{**row, "spec": PoolSpec.model_validate(row["spec"]), "path": Path(row["path"])})
+    return PoolRow(**{**row, "spec": PoolSpec.model_validate(row["spec"]), "path": StartPath(row["path"])})
 
 
 def read_vm(row: Mapping[Any, Any]) -> VmRow:

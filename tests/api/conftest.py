@@ -1,4 +1,4 @@
-"""One service for the tests of a module; those that break something have their own (`tests.api.server.serve`)."""
+"""One service for the tests of a module; those that break something have their own (`tests.support.service.serve`)."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest_asyncio
 
 from app.devcluster import DevCluster, DevClusterConfig, Durations
 from app.embedded.postgres import Postgres
-from tests.api.server import Server, serve
-from tests.clusters import COLD_BOOT_SECONDS
-from tests.postgres import clone_database
+from tests.support.clusters import COLD_BOOT_SECONDS
+from tests.support.postgres import clone_database
+from tests.support.service import Server, serve
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

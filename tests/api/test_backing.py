@@ -2,8 +2,9 @@
 
 import pytest
 
-from app.store import backing, pools
-from tests.api.server import TEMPLATE, until
+from app.store import vm_pools as backing
+from app.store.pools import rows as pools
+from tests.support.service import TEMPLATE, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 BACKED = {"size": 1, "backing": "VirtualMachinePool", "template": TEMPLATE}

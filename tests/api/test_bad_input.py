@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app.api.problems import MEDIA_TYPE
 from app.config import MAX_LEASE_SECONDS, MAX_POOL_SIZE
-from tests.api.server import TEMPLATE, Refused, check, listen
+from tests.support.service import TEMPLATE, Refused, check, listen
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 JSON = {"Content-Type": "application/json"}

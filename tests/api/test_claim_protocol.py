@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 import pytest
 import pytest_asyncio
 
-from app.api import claim_protocol, claim_route
+from app.api.claims.fast_path import protocol as claim_protocol
+from app.api.claims.fast_path import route as claim_route
 from app.api.edge import Edge
+from app.services.claims import service as claiming
 from app.store.notices import Topic, notify
-from app.usecases import claiming
-from tests.api.server import bind, serve, until
 from tests.api.test_edge import figures
+from tests.support.service import bind, serve, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 _BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -101,18 +102,18 @@ def ordinary(monkeypatch):
 
 
 async def learned(server, pool, **spec):
-    """A pool with ready VMs, of which the desk knows: the first claim of a pool reads it, by the ordinary way."""
+    """A pool with ready VMs, of which the claim_service knows: the first claim of a pool reads it, by the ordinary way."""
     await server.fill(pool, **spec)
-    desk = server.services.desk
-    await desk._reading.get_fresh(pool)
+    claim_service = server.services.claim_service
+    await claim_service._reading.get_fresh(pool)
     async with server.services.db.begin() as tx:
-        await notify(tx, Topic.POOL, desk._facts[pool].id)
+        await notify(tx, Topic.POOL, claim_service._facts[pool].id)
 
     async def forgotten():
-        return pool not in desk._facts
+        return pool not in claim_service._facts
 
     await until(forgotten)  # by the last notice: none of an earlier change is on its way now
-    await desk._reading.get_fresh(pool)
+    await claim_service._reading.get_fresh(pool)
 
 
 @contextlib.asynccontextmanager
@@ -146,7 +147,7 @@ async def test_a_plain_claim_is_answered_by_the_connection_and_as_its_row_says(s
 
 async def test_what_is_known_of_a_pool_in_use_is_read_anew_before_it_is_too_old(server, port, ordinary):
     await learned(server, "ahead", size=2)
-    facts = server.services.desk._facts
+    facts = server.services.claim_service._facts
     old = replace(facts["ahead"], good_until=time.monotonic() + 400)
     facts["ahead"] = old
     async with connect(port) as connection:
@@ -310,7 +311,7 @@ async def test_a_key_gets_its_claim_again(server, port):
 async def test_a_claim_that_finds_none_goes_on_as_ever_and_is_asked_for_once(server, port, monkeypatch):
     await learned(server, "dry", size=0, max_vms=0)
     looks = []
-    lane = server.services.desk._lane
+    lane = server.services.claim_service._lane
     look = lane.claim
 
     async def noted(pool_id, requests, **how):
@@ -361,11 +362,11 @@ async def test_a_client_that_leaves_before_its_statement_takes_nothing(server, p
 
 
 async def _asks(server, count):
-    return sum(len(combiner._asks) for combiner in server.services.desk._combiners.values()) == count
+    return sum(len(batcher._asks) for batcher in server.services.claim_service._batchers.values()) == count
 
 
 async def _gone(server):
-    return all(ask.asker.has_left() for one in server.services.desk._combiners.values() for ask in one._asks)
+    return all(ask.asker.has_left() for one in server.services.claim_service._batchers.values() for ask in one._asks)
 
 
 async def test_claims_are_counted(server, port):

@@ -6,7 +6,7 @@ import uuid
 import pytest
 
 from app.domain.stages import STAGES
-from tests.api.server import Refused, check, listen, until
+from tests.support.service import Refused, check, listen, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,8 +11,8 @@ from app.api import examples
 from app.api.problems import MEDIA_TYPE
 from app.config import Role
 from app.errors import EmberpoolError
-from app.main import create_app
-from tests.api.server import client_of
+from app.server import create_app
+from tests.support.service import client_of
 
 COMMITTED = Path(__file__).parents[2] / "openapi" / "openapi.json"
 DOCUMENT = create_app().openapi()

@@ -3,9 +3,10 @@
 import pytest
 from structlog.testing import capture_logs
 
-from app.api import edge, pools
+from app.api import edge
+from app.api.pools import routes as pools
 from app.config import Role
-from tests.api.server import Refused, check, serve, until
+from tests.support.service import Refused, check, serve, until
 
 TOKEN = {"Authorization": "Bearer a secret"}
 
@@ -77,7 +78,7 @@ async def test_a_bug_is_told_as_one_and_nothing_more(database_url, dev_cluster, 
         async def broken(*_, **__):
             raise RuntimeError("something private")
 
-        monkeypatch.setattr(server.services.desk, "claim", broken)
+        monkeypatch.setattr(server.services.claim_service, "claim", broken)
         monkeypatch.setattr(pools.pool_rows, "page", broken)
         with capture_logs() as logged:
             answers = (await server.claim("any"), await server.client.get("/v1/pools"))

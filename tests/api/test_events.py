@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.api.server import Refused, check, listen, until
+from tests.support.service import Refused, check, listen, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 STREAM = {"Accept": "text/event-stream"}

@@ -9,11 +9,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from app.main import create_app
+from app.server import create_app
 from app.store.database import Database
-from app.store.migrating import head
-from tests.api.server import Gate, Refused, check, client_of, listen, serve, until
+from app.store.migrations import head
 from tests.api.test_events import follow, take
+from tests.support.service import Gate, Refused, check, client_of, listen, serve, until
 
 AWAY = Refused(503, "database-unavailable", says="Try again in a moment")
 

@@ -9,9 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.errors import ClusterUnavailable
-from app.manifests.wishes import Resource
-from tests.api.server import Refused, check, until
-from tests.manifests.documents import (
+from app.manifests.requests import Resource
+from tests.support.manifest_documents import (
     DOMAIN,
     VMI,
     annotated,
@@ -22,6 +21,7 @@ from tests.manifests.documents import (
     snapshot,
     volume,
 )
+from tests.support.service import Refused, check, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 YAML = "application/yaml"
@@ -305,7 +305,7 @@ async def test_a_vm_of_a_manifest_can_be_snapshotted_by_its_name(server):
 
 
 async def test_what_breaks_off_says_what_was_done(server, monkeypatch):
-    hand = server.services.manifests._hands[Resource.CLAIM]
+    hand = server.services.manifests._handlers[Resource.CLAIM]
 
     async def away(wish):
         raise ClusterUnavailable("The cluster does not answer in time.", retry_after=7)

@@ -4,9 +4,9 @@ import pytest
 import pytest_asyncio
 
 from app.devcluster import DevCluster, DevClusterConfig, Durations, NodeShape
-from tests.api.server import TEMPLATE, serve, until
-from tests.clusters import COLD_BOOT_SECONDS
-from tests.postgres import clone_database
+from tests.support.clusters import COLD_BOOT_SECONDS
+from tests.support.postgres import clone_database
+from tests.support.service import TEMPLATE, serve, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PLAIN = NodeShape(cpu=5, memory="16Gi", hugepages_2mi="0", cpumanager=False)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.api.server import TEMPLATE, Refused, check, until
+from tests.support.service import TEMPLATE, Refused, check, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -3,10 +3,10 @@
 import pytest
 import pytest_asyncio
 
-from app.devcluster.registry import CLAIMS, DAEMON_SETS, DATA_IMPORT_CRONS, DATA_VOLUMES
-from tests.api.server import Refused, check, serve, until
-from tests.packaging.preload_work import keep_as_snapshots
-from tests.postgres import clone_database
+from app.devcluster.apiserver.registry import CLAIMS, DAEMON_SETS, DATA_IMPORT_CRONS, DATA_VOLUMES
+from tests.support.postgres import clone_database
+from tests.support.preload_work import keep_as_snapshots
+from tests.support.service import Refused, check, serve, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from app.cluster.kinds import VM_SNAPSHOTS, VMS
-from tests.api.server import serve, until
+from app.compute.kubevirt.kinds import VM_SNAPSHOTS, VMS
 from tests.api.test_snapshots import kubernetes, ready, template
+from tests.support.service import serve, until
 
 
 @pytest.fixture

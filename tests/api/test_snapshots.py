@@ -4,10 +4,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from app.cluster.client import KubeVirtClient, configure
-from app.cluster.kinds import CLAIMS, VM_SNAPSHOTS, VMS, VOLUME_SNAPSHOTS
+from app.compute.kubevirt.client import KubeVirtClient, configure
+from app.compute.kubevirt.kinds import CLAIMS, VM_SNAPSHOTS, VMS, VOLUME_SNAPSHOTS
 from app.config import Settings
-from tests.api.server import Refused, check, until
+from tests.support.service import Refused, check, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

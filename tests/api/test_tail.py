@@ -3,11 +3,11 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-from app.api import tail
-from app.api.tail import EventTail
+from app.api.events import tail
+from app.api.events.tail import EventTail
 from app.store.database import unavailable
-from tests.api.server import listen, serve, until
 from tests.api.test_events import follow, take
+from tests.support.service import listen, serve, until
 
 
 class AbsentDatabase:

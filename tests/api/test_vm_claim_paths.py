@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.api.server import until
 from tests.api.test_snapshots import ready, template
+from tests.support.service import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from app.domain.stages import STAGES
-from tests.api.server import Refused, check, until
+from tests.support.service import Refused, check, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

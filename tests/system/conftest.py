@@ -7,7 +7,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.system.processes import Cluster, Service
+from tests.support.processes import Cluster, Service
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from tests.postgres import clone_database
-from tests.system.calls import Calls, Orders
-from tests.system.invariants import list_vms, standing, violated
-from tests.system.processes import Cluster, Service, until
+from tests.support.postgres import clone_database
+from tests.support.processes import Cluster, Service, until
+from tests.support.system_calls import Calls, Orders
+from tests.support.system_invariants import list_vms, standing, violated
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

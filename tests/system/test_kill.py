@@ -11,9 +11,9 @@ from typing import Final
 import aiohttp
 import asyncpg
 
-from tests.system.errands import Clients, Habits
-from tests.system.invariants import settled, standing, violated
-from tests.system.processes import NeverCame, Service, until
+from tests.support.processes import NeverCame, Service, until
+from tests.support.system_clients import Clients, Habits
+from tests.support.system_invariants import settled, standing, violated
 
 SEED: Final = 20_260
 KILLS: Final = 6

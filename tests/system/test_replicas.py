@@ -7,9 +7,9 @@ from typing import Final
 import aiohttp
 import asyncpg
 
-from tests.system.calls import Calls, Orders
-from tests.system.invariants import standing, violated
-from tests.system.processes import Service, until
+from tests.support.processes import Service, until
+from tests.support.system_calls import Calls, Orders
+from tests.support.system_invariants import standing, violated
 
 CREATES: Final = {"verbs": ["create"], "resource": "virtualmachines"}
 NEVER: Final = 600  # seconds of a lease that must not be what another waited for

@@ -13,9 +13,9 @@ import yaml
 
 from app.embedded.folder import hold_folder
 from app.embedded.postgres import stop_leftover
-from tests.system.calls import Calls
-from tests.system.invariants import list_vms
-from tests.system.processes import QUICK, NeverCame, Program, until
+from tests.support.processes import QUICK, NeverCame, Program, until
+from tests.support.system_calls import Calls
+from tests.support.system_invariants import list_vms
 
 SIZE: Final = 2
 STOP_SECONDS: Final = 20

@@ -7,8 +7,8 @@ import aiohttp
 import asyncpg
 import pytest
 
-from tests.system.invariants import labels_of, list_vms, standing, violated
-from tests.system.processes import until
+from tests.support.processes import until
+from tests.support.system_invariants import labels_of, list_vms, standing, violated
 
 SETTLED_SECONDS = 40
 

@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from app.domain.paths import Path
+from app.domain.paths import StartPath
 from app.domain.states import ClaimState, VmState
 from app.store.schema.base import AWARE, NOW, metadata, one_of
 
@@ -64,7 +64,7 @@ pool = Table(
     Column("path", Text, nullable=False, server_default=text("'cold'"), comment="how its VMs start"),
     Column("source", Text, comment="the snapshot or preload that they start from"),
     CheckConstraint("kind IN ('pool', 'shape')", name="kind"),
-    CheckConstraint(one_of("path", Path), name="path"),
+    CheckConstraint(one_of("path", StartPath), name="path"),
     Index("pool_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
     Index("pool_shape_idx", "shape", postgresql_where=text("deleted_at IS NULL")),
     Index("pool_source_idx", "source", postgresql_where=text("deleted_at IS NULL AND source IS NOT NULL")),

@@ -1,0 +1,1 @@
+"""Claims over HTTP: made, read, waited for, renewed, released."""

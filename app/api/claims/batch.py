@@ -1,0 +1,63 @@
+"""Many warm VMs in one request."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from app.api.claims.fast_path.route import Key, fingerprint, refuse_odd_key, warm_view
+from app.api.claims.schemas import BatchBody, BatchView, ClaimView
+from app.api.dependencies import Services, services
+from app.api.problems import responses
+from app.errors import (
+    BodyTooLarge,
+    DatabaseUnavailable,
+    IdempotencyKeyReused,
+    InvalidRequest,
+    LeaseTooLong,
+    MalformedBody,
+    NoWarmVm,
+    PoolBeingDeleted,
+    PoolNotFound,
+    UnsupportedMediaType,
+)
+from app.services.claims.queue import NewClaim
+from app.services.claims.service import WarmClaim
+
+router = APIRouter(tags=["claims"])
+
+
+@router.post(
+    "/v1/claim/batch",
+    operation_id="claimBatch",
+    summary="Claim many VMs at once",
+    status_code=201,
+    response_description="Bound, each its own claim: as many as were ready, in one statement",
+    responses=responses(
+        *(PoolNotFound, PoolBeingDeleted, InvalidRequest, LeaseTooLong, IdempotencyKeyReused, MalformedBody),
+        *(BodyTooLarge, UnsupportedMediaType, NoWarmVm, DatabaseUnavailable),
+    ),
+)
+async def claim_batch(
+    body: BatchBody, svc: Annotated[Services, Depends(services)], idempotency_key: Key = None
+) -> BatchView:
+    """Nobody waits here: what is not ready is `missing`, and where nothing is ready, or fewer than `all_or_nothing` asks for,
+    the answer is a 503 with `Retry-After` and none is claimed. A retry with the same key gets the same claims.
+    """
+    refuse_odd_key(idempotency_key)
+    wish = NewClaim(
+        pool=body.pool,
+        wait_seconds=0,
+        lease_seconds=body.lease_seconds,
+        labels=body.labels,
+        key=idempotency_key,
+        request_hash=fingerprint(body) if idempotency_key is not None else "",
+    )
+    answers = await svc.claim_service.claim_batch(wish, count=body.count, all_or_nothing=body.all_or_nothing)
+    namespace = svc.settings.namespace
+    claims = [
+        warm_view(answer, namespace)
+        if isinstance(answer, WarmClaim)
+        else ClaimView.of(answer.claim, namespace=namespace)
+        for answer in answers
+    ]
+    return BatchView(claims=claims, requested=body.count, missing=body.count - len(claims))

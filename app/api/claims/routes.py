@@ -1,0 +1,119 @@
+"""Claims after the claim: read, waited for, renewed, released."""
+
+from typing import Annotated
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter, Depends, Path, Query, Request
+
+from app.api.claims.schemas import ClaimView, RenewBody
+from app.api.dependencies import Services, services
+from app.api.pages import After, Limit, Page, decode_id, encode
+from app.api.problems import responses
+from app.config import MAX_WAIT_SECONDS
+from app.domain.states import ClaimState
+from app.errors import (
+    ClaimEnded,
+    ClaimNotFound,
+    Conflict,
+    DatabaseUnavailable,
+    FieldProblem,
+    InvalidRequest,
+    LeaseTooLong,
+)
+from app.services.claims import lifecycle as usecases
+from app.store.claims import rows as claim_rows
+
+router = APIRouter(prefix="/v1/claims", tags=["claims"])
+ClaimId = Annotated[UUID, Path(description="The claim's id.")]
+Svc = Annotated[Services, Depends(services)]
+_FOUND = (InvalidRequest, ClaimNotFound, DatabaseUnavailable)
+
+
+@router.get(
+    "",
+    operation_id="listClaims",
+    summary="Claims, the newest first",
+    response_description="A page of claims, ended ones among them",
+    responses=responses(InvalidRequest, DatabaseUnavailable),
+)
+async def list_claims(
+    svc: Svc,
+    limit: Limit = 100,
+    after: After = None,
+    pool: Annotated[str | None, Query(description="Of this pool only.")] = None,
+    state: Annotated[ClaimState | None, Query(description="In this state only.")] = None,
+    label: Annotated[str | None, Query(description="With this label only.", examples=["job=ci-4711"])] = None,
+    shape: Annotated[str | None, Query(description="Of this shape only.")] = None,
+) -> Page[ClaimView]:
+    """Filters can be combined. Ended claims are kept for `EMBERPOOL_HISTORY_DAYS`."""
+    async with svc.db.begin() as tx:
+        found = await claim_rows.page(
+            tx, after=decode_id(after), limit=limit + 1, pool=pool, state=state, label=_label(label), shape=shape
+        )
+    namespace = svc.settings.namespace
+    return Page(
+        items=[ClaimView.of(claim, namespace=namespace) for claim in found[:limit]],
+        next=encode(str(found[limit - 1].id)) if len(found) > limit else None,
+    )
+
+
+@router.get(
+    "/{claim_id}",
+    operation_id="getClaim",
+    summary="One claim",
+    response_description="The claim as it stands, or as it stood when the wait ended",
+    responses=responses(*_FOUND),
+)
+async def get_claim(
+    claim_id: ClaimId,
+    request: Request,
+    svc: Svc,
+    wait_seconds: Annotated[
+        float, Query(ge=0, le=MAX_WAIT_SECONDS, description="Wait so long for a pending claim to get its VM.")
+    ] = 0,
+) -> ClaimView:
+    """With `wait_seconds` the answer comes when the claim is pending no more, or when the time is over."""
+
+    async def until_disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    found = await svc.claim_service.queue.look(claim_id, wait_seconds, until_disconnected)
+    return ClaimView.of(found.claim, namespace=svc.settings.namespace, estimate=found.estimate)
+
+
+@router.post(
+    "/{claim_id}/renew",
+    operation_id="renewClaim",
+    summary="Extend a claim's lease",
+    response_description="The claim with its new lease",
+    responses=responses(*_FOUND, LeaseTooLong, ClaimEnded, Conflict),
+)
+async def renew_claim(claim_id: ClaimId, svc: Svc, body: RenewBody | None = None) -> ClaimView:
+    """The lease then ends that long from now. Without a body: its own length again."""
+    claim = await usecases.renew_claim(svc.db, claim_id, body.lease_seconds if body else None)
+    return ClaimView.of(claim, namespace=svc.settings.namespace)
+
+
+@router.delete(
+    "/{claim_id}",
+    operation_id="releaseClaim",
+    summary="Release a claim",
+    response_description="The claim, ended",
+    responses=responses(*_FOUND),
+)
+async def release_claim(claim_id: ClaimId, svc: Svc) -> ClaimView:
+    """Its VM is destroyed, never handed to another. Releasing a claim that has ended changes nothing."""
+    claim = await usecases.release_claim(svc.db, claim_id)
+    return ClaimView.of(claim, namespace=svc.settings.namespace)
+
+
+def _label(label: str | None) -> str | None:
+    if label is None:
+        return None
+    name, equals, value = label.partition("=")
+    if not (name and equals):
+        message = "a label filter is name=value"
+        raise InvalidRequest(f"label: {message}", problems=[FieldProblem("label", message)])
+    return orjson.dumps({name: value}).decode()

@@ -1,0 +1,33 @@
+"""What the routes need, put together in `wiring` and carried by the application."""
+
+import asyncio
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from app.api.events.tail import EventTail
+from app.compute.protocol import Gateway
+from app.config import Settings
+from app.services.claims.service import ClaimService
+from app.services.manifests.service import ManifestService
+from app.services.paths.selector import PathSelector
+from app.store.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """`stopping` is set when the process is told to stop: what waits or streams ends then."""
+
+    settings: Settings
+    db: Database
+    gateway: Gateway
+    claim_service: ClaimService
+    path_selector: PathSelector
+    tail: EventTail
+    manifests: ManifestService
+    stopping: asyncio.Event
+
+
+def services(request: Request) -> Services:
+    found: Services = request.app.state.services
+    return found

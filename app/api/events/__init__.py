@@ -1,0 +1,1 @@
+"""The history over HTTP, as pages and as a stream."""

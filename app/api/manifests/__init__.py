@@ -1,0 +1,1 @@
+"""Kubernetes-style manifests over HTTP."""

@@ -1,0 +1,1 @@
+"""Nodes, and whether VMs fit on them, over HTTP."""

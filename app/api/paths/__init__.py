@@ -1,0 +1,1 @@
+"""What each start path costs here, over HTTP."""

@@ -1,0 +1,1 @@
+"""Preloads over HTTP."""

@@ -1,0 +1,1 @@
+"""VMs over HTTP."""

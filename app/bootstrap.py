@@ -1,0 +1,94 @@
+"""The one place where objects are built, and the order in which they start and stop."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+
+from app.api.dependencies import Services
+from app.api.events.tail import EventTail
+from app.compute.kubevirt.gateway import connect
+from app.config import Role, Settings
+from app.errors import DatabaseUnavailable
+from app.reconcilers.runtime.run import Workers
+from app.services.claims.service import ClaimService
+from app.services.claims.waiters import Waiters
+from app.services.manifests.handlers import make_manifest_service
+from app.services.paths.selector import PathSelector
+from app.store.claims.warm import ClaimLane
+from app.store.database import Database
+from app.store.notices import Listener, Topic
+
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncIterator[Services]:
+    """Everything of one process, running until the block ends. `stopping` is set by a signal, or here where a part dies.
+
+    On the way out work stops being taken, calls under way are finished or handed back within the grace period, and
+    connections are closed. Raises what a side task died of.
+    """
+    url = settings.database_url.get_secret_value()
+    async with AsyncExitStack() as closing:
+        db = Database(url, pool_size=settings.database_pool_size)
+        closing.push_async_callback(db.close)
+        lane = ClaimLane(url)
+        closing.push_async_callback(lane.close)
+        gateway = await connect(settings)
+        closing.push_async_callback(gateway.close)
+        room = Waiters(db, lane)
+        claim_service = ClaimService(db, lane, room, settings)
+        path_selector = PathSelector(db, gateway, claim_service, settings)
+        tail = EventTail(db)
+        listener = Listener(url)
+
+        parts = {"listen": listener.run}
+        if settings.role is not Role.WORKER:
+            listener.on(Topic.POOL, claim_service.forget_pools)
+            listener.on(Topic.POOL, path_selector.forget_pools)
+            listener.on(Topic.SETTLED, room.wake)
+            parts |= {"claim_service": claim_service.run, "room": room.run, "tail": tail.run}
+            try:
+                await claim_service.warm_up()
+            except DatabaseUnavailable as error:
+                log.warning("start.without_database", error=error.detail)
+        if settings.role is not Role.API:
+            # Of their own: a flood of requests that wait for VMs must not keep those that make VMs from the database.
+            workers_db = Database(url, pool_size=settings.database_pool_size)
+            closing.push_async_callback(workers_db.close)
+            parts["workers"] = Workers(workers_db, gateway, listener, settings).run
+
+        tasks = [asyncio.create_task(part(stopping), name=name) for name, part in parts.items()]
+        for task in tasks:
+            task.add_done_callback(lambda done: _note_end(done, stopping))
+        try:
+            manifests = make_manifest_service(db, gateway, path_selector, namespace=settings.namespace)
+            yield Services(
+                settings=settings,
+                db=db,
+                gateway=gateway,
+                claim_service=claim_service,
+                path_selector=path_selector,
+                tail=tail,
+                manifests=manifests,
+                stopping=stopping,
+            )
+        finally:
+            stopping.set()
+            _, late = await asyncio.wait(tasks, timeout=settings.shutdown_grace_seconds)
+            for task in late:
+                log.warning("stop.cancelled", task=task.get_name())
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+
+
+def _note_end(done: "asyncio.Task[None]", stopping: asyncio.Event) -> None:
+    """A side task that dies ends the process, so that whatever supervises it starts a whole one."""
+    if not stopping.is_set():
+        log.error("part.died", task=done.get_name(), error=repr(None if done.cancelled() else done.exception()))
+        stopping.set()

@@ -1,0 +1,1 @@
+"""The command `emberpool`: the commands that serve, and the client commands."""

@@ -1,0 +1,57 @@
+"""`emberpool apply`: makes what manifests ask for, and shows it coming where that is wanted."""
+
+from typing import Annotated, Final
+
+import typer
+
+from app.cli.client.files import read_file
+from app.cli.client.options import OutputForm, Server, Token, connect
+from app.cli.client.printing import Column, Json, Output, make_console, print_data, print_table, tell
+from app.cli.client.progress import watch_progress
+from app.cli.client.service import DEFAULT_SERVER, Service
+
+_COLUMNS: Final = (
+    Column("KIND", lambda document: str(document["kind"])),
+    Column("NAME", lambda document: str(document["name"])),
+    Column("ACTION", lambda document: str(document["action"])),
+    Column("BECAME", lambda document: document["became"]["href"] or str(document["became"]["resource"])),
+)
+
+
+def apply(
+    *,
+    file: Annotated[str, typer.Option("--file", "-f", help="YAML with any number of documents; -: standard input.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and change nothing.")] = False,
+    output: OutputForm = Output.TABLE,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Wait until everything is there, and show how far it is.")
+    ] = False,
+    server: Server = DEFAULT_SERVER,
+    token: Token = None,
+) -> None:
+    """Make what manifests ask for: all documents or, where one is refused, none. Doing so again changes nothing."""
+    body = read_file(file)
+    with connect(server, token) as service:
+        applied = _apply(service, body, dry_run=dry_run)
+        console = make_console()
+        if output is Output.TABLE:
+            print_table(console, _COLUMNS, applied["documents"])
+            for document in applied["documents"]:
+                for note in document["notes"]:
+                    tell(f"{document['kind']} {document['name']}: {note}.")
+            if dry_run:
+                tell("Nothing was changed: this was a dry run.")
+        else:
+            print_data(console, output, applied)
+        if watch and not dry_run:
+            watch_progress(service, [document["became"]["href"] for document in applied["documents"]])
+
+
+def _apply(service: Service, body: bytes, *, dry_run: bool) -> Json:
+    return service.ask(
+        "POST",
+        "/v1/manifests",
+        content=body,
+        params={"dry_run": "true"} if dry_run else {},
+        headers={"Content-Type": "application/yaml"},
+    ).body

@@ -1,0 +1,133 @@
+"""`emberpool claim`: a VM, now or as soon as there is one."""
+
+import sys
+import time
+import uuid
+from contextlib import nullcontext
+from typing import Annotated, Final
+
+import typer
+from rich.markup import escape
+
+from app.cli.client.files import read_documents, read_wish
+from app.cli.client.listings import LISTINGS, Kind
+from app.cli.client.options import OutputForm, Server, Token, connect
+from app.cli.client.printing import Json, Output, make_console, print_data, print_table, seconds, tell
+from app.cli.client.service import DEFAULT_SERVER, Service
+from app.config import MAX_WAIT_SECONDS
+from app.errors import EmberpoolError
+from app.manifests.requests import Resource
+
+_PATIENCE_SECONDS: Final = 30.0
+_LOOK_SECONDS: Final = 10.0
+"""How often what a waiting claim is told of is read anew; the VM itself is told of at once."""
+
+
+class StillWaiting(EmberpoolError):
+    code = "still-waiting"
+    title = "No VM is there yet"
+
+
+def claim(
+    pool: Annotated[str | None, typer.Argument(help="The pool to claim from.")] = None,
+    *,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", help="Instead of a pool: a VirtualMachine, or a template, as YAML.")
+    ] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Wait so many seconds where no VM is ready.")] = 0,
+    lease: Annotated[int | None, typer.Option(min=1, help="Seconds after which the claim ends by itself.")] = None,
+    path: Annotated[
+        list[str] | None, typer.Option(help="Allow only this way: pool, snapshot, preload or cold. May be repeated.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Kept with the claim. May be repeated.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="The same key gets the same claim again.")] = None,
+    output: OutputForm = Output.TABLE,
+    server: Server = DEFAULT_SERVER,
+    token: Token = None,
+) -> None:
+    """Claim a VM from a pool, or one as a file describes it, by the fastest path there is."""
+    body = _body(pool, file)
+    body["labels"] = {**body.get("labels", {}), **_labels(label or [])}
+    if lease is not None:
+        body["lease_seconds"] = lease
+    if path:
+        body["paths"] = path
+    with connect(server, token) as service:
+        claimed = _claim(service, body, key or str(uuid.uuid4()), wait)
+    console = make_console()
+    if output is Output.TABLE:
+        print_table(console, LISTINGS[Kind.CLAIMS].columns, [claimed])
+        _explain(claimed)
+    else:
+        print_data(console, output, claimed)
+    if claimed["state"] == "pending" and wait:
+        raise StillWaiting(
+            f"claim {claimed['id']} waits on ({claimed['reason']}); `emberpool get claims {claimed['id']}` shows it, "
+            f"`emberpool release {claimed['id']}` gives it up"
+        )
+
+
+def _claim(service: Service, body: Json, key: str, wait: float) -> Json:
+    """The claim once it is bound, or when the wait is over. Broken off by Ctrl-C, it is released where it still waits."""
+    give_up = time.monotonic() + wait
+    first = min(wait, MAX_WAIT_SECONDS)
+    claimed: Json = {}
+    console = make_console(sys.stderr)
+    try:
+        with console.status("Waits for a VM.") if console.is_terminal else nullcontext() as status:
+            claimed = service.ask(
+                "POST",
+                "/v1/claim",
+                json={**body, "wait_seconds": first},
+                headers={"Idempotency-Key": key},
+                timeout=_PATIENCE_SECONDS + first,
+            ).body
+            while claimed["state"] == "pending" and (left := give_up - time.monotonic()) > 0:
+                if status is not None:
+                    status.update(escape(_tell_wait(claimed)))
+                claimed = service.get(f"/v1/claims/{claimed['id']}", wait_seconds=min(left, _LOOK_SECONDS))
+    except KeyboardInterrupt:
+        if claimed:  # else the service frees its place by itself
+            service.ask("DELETE", f"/v1/claims/{claimed['id']}")
+        tell("Broken off: the claim is given up.")
+        raise
+    return claimed
+
+
+def _body(pool: str | None, file: str | None) -> Json:
+    if (pool is None) == (file is None):
+        raise typer.BadParameter("name a POOL, or a file with -f, and not both")
+    if file is None:
+        return {"pool": pool}
+    documents = read_documents(file)
+    if len(documents) == 1 and "kind" not in documents[0].body:
+        return {"vm": documents[0].body}
+    wish = read_wish(file, Resource.CLAIM)
+    return dict(wish.body)
+
+
+def _labels(given: list[str]) -> dict[str, str]:
+    labels = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not (name and equals):
+            raise typer.BadParameter(f"--label: {each!r} is no NAME=VALUE")
+        labels[name] = value
+    return labels
+
+
+def _explain(claimed: Json) -> None:
+    """Why this path, where it was chosen among several."""
+    choice = claimed.get("choice")
+    if choice is not None:
+        tell(f"Path {choice['path']}: {choice['reason']}.")
+    if claimed["state"] == "pending":
+        tell(_tell_wait(claimed))
+
+
+def _tell_wait(claimed: Json) -> str:
+    estimate = claimed["estimate"]
+    expected = f" Expected in {seconds(estimate['seconds'])}: {estimate['basis']}." if estimate is not None else ""
+    return f"It waits: {claimed['reason']}.{expected}"

@@ -1,0 +1,60 @@
+"""The files that commands are given, `-` for standard input."""
+
+import sys
+from pathlib import Path
+from typing import Final
+
+from app.cli.client.printing import Json
+from app.errors import EmberpoolError, MalformedBody
+from app.manifests.documents import Document, read_yaml
+from app.manifests.requests import Resource, Wish
+from app.manifests.translate import translate
+
+STDIN: Final = "-"
+
+
+class FileUnusable(EmberpoolError):
+    code = "file-unusable"
+    title = "The file cannot be used"
+
+
+def read_file(name: str) -> bytes:
+    """Raises FileUnusable."""
+    try:
+        return sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+    except OSError as error:
+        raise FileUnusable(f"{name}: {error.strerror}") from error
+
+
+def read_documents(name: str) -> list[Document]:
+    """Raises FileUnusable where it is no YAML, with line and column."""
+    try:
+        return read_yaml(read_file(name))
+    except MalformedBody as error:
+        raise FileUnusable(f"{name}: {error.detail}") from error
+
+
+def read_wish(name: str, resource: Resource) -> Wish:
+    """The one document of the file, which must become that resource. Raises FileUnusable with all that is wrong with it."""
+    documents = read_documents(name)
+    if len(documents) != 1:
+        raise FileUnusable(
+            f"{name} holds {len(documents)} documents, and one is wanted here; `emberpool apply` takes many"
+        )
+    wishes, problems = translate(documents, namespace=_namespace(documents[0].body))
+    if problems:
+        told = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
+        raise FileUnusable(f"{name}: {told}")
+    wish = wishes[0]
+    if wish.resource is not resource:
+        raise FileUnusable(
+            f"{name}: documents[0].kind is {wish.kind}, which becomes one of {wish.resource}, not of {resource}"
+        )
+    return wish
+
+
+def _namespace(body: Json) -> str:
+    """Which namespace is the right one only the service knows."""
+    metadata = body.get("metadata")
+    given = metadata.get("namespace") if isinstance(metadata, dict) else None
+    return given if isinstance(given, str) else ""

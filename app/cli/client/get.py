@@ -1,0 +1,108 @@
+"""`emberpool get`: what there is, once or as it changes."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from app.cli.client.listings import LISTINGS, Kind, Listing, Wanted, find_all, find_one
+from app.cli.client.options import OutputForm, Server, Token, connect
+from app.cli.client.printing import Json, Output, make_console, print_data, print_table, tabulate, tell
+from app.cli.client.service import DEFAULT_SERVER
+
+
+def get(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    name: Annotated[str | None, typer.Argument(help="One of them, by its name; a claim or VM also by its id.")] = None,
+    *,
+    pool: Annotated[str | None, typer.Option(help="Claims and VMs of this pool only.")] = None,
+    state: Annotated[str | None, typer.Option(help="Claims and VMs in this state only.")] = None,
+    label: Annotated[str | None, typer.Option(help="Claims with this label only.", metavar="NAME=VALUE")] = None,
+    shape: Annotated[str | None, typer.Option(help="Claims and paths of this shape only.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also claims and VMs that have ended.")] = False,
+    output: OutputForm = Output.TABLE,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C.")] = False,
+    server: Server = DEFAULT_SERVER,
+    token: Token = None,
+) -> None:
+    """List pools, claims, VMs, snapshots, preloads, paths or nodes; or show one of them."""
+    wanted = Wanted(pool=pool, state=state, label=label, shape=shape, everything=everything)
+    if kind is Kind.PATHS and name is not None:  # a path is one of each shape
+        wanted, name = dataclasses.replace(wanted, path=name), None
+    listing = LISTINGS[kind]
+    _refuse_filters(kind, listing, wanted, name)
+    with connect(server, token) as service:
+
+        def look() -> list[Json]:
+            return [find_one(service, kind, name)] if name is not None else list(find_all(service, kind, wanted))
+
+        if watch:
+            follow(look, listing, output)
+            return
+        found = look()
+    console = make_console()
+    if output is not Output.TABLE:
+        print_data(console, output, found[0] if name is not None else {"items": found})
+    elif found:
+        print_table(console, listing.columns, found)
+    else:
+        tell(f"There are no {kind}.")
+
+
+def follow(
+    look: Callable[[], list[Json]],
+    listing: Listing,
+    output: Output,
+    *,
+    pause: Callable[[], None] = lambda: time.sleep(1),
+) -> None:
+    """Shows what there is until Ctrl-C: on a terminal as a table that changes, else a line (or a document) for each change."""
+    console = make_console()
+    try:
+        if console.is_terminal and output is Output.TABLE:
+            _follow_live(look, listing, console, pause)
+        else:
+            _follow_changes(look, listing, output, pause)
+    except KeyboardInterrupt:
+        return
+
+
+def _follow_live(look: Callable[[], list[Json]], listing: Listing, console: Console, pause: Callable[[], None]) -> None:
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(tabulate(listing.columns, look()), refresh=True)
+            pause()
+
+
+def _follow_changes(
+    look: Callable[[], list[Json]], listing: Listing, output: Output, pause: Callable[[], None]
+) -> None:
+    console = make_console()
+    shown: dict[str, list[str]] = {}
+    while True:
+        for item in look():
+            key = str(item.get("id") or item.get("name") or (item.get("path"), item.get("shape")))
+            cells = [column.cell(item) for column in listing.columns if not column.ticks]
+            if shown.get(key) == cells:
+                continue
+            if output is Output.TABLE:
+                print_table(console, listing.columns, [item], header=not shown)
+            else:
+                print_data(console, output, item)
+            shown[key] = cells
+        pause()
+
+
+def _refuse_filters(kind: Kind, listing: Listing, wanted: Wanted, name: str | None) -> None:
+    for option in ("pool", "state", "label", "shape", "everything"):
+        if not getattr(wanted, option):
+            continue
+        flag = "--all" if option == "everything" else f"--{option}"
+        if name is not None:
+            raise typer.BadParameter(f"{flag} narrows a list, and {name} names one of them: leave one out")
+        if option not in listing.filters:
+            raise typer.BadParameter(f"{flag} does not go with {kind}")

@@ -1,0 +1,265 @@
+"""What can be listed, where the service has it, and which columns people want to see of it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+from uuid import UUID
+
+from app.cli.client.printing import Column, Json, seconds, share, since, size, text, until
+from app.cli.client.service import PAGE, Service
+from app.errors import EmberpoolError
+
+LIVE_CLAIMS: Final = ("bound", "pending")
+_PAGE_OF_SHAPES: Final = 100
+"""The most shapes that one page of paths is about."""
+
+
+class Kind(StrEnum):
+    POOLS = "pools"
+    CLAIMS = "claims"
+    VMS = "vms"
+    SNAPSHOTS = "snapshots"
+    PRELOADS = "preloads"
+    PATHS = "paths"
+    NODES = "nodes"
+
+
+class NotThere(EmberpoolError):
+    code = "not-there"
+    title = "There is no such thing"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a list is narrowed to. `everything`: what has ended, too."""
+
+    path: str | None = None
+    pool: str | None = None
+    state: str | None = None
+    label: str | None = None
+    shape: str | None = None
+    everything: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """`filters` are the fields of Wanted that it knows."""
+
+    columns: tuple[Column, ...]
+    filters: frozenset[str] = field(default_factory=frozenset)
+
+
+def find_all(service: Service, kind: Kind, wanted: Wanted) -> Iterator[Json]:
+    query = {
+        name: value
+        for name in sorted(LISTINGS[kind].filters - {"everything"})
+        if (value := getattr(wanted, name)) is not None
+    }
+    if kind is Kind.VMS and wanted.everything:
+        query["ended"] = "true"
+    if kind is Kind.CLAIMS and not wanted.everything and wanted.state is None:
+        for state in LIVE_CLAIMS:
+            yield from service.pages("/v1/claims", {**query, "state": state})
+        return
+    page = _PAGE_OF_SHAPES if kind is Kind.PATHS else PAGE
+    yield from service.pages(f"/v1/{kind}", query, page=page)
+
+
+def find_one(service: Service, kind: Kind, name: str) -> Json:
+    """By name, or by id where it has one. Raises NotThere."""
+    match kind:
+        case Kind.CLAIMS:
+            return find_claim(service, name)
+        case Kind.VMS:
+            return _find_vm(service, name)
+        case _:
+            return service.get(f"/v1/{kind}/{name}")
+
+
+def find_claim(service: Service, name: str) -> Json:
+    """By its id, or by its label `name`: the one that lives, else the newest that ended. Raises NotThere."""
+    if is_id(name):
+        return service.get(f"/v1/claims/{name}")
+    for state in (*LIVE_CLAIMS, None):
+        query = {"label": f"name={name}"} | ({"state": state} if state is not None else {})
+        for claim in service.pages("/v1/claims", query, limit=1):
+            return claim
+    raise NotThere(f"no claim has the id or the label name={name}; `emberpool get claims` lists them all")
+
+
+def is_id(name: str) -> bool:
+    try:
+        UUID(name)
+    except ValueError:
+        return False
+    return True
+
+
+def name_of(claim: Json) -> str:
+    """What people call a claim: its label `name`, else its id."""
+    return str(claim["labels"].get("name") or claim["id"])
+
+
+def _find_vm(service: Service, name: str) -> Json:
+    if is_id(name):
+        return service.get(f"/v1/vms/{name}")
+    for vm in service.pages("/v1/vms"):
+        if vm["name"] == name:
+            return service.get(f"/v1/vms/{vm['id']}")
+    raise NotThere(f"no VM that lives has the id or the name {name}; `emberpool get vms` lists them")
+
+
+def _of(*keys: str) -> Callable[[Json], str]:
+    """The cell of a field, found key by key; `-` where one of them is missing or null."""
+
+    def cell(item: Json) -> str:
+        found: object = item
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        return text(found)
+
+    return cell
+
+
+def _number(*keys: str) -> Callable[[Json], float | None]:
+    def read(item: Json) -> float | None:
+        found: object = item
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found if isinstance(found, int | float) else None
+
+    return read
+
+
+def _ready(pool: Json) -> str:
+    return f"{pool['status']['counts']['ready']}/{pool['spec']['size']}"
+
+
+def _on_its_way(pool: Json) -> str:
+    counts = pool["status"]["counts"]
+    return str(sum(counts[state] for state in ("planned", "creating", "booting")))
+
+
+def _wait(claim: Json) -> str:
+    if claim["state"] == "pending":
+        return seconds((claim["estimate"] or {}).get("seconds"))
+    return seconds(claim["timings"]["wait"])
+
+
+def _source(snapshot: Json) -> str:
+    source = (snapshot.get("spec") or snapshot).get("source") or {}
+    return text(next((f"{kind}/{name}" for kind, name in source.items() if name), None))
+
+
+def _image(preload: Json) -> str:
+    image = (preload.get("spec") or preload).get("image") or {}
+    given = next((value for value in image.values() if value), None)
+    return text(given if isinstance(given, str) else (given or {}).get("url") or (given or {}).get("name"))
+
+
+def _percent(preload: Json) -> str:
+    return share((found or 0) / 100 if (found := _number("progress", "percent")(preload)) is not None else None)
+
+
+def _cpus(node: Json) -> str:
+    return f"{node['cpus']['free']:g}/{node['cpus']['allocatable']:g}"
+
+
+def _pages(node: Json) -> str:
+    return text([f"{page}:{found['free']}/{found['allocatable']}" for page, found in node["hugepages"].items()])
+
+
+LISTINGS: Final[dict[Kind, Listing]] = {
+    Kind.POOLS: Listing(
+        (
+            Column("NAME", _of("name")),
+            Column("PHASE", _of("status", "phase")),
+            Column("READY", _ready),
+            Column("COMING", _on_its_way),
+            Column("CLAIMED", _of("status", "counts", "claimed")),
+            Column("WAITING", _of("status", "counts", "waiting")),
+            Column("BOOT", lambda pool: seconds(pool["status"]["boot_seconds"]["p50"])),
+            Column("AGE", lambda pool: since(pool["created_at"]), ticks=True),
+            Column("REASON", _of("status", "reason")),
+        )
+    ),
+    Kind.CLAIMS: Listing(
+        (
+            Column("NAME", lambda claim: text(claim["labels"].get("name"))),
+            Column("STATE", _of("state")),
+            Column("POOL", _of("pool")),
+            Column("PATH", _of("path")),
+            Column("VM", _of("vm", "name")),
+            Column("NODE", _of("vm", "node")),
+            Column("ADDRESSES", _of("vm", "addresses")),
+            Column("WAIT", _wait, ticks=True),
+            Column(
+                "LEASE",
+                lambda claim: until(claim["lease_expires_at"]) if claim["ended_at"] is None else "-",
+                ticks=True,
+            ),
+            Column("ID", _of("id")),
+        ),
+        frozenset({"pool", "state", "label", "shape", "everything"}),
+    ),
+    Kind.VMS: Listing(
+        (
+            Column("NAME", _of("name")),
+            Column("STATE", _of("state")),
+            Column("POOL", _of("pool")),
+            Column("NODE", _of("node")),
+            Column("ADDRESSES", _of("addresses")),
+            Column("BOOT", lambda vm: seconds(vm["boot_seconds"])),
+            Column("AGE", lambda vm: since(vm["created_at"]), ticks=True),
+            Column("HEALTH", _of("health")),
+        ),
+        frozenset({"pool", "state", "everything"}),
+    ),
+    Kind.SNAPSHOTS: Listing(
+        (
+            Column("NAME", _of("name")),
+            Column("STATE", _of("state")),
+            Column("SOURCE", _source),
+            Column("SIZE", lambda snapshot: size(_number("bytes")(snapshot))),
+            Column("USED", _of("used", "count")),
+            Column("AGE", lambda snapshot: since(snapshot.get("ready_at")), ticks=True),
+            Column("SHAPE", _of("shape")),
+            Column("REASON", _of("reason")),
+        )
+    ),
+    Kind.PRELOADS: Listing(
+        (
+            Column("NAME", _of("name")),
+            Column("STATE", _of("state")),
+            Column("PROGRESS", _percent),
+            Column("IMAGE", _image),
+            Column("USED", _of("used")),
+            Column("REASON", _of("reason")),
+        )
+    ),
+    Kind.PATHS: Listing(
+        (
+            Column("PATH", _of("path")),
+            Column("COUNT", _of("count")),
+            Column("P50", lambda path: seconds(_number("p50")(path))),
+            Column("P95", lambda path: seconds(_number("p95")(path))),
+            Column("SAVING", lambda path: share(_number("saving")(path))),
+            Column("EXPECTED", lambda path: share(_number("expected")(path))),
+            Column("SHAPE", lambda path: path["shape"] or "(all)"),
+        ),
+        frozenset({"shape", "path"}),
+    ),
+    Kind.NODES: Listing(
+        (
+            Column("NAME", _of("name")),
+            Column("ZONE", _of("zone")),
+            Column("TAKES-VMS", lambda node: "yes" if node["takes_vms"] else "no"),
+            Column("FREE-CPUS", _cpus),
+            Column("FREE-MEMORY", lambda node: size(_number("memory", "free")(node))),
+            Column("FREE-HUGEPAGES", _pages),
+            Column("PODS", _of("pods", "used")),
+            Column("VMS", lambda node: str(sum(node["vms"].values()))),
+        )
+    ),
+}

@@ -1,0 +1,31 @@
+"""`emberpool release`: gives VMs back."""
+
+from typing import Annotated
+
+import typer
+
+from app.cli.client.listings import LISTINGS, Kind, find_claim, name_of
+from app.cli.client.options import OutputForm, Server, Token, connect
+from app.cli.client.printing import Output, make_console, print_data, print_table, tell
+from app.cli.client.service import DEFAULT_SERVER
+
+
+def release(
+    claims: Annotated[list[str], typer.Argument(help="Claims: ids, or the names of their labels `name`.")],
+    *,
+    output: OutputForm = Output.TABLE,
+    server: Server = DEFAULT_SERVER,
+    token: Token = None,
+) -> None:
+    """Release claims. Their VMs are destroyed; one that has ended already stays as it ended."""
+    with connect(server, token) as service:
+        found = [find_claim(service, name) for name in dict.fromkeys(claims)]
+        for claim in found:
+            if claim["ended_at"] is not None:
+                tell(f"Claim {name_of(claim)} had ended before: {claim['state']}.")
+        released = [service.ask("DELETE", f"/v1/claims/{claim['id']}").body for claim in found]
+    console = make_console()
+    if output is Output.TABLE:
+        print_table(console, LISTINGS[Kind.CLAIMS].columns, released)
+    else:
+        print_data(console, output, {"items": released})

@@ -1,0 +1,59 @@
+"""Act four: a pool that is a VirtualMachinePool of the cluster, for operators who want to see it with kubectl."""
+
+import time
+from typing import Final
+
+from rich.console import Console
+
+from app.cli.demo.board import Board
+from app.cli.demo.client import Client, DemoFailed, Json
+from app.cli.demo.pool import why_never_full
+from app.cli.demo.words import in_time, quote, say
+
+_POOL: Final = "ubuntu-listed"
+_SIZE: Final = 2
+_BODY: Final[Json] = {
+    "size": _SIZE,
+    "backing": "VirtualMachinePool",
+    "template": {"image": "ubuntu:22.04", "cpu": 2, "memory": "2Gi"},
+    "warm_when": "running",
+}
+"""Warm once its VMs run, so that the guests' boots need not be watched once more."""
+
+
+async def show_backing(client: Client, console: Console) -> None:
+    """Raises DemoFailed."""
+    path = f"/v1/pools/{_POOL}"
+    began = time.perf_counter()
+    await client.ask("PUT", path, _BODY)
+    with Board(console) as board, board.step("VirtualMachinePool"):
+        await client.watch(
+            path,
+            until=lambda pool: bool(pool["status"]["counts"]["ready"] >= _SIZE),
+            lost=why_never_full,
+            what="the pool that is a VirtualMachinePool is not full",
+        )
+    warm_up = in_time(time.perf_counter() - began)
+    say(
+        console,
+        f"[bold]PUT {path}[/bold] with backing: VirtualMachinePool has {_SIZE} VMs running after {warm_up} (simulated): made by the "
+        "cluster's own controller, and listed by kubectl",
+        indent=2,
+    )
+    began = time.perf_counter()
+    claim = await client.ask("POST", "/v1/claim", {"pool": _POOL})
+    took = in_time(time.perf_counter() - began)
+    vm = claim["vm"]
+    if vm is None:
+        raise DemoFailed(f"the pool was full, and yet the claim is {claim['state']}: {claim['reason']}.")
+    await client.watch(
+        f"/v1/vms/{vm['id']}",
+        until=lambda seen: any(event["type"] == "vm.detached" for event in seen["history"]),
+        lost=lambda _: None,
+        what=f"{vm['name']} is not detached from its VirtualMachinePool",
+    )
+    say(
+        console,
+        f"a claim takes {quote(vm['name'])} of it in {took}; it is detached then, and the VirtualMachinePool makes another\n",
+        indent=4,
+    )

@@ -1,0 +1,162 @@
+"""Act two: the same VM by all four paths, by asking for it in the same words each time."""
+
+import asyncio
+import time
+from typing import Final
+
+from rich.console import Console
+
+from app.cli.demo.board import Board
+from app.cli.demo.chart import Bar, draw
+from app.cli.demo.client import Client, DemoFailed, Json
+from app.cli.demo.pool import why_never_full
+from app.cli.demo.words import in_time, quote, say
+
+IMAGE: Final = "https://example.com/vm-images/ubuntu.qcow2"
+VM: Final[Json] = {"image": IMAGE, "cpu": 2, "memory": "2Gi"}
+_PRELOAD: Final = "ubuntu-image"
+_SNAPSHOT: Final = "ubuntu-booted"
+_POOL: Final = "ubuntu-from-snapshot"
+_SIZE: Final = "10Gi"
+_STAGES_PATIENCE_SECONDS: Final = 10.0
+
+
+async def show_paths(client: Client, console: Console) -> None:
+    """Raises DemoFailed where a path is not what it should be."""
+    say(
+        console,
+        f"[bold]The same VM by all four paths[/bold]: {IMAGE} on a disk of its own, 2 CPUs, 2Gi. The same POST /v1/claim, which "
+        "describes it, is sent four times; what is near by then decides how it is served.\n",
+    )
+    with Board(console) as board:
+        bars = await _Paths(client, console, board).walk()
+    shape = bars[0].claim["shape"]
+    costs = await client.ask("GET", "/v1/paths", query={"shape": shape})
+    console.print("", draw(bars, costs["items"], width=console.width))
+    say(
+        console,
+        "\nSimulated: how long the dev cluster takes to import, clone, restore, schedule and boot; it tells moments in whole seconds. "
+        "What is saved is what GET /v1/paths measured, over all starts of this shape. "
+        "Only the claim from the pool measures something real: this service on this machine.\n",
+    )
+
+
+class _Paths:
+    def __init__(self, client: Client, console: Console, board: Board) -> None:
+        self._client = client
+        self._console = console
+        self._board = board
+
+    async def walk(self) -> list[Bar]:
+        """The four claims, the slowest first."""
+        path = f"/v1/preloads/{_PRELOAD}"
+        await self._client.ask("PUT", path, {"image": {"http": {"url": IMAGE}}, "size": _SIZE})
+        cold = await self._claim()
+        preloading = (
+            asyncio.Event()
+        )  # set once the second claim stands: the snapshot, which is faster, must not be there yet
+        try:
+            async with asyncio.TaskGroup() as group:
+                from_preload = group.create_task(self._import(path, preloading))
+                from_nothing = group.create_task(self._finish("cold", cold))
+                group.create_task(self._snapshot(from_nothing, preloading))
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+        from_snapshot = await self._finish("snapshot", await self._claim())
+        await self._fill()
+        warm = await self._finish("pool", await self._claim())
+        bars = [from_nothing.result(), from_preload.result(), from_snapshot, warm]
+        return [await self._with_stages(bar) for bar in bars]
+
+    async def _claim(self) -> tuple[float, Json, float]:
+        """When it was sent, the first answer, and when that came."""
+        began = time.perf_counter()
+        claim = await self._client.ask("POST", "/v1/claim", {"vm": VM})
+        return began, claim, time.perf_counter()
+
+    async def _finish(self, path: str, sent: tuple[float, Json, float]) -> Bar:
+        began, claim, ended = sent
+        if claim["state"] != "bound":
+            with self._board.step(f"claim, {claim['choice']['path']}"):
+                claim = await self._client.bound(claim)
+            ended = time.perf_counter()
+        if claim["path"] != path:
+            raise DemoFailed(
+                f"the claim was to be served by {path}, and was by {claim['path']}: {claim['choice']['reason']}."
+            )
+        self._tell_choice(path, ended - began, claim["choice"])
+        return Bar(path, ended - began, claim)
+
+    async def _import(self, path: str, preloading: asyncio.Event) -> Bar:
+        began = time.perf_counter()
+        with self._board.step("import of the image") as step:
+
+            def is_ready(preload: Json) -> bool:
+                step.reach(preload["progress"]["percent"])
+                return bool(preload["ready"])
+
+            await self._client.watch(path, until=is_ready, lost=_why_failed, what="the image is not imported")
+        self._tell_done(
+            f"PUT {path}", f"has imported the image in {in_time(time.perf_counter() - began)}, beside the cold start"
+        )
+        sent = await self._claim()
+        preloading.set()
+        return await self._finish("preload", sent)
+
+    async def _snapshot(self, first: "asyncio.Task[Bar]", preloading: asyncio.Event) -> None:
+        name = (await first).claim["vm"]["name"]
+        await preloading.wait()
+        began = time.perf_counter()
+        await self._client.ask("POST", "/v1/snapshots", {"name": _SNAPSHOT, "source": {"vm": name}})
+        with self._board.step("snapshot of the first VM"):
+            await self._client.watch(
+                f"/v1/snapshots/{_SNAPSHOT}",
+                until=lambda snapshot: bool(snapshot["ready"]),
+                lost=_why_failed,
+                what="the snapshot is not ready",
+            )
+        self._tell_done("POST /v1/snapshots", f"has the first VM's disk in {in_time(time.perf_counter() - began)}")
+
+    async def _fill(self) -> None:
+        path = f"/v1/pools/{_POOL}"
+        began = time.perf_counter()
+        await self._client.ask("PUT", path, {"size": 1, "template": VM, "start_from": {"snapshot": _SNAPSHOT}})
+        with self._board.step("pool of one, from the snapshot"):
+            await self._client.watch(
+                path,
+                until=lambda pool: bool(pool["status"]["counts"]["ready"]),
+                lost=why_never_full,
+                what="the pool that starts from the snapshot is not full",
+            )
+        self._tell_done(f"PUT {path}", f"is warm in {in_time(time.perf_counter() - began)}, its VM from the snapshot")
+
+    async def _with_stages(self, bar: Bar) -> Bar:
+        """Pods tell of some stages, and are read a moment after the VM was ready. What stays unknown is left out."""
+        path = f"/v1/claims/{bar.claim['id']}"
+        give_up = time.monotonic() + _STAGES_PATIENCE_SECONDS
+        claim = await self._client.ask("GET", path)
+        while claim["path"] != "pool" and None in _stages(claim) and time.monotonic() < give_up:
+            await asyncio.sleep(0.2)
+            claim = await self._client.ask("GET", path)
+        return Bar(bar.path, bar.seconds, claim)
+
+    def _tell_choice(self, path: str, seconds: float, choice: Json) -> None:
+        say(self._console, f"[bold]{path}[/bold] in {in_time(seconds)}: {quote(choice['reason'])}", indent=2)
+        faster = []
+        for way in choice["considered"]:
+            if way["path"] == path:
+                break
+            faster.append(f"{way['path']}: {way['why']}")
+        if faster:
+            say(self._console, f"[dim]why not faster: {quote('; '.join(faster))}[/dim]", indent=4)
+
+    def _tell_done(self, request: str, done: str) -> None:
+        say(self._console, f"[bold]{request}[/bold] {done}", indent=2)
+
+
+def _stages(claim: Json) -> list[float | None]:
+    return list((claim["timings"]["stages"] or {"unknown": None}).values())
+
+
+def _why_failed(found: Json) -> str | None:
+    return str(found["reason"]) if found["state"] == "failed" else None

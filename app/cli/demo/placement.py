@@ -1,0 +1,68 @@
+"""Act three: VMs that want something of their node, and one that no node can take."""
+
+from collections.abc import Callable
+from typing import Final
+
+from rich.console import Console
+
+from app.cli.demo.board import Board
+from app.cli.demo.client import Client, Json
+from app.cli.demo.words import in_time, quote, say
+
+_PAGES: Final = "2Mi"
+
+
+def _tell_pinned(node: Json) -> str | None:
+    cpus = node["cpus"]
+    return f"{cpus['pinned']:g} of its {cpus['allocatable']:g} CPUs are pinned" if cpus["pinned"] else None
+
+
+def _tell_pages(node: Json) -> str | None:
+    pages = node["hugepages"][_PAGES]
+    return f"{pages['used']} of its {pages['allocatable']} pages of {_PAGES} are taken" if pages["used"] else None
+
+
+MACHINES: Final[dict[str, Callable[[Json], str | None]]] = {
+    "pinned-vm.yaml": _tell_pinned,
+    "hugepages-vm.yaml": _tell_pages,
+}
+"""Of examples/, each a VM; and what its node shows of it, in words, once it does."""
+_TOO_LARGE: Final[Json] = {
+    "template": {"cpu": 2, "memory": "20Gi"},
+    "placement": {"hugepages": "1Gi"},
+}
+
+
+async def show_placement(client: Client, machines: bytes, console: Console) -> None:
+    """`machines` are the manifests of `MACHINES`, in their order. Raises DemoFailed."""
+    say(console, f"[bold]POST /v1/manifests[/bold] with {' and '.join(MACHINES)}, of examples/:\n")
+    applied = await client.ask("POST", "/v1/manifests", manifest=machines)
+    with Board(console) as board:
+        for document, told in zip(applied["documents"], MACHINES.values(), strict=True):
+            with board.step(document["name"]):
+                claim = await client.bound(await client.ask("GET", document["became"]["href"]))
+                node = await _see(client, claim["vm"]["node"], told)
+            took = in_time(claim["timings"]["wait"])
+            say(
+                console,
+                f"[bold]{quote(document['name'])}[/bold] runs on {quote(node['name'])} after {took} (simulated); {told(node)} now",
+                indent=2,
+            )
+    answer = await client.ask("POST", "/v1/placements/check", _TOO_LARGE)
+    fits = {True: "it fits", False: "it does not fit", None: "nothing is known"}[answer["fits"]]
+    why = "; ".join(answer["missing"] or answer["unseen"])
+    say(
+        console,
+        "[bold]POST /v1/placements/check[/bold], before anyone waits for it, of one with 20Gi in pages of 1Gi: "
+        f"{fits}. {quote(why)}",
+        indent=2,
+    )
+
+
+async def _see(client: Client, node: str, told: Callable[[Json], str | None]) -> Json:
+    return await client.watch(
+        f"/v1/nodes/{node}",
+        until=lambda seen: told(seen) is not None,
+        lost=lambda _: None,
+        what=f"{node} is not seen to hold its VM",
+    )

@@ -1,0 +1,1 @@
+"""The compute protocol over KubeVirt. Nothing else in the service speaks Kubernetes."""

@@ -1,0 +1,291 @@
+"""The calls to the Kubernetes API that we make, typed, each error translated. Only this module and `faults` know the library.
+
+What is particular about kubernetes_asyncio (36.1): a dict as the body of a PATCH goes as a JSON patch unless the content type is
+given; `_preload_content=False` handlers back the bare response whatever its status; and its `Watch` opens a session of its own,
+takes up a silent or closed watch again without a word, and resumes once from the resourceVersion that had just been answered
+with 410. So the stream of a watch is read here.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import aiohttp
+import orjson
+from kubernetes_asyncio import client as kubernetes
+from kubernetes_asyncio.client.exceptions import ApiException
+from kubernetes_asyncio.config import load_incluster_config, load_kube_config
+
+from app.compute.kubevirt import labels
+from app.compute.kubevirt.errors import reason_of, translate, translating
+from app.compute.kubevirt.kinds import Kind
+from app.compute.protocol import Manifest
+from app.config import Settings
+from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterRefused, ClusterUnavailable, WatchExpired
+
+# Unknown fields are pruned in silence otherwise.
+_STRICT = {"fieldValidation": "Strict", "fieldManager": labels.MANAGER}
+_JSON = "application/json"
+_MERGE = "application/merge-patch+json"
+_JSON_PATCH = "application/json-patch+json"
+_PAGE_SIZE = 500
+_LIST_ATTEMPTS = 3
+_SPARE_CONNECTIONS = 8  # beside those that provision: two watches, a list, the checks of pools being written
+
+
+class AlreadyExists(ClusterError):
+    """The name of an object that was to be created is taken. It never leaves `cluster`."""
+
+
+class KubeVirtClient:
+    """Objects of every kind that we know, in the one namespace of the settings or, where the kind has none, in the cluster."""
+
+    def __init__(self, settings: Settings, configuration: kubernetes.Configuration) -> None:
+        """Needs a running event loop, and makes no call."""
+        configuration.connection_pool_maxsize = settings.provision_concurrency + _SPARE_CONNECTIONS
+        self._client = kubernetes.ApiClient(configuration)
+        self._client.user_agent = labels.MANAGER
+        self._namespace = settings.namespace
+        self._selector = labels.selector(settings.instance)
+        self._timeout = settings.cluster_timeout_seconds
+        self._silence = settings.watch_silence_seconds
+
+    async def get(self, kind: Kind, name: str) -> Manifest:
+        with translating(f"read {kind}/{name}"):
+            answer = await self._call("GET", kind.path(self._namespace, name))
+        return _as_object(answer)
+
+    async def create(self, kind: Kind, body: Manifest, *, dry_run: bool = False) -> Manifest:
+        """Raises AlreadyExists where the name is taken.
+
+        Any other 409 on a create is a quota that another create is just counting itself into (the API server's quota
+        admission): it is ClusterUnavailable, for the same call succeeds a moment later.
+        """
+        doing = f"{'try' if dry_run else 'create'} {kind}/{body['metadata']['name']}"
+        options = {**_STRICT, "dryRun": "All"} if dry_run else _STRICT
+        try:
+            with translating(doing):
+                answer = await self._call("POST", kind.path(self._namespace), body=body, query=options)
+        except ClusterError as error:
+            cause = error.__cause__
+            if isinstance(cause, ApiException) and cause.status == 409:  # noqa: PLR2004 - Conflict
+                if reason_of(cause) == "AlreadyExists":
+                    raise AlreadyExists(error.detail) from cause
+                raise ClusterUnavailable(error.detail, retry_after=1) from cause
+            raise
+        return _as_object(answer)
+
+    async def delete(self, kind: Kind, name: str, uid: str, *, propagation: str = "Foreground") -> Manifest:
+        """The object, going; or a Status, where it went at once. A delete of that UID alone."""
+        with translating(f"delete {kind}/{name}"):
+            options = {
+                "apiVersion": "v1",
+                "kind": "DeleteOptions",
+                "propagationPolicy": propagation,
+                "preconditions": {"uid": uid},
+            }
+            answer = await self._call("DELETE", kind.path(self._namespace, name), body=options)
+        return _as_object(answer or {})  # a 202 may come without a body
+
+    async def merge(self, kind: Kind, name: str, uid: str, patch: Manifest) -> Manifest:
+        """A JSON merge patch of that UID alone. Raises ClusterConflict where the name belongs to another one."""
+        # A uid cannot be changed, so that a patch which names another one is invalid: the guard that we want.
+        body = {**patch, "metadata": {**patch.get("metadata", {}), "uid": uid}}
+        try:
+            with translating(f"change {kind}/{name}"):
+                answer = await self._call(
+                    "PATCH", kind.path(self._namespace, name), body=body, query=_STRICT, content_type=_MERGE
+                )
+        except ClusterRefused as error:
+            if any(problem.field == "metadata.uid" for problem in error.problems):
+                raise ClusterConflict(
+                    f"{kind}/{name} is another one by now: its UID is not {uid}; it is left as it is."
+                ) from error
+            raise
+        return _as_object(answer)
+
+    async def patch(self, kind: Kind, name: str, steps: list[Manifest]) -> Manifest:
+        """A JSON patch. One whose `test` fails is a ClusterRefused, as the API server answers it with 422."""
+        with translating(f"change {kind}/{name}"):
+            answer = await self._call(
+                "PATCH", kind.path(self._namespace, name), body=steps, query=_STRICT, content_type=_JSON_PATCH
+            )
+        return _as_object(answer)
+
+    async def versions(self, group: str) -> tuple[str, ...]:
+        """The versions in which the cluster serves an API group, as it prefers them; none where it does not know it."""
+        try:
+            with translating(f"ask for the versions of {group}"):
+                answer = _as_object(await self._call("GET", f"/apis/{group}"))
+        except ClusterNotFound:
+            return ()
+        return tuple(str(each["version"]) for each in answer.get("versions") or [])
+
+    async def list_all(self, kind: Kind, *, selector: str | None = None) -> tuple[list[Manifest], str]:
+        """Every object with our labels, and the resourceVersion from which a watch goes on.
+
+        `selector` takes the place of our labels; the empty one selects everything.
+        """
+        for _ in range(_LIST_ATTEMPTS):
+            try:
+                return await self._list_pages(kind, self._selector if selector is None else selector)
+            except WatchExpired:  # the pages took longer than the server keeps their moment: begin again
+                continue
+        raise ClusterUnavailable(
+            f"The list of {kind} expired {_LIST_ATTEMPTS} times before its last page.", retry_after=1
+        )
+
+    async def watch(
+        self, kind: Kind, resource_version: str, *, selector: str | None = None
+    ) -> AsyncGenerator[Manifest, None]:
+        """The events of objects with our labels, bookmarks too, until the server ends the watch.
+
+        Raises WatchExpired (410, as an answer or as an event), ClusterUnavailable where it breaks or is silent for longer
+        than `watch_silence_seconds`.
+        """
+        doing = f"watch {kind}"
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=self._silence)
+        with translating(doing):
+            async with asyncio.timeout(self._timeout):
+                query = {
+                    "labelSelector": self._selector if selector is None else selector,
+                    "watch": "true",
+                    "allowWatchBookmarks": "true",
+                    "resourceVersion": resource_version,
+                }
+                response = await self._client.call_api(
+                    kind.path(self._namespace),
+                    "GET",
+                    query_params=[(name, value) for name, value in query.items() if value],
+                    header_params={"Accept": _JSON},
+                    auth_settings=["BearerToken"],
+                    _return_http_data_only=True,
+                    _preload_content=False,
+                    _request_timeout=timeout,
+                )
+        try:
+            if response.status != 200:  # noqa: PLR2004 - OK
+                raise await self._refusal(response, doing)
+            while (event := await self._next_event(response, doing)) is not None:
+                yield event
+        finally:
+            response.close()
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        query: dict[str, str] | None = None,
+        content_type: str = _JSON,
+    ) -> object:
+        """One request; the answer's JSON, whatever its kind. The library's own methods know built-in kinds by other names
+        than custom ones, and read no body of a 202.
+        """
+        headers = {"Accept": _JSON, **({"Content-Type": content_type} if body is not None else {})}
+        answer: object = await self._client.call_api(
+            path,
+            method,
+            query_params=list((query or {}).items()),
+            header_params=headers,
+            body=body,
+            response_types_map={200: "object", 201: "object", 202: "object"},
+            auth_settings=["BearerToken"],
+            _return_http_data_only=True,
+            _request_timeout=self._timeout,
+        )
+        return answer
+
+    async def _list_pages(self, kind: Kind, selector: str) -> tuple[list[Manifest], str]:
+        items: list[Manifest] = []
+        token: str | None = None
+        while True:
+            with translating(f"list {kind}"):
+                query = {"labelSelector": selector, "limit": str(_PAGE_SIZE), "continue": token}
+                answer = await self._call(
+                    "GET",
+                    kind.path(self._namespace),
+                    query={name: value for name, value in query.items() if value},
+                )
+            page = _as_object(answer)
+            items.extend(page.get("items") or [])
+            metadata = page.get("metadata") or {}
+            token = metadata.get("continue")
+            if not token:
+                return items, str(metadata.get("resourceVersion") or "")
+
+    async def _refusal(self, response: aiohttp.ClientResponse, doing: str) -> Exception:
+        with translating(doing):
+            async with asyncio.timeout(self._timeout):
+                body = await response.read()
+        try:
+            status = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            status = None
+        return translate(response.status, status if isinstance(status, dict) else {}, response.headers, doing)
+
+    async def _next_event(self, response: aiohttp.ClientResponse, doing: str) -> Manifest | None:
+        with translating(doing):
+            try:
+                line = await response.content.readline()
+            except TimeoutError as error:
+                raise ClusterUnavailable(
+                    f"The cluster was silent for {self._silence:g} s; could not {doing}."
+                ) from error
+            if not line:
+                return None
+            event = _as_object(orjson.loads(line))
+        if not isinstance(event.get("type"), str):
+            raise ClusterError(f"The cluster sent what is no event of a watch; could not {doing}.")
+        if event["type"] == "ERROR":
+            status = event.get("object") or {}
+            raise translate(int(status.get("code") or 500), status, None, doing)
+        return event
+
+
+async def configure(settings: Settings) -> kubernetes.Configuration:
+    """Where the cluster is, and who we are there. Raises ClusterError where the kubeconfig or service account cannot be used."""
+    configuration = kubernetes.Configuration()
+    try:
+        if settings.kubeconfig is None:
+            load_in_cluster: Any = load_incluster_config  # untyped in the library
+            load_in_cluster(client_configuration=configuration)
+        else:
+            loader = await load_kube_config(
+                config_file=str(settings.kubeconfig.expanduser()),
+                context=settings.kube_context,
+                client_configuration=configuration,
+                persist_config=False,  # it is the user's file
+            )
+            _renew_by_plugin(loader, configuration)
+    except Exception as error:  # the library raises whatever a wrong file makes it stumble over
+        where = settings.kubeconfig or "the service account of this pod"
+        raise ClusterError(
+            f"{where} cannot be used to reach the cluster ({error}): set EMBERPOOL_KUBECONFIG (and EMBERPOOL_KUBE_CONTEXT) "
+            "to a kubeconfig and one of its contexts."
+        ) from error
+    return configuration
+
+
+def _renew_by_plugin(loader: Any, configuration: kubernetes.Configuration) -> None:
+    """Lets an exec plugin's token be renewed before a call, once it has expired: the library reads it only once."""
+    if not hasattr(loader, "exec_plugin_expiry"):
+        return
+
+    async def renew(current: kubernetes.Configuration) -> None:
+        await loader.load_from_exec_plugin()  # runs the plugin only after the expiry that it gave
+        current.api_key["BearerToken"] = loader.token
+
+    configuration.refresh_api_key_hook = renew
+
+
+def _as_object(answer: object) -> Manifest:
+    if not isinstance(answer, dict):
+        raise ClusterError(
+            "The cluster's answer is no JSON object: is there a proxy between, or another server at its address?"
+        )
+    return answer

@@ -1,0 +1,143 @@
+"""The cluster's errors to our own, once: `with translating("create the VM x"):` around each call, the cause chained."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import aiohttp
+from kubernetes_asyncio.client.exceptions import ApiException
+from kubernetes_asyncio.config import ConfigException
+
+from app.compute.protocol import Manifest
+from app.errors import (
+    ClusterConflict,
+    ClusterError,
+    ClusterForbidden,
+    ClusterNotFound,
+    ClusterRefused,
+    ClusterUnavailable,
+    EmberpoolError,
+    FieldProblem,
+    WatchExpired,
+)
+
+DEFAULT_RETRY_AFTER = 5.0
+"""Seconds, where the cluster names none. A starting API server says 5 (Kubernetes v1.36, recorded)."""
+
+_LONGEST_RETRY_AFTER = 3600.0
+_STRICT_DECODING = re.compile(r'(?:unknown|duplicate) field "([^"]+)"')
+_FIELD_IN_TEXT = re.compile(r"\b(?:spec|metadata)(?:\.\w+|\[\d+\])+")
+_LONGEST_TEXT = 2000  # of an answer that is no Status: a proxy's page of HTML can be long
+
+
+@contextmanager
+def translating(doing: str) -> Iterator[None]:
+    """`doing` completes "the cluster could not ..." in the message."""
+    try:
+        yield
+    except ApiException as error:
+        raise translate(int(error.status or 0), _read_status(error.body, error.reason), error.headers, doing) from error
+    except TimeoutError as error:
+        raise ClusterUnavailable(
+            f"The cluster did not answer in time; could not {doing}.", retry_after=DEFAULT_RETRY_AFTER
+        ) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise ClusterUnavailable(
+            f"The cluster cannot be reached ({_name(error)}); could not {doing}.", retry_after=DEFAULT_RETRY_AFTER
+        ) from error
+    except ConfigException as error:
+        raise ClusterUnavailable(
+            f"The cluster's credentials cannot be renewed ({_name(error)}); could not {doing}.",
+            retry_after=DEFAULT_RETRY_AFTER,
+        ) from error
+    except (ValueError, LookupError) as error:  # an answer that is no JSON, or no UTF-8
+        raise ClusterError(f"The cluster's answer cannot be read ({_name(error)}); could not {doing}.") from error
+
+
+def translate(code: int, status: Manifest, headers: object, doing: str) -> EmberpoolError:
+    """An answer of HTTP status `code` with a Kubernetes Status as its body (`{"message": ...}` where it was none).
+
+    An ERROR event of a watch carries the same Status, and its `code`.
+    """
+    message = str(status.get("message") or f"HTTP {code}")
+    detail = f"{message.rstrip('.')}; could not {doing}."
+    match code:
+        case 400 | 413 | 422:
+            return ClusterRefused(message, problems=find_problems(status))
+        case 401 | 403:
+            return ClusterForbidden(f"The cluster forbids to {doing}: {message}")
+        case 404:
+            return ClusterNotFound(detail)
+        case 409:
+            return ClusterConflict(detail)
+        case 410:
+            return WatchExpired(detail)
+        case _ if code == 429 or code >= 500:  # noqa: PLR2004 - server errors, all of them
+            return ClusterUnavailable(
+                f"The cluster does not answer: {detail}", retry_after=_read_retry_after(status, headers)
+            )
+        case _:
+            return ClusterError(f"The cluster answered with HTTP {code}: {detail}")
+
+
+def reason_of(error: ApiException) -> str:
+    """The Status's `reason` (`AlreadyExists`, `Conflict`, ...); empty where the body is no Status."""
+    return str(_read_status(error.body, error.reason).get("reason") or "")
+
+
+def find_problems(status: Manifest) -> tuple[FieldProblem, ...]:
+    """Every field that a refusal names, as the cluster names it; the whole message under no field where it names none.
+
+    In order of trust: `details.causes[].field`, a strict decoding error's quoted fields, a path somewhere in the text.
+    """
+    message = str(status.get("message") or "")
+    causes = (status.get("details") or {}).get("causes") or []
+    found = {
+        FieldProblem(field, str(cause.get("message") or message)): None
+        for cause in causes
+        if (field := _read_field(cause, message)) is not None
+    }
+    if not found:
+        quoted = _STRICT_DECODING.findall(message)
+        found = {FieldProblem(field, message): None for field in quoted or _first_path(message)}
+    return tuple(found) or (FieldProblem("", message),)
+
+
+def _read_field(cause: Manifest, message: str) -> str | None:
+    field = cause.get("field")
+    if isinstance(field, str) and field and not field.startswith("<"):  # "<nil>" stands for no field
+        return field
+    return next(iter(_first_path(str(cause.get("message") or message))), None)
+
+
+def _first_path(text: str) -> list[str]:
+    match = _FIELD_IN_TEXT.search(text)
+    return [match.group()] if match else []
+
+
+def _read_status(body: object, reason: object) -> Manifest:
+    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
+    try:
+        status = json.loads(text)
+    except ValueError:
+        status = None
+    if isinstance(status, dict):
+        return status
+    return {"message": text.strip()[:_LONGEST_TEXT] or str(reason or "")}
+
+
+def _read_retry_after(status: Manifest, headers: object) -> float:
+    get = getattr(headers, "get", None)
+    for value in (get("Retry-After") if get else None, (status.get("details") or {}).get("retryAfterSeconds")):
+        try:
+            seconds = float(str(value))
+        except ValueError:  # also where there is none; the header may hold a date, which API servers never send
+            continue
+        if 0 <= seconds <= _LONGEST_RETRY_AFTER:
+            return seconds
+    return DEFAULT_RETRY_AFTER
+
+
+def _name(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

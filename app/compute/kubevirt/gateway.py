@@ -1,0 +1,200 @@
+"""The Gateway over a real KubeVirt cluster (>= 1.7), or over whatever speaks its API."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import structlog
+
+from app.compute.kubevirt import labels
+from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient, configure
+from app.compute.kubevirt.kinds import CLAIMS, PODS, VMIS, VMS, Kind
+from app.compute.kubevirt.nodes.watch import observe_nodes
+from app.compute.kubevirt.preloads.gateway import KubeVirtPreloads
+from app.compute.kubevirt.snapshots import KubeVirtSnapshots
+from app.compute.kubevirt.templates import expand as templates
+from app.compute.kubevirt.templates.demand import demand_of
+from app.compute.kubevirt.templates.manifests import claim_marks, vm_manifest
+from app.compute.kubevirt.templates.placement import fragment_of
+from app.compute.kubevirt.templates.start_sources import begin, claims_of
+from app.compute.kubevirt.vm_pools import KubeVirtVmPools
+from app.compute.kubevirt.vms.inventory import Inventory
+from app.compute.kubevirt.vms.observations import observe_pod, observe_vm
+from app.compute.kubevirt.vms.watch import Snapshot, observe
+from app.compute.protocol import ClusterEvent, Listed, Manifest, NodeEvent, VmTemplate
+from app.config import Settings
+from app.domain.nodes import Demand
+from app.domain.observation import Observation, PodTimes, WarmWhen
+from app.domain.paths import Start
+from app.domain.placement import Placement
+from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused, FieldProblem, TemplateRefused
+from app.ids import new_id, vm_name
+
+_DRY_RUN = "dry-run"
+
+_log = structlog.get_logger(__name__)
+
+
+async def connect(settings: Settings) -> "KubeVirtGateway":
+    """Reads the kubeconfig, or the pod's service account. Makes no call: a cluster that is away is told by the first one.
+
+    Raises ClusterError where neither can be used.
+    """
+    return KubeVirtGateway(settings, KubeVirtClient(settings, await configure(settings)))
+
+
+class KubeVirtGateway:
+    """See `Gateway`, whose contract this is."""
+
+    def __init__(self, settings: Settings, client: KubeVirtClient) -> None:
+        """Owns the client, and closes it."""
+        self._settings = settings
+        self._client = client
+        self.snapshots = KubeVirtSnapshots(settings, client)
+        self.preloads = KubeVirtPreloads(settings, client)
+        self.vm_pools = KubeVirtVmPools(settings, client)
+
+    def expand(
+        self,
+        template: Manifest,
+        warm_when: WarmWhen,
+        placement: Placement | None = None,
+        *,
+        diskless: bool = False,
+    ) -> VmTemplate:
+        full_cores = self._settings.full_cores_only
+        expanded = templates.expand(template, warm_when, placement, diskless=diskless, full_cores=full_cores)
+        return replace(expanded, images=tuple(each.within(self._settings.namespace) for each in expanded.images))
+
+    def demand(self, spec: Manifest) -> Demand | None:
+        return demand_of(spec)
+
+    def fragment(self, spec: Manifest) -> Manifest:
+        return fragment_of(spec)
+
+    async def check(self, template: VmTemplate) -> None:
+        vm_id = new_id()
+        body = self._manifest(name=vm_name(_DRY_RUN, vm_id), pool=_DRY_RUN, vm_id=str(vm_id), spec=template.spec)
+        try:
+            await self._client.create(VMS, body, dry_run=True)
+        except ClusterRefused as error:
+            raise TemplateRefused(
+                f"The cluster refuses a VM of this template: {error.detail}",
+                problems=[
+                    FieldProblem(templates.locate(template.form, problem.field), problem.message)
+                    for problem in error.problems
+                ],
+            ) from error
+
+    async def create_vm(
+        self, *, name: str, pool: str, vm_id: str, template: VmTemplate, start: Start = None
+    ) -> Observation:
+        spec = begin(template.spec, start, vm=name, namespace=self._settings.namespace)
+        body = self._manifest(name=name, pool=pool, vm_id=vm_id, spec=spec)
+        try:
+            vm = await self._client.create(VMS, body)
+        except AlreadyExists:
+            vm = await self._find_earlier(name, vm_id)
+            _log.info("cluster.vm_found", vm=name, pool=pool)
+        for claim in claims_of(vm, start):
+            await self._make_claim(claim)
+        return observe_vm(vm, None)
+
+    async def delete_vm(self, *, name: str, uid: str | None) -> bool:
+        try:
+            if uid is None:
+                vm = await self._client.get(VMS, name)
+                if not self._is_ours(vm):
+                    _log.warning("cluster.foreign_vm_left_alone", vm=name)
+                    return False
+                uid = str(vm["metadata"]["uid"])
+            answer = await self._client.delete(VMS, name, uid)
+        except ClusterNotFound:
+            return False
+        except ClusterConflict:
+            if await self._has_uid(name, uid):
+                raise
+            return False
+        return answer.get("kind") != "Status"  # a Status: it had no finalizer, and went at once
+
+    async def label_claim(self, *, name: str, uid: str, claim_id: str, called: str | None = None) -> None:
+        await self._client.merge(VMS, name, uid, {"metadata": claim_marks(claim_id, called)})
+
+    async def list_vms(self) -> Listed:
+        found = await self.snapshot()
+        inventory = Inventory()
+        inventory.replace(found.vms, found.vmis)
+        return Listed(inventory.observations(), found.began_at)
+
+    async def pod_times(self, vm_ids: Sequence[str]) -> dict[str, PodTimes]:
+        selector = f"{labels.VM_ID} in ({','.join(vm_ids)})"
+        pods, _ = await self._client.list_all(PODS, selector=selector)
+        found = [observe_pod(pod) for pod in pods]
+        return {vm_id: times for vm_id, times in found if vm_id is not None}
+
+    def observe(self) -> AsyncGenerator[ClusterEvent, None]:
+        return observe(self, relist_seconds=self._settings.relist_seconds)
+
+    def observe_nodes(self) -> AsyncGenerator[NodeEvent, None]:
+        async def list_all(kind: Kind) -> tuple[list[Manifest], str]:
+            return await self._client.list_all(kind, selector="")
+
+        def watch(kind: Kind, version: str) -> AsyncGenerator[Manifest, None]:
+            return self._client.watch(kind, version, selector="")
+
+        settings = self._settings
+        return observe_nodes(list_all, watch, namespace=settings.namespace, relist_seconds=settings.relist_seconds)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def snapshot(self) -> Snapshot:
+        """Both kinds, listed whole."""
+        began_at = datetime.now(UTC)
+        vms, vm_version = await self._client.list_all(VMS)
+        vmis, vmi_version = await self._client.list_all(VMIS)
+        return Snapshot(vms, vmis, vm_version, vmi_version, began_at)
+
+    def watch(self, kind: Kind, resource_version: str) -> AsyncGenerator[Manifest, None]:
+        """The events of one kind; see `KubeVirtClient.watch`."""
+        return self._client.watch(kind, resource_version)
+
+    def _manifest(self, *, name: str, pool: str, vm_id: str, spec: Manifest) -> Manifest:
+        settings = self._settings
+        return vm_manifest(
+            name=name,
+            namespace=settings.namespace,
+            instance=settings.instance,
+            pool=pool,
+            vm_id=vm_id,
+            spec=spec,
+        )
+
+    async def _make_claim(self, body: Manifest) -> None:
+        try:
+            await self._client.create(CLAIMS, body)
+        except AlreadyExists:
+            _log.info("cluster.claim_found", claim=body["metadata"]["name"])
+
+    async def _find_earlier(self, name: str, vm_id: str) -> Manifest:
+        try:
+            vm = await self._client.get(VMS, name)
+        except ClusterNotFound as error:
+            # It was there, and is going or gone: the name must not be used again.
+            raise ClusterConflict(
+                f"VM {name} existed already, and went while it was read; a new VM needs a new name."
+            ) from error
+        if not self._is_ours(vm) or (vm["metadata"].get("labels") or {}).get(labels.VM_ID) != vm_id:
+            raise ClusterConflict(f"The name {name} belongs to a VM that is not ours; it is left as it is.")
+        return vm
+
+    def _is_ours(self, vm: Manifest) -> bool:
+        found = vm["metadata"].get("labels") or {}
+        return found.get(labels.MANAGED_BY) == labels.MANAGER and found.get(labels.INSTANCE) == self._settings.instance
+
+    async def _has_uid(self, name: str, uid: str | None) -> bool:
+        try:
+            vm = await self._client.get(VMS, name)
+        except ClusterNotFound:
+            return False
+        return bool(vm["metadata"].get("uid") == uid)

@@ -1,0 +1,1 @@
+"""Nodes as KubeVirt's cluster shows them."""

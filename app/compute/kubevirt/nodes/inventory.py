@@ -1,0 +1,224 @@
+"""What is known of nodes between two lists: nodes and pods come on watches of their own, and are put together here. Pure.
+
+Of a pod only what it takes is kept. Requests are counted as kube-scheduler counts them (Kubernetes 1.36): containers that run
+side by side add up, init containers that end count where they alone ask for more, what the pod asks for as a whole goes
+before its containers, and a pod that has ended takes nothing.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from app.compute.kubevirt import labels
+from app.compute.kubevirt.quantities import parse_quantity
+from app.compute.kubevirt.templates.demand import REQUIRED, Amounts, counted
+from app.compute.protocol import Manifest
+from app.domain.nodes import CPU, HUGEPAGES, MEMORY, Node, Taint
+
+_CREATED_BY = "kubevirt.io/created-by"  # on a launcher pod: the UID of its instance (KubeVirt v1.9.0)
+_ENDED = frozenset({"Succeeded", "Failed"})
+_MOST_IMAGES = 100  # a kubelet tells 50 by default
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """One pod on a node. `pinned`: its exclusive CPUs, in thousandths; `vms` and `repels`: see `Node`."""
+
+    node: str
+    amounts: Mapping[str, int]
+    pinned: int
+    vms: tuple[str, ...]
+    repels: bool
+
+
+@dataclass(slots=True)
+class _Load:
+    used: Counter[str] = field(default_factory=Counter)
+    pinned: int = 0
+    vms: Counter[str] = field(default_factory=Counter)
+    repelling: int = 0
+
+
+class NodeInventory:
+    """Nodes by name, and what each of their pods takes. `namespace`: where our VMs are, or will be."""
+
+    def __init__(
+        self, nodes: Iterable[Manifest], pods: Iterable[Manifest], *, namespace: str = "", pods_seen: bool = True
+    ) -> None:
+        self._namespace = namespace
+        self._nodes: dict[str, Manifest] = {}
+        self._pods: dict[str, _Placed] = {}
+        self._loads: dict[str, _Load] = {}
+        self._pods_seen = pods_seen
+        for node in nodes:
+            self.put_node(node)
+        for pod in pods:
+            self.put_pod(pod)
+
+    def nodes(self) -> tuple[Node, ...]:
+        return tuple(node for name in sorted(self._nodes) if (node := self.node(name)) is not None)
+
+    def node(self, name: str) -> Node | None:
+        facts = self._nodes.get(name)
+        if facts is None:
+            return None
+        load = self._loads.get(name, _Load())
+        return Node(
+            name=name,
+            used={key: amount for key, amount in load.used.items() if amount} if self._pods_seen else None,
+            pinned=load.pinned if _pins(facts["labels"]) else 0,
+            vms=frozenset(load.vms),
+            repels=load.repelling > 0,
+            **facts,
+        )
+
+    def put_node(self, node: Manifest) -> tuple[str, ...]:
+        """The names of nodes that look otherwise now."""
+        name = str(node["metadata"]["name"])
+        facts = _facts(node)
+        if self._nodes.get(name) == facts:
+            return ()
+        self._nodes[name] = facts
+        return (name,)
+
+    def drop_node(self, name: str) -> None:
+        self._nodes.pop(name, None)
+
+    def put_pod(self, pod: Manifest, *, deleted: bool = False) -> tuple[str, ...]:
+        """Likewise."""
+        uid = str(pod["metadata"]["uid"])
+        before = self._pods.get(uid)
+        after = None if deleted else _read_pod(pod, self._namespace)
+        if before == after:
+            return ()
+        if before is not None:
+            del self._pods[uid]
+            self._count(before, -1)
+        if after is not None:
+            self._pods[uid] = after
+            self._count(after, 1)
+        return tuple(dict.fromkeys(each.node for each in (before, after) if each is not None))
+
+    def _count(self, pod: _Placed, sign: int) -> None:
+        load = self._loads.setdefault(pod.node, _Load())
+        for name, amount in pod.amounts.items():
+            load.used[name] += sign * amount
+        load.pinned += sign * pod.pinned
+        load.repelling += sign * pod.repels
+        for vm in pod.vms:
+            load.vms[vm] += sign
+            if not load.vms[vm]:
+                del load.vms[vm]
+
+
+def _facts(node: Manifest) -> dict[str, Any]:
+    metadata, spec, status = node["metadata"], node.get("spec") or {}, node.get("status") or {}
+    return {
+        "uid": str(metadata.get("uid") or ""),
+        "labels": {str(key): str(value) for key, value in (metadata.get("labels") or {}).items()},
+        "taints": tuple(
+            Taint(str(item.get("key") or ""), str(item.get("value") or ""), str(item.get("effect") or ""))
+            for item in spec.get("taints") or ()
+        ),
+        "cordoned": bool(spec.get("unschedulable")),
+        "conditions": {
+            str(item["type"]): str(item.get("status") or "Unknown") for item in status.get("conditions") or ()
+        },
+        "capacity": _offered(status.get("capacity")),
+        "allocatable": _offered(status.get("allocatable")),
+        "images": tuple(
+            (min(names, key=len), int(item.get("sizeBytes") or 0))
+            for item in (status.get("images") or ())[:_MOST_IMAGES]
+            if (names := [str(name) for name in item.get("names") or ()])
+        ),
+    }
+
+
+def _pins(node_labels: Mapping[str, str]) -> bool:
+    return Node("", labels=node_labels).pins_cpus
+
+
+def _offered(amounts: object) -> dict[str, int]:
+    """Rounded up, as the scheduler rounds them; `pods` is a resource like others here."""
+    if not isinstance(amounts, dict):
+        return {}
+    read = {str(name): parse_quantity(value) for name, value in amounts.items()}
+    return {name: value for name, value in counted(read).items() if name in read}
+
+
+def _read_pod(pod: Manifest, namespace: str) -> _Placed | None:
+    """None where it takes nothing: it is on no node yet, or has ended."""
+    spec = pod.get("spec") or {}
+    node = spec.get("nodeName")
+    if not node or (pod.get("status") or {}).get("phase") in _ENDED:
+        return None
+    found = pod["metadata"].get("labels") or {}
+    ours = found.get(labels.MANAGED_BY) == labels.MANAGER
+    vms = tuple(str(found[key]) for key in (labels.VM_ID, _CREATED_BY) if ours and found.get(key))
+    return _Placed(str(node), counted(_requests(spec)), _pinned(pod), vms, _repels(pod, namespace))
+
+
+def _repels(pod: Manifest, namespace: str) -> bool:
+    """Whether a required anti-affinity of it looks at pods of that namespace; which of them is not compared. Without namespaces
+    and a selector of them it looks at its own (Kubernetes 1.36, `PodAffinityTerm`).
+    """
+    rules = ((pod.get("spec") or {}).get("affinity") or {}).get("podAntiAffinity") or {}
+    own = pod["metadata"].get("namespace")
+    return any(
+        term.get("namespaceSelector") is not None or namespace in (term.get("namespaces") or (own,))
+        for term in rules.get(REQUIRED) or ()
+    )
+
+
+def _requests(spec: Manifest) -> Amounts:
+    total: Amounts = {}
+    for container in spec.get("containers") or ():
+        _add(total, _asked(container))
+    beside: Amounts = {}
+    peak: Amounts = {}
+    for container in spec.get("initContainers") or ():
+        asked = _asked(container)
+        if container.get("restartPolicy") == "Always":
+            _add(total, asked)
+            _add(beside, asked)
+            _raise(peak, beside)
+        else:
+            _add(asked, beside)
+            _raise(peak, asked)
+    _raise(total, peak)
+    # A pod may ask as a whole for CPU, memory and hugepages, and for these alone (Kubernetes 1.34).
+    whole = _asked(spec)
+    total.update(
+        {name: amount for name, amount in whole.items() if name in {CPU, MEMORY} or name.startswith(HUGEPAGES)}
+    )
+    _add(total, {str(name): parse_quantity(value) for name, value in (spec.get("overhead") or {}).items()})
+    return total
+
+
+def _asked(holder: Manifest) -> Amounts:
+    """A limit without a request is one."""
+    resources = holder.get("resources") or {}
+    given = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    return {str(name): parse_quantity(value) for name, value in given.items()}
+
+
+def _pinned(pod: Manifest) -> int:
+    """Whole CPUs of a Guaranteed pod's containers are theirs alone, under a static CPU manager (Kubernetes 1.36)."""
+    if (pod.get("status") or {}).get("qosClass") != "Guaranteed":
+        return 0
+    spec = pod.get("spec") or {}
+    sidecars = [item for item in spec.get("initContainers") or () if item.get("restartPolicy") == "Always"]
+    amounts = [_asked(container).get(CPU, Fraction(0)) for container in (*(spec.get("containers") or ()), *sidecars)]
+    return sum(int(amount) * 1000 for amount in amounts if amount.denominator == 1)
+
+
+def _add(total: Amounts, more: Amounts) -> None:
+    for name, amount in more.items():
+        total[name] = total.get(name, Fraction(0)) + amount
+
+
+def _raise(total: Amounts, least: Amounts) -> None:
+    for name, amount in least.items():
+        total[name] = max(total.get(name, Fraction(0)), amount)

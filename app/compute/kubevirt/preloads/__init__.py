@@ -1,0 +1,1 @@
+"""Preloads as objects of CDI and Kubernetes."""

@@ -1,0 +1,84 @@
+"""What would bring the images of a template near, read from its expanded spec. Pure."""
+
+from contextlib import suppress
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.compute.protocol import Manifest
+from app.domain.preloads import PreloadSpec
+
+_SOURCES = {
+    "http": {
+        "url": "url",
+        "secretRef": "secret_ref",
+        "certConfigMap": "cert_config_map",
+        "extraHeaders": "extra_headers",
+        "secretExtraHeaders": "secret_extra_headers",
+        "checksum": "checksum",
+    },
+    "registry": {
+        "url": "url",
+        "secretRef": "secret_ref",
+        "certConfigMap": "cert_config_map",
+        "pullMethod": "pull_method",
+    },
+    "s3": {"url": "url", "secretRef": "secret_ref", "certConfigMap": "cert_config_map"},
+    "gcs": {"url": "url", "secretRef": "secret_ref"},
+}
+
+
+def specs_of(vm_spec: Manifest) -> tuple[PreloadSpec, ...]:
+    """One for each image that its disks are made from, but for PVCs, which are near already. Those that no preload can
+    bring (fields that we do not know of) are left out.
+    """
+    templates = {each["metadata"]["name"]: each.get("spec") or {} for each in vm_spec.get("dataVolumeTemplates") or []}
+    vmi = vm_spec["template"]["spec"]
+    found: list[PreloadSpec] = []
+    bodies = []
+    for volume in vmi.get("volumes") or []:
+        disk = volume.get("containerDisk") or {}
+        name = (volume.get("dataVolume") or {}).get("name") or (volume.get("persistentVolumeClaim") or {}).get(
+            "claimName"
+        )
+        if disk.get("image"):
+            bodies.append(_of_container(disk, vmi))
+        elif name in templates:
+            bodies.append(_of_import(templates[name]))
+    for body in bodies:
+        with suppress(ValidationError):
+            spec = PreloadSpec.model_validate(body)
+            if spec not in found:
+                found.append(spec)
+    return tuple(found)
+
+
+def _of_container(disk: Manifest, vmi: Manifest) -> dict[str, Any]:
+    body: dict[str, Any] = {"image": {"container": disk["image"]}}
+    if disk.get("imagePullPolicy"):
+        body["policy"] = disk["imagePullPolicy"]
+    if disk.get("imagePullSecret"):
+        body["pull_secret"] = disk["imagePullSecret"]
+    if vmi.get("nodeSelector"):
+        body["node_selector"] = {"kubevirt.io/schedulable": "true", **vmi["nodeSelector"]}
+    if vmi.get("tolerations"):
+        body["tolerations"] = vmi["tolerations"]
+    return body
+
+
+def _of_import(spec: Manifest) -> dict[str, Any]:
+    source = spec.get("source") or {}
+    storage = spec.get("storage") or spec.get("pvc") or {}
+    kind = next((each for each in _SOURCES if each in source), None)
+    if kind is None:
+        return {}
+    given = source[kind]
+    image = {ours: given[theirs] for theirs, ours in _SOURCES[kind].items() if given.get(theirs)}
+    size = ((storage.get("resources") or {}).get("requests") or {}).get("storage")
+    return {
+        "image": {kind: image},
+        "size": str(size) if size is not None else None,
+        "storage_class": storage.get("storageClassName"),
+        "access_modes": storage.get("accessModes") or [],
+        "volume_mode": storage.get("volumeMode"),
+    }

@@ -1,0 +1,219 @@
+"""What a preload's objects show, read. Pure. Phases, conditions and progress as CDI v1.66.0 writes them."""
+
+from fractions import Fraction
+from uuid import UUID
+
+from app.compute.kubevirt import labels
+from app.compute.kubevirt.preloads.manifests import IMAGE_CONTAINER
+from app.compute.kubevirt.quantities import parse_quantity
+from app.compute.protocol import Manifest
+from app.domain.preload_lifecycle import NodePull, ObjectKind, PullState, Seen, Volume
+
+COMPLETE = "Succeeded"
+_ENDED = frozenset({COMPLETE, "Failed"})
+_QUIET = frozenset({"", "Completed", "Pod is running", "Bound", "TransferRunning"})
+_PULL_PROBLEMS = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrImageNeverPull",
+        "InvalidImageName",
+        "ErrImageInspect",
+        "RegistryUnavailable",
+        "CreateContainerConfigError",
+        "SignatureValidationFailed",
+    }
+)
+_POD_PHASE = "cdi.kubevirt.io/storage.pod.phase"
+
+
+def read_volume_object(volume: Manifest, claim: Volume | None) -> Seen:
+    """A DataVolume; `claim` is what it holds, where it is complete and its PVC is there."""
+    status = volume.get("status") or {}
+    spec = volume.get("spec") or {}
+    phase = str(status.get("phase") or "")
+    return Seen(
+        **_identity(ObjectKind.VOLUME, volume),
+        phase=phase,
+        progress=_percent(status.get("progress")),
+        bytes_total=_bytes(_request(spec.get("storage") or spec.get("pvc") or {})),
+        restarts=int(status.get("restartCount") or 0),
+        failed=phase == "Failed",
+        trouble=_trouble(status.get("conditions"), ("Running", "Bound", "Ready")),
+        volume=claim if phase == COMPLETE else None,
+    )
+
+
+def read_cron(cron: Manifest, current: Manifest | None, held: Volume | None) -> Seen:
+    """A DataImportCron; `current` is the DataVolume that it imports into now, `held` what it imported last."""
+    status = cron.get("status") or {}
+    told = read_volume_object(current, None) if current is not None else None
+    return Seen(
+        **_identity(ObjectKind.CRON, cron),
+        phase=told.phase if told else "",
+        progress=told.progress if told else None,
+        bytes_total=_bytes(_request(cron["spec"]["template"]["spec"].get("storage") or {})),
+        restarts=told.restarts if told else 0,
+        failed=told.failed if told else False,
+        trouble=told.trouble if told else _trouble(status.get("conditions"), ("Progressing", "UpToDate")),
+        volume=held,
+    )
+
+
+def read_daemon_set(daemon_set: Manifest, pods: list[Manifest]) -> Seen:
+    """`pods` are its own. How many it wants is not known before its controller has looked at it."""
+    status = daemon_set.get("status") or {}
+    counted = int(status.get("observedGeneration") or 0) >= int(daemon_set["metadata"].get("generation") or 1)
+    nodes = tuple(sorted((_pull(pod) for pod in pods if not _is_going(pod)), key=lambda each: each.node))
+    failed = next((each.reason for each in nodes if each.state is PullState.FAILED), None)
+    return Seen(
+        **_identity(ObjectKind.NODES, daemon_set),
+        nodes=nodes,
+        wanted=int(status.get("desiredNumberScheduled") or 0) if counted else -1,
+        trouble=failed,
+    )
+
+
+def read_bare(kind: ObjectKind, thing: Manifest) -> Seen:
+    """Who it is, and no more."""
+    return Seen(**_identity(kind, thing))
+
+
+def read_claim(claim: Manifest) -> Volume:
+    """A PVC, as what to clone from: its size is what it has, which may be more than was asked for."""
+    spec = claim.get("spec") or {}
+    has = ((claim.get("status") or {}).get("capacity") or {}).get("storage")
+    asked = _request(spec)
+    sizes = [size for size in (has, asked) if size is not None]
+    return Volume(
+        claim=claim["metadata"]["name"],
+        size=max(sizes, key=_number, default="0"),
+        storage_class=spec.get("storageClassName"),
+        access_modes=tuple(spec.get("accessModes") or ()),
+        volume_mode=spec.get("volumeMode"),
+    )
+
+
+def read_snapshot(snapshot: Manifest, storage: Manifest) -> Volume:
+    """A VolumeSnapshot that a schedule keeps its import in; `storage` is what was asked for the import."""
+    status = snapshot.get("status") or {}
+    sizes = [size for size in (status.get("restoreSize"), _request(storage)) if size is not None]
+    return Volume(
+        claim=snapshot["metadata"]["name"],
+        size=max(sizes, key=_number, default="0"),
+        storage_class=storage.get("storageClassName"),
+        access_modes=tuple(storage.get("accessModes") or ()),
+        volume_mode=storage.get("volumeMode"),
+        is_snapshot=True,
+    )
+
+
+def is_populated(claim: Manifest) -> bool:
+    """Whether a PVC that others made is bound, and CDI (where it fills it) is done."""
+    annotations = claim["metadata"].get("annotations") or {}
+    bound = (claim.get("status") or {}).get("phase") == "Bound"
+    return bound and annotations.get(_POD_PHASE, COMPLETE) == COMPLETE and not _is_going(claim)
+
+
+def clones_from(volumes: list[Manifest], source: Volume) -> list[str]:
+    """Names of the DataVolumes that are being cloned from it."""
+    key = "snapshot" if source.is_snapshot else "pvc"
+    return [
+        volume["metadata"]["name"]
+        for volume in volumes
+        if (((volume.get("spec") or {}).get("source") or {}).get(key) or {}).get("name") == source.claim
+        and (volume.get("status") or {}).get("phase") not in _ENDED
+    ]
+
+
+def _identity(kind: ObjectKind, thing: Manifest) -> Manifest:
+    metadata = thing["metadata"]
+    found = metadata.get("labels") or {}
+    generation = str(found.get(labels.GENERATION) or "")
+    return {
+        "kind": kind,
+        "name": metadata["name"],
+        "uid": str(metadata.get("uid") or ""),
+        "preload_id": _as_id(found.get(labels.PRELOAD)),
+        "generation": int(generation) if generation.isdecimal() else 0,
+        "deleting": _is_going(thing),
+    }
+
+
+def _as_id(value: object) -> UUID | None:
+    try:
+        return UUID(str(value))
+    except ValueError:
+        return None
+
+
+def _is_going(thing: Manifest) -> bool:
+    return thing["metadata"].get("deletionTimestamp") is not None
+
+
+def _percent(value: object) -> float | None:
+    """`"43.2%"`; `"N/A"` where CDI cannot tell."""
+    try:
+        return min(100.0, max(0.0, float(str(value).removesuffix("%"))))
+    except ValueError:
+        return None
+
+
+def _trouble(conditions: list[Manifest] | None, kinds: tuple[str, ...]) -> str | None:
+    """Reason and message of the first condition of these kinds that is False and says why."""
+    told = {str(each.get("type")): each for each in conditions or ()}
+    for kind in kinds:
+        condition = told.get(kind) or {}
+        reason, message = str(condition.get("reason") or ""), str(condition.get("message") or "")
+        if condition.get("status") == "False" and reason not in _QUIET:
+            return f"{reason}: {message}" if message else reason
+    return None
+
+
+def _pull(pod: Manifest) -> NodePull:
+    status = pod.get("status") or {}
+    node = str((pod.get("spec") or {}).get("nodeName") or _meant_for(pod))
+    main: Manifest = next(
+        (each for each in status.get("containerStatuses") or () if each.get("name") == IMAGE_CONTAINER), {}
+    )
+    if main.get("imageID"):
+        return NodePull(node, PullState.PULLED)
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") in _PULL_PROBLEMS:
+            message = waiting.get("message")
+            reason = f"{waiting['reason']}: {message}" if message else str(waiting["reason"])
+            return NodePull(node, PullState.FAILED, reason)
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return NodePull(node, PullState.FAILED, f"{condition.get('reason')}: {condition.get('message')}")
+    if status.get("phase") == "Failed":
+        return NodePull(node, PullState.FAILED, str(status.get("message") or status.get("reason") or "its pod failed"))
+    return NodePull(node, PullState.PULLING)
+
+
+def _meant_for(pod: Manifest) -> str:
+    """The node of a DaemonSet's pod that is not bound yet: its controller names it in the affinity."""
+    affinity = ((pod.get("spec") or {}).get("affinity") or {}).get("nodeAffinity") or {}
+    terms = (affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get("nodeSelectorTerms") or []
+    for term in terms:
+        for field in term.get("matchFields") or ():
+            if field.get("key") == "metadata.name" and field.get("values"):
+                return str(field["values"][0])
+    return "(no node yet)"
+
+
+def _request(spec: Manifest) -> str | None:
+    found = ((spec.get("resources") or {}).get("requests") or {}).get("storage")
+    return str(found) if found is not None else None
+
+
+def _bytes(quantity: str | None) -> int | None:
+    return int(_number(quantity)) if quantity is not None else None
+
+
+def _number(quantity: str) -> Fraction:
+    try:
+        return parse_quantity(quantity)
+    except ValueError:
+        return Fraction(0)

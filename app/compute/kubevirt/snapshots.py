@@ -1,0 +1,256 @@
+"""Snapshots of VMs' disks in the cluster: KubeVirt's VirtualMachineSnapshot, and the VolumeSnapshots that it makes.
+
+A VirtualMachineSnapshot has one VolumeSnapshot for each volume that can have one: a claim whose storage class has a
+VolumeSnapshotClass. The rest is left out without an error (KubeVirt v1.9.0), so that what is in it is read from its end.
+"""
+
+import copy
+from math import ceil
+from typing import Any
+
+from app.compute.kubevirt import labels
+from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
+from app.compute.kubevirt.kinds import VM_SNAPSHOT_CONTENTS, VM_SNAPSHOTS, VMS, VOLUME_SNAPSHOTS
+from app.compute.kubevirt.quantities import parse_quantity
+from app.compute.kubevirt.templates.shapes import shape_of
+from app.compute.protocol import Manifest, VmTemplate
+from app.config import Settings
+from app.domain.paths import SnapshotDisk
+from app.domain.snapshots import Sight, SourceVm, VolumeVerdict
+from app.errors import ClusterConflict, ClusterError, ClusterNotFound
+
+_COPIED = ("dataVolume", "persistentVolumeClaim")
+_HALTED = "Halted"
+_LEAVING = frozenset({"Stopping", "Terminating"})
+_PARTIAL = "PartialSnapshot"
+_DEFAULTS: Manifest = {"architecture": "amd64"}
+_DEFAULT_MACHINE: Manifest = {"type": "q35"}
+_DEFAULT_NETWORKS: list[Manifest] = [{"name": "default", "pod": {}}]
+_DEFAULT_INTERFACES: list[Manifest] = [{"name": "default", "masquerade": {}}]
+
+
+class KubeVirtSnapshots:
+    """See `SnapshotGateway`, whose contract this is."""
+
+    def __init__(self, settings: Settings, client: KubeVirtClient) -> None:
+        self._settings = settings
+        self._client = client
+
+    def judge(self, template: VmTemplate) -> tuple[VolumeVerdict, ...]:
+        return tuple(judge_volume(volume) for volume in _volumes(template.spec))
+
+    async def source(self, name: str) -> SourceVm | None:
+        try:
+            vm = await self._client.get(VMS, name)
+        except ClusterNotFound:
+            return None
+        return read_source(vm)
+
+    async def stop(self, *, name: str, uid: str) -> None:
+        await self._client.merge(VMS, name, uid, {"spec": {"runStrategy": _HALTED}})
+
+    async def take(self, *, name: str, snapshot: str, take_id: str, vm: str, deadline_seconds: int) -> Sight:
+        body = snapshot_manifest(
+            name=name,
+            namespace=self._settings.namespace,
+            instance=self._settings.instance,
+            snapshot=snapshot,
+            take_id=take_id,
+            vm=vm,
+            deadline_seconds=deadline_seconds,
+        )
+        try:
+            return read_sight(await self._client.create(VM_SNAPSHOTS, body))
+        except AlreadyExists as error:
+            found = await self.look(name)
+            if found is None or found.take_id != take_id:
+                raise ClusterConflict(
+                    f"The name {name} belongs to a VirtualMachineSnapshot that is not ours; it is left as it is."
+                ) from error
+            return found
+
+    async def look(self, name: str) -> Sight | None:
+        try:
+            return read_sight(await self._client.get(VM_SNAPSHOTS, name))
+        except ClusterNotFound:
+            return None
+
+    async def disks(self, sight: Sight) -> tuple[SnapshotDisk, ...]:
+        if sight.content is None:
+            raise ClusterError(f"VirtualMachineSnapshot {sight.name} is ready, and names no content.")
+        content = await self._client.get(VM_SNAPSHOT_CONTENTS, sight.content)
+        found = []
+        for backup in content["spec"].get("volumeBackups") or []:
+            name = backup.get("volumeSnapshotName")
+            if name:
+                found.append(read_disk(backup, await self._client.get(VOLUME_SNAPSHOTS, name)))
+        return tuple(found)
+
+    async def remove(self, *, name: str, uid: str | None, take_id: str) -> bool:
+        try:
+            if uid is None:
+                found = await self.look(name)
+                if found is None or found.take_id != take_id:
+                    return False
+                uid = found.uid
+            answer = await self._client.delete(VM_SNAPSHOTS, name, uid)
+        except ClusterNotFound:
+            return False
+        except ClusterConflict:
+            now = await self.look(name)
+            if now is not None and now.uid == uid:
+                raise
+            return False
+        return answer.get("kind") != "Status"  # a Status: it had no finalizer, and went at once
+
+    async def all(self) -> tuple[Sight, ...]:
+        found, _ = await self._client.list_all(VM_SNAPSHOTS)
+        return tuple(read_sight(each) for each in found)
+
+
+def snapshot_manifest(
+    *, name: str, namespace: str, instance: str, snapshot: str, take_id: str, vm: str, deadline_seconds: int
+) -> Manifest:
+    """The VirtualMachineSnapshot of one take. What it holds goes with it."""
+    return {
+        "apiVersion": VM_SNAPSHOTS.api_version,
+        "kind": VM_SNAPSHOTS.name,
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": {
+                labels.MANAGED_BY: labels.MANAGER,
+                labels.INSTANCE: instance,
+                labels.SNAPSHOT: snapshot,
+                labels.TAKE: take_id,
+            },
+        },
+        "spec": {
+            "source": {"apiGroup": VMS.group, "kind": VMS.name, "name": vm},
+            "deletionPolicy": "Delete",
+            "failureDeadline": f"{deadline_seconds}s",
+        },
+    }
+
+
+def judge_volume(volume: Manifest) -> VolumeVerdict:
+    """Whether a volume of that kind can be in a snapshot at all."""
+    name = volume["name"]
+    if any(key in volume for key in _COPIED):
+        return VolumeVerdict(name, enabled=True)
+    kind = next((key for key in volume if key != "name"), "nothing")
+    why = {
+        "containerDisk": "a container disk is read from its image at each boot and cannot be snapshotted",
+        "emptyDisk": "an empty disk is made anew at each boot and cannot be snapshotted",
+        "ephemeral": "an ephemeral disk loses its writes at each stop and cannot be snapshotted",
+    }.get(kind, f"a {kind} volume has no disk that could be snapshotted")
+    return VolumeVerdict(name, enabled=False, reason=why)
+
+
+def read_source(vm: Manifest) -> SourceVm:
+    """A VirtualMachine as the cluster has it; KubeVirt's own word on each volume, where it has said one."""
+    status = vm.get("status") or {}
+    said = {each["name"]: each for each in status.get("volumeSnapshotStatuses") or []}
+    halted = vm["spec"].get("runStrategy") == _HALTED or vm["spec"].get("running") is False
+    return SourceVm(
+        name=vm["metadata"]["name"],
+        uid=str(vm["metadata"]["uid"]),
+        running=bool(status.get("created")) or not halted or status.get("printableStatus") in _LEAVING,
+        halted=halted,
+        deleting="deletionTimestamp" in vm["metadata"],
+        volumes=tuple(_verdict(volume, said.get(volume["name"])) for volume in _volumes(vm["spec"])),
+        shape=_shape(vm["spec"]),
+    )
+
+
+def read_sight(snapshot: Manifest) -> Sight:
+    """A VirtualMachineSnapshot as the cluster has it."""
+    metadata, status = snapshot["metadata"], snapshot.get("status") or {}
+    volumes = status.get("snapshotVolumes") or {}
+    conditions = {each.get("type"): each for each in status.get("conditions") or []}
+    failure = conditions.get("Failure") or {}
+    errors = [(status.get("error") or {}).get("message")]
+    if failure.get("status") == "True":
+        errors.insert(0, failure.get("reason"))
+    error = ": ".join(str(each) for each in errors if each)
+    progressing = conditions.get("Progressing") or {}
+    hints = {each.get("indication"): each.get("message") for each in status.get("sourceIndications") or []}
+    return Sight(
+        name=metadata["name"],
+        uid=str(metadata["uid"]),
+        take_id=(metadata.get("labels") or {}).get(labels.TAKE),
+        ready=bool(status.get("readyToUse")),
+        failed=status.get("phase") == "Failed",
+        deleting="deletionTimestamp" in metadata,
+        error=error or None,
+        progress=progressing.get("reason"),
+        content=status.get("virtualMachineSnapshotContentName"),
+        included=tuple(volumes.get("includedVolumes") or ()),
+        excluded=tuple(volumes.get("excludedVolumes") or ()),
+        hint=hints.get(_PARTIAL),
+    )
+
+
+def read_disk(backup: Manifest, volume_snapshot: Manifest) -> SnapshotDisk:
+    """One volume of a VirtualMachineSnapshotContent, and its VolumeSnapshot."""
+    spec = backup["persistentVolumeClaim"]["spec"]
+    asked = ((spec.get("resources") or {}).get("requests") or {}).get("storage")
+    holds = (volume_snapshot.get("status") or {}).get("restoreSize")
+    sizes = [str(size) for size in (asked, holds) if size is not None]
+    if not sizes:
+        raise ClusterError(f"The size of VolumeSnapshot {backup['volumeSnapshotName']} is told nowhere.")
+    return SnapshotDisk(
+        volume=backup["volumeName"],
+        volume_snapshot=backup["volumeSnapshotName"],
+        size=max(sizes, key=_number),
+        storage_class=spec.get("storageClassName"),
+        access_modes=tuple(spec.get("accessModes") or ()),
+        volume_mode=spec.get("volumeMode"),
+    )
+
+
+def bytes_of(disks: tuple[SnapshotDisk, ...]) -> int:
+    """What the disks take together when they are restored."""
+    return sum(ceil(_number(disk.size)) for disk in disks)
+
+
+def _number(size: str) -> Any:
+    try:
+        return parse_quantity(size)
+    except ValueError as error:
+        raise ClusterError(f"The cluster tells a disk's size as {size!r}, which is none: {error}.") from error
+
+
+def _volumes(spec: Manifest) -> list[Manifest]:
+    volumes: list[Manifest] = spec["template"]["spec"].get("volumes") or []
+    return volumes
+
+
+def _verdict(volume: Manifest, said: Manifest | None) -> VolumeVerdict:
+    ours = judge_volume(volume)
+    if said is None or not ours.enabled:
+        return ours  # in our words, where KubeVirt would only name the kind of volume
+    return VolumeVerdict(ours.name, enabled=bool(said.get("enabled")), reason=said.get("reason"))
+
+
+def _shape(spec: Manifest) -> str | None:
+    """The shape of a VM in the cluster, without what admission filled in (KubeVirt v1.9.0): nobody wishes for that."""
+    spec = copy.deepcopy(spec)
+    vmi = spec["template"]["spec"]
+    domain = vmi.get("domain") or {}
+    for key, value in _DEFAULTS.items():
+        if vmi.get(key) == value:
+            del vmi[key]
+    if domain.get("machine") == _DEFAULT_MACHINE:
+        del domain["machine"]
+    firmware = {key: value for key, value in (domain.get("firmware") or {}).items() if key not in {"uuid", "serial"}}
+    domain.pop("firmware", None)
+    if firmware:
+        domain["firmware"] = firmware
+    devices = domain.get("devices") or {}
+    if vmi.get("networks") == _DEFAULT_NETWORKS and devices.get("interfaces") == _DEFAULT_INTERFACES:
+        del vmi["networks"], devices["interfaces"]
+    try:
+        return shape_of(spec)
+    except (KeyError, TypeError, AttributeError):  # a VM of other makers' may be written in ways that ours never are
+        return None

@@ -1,0 +1,314 @@
+"""A pool's template, as users write it, to the `spec` of a VirtualMachine. Pure.
+
+Four forms are taken, told apart by their keys:
+
+- short: `{image, cpu?, memory, root_disk?, storage_class?, disk?, user_data?, labels?}`. The VM boots from `image`: a container
+  disk, or a disk image that is imported for it, given as `http(s)://...`, or `docker://...` where it lies in a registry. An
+  imported boot disk is `root_disk` large. `image` may be missing where the VM starts from a snapshot or a preload. `disk`
+  adds an empty second disk of that size. `user_data` is cloud-init's (NoCloud). The guest is not asked to shut down before
+  its VM is deleted: a released VM is never used again, and loses what it wrote.
+- a VMI template: `{metadata?, spec: {domain, volumes, ...}}`, what a VirtualMachine has as `spec.template`.
+- a VirtualMachine's spec: `{runStrategy?, template, dataVolumeTemplates?, ...}`.
+- a VirtualMachine, or a VirtualMachinePool's template: `{metadata?, spec: {runStrategy?, template, ...}}`.
+
+What is filled in: `runStrategy: Always`, a virtio disk for each volume that has none, where the pool goes by the guest
+agent, a readiness probe that asks it, and the placement; without one, a pool's VMs are spread over the nodes. `running: true`
+becomes `runStrategy: Always` (`running` is deprecated).
+"""
+
+import hashlib
+import json
+import re
+
+from app.compute.kubevirt.templates import placement, rules, shapes
+from app.compute.kubevirt.templates.field_types import check_types
+from app.compute.kubevirt.templates.problems import Problems
+from app.compute.protocol import Manifest, TemplateForm, VmTemplate
+from app.domain.observation import WarmWhen
+from app.domain.placement import Placement
+from app.errors import TemplateRefused
+
+ROOT = "template"
+
+_SHORT_KEYS = ("image", "cpu", "memory", "root_disk", "storage_class", "disk", "user_data", "labels")
+_WRAPPER_KEYS = ("apiVersion", "kind", "metadata", "spec")
+_VM_ROOTS = {TemplateForm.VM_SPEC: ROOT, TemplateForm.VM: f"{ROOT}.spec"}
+_VMI_ROOTS = {
+    TemplateForm.VMI: ROOT,
+    TemplateForm.VM_SPEC: f"{ROOT}.template",
+    TemplateForm.VM: f"{ROOT}.spec.template",
+}
+_SHORT_FIELDS = {
+    "spec.template.spec.domain.memory": f"{ROOT}.memory",
+    "spec.template.spec.domain.cpu": f"{ROOT}.cpu",
+    "spec.template.metadata.labels": f"{ROOT}.labels",
+    "metadata.labels": f"{ROOT}.labels",
+    "spec.dataVolumeTemplate[0].spec.storage.storageClassName": f"{ROOT}.storage_class",
+    "spec.dataVolumeTemplate[0].spec.storage": f"{ROOT}.root_disk",
+    "spec.dataVolumeTemplate[0]": f"{ROOT}.image",
+}
+_IMPORTS = {"http://": "http", "https://": "http", "docker://": "registry"}
+_ROOT_DISK = "10Gi"
+
+# Often enough that a claim never meets a guest that stopped answering long ago, and rarely enough for hundreds of VMs: each
+# ping is a process in the VM's pod.
+_AGENT_PROBE = {
+    "guestAgentPing": {},
+    "initialDelaySeconds": 2,
+    "periodSeconds": 3,
+    "timeoutSeconds": 2,
+    "failureThreshold": 3,
+}
+_USER_DATA_LIMIT = 2048  # bytes that KubeVirt v1.9.0 takes inline
+
+
+def expand(
+    template: Manifest,
+    warm_when: WarmWhen,
+    where: Placement | None = None,
+    *,
+    diskless: bool = False,
+    full_cores: bool = False,
+) -> VmTemplate:
+    """Raises TemplateRefused with every problem that our own rules find. A change of what is filled in rotates every pool.
+
+    `where` it may run is written into the spec; see `placement.place`, also for `full_cores`. `diskless`: its VMs get a disk
+    from what they start from, so that the short form may do without an image.
+    """
+    problems = Problems()
+    written = _read(template, problems)
+    form = _form(written)
+    if form is TemplateForm.SHORT:
+        spec = _expand_short(written, problems, diskless=diskless)
+    else:
+        spec = _expand_long(written, form, problems)
+    if not problems.found:
+        check_types(spec, lambda field: locate(form, field), problems)
+    if not problems.found:
+        placement.place(spec, where, lambda field: locate(form, field), problems, full_cores=full_cores)
+    if problems.found:
+        raise TemplateRefused(
+            "No VM can be made from this template. "
+            + "; ".join(f"{problem.field}: {problem.message}" for problem in problems.found),
+            problems=problems.found,
+        )
+    if warm_when is WarmWhen.AGENT and not spec["template"]["spec"].get("readinessProbe"):
+        spec["template"]["spec"]["readinessProbe"] = dict(_AGENT_PROBE)
+    return VmTemplate(
+        spec=spec,
+        fingerprint=fingerprint(spec),
+        form=form,
+        shape=shapes.shape_of(spec),
+        images=shapes.images_of(spec),
+    )
+
+
+def fingerprint(spec: Manifest) -> str:
+    """The same for equal specs, whatever the order of their keys."""
+    canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def locate(form: TemplateForm, field: str) -> str:
+    """The field of a VirtualMachine, as the cluster names it, to the field of the template that its author wrote."""
+    if form is TemplateForm.SHORT:
+        return next((short for long, short in _SHORT_FIELDS.items() if _below(field, long) is not None), ROOT)
+    field = field.replace("dataVolumeTemplate[", "dataVolumeTemplates[")  # KubeVirt v1.9.0 drops the s
+    in_vmi = _below(field, "spec.template")
+    if in_vmi is not None:
+        return _VMI_ROOTS[form] + in_vmi
+    in_vm = _below(field, "spec")
+    if in_vm is not None:
+        return _VM_ROOTS[form] + in_vm if form in _VM_ROOTS else ROOT
+    if any(_below(field, f"metadata.{key}") is not None for key in ("labels", "annotations")):
+        # The VM's own are those of its VMI template too: see `manifests.vm_manifest`.
+        return f"{ROOT if form is TemplateForm.VM else _VMI_ROOTS[form]}.{field}"
+    return ROOT
+
+
+def _below(field: str, prefix: str) -> str | None:
+    rest = field.removeprefix(prefix) if field.startswith(prefix) else None
+    return rest if rest is not None and (not rest or rest[0] in ".[") else None
+
+
+def _read(template: object, problems: Problems) -> Manifest:
+    """A copy that is JSON through and through: YAML also has dates, and a Postgres JSON column takes no NUL."""
+    try:
+        text = json.dumps(template, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        problems.add(ROOT, f"holds a value that JSON cannot express ({error})")
+        return {}
+    if re.search(r"(?<!\\)(?:\\\\)*\\u0000", text):
+        problems.add(ROOT, "holds a NUL character, which no field of a VM can have")
+        return {}
+    written = json.loads(text)
+    if not isinstance(written, dict):
+        problems.add(ROOT, f"must be a mapping, got {type(written).__name__}")
+        return {}
+    if not written:
+        problems.add(ROOT, "is empty: write at least {image, memory}, or a KubeVirt template with `spec`")
+    return written
+
+
+def _form(written: Manifest) -> TemplateForm:
+    if "template" in written:
+        return TemplateForm.VM_SPEC
+    if "spec" in written:
+        spec = written["spec"]
+        return TemplateForm.VM if isinstance(spec, dict) and "template" in spec else TemplateForm.VMI
+    return TemplateForm.SHORT
+
+
+def _expand_short(written: Manifest, problems: Problems, *, diskless: bool) -> Manifest:
+    if not written:
+        return {}
+    unknown = [key for key in written if key not in _SHORT_KEYS]
+    for key in unknown:
+        problems.add(f"{ROOT}.{key}", _explain_unknown(key))
+    if unknown and not written.keys() & set(_SHORT_KEYS):
+        return {}  # a long form gone wrong: what the short one misses would only confuse
+    sources = _boot_disk(written, problems, diskless=diskless)
+    imported = _import(written, problems) if "dataVolume" in sources.get("boot", {}) else None
+    cores = rules.check_cores(written.get("cpu", 1), f"{ROOT}.cpu", problems)
+    if written.get("memory") is None:
+        problems.add(f"{ROOT}.memory", 'is missing: say how much memory the guest has, such as "2Gi"')
+    else:
+        rules.check_positive(written["memory"], f"{ROOT}.memory", problems)
+    rules.check_labels(written.get("labels"), f"{ROOT}.labels", problems, on_vmi=True)
+    if written.get("disk") is not None:
+        rules.check_positive(written["disk"], f"{ROOT}.disk", problems)
+        sources["data"] = {"emptyDisk": {"capacity": written["disk"]}}
+    if written.get("user_data") is not None:
+        _check_user_data(written["user_data"], problems)
+        sources["cloud-init"] = {"cloudInitNoCloud": {"userData": written["user_data"]}}
+    vmi_spec: Manifest = {
+        "domain": {"cpu": {"cores": cores}, "memory": {"guest": written.get("memory")}, "devices": {}},
+        "terminationGracePeriodSeconds": 0,
+        "volumes": [{"name": name, **source} for name, source in sources.items()],
+    }
+    _attach_volumes(vmi_spec)
+    vmi_template: Manifest = {"spec": vmi_spec}
+    if written.get("labels"):
+        vmi_template["metadata"] = {"labels": written["labels"]}
+    vm_spec: Manifest = {"runStrategy": rules.DEFAULT_RUN_STRATEGY, "template": vmi_template}
+    if imported is not None:
+        vm_spec["dataVolumeTemplates"] = [imported]
+    return vm_spec
+
+
+def _boot_disk(written: Manifest, problems: Problems, *, diskless: bool) -> dict[str, Manifest]:
+    """The volume that the VM boots from, by its name; none where it gets its disk from what it starts from."""
+    image = written.get("image")
+    imports = isinstance(image, str) and image.startswith(tuple(_IMPORTS))
+    for key in ("root_disk", "storage_class"):
+        if not imports and written.get(key) is not None:
+            problems.add(
+                f"{ROOT}.{key}", "goes only with an image that is imported: one given as http(s):// or docker://"
+            )
+    if image is None and diskless:
+        return {}
+    if not isinstance(image, str) or not image or re.search(r"\s", image):
+        problems.add(
+            f"{ROOT}.image",
+            "must be the reference of a container disk, such as quay.io/containerdisks/fedora:42, or the URL of a disk "
+            "image, such as https://example.com/fedora.qcow2",
+        )
+    elif not imports and "://" in image:
+        problems.add(
+            f"{ROOT}.image",
+            f"cannot be imported from {image.partition('://')[0]}: give http(s)://, docker://, or the reference of a "
+            "container disk; for other sources write a KubeVirt template with dataVolumeTemplates",
+        )
+    elif imports and image in _IMPORTS:
+        problems.add(f"{ROOT}.image", "is no more than the beginning of a URL: say where the image lies")
+    return {"boot": {"dataVolume": {"name": "boot"}} if imports else {"containerDisk": {"image": image}}}
+
+
+def _import(written: Manifest, problems: Problems) -> Manifest:
+    """The DataVolume template of a boot disk whose image is imported."""
+    image, size, storage_class = written["image"], written.get("root_disk"), written.get("storage_class")
+    storage: Manifest = {"resources": {"requests": {"storage": _ROOT_DISK if size is None else size}}}
+    if size is not None:
+        rules.check_positive(size, f"{ROOT}.root_disk", problems)
+    if storage_class is not None:
+        if not isinstance(storage_class, str) or not storage_class:
+            problems.add(f"{ROOT}.storage_class", "must be the name of a storage class")
+        storage["storageClassName"] = storage_class
+    source = next(source for prefix, source in _IMPORTS.items() if image.startswith(prefix))
+    return {"metadata": {"name": "boot"}, "spec": {"source": {source: {"url": image}}, "storage": storage}}
+
+
+def _explain_unknown(key: str) -> str:
+    if key in {"domain", "volumes", "networks"}:
+        return "belongs below `spec`, as in a VirtualMachine's `spec.template`"
+    return f"is no key of the short form ({', '.join(_SHORT_KEYS)}); for more, write a KubeVirt template with `spec`"
+
+
+def _check_user_data(value: object, problems: Problems) -> None:
+    if not isinstance(value, str) or not value.strip():
+        problems.add(f"{ROOT}.user_data", "must be cloud-init user data, a string")
+    elif len(value.encode()) > _USER_DATA_LIMIT:
+        problems.add(
+            f"{ROOT}.user_data",
+            f"is longer than the {_USER_DATA_LIMIT} bytes that KubeVirt takes inline: put it into a Secret and write a "
+            "KubeVirt template whose cloudInitNoCloud volume has a secretRef",
+        )
+
+
+def _expand_long(written: Manifest, form: TemplateForm, problems: Problems) -> Manifest:
+    if form is TemplateForm.VM_SPEC:
+        vm_spec, vm_metadata = written, {}
+    else:
+        _check_wrapper(written, form, problems)
+        vm_metadata = problems.mapping(written, "metadata", ROOT) if form is TemplateForm.VM else {}
+        problems.mapping(written, "spec", ROOT)
+        vm_spec = written["spec"] if form is TemplateForm.VM else {"template": _pick(written, "metadata", "spec")}
+    rules.check_metadata(vm_metadata, f"{ROOT}.metadata", problems, on_vmi=False)
+    vmi_root = _VMI_ROOTS[form]
+    if vm_root := _VM_ROOTS.get(form):
+        rules.check_vm_spec(vm_spec, vm_root, problems)
+    rules.check_vmi_template(vm_spec, vmi_root, problems)
+    if problems.found:
+        return {}
+    vm_spec.pop("running", None)
+    vm_spec["runStrategy"] = vm_spec.get("runStrategy") or rules.DEFAULT_RUN_STRATEGY
+    _merge_metadata(vm_spec["template"], vm_metadata)
+    _attach_volumes(vm_spec["template"]["spec"])
+    return vm_spec
+
+
+def _check_wrapper(written: Manifest, form: TemplateForm, problems: Problems) -> None:
+    kind = "VirtualMachine" if form is TemplateForm.VM else "VirtualMachineInstance"
+    for key in written:
+        if key not in _WRAPPER_KEYS:
+            problems.add(f"{ROOT}.{key}", "does not go beside `spec` here: only `metadata` does")
+    if written.get("kind", kind) != kind:
+        problems.add(f"{ROOT}.kind", f"must be {kind} for a template of this shape, or be left out")
+    version = written.get("apiVersion", "kubevirt.io/v1")
+    if not isinstance(version, str) or not version.startswith("kubevirt.io/"):
+        problems.add(f"{ROOT}.apiVersion", "must be kubevirt.io/v1, or be left out")
+
+
+def _pick(mapping: Manifest, *keys: str) -> Manifest:
+    return {key: mapping[key] for key in keys if mapping.get(key) is not None}
+
+
+def _merge_metadata(vmi_template: Manifest, vm_metadata: Manifest) -> None:
+    """The labels and annotations of the VM go to its VMI as well, whose own come first: one spec carries them all."""
+    own = vmi_template.pop("metadata", None) or {}
+    merged = {key: {**(vm_metadata.get(key) or {}), **(own.get(key) or {})} for key in ("labels", "annotations")}
+    if kept := {key: value for key, value in merged.items() if value}:
+        vmi_template["metadata"] = kept
+
+
+def _attach_volumes(vmi_spec: Manifest) -> None:
+    devices = vmi_spec["domain"].get("devices") or {}
+    vmi_spec["domain"]["devices"] = devices  # the schema asks for it, also where it is empty (KubeVirt v1.9.0)
+    attached = {device["name"] for kind in ("disks", "filesystems") for device in devices.get(kind) or []}
+    missing = [
+        {"name": volume["name"], "disk": {"bus": "virtio"}}
+        for volume in vmi_spec.get("volumes") or []
+        if volume["name"] not in attached and "memoryDump" not in volume
+    ]
+    if missing:
+        devices["disks"] = [*(devices.get("disks") or []), *missing]

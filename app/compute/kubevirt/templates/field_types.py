@@ -1,0 +1,86 @@
+"""That the fields of a template which we read ourselves are of the type that KubeVirt v1.9.0 gives them.
+
+The cluster's dry run judges all types, but shapes, demands and placement are read before it is asked. A field that is null counts as
+left out.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from app.compute.kubevirt.templates.problems import Problems
+from app.compute.protocol import Manifest
+
+_VMI: Final = "spec.template.spec"
+_DOMAIN: Final = f"{_VMI}.domain"
+_MAPPINGS: Final = (
+    "spec.dataVolumeTemplates[].spec.source",
+    "spec.dataVolumeTemplates[].spec.source.http",
+    "spec.dataVolumeTemplates[].spec.source.registry",
+    "spec.dataVolumeTemplates[].spec.source.s3",
+    "spec.dataVolumeTemplates[].spec.source.gcs",
+    "spec.dataVolumeTemplates[].spec.source.pvc",
+    f"{_VMI}.livenessProbe",
+    f"{_VMI}.readinessProbe",
+    f"{_VMI}.volumes[].containerDisk",
+    f"{_VMI}.volumes[].dataVolume",
+    f"{_VMI}.volumes[].persistentVolumeClaim",
+    f"{_DOMAIN}.cpu.features[]",
+    f"{_DOMAIN}.cpu.numa",
+    f"{_DOMAIN}.devices.gpus[]",
+    f"{_DOMAIN}.devices.hostDevices[]",
+    f"{_DOMAIN}.devices.interfaces[]",
+    f"{_DOMAIN}.devices.tpm",
+    f"{_DOMAIN}.firmware",
+    f"{_DOMAIN}.firmware.kernelBoot",
+    f"{_DOMAIN}.ioThreads",
+    f"{_DOMAIN}.launchSecurity",
+    f"{_DOMAIN}.machine",
+)
+_STRINGS: Final = (
+    f"{_VMI}.architecture",
+    f"{_VMI}.volumes[].dataVolume.name",
+    f"{_VMI}.volumes[].persistentVolumeClaim.claimName",
+    f"{_DOMAIN}.cpu.model",
+    f"{_DOMAIN}.machine.type",
+    f"{_DOMAIN}.memory.hugepages.pageSize",
+)
+_INTEGERS: Final = (f"{_DOMAIN}.ioThreads.supplementalPoolThreadCount",)
+_TYPES: Final = (
+    *((path, dict, "a mapping") for path in _MAPPINGS),
+    *((path, str, "a string") for path in _STRINGS),
+    *((path, int, "an integer") for path in _INTEGERS),
+)
+
+
+def check_types(spec: Manifest, locate: Callable[[str], str], problems: Problems) -> None:
+    """Of a VirtualMachine's `spec`; `locate`: from the cluster's name of a field to the place where its author wrote it."""
+    for path, wanted, words in _TYPES:
+        for value, at in _find({"spec": spec}, path.split("."), "", problems, locate):
+            if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+                problems.add(locate(at), f"must be {words}, got {type(value).__name__}")
+
+
+def _find(
+    parent: object,
+    path: list[str],
+    at: str,
+    problems: Problems,
+    locate: Callable[[str], str],
+) -> Iterator[tuple[object, str]]:
+    """The values at a path, each with where it is; what is of another type on the way is told by its own row, or is a problem."""
+    if not path:
+        yield parent, at
+        return
+    if not isinstance(parent, dict):
+        return
+    key, rest = path[0].removesuffix("[]"), path[1:]
+    value, at = parent.get(key), f"{at}.{key}" if at else key
+    if not path[0].endswith("[]"):
+        yield from _find(value, rest, at, problems, locate)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            if item is None:
+                problems.add(locate(f"{at}[{index}]"), "must be a mapping, got NoneType")
+            yield from _find(item, rest, f"{at}[{index}]", problems, locate)
+    elif value is not None:
+        problems.add(locate(at), f"must be a list, got {type(value).__name__}")

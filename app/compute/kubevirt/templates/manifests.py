@@ -1,0 +1,94 @@
+"""From an expanded template to the VirtualMachine that is sent to the cluster. Pure."""
+
+import copy
+import hashlib
+import re
+
+from app.compute.kubevirt import labels
+from app.compute.protocol import Manifest
+
+API_VERSION = "kubevirt.io/v1"
+
+_NAME_LIMIT = 63  # a PVC's name becomes a label value of the pods that CDI starts for it
+_DIGEST_CHARS = 16
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+"""What Kubernetes takes for the value of a label."""
+
+
+def vm_manifest(*, name: str, namespace: str, instance: str, pool: str, vm_id: str, spec: Manifest) -> Manifest:
+    """The VirtualMachine `name`, made from an expanded `spec`.
+
+    The template's labels and annotations and our own labels are on the VM and on its VMI alike: a VMI inherits those of
+    `spec.template.metadata`. DataVolume templates get names of this VM's own, and its volumes follow.
+    """
+    spec = copy.deepcopy(spec)
+    rename_data_volumes(spec, name)
+    metadata: Manifest = spec["template"].setdefault("metadata", {})
+    metadata["labels"] = {**(metadata.get("labels") or {}), **_our_labels(instance=instance, pool=pool, vm_id=vm_id)}
+    annotations = metadata.get("annotations") or {}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "VirtualMachine",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": dict(metadata["labels"]),
+            **({"annotations": dict(annotations)} if annotations else {}),
+        },
+        "spec": spec,
+    }
+
+
+def claim_marks(claim_id: str, called: str | None) -> Manifest:
+    """The metadata by which a claimed VM tells whose it is. `called` is a label where it can be one, else an annotation."""
+    marks: Manifest = {"labels": {labels.CLAIM: claim_id}}
+    if called is not None and _LABEL_VALUE.fullmatch(called):
+        marks["labels"][labels.NAME] = called
+    elif called is not None:
+        marks["annotations"] = {labels.NAME: called}
+    return marks
+
+
+def data_volume_name(vm: str, template: str, *, limit: int = _NAME_LIMIT) -> str:
+    """The name of one VM's own copy of a DataVolume template, at most `limit` characters.
+
+    Two VMs must never share it: KubeVirt v1.9.0 looks a DataVolume up by name alone, so that a VM would boot another's
+    disk. A name that has to be cut ends in a hash of the whole.
+    """
+    whole = f"{vm}-{template}"
+    if len(whole) <= limit:
+        return whole
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:_DIGEST_CHARS]
+    return f"{whole[: limit - _DIGEST_CHARS - 1].rstrip('-.')}-{digest}"
+
+
+def rename_data_volumes(spec: Manifest, owner: str, *, limit: int = _NAME_LIMIT) -> None:
+    """Gives the DataVolume templates of a VM's spec, and all that names them, names of `owner`'s own. Changes `spec`."""
+    renamed: dict[str, str] = {}
+    for template in spec.get("dataVolumeTemplates") or []:
+        old = template["metadata"]["name"]
+        renamed[old] = template["metadata"]["name"] = data_volume_name(owner, old, limit=limit)
+    for volume in spec["template"]["spec"].get("volumes") or []:
+        for source, key in _disk_references(volume):
+            if source.get(key) in renamed:
+                source[key] = renamed[source[key]]
+
+
+def _our_labels(*, instance: str, pool: str, vm_id: str) -> dict[str, str]:
+    return {
+        labels.MANAGED_BY: labels.MANAGER,
+        labels.INSTANCE: instance,
+        labels.POOL: pool,
+        labels.VM_ID: vm_id,
+    }
+
+
+def _disk_references(volume: Manifest) -> list[tuple[Manifest, str]]:
+    """Where a volume names a DataVolume, or the PVC of the same name that CDI makes for it."""
+    ephemeral = (volume.get("ephemeral") or {}).get("persistentVolumeClaim")
+    found = (
+        (volume.get("dataVolume"), "name"),
+        (volume.get("persistentVolumeClaim"), "claimName"),
+        (ephemeral, "claimName"),
+    )
+    return [(source, key) for source, key in found if isinstance(source, dict)]

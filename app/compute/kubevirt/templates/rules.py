@@ -1,0 +1,221 @@
+"""Our own rules for a template: what the cluster would take and yet never make a warm VM of, and what is ours to set.
+
+What the cluster itself refuses well is left to its dry run. Recorded on KubeVirt v1.9.0: a VM with no memory is accepted and
+fails at its first start; `guest: 0` is accepted and runs.
+"""
+
+from app.compute.kubevirt import labels
+from app.compute.kubevirt.quantities import parse_quantity
+from app.compute.kubevirt.templates.problems import Problems
+from app.compute.protocol import Manifest
+
+DEFAULT_RUN_STRATEGY = "Always"
+
+_RUNNING_STRATEGIES = ("Always", "RerunOnFailure", "Once")
+_IDLE_STRATEGIES = ("Halted", "Manual", "WaitAsReceiver")
+_METADATA_KEYS = ("labels", "annotations")
+_NAMING_KEYS = ("name", "generateName", "namespace", "uid")
+# Labels of a VMI that KubeVirt's own components alone may set (KubeVirt v1.9.0, vmi-create-admitter).
+_RESERVED_LABELS = frozenset(
+    f"kubevirt.io/{name}"
+    for name in (
+        "created-by",
+        "migrationJobUID",
+        "nodeName",
+        "migrationTargetNodeName",
+        "schedulable",
+        "install-strategy",
+    )
+)
+
+
+def check_metadata(metadata: Manifest, path: str, problems: Problems, *, on_vmi: bool) -> None:
+    for key, value in metadata.items():
+        if key in _NAMING_KEYS:
+            problems.add(f"{path}.{key}", "is set by the service for each VM of the pool: leave it out")
+        elif key not in _METADATA_KEYS and value is not None:
+            problems.add(f"{path}.{key}", "cannot be set in a template: only labels and annotations can")
+    check_labels(metadata.get("labels"), f"{path}.labels", problems, on_vmi=on_vmi)
+    _check_strings(metadata.get("annotations"), f"{path}.annotations", problems)
+
+
+def check_labels(value: object, path: str, problems: Problems, *, on_vmi: bool) -> None:
+    for key in _check_strings(value, path, problems):
+        if labels.is_ours(key):
+            problems.add(f"{path}.{key}", "is set by the service itself: leave it out")
+        elif on_vmi and key in _RESERVED_LABELS:
+            problems.add(f"{path}.{key}", "is reserved by KubeVirt: leave it out")
+
+
+def check_vm_spec(spec: Manifest, path: str, problems: Problems) -> None:
+    """What a VM's spec has beside its VMI template."""
+    running, strategy = spec.get("running"), spec.get("runStrategy")
+    if running is not None and strategy is not None:
+        problems.add(f"{path}.running", "excludes runStrategy: keep runStrategy, `running` is deprecated")
+    elif running is not None and running is not True:
+        problems.add(f"{path}.running", "must be true: a pool keeps VMs that run")
+    if strategy in _IDLE_STRATEGIES:
+        problems.add(
+            f"{path}.runStrategy", f"{strategy} does not start the VM, and a pool keeps VMs that run: write Always"
+        )
+    elif strategy is not None and strategy not in _RUNNING_STRATEGIES:
+        problems.add(f"{path}.runStrategy", f"must be one of {', '.join(_RUNNING_STRATEGIES)}; got {strategy!r}")
+    _check_data_volumes(spec, path, problems)
+
+
+def check_vmi_template(vm_spec: Manifest, path: str, problems: Problems) -> None:
+    """The VMI template of a VM's spec. `path` is where the author wrote it."""
+    template = vm_spec.get("template")
+    if not isinstance(template, dict):
+        problems.add(path, "must be a mapping with `spec`")
+        return
+    check_metadata(problems.mapping(template, "metadata", path), f"{path}.metadata", problems, on_vmi=True)
+    spec = problems.mapping(template, "spec", path)
+    at = f"{path}.spec"
+    if not spec:
+        if not template.get("spec"):
+            problems.add(at, "is empty: it must say at least the domain's memory")
+        return
+    if spec.get("startStrategy") == "Paused":
+        problems.add(
+            f"{at}.startStrategy",
+            "Paused starts the VM with its guest not booted, so it would never be warm: leave it out",
+        )
+    if not isinstance(spec.get("domain"), dict):
+        problems.add(f"{at}.domain", "is missing: it must be a mapping with the VM's memory, CPUs and devices")
+        return
+    _check_domain(spec["domain"], f"{at}.domain", problems, sized_elsewhere=vm_spec.get("instancetype") is not None)
+    _check_names(problems.mappings(spec, "volumes", at), problems)
+    for volume, where in problems.mappings(spec, "volumes", at):
+        disk = problems.mapping(volume, "emptyDisk", where)
+        if disk:
+            check_positive(disk.get("capacity"), f"{where}.emptyDisk.capacity", problems)
+
+
+def check_positive(value: object, path: str, problems: Problems) -> None:
+    """A quantity above zero."""
+    try:
+        number = parse_quantity(value)
+    except ValueError as error:
+        problems.add(path, str(error))
+        return
+    if number <= 0:
+        problems.add(path, f"must be above zero; got {value!r}")
+
+
+def check_cores(value: object, path: str, problems: Problems) -> int:
+    """A number of CPUs as the short form takes it (`2`, `"2"`, `2.0`), to an integer; 1 where it is none (a problem)."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    try:
+        number = parse_quantity(value)
+    except ValueError:
+        problems.add(path, f"must be a whole number of CPUs; got {value!r}")
+        return 1
+    if number < 1 or number.denominator != 1:
+        problems.add(path, f"must be a whole number of CPUs, 1 or more; got {value!r}")
+        return 1
+    return int(number)
+
+
+def _check_strings(value: object, path: str, problems: Problems) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, dict):
+        problems.add(path, f"must be a mapping, got {type(value).__name__}")
+        return []
+    for key, text in value.items():
+        if not isinstance(text, str):
+            problems.add(f"{path}.{key}", f"must be a string, in quotes; got {text!r}")
+    return list(value)
+
+
+def _check_domain(domain: Manifest, path: str, problems: Problems, *, sized_elsewhere: bool) -> None:
+    cpu = problems.mapping(domain, "cpu", path)
+    for key in ("cores", "sockets", "threads", "maxSockets"):
+        value = cpu.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            problems.add(f"{path}.cpu.{key}", f"must be an integer, 1 or more; got {value!r}")
+    memory = problems.mapping(domain, "memory", path)
+    hugepages = problems.mapping(memory, "hugepages", f"{path}.memory")
+    resources = problems.mapping(domain, "resources", path)
+    requests = problems.mapping(resources, "requests", f"{path}.resources")
+    limits = problems.mapping(resources, "limits", f"{path}.resources")
+    sizes = {
+        f"{path}.memory.guest": memory.get("guest"),
+        f"{path}.memory.hugepages.pageSize": hugepages.get("pageSize"),
+        f"{path}.resources.requests.memory": requests.get("memory"),
+        f"{path}.resources.limits.memory": limits.get("memory"),
+    }
+    if not sized_elsewhere and all(value is None for value in sizes.values()):
+        problems.add(
+            f"{path}.memory.guest",
+            'is missing: say how much memory the guest has, here or in resources.requests.memory, such as "2Gi"',
+        )
+    positive = {
+        **sizes,
+        f"{path}.memory.maxGuest": memory.get("maxGuest"),
+        f"{path}.resources.requests.cpu": requests.get("cpu"),
+        f"{path}.resources.limits.cpu": limits.get("cpu"),
+    }
+    for where, value in positive.items():
+        if value is not None:
+            check_positive(value, where, problems)
+    _check_other_resources(requests, f"{path}.resources.requests", problems)
+    _check_other_resources(limits, f"{path}.resources.limits", problems)
+    added = problems.mapping(memory, "reservedOverhead", f"{path}.memory").get("addedOverhead")
+    if added is not None:
+        _check_other_resources({"addedOverhead": added}, f"{path}.memory.reservedOverhead", problems)
+    devices = problems.mapping(domain, "devices", path)
+    for kind in ("disks", "filesystems"):
+        _check_names(problems.mappings(devices, kind, f"{path}.devices"), problems)
+
+
+def _check_other_resources(amounts: Manifest, path: str, problems: Problems) -> None:
+    for key, value in amounts.items():
+        if key in {"cpu", "memory"}:
+            continue
+        try:
+            negative = parse_quantity(value) < 0
+        except ValueError as error:
+            problems.add(f"{path}.{key}", str(error))
+        else:
+            if negative:
+                problems.add(f"{path}.{key}", f"must not be below zero; got {value!r}")
+
+
+def _check_names(items: list[tuple[Manifest, str]], problems: Problems) -> None:
+    first: dict[str, str] = {}
+    for item, path in items:
+        name = item.get("name")
+        if not isinstance(name, str) or not name:
+            problems.add(f"{path}.name", "is missing: each needs a name of its own")
+        elif name in first:
+            problems.add(f"{path}.name", f"{name!r} is the name of {first[name]} already: each needs a name of its own")
+        else:
+            first[name] = path
+
+
+def _check_data_volumes(spec: Manifest, path: str, problems: Problems) -> None:
+    first: dict[str, str] = {}
+    for template, where in problems.mappings(spec, "dataVolumeTemplates", path):
+        metadata = problems.mapping(template, "metadata", where)
+        name = metadata.get("name")
+        if not isinstance(name, str) or not name:
+            problems.add(f"{where}.metadata.name", "is missing: a volume of the template refers to it")
+        elif name in first:
+            problems.add(
+                f"{where}.metadata.name", f"{name!r} is the name of {first[name]} already: each needs a name of its own"
+            )
+        else:
+            first[name] = where
+        if metadata.get("namespace") is not None:
+            problems.add(f"{where}.metadata.namespace", "is set by the service for each VM of the pool: leave it out")
+        volume = problems.mapping(template, "spec", where)
+        for kind in ("storage", "pvc"):
+            resources = problems.mapping(
+                problems.mapping(volume, kind, f"{where}.spec"), "resources", f"{where}.spec.{kind}"
+            )
+            size = problems.mapping(resources, "requests", f"{where}.spec.{kind}.resources").get("storage")
+            if size is not None:
+                check_positive(size, f"{where}.spec.{kind}.resources.requests.storage", problems)

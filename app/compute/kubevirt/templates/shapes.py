@@ -1,0 +1,152 @@
+"""What makes two VMs interchangeable: the shape of a VM, and the images that it boots from. Pure.
+
+Everything counts that changes what boots: disks and where they come from, CPU, memory, firmware, devices, networks,
+placement, what cloud-init is told. Names, labels and annotations do not, nor does how the cluster watches over the guest.
+"""
+
+import copy
+import hashlib
+import json
+from typing import Any
+
+from app.compute.kubevirt.quantities import parse_quantity
+from app.compute.protocol import Manifest
+from app.domain.paths import ImageKind, ImageRef
+
+_WITHOUT_EFFECT = (
+    "hostname",
+    "subdomain",
+    "readinessProbe",
+    "livenessProbe",
+    "terminationGracePeriodSeconds",
+    "evictionStrategy",
+    "startStrategy",
+)
+_CPU_DEFAULTS = {"cores": 1, "sockets": 1, "threads": 1}
+_QUANTITIES = frozenset({"guest", "maxGuest", "pageSize", "memory", "cpu", "storage", "capacity", "ephemeral-storage"})
+# Empty ones say nothing. Others do: `efi: {}` asks for UEFI.
+_CONTAINERS = frozenset(
+    {
+        "devices",
+        "resources",
+        "requests",
+        "limits",
+        "nodeSelector",
+        "affinity",
+        "tolerations",
+        "topologySpreadConstraints",
+        "networks",
+        "interfaces",
+        "disks",
+    }
+)
+_SOURCES = {
+    "http": (ImageKind.HTTP, "url"),
+    "registry": (ImageKind.REGISTRY, "url"),
+    "s3": (ImageKind.S3, "url"),
+    "gcs": (ImageKind.GCS, "url"),
+}
+
+
+def shape_of(spec: Manifest) -> str:
+    """The fingerprint of an expanded VirtualMachine's `spec`: equal for specs that boot the same VM."""
+    spec = copy.deepcopy(spec)
+    vmi = spec["template"]["spec"]
+    for key in _WITHOUT_EFFECT:
+        vmi.pop(key, None)
+    spread = vmi.get("topologySpreadConstraints") or []
+    vmi["topologySpreadConstraints"] = [each for each in spread if each.get("whenUnsatisfiable") != "ScheduleAnyway"]
+    domain = vmi.get("domain") or {}
+    devices = domain.get("devices") or {}
+    if domain.get("cpu"):
+        domain["cpu"] = {**_CPU_DEFAULTS, **domain["cpu"]}
+    disks = _disks(devices, _volumes(spec, vmi))
+    devices.pop("disks", None)
+    devices.pop("filesystems", None)
+    vmi.pop("volumes", None)
+    boots = {
+        "disks": disks,
+        "instance": vmi,
+        "instancetype": spec.get("instancetype"),
+        "preference": spec.get("preference"),
+    }
+    canonical = json.dumps(_canonical(boots), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def images_of(spec: Manifest) -> tuple[ImageRef, ...]:
+    """The images that an expanded spec's disks come from, in the order of its volumes, each once."""
+    found: dict[ImageRef, None] = {}
+    templates = {template["metadata"]["name"]: template for template in spec.get("dataVolumeTemplates") or []}
+    for volume in spec["template"]["spec"].get("volumes") or []:
+        image = _image_of(volume, templates)
+        if image is not None:
+            found[image] = None
+    return tuple(found)
+
+
+def image_of_source(source: Manifest) -> ImageRef | None:
+    """The image behind a DataVolume's `source`; None: it has none that can be named (blank, upload, snapshot)."""
+    for key, (kind, field) in _SOURCES.items():
+        reference = (source.get(key) or {}).get(field)
+        if isinstance(reference, str):
+            return ImageRef(kind, reference)
+    claim = source.get("pvc")
+    if isinstance(claim, dict) and claim.get("name"):
+        return ImageRef(ImageKind.PVC, f"{claim.get('namespace') or ''}/{claim['name']}")
+    return None
+
+
+def _image_of(volume: Manifest, templates: dict[str, Manifest]) -> ImageRef | None:
+    image = (volume.get("containerDisk") or {}).get("image")
+    if isinstance(image, str):
+        return ImageRef(ImageKind.CONTAINER, image)
+    name = (volume.get("dataVolume") or {}).get("name") or (volume.get("persistentVolumeClaim") or {}).get("claimName")
+    template = templates.get(str(name))
+    return image_of_source((template.get("spec") or {}).get("source") or {}) if template is not None else None
+
+
+def _volumes(spec: Manifest, vmi: Manifest) -> dict[str, Any]:
+    """The content of each volume by its name; a DataVolume template stands in for its name, which each VM changes."""
+    templates = {
+        template["metadata"]["name"]: template.get("spec") for template in spec.get("dataVolumeTemplates") or []
+    }
+    contents: dict[str, Any] = {}
+    for volume in vmi.get("volumes") or []:
+        content = {key: value for key, value in volume.items() if key != "name"}
+        name = (content.get("dataVolume") or {}).get("name") or (content.get("persistentVolumeClaim") or {}).get(
+            "claimName"
+        )
+        if name in templates:
+            content = {"import": templates[name]}
+        contents[volume["name"]] = content
+    return contents
+
+
+def _disks(devices: Manifest, contents: dict[str, Any]) -> list[Any]:
+    """Disks in their order, for it is the boot order where none is given; then volumes without a disk."""
+    disks: list[Any] = []
+    for kind in ("disks", "filesystems"):
+        for device in devices.get(kind) or []:
+            content = contents.pop(device["name"], None)
+            disks.append({**{key: value for key, value in device.items() if key != "name"}, "content": content})
+    return [*disks, *({"content": content} for content in contents.values())]
+
+
+def _canonical(value: Any, key: str = "") -> Any:
+    """Without what says nothing, and quantities as numbers: `2Gi` and `2048Mi` are the same memory."""
+    if isinstance(value, dict):
+        kept = {name: _canonical(item, name) for name, item in value.items()}
+        return {
+            name: item
+            for name, item in kept.items()
+            if item is not None and not (name in _CONTAINERS and item in ({}, []))
+        }
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    if key in _QUANTITIES and isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            return str(parse_quantity(value))
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,165 @@
+"""What a VM starts from, put into its spec: disks that begin with a snapshot's, or with a preload's. Pure.
+
+A snapshot's disks are claims with a VolumeSnapshot as their source, in the VM's own namespace: the storage copies them with
+no step of CDI's between. They belong to their VM, and so are made after it; KubeVirt v1.9.0 waits for a claim that is missing
+and goes on once it is there. A preload's disk is cloned by a DataVolume of the VM's.
+"""
+
+import copy
+from typing import Any
+
+from app.compute.kubevirt import labels
+from app.compute.kubevirt.kinds import CLAIMS, VMS
+from app.compute.kubevirt.quantities import parse_quantity
+from app.compute.kubevirt.templates.manifests import data_volume_name
+from app.compute.kubevirt.templates.shapes import image_of_source
+from app.compute.protocol import Manifest
+from app.domain.paths import FromImage, FromSnapshot, FromVolume, Start
+
+BOOT = "boot"
+_NO_DISKS = frozenset(
+    {
+        "emptyDisk",
+        "cloudInitNoCloud",
+        "cloudInitConfigDrive",
+        "configMap",
+        "secret",
+        "sysprep",
+        "serviceAccount",
+        "downwardAPI",
+    }
+)
+
+
+def begin(spec: Manifest, start: Start, *, vm: str, namespace: str) -> Manifest:
+    """The expanded `spec` of the VM named `vm`, its disks beginning with what `start` holds."""
+    match start:
+        case None:
+            return spec
+        case FromSnapshot():
+            return _from_snapshot(copy.deepcopy(spec), start, vm)
+        case FromVolume():
+            return _from_volume(copy.deepcopy(spec), start, namespace)
+        case FromImage():
+            return _from_image(copy.deepcopy(spec), start)
+
+
+def has_own_disk(spec: Manifest) -> bool:
+    """Whether an expanded spec brings a disk with content, beside what cloud-init and the like are told by."""
+    blank = {
+        template["metadata"]["name"]
+        for template in spec.get("dataVolumeTemplates") or []
+        if "blank" in ((template.get("spec") or {}).get("source") or {})
+    }
+    volumes = spec["template"]["spec"].get("volumes") or []
+    return any(not (volume.keys() & _NO_DISKS or _claim_of(volume) in blank) for volume in volumes)
+
+
+def claims_of(vm: Manifest, start: Start) -> list[Manifest]:
+    """The claims that a VM from a snapshot needs beside it, each owned by the VM as the cluster has it."""
+    if not isinstance(start, FromSnapshot):
+        return []
+    metadata = vm["metadata"]
+    owner = {"apiVersion": VMS.api_version, "kind": VMS.name, "name": metadata["name"], "uid": metadata["uid"]}
+    ours = {key: value for key, value in (metadata.get("labels") or {}).items() if labels.is_ours(key)}
+    return [
+        {
+            "apiVersion": CLAIMS.api_version,
+            "kind": CLAIMS.name,
+            "metadata": {
+                "name": data_volume_name(metadata["name"], disk.volume),
+                "namespace": metadata["namespace"],
+                "labels": ours,
+                "ownerReferences": [owner],
+            },
+            "spec": {
+                "accessModes": list(disk.access_modes),
+                "resources": {"requests": {"storage": disk.size}},
+                "dataSource": {
+                    "apiGroup": "snapshot.storage.k8s.io",
+                    "kind": "VolumeSnapshot",
+                    "name": disk.volume_snapshot,
+                },
+                **({"storageClassName": disk.storage_class} if disk.storage_class is not None else {}),
+                **({"volumeMode": disk.volume_mode} if disk.volume_mode is not None else {}),
+            },
+        }
+        for disk in start.disks
+    ]
+
+
+def _from_snapshot(spec: Manifest, start: FromSnapshot, vm: str) -> Manifest:
+    vmi = spec["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in vmi.get("volumes") or []}
+    missing = []
+    for disk in start.disks:
+        source = {"persistentVolumeClaim": {"claimName": data_volume_name(vm, disk.volume)}}
+        if (volume := volumes.get(disk.volume)) is None:
+            missing.append({"name": disk.volume, **source})
+            continue
+        _drop_template(spec, (volume.get("dataVolume") or {}).get("name"))
+        volume.clear()
+        volume.update({"name": disk.volume, **source})
+    _add_first(vmi, missing)
+    return spec
+
+
+def _from_volume(spec: Manifest, start: FromVolume, namespace: str) -> Manifest:
+    held = "snapshot" if start.is_snapshot else "pvc"
+    source = {held: {"name": start.claim, "namespace": namespace}}
+    for template in spec.get("dataVolumeTemplates") or []:
+        image = image_of_source(template["spec"].get("source") or {})
+        if image is not None and image.within(namespace) == start.image:
+            template["spec"].pop("sourceRef", None)
+            template["spec"]["source"] = source
+            _make_room(template["spec"], start.size)
+    if not has_own_disk(spec):
+        storage: dict[str, Any] = {"resources": {"requests": {"storage": start.size}}}
+        if start.storage_class is not None:
+            storage["storageClassName"] = start.storage_class
+        if start.access_modes:
+            storage["accessModes"] = list(start.access_modes)
+        if start.volume_mode is not None:
+            storage["volumeMode"] = start.volume_mode
+        template = {"metadata": {"name": BOOT}, "spec": {"source": source, "storage": storage}}
+        spec["dataVolumeTemplates"] = [*(spec.get("dataVolumeTemplates") or []), template]
+        _add_first(spec["template"]["spec"], [{"name": BOOT, "dataVolume": {"name": BOOT}}])
+    return spec
+
+
+def _from_image(spec: Manifest, start: FromImage) -> Manifest:
+    if not has_own_disk(spec):
+        _add_first(spec["template"]["spec"], [{"name": BOOT, "containerDisk": {"image": start.image}}])
+    return spec
+
+
+def _claim_of(volume: Manifest) -> object:
+    named = (volume.get("dataVolume") or {}).get("name")
+    return named or (volume.get("persistentVolumeClaim") or {}).get("claimName")
+
+
+def _drop_template(spec: Manifest, name: str | None) -> None:
+    kept = [each for each in spec.get("dataVolumeTemplates") or [] if each["metadata"]["name"] != name]
+    if kept:
+        spec["dataVolumeTemplates"] = kept
+    else:
+        spec.pop("dataVolumeTemplates", None)
+
+
+def _make_room(volume: Manifest, size: str) -> None:
+    """A clone must be as large as what it is cloned from (CDI v1.66)."""
+    target = volume.get("storage") or volume.get("pvc") or {}
+    requests = target.setdefault("resources", {}).setdefault("requests", {})
+    asked = requests.get("storage")
+    if asked is None or parse_quantity(asked) < parse_quantity(size):
+        requests["storage"] = size
+
+
+def _add_first(vmi: Manifest, volumes: list[Manifest]) -> None:
+    """Before the others: the first disk is what boots where no order is given."""
+    if not volumes:
+        return
+    vmi["volumes"] = [*volumes, *(vmi.get("volumes") or [])]
+    devices = vmi["domain"].setdefault("devices", {})
+    disks = [{"name": volume["name"], "disk": {"bus": "virtio"}} for volume in volumes]
+    devices["disks"] = [*disks, *(devices.get("disks") or [])]

@@ -1,0 +1,323 @@
+"""KubeVirt's VirtualMachinePools: made, changed, their VMs detached, let go.
+
+Every change is a JSON patch that names the UID, and tests what it read: one that fails its test is a 422, and is read for again
+(recorded from KubeVirt v1.9.0). The controller is only ever let create: both strategies `unmanaged`, no autohealing, which would
+act on every VM of the namespace.
+"""
+
+import copy
+import hashlib
+import json
+
+from app.compute.kubevirt import labels
+from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
+from app.compute.kubevirt.kinds import VM_POOLS, VMIS, VMS, Kind
+from app.compute.kubevirt.templates.manifests import rename_data_volumes
+from app.compute.kubevirt.templates.start_sources import begin
+from app.compute.protocol import FoundVmPool, Manifest, VmPoolOrder
+from app.config import Settings
+from app.domain.vm_pools import Change, VmPoolSight
+from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterRefused
+
+_UNMANAGED: Manifest = {"unmanaged": {}}
+_CONTROLLER = "pool.kubevirt.io/finalizer"
+_VERSIONS = ("v1beta1", "v1alpha1")
+_NAME_LIMIT = 57  # the controller puts an index of up to five digits behind the names of DataVolumes
+_ATTEMPTS = 6
+
+
+class KubeVirtVmPools:
+    """See `VmPoolGateway`, whose contract this is."""
+
+    def __init__(self, settings: Settings, client: KubeVirtClient) -> None:
+        self._settings = settings
+        self._client = client
+        self._served: Kind | None = None
+
+    def fingerprint(self, order: VmPoolOrder) -> str:
+        return hashlib.sha256(json.dumps(self._template(order, {}), sort_keys=True).encode()).hexdigest()
+
+    async def check(self, order: VmPoolOrder) -> None:
+        await self._client.create(
+            await self._kind(), await self._manifest(order, replicas=0, paused=False), dry_run=True
+        )
+
+    async def look(self, name: str) -> VmPoolSight | None:
+        kind = await self._kind()
+        try:
+            return self._read(await self._client.get(kind, name))
+        except ClusterNotFound:
+            # An API server that has just started may not know the kind yet, and answers the same: then this raises.
+            await self._client.list_all(kind)
+            return None
+
+    async def make(self, order: VmPoolOrder, *, replicas: int, paused: bool) -> VmPoolSight:
+        body = await self._manifest(order, replicas=replicas, paused=paused)
+        try:
+            return self._read(await self._client.create(await self._kind(), body))
+        except AlreadyExists as error:
+            found = await self.look(order.name)
+            if found is None or found.pool_id != str(order.pool_id):
+                raise ClusterConflict(
+                    f"The name {order.name} belongs to a VirtualMachinePool that is not ours; it is left as it is."
+                ) from error
+            return found
+
+    async def change(self, order: VmPoolOrder, seen: VmPoolSight, change: Change) -> VmPoolSight:
+        steps: list[Manifest] = [
+            {"op": "test", "path": "/metadata/uid", "value": seen.uid},
+            {"op": "test", "path": "/metadata/generation", "value": seen.generation},
+        ]
+        if change.restore:
+            steps += await self._restore(order, seen)
+        if change.template:
+            template = self._template(order, seen.labels)
+            steps.append({"op": "replace", "path": "/spec/virtualMachineTemplate", "value": template})
+        if change.paused is not None:
+            steps.append({"op": "add", "path": "/spec/paused", "value": change.paused})
+        if change.replicas is not None:
+            steps.append({"op": "add", "path": "/spec/replicas", "value": change.replicas})
+        return self._read(await self._client.patch(await self._kind(), seen.name, steps))
+
+    async def detach(self, *, name: str, uid: str, claim_id: str | None) -> None:
+        refused: ClusterRefused | None = None
+        for _ in range(_ATTEMPTS):
+            vm = await self._client.get(VMS, name)
+            if vm["metadata"].get("uid") != uid:
+                raise ClusterNotFound(f"VM {name} is another one by now: its UID is not {uid}.")
+            steps = detach_steps(vm, claim_id)
+            if steps is None:
+                if claim_id is not None and (vm["metadata"].get("labels") or {}).get(labels.CLAIM) != claim_id:
+                    await self._client.merge(VMS, name, uid, {"metadata": {"labels": {labels.CLAIM: claim_id}}})
+                return
+            try:
+                await self._client.patch(VMS, name, steps)
+            except ClusterRefused as error:  # somebody else wrote between: read it again
+                refused = error
+            else:
+                return
+        raise ClusterError(f"VM {name} cannot be detached from its VirtualMachinePool: {refused and refused.detail}")
+
+    async def free(self, seen: VmPoolSight) -> None:
+        found: VmPoolSight | None = seen
+        for attempt in range(1, _ATTEMPTS + 1):
+            if found is None or found.uid != seen.uid or not found.held:
+                return
+            kept = [item for item in found.finalizers if item != labels.MEMBERS]
+            steps: list[Manifest] = [
+                {"op": "test", "path": "/metadata/uid", "value": found.uid},
+                {"op": "test", "path": "/metadata/finalizers", "value": list(found.finalizers)},
+                {"op": "replace", "path": "/metadata/finalizers", "value": kept},
+            ]
+            try:
+                await self._client.patch(await self._kind(), seen.name, steps)
+            except ClusterNotFound:
+                return
+            except ClusterRefused:  # its controllers take their own finalizers at the same time
+                if attempt == _ATTEMPTS:
+                    raise
+                found = await self.look(seen.name)
+            else:
+                return
+
+    async def remove(self, seen: VmPoolSight) -> None:
+        try:
+            await self._client.delete(await self._kind(), seen.name, seen.uid, propagation="Orphan")
+        except ClusterNotFound:
+            return
+        except ClusterConflict:
+            found = await self.look(seen.name)
+            if found is not None and found.uid == seen.uid:
+                raise
+
+    async def all(self) -> tuple[VmPoolSight, ...]:
+        items, _ = await self._client.list_all(await self._kind())
+        return tuple(self._read(item) for item in items)
+
+    async def find(self, name: str) -> FoundVmPool | None:
+        try:
+            body = await self._client.get(await self._kind(), name)
+        except ClusterNotFound:
+            return None
+        uid = body["metadata"]["uid"]
+        vms, _ = await self._client.list_all(VMS, selector="")
+        members = [vm for vm in vms if _owner_at(vm, uid) is not None and not vm["metadata"].get("deletionTimestamp")]
+        spec = body["spec"]
+        managed = [key for key in ("updateStrategy", "scaleInStrategy") if spec.get(key) != _UNMANAGED]
+        return FoundVmPool(
+            sight=self._read(body),
+            template=copy.deepcopy(spec["virtualMachineTemplate"]),
+            members=tuple(str(vm["metadata"]["name"]) for vm in members),
+            managed=tuple(managed),
+            heals="autohealing" in spec,
+        )
+
+    async def enroll(self, order: VmPoolOrder, owner: str) -> int:
+        """A VM's label makes it known to us, its VMI's lets us see it run, and its template's marks the VMIs to come."""
+        wanted = self._our_labels(order)
+        vms, _ = await self._client.list_all(VMS, selector="")
+        count = 0
+        for vm in vms:
+            metadata = vm["metadata"]
+            if _owner_at(vm, owner) is None or metadata.get("deletionTimestamp") or _has(metadata, wanted):
+                continue
+            name, uid = metadata["name"], metadata["uid"]
+            try:
+                vmi = await self._client.get(VMIS, name)
+                await self._client.merge(VMIS, name, vmi["metadata"]["uid"], {"metadata": {"labels": wanted}})
+            except ClusterNotFound:
+                pass  # it has none yet: the one to come has them from the template
+            body = {"metadata": {"labels": wanted}, "spec": {"template": {"metadata": {"labels": wanted}}}}
+            await self._client.merge(VMS, name, uid, body)
+            count += 1
+        return count
+
+    async def _kind(self) -> Kind:
+        """In the newest version that the cluster serves. Raises ClusterNotFound where it serves none that we speak."""
+        if self._served is None:
+            served = await self._client.versions(VM_POOLS.group)
+            version = next((each for each in _VERSIONS if each in served), None)
+            if version is None:
+                raise ClusterNotFound(f"The cluster serves {VM_POOLS.group} in none of {', '.join(_VERSIONS)}.")
+            self._served = Kind(VM_POOLS.group, version, VM_POOLS.plural, VM_POOLS.name)
+        return self._served
+
+    async def _manifest(self, order: VmPoolOrder, *, replicas: int, paused: bool) -> Manifest:
+        kind = await self._kind()
+        return {
+            "apiVersion": kind.api_version,
+            "kind": kind.name,
+            "metadata": {
+                "name": order.name,
+                "namespace": self._settings.namespace,
+                "labels": self._our_labels(order),
+                "finalizers": [labels.MEMBERS],
+            },
+            "spec": {
+                "replicas": replicas,
+                **({"paused": True} if paused else {}),
+                "selector": {"matchLabels": {labels.POOL_ID: str(order.pool_id)}},
+                "updateStrategy": _UNMANAGED,
+                "scaleInStrategy": _UNMANAGED,
+                "virtualMachineTemplate": self._template(order, {}),
+            },
+        }
+
+    def _template(self, order: VmPoolOrder, selected: dict[str, str]) -> Manifest:
+        """Labels and annotations of the pod are the VM's too, as on a VM that we make ourselves. `selected`: labels that the
+        VirtualMachinePool selects by, which a template must have (KubeVirt v1.9.0).
+        """
+        spec = copy.deepcopy(begin(order.template.spec, order.start, vm=order.name, namespace=self._settings.namespace))
+        rename_data_volumes(spec, order.name, limit=_NAME_LIMIT)
+        metadata: Manifest = spec["template"].setdefault("metadata", {})
+        metadata["labels"] = {**(metadata.get("labels") or {}), **selected, **self._our_labels(order)}
+        annotations = {**(metadata.get("annotations") or {}), labels.REVISION: order.revision}
+        return {"metadata": {"labels": dict(metadata["labels"]), "annotations": annotations}, "spec": spec}
+
+    def _our_labels(self, order: VmPoolOrder) -> dict[str, str]:
+        return {
+            labels.MANAGED_BY: labels.MANAGER,
+            labels.INSTANCE: self._settings.instance,
+            labels.POOL: order.pool,
+            labels.POOL_ID: str(order.pool_id),
+        }
+
+    async def _restore(self, order: VmPoolOrder, seen: VmPoolSight) -> list[Manifest]:
+        body = await self._client.get(await self._kind(), seen.name)
+        metadata = body["metadata"]
+        steps: list[Manifest] = [
+            {"op": "add", "path": f"/spec/{key}", "value": _UNMANAGED} for key in ("updateStrategy", "scaleInStrategy")
+        ]
+        if "autohealing" in body["spec"]:
+            steps.append({"op": "remove", "path": "/spec/autohealing"})
+        ours = {**(metadata.get("labels") or {}), **self._our_labels(order)}
+        if ours != metadata.get("labels"):
+            steps.append({"op": "add", "path": "/metadata/labels", "value": ours})
+        finalizers = metadata.get("finalizers") or []
+        if labels.MEMBERS not in finalizers and not metadata.get("deletionTimestamp"):
+            steps.append({"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]})
+            steps.append({"op": "add", "path": "/metadata/finalizers", "value": [*finalizers, labels.MEMBERS]})
+        return steps
+
+    def _read(self, body: Manifest) -> VmPoolSight:
+        metadata, spec = body["metadata"], body["spec"]
+        found = metadata.get("labels") or {}
+        finalizers = tuple(metadata.get("finalizers") or ())
+        return VmPoolSight(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            generation=int(metadata.get("generation") or 0),
+            replicas=int(spec.get("replicas", 1)),
+            paused=bool(spec.get("paused")),
+            unmanaged=spec.get("updateStrategy") == _UNMANAGED
+            and spec.get("scaleInStrategy") == _UNMANAGED
+            and "autohealing" not in spec,
+            deleting=bool(metadata.get("deletionTimestamp")),
+            held=labels.MEMBERS in finalizers,
+            ours=found.get(labels.MANAGED_BY) == labels.MANAGER
+            and found.get(labels.INSTANCE) == self._settings.instance,
+            pool_id=found.get(labels.POOL_ID),
+            labels=_selected(spec),
+            finalizers=finalizers,
+            failure=_find_failure(body.get("status") or {}),
+        )
+
+
+def detach_steps(vm: Manifest, claim_id: str | None) -> list[Manifest] | None:
+    """The one patch that takes a VM from its VirtualMachinePool, as it was read; None where it has none.
+
+    All at once: without the label alone the pool would wedge, and between two patches its controller could act.
+    """
+    metadata = vm["metadata"]
+    owners = metadata.get("ownerReferences") or []
+    index = next((i for i, owner in enumerate(owners) if owner.get("kind") == VM_POOLS.name), None)
+    if index is None:
+        return None
+    steps: list[Manifest] = [
+        {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]},
+        {"op": "test", "path": f"/metadata/ownerReferences/{index}/uid", "value": owners[index]["uid"]},
+    ]
+    finalizers = metadata.get("finalizers") or []
+    if _CONTROLLER in finalizers:
+        kept = [item for item in finalizers if item != _CONTROLLER]
+        steps.append({"op": "test", "path": "/metadata/finalizers", "value": finalizers})
+        steps.append({"op": "replace", "path": "/metadata/finalizers", "value": kept})
+    where = "/metadata/ownerReferences" + (f"/{index}" if len(owners) > 1 else "")
+    steps.append({"op": "remove", "path": where})
+    found = metadata.get("labels") or {}
+    if labels.POOL_ID in found:
+        steps.append({"op": "remove", "path": _label_path(labels.POOL_ID)})
+    if claim_id is not None:
+        if not found:
+            steps.append({"op": "add", "path": "/metadata/labels", "value": {}})
+        steps.append({"op": "add", "path": _label_path(labels.CLAIM), "value": claim_id})
+    return steps
+
+
+def _label_path(label: str) -> str:
+    return f"/metadata/labels/{label.replace('~', '~0').replace('/', '~1')}"
+
+
+def _owner_at(vm: Manifest, uid: str) -> int | None:
+    owners = vm["metadata"].get("ownerReferences") or []
+    return next((i for i, owner in enumerate(owners) if owner.get("uid") == uid and owner.get("controller")), None)
+
+
+def _has(metadata: Manifest, wanted: dict[str, str]) -> bool:
+    found = metadata.get("labels") or {}
+    return all(found.get(key) == value for key, value in wanted.items())
+
+
+def _selected(spec: Manifest) -> dict[str, str]:
+    """What a template must have for the selector; where that is more than labels, all that the template has now."""
+    selector = spec.get("selector") or {}
+    if selector.get("matchExpressions"):
+        return dict(((spec.get("virtualMachineTemplate") or {}).get("metadata") or {}).get("labels") or {})
+    return dict(selector.get("matchLabels") or {})
+
+
+def _find_failure(status: Manifest) -> str | None:
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            return str(condition.get("message") or condition.get("reason") or "the cluster gives no reason")
+    return None

@@ -1,0 +1,1 @@
+"""VMs as KubeVirt's cluster shows them."""

@@ -1,0 +1,243 @@
+"""From a VirtualMachine and its VirtualMachineInstance, as the cluster sends them, to an Observation. Pure.
+
+The two objects come on watches of their own, so that one may be older than the other. A VMI that runs settles it: what its VM
+still says of a failed start is of an earlier try. Words and conditions are those of KubeVirt v1.9.0.
+"""
+
+import ipaddress
+import uuid
+from collections.abc import Iterator
+from datetime import datetime
+
+from app.compute.kubevirt import labels
+from app.compute.protocol import Manifest
+from app.domain.observation import Failure, Observation, PodTimes
+
+_ENDED_PHASES = ("Failed", "Succeeded")
+# A VM's printableStatus in which KubeVirt goes on trying, and succeeds once the cause is gone.
+_TRANSIENT_STATUSES = frozenset(
+    {
+        "ErrorUnschedulable",
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrorPvcNotFound",
+        "ErrorDataVolumeNotFound",
+        "DataVolumeError",
+        "DataVolumeNotFound",
+    }
+)
+_POOL_KIND = "VirtualMachinePool"
+_FINAL_SYNC_REASONS = frozenset({"FailedCreate"})
+
+
+def observe_vm(vm: Manifest, vmi: Manifest | None) -> Observation:
+    """`vmi` may be any VMI of the VM's name: one that another VM owns is left out of account.
+
+    A VMI that is being deleted is as good as none: its phase is None, and nothing of it is ready.
+    """
+    metadata = vm.get("metadata") or {}
+    uid = str(metadata.get("uid") or "")
+    if vmi is not None and not _is_owned(vmi, uid):
+        vmi = None
+    vm_status = vm.get("status") or {}
+    vmi_metadata = (vmi or {}).get("metadata") or {}
+    vmi_status = (vmi or {}).get("status") or {}
+    ending = bool(vmi_metadata.get("deletionTimestamp"))
+    true_of = (
+        set() if ending else {kind for kind, condition in _conditions(vmi_status) if condition.get("status") == "True"}
+    )
+    phase = None if ending else vmi_status.get("phase") or None
+    deleting = bool(metadata.get("deletionTimestamp"))
+    found_labels = metadata.get("labels") or {}
+    return Observation(
+        name=str(metadata.get("name") or ""),
+        namespace=str(metadata.get("namespace") or ""),
+        uid=uid,
+        pool=found_labels.get(labels.POOL),
+        vm_id=_read_id(found_labels.get(labels.VM_ID)),
+        claim_id=_read_id(found_labels.get(labels.CLAIM)),
+        created_at=_read_time(metadata.get("creationTimestamp")),
+        deleting=deleting,
+        printable_status=vm_status.get("printableStatus"),
+        vmi_uid=vmi_metadata.get("uid"),
+        phase=phase,
+        ready="Ready" in true_of,
+        agent_connected="AgentConnected" in true_of,
+        paused="Paused" in true_of,
+        node=vmi_status.get("nodeName"),
+        addresses=tuple(_read_addresses(vmi_status)),
+        failure=None if deleting or phase == "Running" else _find_failure(vm_status, {} if ending else vmi_status),
+        phase_times=dict(_read_phase_times(vmi_status)),
+        vmi_created_at=_read_time(vmi_metadata.get("creationTimestamp")),
+        agent_at=_find_agent(vmi_status),
+        owner=_find_pool(metadata),
+        pool_id=_read_id(found_labels.get(labels.POOL_ID)),
+        revision=(metadata.get("annotations") or {}).get(labels.REVISION),
+    )
+
+
+def observe_pod(pod: Manifest) -> tuple[str | None, PodTimes]:
+    """The `vm_id` of a virt-launcher pod's VM, as its label says, and its times. KubeVirt v1.9.0 gives a pod its VMI's labels."""
+    status = pod.get("status") or {}
+    scheduled = next(
+        (
+            _read_time(condition.get("lastTransitionTime"))
+            for kind, condition in _conditions(status)
+            if kind == "PodScheduled" and condition.get("status") == "True"
+        ),
+        None,
+    )
+    started = [
+        _read_time(((container.get("state") or {}).get("running") or {}).get("startedAt"))
+        for container in status.get("containerStatuses") or []
+    ]
+    known = [moment for moment in started if moment is not None]
+    vm_id = _read_id(((pod.get("metadata") or {}).get("labels") or {}).get(labels.VM_ID))
+    return vm_id, PodTimes(scheduled, max(known) if known and len(known) == len(started) else None)
+
+
+def trim(item: Manifest) -> Manifest:
+    """What `observe_vm` reads of a VM or VMI, and no more: a cache of thousands need not hold their specs."""
+    metadata, status = item.get("metadata") or {}, item.get("status") or {}
+    kept = ("name", "namespace", "uid", "labels", "creationTimestamp", "deletionTimestamp", "ownerReferences")
+    revision = (metadata.get("annotations") or {}).get(labels.REVISION)
+    of_status = (
+        "conditions",
+        "interfaces",
+        "nodeName",
+        "phase",
+        "phaseTransitionTimestamps",
+        "printableStatus",
+        "reason",
+        "startFailure",
+    )
+    return {
+        "metadata": {
+            **{key: metadata[key] for key in kept if key in metadata},
+            **({"annotations": {labels.REVISION: revision}} if revision is not None else {}),
+        },
+        "status": {key: status[key] for key in of_status if key in status},
+    }
+
+
+def _is_owned(vmi: Manifest, vm_uid: str) -> bool:
+    owners = (vmi.get("metadata") or {}).get("ownerReferences") or []
+    return any(owner.get("uid") == vm_uid for owner in owners if owner.get("controller"))
+
+
+def _find_pool(metadata: Manifest) -> str | None:
+    owners = metadata.get("ownerReferences") or []
+    return next(
+        (str(owner.get("uid")) for owner in owners if owner.get("controller") and owner.get("kind") == _POOL_KIND), None
+    )
+
+
+def _conditions(status: Manifest) -> Iterator[tuple[str, Manifest]]:
+    for condition in status.get("conditions") or []:
+        yield str(condition.get("type")), condition
+
+
+def _find_failure(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
+    """The gravest thing that is reported, those that will not heal first."""
+    return (
+        _find_crash(vm_status, vmi_status)
+        or _find_refused_start(vm_status, vmi_status)
+        or _find_wait(vm_status, vmi_status)
+    )
+
+
+def _find_crash(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
+    printable = vm_status.get("printableStatus")
+    start_failure = vm_status.get("startFailure") or {}
+    times = start_failure.get("consecutiveFailCount") or 0
+    # The count stays while the next try starts: it tells of the failure also to those who missed the status itself.
+    if printable == "CrashLoopBackOff" or times:
+        again = start_failure.get("retryAfterTimestamp")
+        message = f"the VM stopped before its guest ran, {times or 1} time{'s' if times > 1 else ''} in a row"
+        return Failure("CrashLoopBackOff", message + (f"; KubeVirt tries again at {again}" if again else ""))
+    phase = vmi_status.get("phase")
+    if phase in _ENDED_PHASES:
+        reason = vmi_status.get("reason")
+        return Failure(phase, f"the VM's instance ended in phase {phase}" + (f" ({reason})" if reason else ""))
+    return None
+
+
+def _find_refused_start(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
+    """KubeVirt could not make the VMI (condition Failure of the VM), or the VMI its pod (Synchronized of the VMI)."""
+    for kind, condition in _conditions(vm_status):
+        if kind == "Failure" and condition.get("status") == "True":
+            return _failure_of(condition)
+    for kind, condition in (*_conditions(vmi_status), *_conditions(vm_status)):
+        if (
+            kind == "Synchronized"
+            and condition.get("status") == "False"
+            and condition.get("reason") in _FINAL_SYNC_REASONS
+        ):
+            return _failure_of(condition)
+    return None
+
+
+def _find_wait(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
+    """What KubeVirt waits for. The VM's printableStatus is the word that `kubectl get vm` shows; a condition says it whole."""
+    printable = vm_status.get("printableStatus")
+    waiting = [
+        condition
+        for wanted in ("Synchronized", "PodScheduled")
+        for kind, condition in (*_conditions(vmi_status), *_conditions(vm_status))
+        if kind == wanted and condition.get("status") == "False"
+    ]
+    if waiting:
+        first = _failure_of(waiting[0])
+        reason = printable if printable in _TRANSIENT_STATUSES else first.reason
+        return Failure(reason, first.message, transient=True)
+    if printable in _TRANSIENT_STATUSES:
+        return Failure(printable, f"the VM's status is {printable}", transient=True)
+    return None
+
+
+def _failure_of(condition: Manifest) -> Failure:
+    reason = str(condition.get("reason") or condition.get("type"))
+    return Failure(reason, str(condition.get("message") or reason))
+
+
+def _read_addresses(vmi_status: Manifest) -> list[str]:
+    """Those that a client can use, in the order of the interfaces, each once: an agent also reports link-local ones."""
+    found: dict[str, None] = {}
+    for interface in vmi_status.get("interfaces") or []:
+        for text in interface.get("ipAddresses") or [interface.get("ipAddress")]:
+            try:
+                address = ipaddress.ip_address(text or "")
+            except ValueError:
+                continue
+            if not address.is_link_local and not address.is_loopback:
+                found[str(address)] = None
+    return list(found)
+
+
+def _find_agent(vmi_status: Manifest) -> datetime | None:
+    for kind, condition in _conditions(vmi_status):
+        if kind == "AgentConnected" and condition.get("status") == "True":
+            return _read_time(condition.get("lastTransitionTime"))
+    return None
+
+
+def _read_phase_times(vmi_status: Manifest) -> Iterator[tuple[str, datetime]]:
+    for entry in vmi_status.get("phaseTransitionTimestamps") or []:
+        at = _read_time(entry.get("phaseTransitionTimestamp"))
+        if at is not None and entry.get("phase"):
+            yield entry["phase"], at
+
+
+def _read_id(value: object) -> str | None:
+    try:
+        return str(uuid.UUID(value)) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _read_time(value: object) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return at if at is not None and at.tzinfo is not None else None

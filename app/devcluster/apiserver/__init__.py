@@ -1,0 +1,1 @@
+"""The Kubernetes API: objects, verbs, lists, watches, and how they are served."""

@@ -1,0 +1,27 @@
+"""The scale subresource: a view of a pool's replicas that can be written."""
+
+from app.devcluster.apiserver.objects import Stored
+from app.devcluster.apiserver.status import Json
+
+_KEPT = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
+
+
+def view(stored: Stored) -> Json:
+    metadata, status = stored.obj["metadata"], stored.obj.get("status") or {}
+    shown: Json = {"replicas": status.get("replicas", 0)}
+    if "labelSelector" in status:
+        shown["selector"] = status["labelSelector"]
+    return {
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": {key: metadata[key] for key in _KEPT},
+        "spec": {"replicas": stored.obj["spec"].get("replicas", 0)},
+        "status": shown,
+    }
+
+
+def as_merge_patch(scale: Json) -> Json:
+    """What a Scale, whole or as a merge patch, asks of the object behind it."""
+    patch: Json = {"spec": {"replicas": (scale.get("spec") or {}).get("replicas")}}
+    version = (scale.get("metadata") or {}).get("resourceVersion")
+    return {**patch, "metadata": {"resourceVersion": version}} if version else patch

@@ -1,0 +1,1 @@
+"""What CDI's controllers and validators do."""

@@ -1,0 +1,206 @@
+"""What a DataImportCron imports and keeps: DataVolumes or VolumeSnapshots, and the DataSource that points at the last.
+
+On a storage class whose profile says `snapshot`, an import is turned into a VolumeSnapshot and its claim goes (CDI v1.66.0).
+"""
+
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+
+from app.devcluster.apiserver.api import Api
+from app.devcluster.apiserver.deletion import DeleteOptions, delete
+from app.devcluster.apiserver.objects import Key, Stored
+from app.devcluster.apiserver.registry import (
+    CLAIMS,
+    DATA_SOURCES,
+    DATA_VOLUMES,
+    STORAGE_PROFILES,
+    VOLUME_SNAPSHOTS,
+    Resource,
+)
+from app.devcluster.apiserver.status import Json
+from app.devcluster.apiserver.times import stamp
+from app.devcluster.cdi.data_volumes import CRON_LABEL
+from app.devcluster.cdi.image_sources import pinned, url_of
+from app.devcluster.storage.driver import BIND_NOW
+from app.devcluster.storage.storage_classes import default_class
+
+_USED = "cdi.kubevirt.io/storage.import.lastUseTime"
+_CLEANUP = f"{CRON_LABEL}.cleanup"
+_IMPORTS_TO_KEEP = 3
+_SUFFIX = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """One import: what there is of it."""
+
+    volume: Stored | None
+    claim: Stored | None
+    snapshot: Stored | None
+
+    @property
+    def phase(self) -> str:
+        return str((self.volume.obj.get("status") or {}).get("phase", "")) if self.volume else ""
+
+    @property
+    def succeeded(self) -> bool:
+        if self.volume is not None:
+            return self.phase == "Succeeded"
+        return self.claim is not None or self.snapshot is not None
+
+    @property
+    def snapshot_ready(self) -> bool:
+        return self.snapshot is not None and bool((self.snapshot.obj.get("status") or {}).get("readyToUse"))
+
+
+class CronImports:
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def find(self, cron: Json, name: str) -> Import:
+        namespace = cron["metadata"]["namespace"]
+        if not name:
+            return Import(None, None, None)
+        store = self._api.store
+        kinds = (DATA_VOLUMES, CLAIMS, VOLUME_SNAPSHOTS)
+        return Import(*(store.get(resource, namespace, name) for resource in kinds))
+
+    def source_format(self, cron: Json) -> str:
+        """`pvc` or `snapshot`, by the storage class."""
+        profile = self._api.store.get(STORAGE_PROFILES, "", self.storage_class(cron))
+        return str((profile.obj.get("status") or {}).get("dataImportCronSourceFormat", "pvc")) if profile else "pvc"
+
+    def storage_class(self, cron: Json) -> str:
+        spec = cron["spec"]["template"]["spec"]
+        named = (spec.get("pvc") or spec.get("storage") or {}).get("storageClassName")
+        return str(named or default_class(self._api.store, for_machines=True))
+
+    def begin(self, cron: Json, digest: str, now: datetime) -> Json:
+        """Import what the digest names; what was imported before is taken as it is. Gives the entry of currentImports."""
+        namespace = cron["metadata"]["namespace"]
+        name = f"{cron['spec']['managedDataSource']}-{digest.partition(':')[2][:_SUFFIX]}"
+        found = self.find(cron, name)
+        kept, resource = (found.snapshot, VOLUME_SNAPSHOTS) if found.snapshot else (found.claim, CLAIMS)
+        if kept is not None:
+            self._api.modify(resource, kept, lambda obj: annotated(obj, {_USED: now.isoformat()}))
+        elif found.volume is None:
+            self._api.store.put(DATA_VOLUMES, self._build_volume(cron, name, namespace, digest, now))
+        return {"DataVolumeName": name, "Digest": digest}
+
+    def settle(self, cron: Json, done: Import, now: datetime) -> None:
+        """After a success: turn it into a snapshot where that is the format, and let the oldest imports go."""
+        if done.claim is not None and not annotation(done.claim.obj, _USED):
+            self._api.modify(CLAIMS, done.claim, lambda obj: annotated(obj, {_USED: now.isoformat()}))
+        if self.source_format(cron) == "snapshot":
+            self._snapshot(cron, done, now)
+        elif done.snapshot is not None:
+            self._delete(VOLUME_SNAPSHOTS, done.snapshot)
+        if cron["spec"].get("garbageCollect", "Outdated") != "Outdated":
+            return
+        kept = cron["spec"].get("importsToKeep")
+        limit = _IMPORTS_TO_KEEP if kept is None else kept
+        for resource in (CLAIMS, VOLUME_SNAPSHOTS):
+            found = self._labelled(resource, cron["metadata"]["namespace"], cron["metadata"]["name"])
+            found.sort(key=lambda item: annotation(item.obj, _USED), reverse=True)
+            for item in found[limit:]:
+                self._drop(resource, item)
+
+    def point(self, cron: Json, imported: Json | None) -> None:
+        """Keep the managed DataSource pointing at the last import; one that another made is left alone."""
+        namespace, name = cron["metadata"]["namespace"], cron["spec"]["managedDataSource"]
+        source = self._api.store.get(DATA_SOURCES, namespace, name)
+        if source is None:
+            built = self._build(DATA_SOURCES, name, namespace, self._labels(cron))
+            source = self._api.store.put(DATA_SOURCES, {**built, "spec": {"source": {}}})
+        if (source.obj["metadata"].get("labels") or {}).get(CRON_LABEL) != cron["metadata"]["name"] or not imported:
+            return
+        target = {self.source_format(cron): imported}
+        self._api.modify(DATA_SOURCES, source, lambda obj: {**obj, "spec": {"source": target}})
+
+    def clean_up(self, key: Key) -> None:
+        """A deleted cron takes along what it made, where its retention policy was None."""
+        for resource in (DATA_SOURCES, DATA_VOLUMES, CLAIMS, VOLUME_SNAPSHOTS):
+            for stored in self._labelled(resource, *key):
+                if (stored.obj["metadata"].get("labels") or {}).get(_CLEANUP) == "true":
+                    self._delete(resource, stored)
+
+    def discard(self, stored: Stored) -> None:
+        """An import that failed makes room for the next."""
+        self._delete(DATA_VOLUMES, stored)
+
+    def _snapshot(self, cron: Json, done: Import, now: datetime) -> None:
+        if done.claim is None:
+            return
+        if done.snapshot is None:
+            claim = done.claim.obj
+            name, namespace = claim["metadata"]["name"], claim["metadata"]["namespace"]
+            built = self._build(VOLUME_SNAPSHOTS, name, namespace, {"cdi.kubevirt.io": "", **self._labels(cron)})
+            noted = {
+                _USED: now.isoformat(),
+                "cdi.kubevirt.io/storage.import.sourceVolumeMode": claim["spec"].get("volumeMode", "Filesystem"),
+            }
+            spec = {"source": {"persistentVolumeClaimName": name}}
+            self._api.store.put(VOLUME_SNAPSHOTS, annotated({**built, "spec": spec}, noted))
+        elif done.snapshot_ready:
+            self._drop(CLAIMS, done.claim)
+
+    def _build_volume(self, cron: Json, name: str, namespace: str, digest: str, now: datetime) -> Json:
+        template = cron["spec"]["template"]
+        given = template.get("metadata") or {}
+        built = self._build(DATA_VOLUMES, name, namespace, {**(given.get("labels") or {}), **self._labels(cron)})
+        spec = template["spec"]
+        if url_of(cron):
+            registry = {**spec["source"]["registry"], "url": pinned(url_of(cron), digest)}
+            spec = {**spec, "source": {"registry": registry}}
+        noted = {**(given.get("annotations") or {}), BIND_NOW: "true", _USED: now.isoformat()}
+        return annotated({**built, "spec": spec}, noted)
+
+    def _labels(self, cron: Json) -> dict[str, str]:
+        labels = {"app": "containerized-data-importer", CRON_LABEL: cron["metadata"]["name"]}
+        return {**labels, _CLEANUP: "true"} if cron["spec"].get("retentionPolicy") == "None" else labels
+
+    def _build(self, resource: Resource, name: str, namespace: str, labels: dict[str, str]) -> Json:
+        return {
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": {
+                "creationTimestamp": stamp(self._api.clock.now()),
+                "generation": 1,
+                "labels": labels,
+                "name": name,
+                "namespace": namespace,
+                "uid": str(uuid.uuid4()),
+            },
+        }
+
+    def _labelled(self, resource: Resource, namespace: str, cron_name: str) -> list[Stored]:
+        return [
+            stored
+            for stored in self._api.store.rows(resource, namespace)
+            if (stored.obj["metadata"].get("labels") or {}).get(CRON_LABEL) == cron_name
+        ]
+
+    def _drop(self, resource: Resource, stored: Stored) -> None:
+        """A claim goes with the DataVolume that made it, where that is still there."""
+        metadata = stored.obj["metadata"]
+        volume = self._api.store.get(DATA_VOLUMES, metadata["namespace"], metadata["name"])
+        if resource is CLAIMS and volume is not None:
+            self._delete(DATA_VOLUMES, volume)
+        else:
+            self._delete(resource, stored)
+
+    def _delete(self, resource: Resource, stored: Stored) -> None:
+        metadata = stored.obj["metadata"]
+        if "deletionTimestamp" not in metadata:
+            options = DeleteOptions(uid=metadata["uid"])
+            delete(self._api, resource, metadata["namespace"], metadata["name"], options)
+
+
+def annotation(obj: Json, name: str) -> str:
+    return str((obj["metadata"].get("annotations") or {}).get(name, ""))
+
+
+def annotated(obj: Json, annotations: dict[str, str]) -> Json:
+    metadata = obj["metadata"]
+    return {**obj, "metadata": {**metadata, "annotations": {**(metadata.get("annotations") or {}), **annotations}}}

@@ -1,0 +1,155 @@
+"""CDI's DataSources, and where a DataVolume's content comes from (CDI v1.66.0)."""
+
+from dataclasses import dataclass
+
+from app.devcluster.apiserver.api import Api
+from app.devcluster.apiserver.objects import Change, Key, Store
+from app.devcluster.apiserver.registry import CLAIMS, DATA_SOURCES, DATA_VOLUMES, PODS, VOLUME_SNAPSHOTS
+from app.devcluster.apiserver.status import Json
+from app.devcluster.apiserver.times import stamp
+from app.devcluster.apiserver.work import WorkQueue
+from app.devcluster.cdi.conditions import cdi_condition
+from app.devcluster.cdi.storage_profiles import clone_strategy
+from app.devcluster.storage.storage_classes import find_class
+from app.devcluster.storage.volumes import has_booted, is_bound, is_populated, snapshot_driver, snapshot_has_booted
+
+IMPORTS = frozenset({"http", "s3", "gcs", "registry", "imageio", "vddk", "blank"})
+_DEPTH = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """`kind` is that of the DataVolume's source; namespace and name are set for what is cloned."""
+
+    kind: str
+    namespace: str = ""
+    name: str = ""
+
+    @property
+    def is_clone(self) -> bool:
+        return self.kind in {"pvc", "snapshot"}
+
+
+def find_source(store: Store, volume: Json) -> Source | None:
+    """The source, through DataSources where they are named; None where the last of those is missing or empty."""
+    namespace = volume["metadata"]["namespace"]
+    given = volume["spec"].get("source") or {}
+    reference = volume["spec"].get("sourceRef")
+    for _ in range(_DEPTH):
+        if not reference:
+            break
+        namespace = reference.get("namespace") or namespace
+        found = store.get(DATA_SOURCES, namespace, reference["name"])
+        given = (found.obj["spec"].get("source") or {}) if found else {}
+        reference = given.get("dataSource")
+    kind = next(iter(given), "")
+    if not kind or kind == "dataSource":
+        return None
+    if kind in {"pvc", "snapshot"}:
+        return Source(kind, given[kind].get("namespace") or namespace, given[kind]["name"])
+    return Source(kind)
+
+
+def is_there(store: Store, source: Source) -> bool:
+    resource = CLAIMS if source.kind == "pvc" else VOLUME_SNAPSHOTS
+    return store.get(resource, source.namespace, source.name) is not None
+
+
+def size_of(store: Store, source: Source) -> str:
+    """What a clone that names no size asks for; "0" where that is not known."""
+    if source.kind == "pvc":
+        claim = store.get(CLAIMS, source.namespace, source.name)
+        return str(claim.obj["spec"]["resources"]["requests"]["storage"]) if claim else "0"
+    snapshot = store.get(VOLUME_SNAPSHOTS, source.namespace, source.name)
+    return str((snapshot.obj.get("status") or {}).get("restoreSize", "0")) if snapshot else "0"
+
+
+def is_ready(store: Store, source: Source) -> bool:
+    """Whether a clone may begin: a claim must be filled and in no pod's use, a snapshot ready."""
+    if source.kind == "snapshot":
+        snapshot = store.get(VOLUME_SNAPSHOTS, source.namespace, source.name)
+        return snapshot is not None and bool((snapshot.obj.get("status") or {}).get("readyToUse"))
+    claim = store.get(CLAIMS, source.namespace, source.name)
+    if claim is None or not is_bound(claim.obj) or not is_populated(store, claim.obj):
+        return False
+    return not any(
+        (volume.get("persistentVolumeClaim") or {}).get("claimName") == source.name
+        for pod in store.rows(PODS, source.namespace)
+        for volume in pod.obj["spec"].get("volumes", ())
+    )
+
+
+def source_has_booted(store: Store, source: Source) -> bool:
+    if source.kind == "pvc":
+        return has_booted(store, source.namespace, source.name)
+    snapshot = store.get(VOLUME_SNAPSHOTS, source.namespace, source.name)
+    return snapshot is not None and snapshot_has_booted(store, snapshot.obj)
+
+
+def strategy_for(store: Store, source: Source, claim: Json) -> str:
+    """How a clone is made: `csi-clone`, `snapshot`, `restore` (of a snapshot), or `copy` where drivers differ."""
+    target = claim["spec"].get("storageClassName", "")
+    driver = (find_class(store, target) or {}).get("provisioner")
+    if source.kind == "snapshot":
+        snapshot = store.get(VOLUME_SNAPSHOTS, source.namespace, source.name)
+        return "restore" if snapshot is not None and snapshot_driver(store, snapshot.obj) == driver else "copy"
+    origin = store.get(CLAIMS, source.namespace, source.name)
+    origin_class = find_class(store, origin.obj["spec"].get("storageClassName", "")) if origin else None
+    return clone_strategy(store, target) if origin_class and origin_class["provisioner"] == driver else "copy"
+
+
+class DataSourceController:
+    """Tells of each DataSource whether what it points at is there."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._queue: WorkQueue[Key] = WorkQueue("datasource", self._visit, api.clock)
+        self._unsubscribe = api.store.subscribe(self._notice)
+
+    def resume(self) -> None:
+        for stored in self._api.store.each(DATA_SOURCES):
+            self._queue.add((stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"]))
+
+    def stop(self) -> None:
+        self._unsubscribe()
+        self._queue.stop()
+
+    @property
+    def idle(self) -> bool:
+        return self._queue.idle
+
+    def _notice(self, change: Change) -> None:
+        if change.resource is DATA_SOURCES:
+            self._queue.add(change.key)
+        if change.resource in {CLAIMS, DATA_VOLUMES, VOLUME_SNAPSHOTS, DATA_SOURCES}:
+            self.resume()
+
+    def _visit(self, key: Key) -> None:
+        stored = self._api.store.get(DATA_SOURCES, *key)
+        if stored is None:
+            return
+        reference = {"spec": {"sourceRef": {"name": key[1]}}, "metadata": {"namespace": key[0]}}
+        source = find_source(self._api.store, reference)
+        ready, message, reason = self._judge(source)
+        old = (stored.obj.get("status") or {}).get("conditions")
+        moment = stamp(self._api.clock.now())
+        condition = cdi_condition(old, "Ready", "True" if ready else "False", reason, message, moment)
+        told: Json = {"conditions": [condition], "source": {}}
+        if ready and source is not None:
+            told["source"] = {source.kind: {"name": source.name, "namespace": source.namespace}}
+        self._api.modify(DATA_SOURCES, stored, lambda obj: {**obj, "status": told})
+
+    def _judge(self, source: Source | None) -> tuple[bool, str, str]:
+        if source is None:
+            return False, "No source PVC set", "NoSource"
+        if not is_there(self._api.store, source):
+            return False, "PVC not found" if source.kind == "pvc" else "Snapshot not found", "NotFound"
+        if source.kind == "snapshot":
+            if not is_ready(self._api.store, source):
+                return False, "Snapshot phase is not ready", "SnapshotNotReady"
+        else:
+            filler = self._api.store.get(DATA_VOLUMES, source.namespace, source.name)
+            phase = (filler.obj.get("status") or {}).get("phase", "") if filler else "Succeeded"
+            if phase != "Succeeded":
+                return False, f"Import DataVolume phase {phase}", phase
+        return True, "DataSource is ready to be consumed", "Ready"

@@ -1,0 +1,79 @@
+"""A DataVolume's status as CDI v1.66.0 writes it: phase, progress, restarts, and the conditions Bound, Running, Ready."""
+
+from dataclasses import dataclass
+
+from app.devcluster.apiserver.status import Json
+from app.devcluster.cdi.conditions import cdi_condition
+from app.devcluster.storage.volumes import is_bound
+
+PERCENT = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is to be said. `reason` and `message` are those of an importer that stopped; `claim` why there is no claim.
+
+    `progress` and `restarts` None leave them as they are.
+    """
+
+    phase: str
+    progress: str | None = None
+    running: bool = False
+    reason: str = ""
+    message: str = ""
+    claim: tuple[str, str] | None = None
+    restarts: int | None = None
+
+
+def phase_of_volume(volume: Json) -> str:
+    return str((volume.get("status") or {}).get("phase", ""))
+
+
+def restarts_of(volume: Json) -> int:
+    """How often the importer was started again."""
+    return int((volume.get("status") or {}).get("restartCount", 0))
+
+
+def percent_of(volume: Json) -> float:
+    """How far the transfer is; 0 where that is not known."""
+    progress = (volume.get("status") or {}).get("progress") or "N/A"
+    return 0.0 if progress == "N/A" else float(progress.removesuffix("%"))
+
+
+def build_status(volume: Json, claim: Json | None, told: Told, moment: str) -> Json:
+    old = volume.get("status") or {}
+    name = volume["metadata"]["name"]
+    known = old.get("conditions")
+    bound = _bound(name, claim, told)
+    absent = ("False", told.claim[0], told.claim[1]) if told.claim else None
+    conditions = {
+        "Bound": bound,
+        "Running": ("False", "", "") if absent else _running(told),
+        "Ready": absent or ("True" if told.phase == "Succeeded" else "False", "", ""),
+    }
+    status: Json = {
+        "conditions": [cdi_condition(known, kind, *value, moment) for kind, value in conditions.items()],
+        "progress": told.progress or old.get("progress") or "N/A",
+    }
+    if claim is not None:
+        status["claimName"] = name
+    if told.phase:
+        status["phase"] = told.phase
+    restarts = restarts_of(volume) if told.restarts is None else told.restarts
+    if restarts:
+        status["restartCount"] = restarts
+    return status
+
+
+def _bound(name: str, claim: Json | None, told: Told) -> tuple[str, str, str]:
+    if told.claim is not None:
+        return ("False", *told.claim)
+    if claim is None:
+        return "False", "NotFound", "No PVC found"
+    return ("True", "Bound", "") if is_bound(claim) else ("False", "Pending", f"PVC {name} Pending")
+
+
+def _running(told: Told) -> tuple[str, str, str]:
+    if told.running:
+        return "True", "Pod is running", ""
+    return "False", told.reason or "Completed", told.message

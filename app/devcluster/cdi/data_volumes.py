@@ -1,0 +1,319 @@
+"""CDI's DataVolumes: a claim, then its content: imported or cloned, with progress, errors and retries (CDI v1.66.0).
+
+An import that fails stays ImportInProgress, its Running condition says why, and its importer is started again after a
+while; the phase becomes Failed only where trying again is pointless.
+"""
+
+from app.devcluster.apiserver.api import Api
+from app.devcluster.apiserver.conditions import find
+from app.devcluster.apiserver.objects import Change, Key, Stored
+from app.devcluster.apiserver.quantities import whole
+from app.devcluster.apiserver.registry import (
+    CLAIMS,
+    DATA_IMPORT_CRONS,
+    DATA_SOURCES,
+    DATA_VOLUMES,
+    PODS,
+    STORAGE_PROFILES,
+    VOLUME_SNAPSHOTS,
+)
+from app.devcluster.apiserver.status import Json
+from app.devcluster.apiserver.times import stamp
+from app.devcluster.apiserver.work import Timers, WorkQueue
+from app.devcluster.cdi.data_sources import (
+    IMPORTS,
+    Source,
+    find_source,
+    is_ready,
+    is_there,
+    size_of,
+    source_has_booted,
+    strategy_for,
+)
+from app.devcluster.cdi.data_volume_status import PERCENT, Told, build_status, percent_of, phase_of_volume, restarts_of
+from app.devcluster.cdi.storage_profiles import ProfileError, claim_spec
+from app.devcluster.durations import Durations, Jitter
+from app.devcluster.faults.faults import Fault, FaultBook
+from app.devcluster.storage.driver import BIND_NOW, build_claim
+from app.devcluster.storage.storage_classes import find_class, waits_for_consumer
+from app.devcluster.storage.volumes import has_consumer, is_bound, mark_booted
+
+CRON_LABEL = "cdi.kubevirt.io/dataImportCron"
+_STEPS = 8
+_OVER = frozenset({"Succeeded", "Failed"})
+_CLONING = {
+    "csi-clone": "CSICloneInProgress",
+    "snapshot": "SnapshotForSmartCloneInProgress",
+    "restore": "CloneFromSnapshotSourceInProgress",
+    "copy": "CloneInProgress",
+}
+_BROKEN = frozenset({"Error", "ImagePullFailed"})
+_DEFAULT_PERCENT = 60.0
+_LONGEST_BACKOFF = 30
+
+
+class DataVolumeController:
+    def __init__(self, api: Api, durations: Durations, jitter: Jitter, faults: FaultBook) -> None:
+        self._api = api
+        self._durations = durations
+        self._jitter = jitter
+        self._faults = faults
+        self._timers: Timers[str] = Timers(api.clock)
+        self._queue: WorkQueue[Key] = WorkQueue("datavolume", self._visit, api.clock, durations.reaction)
+        self._unsubscribe = api.store.subscribe(self._notice)
+        faults.listen(self.resume)
+
+    def resume(self) -> None:
+        """Look at every DataVolume that is not done: after a start from a saved state, and when faults come or go."""
+        for stored in self._api.store.each(DATA_VOLUMES):
+            if phase_of_volume(stored.obj) not in _OVER:
+                self._queue.add((stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"]))
+
+    def stop(self) -> None:
+        self._unsubscribe()
+        self._queue.stop()
+        self._timers.cancel_all()
+
+    @property
+    def idle(self) -> bool:
+        return self._queue.idle
+
+    def _notice(self, change: Change) -> None:
+        if change.resource is DATA_VOLUMES:
+            if change.new is None:
+                uid = change.last.obj["metadata"]["uid"]
+                self._timers.cancel(uid)
+                self._faults.forget(uid)
+            self._queue.add(change.key)
+        if change.resource in {CLAIMS, VOLUME_SNAPSHOTS, DATA_SOURCES, DATA_VOLUMES, STORAGE_PROFILES} or (
+            change.resource is PODS and change.new is None
+        ):
+            self.resume()
+
+    def _visit(self, key: Key) -> None:
+        stored = self._api.store.get(DATA_VOLUMES, *key)
+        if stored is None or "deletionTimestamp" in stored.obj["metadata"] or phase_of_volume(stored.obj) in _OVER:
+            return
+        source = find_source(self._api.store, stored.obj)
+        if source is None:
+            return
+        claim = self._api.store.get(CLAIMS, *key) or self._make_claim(stored, source)
+        if claim is None or "deletionTimestamp" in claim.obj["metadata"]:
+            return
+        if not _is_owned(claim.obj, stored.obj):
+            self._adopt(stored, claim)
+        elif not phase_of_volume(stored.obj):
+            self._set(stored, Told("Pending"))
+        elif not is_bound(claim.obj):
+            waits = self._waits_for_consumer(key, stored.obj, claim.obj)
+            self._set(stored, Told("PendingPopulation" if waits else "Pending"))
+        elif phase_of_volume(stored.obj) in {"Pending", "PendingPopulation"}:
+            self._begin(stored, claim, source)
+        elif source.is_clone:
+            self._clone(key, stored, claim.obj, source)
+        elif source.kind in IMPORTS:
+            self._import(key, stored, source)
+
+    def _begin(self, stored: Stored, claim: Stored, source: Source) -> None:
+        if source.is_clone:
+            self._set(stored, Told("CloneScheduled"))
+        elif source.kind == "upload":
+            self._set(stored, Told("UploadReady"))
+        else:
+            self._api.modify(CLAIMS, claim, lambda obj: _with_pod(obj, "Pending"))
+            self._set(stored, Told("ImportScheduled"))
+
+    # The claim
+
+    def _make_claim(self, stored: Stored, source: Source) -> Stored | None:
+        """The new claim; None, and told in the conditions, where it cannot be made."""
+        volume = stored.obj
+        if source.is_clone and not is_there(self._api.store, source):
+            told = f"The source {source.kind} {source.name} doesn't exist"
+            self._refuse(stored, "CloneWithoutSource", told)
+            return None
+        size = size_of(self._api.store, source) if source.is_clone else "0"
+        try:
+            spec = claim_spec(self._api.store, volume, size)
+        except ProfileError as error:
+            self._refuse(stored, "ErrClaimNotValid", str(error))
+            return None
+        if source.is_clone and whole(spec["resources"]["requests"]["storage"]) < whole(size):
+            told = "target resources requests storage size is smaller than the source"
+            self._refuse(stored, "CloneValidationFailed", f"The clone doesn't meet the validation requirements: {told}")
+            return None
+        metadata = volume["metadata"]
+        claim = build_claim(
+            metadata["name"],
+            volume,
+            spec,
+            stamp(self._api.clock.now()),
+            labels={"app": "containerized-data-importer", **(metadata.get("labels") or {})},
+            annotations={"cdi.kubevirt.io/storage.contentType": volume["spec"].get("contentType", "kubevirt")},
+        )
+        return self._api.store.put(CLAIMS, claim)
+
+    def _adopt(self, stored: Stored, claim: Stored) -> None:
+        """A claim that was there before is taken as it is, where the DataVolume says so; else it is left alone."""
+        volume = stored.obj
+        allowed = (volume["metadata"].get("annotations") or {}).get("cdi.kubevirt.io/allowClaimAdoption") == "true"
+        if not allowed or any(owner.get("controller") for owner in claim.obj["metadata"].get("ownerReferences", ())):
+            return
+        owners = build_claim("", volume, {}, "")["metadata"]["ownerReferences"]
+        self._api.modify(CLAIMS, claim, lambda obj: {**obj, "metadata": {**obj["metadata"], "ownerReferences": owners}})
+        self._set(stored, Told("Succeeded", progress="100.0%"))
+
+    def _waits_for_consumer(self, key: Key, volume: Json, claim: Json) -> bool:
+        storage_class = find_class(self._api.store, claim["spec"].get("storageClassName", ""))
+        if (volume["metadata"].get("annotations") or {}).get(BIND_NOW) == "true":
+            return False
+        return waits_for_consumer(storage_class) and not has_consumer(self._api.store, *key)
+
+    # Imports
+
+    def _import(self, key: Key, stored: Stored, source: Source) -> None:
+        volume, uid = stored.obj, stored.obj["metadata"]["uid"]
+        attempt = restarts_of(volume)
+        running = find(volume["status"].get("conditions"), "Running") or {}
+        if running.get("reason") in _BROKEN:
+            backoff = self._durations.import_retry * min(2**attempt, _LONGEST_BACKOFF)
+            self._timers.ensure(uid, f"retry-{attempt}", backoff, lambda: self._retry(key))
+            return
+        if source.kind == "blank":
+            self._timers.ensure(uid, "blank", self._durations.volume_bind, lambda: self._finish(key))
+            return
+        stop, fault = self._obstacle(volume)
+        done = percent_of(volume)
+        if fault is not None and fault.kind == "import-stalls" and done >= stop:
+            self._timers.cancel(uid)
+            return
+        target = round(min(done + PERCENT / _STEPS, max(stop, done)), 2)
+        seconds = self._jitter.spread(self._durations.import_total * (target - done) / PERCENT)
+        self._timers.ensure(uid, f"{attempt}-{target}", seconds, lambda: self._advance(key, target, source))
+
+    def _obstacle(self, volume: Json) -> tuple[float, Fault | None]:
+        """How far this attempt comes, in percent, and the fault that ends it there."""
+        turn = f"#{restarts_of(volume)}"
+        fault = self._faults.on_object("import-fails", DATA_VOLUMES.plural, volume, turn)
+        if fault is None:
+            name = (volume["metadata"].get("labels") or {}).get(CRON_LABEL, "")
+            cron = self._api.store.get(DATA_IMPORT_CRONS, volume["metadata"]["namespace"], name)
+            if cron is not None:
+                turn = f"{volume['metadata']['name']}{turn}"
+                fault = self._faults.on_object("cron-import-fails", DATA_IMPORT_CRONS.plural, cron.obj, turn)
+        if fault is None:
+            fault = self._faults.on_object("import-stalls", DATA_VOLUMES.plural, volume)
+        if fault is None:
+            return PERCENT, None
+        return float(fault.settings.get("percent", _DEFAULT_PERCENT)), fault
+
+    def _advance(self, key: Key, percent: float, source: Source) -> None:
+        stored = self._alive(key)
+        if stored is None:
+            return
+        stop, fault = self._obstacle(stored.obj)
+        if fault is not None and fault.kind != "import-stalls" and percent >= stop:
+            self._fail(stored, percent, source, fault)
+        elif percent >= PERCENT:
+            self._finish(key)
+        else:
+            self._note_pod(key, "Running")
+            self._set(stored, Told("ImportInProgress", progress=f"{percent:.2f}%", running=True))
+
+    def _fail(self, stored: Stored, percent: float, source: Source, fault: Fault) -> None:
+        pulls = source.kind == "registry"
+        problem = "failed to pull image: unexpected EOF" if pulls else "unexpected EOF"
+        message = fault.settings.get("message", f"Unable to process data: {problem}")
+        progress = f"{percent:.2f}%"
+        if fault.settings.get("fatal"):
+            self._set(stored, Told("Failed", progress=progress, reason="ChecksumError", message=message))
+            return
+        reason = "ImagePullFailed" if pulls else "Error"
+        self._set(stored, Told("ImportInProgress", progress=progress, reason=reason, message=message))
+
+    def _retry(self, key: Key) -> None:
+        stored = self._alive(key)
+        if stored is not None:
+            restarts = restarts_of(stored.obj) + 1
+            self._set(stored, Told("ImportInProgress", progress="0.00%", running=True, restarts=restarts))
+
+    # Clones
+
+    def _clone(self, key: Key, stored: Stored, claim: Json, source: Source) -> None:
+        volume, uid = stored.obj, stored.obj["metadata"]["uid"]
+        strategy = strategy_for(self._api.store, source, claim)
+        phase = _CLONING[strategy]
+        if phase_of_volume(volume) == "CloneScheduled" and not is_ready(self._api.store, source):
+            return
+        copied = strategy == "copy"
+        if phase_of_volume(volume) != phase:
+            stored = self._api.modify(DATA_VOLUMES, stored, lambda obj: _with_clone_type(obj, strategy))
+            self._set(stored, Told(phase, running=copied))
+            return
+        if self._faults.on_object("clone-hangs", DATA_VOLUMES.plural, volume) is not None:
+            self._timers.cancel(uid)
+            return
+        steps, done = (_STEPS if copied else 1), percent_of(volume)
+        target = round(done + PERCENT / steps, 2)
+        total = {"copy": self._durations.copy_total, "restore": 2 * self._durations.snapshot_restore}.get(
+            strategy, self._durations.clone_total
+        )
+        seconds = self._jitter.spread(total / steps)
+        self._timers.ensure(uid, f"clone-{target}", seconds, lambda: self._move(key, target, source))
+
+    def _move(self, key: Key, percent: float, source: Source) -> None:
+        stored = self._alive(key)
+        if stored is None:
+            return
+        if percent < PERCENT:
+            self._set(stored, Told("CloneInProgress", progress=f"{percent:.2f}%", running=True))
+            return
+        if source_has_booted(self._api.store, source):
+            mark_booted(self._api, *key)
+        self._set(stored, Told("Succeeded", progress="100.0%"))
+
+    # The end
+
+    def _finish(self, key: Key) -> None:
+        stored = self._alive(key)
+        if stored is None:
+            return
+        stored = self._set(stored, Told("ImportInProgress", progress="99.00%", running=True))
+        self._note_pod(key, "Succeeded")
+        self._set(stored, Told("Succeeded", progress="100.0%"))
+
+    def _note_pod(self, key: Key, phase: str) -> None:
+        """The claim tells how far the importer's pod is."""
+        claim = self._api.store.get(CLAIMS, *key)
+        if claim is not None:
+            self._api.modify(CLAIMS, claim, lambda obj: _with_pod(obj, phase))
+
+    def _alive(self, key: Key) -> Stored | None:
+        stored = self._api.store.get(DATA_VOLUMES, *key)
+        return None if stored is None or "deletionTimestamp" in stored.obj["metadata"] else stored
+
+    def _refuse(self, stored: Stored, reason: str, message: str) -> None:
+        """No claim can be made: told in the conditions, the phase stays unset."""
+        self._set(stored, Told("", claim=(reason, message)))
+
+    def _set(self, stored: Stored, told: Told) -> Stored:
+        claim = self._api.store.get(CLAIMS, stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"])
+        status = build_status(stored.obj, claim.obj if claim else None, told, stamp(self._api.clock.now()))
+        return self._api.modify(DATA_VOLUMES, stored, lambda obj: {**obj, "status": status})
+
+
+def _is_owned(claim: Json, volume: Json) -> bool:
+    return any(owner["uid"] == volume["metadata"]["uid"] for owner in claim["metadata"].get("ownerReferences", ()))
+
+
+def _with_clone_type(volume: Json, strategy: str) -> Json:
+    metadata = volume["metadata"]
+    kind = "snapshot" if strategy == "restore" else strategy
+    annotations = {**(metadata.get("annotations") or {}), "cdi.kubevirt.io/cloneType": kind}
+    return {**volume, "metadata": {**metadata, "annotations": annotations}}
+
+
+def _with_pod(claim: Json, phase: str) -> Json:
+    metadata = claim["metadata"]
+    annotations = {**(metadata.get("annotations") or {}), "cdi.kubevirt.io/storage.pod.phase": phase}
+    return {**claim, "metadata": {**metadata, "annotations": annotations}}

@@ -1,0 +1,163 @@
+"""CDI's StorageProfiles: what each storage class can do, and how claims that leave it open are filled in (CDI v1.66.0)."""
+
+import math
+import uuid
+
+from app.devcluster.apiserver.api import Api
+from app.devcluster.apiserver.objects import Change, Store
+from app.devcluster.apiserver.quantities import whole
+from app.devcluster.apiserver.registry import STORAGE_CLASSES, STORAGE_PROFILES, VOLUME_SNAPSHOT_CLASSES
+from app.devcluster.apiserver.status import ApiError, Json
+from app.devcluster.apiserver.times import stamp
+from app.devcluster.apiserver.work import WorkQueue
+from app.devcluster.storage.storage_classes import (
+    CLONE_STRATEGY,
+    PROVISIONER,
+    default_class,
+    find_class,
+    snapshot_class_of,
+)
+
+_SHARED = [("ReadWriteMany", "Block"), ("ReadWriteOnce", "Block"), ("ReadWriteOnce", "Filesystem")]
+_CAPABILITIES = {
+    PROVISIONER: _SHARED,
+    "local.csi.devcluster": _SHARED[1:],
+    "plain.csi.devcluster": _SHARED[2:],
+}
+_STRATEGIES = {"copy": "copy", "snapshot": "snapshot", "csi-clone": "csi-clone"}
+_OVERHEAD = 0.06
+_MEBI = 2**20
+
+
+class ProfileError(Exception):
+    """A claim cannot be filled in; the message is CDI's."""
+
+
+class StorageProfileController:
+    """Keeps a profile for each storage class; what stands in its spec goes over what CDI knows."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._queue: WorkQueue[str] = WorkQueue("storageprofile", self._visit, api.clock)
+        self._unsubscribe = api.store.subscribe(self._notice)
+
+    def resume(self) -> None:
+        for stored in self._api.store.each(STORAGE_CLASSES):
+            self._queue.add(stored.obj["metadata"]["name"])
+
+    def stop(self) -> None:
+        self._unsubscribe()
+        self._queue.stop()
+
+    @property
+    def idle(self) -> bool:
+        return self._queue.idle
+
+    def _notice(self, change: Change) -> None:
+        if change.resource in {STORAGE_CLASSES, STORAGE_PROFILES}:
+            self._queue.add(change.key[1])
+        elif change.resource is VOLUME_SNAPSHOT_CLASSES:
+            self.resume()
+
+    def _visit(self, name: str) -> None:
+        storage_class = find_class(self._api.store, name)
+        profile = self._api.store.get(STORAGE_PROFILES, "", name)
+        if storage_class is None:
+            if profile is not None:
+                self._api.store.remove(STORAGE_PROFILES, "", name)
+            return
+        if profile is None:
+            profile = self._api.store.put(STORAGE_PROFILES, self._build(name))
+        status = self._status(storage_class, profile.obj.get("spec") or {})
+        self._api.modify(STORAGE_PROFILES, profile, lambda obj: {**obj, "status": status})
+
+    def _build(self, name: str) -> Json:
+        return {
+            "apiVersion": STORAGE_PROFILES.api_version,
+            "kind": STORAGE_PROFILES.kind,
+            "metadata": {
+                "creationTimestamp": stamp(self._api.clock.now()),
+                "generation": 1,
+                "labels": {"app": "containerized-data-importer", "cdi.kubevirt.io": ""},
+                "name": name,
+                "uid": str(uuid.uuid4()),
+            },
+            "spec": {},
+        }
+
+    def _status(self, storage_class: Json, spec: Json) -> Json:
+        name, provisioner = storage_class["metadata"]["name"], storage_class["provisioner"]
+        snapshots = spec.get("snapshotClass") or self._snapshot_class(name)
+        known = [
+            {"accessModes": [access], "volumeMode": volume} for access, volume in _CAPABILITIES.get(provisioner, ())
+        ]
+        annotated = (storage_class["metadata"].get("annotations") or {}).get(CLONE_STRATEGY, "")
+        strategy = spec.get("cloneStrategy") or _STRATEGIES.get(annotated) or ("snapshot" if snapshots else "copy")
+        status: Json = {
+            "claimPropertySets": spec.get("claimPropertySets") or known,
+            "cloneStrategy": strategy,
+            "dataImportCronSourceFormat": spec.get("dataImportCronSourceFormat") or "pvc",
+            "provisioner": provisioner,
+            "storageClass": name,
+        }
+        if snapshots:
+            status["snapshotClass"] = snapshots
+        return status
+
+    def _snapshot_class(self, name: str) -> str:
+        """The class found by the provisioner; the profile's own status must not decide it."""
+        try:
+            return snapshot_class_of(self._api.store, name, profiled=False)
+        except ApiError:
+            return ""
+
+
+def clone_strategy(store: Store, storage_class: str) -> str:
+    profile = store.get(STORAGE_PROFILES, "", storage_class)
+    return str((profile.obj.get("status") or {}).get("cloneStrategy", "copy")) if profile else "copy"
+
+
+def claim_spec(store: Store, volume: Json, source_size: str) -> Json:
+    """The spec of a DataVolume's claim; `source_size` is asked for where a clone names none. Raises ProfileError."""
+    if "pvc" in volume["spec"]:
+        given = {key: value for key, value in volume["spec"]["pvc"].items() if value is not None}
+        chosen = given.get("storageClassName") or default_class(store)
+        return {"volumeMode": "Filesystem", **given, **({"storageClassName": chosen} if chosen else {})}
+    given = {key: value for key, value in (volume["spec"].get("storage") or {}).items() if value is not None}
+    chosen = given.get("storageClassName") or default_class(store, for_machines=True)
+    if find_class(store, chosen) is None:
+        if not given.get("accessModes"):
+            raise ProfileError("PVC spec is missing accessMode and no storageClass to choose profile")
+        return {"volumeMode": "Filesystem", **given}
+    access, mode = _modes(store, chosen, given)
+    size = (given.get("resources") or {}).get("requests", {}).get("storage")
+    asked = source_size if size is None else _with_overhead(size, mode)
+    resources = {**(given.get("resources") or {}), "requests": {"storage": asked}}
+    return {**given, "accessModes": access, "resources": resources, "storageClassName": chosen, "volumeMode": mode}
+
+
+def _modes(store: Store, storage_class: str, given: Json) -> tuple[list[str], str]:
+    """Access modes and volume mode, those left open from the profile's first set that fits."""
+    access, mode = given.get("accessModes") or [], given.get("volumeMode") or ""
+    if access and mode:
+        return access, mode
+    profile = store.get(STORAGE_PROFILES, "", storage_class)
+    sets = ((profile.obj.get("status") or {}).get("claimPropertySets") or []) if profile else []
+    fitting = [
+        item
+        for item in sets
+        if (not mode or item["volumeMode"] == mode) and (not access or item["accessModes"] == access)
+    ]
+    if fitting:
+        return access or fitting[0]["accessModes"], mode or fitting[0]["volumeMode"]
+    if access:
+        return access, "Filesystem"
+    raise ProfileError(f"no accessMode specified in StorageProfile {storage_class}")
+
+
+def _with_overhead(size: str, mode: str) -> str:
+    """A file system takes its share, so a claim of one is asked for larger than the disk that goes on it."""
+    if mode == "Block":
+        return size
+    aligned = math.ceil(whole(size) / _MEBI) * _MEBI
+    return str(math.ceil(aligned * (1 + _OVERHEAD)))

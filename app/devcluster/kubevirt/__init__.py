@@ -1,0 +1,1 @@
+"""What KubeVirt's controllers and validators do."""

@@ -1,0 +1,189 @@
+"""From a VMI to the virt-launcher pod that holds it (KubeVirt v1.9.0: virt-controller's template service)."""
+
+import hashlib
+import uuid
+from datetime import datetime
+
+from app.devcluster.apiserver.status import Json
+from app.devcluster.apiserver.times import stamp
+from app.devcluster.kubevirt.launcher_resources import (
+    compute_resources,
+    console_log_resources,
+    container_disk_resources,
+    is_pinned,
+)
+from app.devcluster.scheduling.pod_requests import qos_class
+
+VM_FINALIZER = "kubevirt.io/virtualMachineControllerFinalize"
+VMI_FINALIZERS = (VM_FINALIZER, "kubevirt.io/foregroundDeleteVirtualMachine")
+OBSERVED = {"kubevirt.io/latest-observed-api-version": "v1", "kubevirt.io/storage-observed-api-version": "v1"}
+LAUNCHER_IMAGE = "quay.io/kubevirt/virt-launcher:v1.9.0"
+_OBSOLETE_MODEL = "node-labeller.kubevirt.io/obsolete-host-model"
+_HOST_MODELS = frozenset({"host-model", "host-passthrough"})
+_GRACE_PADDING = 30
+_LABEL_LIMIT = 63
+_HASH_LENGTH = 8
+
+
+def build_pod(vmi: Json, suffix: str, now: datetime) -> Json:
+    metadata, spec = vmi["metadata"], vmi["spec"]
+    hostname = spec.get("hostname") or metadata["name"].split(".")[0][:_LABEL_LIMIT]
+    pod_spec: Json = {
+        "affinity": _affinity(spec),
+        "automountServiceAccountToken": False,
+        "containers": [
+            {
+                "name": "compute",
+                "image": LAUNCHER_IMAGE,
+                "imagePullPolicy": "IfNotPresent",
+                "resources": compute_resources(spec, metadata.get("annotations") or {}).rendered,
+            }
+        ],
+        "enableServiceLinks": False,
+        "hostname": hostname,
+        "initContainers": _init_containers(spec),
+        "nodeSelector": _node_selector(spec),
+        "readinessGates": [{"conditionType": "kubevirt.io/virtual-machine-unpaused"}],
+        "restartPolicy": "Never",
+        "schedulerName": spec.get("schedulerName", "default-scheduler"),
+        "terminationGracePeriodSeconds": spec.get("terminationGracePeriodSeconds", 30) + _GRACE_PADDING,
+        "tolerations": spec.get("tolerations"),
+        "topologySpreadConstraints": spec.get("topologySpreadConstraints"),
+        "volumes": _volumes(spec),
+    }
+    pod_spec = {name: value for name, value in pod_spec.items() if value not in (None, [])}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "annotations": {"kubevirt.io/domain": metadata["name"]},
+            "creationTimestamp": stamp(now),
+            "generateName": f"virt-launcher-{metadata['name']}-",
+            "labels": {
+                **(metadata.get("labels") or {}),
+                "kubevirt.io": "virt-launcher",
+                "kubevirt.io/created-by": metadata["uid"],
+                "vm.kubevirt.io/name": hostname,
+                "vmi.kubevirt.io/id": _instance_id(metadata["name"]),
+            },
+            "name": f"virt-launcher-{metadata['name'][:220]}-{suffix}",
+            "namespace": metadata["namespace"],
+            "ownerReferences": [
+                {
+                    "apiVersion": vmi["apiVersion"],
+                    "blockOwnerDeletion": True,
+                    "controller": True,
+                    "kind": vmi["kind"],
+                    "name": metadata["name"],
+                    "uid": metadata["uid"],
+                }
+            ],
+            "uid": str(uuid.uuid4()),
+        },
+        "spec": pod_spec,
+        "status": {"phase": "Pending", "qosClass": qos_class(pod_spec)},
+    }
+
+
+def claim_of(volume: Json) -> str:
+    """The claim behind a volume of a VMI; empty for other kinds. A DataVolume's claim has its name."""
+    named = (volume.get("persistentVolumeClaim") or {}).get("claimName") or (volume.get("dataVolume") or {}).get("name")
+    return str(named or "")
+
+
+def _instance_id(name: str) -> str:
+    """A VMI's name as a label value: long ones are cut and told apart by a hash."""
+    if len(name) <= _LABEL_LIMIT:
+        return name
+    digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
+    return f"{name[: _LABEL_LIMIT - _HASH_LENGTH - 1]}-{digest[:_HASH_LENGTH]}"
+
+
+def _init_containers(spec: Json) -> list[Json]:
+    """The console's log runs on as a sidecar; one for each container disk has its image pulled, and ends."""
+    devices = spec["domain"].get("devices") or {}
+    found: list[Json] = []
+    if devices.get("autoattachSerialConsole", True) and devices.get("logSerialConsole", True):
+        found.append(
+            {
+                "name": "guest-console-log",
+                "image": LAUNCHER_IMAGE,
+                "imagePullPolicy": "IfNotPresent",
+                "resources": console_log_resources(spec).rendered,
+                "restartPolicy": "Always",
+            }
+        )
+    disks = {volume["name"]: volume["containerDisk"] for volume in spec.get("volumes", ()) if "containerDisk" in volume}
+    kernel = ((spec["domain"].get("firmware") or {}).get("kernelBoot") or {}).get("container")
+    if kernel:
+        disks["kernel-boot-volume"] = kernel
+    found += [
+        {
+            "name": f"volume{name}",
+            "image": disk["image"],
+            "imagePullPolicy": disk.get("imagePullPolicy", "IfNotPresent"),
+            "resources": container_disk_resources(spec).rendered,
+        }
+        for name, disk in disks.items()
+    ]
+    return found
+
+
+def _volumes(spec: Json) -> list[Json]:
+    found: list[Json] = []
+    for volume in spec.get("volumes", ()):
+        if claim_of(volume):
+            found.append({"name": volume["name"], "persistentVolumeClaim": {"claimName": claim_of(volume)}})
+        elif "containerDisk" in volume:
+            disk = volume["containerDisk"]
+            image = {"pullPolicy": disk.get("imagePullPolicy", "IfNotPresent"), "reference": disk["image"]}
+            found.append({"name": volume["name"], "image": image})
+    return found
+
+
+def _node_selector(spec: Json) -> dict[str, str]:
+    """Labels a node must have. Hyper-V features ask for none without the gate HypervStrictCheck."""
+    cpu = spec["domain"].get("cpu") or {}
+    machine = (spec["domain"].get("machine") or {}).get("type") or "q35"
+    required = [f"machine-type.node.kubevirt.io/{machine}"]
+    if is_pinned(spec):
+        required.append("kubevirt.io/cpumanager")
+    model = cpu.get("model", "host-model")
+    if model not in _HOST_MODELS:
+        required.append(f"cpu-model.node.kubevirt.io/{model}")
+    required += [
+        f"cpu-feature.node.kubevirt.io/{feature['name']}"
+        for feature in cpu.get("features") or ()
+        if feature.get("policy", "") in {"", "require"}
+    ]
+    if cpu.get("realtime") is not None:
+        required.append("kubevirt.io/realtime")
+    return {
+        "kubevirt.io/schedulable": "true",
+        "kubernetes.io/arch": spec.get("architecture", "amd64"),
+        **(spec.get("nodeSelector") or {}),
+        **dict.fromkeys(required, "true"),
+    }
+
+
+def _affinity(spec: Json) -> Json | None:
+    """The VMI's own, with the labels that its CPU rules out: an obsolete host model, and forbidden features."""
+    cpu = spec["domain"].get("cpu") or {}
+    absent = [_OBSOLETE_MODEL] if cpu.get("model", "host-model") == "host-model" else []
+    absent += [
+        f"cpu-feature.node.kubevirt.io/{feature['name']}"
+        for feature in cpu.get("features") or ()
+        if feature.get("policy") == "forbid"
+    ]
+    affinity: Json | None = spec.get("affinity")
+    if not absent:
+        return affinity
+    rules = [{"key": key, "operator": "DoesNotExist"} for key in absent]
+    nodes = (affinity or {}).get("nodeAffinity") or {}
+    required = nodes.get("requiredDuringSchedulingIgnoredDuringExecution") or {"nodeSelectorTerms": [{}]}
+    terms = [
+        {**term, "matchExpressions": [*(term.get("matchExpressions") or ()), *rules]}
+        for term in required["nodeSelectorTerms"]
+    ]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    return {**(affinity or {}), "nodeAffinity": {**nodes, **required}}

@@ -1,0 +1,188 @@
+"""What a VirtualMachineSnapshot is taken of: which volumes can be, whether the VM can be locked, and the content made of it.
+
+As KubeVirt v1.9.0 does it (pkg/storage/snapshot: snapshot.go, source.go).
+"""
+
+import uuid
+
+from app.devcluster.apiserver.conditions import find, holds
+from app.devcluster.apiserver.objects import Store
+from app.devcluster.apiserver.registry import (
+    CLAIMS,
+    DATA_VOLUMES,
+    PODS,
+    VIRTUAL_MACHINE_INSTANCES,
+    VM_SNAPSHOT_CONTENTS,
+    VOLUME_SNAPSHOTS,
+)
+from app.devcluster.apiserver.status import ApiError, Json
+from app.devcluster.kubevirt.launcher import claim_of
+from app.devcluster.kubevirt.snapshot_conditions import owned_by
+from app.devcluster.storage.storage_classes import snapshot_class_of
+from app.devcluster.storage.volumes import is_bound, is_populated
+
+CONTENT_PROTECTION = "snapshot.kubevirt.io/vmsnapshotcontent-protection"
+PARTIAL = "PartialSnapshot"
+_TOLD = {
+    "GuestAgent": "Guest agent was active and attempted to quiesce the filesystem for application consistency.",
+    "NoGuestAgent": "Guest agent was not available. Snapshot is crash-consistent and may not be application-consistent.",
+    "Online": "Snapshot taken while the VM was running. Consistency depends on guest-agent quiescing.",
+    "Paused": "Snapshot taken while the VM was paused. Snapshot is crash-consistent and may not be application-consistent.",
+    PARTIAL: (
+        "Not all snapshotable volumes were included in the snapshot. Check status.snapshotVolumes for excluded volumes "
+        "and VM VolumeSnapshotStatus for details."
+    ),
+}
+
+
+def volumes_of(vm: Json) -> list[Json]:
+    volumes: list[Json] = vm["spec"]["template"]["spec"].get("volumes") or []
+    return volumes
+
+
+def volume_status(store: Store, namespace: str, volume: Json) -> Json:
+    """The VM's word on whether a volume can be snapshotted, with KubeVirt's reason where it cannot."""
+    name = volume["name"]
+    claim_name = claim_of(volume)
+    if not claim_name:
+        return _disabled(name, f"Snapshot is not supported for this volumeSource type [{name}]")
+    storage_class = _storage_class(store, namespace, volume)
+    if storage_class is None:
+        return _disabled(name, "PVC not found")
+    try:
+        chosen = snapshot_class_of(store, storage_class)
+    except ApiError as error:
+        return _disabled(name, error.message)
+    if not chosen:
+        told = "No VolumeSnapshotClass: Volume snapshots are not configured for this StorageClass"
+        return _disabled(name, f"{told} [{storage_class}] [{name}]")
+    return {"enabled": True, "name": name}
+
+
+def lock_problem(store: Store, vm: Json, snapshot_name: str) -> str:
+    """Why the VM cannot be locked for a snapshot, as the condition tells it; empty where it can."""
+    namespace, name = vm["metadata"]["namespace"], vm["metadata"]["name"]
+    claims = [claim_of(volume) for volume in volumes_of(vm) if claim_of(volume)]
+    for claim_name in claims:
+        problem = _claim_problem(store, namespace, claim_name)
+        if problem:
+            return f"source {namespace}/{name} {problem}: {claim_name}"
+    if store.get(VIRTUAL_MACHINE_INSTANCES, namespace, name) is None:
+        using = sum(
+            any(
+                (item.get("persistentVolumeClaim") or {}).get("claimName") in claims
+                for item in pod.obj["spec"].get("volumes", ())
+            )
+            for pod in store.rows(PODS, namespace)
+        )
+        if using:
+            return f"source is offline but {using} pods using PVCs [{' '.join(claims)}]"
+    other = (vm.get("status") or {}).get("snapshotInProgress")
+    return f'snapshot "{other}" in progress' if other and other != snapshot_name else ""
+
+
+def indications(store: Store, vm: Json) -> Json:
+    """What the snapshot says of a VM that runs; nothing of one that does not."""
+    metadata = vm["metadata"]
+    vmi = store.get(VIRTUAL_MACHINE_INSTANCES, metadata["namespace"], metadata["name"])
+    if vmi is None:
+        return {}
+    conditions = vmi.obj["status"].get("conditions")
+    if holds(conditions, "Paused"):
+        return told_of(["Online", "Paused"])
+    return told_of(["NoGuestAgent" if find(conditions, "AgentConnected") is None else "GuestAgent", "Online"])
+
+
+def told_of(names: list[str]) -> Json:
+    names = sorted(names)
+    return {
+        "indications": names,
+        "sourceIndications": [{"indication": name, "message": _TOLD[name]} for name in names],
+    }
+
+
+def build_content(store: Store, name: str, snapshot: Json, vm: Json, left_out: set[str], moment: str) -> Json:
+    """The VirtualMachineSnapshotContent: the VM and its claims as they are; `left_out` names volumes not to take."""
+    namespace = vm["metadata"]["namespace"]
+    backups = []
+    for volume in volumes_of(vm):
+        claim = store.get(CLAIMS, namespace, claim_of(volume))
+        enabled = volume_status(store, namespace, volume)["enabled"]
+        if claim is None or not is_bound(claim.obj) or not enabled or volume["name"] in left_out:
+            continue
+        copy = {"metadata": claim.obj["metadata"], "spec": claim.obj["spec"]}
+        snapshot_name = f"vmsnapshot-{snapshot['metadata']['uid']}-volume-{volume['name']}"
+        backups.append(
+            {"persistentVolumeClaim": copy, "volumeName": volume["name"], "volumeSnapshotName": snapshot_name}
+        )
+    # The copy of the VM is made from what it is asked to be; of its state only this is kept.
+    machine = {"metadata": vm["metadata"], "spec": vm["spec"], "status": {"printableStatus": "Stopped"}}
+    return {
+        "apiVersion": VM_SNAPSHOT_CONTENTS.api_version,
+        "kind": VM_SNAPSHOT_CONTENTS.kind,
+        "metadata": {
+            "creationTimestamp": moment,
+            "finalizers": [CONTENT_PROTECTION],
+            "generation": 1,
+            "name": name,
+            "namespace": namespace,
+            "uid": str(uuid.uuid4()),
+        },
+        "spec": {
+            "source": {"virtualMachine": machine},
+            "virtualMachineSnapshotName": snapshot["metadata"]["name"],
+            "volumeBackups": backups,
+        },
+    }
+
+
+def build_volume_snapshot(store: Store, content: Json, backup: Json, moment: str) -> Json:
+    vm = content["spec"]["source"]["virtualMachine"]["metadata"]
+    claim = backup["persistentVolumeClaim"]
+    return {
+        "apiVersion": VOLUME_SNAPSHOTS.api_version,
+        "kind": VOLUME_SNAPSHOTS.kind,
+        "metadata": {
+            "creationTimestamp": moment,
+            "generation": 1,
+            "labels": {
+                "snapshot.kubevirt.io/source-vm-name": vm["name"],
+                "snapshot.kubevirt.io/source-vm-namespace": vm["namespace"],
+            },
+            "name": backup["volumeSnapshotName"],
+            "namespace": vm["namespace"],
+            "ownerReferences": owned_by(content),
+            "uid": str(uuid.uuid4()),
+        },
+        "spec": {
+            "source": {"persistentVolumeClaimName": claim["metadata"]["name"]},
+            "volumeSnapshotClassName": snapshot_class_of(store, claim["spec"].get("storageClassName", "")),
+        },
+    }
+
+
+def _disabled(name: str, reason: str) -> Json:
+    return {"enabled": False, "name": name, "reason": reason}
+
+
+def _storage_class(store: Store, namespace: str, volume: Json) -> str | None:
+    """Of the claim; of a DataVolume's own `pvc` first. None where there is no claim yet."""
+    name = claim_of(volume)
+    if "dataVolume" in volume:
+        filler = store.get(DATA_VOLUMES, namespace, name)
+        given = ((filler.obj["spec"].get("pvc") or {}).get("storageClassName") or "") if filler else ""
+        if given:
+            return str(given)
+    claim = store.get(CLAIMS, namespace, name)
+    return str(claim.obj["spec"].get("storageClassName", "")) if claim else None
+
+
+def _claim_problem(store: Store, namespace: str, name: str) -> str:
+    claim = store.get(CLAIMS, namespace, name)
+    if claim is None:
+        return "volume doesnt exist"
+    if "deletionTimestamp" in claim.obj["metadata"]:
+        return "volume is being deleted"
+    if not is_bound(claim.obj):
+        return "volume not bound"
+    return "" if is_populated(store, claim.obj) else "volume not populated"

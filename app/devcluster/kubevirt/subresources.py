@@ -1,0 +1,149 @@
+"""KubeVirt's aggregated API: start, stop, restart, pause, unpause, softreboot."""
+
+from collections.abc import Callable
+
+from app.devcluster.apiserver.api import Api
+from app.devcluster.apiserver.conditions import drop, holds, make, put
+from app.devcluster.apiserver.deletion import DeleteOptions, delete
+from app.devcluster.apiserver.objects import Stored
+from app.devcluster.apiserver.registry import VIRTUAL_MACHINE_INSTANCES, VIRTUAL_MACHINES
+from app.devcluster.apiserver.status import ApiError, Json, conflict, not_found
+from app.devcluster.kubevirt.admission import VALIDATOR, check_snapshotted
+from app.devcluster.kubevirt.vm_controller import instance_of, strategy_of
+from app.devcluster.kubevirt.vmi_controller import FINAL, phase_of
+
+GROUP = "subresources.kubevirt.io"
+VERSIONS = ("v1", "v1alpha3")
+_KUBEVIRT = "kubevirt.io"
+
+
+class Subresources:
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._verbs: dict[tuple[str, str], Callable[[str, str], int]] = {
+            ("virtualmachines", "start"): self._start,
+            ("virtualmachines", "stop"): self._stop,
+            ("virtualmachines", "restart"): self._restart,
+            ("virtualmachineinstances", "pause"): self._pause,
+            ("virtualmachineinstances", "unpause"): self._unpause,
+            ("virtualmachineinstances", "softreboot"): self._softreboot,
+        }
+
+    def knows(self, plural: str, verb: str) -> bool:
+        return (plural, verb) in self._verbs
+
+    def call(self, plural: str, namespace: str, name: str, verb: str) -> int:
+        """Do it; gives the status code. Raises ApiError 404 or 409."""
+        return self._verbs[plural, verb](namespace, name)
+
+    def _machine(self, namespace: str, name: str) -> Stored:
+        stored = self._api.store.get(VIRTUAL_MACHINES, namespace, name)
+        if stored is None:
+            raise not_found(_KUBEVIRT, "virtualmachine", name)
+        return stored
+
+    def _instance(self, namespace: str, name: str) -> Stored:
+        stored = self._api.store.get(VIRTUAL_MACHINE_INSTANCES, namespace, name)
+        if stored is None:
+            raise not_found(_KUBEVIRT, "virtualmachineinstance", name)
+        return stored
+
+    def _start(self, namespace: str, name: str) -> int:
+        stored = self._machine(namespace, name)
+        instance = instance_of(self._api, stored.obj)
+        if instance is not None and phase_of(instance.obj) not in FINAL:
+            raise self._refused("virtualmachine", name, "VM is already running")
+        strategy = strategy_of(stored.obj)
+        if strategy == "Halted":
+            self._set_strategy(stored, "Always")
+        else:
+            self._request(stored, {"action": "Start"})
+        return 202
+
+    def _stop(self, namespace: str, name: str) -> int:
+        stored = self._machine(namespace, name)
+        instance = instance_of(self._api, stored.obj)
+        strategy = strategy_of(stored.obj)
+        if instance is None and strategy != "Always":
+            raise self._refused("virtualmachine", name, "VM is not running")
+        if strategy == "Always":
+            self._set_strategy(stored, "Halted")
+        elif instance is not None:
+            self._request(stored, {"action": "Stop", "uid": instance.obj["metadata"]["uid"]})
+        return 202
+
+    def _restart(self, namespace: str, name: str) -> int:
+        stored = self._machine(namespace, name)
+        instance = instance_of(self._api, stored.obj)
+        if instance is None:
+            raise self._refused("virtualmachine", name, "VM is not running: Halted")
+        metadata = instance.obj["metadata"]
+        if strategy_of(stored.obj) in {"Manual", "RerunOnFailure"}:
+            self._request(stored, {"action": "Stop", "uid": metadata["uid"]}, {"action": "Start"})
+        elif "deletionTimestamp" not in metadata:
+            delete(self._api, VIRTUAL_MACHINE_INSTANCES, namespace, name, DeleteOptions(uid=metadata["uid"]))
+        return 202
+
+    def _pause(self, namespace: str, name: str) -> int:
+        stored = self._instance(namespace, name)
+        self._refuse_idle(stored)
+        if holds(stored.obj["status"].get("conditions"), "Paused"):
+            raise self._refused("virtualmachineinstance", name, "VMI is already paused")
+        paused = make(
+            "Paused",
+            True,
+            self._api.clock.now(),
+            reason="PausedByUser",
+            message="VMI was paused by user",
+            probed=True,
+        )
+        self._set_conditions(stored, put(stored.obj["status"].get("conditions"), paused))
+        return 200
+
+    def _unpause(self, namespace: str, name: str) -> int:
+        stored = self._instance(namespace, name)
+        self._refuse_idle(stored)
+        if not holds(stored.obj["status"].get("conditions"), "Paused"):
+            raise self._refused("virtualmachineinstance", name, "VMI is not paused")
+        self._set_conditions(stored, drop(stored.obj["status"].get("conditions"), "Paused"))
+        return 200
+
+    def _softreboot(self, namespace: str, name: str) -> int:
+        stored = self._instance(namespace, name)
+        self._refuse_idle(stored)
+        if not holds(stored.obj["status"].get("conditions"), "AgentConnected"):
+            raise self._refused(
+                "virtualmachineinstance", name, "VMI neither have the agent connected nor the ACPI feature enabled"
+            )
+        self._set_conditions(stored, drop(stored.obj["status"].get("conditions"), "AgentConnected"))
+        return 200
+
+    def _refuse_idle(self, stored: Stored) -> None:
+        if phase_of(stored.obj) != "Running":
+            raise self._refused("virtualmachineinstance", stored.obj["metadata"]["name"], "VM is not running")
+
+    def _refused(self, kind: str, name: str, why: str) -> ApiError:
+        return conflict(_KUBEVIRT, kind, name, why)
+
+    def _set_strategy(self, stored: Stored, strategy: str) -> None:
+        def change(vm: Json) -> Json:
+            spec = {key: value for key, value in vm["spec"].items() if key not in {"running", "runStrategy"}}
+            if "running" in vm["spec"]:
+                spec["running"] = strategy == "Always"
+            else:
+                spec["runStrategy"] = strategy
+            return {**vm, "spec": spec}
+
+        causes = check_snapshotted(change(stored.obj), stored.obj)
+        if causes:
+            told = f'admission webhook "{VALIDATOR}" denied the request: {causes[0]["message"]}'
+            raise ApiError(500, "InternalError", f"Internal error occurred: {told}")
+        self._api.modify(VIRTUAL_MACHINES, stored, change)
+
+    def _request(self, stored: Stored, *requests: Json) -> None:
+        status = {**(stored.obj.get("status") or {}), "stateChangeRequests": list(requests)}
+        self._api.modify(VIRTUAL_MACHINES, stored, lambda vm: {**vm, "status": status})
+
+    def _set_conditions(self, stored: Stored, conditions: list[Json]) -> None:
+        status = {**stored.obj["status"], "conditions": conditions}
+        self._api.modify(VIRTUAL_MACHINE_INSTANCES, stored, lambda vmi: {**vmi, "status": status})

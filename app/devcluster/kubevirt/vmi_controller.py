@@ -1,0 +1,355 @@
+"""From a VMI to its pod, and from its pod to the VMI's phase and Ready condition (what virt-controller does)."""
+
+from collections.abc import Callable
+
+from app.devcluster.apiserver.api import Api
+from app.devcluster.apiserver.conditions import drop, find, make, put
+from app.devcluster.apiserver.deletion import DeleteOptions, delete
+from app.devcluster.apiserver.garbage import without_finalizer
+from app.devcluster.apiserver.objects import Change, Key, Stored
+from app.devcluster.apiserver.registry import CLAIMS, DATA_VOLUMES, PODS, VIRTUAL_MACHINE_INSTANCES, by_id
+from app.devcluster.apiserver.status import ApiError, Json
+from app.devcluster.apiserver.times import stamp
+from app.devcluster.apiserver.work import WorkQueue
+from app.devcluster.durations import Durations, Jitter
+from app.devcluster.kubevirt.launcher import LAUNCHER_IMAGE, OBSERVED, VM_FINALIZER, VMI_FINALIZERS, build_pod, claim_of
+from app.devcluster.kubevirt.launcher_resources import memory_overhead
+from app.devcluster.storage.volumes import is_populated
+
+FINAL = frozenset({"Succeeded", "Failed"})
+_PULL_ERRORS = ("ErrImagePull", "ImagePullBackOff")
+_VOLUMES_READY = {
+    "lastProbeTime": None,
+    "lastTransitionTime": None,
+    "message": "All of the VMI's DVs are bound and ready",
+    "reason": "AllDVsReady",
+    "status": "True",
+    "type": "DataVolumesReady",
+}
+_VOLUMES_NOT_READY = {
+    **_VOLUMES_READY,
+    "message": "Not all of the VMI's DVs are ready",
+    "reason": "NotAllDVsReady",
+    "status": "False",
+}
+_MIRRORED = ("PodScheduled",)
+
+
+def phase_of(vmi: Json) -> str:
+    return str(vmi.get("status", {}).get("phase", ""))
+
+
+def with_phase(vmi: Json, phase: str, moment: str, **status: object) -> Json:
+    """The VMI in another phase, the transition stamped; further status members as given."""
+    old = vmi["status"]
+    history = [*old.get("phaseTransitionTimestamps", ()), {"phase": phase, "phaseTransitionTimestamp": moment}]
+    return {**vmi, "status": {**old, "phase": phase, "phaseTransitionTimestamps": history, **status}}
+
+
+def pod_of(api: Api, vmi: Json) -> Stored | None:
+    """The VMI's launcher pod; one that is going away only where there is no other."""
+    going = None
+    for resource_id, key in api.store.dependents(vmi["metadata"]["uid"]):
+        if resource_id == PODS.id:
+            pod = api.store.get(by_id(resource_id), *key)
+            if pod is not None and "deletionTimestamp" not in pod.obj["metadata"]:
+                return pod
+            going = pod or going
+    return going
+
+
+class InstanceController:
+    def __init__(self, api: Api, durations: Durations, names: Jitter, refuse_pod: Callable[[Json], str | None]) -> None:
+        """`refuse_pod` says why a pod may not be created (a quota), or None."""
+        self._api = api
+        self._names = names
+        self._refuse_pod = refuse_pod
+        self._queue: WorkQueue[Key] = WorkQueue("vmi", self._visit, api.clock, durations.reaction)
+        self._unsubscribe = api.store.subscribe(self._notice)
+
+    def resume(self) -> None:
+        for stored in self._api.store.each(VIRTUAL_MACHINE_INSTANCES):
+            self._queue.add((stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"]))
+
+    def stop(self) -> None:
+        self._unsubscribe()
+        self._queue.stop()
+
+    @property
+    def idle(self) -> bool:
+        return self._queue.idle
+
+    def _notice(self, change: Change) -> None:
+        if change.resource is VIRTUAL_MACHINE_INSTANCES:
+            self._queue.add(change.key)
+        elif change.resource is PODS:
+            for reference in change.last.obj["metadata"].get("ownerReferences", ()):
+                if reference["kind"] == "VirtualMachineInstance":
+                    self._queue.add((change.key[0], reference["name"]))
+        if change.resource in {CLAIMS, DATA_VOLUMES} or (change.resource is PODS and change.new is None):
+            for stored in self._api.store.rows(VIRTUAL_MACHINE_INSTANCES, change.key[0]):
+                if phase_of(stored.obj) == "Pending":
+                    self._queue.add((change.key[0], stored.obj["metadata"]["name"]))
+
+    def _visit(self, key: Key) -> None:
+        stored = self._api.store.get(VIRTUAL_MACHINE_INSTANCES, *key)
+        if stored is None:
+            return
+        vmi = stored.obj
+        if not set(OBSERVED) <= set(vmi["metadata"].get("annotations") or {}):
+            self._write(stored, _observe)
+            return
+        pod = pod_of(self._api, vmi)
+        if "deletionTimestamp" in vmi["metadata"]:
+            self._let_go(stored, pod)
+        elif phase_of(vmi) == "Pending" and pod is None:
+            self._start(stored)
+        else:
+            self._write(stored, lambda obj: self._follow(obj, pod))
+
+    def _start(self, stored: Stored) -> None:
+        """Create the pod, or say what it waits for."""
+        vmi = stored.obj
+        missing = self._missing_volume(vmi)
+        if missing:
+            self._write(stored, lambda obj: self._waiting(obj, missing))
+            return
+        if self._is_populating(vmi):
+            self._write(stored, self._populating)
+            return
+        now = self._api.clock.now()
+        pod = build_pod(vmi, self._names.token(), now)
+        refusal = self._refuse_pod(pod)
+        if refusal:
+            told = find(_conditions(vmi), "Synchronized")
+            if told is not None and told.get("message", "").endswith(refusal):
+                return
+            message = f'failed to create virtual machine pod: pods "{pod["metadata"]["name"]}" is forbidden: {refusal}'
+            failed = make("Synchronized", False, now, reason="FailedCreate", message=message, probed=True)
+            absent = make(
+                "Ready",
+                False,
+                now,
+                reason="PodNotExists",
+                message="virt-launcher pod has not yet been scheduled",
+                probed=True,
+            )
+            self._write(stored, lambda obj: _with_conditions(obj, put(put(_conditions(obj), absent), failed)))
+            return
+        created = self._api.store.put(PODS, pod)
+
+        def scheduling(obj: Json) -> Json:
+            ready = make(
+                "Ready",
+                False,
+                now,
+                reason="GuestNotRunning",
+                message="Guest VM is not reported as running",
+                probed=True,
+            )
+            kept = drop(_conditions(obj), "Synchronized", "PodScheduled", "DataVolumesReady")
+            if any("dataVolume" in volume for volume in obj["spec"].get("volumes", ())):
+                kept = put(kept, _VOLUMES_READY)
+            return with_phase(
+                obj,
+                "Scheduling",
+                stamp(now),
+                activePods={created.obj["metadata"]["uid"]: ""},
+                conditions=put(kept, ready),
+                launcherContainerImageVersion=LAUNCHER_IMAGE,
+                memory={**obj["status"].get("memory", {}), "memoryOverhead": str(memory_overhead(obj["spec"]))},
+            )
+
+        self._write(stored, scheduling)
+
+    def _follow(self, vmi: Json, pod: Stored | None) -> Json:
+        """What the pod's state means for the VMI."""
+        if pod is None:
+            if phase_of(vmi) in FINAL:
+                return vmi
+            lost = with_phase(vmi, "Failed", stamp(self._api.clock.now()))
+            return self._with_ready(lost, None)
+        status = vmi["status"]
+        pods = {pod.obj["metadata"]["uid"]: pod.obj["spec"].get("nodeName", "")}
+        if phase_of(vmi) == "Scheduling":
+            vmi = self._follow_scheduling(vmi, pod.obj)
+            status = vmi["status"]
+            judged = find(pod.obj["status"].get("conditions"), "PodScheduled") is not None
+            if status.get("activePods") != pods or (judged and "qosClass" not in status):
+                vmi = {**vmi, "status": {**status, "activePods": pods, "qosClass": pod.obj["status"].get("qosClass")}}
+            if pod.obj["status"]["phase"] == "Running" and status.get("activePods") == pods:
+                vmi = self._scheduled(vmi, pod.obj)
+        if phase_of(vmi) in FINAL and "memoryOverhead" not in status.get("memory", {}):
+            overhead = str(memory_overhead(vmi["spec"]))
+            memory = {**status.get("memory", {}), "memoryOverhead": overhead}
+            vmi = {**vmi, "status": {**vmi["status"], "memory": memory}}
+        return self._with_ready(vmi, pod.obj)
+
+    def _follow_scheduling(self, vmi: Json, pod: Json) -> Json:
+        now = self._api.clock.now()
+        conditions = _conditions(vmi)
+        scheduled = find(pod["status"].get("conditions"), "PodScheduled")
+        if scheduled is not None and scheduled["status"] == "False":
+            conditions = put(conditions, scheduled)
+        else:
+            conditions = drop(conditions, *_MIRRORED)
+        waiting = next(
+            (
+                container["state"]["waiting"]
+                for kind in ("initContainerStatuses", "containerStatuses")
+                for container in pod["status"].get(kind, ())
+                if container.get("state", {}).get("waiting", {}).get("reason") in _PULL_ERRORS
+            ),
+            None,
+        )
+        if waiting is not None:
+            conditions = put(
+                conditions, make("Synchronized", False, now, reason=waiting["reason"], message=waiting["message"])
+            )
+        else:
+            conditions = drop(conditions, "Synchronized")
+        return _with_conditions(vmi, conditions)
+
+    def _scheduled(self, vmi: Json, pod: Json) -> Json:
+        node = pod["spec"]["nodeName"]
+        metadata = {
+            **vmi["metadata"],
+            "labels": {**(vmi["metadata"].get("labels") or {}), "kubevirt.io/nodeName": node},
+        }
+        interfaces = [
+            {"name": item["name"], "podInterfaceName": f"eth{number}"}
+            for number, item in enumerate(vmi["spec"]["domain"]["devices"].get("interfaces", ()))
+        ]
+        status: Json = {"migrationTransport": "Unix", "nodeName": node}
+        if interfaces:
+            status["interfaces"] = interfaces
+        volumes = [
+            self._volume_status(volume, vmi["metadata"]["namespace"]) for volume in vmi["spec"].get("volumes", ())
+        ]
+        if volumes:
+            status["volumeStatus"] = volumes
+        return with_phase({**vmi, "metadata": metadata}, "Scheduled", stamp(self._api.clock.now()), **status)
+
+    def _volume_status(self, volume: Json, namespace: str) -> Json:
+        claim = self._api.store.get(CLAIMS, namespace, claim_of(volume))
+        if claim is None:
+            return {"name": volume["name"], "target": ""}
+        spec, status = claim.obj["spec"], claim.obj["status"]
+        information = {
+            "accessModes": spec["accessModes"],
+            "capacity": status.get("capacity", {}),
+            "claimName": claim.obj["metadata"]["name"],
+            "filesystemOverhead": "0" if spec.get("volumeMode") == "Block" else "0.055",
+            "requests": spec["resources"]["requests"],
+            "volumeMode": spec.get("volumeMode", "Filesystem"),
+        }
+        return {"name": volume["name"], "persistentVolumeClaimInfo": information, "target": ""}
+
+    def _with_ready(self, vmi: Json, pod: Json | None) -> Json:
+        now = self._api.clock.now()
+        if pod is None:
+            reason, message = "PodNotExists", "virt-launcher pod has not yet been scheduled"
+        elif "deletionTimestamp" in pod["metadata"]:
+            reason, message = "PodTerminating", "virt-launcher pod is terminating"
+        elif phase_of(vmi) != "Running":
+            reason, message = "GuestNotRunning", "Guest VM is not reported as running"
+        else:
+            ready = find(pod["status"].get("conditions"), "Ready")
+            if ready is None:
+                reason, message = "PodConditionMissing", "virt-launcher pod is missing the Ready condition"
+            else:
+                return _with_conditions(vmi, put(_conditions(vmi), ready))
+        condition = make("Ready", False, now, reason=reason, message=message, probed=True)
+        return _with_conditions(vmi, put(_conditions(vmi), condition))
+
+    def _let_go(self, stored: Stored, pod: Stored | None) -> None:
+        vmi = stored.obj
+        finalizers = vmi["metadata"].get("finalizers", ())
+        if pod is not None:
+            metadata = pod.obj["metadata"]
+            if "deletionTimestamp" not in metadata:
+                uid = metadata["uid"]
+                delete(self._api, PODS, metadata["namespace"], metadata["name"], DeleteOptions(uid=uid))
+                pod = pod_of(self._api, vmi)
+        if pod is not None:
+            followed = self._follow(vmi, pod)
+            if followed is vmi and phase_of(vmi) in FINAL and VM_FINALIZER in finalizers:
+                followed = without_finalizer(vmi, VM_FINALIZER)
+            self._write(stored, lambda _: followed)
+            return
+        if VM_FINALIZER in finalizers:
+            self._write(stored, lambda obj: without_finalizer(obj, VM_FINALIZER))
+        elif VMI_FINALIZERS[1] in finalizers:
+            self._write(stored, lambda obj: without_finalizer(self._podless(obj), VMI_FINALIZERS[1]))
+
+    def _podless(self, vmi: Json) -> Json:
+        status = {
+            key: value
+            for key, value in vmi["status"].items()
+            if key not in {"activePods", "launcherContainerImageVersion"}
+        }
+        return self._with_ready({**vmi, "status": status}, None)
+
+    def _missing_volume(self, vmi: Json) -> str | None:
+        namespace = vmi["metadata"]["namespace"]
+        for volume in vmi["spec"].get("volumes", ()):
+            name = claim_of(volume)
+            if name and self._api.store.get(CLAIMS, namespace, name) is None:
+                return f"PVC {namespace}/{name} does not exist, waiting for it to appear"
+        return None
+
+    def _is_populating(self, vmi: Json) -> bool:
+        namespace = vmi["metadata"]["namespace"]
+        claims = [self._api.store.get(CLAIMS, namespace, claim_of(volume)) for volume in vmi["spec"].get("volumes", ())]
+        return any(claim is not None and not is_populated(self._api.store, claim.obj) for claim in claims)
+
+    def _populating(self, vmi: Json) -> Json:
+        absent = make(
+            "Ready",
+            False,
+            self._api.clock.now(),
+            reason="PodNotExists",
+            message="virt-launcher pod has not yet been scheduled",
+            probed=True,
+        )
+        conditions = put(drop(_conditions(vmi), "Synchronized", "PodScheduled"), absent)
+        return _with_conditions(vmi, put(conditions, _VOLUMES_NOT_READY))
+
+    def _waiting(self, vmi: Json, message: str) -> Json:
+        now = self._api.clock.now()
+        ready = make(
+            "Ready",
+            False,
+            now,
+            reason="PodNotExists",
+            message="virt-launcher pod has not yet been scheduled",
+            probed=True,
+        )
+        conditions = put(_conditions(vmi), ready)
+        conditions = put(conditions, make("Synchronized", False, now, reason="FailedPvcNotFound", message=message))
+        unscheduled = make("PodScheduled", False, now, reason="Unschedulable", message=message)
+        conditions = put(conditions, {**unscheduled, "lastTransitionTime": None})
+        return _with_conditions(vmi, conditions)
+
+    def _write(self, stored: Stored, change: Callable[[Json], Json]) -> None:
+        try:
+            self._api.modify(VIRTUAL_MACHINE_INSTANCES, stored, change)
+        except ApiError as error:
+            if error.code != 404:  # noqa: PLR2004  # gone meanwhile: nothing left to do
+                raise
+
+
+def _conditions(vmi: Json) -> list[Json]:
+    conditions: list[Json] = vmi["status"].get("conditions") or []
+    return conditions
+
+
+def _with_conditions(vmi: Json, conditions: list[Json]) -> Json:
+    if conditions == _conditions(vmi):
+        return vmi
+    return {**vmi, "status": {**vmi["status"], "conditions": conditions}}
+
+
+def _observe(vmi: Json) -> Json:
+    metadata = vmi["metadata"]
+    return {**vmi, "metadata": {**metadata, "annotations": {**(metadata.get("annotations") or {}), **OBSERVED}}}

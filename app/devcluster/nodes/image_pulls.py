@@ -1,0 +1,72 @@
+"""Pulls of images to nodes: one for each image and node at a time, whoever waits for it."""
+
+from collections.abc import Callable
+from functools import partial
+
+from app.devcluster.apiserver.status import Json
+from app.devcluster.apiserver.work import Timers
+from app.devcluster.clock import Clock
+from app.devcluster.durations import Durations, Jitter
+from app.devcluster.faults.faults import Fault
+from app.devcluster.nodes.image_cache import ImageCache
+from app.devcluster.nodes.pod_status import Refusal, waiting_reason
+
+PULL_ERRORS = frozenset({"ErrImagePull", "ImagePullBackOff"})
+
+_Pull = tuple[str, str]
+
+
+class ImagePuller:
+    def __init__(
+        self, clock: Clock, durations: Durations, jitter: Jitter, images: ImageCache, is_dead: Callable[[str], bool]
+    ) -> None:
+        """A pull that ends on a node which is dead by then brings nothing."""
+        self._durations = durations
+        self._jitter = jitter
+        self._images = images
+        self._is_dead = is_dead
+        self._timers: Timers[_Pull] = Timers(clock)
+        self._waiting: dict[_Pull, dict[str, Callable[[], None]]] = {}
+
+    def stop(self) -> None:
+        self._timers.cancel_all()
+
+    def bring(self, node: str, pod: Json, then: Callable[[], None]) -> bool:
+        """Whether all images of the pod are there; `then` is called when one that is missing has come."""
+        missing = self._images.missing(node, pod)
+        for image in missing:
+            pull = (node, image)
+            self._waiting.setdefault(pull, {})[pod["metadata"]["uid"]] = then
+            delay = self._jitter.spread(self._durations.image_pull)
+            self._timers.ensure(pull, "pull", delay, partial(self._end, pull))
+        return not missing
+
+    def never_pulled(self, node: str, pod: Json) -> Refusal | None:
+        """The first image that is missing and must not be pulled."""
+        spec = pod["spec"]
+        for item in (*(spec.get("initContainers") or ()), *spec["containers"]):
+            if item.get("imagePullPolicy") == "Never" and not self._images.holds(node, item["image"]):
+                message = f'Container image "{item["image"]}" is not present with pull policy of Never'
+                return Refusal(item["image"], "ErrImageNeverPull", message)
+        return None
+
+    def _end(self, pull: _Pull) -> None:
+        node, image = pull
+        waiting = self._waiting.pop(pull, {})
+        if self._is_dead(node):
+            return
+        self._images.add(node, image)
+        for then in waiting.values():
+            then()
+
+
+def refuse_pull(pod: Json, image: str, fault: Fault) -> Refusal:
+    """ErrImagePull and ImagePullBackOff in turn, each time it is asked."""
+    problem = fault.settings.get(
+        "message",
+        f'rpc error: code = NotFound desc = failed to pull and unpack image "{image}": failed to resolve reference '
+        f'"{image}": not found',
+    )
+    if waiting_reason(pod, image) == "ErrImagePull":
+        return Refusal(image, "ImagePullBackOff", f'Back-off pulling image "{image}": ErrImagePull: {problem}')
+    return Refusal(image, "ErrImagePull", problem)

@@ -1,0 +1,175 @@
+"""What the cluster makes of nodes that stop reporting, come back, or are taken away (delays as in Kubernetes 1.36)."""
+
+from collections.abc import Callable
+
+from app.devcluster.apiserver.api import Api
+from app.devcluster.apiserver.conditions import make, put
+from app.devcluster.apiserver.deletion import DeleteOptions, delete
+from app.devcluster.apiserver.objects import Change, Stored
+from app.devcluster.apiserver.registry import NODES, PODS
+from app.devcluster.apiserver.status import Json, not_found
+from app.devcluster.apiserver.times import stamp
+from app.devcluster.clock import Timer
+from app.devcluster.durations import Durations
+from app.devcluster.nodes.image_cache import ImageCache
+from app.devcluster.nodes.node_agent import NodeAgent
+from app.devcluster.nodes.nodes import ready_conditions
+from app.devcluster.scheduling.node_terms import tolerates
+
+_TAINT = "node.kubernetes.io/unreachable"
+_SCHEDULABLE = "kubevirt.io/schedulable"
+
+
+class NodeLifecycle:
+    """A killed node turns NotReady after `node_grace`; its pods are deleted `node_eviction` later, but go only once the
+    node is back or taken away. A node that comes back takes new VMs `node_return` later.
+    """
+
+    def __init__(self, api: Api, durations: Durations, agent: NodeAgent, images: ImageCache) -> None:
+        self._api = api
+        self._durations = durations
+        self._agent = agent
+        self._images = images
+        self._timers: dict[str, list[Timer]] = {}
+        self._unsubscribe = api.store.subscribe(self._notice)
+
+    def resume(self) -> None:
+        """Nodes that were dead when the state was saved are dead still."""
+        for stored in self._api.store.each(NODES):
+            if any(item["key"] == _TAINT for item in stored.obj["spec"].get("taints", ())):
+                self._agent.freeze(stored.obj["metadata"]["name"])
+
+    def stop(self) -> None:
+        self._unsubscribe()
+        for name in list(self._timers):
+            self._cancel(name)
+
+    def kill(self, name: str) -> None:
+        """Power off. Raises ApiError 404 for a node that is not there."""
+        self._node(name)
+        self._cancel(name)
+        self._agent.freeze(name)
+        clock, grace = self._api.clock, self._durations.node_grace
+        self._timers[name] = [
+            clock.call_later(grace, lambda: self._miss(name)),
+            clock.call_later(grace + self._durations.node_eviction, lambda: self._evict(name)),
+        ]
+
+    def revive(self, name: str) -> None:
+        """Power on again: guests that were not evicted turn out to be running still."""
+        self._node(name)
+        self._cancel(name)
+        self._change(name, self._alive)
+        self._agent.thaw(name)
+        timer = self._api.clock.call_later(self._durations.node_return, lambda: self._change(name, _open))
+        self._timers[name] = [timer]
+
+    def find(self, name: str) -> Stored:
+        """Raises ApiError 404 for a node that is not there."""
+        return self._node(name)
+
+    def remove(self, name: str) -> None:
+        """Take the node out of the cluster, and what ran on it with it."""
+        self._node(name)
+        self._api.store.remove(NODES, "", name)
+
+    def _notice(self, change: Change) -> None:
+        if change.resource is not NODES:
+            return
+        if change.new is not None:
+            self._expel(change.new.obj)
+            return
+        name = change.key[1]
+        self._cancel(name)
+        self._images.forget(name)
+        for pod in self._pods(name):
+            metadata = pod.obj["metadata"]
+            self._api.store.remove(PODS, metadata["namespace"], metadata["name"])
+        self._agent.thaw(name)
+
+    def _expel(self, node: Json) -> None:
+        """Delete the pods that do not tolerate a NoExecute taint, but for those of silence, which have their time."""
+        taints = [item for item in _own_taints(node) if item["effect"] == "NoExecute"]
+        if not taints:
+            return
+        for pod in self._pods(node["metadata"]["name"]):
+            metadata, tolerations = pod.obj["metadata"], pod.obj["spec"].get("tolerations") or ()
+            if "deletionTimestamp" not in metadata and not all(tolerates(tolerations, item) for item in taints):
+                delete(self._api, PODS, metadata["namespace"], metadata["name"], DeleteOptions(uid=metadata["uid"]))
+
+    def _miss(self, name: str) -> None:
+        now = self._api.clock.now()
+
+        def unknown(node: Json) -> Json:
+            taints = [
+                *_own_taints(node),
+                *({"key": _TAINT, "effect": effect, "timeAdded": stamp(now)} for effect in ("NoSchedule", "NoExecute")),
+            ]
+            status = {**node["status"], "conditions": ready_conditions(now, alive=False)}
+            return {**node, "spec": {**node["spec"], "taints": taints}, "status": status}
+
+        self._change(name, unknown)
+        for pod in self._pods(name):
+            self._api.modify(PODS, pod, self._unready)
+
+    def _unready(self, pod: Json) -> Json:
+        conditions = put(pod["status"].get("conditions"), make("Ready", False, self._api.clock.now()))
+        return {**pod, "status": {**pod["status"], "conditions": conditions}}
+
+    def _evict(self, name: str) -> None:
+        self._change(name, _close)
+        for pod in self._pods(name):
+            metadata = pod.obj["metadata"]
+            if "deletionTimestamp" not in metadata and not _stays(pod.obj):
+                delete(self._api, PODS, metadata["namespace"], metadata["name"], DeleteOptions(uid=metadata["uid"]))
+
+    def _alive(self, node: Json) -> Json:
+        taints = _own_taints(node)
+        spec = {key: value for key, value in node["spec"].items() if key != "taints"}
+        if taints:
+            spec["taints"] = taints
+        status = {**node["status"], "conditions": ready_conditions(self._api.clock.now())}
+        return {**node, "spec": spec, "status": status}
+
+    def _pods(self, name: str) -> list[Stored]:
+        return [pod for pod in self._api.store.each(PODS) if pod.obj["spec"].get("nodeName") == name]
+
+    def _node(self, name: str) -> Stored:
+        stored = self._api.store.get(NODES, "", name)
+        if stored is None:
+            raise not_found("", "nodes", name)
+        return stored
+
+    def _change(self, name: str, change: Callable[[Json], Json]) -> None:
+        stored = self._api.store.get(NODES, "", name)
+        if stored is not None:
+            self._api.modify(NODES, stored, change)
+
+    def _cancel(self, name: str) -> None:
+        for timer in self._timers.pop(name, ()):
+            timer.cancel()
+
+
+def _own_taints(node: Json) -> list[Json]:
+    """Those that do not come from its silence."""
+    return [item for item in node["spec"].get("taints") or () if item["key"] != _TAINT]
+
+
+def _stays(pod: Json) -> bool:
+    """The pod tolerates an unreachable node without end, as those of DaemonSets do."""
+    taint = {"key": _TAINT, "effect": "NoExecute"}
+    lasting = [item for item in pod["spec"].get("tolerations") or () if "tolerationSeconds" not in item]
+    return tolerates(lasting, taint)
+
+
+def _close(node: Json) -> Json:
+    return _labelled(node, "false")
+
+
+def _open(node: Json) -> Json:
+    return _labelled(node, "true")
+
+
+def _labelled(node: Json, value: str) -> Json:
+    metadata = node["metadata"]
+    return {**node, "metadata": {**metadata, "labels": {**metadata["labels"], _SCHEDULABLE: value}}}

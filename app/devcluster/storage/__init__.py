@@ -1,0 +1,1 @@
+"""What the storage driver and the snapshotter do."""

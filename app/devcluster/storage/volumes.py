@@ -1,0 +1,225 @@
+"""What is behind claims and snapshots, and whether a guest has booted from it before.
+
+A PersistentVolume stands for a bound claim's data, a VolumeSnapshotContent for a ready snapshot's. Both carry an annotation
+of this cluster's own where a guest has booted from the data: a copy of it boots faster. Copies inherit it.
+"""
+
+import uuid
+
+from app.devcluster.apiserver.api import Api
+from app.devcluster.apiserver.conditions import holds
+from app.devcluster.apiserver.objects import Change, Store
+from app.devcluster.apiserver.registry import (
+    CLAIMS,
+    DATA_VOLUMES,
+    PERSISTENT_VOLUMES,
+    PODS,
+    VIRTUAL_MACHINE_INSTANCES,
+    VOLUME_SNAPSHOT_CONTENTS,
+)
+from app.devcluster.apiserver.status import Json
+from app.devcluster.durations import Durations
+from app.devcluster.kubevirt.launcher import claim_of
+from app.devcluster.storage.storage_classes import find_class, waits_for_consumer
+
+_BOOTED = "devcluster/booted"
+
+
+class VolumeHistory:
+    """Marks the volume a guest has booted from, as soon as its agent answers."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._unsubscribe = api.store.subscribe(self._notice)
+
+    def stop(self) -> None:
+        self._unsubscribe()
+
+    def _notice(self, change: Change) -> None:
+        if change.resource is not VIRTUAL_MACHINE_INSTANCES or change.new is None:
+            return
+        before = change.old.obj["status"].get("conditions") if change.old else None
+        if holds(change.new.obj["status"].get("conditions"), "AgentConnected") and not holds(before, "AgentConnected"):
+            name = boot_claim(change.new.obj["spec"])
+            if name:
+                mark_booted(self._api, change.key[0], name)
+
+
+def boot_claim(spec: Json) -> str:
+    """The claim a guest boots from; empty where it boots from something else.
+
+    The disk with the lowest bootOrder, else the first.
+    """
+    disks = (spec["domain"].get("devices") or {}).get("disks") or []
+    first = min(disks, key=lambda disk: disk.get("bootOrder", 2**16), default=None)
+    volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
+    return claim_of(volumes.get(first["name"], {})) if first else ""
+
+
+def boot_seconds(store: Store, vmi: Json, durations: Durations) -> float:
+    """How long the guest takes from its start to its agent's first word."""
+    name = boot_claim(vmi["spec"])
+    prepared = bool(name) and has_booted(store, vmi["metadata"]["namespace"], name)
+    return durations.guest_boot_prepared if prepared else durations.guest_boot
+
+
+def has_booted(store: Store, namespace: str, claim_name: str) -> bool:
+    claim = store.get(CLAIMS, namespace, claim_name)
+    volume = store.get(PERSISTENT_VOLUMES, "", _volume_name(claim.obj)) if claim else None
+    return volume is not None and _is_marked(volume.obj)
+
+
+def mark_booted(api: Api, namespace: str, claim_name: str) -> None:
+    claim = api.store.get(CLAIMS, namespace, claim_name)
+    volume = api.store.get(PERSISTENT_VOLUMES, "", _volume_name(claim.obj)) if claim else None
+    if volume is not None:
+        api.modify(PERSISTENT_VOLUMES, volume, _marked)
+
+
+def snapshot_has_booted(store: Store, snapshot: Json) -> bool:
+    content = store.get(VOLUME_SNAPSHOT_CONTENTS, "", content_name(snapshot))
+    return content is not None and _is_marked(content.obj)
+
+
+def snapshot_driver(store: Store, snapshot: Json) -> str:
+    """The driver that holds the snapshot's data; empty where it is not ready."""
+    content = store.get(VOLUME_SNAPSHOT_CONTENTS, "", content_name(snapshot))
+    return str(content.obj["spec"]["driver"]) if content else ""
+
+
+def unbound_claim(store: Store, pod: Json) -> Json | None:
+    """A claim of the pod that has no volume yet."""
+    for volume in pod["spec"].get("volumes", ()):
+        name = (volume.get("persistentVolumeClaim") or {}).get("claimName", "")
+        claim = store.get(CLAIMS, pod["metadata"]["namespace"], name)
+        if claim is not None and not is_bound(claim.obj):
+            return claim.obj
+    return None
+
+
+def scheduling_hold(store: Store, pod: Json) -> str | None:
+    """Why the scheduler must not bind the pod yet: for its volumes. None where it may; empty where the wait is no fault."""
+    claim = unbound_claim(store, pod)
+    if claim is None:
+        return None
+    if waits_for_consumer(find_class(store, claim["spec"].get("storageClassName", ""))):
+        return ""
+    return "pod has unbound immediate PersistentVolumeClaims"
+
+
+def has_consumer(store: Store, namespace: str, claim_name: str) -> bool:
+    """Whether a pod uses the claim, or a VMI does: for that one virt-controller starts a pod at once."""
+    return any(
+        any((volume.get("persistentVolumeClaim") or {}).get("claimName") == claim_name for volume in _volumes(pod.obj))
+        for pod in store.each(PODS)
+        if pod.obj["metadata"]["namespace"] == namespace
+    ) or any(
+        any(claim_of(volume) == claim_name for volume in _volumes(vmi.obj))
+        for vmi in store.each(VIRTUAL_MACHINE_INSTANCES)
+        if vmi.obj["metadata"]["namespace"] == namespace and "deletionTimestamp" not in vmi.obj["metadata"]
+    )
+
+
+def is_bound(claim: Json) -> bool:
+    return (claim.get("status") or {}).get("phase") == "Bound"
+
+
+def filler_of(store: Store, claim: Json) -> Json | None:
+    """The DataVolume that fills the claim."""
+    for owner in claim["metadata"].get("ownerReferences", ()):
+        if owner["kind"] == DATA_VOLUMES.kind:
+            found = store.by_uid(owner["uid"])
+            return found[1].obj if found else None
+    return None
+
+
+def is_populated(store: Store, claim: Json) -> bool:
+    """Whether the data are all there; a claim that no DataVolume fills is taken as it is."""
+    filler = filler_of(store, claim)
+    return filler is None or (filler.get("status") or {}).get("phase") == "Succeeded"
+
+
+def content_name(snapshot: Json) -> str:
+    return f"snapcontent-{snapshot['metadata']['uid']}"
+
+
+def build_volume(claim: Json, provisioner: str, moment: str, *, booted: bool) -> Json:
+    """The volume that a claim is bound to."""
+    metadata, spec = claim["metadata"], claim["spec"]
+    annotations = {"pv.kubernetes.io/provisioned-by": provisioner, **({_BOOTED: "true"} if booted else {})}
+    return {
+        "apiVersion": PERSISTENT_VOLUMES.api_version,
+        "kind": PERSISTENT_VOLUMES.kind,
+        "metadata": {
+            "name": _volume_name(claim),
+            "uid": str(uuid.uuid4()),
+            "creationTimestamp": moment,
+            "annotations": annotations,
+        },
+        "spec": {
+            "accessModes": spec["accessModes"],
+            "capacity": {"storage": spec["resources"]["requests"]["storage"]},
+            "claimRef": {
+                "apiVersion": CLAIMS.api_version,
+                "kind": CLAIMS.kind,
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+            },
+            "csi": {"driver": provisioner, "volumeHandle": _volume_name(claim)},
+            "persistentVolumeReclaimPolicy": "Delete",
+            "storageClassName": spec.get("storageClassName", ""),
+            "volumeMode": spec.get("volumeMode", "Filesystem"),
+        },
+        "status": {"phase": "Bound"},
+    }
+
+
+def build_content(snapshot: Json, claim: Json, driver: str, moment: str, *, booted: bool) -> Json:
+    """The content of a snapshot that is ready."""
+    metadata = snapshot["metadata"]
+    own: Json = {
+        "name": content_name(snapshot),
+        "uid": str(uuid.uuid4()),
+        "creationTimestamp": moment,
+        "generation": 1,
+    }
+    if booted:
+        own["annotations"] = {_BOOTED: "true"}
+    return {
+        "apiVersion": VOLUME_SNAPSHOT_CONTENTS.api_version,
+        "kind": VOLUME_SNAPSHOT_CONTENTS.kind,
+        "metadata": own,
+        "spec": {
+            "deletionPolicy": "Delete",
+            "driver": driver,
+            "source": {"volumeHandle": claim["spec"].get("volumeName", "")},
+            "volumeSnapshotClassName": snapshot["spec"].get("volumeSnapshotClassName", ""),
+            "volumeSnapshotRef": {
+                "apiVersion": snapshot["apiVersion"],
+                "kind": snapshot["kind"],
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+            },
+        },
+        "status": {"readyToUse": True, "snapshotHandle": content_name(snapshot)},
+    }
+
+
+def _volumes(obj: Json) -> list[Json]:
+    volumes: list[Json] = obj["spec"].get("volumes") or []
+    return volumes
+
+
+def _volume_name(claim: Json) -> str:
+    return f"pvc-{claim['metadata']['uid']}"
+
+
+def _is_marked(obj: Json) -> bool:
+    return (obj["metadata"].get("annotations") or {}).get(_BOOTED) == "true"
+
+
+def _marked(obj: Json) -> Json:
+    metadata = obj["metadata"]
+    return {**obj, "metadata": {**metadata, "annotations": {**(metadata.get("annotations") or {}), _BOOTED: "true"}}}

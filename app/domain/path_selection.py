@@ -1,0 +1,313 @@
+"""Which way a claim that describes its VM is served, and why not by each other: pure, from what there is and what was measured.
+
+The order is that of `StartPath`: a pool's next VM, a snapshot, a preload, cold. What was measured for this very shape overrules
+it, where there is enough of it. A pool is waited for where its next VM comes sooner than the best other way.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from app.domain.paths import StartPath
+from app.domain.pools import StartFrom
+from app.domain.statistics import BootTimes
+
+ENOUGH = 5
+"""So often must each of two paths have been measured for a shape before their medians overrule the order."""
+
+NO_DATA = BootTimes()
+
+
+@dataclass(frozen=True, slots=True)
+class PathOption:
+    """One way for one shape. `source` names the pool, snapshot or preload; `why` says in words why it is not available.
+
+    `own` is what was measured for this shape, `overall` for this path over all shapes. A pool's are the time until
+    its next VM, told by `basis`; `on_its_way`: that VM is being made already. `note` is told where it is taken.
+    """
+
+    path: StartPath
+    source: str | None = None
+    available: bool = True
+    why: str | None = None
+    own: BootTimes = NO_DATA
+    overall: BootTimes = NO_DATA
+    basis: str | None = None
+    on_its_way: bool = False
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PathEstimate:
+    """Seconds until the VM is there, and what that is based on, in words. None: nothing was measured."""
+
+    p50: float | None
+    p95: float | None
+    count: int
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """`why`: not available, or not taken though it is; None: it was taken."""
+
+    path: StartPath
+    source: str | None
+    available: bool
+    why: str | None
+    estimate: PathEstimate
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The path to take, from what, why, and what was thought of each path, fastest first."""
+
+    path: StartPath
+    source: str | None
+    reason: str
+    considered: tuple[Considered, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NoChoice:
+    """No path can be taken. `too_slow`: there are some, and each has been measured to take longer than the deadline."""
+
+    considered: tuple[Considered, ...]
+    too_slow: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why not, path by path."""
+        return "; ".join(f"{each.path}: {each.why}" for each in self.considered if each.why)
+
+
+def choose(
+    options: Sequence[PathOption], allowed: Collection[StartPath], deadline_seconds: float | None = None
+) -> Choice | NoChoice:
+    """One of the `options`, which hold at most one a path, in the order of `StartPath`."""
+    allowed_ones = [option for option in options if option.path in allowed]
+    usable = [option for option in allowed_ones if option.available]
+    fitting = [option for option in usable if not _is_too_slow(option, deadline_seconds)]
+    chosen = _fastest(fitting)
+    considered = tuple(
+        Considered(
+            path=option.path,
+            source=option.source,
+            available=option.available and option.path in allowed,
+            why=_why_not(option, chosen, allowed, deadline_seconds),
+            estimate=estimate(option),
+        )
+        for option in options
+    )
+    if chosen is None:
+        return NoChoice(considered, too_slow=bool(usable))
+    return Choice(chosen.path, chosen.source, _why(chosen, fitting), considered)
+
+
+def estimate(option: PathOption) -> PathEstimate:
+    own, overall = option.own, option.overall
+    if option.basis is not None:
+        told = own if own.count else overall
+        return PathEstimate(told.p50, told.p95, told.count, option.basis)
+    if own.count:
+        return PathEstimate(own.p50, own.p95, own.count, f"measured for this shape {_times(own.count)}")
+    if overall.count:
+        basis = f"measured for this path {_times(overall.count)}, over all shapes"
+        return PathEstimate(overall.p50, overall.p95, overall.count, basis)
+    return PathEstimate(None, None, 0, "no data")
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A path that a claim was moved away from, and why."""
+
+    path: StartPath
+    source: str | None
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A choice as a claim keeps it. `tried` is in the order of time.
+
+    `start_from`: what its client wanted it to start from, and nothing else.
+    """
+
+    path: StartPath
+    source: str | None
+    reason: str
+    at: datetime
+    considered: tuple[Considered, ...] = ()
+    deadline_at: datetime | None = None
+    tried: tuple[Tried, ...] = ()
+    start_from: StartFrom | None = None
+
+    @classmethod
+    def of(
+        cls, choice: Choice, *, now: datetime, deadline_seconds: float | None, start_from: StartFrom | None
+    ) -> "Record":
+        deadline_at = now + timedelta(seconds=deadline_seconds) if deadline_seconds is not None else None
+        return cls(
+            choice.path,
+            choice.source,
+            choice.reason,
+            now,
+            choice.considered,
+            deadline_at=deadline_at,
+            start_from=start_from,
+        )
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> "Record":
+        """From `as_json`, without what was considered: that is of a moment that has passed."""
+        forced, deadline_at = stored.get("start_from"), stored.get("deadline_at")
+        return cls(
+            path=StartPath(stored["path"]),
+            source=stored["source"],
+            reason=stored["reason"],
+            at=datetime.fromisoformat(stored["at"]),
+            deadline_at=datetime.fromisoformat(deadline_at) if deadline_at else None,
+            tried=tuple(
+                Tried(StartPath(each["path"]), each["source"], each["reason"], datetime.fromisoformat(each["at"]))
+                for each in stored["tried"]
+            ),
+            start_from=StartFrom.model_validate(forced) if forced else None,
+        )
+
+    def gave_up(self, reason: str, now: datetime) -> "Record":
+        """The path that was chosen has come to nothing."""
+        return replace(self, tried=(*self.tried, Tried(self.path, self.source, reason, now)))
+
+    def followed_by(self, choice: Choice, now: datetime) -> "Record":
+        return replace(
+            self,
+            path=choice.path,
+            source=choice.source,
+            reason=choice.reason,
+            at=now,
+            considered=choice.considered,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "source": self.source,
+            "reason": self.reason,
+            "at": _stamp(self.at),
+            "deadline_at": _stamp(self.deadline_at) if self.deadline_at else None,
+            "considered": considered_as_json(self.considered),
+            "tried": [
+                {"path": str(each.path), "source": each.source, "reason": each.reason, "at": _stamp(each.at)}
+                for each in self.tried
+            ],
+            "start_from": self.start_from.model_dump() if self.start_from else None,
+        }
+
+
+def considered_as_json(considered: Sequence[Considered]) -> list[dict[str, Any]]:
+    return [
+        {
+            "path": str(each.path),
+            "source": each.source,
+            "available": each.available,
+            "why": each.why,
+            "estimate": {
+                "p50": _round(each.estimate.p50),
+                "p95": _round(each.estimate.p95),
+                "count": each.estimate.count,
+                "basis": each.estimate.basis,
+            },
+        }
+        for each in considered
+    ]
+
+
+def _is_too_slow(option: PathOption, deadline_seconds: float | None) -> bool:
+    """Only what was measured for this shape can say so."""
+    p95 = option.own.p95 if option.own.count else None
+    return deadline_seconds is not None and p95 is not None and p95 > deadline_seconds
+
+
+def _fastest(fitting: Sequence[PathOption]) -> PathOption | None:
+    others = [option for option in fitting if option.path is not StartPath.POOL]
+    best = others[0] if others else None
+    for other in others[1:]:
+        if best is not None and _is_measured_faster(other, best):
+            best = other
+    pool = next((option for option in fitting if option.path is StartPath.POOL), None)
+    return pool if pool is not None and (best is None or _comes_sooner(pool, best)) else best
+
+
+def _is_measured_faster(one: PathOption, other: PathOption) -> bool:
+    if min(one.own.count, other.own.count) < ENOUGH or one.own.p50 is None or other.own.p50 is None:
+        return False
+    return one.own.p50 < other.own.p50
+
+
+def _comes_sooner(pool: PathOption, other: PathOption) -> bool:
+    """Where one of the two was never measured: a VM that is on its way has a start over one that is yet to begin."""
+    mine, its = estimate(pool).p50, estimate(other).p50
+    if mine is not None and its is not None:
+        return mine <= its
+    return pool.on_its_way and (mine is not None or other.path is StartPath.COLD)
+
+
+def _why(chosen: PathOption, fitting: Sequence[PathOption]) -> str:
+    told = estimate(chosen)
+    about = (
+        f" (about {_say(told.p50)}, {told.basis})" if told.p50 is not None else " (no data yet on how long that takes)"
+    )
+    if chosen.path is StartPath.POOL:
+        return f"pool {chosen.source!r} has this shape and its next VM comes soonest{about}"
+    what = {
+        StartPath.SNAPSHOT: f"from the disks of snapshot {chosen.source!r}",
+        StartPath.PRELOAD: f"from preload {chosen.source!r}",
+        StartPath.COLD: "cold, from its template alone",
+    }[chosen.path]
+    ahead = [
+        other for other in fitting if other.path is not StartPath.POOL and _place(other.path) < _place(chosen.path)
+    ]
+    why = "measured to be the fastest" if ahead else "the fastest way there is"
+    noted = f" ({chosen.note})" if chosen.note else ""
+    return f"{what}{noted}: {why}{about}"
+
+
+def _why_not(
+    option: PathOption, chosen: PathOption | None, allowed: Collection[StartPath], deadline_seconds: float | None
+) -> str | None:
+    if option is chosen:
+        return None
+    if option.path not in allowed:
+        return "not among the paths that the claim allows"
+    if not option.available:
+        return option.why or "not available"
+    if _is_too_slow(option, deadline_seconds):
+        return f"its measured p95 of {_say(option.own.p95)} is beyond the deadline of {_say(deadline_seconds)}"
+    if chosen is None or _place(option.path) > _place(chosen.path):
+        return "not needed: a faster path is there"
+    mine, its = estimate(option), estimate(chosen)
+    if mine.p50 is not None and its.p50 is not None:
+        return f"slower: {_say(mine.p50)} ({mine.basis}) against {_say(its.p50)} ({its.basis})"
+    return f"no VM of it is on its way yet, and {chosen.path} begins at once"
+
+
+def _place(path: StartPath) -> int:
+    return list(StartPath).index(path)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _say(seconds: float | None) -> str:
+    return "an unknown time" if seconds is None else f"{seconds:.1f} s"
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+def _round(seconds: float | None) -> float | None:
+    return round(seconds, 3) if seconds is not None else None

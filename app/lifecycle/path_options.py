@@ -1,0 +1,214 @@
+"""What ways there are to a VM of one shape at this moment, each with what it would take or why it is not open."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from math import inf
+
+from app.compute.protocol import VmTemplate
+from app.config import Settings
+from app.domain.observation import WarmWhen
+from app.domain.path_selection import NO_DATA, PathOption, estimate
+from app.domain.paths import StartPath
+from app.domain.pools import StartFrom
+from app.domain.preload_choice import needed_image
+from app.domain.statistics import BootTimes
+from app.lifecycle.eta import estimate_in_pool, measure_boots, why_none_will_come
+from app.lifecycle.on_demand_pools import rests_until
+from app.lifecycle.start_sources import NotYet, resolve_start
+from app.store import path_times as paths
+from app.store.database import Tx
+from app.store.path_times import PathTimes
+from app.store.pools import on_demand as shapes
+from app.store.pools import statistics
+from app.store.pools.on_demand import ServingPool
+from app.store.preloads import sources as preloads
+from app.store.preloads.sources import PreloadOption
+from app.store.rows import PoolRow
+from app.store.snapshots import sources as snapshots
+from app.store.vms.observed import database_now
+
+_STRENGTH = (WarmWhen.RUNNING, WarmWhen.READY, WarmWhen.AGENT)
+
+
+@dataclass(frozen=True, slots=True)
+class VmTerms:
+    """A VM as a claim describes it. `start_from`: nothing else will do."""
+
+    template: VmTemplate
+    warm_when: WarmWhen
+    start_from: StartFrom | None
+    lease_seconds: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OptionRules:
+    """`rest_seconds`: so long a way whose VMs failed too often is left alone. `max_pending`: claims that may wait in one queue."""
+
+    rest_seconds: float
+    max_pending: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> "OptionRules":
+        return cls(settings.backoff_cap_seconds, settings.max_pending_per_pool)
+
+
+async def read_options(tx: Tx, terms: VmTerms, rules: OptionRules) -> list[PathOption]:
+    """One option a path, in the order of `StartPath`."""
+    shape = terms.template.shape
+    own, overall = await paths.starts_of_shape(tx, shape), await paths.starts_overall(tx)
+    resting = _Resting(await shapes.hidden_of_shape(tx, shape), rules.rest_seconds, await database_now(tx))
+    found = [await _pool_option(tx, terms, rules)]
+    for option in (await _snapshot_option(tx, terms), await _preload_option(tx, terms), _cold_option(terms)):
+        open_ = resting.close(option)
+        found.append(_measured(open_, own, overall))
+    return found
+
+
+def unfit(serving: ServingPool, terms: VmTerms) -> str | None:
+    """Why a pool of the shape cannot serve these terms, in words; None: it can."""
+    pool = serving.pool
+    named = f"pool {pool.name!r}"
+    if pool.deleting_at is not None:
+        return f"{named} is being deleted"
+    if _STRENGTH.index(pool.spec.warm_when) < _STRENGTH.index(terms.warm_when):
+        return f"{named} takes a VM for warm when it is {pool.spec.warm_when}, not {terms.warm_when}"
+    if terms.start_from is not None and pool.spec.start_from != terms.start_from:
+        return f"the VMs of {named} start otherwise"
+    if terms.lease_seconds is not None and terms.lease_seconds > pool.spec.max_lease_seconds:
+        return f"{named} gives leases of up to {pool.spec.max_lease_seconds} s"
+    if serving.mixed:
+        return f"{named} still has VMs of an older template, with another shape"
+    return None
+
+
+async def _pool_option(tx: Tx, terms: VmTerms, rules: OptionRules) -> PathOption:
+    """The pool whose next VM comes soonest. That none is ready is known: a warm one was asked for before."""
+    reasons: list[str] = []
+    best: PathOption | None = None
+    for serving in await shapes.serving(tx, terms.template.shape):
+        why_not = unfit(serving, terms)
+        option = await _next_vm(tx, serving.pool, rules) if why_not is None else None
+        if option is None or not option.available:
+            reasons.append((option.why if option else why_not) or "")
+        elif best is None or _soon(option) < _soon(best):
+            best = option
+    if best is not None:
+        return best
+    return PathOption(StartPath.POOL, available=False, why="; ".join(reasons) or "no pool has this shape")
+
+
+def _soon(option: PathOption) -> float:
+    expected = estimate(option).p50
+    return inf if expected is None else expected
+
+
+async def _next_vm(tx: Tx, pool: PoolRow, rules: OptionRules) -> PathOption:
+    counts = await statistics.count(tx, pool.id)
+    empty = f"pool {pool.name!r} has no ready VM"
+    if counts.waiting >= rules.max_pending:
+        return PathOption(
+            StartPath.POOL, pool.name, available=False, why=f"{empty}, and {counts.waiting} claims wait already"
+        )
+    on_its_way = counts.in_flight - (counts.planned if pool.paused else 0) > counts.waiting
+    because = why_none_will_come(pool, counts.claimed, 0)
+    if because is not None and not on_its_way:
+        return PathOption(StartPath.POOL, pool.name, available=False, why=f"{empty}, and {because}")
+    told = await estimate_in_pool(tx, pool.id, None)
+    if told.seconds is None:
+        return PathOption(StartPath.POOL, pool.name, available=False, why=f"{empty}; {told.basis}")
+    measured = await measure_boots(tx, pool)
+    boots = measured.times
+    if boots.p50 is None or boots.p95 is None:
+        return PathOption(StartPath.POOL, pool.name, basis=told.basis, on_its_way=on_its_way)
+    late = told.seconds + boots.p95 - boots.p50
+    times = BootTimes(boots.count, told.seconds, max(told.seconds, late))
+    return PathOption(
+        StartPath.POOL,
+        pool.name,
+        why=f"{empty}; its next one is there in about {told.seconds:.0f} s",
+        own=times if measured.of_shape else NO_DATA,
+        overall=times,
+        basis=told.basis,
+        on_its_way=on_its_way,
+    )
+
+
+async def _snapshot_option(tx: Tx, terms: VmTerms) -> PathOption:
+    if terms.start_from is not None:
+        return await _forced(tx, StartPath.SNAPSHOT, terms.start_from)
+    ready = await snapshots.ready_for_shape(tx, terms.template.shape)
+    if ready:
+        return PathOption(StartPath.SNAPSHOT, ready[0].name)
+    taking = await snapshots.under_way_for_shape(tx, terms.template.shape)
+    why = f"snapshot {taking[0]!r} is being taken" if taking else "no snapshot of this shape"
+    return PathOption(StartPath.SNAPSHOT, taking[0] if taking else None, available=False, why=why)
+
+
+async def _preload_option(tx: Tx, terms: VmTerms) -> PathOption:
+    if terms.start_from is not None:
+        return await _forced(tx, StartPath.PRELOAD, terms.start_from)
+    image = needed_image(terms.template.images)
+    if isinstance(image, str):
+        return PathOption(StartPath.PRELOAD, available=False, why=image)
+    ready = await preloads.ready_for_images(tx, [image])
+    if ready:
+        return PathOption(StartPath.PRELOAD, ready[0].name, note=_on_nodes(ready[0]))
+    coming = await preloads.under_way_for_images(tx, [image])
+    if coming:
+        return PathOption(StartPath.PRELOAD, coming[0], available=False, why=f"preload {coming[0]!r} is on its way")
+    return PathOption(StartPath.PRELOAD, available=False, why=f"no preload brings {image.reference} near")
+
+
+def _cold_option(terms: VmTerms) -> PathOption:
+    if terms.start_from is not None:
+        return PathOption(
+            StartPath.COLD, available=False, why=f"the claim starts from {terms.start_from.source!r} alone"
+        )
+    return PathOption(StartPath.COLD)
+
+
+async def _forced(tx: Tx, path: StartPath, start_from: StartFrom) -> PathOption:
+    if start_from.path is not path:
+        return PathOption(path, available=False, why=f"the claim starts from {start_from.source!r} alone")
+    start = await resolve_start(tx, path, start_from.source)
+    if isinstance(start, NotYet):  # the claim wants nothing else, and so it waits for that
+        return PathOption(path, start_from.source, basis=f"it waits first: {start.reason}")
+    if start is None:
+        return PathOption(
+            path, start_from.source, available=False, why=f"there is no {path} {start_from.source!r} any more"
+        )
+    return PathOption(path, start_from.source)
+
+
+class _Resting:
+    """Ways whose last VMs failed, by their hidden pools: left alone for a while, since nobody can resume them but time."""
+
+    def __init__(self, pools: Iterable[PoolRow], rest_seconds: float, now: datetime) -> None:
+        self._pools = list(pools)
+        self._rest_seconds = rest_seconds
+        self._now = now
+
+    def close(self, option: PathOption) -> PathOption:
+        """The option, not available where its way rests. A cold start is what is left: only too many failures close it."""
+        for pool in self._pools:
+            if (pool.path, pool.source) != (option.path, option.source if option.path is not StartPath.COLD else None):
+                continue
+            until = rests_until(pool, seconds=self._rest_seconds)
+            if until is None or until <= self._now or (option.path is StartPath.COLD and pool.stalled_at is None):
+                continue
+            failed = f"{pool.consecutive_failures} VMs in a row" if pool.consecutive_failures > 1 else "its last VM"
+            why = f"{failed} failed: {pool.last_failure}; tried again after {until.isoformat(timespec='seconds')}"
+            return PathOption(option.path, option.source, available=False, why=why)
+        return option
+
+
+def _measured(option: PathOption, own: PathTimes, overall: PathTimes) -> PathOption:
+    return replace(option, own=own.of(option.path), overall=overall.of(option.path))
+
+
+def _on_nodes(preload: PreloadOption) -> str | None:
+    """A VM that comes to another node pulls its image all the same."""
+    if preload.on_nodes is None or preload.of_nodes is None or preload.on_nodes >= preload.of_nodes:
+        return None
+    return f"its image is on {preload.on_nodes} of {preload.of_nodes} nodes"

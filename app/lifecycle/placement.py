@@ -1,0 +1,220 @@
+"""Whether VMs fit on the nodes as they were seen last: for people who ask, for pools that are written, and for planning.
+
+Nothing here ever holds up what it cannot judge. Where nodes are not seen, or were seen too long ago, where an instance type
+decides what a VM costs, the answer is that nothing is known, and VMs are made as if they fitted: the scheduler decides.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from app.compute.protocol import Gateway, Manifest
+from app.domain.capacity import Fit, emptied, fit, take_places, tell
+from app.domain.nodes import Demand, Node
+from app.errors import FieldProblem, Unschedulable
+from app.store import nodes as node_rows
+from app.store import watch_state as watches
+from app.store.database import Tx
+from app.store.pools import rows as pool_rows
+from app.store.rows import PoolRow
+
+FACTS_SECONDS = 60.0
+"""What was seen of the nodes counts for so long after the last sign of life from whoever watches them."""
+_EVER_SECONDS = 10.0
+_REMEMBERED = 500
+_TOLD = 20
+NOT_WATCHED = "nodes are not watched: EMBERPOOL_WATCH_NODES is off, or no worker runs yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """How nodes are seen. `blind`: why nothing can be said of them, in words; None: they are seen well enough.
+
+    `pods_hidden`: why what runs on them is not known. `age_seconds`: since the watch last gave a sign of life.
+    """
+
+    blind: str | None
+    pods_hidden: str | None = None
+    age_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`fits` None: nothing is known, for the reason in `unseen`. `fit` None: likewise."""
+
+    fits: bool | None
+    fit: Fit | None
+    demand: Demand | None
+    sight: Sight
+    unseen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many more VMs of a pool the nodes take now, beside all that is on its way; None: nothing is known, or nobody is to
+    wait for it. `note` says so in words, `unfit` why the nodes could never take as many as its size; `hopeless`: not one.
+    """
+
+    count: int | None = None
+    note: str = ""
+    unfit: str | None = None
+    hopeless: bool = False
+
+
+async def see(tx: Tx) -> Sight:
+    """How nodes are seen at this moment."""
+    state = await watches.get(tx, node_rows.WATCH)
+    if state is None:
+        return Sight(NOT_WATCHED)
+    if state.age_seconds is None:
+        return Sight(f"nodes could not be listed yet: {state.broken_reason}")
+    pods = await watches.get(tx, node_rows.PODS_WATCH)
+    hidden = pods.broken_reason if pods is not None else None
+    if state.age_seconds > FACTS_SECONDS:
+        why = f": {state.broken_reason}" if state.broken_reason else ""
+        blind = f"nodes were seen {state.age_seconds:.0f} s ago for the last time{why}"
+        return Sight(blind, hidden, state.age_seconds)
+    return Sight(None, hidden, state.age_seconds)
+
+
+async def check_fit(tx: Tx, demand: Demand | None, count: int) -> Answer:
+    """Whether `count` VMs fit now."""
+    sight = await see(tx)
+    if demand is None:
+        unknown = ("an instance type or a preference decides what the VM asks for, and is not read here",)
+        return Answer(None, None, None, sight, unknown)
+    if sight.blind is not None:
+        return Answer(None, None, demand, sight, (sight.blind, *demand.unseen))
+    found = fit(await node_rows.read_all(tx), demand)
+    return Answer(found.now >= count, found, demand, sight, found.unseen)
+
+
+async def require_fit(tx: Tx, demand: Demand | None, count: int = 1, *, of_pool: bool = True) -> None:
+    """Raises Unschedulable where the nodes could never take `count` such VMs, even with nothing else on them."""
+    if demand is None or (await see(tx)).blind is not None:
+        return
+    nodes = await node_rows.read_all(tx)
+    ever = fit(nodes, demand).ever
+    if ever >= count:
+        return
+    missing = fit(emptied(nodes), demand).missing
+    problems = [FieldProblem("placement", words) for words in missing[:_TOLD]]
+    if ever:
+        what = f"at most {ever} of the {count} VMs of this pool fit on these nodes, even with nothing else on them"
+        advice = "Ask for fewer, for less"
+        problems.insert(0, FieldProblem("size", f"{count} are asked for, and at most {ever} fit on these nodes"))
+    else:
+        what = f"no node could take {'a VM of this pool' if of_pool else 'this VM'}, even with nothing else on it"
+        advice = "Ask for less"
+    raise Unschedulable(
+        f"{what}: {tell(missing)}. {advice}, or for what the nodes have"
+        f"{'; allow_unschedulable takes the pool all the same' if of_pool else ''}",
+        problems=problems,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ever:
+    """How many VMs fit on the nodes with nothing else on them, as it was at some time of the process's clock; where those were
+    too few, what was missing.
+    """
+
+    at: float
+    count: int
+    missing: str
+
+
+class Placing:
+    """One process's view of the nodes, for planning: what it has read it keeps, and reads only what is newer."""
+
+    def __init__(self, gateway: Gateway, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._gateway = gateway
+        self._clock = clock
+        self._nodes: dict[str, Node] = {}
+        self._version = 0
+        self._demands: dict[str, Demand | None] = {}
+        self._ever: dict[str, _Ever] = {}
+
+    async def look(self, tx: Tx, pool: PoolRow, *, wants_more: bool) -> Room:
+        """How many more VMs of the pool there is room for; `wants_more` False: only whether its size could ever be had, as it was
+        found a moment ago.
+        """
+        demand = self._demand_of(pool.revision, pool.vm_spec)
+        if demand is None or pool.deleting_at is not None:
+            return Room()
+        size = max(1, pool.spec.size)
+        if not wants_more and (known := self._known(pool.revision, size)) is not None:
+            return Room(unfit=_unfit(known, size), hopeless=not known.count)
+        if (await see(tx)).blind is not None:
+            self._ever.pop(pool.revision, None)
+            return Room()
+        await self._refresh(tx)
+        nodes = list(self._nodes.values())
+        left = take_places(nodes, await self._on_their_way(tx, nodes)) if wants_more else nodes
+        found = fit(left, demand)
+        ever = self._remember(pool.revision, nodes, found.ever, demand, size)
+        unfit = _unfit(ever, size)
+        if not wants_more or pool.spec.allow_unschedulable:
+            return Room(unfit=unfit, hopeless=not ever.count)
+        note = (
+            f"the nodes have room for {found.now} more VMs of this pool at the moment ({tell(found.missing)}); more are made as "
+            "soon as there is more"
+        )
+        return Room(count=found.now, note=note, unfit=unfit, hopeless=not ever.count)
+
+    async def _refresh(self, tx: Tx) -> None:
+        newer = await node_rows.read_newer(tx, self._version)
+        kept = {name: node for name, node in self._nodes.items() if name in newer.names}
+        self._nodes = {**kept, **{node.name: node for node in newer.changed}}
+        self._version = newer.version
+
+    def _demand_of(self, revision: str, spec: Manifest) -> Demand | None:
+        if revision not in self._demands:
+            _forget_oldest(self._demands)
+            self._demands[revision] = self._gateway.demand(spec)
+        return self._demands[revision]
+
+    def _known(self, revision: str, size: int) -> "_Ever | None":
+        known = self._ever.get(revision)
+        if known is None or self._clock() - known.at >= _EVER_SECONDS:
+            return None
+        return known if known.missing or known.count >= size else None
+
+    def _remember(self, revision: str, nodes: list[Node], count: int, demand: Demand, size: int) -> "_Ever":
+        missing = tell(fit(emptied(nodes), demand).missing) if count < size else ""
+        _forget_oldest(self._ever)
+        self._ever[revision] = _Ever(self._clock(), count, missing)
+        return self._ever[revision]
+
+    async def _on_their_way(self, tx: Tx, nodes: list[Node]) -> list[tuple[Demand, int]]:
+        """What VMs of every pool will ask for that are on no node yet: their room is taken already."""
+        found = []
+        placed = [UUID(vm_id) for node in nodes for vm_id in node.vms]
+        for group in await node_rows.unplaced(tx, placed, seconds=FACTS_SECONDS):
+            if group.revision not in self._demands:
+                pool = await pool_rows.get_by_id(tx, group.pool_id)
+                if pool is None:
+                    continue
+                self._demand_of(group.revision, pool.vm_spec)
+            demand = self._demands[group.revision]
+            if demand is not None:
+                found.append((demand, group.count))
+        return found
+
+
+def _unfit(ever: _Ever, size: int) -> str | None:
+    if not ever.count:
+        return f"no node could take a VM of it, even with nothing else on it: {ever.missing}"
+    if ever.count < size:
+        return (
+            f"at most {ever.count} of its {size} VMs fit on these nodes, even with nothing else on them: {ever.missing}"
+        )
+    return None
+
+
+def _forget_oldest(kept: dict[str, Any]) -> None:
+    """Before one more is kept."""
+    while len(kept) >= _REMEMBERED:
+        kept.pop(next(iter(kept)))

@@ -1,0 +1,70 @@
+"""Of what a pool's snapshots are made now, and how far the VM is that is booted for one."""
+
+import copy
+
+from app.compute.kubevirt.templates.expand import fingerprint
+from app.compute.kubevirt.templates.shapes import shape_of
+from app.compute.protocol import Manifest, VmTemplate
+from app.domain.pools import PoolSpec, revision_of
+from app.domain.snapshots import SHUTDOWN_SECONDS, ClaimFacts, Origin, SnapshotSpec
+from app.domain.states import ClaimState
+from app.lifecycle.on_demand_pools import shape_spec
+from app.store.database import Tx
+from app.store.pools import planning
+from app.store.pools import rows as pool_rows
+from app.store.preloads import sources as preloads
+from app.store.rows import ClaimRow, PoolRow
+from app.store.snapshots.rows import SnapshotRow
+
+
+def made_from(pool: PoolRow, snapshot: SnapshotSpec) -> tuple[VmTemplate, PoolSpec]:
+    """What a VM of the pool is made from for that snapshot.
+
+    One that starts from the snapshot itself starts cold: else nothing would ever be taken anew. One that is to be stopped gets
+    the time to: pools' VMs may have none, as what they wrote is never read again.
+    """
+    start = pool.spec.start_from
+    spec = shape_spec(
+        pool.spec.template,
+        start_from=None if start is not None and start.snapshot == snapshot.name else start,
+        placement=pool.spec.placement,
+        warm_when=pool.spec.warm_when,
+        boot_timeout_seconds=pool.spec.boot_timeout_seconds,
+    )
+    shape = pool.shape if pool.shape is not None else shape_of(pool.vm_spec)
+    vm_spec = _with_time_to_stop(pool.vm_spec) if snapshot.stops else pool.vm_spec
+    return VmTemplate(spec=vm_spec, fingerprint=fingerprint(vm_spec), shape=shape), spec
+
+
+async def origin_of(tx: Tx, row: SnapshotRow) -> Origin | None:
+    """None: of a VM, or its pool is gone."""
+    if row.spec.source.pool is None:
+        return None
+    pool = await pool_rows.get(tx, row.spec.source.pool)
+    if pool is None or pool.deleting_at is not None:
+        return None
+    template, spec = made_from(pool, row.spec)
+    preload = spec.start_from.preload if spec.start_from is not None else None
+    ready_at = await preloads.ready_at(tx, preload) if preload is not None else None
+    return Origin(revision_of(template.fingerprint, spec), ready_at)
+
+
+async def claim_facts(tx: Tx, claim: ClaimRow) -> ClaimFacts:
+    """Our claim on a take's VM, and what its hidden pool says while it waits."""
+    stalled = trouble = None
+    if claim.state is ClaimState.PENDING:
+        pool = await pool_rows.get_by_id(tx, claim.pool_id)
+        if pool is not None and pool.stalled_at is not None:
+            stalled = f"{pool.consecutive_failures} failed in a row: {pool.last_failure}"
+        elif pool is not None:
+            failure = [f"the last one failed: {pool.last_failure}"] if pool.consecutive_failures else []
+            trouble = "; ".join((*failure, *await planning.notes(tx, pool.id)))
+    return ClaimFacts(claim.state, claim.reason, claim.vm_name, stalled, trouble or None)
+
+
+def _with_time_to_stop(vm_spec: Manifest) -> Manifest:
+    """The grace is the VM's own field, and no part of its shape."""
+    vm_spec = copy.deepcopy(vm_spec)
+    vmi = vm_spec["template"]["spec"]
+    vmi["terminationGracePeriodSeconds"] = max(vmi.get("terminationGracePeriodSeconds") or 0, SHUTDOWN_SECONDS)
+    return vm_spec

@@ -1,0 +1,1 @@
+"""Claims in the background: leases that end, failover to another path."""

@@ -1,0 +1,1 @@
+"""Plans each pool."""

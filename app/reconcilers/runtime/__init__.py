@@ -1,0 +1,1 @@
+"""What every reconciler is made of."""

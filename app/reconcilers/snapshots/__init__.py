@@ -1,0 +1,1 @@
+"""Takes snapshots and keeps them fresh."""

@@ -1,0 +1,1 @@
+"""Keeps VirtualMachinePools as their pools want them."""

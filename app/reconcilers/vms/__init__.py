@@ -1,0 +1,1 @@
+"""Creates, watches, labels and removes VMs."""

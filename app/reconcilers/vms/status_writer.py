@@ -1,0 +1,272 @@
+"""Writing down what the cluster shows: changes in batches, the end of objects, and whole lists with what is missing or too many."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import structlog
+
+from app.compute.protocol import Gateway, Gone, Listed
+from app.config import Settings
+from app.domain.health import HealthRules, Judgement, Verdict, ailment, judge
+from app.domain.observation import Observation
+from app.domain.stages import BootMarks, measure_stages
+from app.domain.states import VM_ENDED, VmState
+from app.errors import ClusterError, ClusterUnavailable
+from app.reconcilers.vm_pools.adoption import find_rows, note_detached
+from app.reconcilers.vms.outcomes import FateRules, follow_ready, give_up, let_go, make_ready
+from app.store import vm_pools as backing
+from app.store.database import Database, Tx
+from app.store.vms import observed
+from app.store.vms import rows as vms
+from app.store.vms.observed import ObservedVm, Sighting
+from app.telemetry import BOOT_SECONDS, ORPHANS, VM_ENDS
+
+_CHUNK = 200
+_CLOCK_ALLOWANCE = timedelta(seconds=30)
+"""How far this process's clock may be from the database's before a list could miss a VM that it could not have shown."""
+_ORPHANS_AT_ONCE = 50
+_SHOWN = frozenset({Verdict.READY, Verdict.NOTED, Verdict.UNREADY})
+log = structlog.get_logger(__name__)
+
+Fence = Callable[[Tx], Awaitable[None]]
+"""Raises where this process may not write down any more what it sees; else nobody else begins to until the transaction ends."""
+
+
+OnBoot = Callable[[Mapping[UUID, BootMarks]], None]
+"""Is told of VMs that booted, for what their pods know of it."""
+
+
+class Observing:
+    """`fence` opens every transaction. Without one two that watch at once could undo each other: the slower one writes down
+    that a VM has no instance yet, which the other has seen boot and a client has claimed.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        gateway: Gateway,
+        settings: Settings,
+        *,
+        fence: Fence | None = None,
+        on_boot: OnBoot | None = None,
+    ) -> None:
+        self._db = db
+        self._fence = fence
+        self._on_boot = on_boot
+        self._gateway = gateway
+        self._rules = HealthRules(
+            unready_grace=timedelta(seconds=settings.unready_grace_seconds),
+            replace_window=timedelta(seconds=settings.replace_window_seconds),
+        )
+        self._fates = FateRules.of(settings)
+        self._orphan_grace = timedelta(seconds=settings.orphan_grace_seconds)
+
+    async def apply_changes(self, seen: Sequence[Observation]) -> None:
+        """One transaction for a batch of VMs; the last observation of each counts."""
+        latest = {obs.uid: obs for obs in seen}.values()
+        by_id = {vm_id: obs for obs in latest if (vm_id := _vm_id(obs)) is not None}
+        made = [obs for obs in latest if _vm_id(obs) is None]
+        if not by_id and not made:
+            return
+        async with self._begin() as tx:
+            if made:
+                by_id |= await find_rows(tx, made)
+            now = await observed.database_now(tx)
+            booted, pools = await self._apply(tx, by_id, now)
+        if detached := [obs for obs in made if obs.owner is None]:
+            async with self._begin() as tx:
+                await note_detached(tx, detached)
+        if booted:
+            async with self._begin() as tx:
+                await follow_ready(tx, pools, booted)
+                await self._write_boots(tx, [vm for vm in booted if vm.ready_at is None], by_id, now)
+
+    async def apply_gone(self, *gone: Gone) -> None:
+        """Objects have left the cluster: as we asked, all in one transaction, or without us, each in its own."""
+        if not gone:
+            return
+        async with self._begin() as tx:
+            ended = await observed.of_objects(tx, {each.uid: each.name for each in gone})
+            expected = [vm for vm in ended if vm.state in {VmState.RELEASING, VmState.FAILED}]
+            for vm in sorted(
+                expected, key=lambda vm: (vm.pool_id, vm.id)
+            ):  # pools in one order, as all who wake planners
+                await let_go(tx, vm)
+        for vm in [vm for vm in ended if vm not in expected]:
+            async with self._begin() as tx:
+                for current in (await observed.by_ids(tx, [vm.id])).values():
+                    await self._end(tx, current, reason="its object left the cluster without us")
+
+    async def apply_list(self, listed: Listed) -> None:
+        """The whole truth at `began_at`: every VM in it, those that are missing from it, and those that nobody knows."""
+        for start in range(0, len(listed.observations), _CHUNK):
+            await self.apply_changes(listed.observations[start : start + _CHUNK])
+        await self._end_missing(listed)
+        await self._remove_orphans(listed)
+
+    @asynccontextmanager
+    async def _begin(self) -> AsyncIterator[Tx]:
+        async with self._db.begin() as tx:
+            if self._fence is not None:
+                await self._fence(tx)
+            yield tx
+
+    async def _apply(
+        self, tx: Tx, by_id: dict[UUID, Observation], now: datetime
+    ) -> tuple[list[ObservedVm], list[UUID]]:
+        """As many statements for many VMs as for one, but for those that fail: others wait for the rows meanwhile."""
+        found = [vm for vm in (await observed.by_ids(tx, by_id)).values() if vm.name == by_id[vm.id].name]
+        judged = [(vm, self._judge(vm, by_id[vm.id], now)) for vm in found]
+        created = [vm for vm, judgement in judged if judgement.verdict is Verdict.CREATED]
+        if created:
+            booting = await self._begin_boots(tx, created, by_id)
+            judged = [each for each in judged if each[1].verdict is not Verdict.CREATED]
+            judged += [(vm, self._judge(vm, by_id[vm.id], now)) for vm in booting]
+        # Claims before VMs, and in the order of their ids, as whoever ends claims locks them: nobody waits in a circle.
+        for vm, judgement in sorted(
+            judged, key=lambda one: (one[0].claim_id is not None, one[0].claim_id or one[0].id)
+        ):
+            await self._act(tx, vm, by_id[vm.id], judgement, now)
+        await observed.write(
+            tx, [_sighting(vm.id, by_id[vm.id], verdict) for vm, verdict in judged if verdict.verdict in _SHOWN]
+        )
+        booted = [vm for vm, judgement in judged if judgement.verdict is Verdict.READY]
+        return booted, await make_ready(tx, booted)
+
+    def _judge(self, vm: ObservedVm, seen: Observation, now: datetime) -> Judgement:
+        return judge(vm.facts, seen, vm.warm_when, self._rules, now)
+
+    async def _begin_boots(
+        self, tx: Tx, created: Sequence[ObservedVm], by_id: dict[UUID, Observation]
+    ) -> list[ObservedVm]:
+        """VMs that the watch shows before our own create was answered boot from here on, and are told as they then are.
+
+        Also those whose create is put off because its answer was lost: no later event may come to say that one is ready.
+        """
+        planned = [vm.id for vm in created if vm.state is VmState.PLANNED]
+        await vms.move(tx, planned, VmState.CREATING, sources=[VmState.PLANNED])
+        moved: list[UUID] = []
+        for seconds in sorted({vm.boot_timeout_seconds for vm in created}):
+            ids = [vm.id for vm in created if vm.boot_timeout_seconds == seconds]
+            moved += await vms.move(tx, ids, VmState.BOOTING, sources=[VmState.CREATING], deadline_seconds=seconds)
+        verdict = Judgement(Verdict.CREATED)
+        await observed.write(tx, [_sighting(vm_id, by_id[vm_id], verdict) for vm_id in moved])
+        # Where one was not moved our create was answered since its row was read: it boots, and this may be the last event
+        # that tells it to be warm.
+        return list((await observed.by_ids(tx, [vm.id for vm in created])).values())
+
+    async def _write_boots(
+        self, tx: Tx, booted: Sequence[ObservedVm], by_id: dict[UUID, Observation], now: datetime
+    ) -> None:
+        """How long each stage of a first boot took, as far as VM and instance tell it."""
+        marks = {
+            vm.id: BootMarks.of(by_id[vm.id], planned_at=vm.created_at, asked_at=vm.asked_at, ready_at=now)
+            for vm in booted
+        }
+        await observed.write_stages(tx, {vm_id: measure_stages(of_vm) for vm_id, of_vm in marks.items()})
+        if self._on_boot is not None:
+            self._on_boot(marks)
+        for vm in booted:
+            if vm.asked_at is not None:
+                BOOT_SECONDS.observe((now - vm.asked_at).total_seconds())
+
+    async def _act(self, tx: Tx, vm: ObservedVm, seen: Observation, judgement: Judgement, now: datetime) -> None:
+        if await self._carry_out(tx, vm, judgement, now):
+            return
+        # Its state changed since its row was read: a claim took it, and the same observation means something else now.
+        current = (await observed.by_ids(tx, [vm.id])).get(vm.id)
+        if current is not None and current.state is not vm.state:
+            again = judge(current.facts, seen, current.warm_when, self._rules, now)
+            await self._carry_out(tx, current, again, now)
+
+    async def _carry_out(self, tx: Tx, vm: ObservedVm, judgement: Judgement, now: datetime) -> bool:
+        """False where the VM was in another state by now, and nothing was changed."""
+        reason = judgement.reason or "the cluster gave no reason"
+        match judgement.verdict:
+            case Verdict.UNREADY:
+                grace = self._rules.unready_grace.total_seconds()
+                if not await vms.move(
+                    tx, [vm.id], VmState.BOOTING, sources=[VmState.READY], reason=reason, deadline_seconds=grace
+                ):
+                    return False
+                log.info("vm.unready", vm=vm.name, reason=reason)
+            case Verdict.FAILED | Verdict.DEAD:
+                if not await give_up(tx, vm, VmState.FAILED, reason=reason, rules=self._fates, now=now):
+                    return False
+                VM_ENDS.labels(was=vm.state, became=VmState.FAILED).inc()
+            case _:
+                pass
+        return True
+
+    async def _end(self, tx: Tx, vm: ObservedVm, *, reason: str) -> None:
+        """The VM's object is gone. Where the row changed since it was read, what it says now counts."""
+        if not await self._end_as_read(tx, vm, reason=reason):
+            current = (await observed.by_ids(tx, [vm.id])).get(vm.id)
+            if current is not None and current.state is not vm.state:
+                await self._end_as_read(tx, current, reason=reason)
+
+    async def _end_as_read(self, tx: Tx, vm: ObservedVm, *, reason: str) -> bool:
+        if vm.state in {VmState.RELEASING, VmState.FAILED}:
+            await let_go(tx, vm)
+        elif vm.state in {VmState.BOOTING, VmState.READY, VmState.CLAIMED}:
+            now = await observed.database_now(tx)
+            if not await give_up(tx, vm, VmState.LOST, reason=reason, rules=self._fates, now=now):
+                return False
+            VM_ENDS.labels(was=vm.state, became=VmState.LOST).inc()
+        return True
+
+    async def _end_missing(self, listed: Listed) -> None:
+        objects = {obs.uid: obs.name for obs in listed.observations}
+        before = listed.began_at - _CLOCK_ALLOWANCE
+        async with self._begin() as tx:
+            gone = await observed.missing(tx, objects=objects, before=before, limit=_CHUNK * 10)
+        for vm in gone:
+            async with self._begin() as tx:
+                await self._end(tx, vm, reason="its object is not in the cluster")
+
+    async def _remove_orphans(self, listed: Listed) -> None:
+        """Objects with our label that no living row knows, once they are older than a create whose answer may be on its way.
+
+        What a VirtualMachinePool owns is none, whatever rows say: removed, it would only be replaced.
+        """
+        old = [obs for obs in listed.observations if not obs.deleting and self._is_old(obs, listed.began_at)]
+        async with self._begin() as tx:
+            known = await observed.by_ids(tx, [vm_id for obs in old if (vm_id := _vm_id(obs)) is not None])
+            of_pools = await backing.ids_of_uids(tx, [obs.uid for obs in old if _vm_id(obs) is None])
+        orphans = [obs for obs in old if obs.owner is None and obs.uid not in of_pools and _is_orphan(obs, known)]
+        for obs in orphans[:_ORPHANS_AT_ONCE]:
+            log.warning("orphan.removed", vm=obs.name, uid=obs.uid, pool=obs.pool)
+            try:
+                await self._gateway.delete_vm(name=obs.name, uid=obs.uid)
+            except (ClusterUnavailable, ClusterError) as error:
+                log.info("orphan.left_for_later", vm=obs.name, error=error.detail)
+                return
+            ORPHANS.inc()
+
+    def _is_old(self, obs: Observation, now: datetime) -> bool:
+        created = obs.created_at or datetime.min.replace(tzinfo=UTC)
+        return now - created >= self._orphan_grace
+
+
+def _is_orphan(obs: Observation, known: dict[UUID, ObservedVm]) -> bool:
+    vm_id = _vm_id(obs)
+    vm = known.get(vm_id) if vm_id is not None else None
+    if vm is None or vm.name != obs.name or vm.state in VM_ENDED:
+        return True
+    return vm.facts.uid is not None and vm.facts.uid != obs.uid
+
+
+def _vm_id(obs: Observation) -> UUID | None:
+    try:
+        return UUID(obs.vm_id) if obs.vm_id else None
+    except ValueError:
+        return None
+
+
+def _sighting(vm_id: UUID, seen: Observation, judgement: Judgement) -> Sighting:
+    health = judgement.reason
+    if judgement.verdict is Verdict.CREATED:
+        health = ailment(seen) if seen.failure is not None else None
+    return Sighting(vm_id, seen.uid, seen.vmi_uid, seen.node, seen.addresses, health)

@@ -1,0 +1,1 @@
+"""What a request does. Services open transactions; api/ calls them."""

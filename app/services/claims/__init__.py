@@ -1,0 +1,1 @@
+"""Claims of pools: the claim service, its batcher, queue and waiters."""

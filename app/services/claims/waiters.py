@@ -1,0 +1,110 @@
+"""Requests that wait for a claim to leave `pending`, and how they hear of it.
+
+A notice names the claims that are settled, and wakes those that wait for them; once a second all others look for
+themselves, so that a lost notice costs a second and no more. One query serves all waiters that a look is for.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from uuid import UUID
+
+import structlog
+
+from app.domain.states import ClaimState
+from app.errors import DatabaseUnavailable
+from app.store.claims import rows as claims
+from app.store.claims.warm import ClaimLane
+from app.store.database import Database
+from app.store.rows import ClaimRow
+
+_POLL_SECONDS = 1.0
+log = structlog.get_logger(__name__)
+
+
+class Waiters:
+    """All waiting requests of one process. `run` must be running for anybody to be woken; once it has ended nobody waits."""
+
+    def __init__(self, db: Database, lane: ClaimLane) -> None:
+        self._db = db
+        self._lane = lane
+        self._waiters: dict[UUID, set[asyncio.Future[ClaimRow | None]]] = defaultdict(set)
+        self._closed = False
+        self._named: set[UUID] = set()
+        self._wake = asyncio.Event()
+
+    def wake(self, payload: str = "") -> None:
+        """Looks at once at the claims that a notice names, as far as anybody waits for them; without names at all of them."""
+        if not self._waiters:
+            return
+        named = self._waiters if not payload else {UUID(name) for name in payload.split(",")} & self._waiters.keys()
+        if named:
+            self._named.update(named)
+            self._wake.set()
+
+    async def wait(self, claim_id: UUID, seconds: float) -> ClaimRow | None:
+        """The claim as soon as it is pending no more; None where it still was after `seconds`, or at the stop."""
+        if self._closed:
+            return None
+        waiter: asyncio.Future[ClaimRow | None] = asyncio.get_running_loop().create_future()
+        self._waiters[claim_id].add(waiter)
+        self._named.add(claim_id)  # it may have been settled between its last read and now
+        self._wake.set()
+        try:
+            return await asyncio.wait_for(waiter, seconds)
+        except TimeoutError:
+            return None
+        finally:
+            self._waiters[claim_id].discard(waiter)
+            if not self._waiters[claim_id]:
+                del self._waiters[claim_id]
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Wakes waiters until `stop`, and lets them go then: the claims keep their places, other replicas can be asked.
+
+        A database that is away is waited for.
+        """
+        looked_at_all = 0.0
+        while not stop.is_set():
+            try:
+                if time.monotonic() - looked_at_all >= _POLL_SECONDS:
+                    looked_at_all = time.monotonic()
+                    self._named.update(await self._find_settled())
+                await self._tell(self._take_named())
+            except DatabaseUnavailable:
+                log.debug("waiting_room.database_away")
+            await self._rest(stop)
+        self._closed = True
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def _rest(self, stop: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._wake.wait())]
+        try:
+            await asyncio.wait(waits, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _find_settled(self) -> list[UUID]:
+        """Of all that somebody waits for, those that are pending no more: a thousand still pending cost next to nothing."""
+        if not self._waiters:
+            return []
+        async with self._db.read() as tx:
+            return await claims.settled(tx, list(self._waiters))
+
+    def _take_named(self) -> list[UUID]:
+        self._wake.clear()
+        named, self._named = self._named, set()
+        return [claim_id for claim_id in named if claim_id in self._waiters]
+
+    async def _tell(self, named: list[UUID]) -> None:
+        if not named:
+            return
+        for claim in await self._lane.read(named):
+            if claim.state is not ClaimState.PENDING:
+                for waiter in self._waiters.get(claim.id, ()):
+                    if not waiter.done():
+                        waiter.set_result(claim)

@@ -1,0 +1,140 @@
+"""A VirtualMachine of a manifest: a claim that is found again by the VirtualMachine's name."""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+from app.config import MAX_LEASE_SECONDS
+from app.domain.observation import WarmWhen
+from app.domain.paths import StartPath
+from app.domain.placement import Placement
+from app.domain.pools import Count, StartFrom
+from app.domain.states import ClaimState
+from app.errors import Conflict
+from app.manifests.requests import VIRTUAL_MACHINE, Reference, Wish
+from app.services.claims.service import ClaimAnswer, WarmClaim
+from app.services.manifests.service import Action, Outcome, validated
+from app.services.paths.selector import NewDescribedClaim, PathSelector
+from app.store.claims import of_manifests as manifest_claims
+from app.store.database import Database
+from app.store.rows import ClaimRow
+
+_MARK = "\x1f"  # in no key that a client can send
+
+
+class VmClaim(BaseModel):
+    """A claim that describes its VM, as far as a manifest can say one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vm: dict[str, Any]
+    start_from: StartFrom | None = None
+    placement: Placement | None = None
+    warm_when: WarmWhen = WarmWhen.AGENT
+    paths: Annotated[tuple[StartPath, ...], Field(min_length=1, max_length=len(StartPath))] = tuple(StartPath)
+    deadline_seconds: Annotated[float, Strict(), Field(gt=0, le=MAX_LEASE_SECONDS)] | None = None
+    remember: Annotated[bool, Strict()] = False
+    lease_seconds: Annotated[Count, Field(ge=1, le=MAX_LEASE_SECONDS)] = MAX_LEASE_SECONDS
+    labels: dict[str, Annotated[str, Field(max_length=255)]]
+
+
+def key_of(name: str) -> str:
+    """The idempotency key of the claim that stands for the VirtualMachine of that name."""
+    return f"{_MARK}manifest/{VIRTUAL_MACHINE}/{name}"
+
+
+class VirtualMachineHandler:
+    def __init__(self, db: Database, path_selector: PathSelector) -> None:
+        self._db = db
+        self._chooser = path_selector
+
+    async def check(self, wish: Wish, coming: Mapping[Reference, Wish]) -> Outcome:
+        spec = validated(wish, VmClaim)
+        known = await self._known(wish, spec)
+        if known is not None:
+            return known
+        await self._chooser.check(_claim_of(wish, spec), source_is_coming=bool(wish.needs.keys() & coming.keys()))
+        return Outcome(Action.CREATED, None)
+
+    async def fulfil(self, wish: Wish) -> Outcome:
+        spec = validated(wish, VmClaim)
+        known = await self._known(wish, spec)
+        if known is not None:
+            return known
+        async with self._db.begin() as tx:
+            await manifest_claims.free_key(tx, key_of(wish.name))
+        return _told(await self._chooser.claim(_claim_of(wish, spec), _never))
+
+    async def _known(self, wish: Wish, spec: VmClaim) -> Outcome | None:
+        """The claim that was made before and has not ended. Raises Conflict where it is of another content."""
+        async with self._db.begin() as tx:
+            claim = await manifest_claims.by_key(tx, key_of(wish.name))
+        if claim is None or claim.ended_at is not None:
+            return None
+        if claim.request_hash != _content(spec):
+            raise Conflict(
+                f"VM {wish.name!r} was made from another manifest, and a VM is not changed in place: release claim {claim.id} "
+                f"first (emberpool release {wish.name}), which destroys it, and apply again"
+            )
+        return Outcome(Action.UNCHANGED, _href(claim.id), str(claim.state), _lease_notes(claim))
+
+
+def _claim_of(wish: Wish, spec: VmClaim) -> NewDescribedClaim:
+    return NewDescribedClaim(
+        vm=spec.vm,
+        paths=spec.paths,
+        warm_when=spec.warm_when,
+        start_from=spec.start_from,
+        placement=spec.placement,
+        deadline_seconds=spec.deadline_seconds,
+        remember=spec.remember,
+        lease_seconds=spec.lease_seconds,
+        labels=spec.labels,
+        key=key_of(wish.name),
+        request_hash=_content(spec),
+    )
+
+
+def _content(spec: VmClaim) -> str:
+    body = spec.model_dump(mode="json", exclude_defaults=True)
+    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _told(answer: ClaimAnswer) -> Outcome:
+    if isinstance(answer, WarmClaim):
+        bound = answer.bound
+        path = f"it was served warm, by pool {answer.pool!r}"
+        return Outcome(
+            Action.CREATED,
+            _href(bound.claim_id),
+            str(ClaimState.BOUND),
+            (path, _lease(bound.claim_id, bound.lease_expires_at)),
+        )
+    claim = answer.claim
+    notes = _lease_notes(claim)
+    if claim.state is ClaimState.PENDING:
+        notes = (f"it is on its way: {claim.reason}",)
+    action = Action.UNCHANGED if answer.replayed else Action.CREATED
+    return Outcome(action, _href(claim.id), str(claim.state), notes)
+
+
+def _lease_notes(claim: ClaimRow) -> tuple[str, ...]:
+    return (_lease(claim.id, claim.lease_expires_at),) if claim.lease_expires_at is not None else ()
+
+
+def _lease(claim_id: UUID | str, until: datetime) -> str:
+    return f"its lease ends at {until.isoformat(timespec='seconds')}; POST {_href(claim_id)}/renew extends it"
+
+
+def _href(claim_id: UUID | str) -> str:
+    return f"/v1/claims/{claim_id}"
+
+
+async def _never() -> None:
+    await asyncio.Event().wait()

@@ -1,0 +1,1 @@
+"""Claims that describe their VM."""

@@ -1,0 +1,237 @@
+"""Writing pools: the cluster is asked first, with no transaction open, and then one transaction writes what it said yes to."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
+
+import structlog
+
+from app.compute.protocol import Gateway, VmPoolOrder, VmTemplate
+from app.domain.pools import PoolSpec, revision_of
+from app.domain.states import ClaimState, VmState
+from app.domain.vm_pools import Backing
+from app.errors import ClusterNotFound, Conflict, FieldProblem, InvalidRequest, PoolBeingDeleted, PoolNotFound
+from app.ids import new_id, vm_pool_name
+from app.lifecycle.placement import require_fit
+from app.lifecycle.start_sources import require_source, require_use
+from app.store import events
+from app.store import vm_pools as backing
+from app.store.claims import rows as claim_rows
+from app.store.database import Database, Tx
+from app.store.notices import Topic, notify, notify_settled
+from app.store.pools import rows as pool_rows
+from app.store.rows import PoolRow
+from app.store.vms import rows as vms
+
+log = structlog.get_logger(__name__)
+
+
+class Written(StrEnum):
+    CREATED = "created"
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class PutPool:
+    pool: PoolRow
+    outcome: Written
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPool:
+    """A pool that may be written, what its VMs are made from, and what writing it does as things stand."""
+
+    template: VmTemplate
+    revision: str
+    outcome: Written
+
+
+async def check_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> CheckedPool:
+    """What speaks against the pool, found out without writing anything.
+
+    A template that is new to the pool is checked by a server-side dry run. Where more is asked of the nodes than before, all VMs
+    of the pool's size must fit on them as they were seen last, with nothing else there; claimed ones do not count, as they go.
+    Raises TemplateRefused, Unschedulable, PoolBeingDeleted, ClusterUnavailable, and InvalidRequest where what stands behind the
+    pool would change, or cannot be had on this cluster.
+    """
+    template = gateway.expand(spec.template, spec.warm_when, spec.placement, diskless=spec.start_from is not None)
+    revision = revision_of(template.fingerprint, spec)
+    async with db.begin() as tx:
+        before = await pool_rows.get(tx, name)
+    _refuse_deleting(before)
+    _refuse_other_backing(before, spec)
+    if before is None or before.revision != revision:
+        await gateway.check(template)
+        if spec.backing is Backing.VIRTUAL_MACHINE_POOL:
+            await _check_vm_pool(gateway, name, template, revision)
+    if not spec.allow_unschedulable and _asks_for_more(before, spec, revision):
+        async with db.begin() as tx:
+            await require_fit(tx, gateway.demand(template.spec), max(1, spec.size))
+    if before is None:
+        return CheckedPool(template, revision, Written.CREATED)
+    unchanged = before.spec == spec and before.revision == revision
+    return CheckedPool(template, revision, Written.UNCHANGED if unchanged else Written.CHANGED)
+
+
+async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> PutPool:
+    """Creates the pool, or brings it to `spec`; the same spec again changes nothing.
+
+    Raises what `check_pool` raises, and InvalidRequest where what its VMs are to start from does not exist.
+    """
+    checked = await check_pool(db, gateway, name, spec)
+    template, revision = checked.template, checked.revision
+    async with db.begin() as tx:
+        pool = await pool_rows.get(tx, name, lock=True)
+        _refuse_deleting(pool)
+        _refuse_other_backing(pool, spec)
+        if pool is None or pool.spec.start_from != spec.start_from:
+            await require_source(tx, spec.start_from, template)
+        elif pool.revision != revision:
+            await require_use(tx, spec.start_from, template)
+        if pool is None:
+            outcome = Written.CREATED
+            pool_id = new_id()
+            if not await pool_rows.insert(
+                tx,
+                pool_id=pool_id,
+                name=name,
+                spec=spec,
+                vm_spec=template.spec,
+                revision=revision,
+                shape=template.shape,
+            ):
+                raise Conflict(f"pool {name!r} was written by somebody else at the same moment; read it and try again")
+            if spec.backing is Backing.VIRTUAL_MACHINE_POOL:
+                await backing.insert(tx, pool_id, name=vm_pool_name(name, pool_id, 1))
+        else:
+            pool_id = pool.id
+            if pool.spec == spec and pool.revision == revision:
+                return PutPool(pool, Written.UNCHANGED)
+            outcome = Written.CHANGED
+            await pool_rows.replace(
+                tx, pool_id, spec=spec, vm_spec=template.spec, revision=revision, shape=template.shape
+            )
+        await events.record(tx, f"pool.{outcome}", pool_id=pool_id, size=spec.size, revision=revision[:12])
+        await _wake(tx, pool_id)
+        written = await pool_rows.get_by_id(tx, pool_id)
+    if written is None:
+        raise PoolNotFound(f"pool {name!r} was deleted at the same moment; write it again if you still want it")
+    log.info("pool.written", pool=name, outcome=outcome, size=spec.size)
+    return PutPool(written, outcome)
+
+
+async def delete_pool(db: Database, name: str, *, force: bool) -> PoolRow:
+    """Begins the end of a pool: unclaimed VMs go, waiting claims fail, claimed VMs are kept until released.
+
+    With `force` the claimed ones are released now. Asking again is allowed, also to add `force`. Raises PoolNotFound.
+    """
+    async with db.begin() as tx:
+        pool = await _existing(tx, name, lock=True)
+        if await pool_rows.begin_delete(tx, pool.id):
+            await events.record(tx, "pool.deleting", pool_id=pool.id, force=force)
+        waiting = await claim_rows.pending_of_pool(tx, pool.id)
+        reason = f"pool {name!r} was deleted"
+        await claim_rows.end(tx, waiting, ClaimState.FAILED, sources=[ClaimState.PENDING], reason=reason)
+        if force:
+            bound = await claim_rows.bound_of_pool(tx, pool.id)
+            ended = await claim_rows.end(
+                tx, bound, ClaimState.RELEASED, sources=[ClaimState.BOUND], reason=f"{reason} by force"
+            )
+            held = [vm_id for _, _, vm_id in ended if vm_id is not None]
+            await vms.release(tx, held, sources=[VmState.CLAIMED], reason=f"{reason} by force")
+            await notify(tx, Topic.REMOVE)
+        await notify_settled(tx, waiting)
+        await _wake(tx, pool.id)
+        deleted = await pool_rows.get_by_id(tx, pool.id)
+    log.info("pool.deleting", pool=name, force=force)
+    return deleted if deleted is not None else pool
+
+
+async def replenish_pool(db: Database, name: str) -> PoolRow:
+    """Fills the pool up to its size once, also one without auto_replenish."""
+    async with db.begin() as tx:
+        pool = await _existing(tx, name, lock=True)
+        _refuse_deleting(pool)
+        await pool_rows.replenish(tx, pool.id)
+        await events.record(tx, "pool.replenish", pool_id=pool.id)
+        await _wake(tx, pool.id)
+        return await _again(tx, pool)
+
+
+async def pause_pool(db: Database, name: str) -> PoolRow:
+    """Nothing is created or removed for the pool until it is resumed; its warm VMs can be claimed all the same."""
+    async with db.begin() as tx:
+        pool = await _existing(tx, name, lock=True)
+        _refuse_deleting(pool)
+        if await pool_rows.set_paused(tx, pool.id, paused=True):
+            await events.record(tx, "pool.paused", pool_id=pool.id)
+            await _wake(tx, pool.id)
+        return await _again(tx, pool)
+
+
+async def resume_pool(db: Database, name: str) -> PoolRow:
+    """Ends a pause, closes the breaker and forgets the backoff."""
+    async with db.begin() as tx:
+        pool = await _existing(tx, name, lock=True)
+        _refuse_deleting(pool)
+        resumed = await pool_rows.set_paused(tx, pool.id, paused=False)
+        forgiven = await pool_rows.forgive(tx, [pool.id])
+        if resumed or forgiven:
+            await events.record(tx, "pool.resumed", pool_id=pool.id)
+            await _wake(tx, pool.id)
+        return await _again(tx, pool)
+
+
+def no_such_pool(name: str) -> PoolNotFound:
+    return PoolNotFound(f"no pool is named {name!r}; GET /v1/pools lists them, PUT /v1/pools/{name} makes one")
+
+
+async def _existing(tx: Tx, name: str, *, lock: bool) -> PoolRow:
+    pool = await pool_rows.get(tx, name, lock=lock)
+    if pool is None:
+        raise no_such_pool(name)
+    return pool
+
+
+async def _again(tx: Tx, pool: PoolRow) -> PoolRow:
+    found = await pool_rows.get_by_id(tx, pool.id)
+    return found if found is not None else pool
+
+
+def _refuse_deleting(pool: PoolRow | None) -> None:
+    if pool is not None and pool.deleting_at is not None:
+        raise PoolBeingDeleted(
+            f"pool {pool.name!r} is being deleted and its name is free once its last VM has gone; "
+            f"DELETE /v1/pools/{pool.name}?force=true releases its claims now"
+        )
+
+
+def _refuse_other_backing(pool: PoolRow | None, spec: PoolSpec) -> None:
+    """A VM is made by one of two handlers, and which it was stays with it: a pool is of one kind for its life."""
+    if pool is None or pool.spec.backing is spec.backing:
+        return
+    message = f"pool {pool.name!r} is {pool.spec.backing}, and stays so; to change that, make a pool of another name and delete this one"
+    raise InvalidRequest(f"backing: {message}. Nothing was changed", problems=[FieldProblem("backing", message)])
+
+
+def _asks_for_more(before: PoolRow | None, spec: PoolSpec, revision: str) -> bool:
+    """A pool that fits no more may be changed in all else, and made smaller."""
+    if before is None or before.revision != revision or before.spec.allow_unschedulable:
+        return True
+    return spec.size > before.spec.size
+
+
+async def _check_vm_pool(gateway: Gateway, name: str, template: VmTemplate, revision: str) -> None:
+    pool_id = new_id()
+    order = VmPoolOrder(vm_pool_name(name, pool_id, 1), name, pool_id, template, revision)
+    try:
+        await gateway.vm_pools.check(order)
+    except ClusterNotFound as error:
+        message = f"a VirtualMachinePool cannot be made on this cluster: {error.detail}"
+        raise InvalidRequest(f"backing: {message}", problems=[FieldProblem("backing", message)]) from error
+
+
+async def _wake(tx: Tx, pool_id: UUID) -> None:
+    await pool_rows.plan_soon(tx, pool_id)
+    await notify(tx, Topic.POOL, pool_id)

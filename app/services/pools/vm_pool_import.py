@@ -1,0 +1,125 @@
+"""Taking over a VirtualMachinePool that somebody made: it becomes a pool, and its VMs become the pool's, as they run."""
+
+from dataclasses import dataclass
+
+import structlog
+from pydantic import ValidationError
+
+from app.compute.protocol import FoundVmPool, Gateway
+from app.domain.observation import WarmWhen
+from app.domain.pools import PoolSpec
+from app.domain.vm_pools import Backing
+from app.errors import ClusterNotFound, Conflict, FieldProblem, InvalidRequest
+from app.ids import new_id
+from app.services.pools.service import Written, check_pool
+from app.store import events
+from app.store import vm_pools as backing
+from app.store.database import Database
+from app.store.notices import Topic, notify
+from app.store.pools import rows as pool_rows
+from app.store.rows import PoolRow
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """What taking a VirtualMachinePool over changes, in sentences, and which VMs become the pool's. `pool` None: nothing was
+    done, it was only looked at.
+    """
+
+    vm_pool: str
+    name: str
+    spec: PoolSpec
+    changes: tuple[str, ...]
+    vms: tuple[str, ...]
+    pool: PoolRow | None
+
+
+async def import_vm_pool(
+    db: Database, gateway: Gateway, *, vm_pool: str, name: str, warm_when: WarmWhen, dry_run: bool
+) -> Import:
+    """Makes pool `name` of the VirtualMachinePool: its template is the pool's, its replicas are the size. No VM is restarted or
+    removed by that. With `dry_run` nothing is written anywhere.
+
+    Raises ClusterNotFound, Conflict where it belongs to a pool or is being deleted or the name is taken, InvalidRequest where
+    it cannot be a pool, and what `check_pool` raises.
+    """
+    found = await gateway.vm_pools.find(vm_pool)
+    if found is None:
+        raise ClusterNotFound(f"There is no VirtualMachinePool {vm_pool}; kubectl get vmpool lists them.")
+    if found.sight.deleting:
+        raise Conflict(f"VirtualMachinePool {vm_pool} is being deleted; nothing was changed")
+    if found.sight.ours:
+        raise Conflict(f"VirtualMachinePool {vm_pool} belongs to a pool already; GET /v1/pools lists them")
+    spec = _spec_of(found, warm_when)
+    checked = await check_pool(db, gateway, name, spec)
+    if checked.outcome is not Written.CREATED:
+        raise Conflict(
+            f"there is a pool {name!r} already; choose another name for what VirtualMachinePool {vm_pool} becomes"
+        )
+    pool: PoolRow | None = None
+    if not dry_run:
+        pool_id = new_id()
+        async with db.begin() as tx:
+            if not await pool_rows.insert(
+                tx,
+                pool_id=pool_id,
+                name=name,
+                spec=spec,
+                vm_spec=checked.template.spec,
+                revision=checked.revision,
+                shape=checked.template.shape,
+            ):
+                raise Conflict(f"pool {name!r} was written by somebody else at the same moment; nothing was changed")
+            sight = found.sight
+            await backing.insert(tx, pool_id, name=sight.name, uid=sight.uid, replicas=sight.replicas, adopted=True)
+            await events.record(
+                tx, "pool.created", pool_id=pool_id, size=spec.size, revision=checked.revision[:12], imported=vm_pool
+            )
+            await notify(tx, Topic.POOL, pool_id)
+            await notify(tx, Topic.PLAN, pool_id)
+            pool = await pool_rows.get_by_id(tx, pool_id)
+        log.info("pool.imported", pool=name, vm_pool=vm_pool, vms=len(found.members))
+    return Import(vm_pool, name, spec, tell_changes(found, name), found.members, pool)
+
+
+def tell_changes(found: FoundVmPool, pool: str) -> tuple[str, ...]:
+    """What becomes of it in the cluster, one sentence each."""
+    told = [
+        f"{strategy} becomes unmanaged: the cluster creates VMs, and no longer changes or deletes them"
+        for strategy in found.managed
+    ]
+    if found.heals:
+        told.append("autohealing is taken out: pool health is judged here, and it acts on every VM of the namespace")
+    told.append("it, its template, its VMs and their running instances get the labels by which they are known here")
+    told.append("it gets a finalizer, so that its VMs can be detached before it goes where somebody deletes it")
+    told.append(
+        "its template is written again as the pool's, which new VMs are made from; those that run stay as they are"
+    )
+    if found.sight.paused:
+        told.append("it is paused, and stays so until somebody resumes it in the cluster")
+    if found.members:
+        told.append(
+            f"{len(found.members)} VMs become warm VMs of pool {pool!r} as they run; none is restarted or removed"
+        )
+    return tuple(told)
+
+
+def _spec_of(found: FoundVmPool, warm_when: WarmWhen) -> PoolSpec:
+    given = {
+        "size": found.sight.replicas,
+        "template": found.template,
+        "backing": Backing.VIRTUAL_MACHINE_POOL,
+        "warm_when": warm_when,
+    }
+    try:
+        return PoolSpec.model_validate(given)
+    except ValidationError as error:
+        problems = [
+            FieldProblem(".".join(str(part) for part in each["loc"]), str(each["msg"])) for each in error.errors()
+        ]
+        told = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
+        raise InvalidRequest(
+            f"VirtualMachinePool {found.sight.name} cannot be a pool: {told}", problems=problems
+        ) from error

@@ -1,0 +1,60 @@
+"""One read for all who ask the same at the same moment."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class SingleFlight(Generic[Key, Value]):
+    """Runs `read` once for a key at a time. Whoever is cancelled leaves the read to the others; an error is everybody's."""
+
+    def __init__(self, read: Callable[[Key], Awaitable[Value]]) -> None:
+        self._read = read
+        self._running: dict[Key, asyncio.Future[Value]] = {}
+        self._next: dict[Key, asyncio.Future[Value]] = {}
+
+    async def get(self, key: Key) -> Value:
+        """The value of the read under way, or of a new one: it may have begun before this call."""
+        running = self._running.get(key)
+        return await asyncio.shield(running if running is not None else self._start(key))
+
+    def begin(self, key: Key) -> None:
+        """Begins a read, unless one is under way; nobody waits for it here."""
+        if key not in self._running:
+            self._start(key)
+
+    async def get_fresh(self, key: Key) -> Value:
+        """The value of a read that begins after this call; all who call while one is under way share the next."""
+        running = self._running.get(key)
+        if running is None:
+            return await asyncio.shield(self._start(key))
+        following = self._next.get(key)
+        if following is None:
+            following = self._next[key] = asyncio.ensure_future(self._follow(key, running))
+            following.add_done_callback(_hush)
+        return await asyncio.shield(following)
+
+    def _start(self, key: Key) -> "asyncio.Future[Value]":
+        running = self._running[key] = asyncio.ensure_future(self._read(key))
+        running.add_done_callback(lambda done: self._end(key, done))
+        running.add_done_callback(_hush)
+        return running
+
+    async def _follow(self, key: Key, running: "asyncio.Future[Value]") -> Value:
+        await asyncio.wait([running])
+        self._next.pop(key, None)
+        again = self._running.get(key)
+        return await (again if again is not None and again is not running else self._start(key))
+
+    def _end(self, key: Key, done: "asyncio.Future[Value]") -> None:
+        if self._running.get(key) is done:
+            del self._running[key]
+
+
+def _hush(done: "asyncio.Future[Value]") -> None:
+    """Whoever waited has had the error; nobody waiting is no fault."""
+    if not done.cancelled():
+        done.exception()

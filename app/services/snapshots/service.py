@@ -1,0 +1,198 @@
+"""Asking for snapshots and letting them go: what speaks against it is found out first, and then one transaction writes it.
+
+The work itself is the workers': see `taking`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from app.compute.kubevirt.templates.start_sources import has_own_disk
+from app.compute.protocol import Gateway, VmTemplate
+from app.domain.snapshots import UNDER_WAY, SnapshotSpec, VolumeVerdict
+from app.errors import (
+    Conflict,
+    FieldProblem,
+    PoolBeingDeleted,
+    SnapshotBeingDeleted,
+    SnapshotInUse,
+    SnapshotNotFound,
+    SnapshotRefused,
+    VmNotFound,
+)
+from app.ids import new_id
+from app.lifecycle.on_demand_pools import KIND
+from app.lifecycle.snapshot_origins import made_from
+from app.services.pools.service import Written, no_such_pool
+from app.store import events
+from app.store.database import Database, Tx
+from app.store.notices import Topic, notify
+from app.store.pools import rows as pool_rows
+from app.store.snapshots import rows as snapshot_rows
+from app.store.snapshots.rows import SnapshotRow
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedSnapshot:
+    """`snapshot` None: only tried out, and it would be new."""
+
+    snapshot: SnapshotRow | None
+    outcome: Written
+
+
+async def create_snapshot(
+    db: Database, gateway: Gateway, spec: SnapshotSpec, *, dry_run: bool = False
+) -> CreatedSnapshot:
+    """A snapshot under a name, taken from now on; the same spec again changes nothing. With `dry_run` nothing is written.
+
+    Raises Conflict where another spec has the name, SnapshotBeingDeleted, VmNotFound, PoolNotFound, PoolBeingDeleted,
+    SnapshotRefused where no disk of the source could be in it, ClusterUnavailable (nothing is stored then).
+    """
+    async with db.begin() as tx:
+        known = await _known(tx, spec)
+    if known is not None:
+        return CreatedSnapshot(known, Written.UNCHANGED)
+    if spec.source.vm is not None:
+        await _check_vm(gateway, spec.source.vm)
+    if spec.source.pool is not None:
+        await _check_pool(db, gateway, spec.source.pool, spec)
+    if dry_run:
+        return CreatedSnapshot(None, Written.CREATED)
+    async with db.begin() as tx:
+        snapshot_id = new_id()
+        if not await snapshot_rows.insert(tx, snapshot_id=snapshot_id, spec=spec):
+            known = await _known(tx, spec)
+            if known is not None:
+                return CreatedSnapshot(known, Written.UNCHANGED)
+            raise Conflict(f"snapshot {spec.name!r} was deleted at the same moment; ask again if you still want it")
+        await events.record(tx, "snapshot.created", snapshot=spec.name)
+        await snapshot_rows.insert_take(tx, snapshot_id=snapshot_id, take_id=new_id())
+        await notify(tx, Topic.SNAPSHOT)
+        written = await snapshot_rows.get_by_id(tx, snapshot_id)
+    log.info("snapshot.created", snapshot=spec.name)
+    return CreatedSnapshot(written, Written.CREATED)
+
+
+async def refresh_snapshot(db: Database, name: str) -> SnapshotRow:
+    """Takes a new one now; where one is being taken already, that is the new one. Raises SnapshotNotFound, SnapshotBeingDeleted."""
+    async with db.begin() as tx:
+        row = await _existing(tx, name)
+        _refuse_deleting(row)
+        takes = (await snapshot_rows.takes_of(tx, [row.id]))[row.id]
+        if not any(take.state in UNDER_WAY for take in takes):
+            await snapshot_rows.insert_take(tx, snapshot_id=row.id, take_id=new_id())
+        await snapshot_rows.make_due(tx, row.id)
+        await notify(tx, Topic.SNAPSHOT)
+    log.info("snapshot.refresh", snapshot=name)
+    return row
+
+
+async def delete_snapshot(db: Database, name: str, *, force: bool) -> SnapshotRow:
+    """Begins the end of a snapshot: nothing starts from it any more, and the cluster's objects go. Asking again is allowed.
+
+    Raises SnapshotNotFound; SnapshotInUse where pools start from it: with `force` they start cold from then on, and only
+    those that could not, as their template has no disk of its own, are in the way.
+    """
+    async with db.begin() as tx:
+        row = await _existing(tx, name)
+        if row.deleting_at is None:
+            users = await snapshot_rows.pools_using(tx, name)
+            if users and not force:
+                raise SnapshotInUse(
+                    f"VMs of the pools {_quoted(list(users))} start from snapshot {name!r}; change their start_from, or delete "
+                    "it with ?force=true: they start cold from then on"
+                )
+            diskless = [pool for pool, spec in users.items() if not has_own_disk(spec)]
+            if diskless:
+                raise SnapshotInUse(
+                    f"the pools {_quoted(diskless)} have no disk but that of snapshot {name!r}, and could not start cold; "
+                    "change or delete them first"
+                )
+            await snapshot_rows.begin_delete(tx, row.id)
+            await events.record(tx, "snapshot.deleting", snapshot=name, force=force)
+            await notify(tx, Topic.SNAPSHOT)
+        deleting = await snapshot_rows.get_by_id(tx, row.id)
+    log.info("snapshot.deleting", snapshot=name, force=force)
+    return deleting if deleting is not None else row
+
+
+def no_such_snapshot(name: str) -> SnapshotNotFound:
+    return SnapshotNotFound(
+        f"no snapshot is named {name!r}; GET /v1/snapshots lists them, POST /v1/snapshots takes one"
+    )
+
+
+def refuse_without_disks(what: str, field: str, volumes: Sequence[VolumeVerdict]) -> None:
+    """Raises SnapshotRefused where nothing of it could be in a snapshot, with each volume's reason."""
+    if any(volume.enabled for volume in volumes):
+        return
+    reasons = "; ".join(f"{volume.name}: {volume.reason}" for volume in volumes) or "it has no volumes"
+    message = f"nothing of {what} can be snapshotted: {reasons}"
+    raise SnapshotRefused(
+        f"{message}. Give it a disk on a storage class that has a VolumeSnapshotClass",
+        problems=[FieldProblem(field, f"{volume.name}: {volume.reason}") for volume in volumes]
+        or [FieldProblem(field, message)],
+    )
+
+
+async def _known(tx: Tx, spec: SnapshotSpec) -> SnapshotRow | None:
+    """The snapshot that has the name, where it is the one that is asked for."""
+    row = await snapshot_rows.get(tx, spec.name)
+    if row is None:
+        return None
+    _refuse_deleting(row)
+    was, asked = row.spec.model_dump(mode="json"), spec.model_dump(mode="json")
+    problems = [
+        FieldProblem(key, f"it is {was[key]!r} there, and {asked[key]!r} here")
+        for key in asked
+        if was[key] != asked[key]
+    ]
+    if problems:
+        differs = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
+        raise Conflict(
+            f"a snapshot {spec.name!r} exists, and is another one: {differs}. Take another name, or delete that one first",
+            problems=problems,
+        )
+    return row
+
+
+async def _check_vm(gateway: Gateway, name: str) -> None:
+    vm = await gateway.snapshots.source(name)
+    if vm is None or vm.deleting:
+        gone = "is being deleted" if vm is not None else "does not exist in the namespace"
+        raise VmNotFound(f"source.vm: VM {name!r} {gone}; name one that stands there")
+    refuse_without_disks(f"VM {name!r}", "source.vm", vm.volumes)
+
+
+async def _check_pool(db: Database, gateway: Gateway, name: str, snapshot: SnapshotSpec) -> None:
+    async with db.begin() as tx:
+        pool = await pool_rows.get(tx, name)
+    if pool is None or pool.kind == KIND:
+        raise no_such_pool(name)
+    if pool.deleting_at is not None:
+        raise PoolBeingDeleted(f"pool {name!r} is being deleted; take a snapshot of another one")
+    template, spec = made_from(pool, snapshot)
+    if spec.start_from is None:  # else what it starts from brings it a disk
+        verdicts = gateway.snapshots.judge(VmTemplate(spec=pool.vm_spec, fingerprint=template.fingerprint))
+        refuse_without_disks(f"pool {name!r}", "source.pool", verdicts)
+
+
+async def _existing(tx: Tx, name: str) -> SnapshotRow:
+    row = await snapshot_rows.get(tx, name, lock=True)
+    if row is None:
+        raise no_such_snapshot(name)
+    return row
+
+
+def _refuse_deleting(row: SnapshotRow) -> None:
+    if row.deleting_at is not None:
+        raise SnapshotBeingDeleted(
+            f"snapshot {row.name!r} is being deleted, and its name is free once the cluster holds nothing of it any more"
+        )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)

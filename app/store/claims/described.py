@@ -1,0 +1,98 @@
+"""Claims that described their VM, and what was chosen for them: written down, and changed where it came to nothing.
+
+Rows are locked in the order of `claims`: a place in a queue, then the claim.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.store.claims.rows import StoredChoice
+
+_EXPLAIN = text("""
+    UPDATE claim SET shape = :shape, choice = :choice, allowed = CAST(:allowed AS text[])
+    WHERE id = :id AND (:whatever OR EXISTS (
+        SELECT 1 FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = claim.vm_id
+          AND (v.shape = :shape OR (v.shape IS NULL AND v.revision = p.revision AND p.shape = :shape)))) RETURNING id
+""").bindparams(bindparam("choice", type_=JSONB))
+_REMEMBER = text("""
+    UPDATE claim SET choice = choice || jsonb_build_object('remembered', CAST(:remembered AS jsonb)) WHERE id = :id AND choice IS NOT NULL
+""").bindparams(bindparam("remembered", type_=JSONB))
+
+# Pools in trouble are few, and whoever waits long in a hidden one is looked at again: its source may have gone.
+_STUCK = text("""
+    SELECT q.claim_id, q.pool_id FROM claim_queue q JOIN claim c ON c.id = q.claim_id JOIN pool p ON p.id = q.pool_id
+    WHERE c.allowed IS NOT NULL AND c.state = 'pending' AND (
+        p.deleting_at IS NOT NULL OR p.stalled_at IS NOT NULL OR p.paused
+        OR (p.kind = 'shape' AND p.path <> 'cold' AND (
+            p.last_failure_at > (c.choice->>'at')::timestamptz
+            OR (c.choice->>'at')::timestamptz < now() - make_interval(secs => :patience)
+                AND EXISTS (SELECT 1 FROM vm v WHERE v.pool_id = p.id AND v.ended_at IS NULL AND v.state = 'planned' AND v.health IS NOT NULL))))
+    ORDER BY random() LIMIT :limit
+""")
+_LOCK_PLACE = text("SELECT 1 FROM claim_queue WHERE claim_id = :id AND pool_id = :pool_id FOR UPDATE SKIP LOCKED")
+_LOCK_CLAIM = text("SELECT id FROM claim WHERE id = :id AND state = 'pending' FOR UPDATE")
+_MOVE = text("""
+    WITH left_behind AS (DELETE FROM claim_queue WHERE claim_id = :id),
+    moved AS (
+        UPDATE claim SET pool_id = :pool_id, choice = choice || :choice, reason = :reason WHERE id = :id RETURNING id),
+    noted AS (INSERT INTO event (type, pool_id, claim_id, data)
+        SELECT 'claim.rerouted', CAST(:pool_id AS uuid), id, jsonb_build_object('path', CAST(:path AS text), 'reason', CAST(:reason AS text))
+        FROM moved)
+    SELECT id FROM moved
+""").bindparams(bindparam("choice", type_=JSONB))
+_QUEUE = text("INSERT INTO claim_queue (pool_id, claim_id) VALUES (:pool_id, :id)")
+
+
+@dataclass(frozen=True, slots=True)
+class StuckClaim:
+    id: UUID
+    pool_id: UUID
+
+
+async def explain(tx: AsyncConnection, claim_id: UUID, wish: StoredChoice, *, whatever_vm: bool = False) -> bool:
+    """Writes a claim's wish beside it. False where its VM is not of that shape, and nothing was written.
+
+    With `whatever_vm` that is not looked at.
+    """
+    params = {
+        "id": claim_id,
+        "shape": wish.shape,
+        "choice": wish.choice,
+        "allowed": list(wish.allowed),
+        "whatever": whatever_vm,
+    }
+    return (await tx.execute(_EXPLAIN, params)).first() is not None
+
+
+async def remember(tx: AsyncConnection, claim_id: UUID, remembered: dict[str, Any]) -> None:
+    """Writes down what was kept for the next claim of the same shape."""
+    await tx.execute(_REMEMBER, {"id": claim_id, "remembered": remembered})
+
+
+async def stuck(tx: AsyncConnection, *, patience_seconds: float, limit: int) -> list[StuckClaim]:
+    """Some of the claims that wait where no VM may come: their pool is stalled, paused or going, a VM of theirs failed, or is
+    put off for long. In any order, so that those with no other path hide nobody.
+    """
+    rows = await tx.execute(_STUCK, {"patience": patience_seconds, "limit": limit})
+    return [StuckClaim(row.claim_id, row.pool_id) for row in rows]
+
+
+async def hold(tx: AsyncConnection, claim: StuckClaim) -> bool:
+    """Locks the claim with its place until `tx` ends; False where it waits there no more, or is just being served."""
+    if (await tx.execute(_LOCK_PLACE, {"id": claim.id, "pool_id": claim.pool_id})).first() is None:
+        return False
+    return (await tx.execute(_LOCK_CLAIM, {"id": claim.id})).first() is not None
+
+
+async def move(
+    tx: AsyncConnection, claim_id: UUID, *, pool_id: UUID, path: str, choice: dict[str, Any], reason: str
+) -> None:
+    """Takes a pending claim that the caller holds out of its queue, to the end of another's."""
+    params = {"id": claim_id, "pool_id": pool_id, "path": path, "choice": choice, "reason": reason}
+    await tx.execute(_MOVE, params)
+    await tx.execute(_QUEUE, {"id": claim_id, "pool_id": pool_id})

@@ -1,0 +1,112 @@
+"""The claim of one warm VM that is as wished, in two short statements of one transaction: a look at the head of the queue, and
+the claim of the best place there that nobody else takes at this moment.
+
+What it costs does not grow with the pool or its history: it looks at so many places and so many of the latest claims, and no
+more. It is for claims that have a wish alone; all others are combined (`claim_lane`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.placement import WarmPlace
+from app.store.claims.warm import Bound, ClaimRequest
+
+LOOKED_AT = 64
+"""So many places of the queue, and so many of the pool's latest claims."""
+
+# For this transaction alone. A plan that was made while the tables were young would read them whole for good.
+_WALK_INDEXES = text(
+    "SELECT set_config('enable_seqscan', 'off', true), set_config('plan_cache_mode', 'force_custom_plan', true)"
+)
+_HEAD = text("""
+    SELECT seq, node FROM ready_slot WHERE pool_id = :pool_id AND seq >= :from_seq ORDER BY seq LIMIT :limit
+""")
+_ZONES = text("SELECT name, zone FROM node WHERE name = ANY(CAST(:names AS text[]))")
+_LATEST = text("""
+    SELECT v.node, count(*) AS n FROM vm v WHERE v.id = ANY(ARRAY(
+        SELECT vm_id FROM (
+            SELECT vm_id, state FROM claim WHERE pool_id = :pool_id ORDER BY id DESC LIMIT :limit) latest
+        WHERE state = 'bound'))
+      AND v.node IS NOT NULL GROUP BY v.node
+""")
+
+# As in the claim lane: whoever has the lock of a place has the VM, and a place that another has is passed over.
+_TAKE = text("""
+WITH locked AS MATERIALIZED (
+    SELECT ctid AS tid, vm_id, name, node, addresses, ready_at, boot_seconds FROM ready_slot
+    WHERE pool_id = :pool_id AND seq = ANY(CAST(:seqs AS bigint[]))
+      AND (SELECT deleting_at IS NULL FROM pool WHERE id = :pool_id)
+    ORDER BY array_position(CAST(:seqs AS bigint[]), seq) LIMIT 1 FOR UPDATE SKIP LOCKED),
+made AS (
+    INSERT INTO claim (id, pool_id, vm_id, state, idem_key, request_hash, labels, path, lease_seconds, lease_expires_at, bound_at)
+    SELECT :claim_id, :pool_id, vm_id, 'bound', CAST(:key AS text), CAST(:hash AS text), CAST(:labels AS jsonb), 'pool',
+        CAST(:lease AS int), now() + make_interval(secs => CAST(:lease AS int)), now() FROM locked
+    ON CONFLICT (idem_key) WHERE idem_key IS NOT NULL DO NOTHING
+    RETURNING vm_id),
+unqueued AS (DELETE FROM ready_slot WHERE ctid = ANY(ARRAY(SELECT tid FROM locked JOIN made USING (vm_id)))),
+taken AS (
+    UPDATE vm SET state = 'claimed', state_since = now(), claimed_at = now(), claim_id = :claim_id
+    WHERE id = ANY(ARRAY(SELECT vm_id FROM made))),
+noted AS (INSERT INTO event (type, pool_id, vm_id, claim_id, data)
+    SELECT 'claim.bound', :pool_id, vm_id, :claim_id, '{"path": "pool"}'::jsonb FROM made)
+SELECT l.vm_id, l.name, l.node, l.addresses, l.ready_at, l.boot_seconds, now() AS created_at, m.vm_id IS NOT NULL AS made
+FROM locked l LEFT JOIN made m USING (vm_id)
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTaken:
+    """Another claim has the idempotency key: nothing was taken."""
+
+
+async def head(tx: AsyncConnection, pool_id: UUID, *, from_seq: int) -> list[WarmPlace]:
+    """The places at the head of the pool's queue, from a sequence number on, with the zones of their nodes. What the transaction
+    does from then on walks indexes.
+    """
+    await tx.execute(_WALK_INDEXES)
+    rows = (await tx.execute(_HEAD, {"pool_id": pool_id, "from_seq": from_seq, "limit": LOOKED_AT})).all()
+    names = sorted({row.node for row in rows if row.node is not None})
+    zones = {row.name: row.zone for row in await tx.execute(_ZONES, {"names": names})}
+    return [WarmPlace(row.seq, row.node, zones.get(row.node)) for row in rows]
+
+
+async def latest_by_node(tx: AsyncConnection, pool_id: UUID) -> Mapping[str, int]:
+    """On which nodes the VMs of the pool's latest claims are, as far as they are bound."""
+    rows = await tx.execute(_LATEST, {"pool_id": pool_id, "limit": LOOKED_AT})
+    return {row.node: row.n for row in rows}
+
+
+async def take(
+    tx: AsyncConnection, pool_id: UUID, request: ClaimRequest, seqs: Sequence[int]
+) -> Bound | KeyTaken | None:
+    """Claims the first of these places that nobody else takes; None: all of them are gone."""
+    params = {
+        "pool_id": pool_id,
+        "seqs": list(seqs),
+        "claim_id": request.claim_id,
+        "key": request.key,
+        "hash": request.request_hash,
+        "labels": request.labels,
+        "lease": request.lease_seconds,
+    }
+    row = (await tx.execute(_TAKE, params)).first()
+    if row is None:
+        return None
+    if not row.made:
+        return KeyTaken()
+    return Bound(
+        request.claim_id,
+        row.vm_id,
+        row.name,
+        row.node,
+        tuple(row.addresses),
+        row.ready_at,
+        row.boot_seconds,
+        row.created_at,
+        row.created_at + timedelta(seconds=request.lease_seconds),
+    )

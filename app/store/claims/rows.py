@@ -1,0 +1,314 @@
+"""Claims: those that wait, their binding in order of arrival, leases, ends, and reads. The warm path is in `claim_lane`.
+
+Rows are locked in one order everywhere, so that nobody waits in a circle: a place in a queue, then the claim, then the VM.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.states import ClaimState, check_claim_transition
+from app.store.rows import CLAIM_COLUMNS, CLAIM_TABLES, ClaimRow, read_claim
+
+_FROM = f"FROM {CLAIM_TABLES}"
+_BY_ID = f"SELECT {CLAIM_COLUMNS} {_FROM} WHERE c.id = :id"
+_SETTLED = text("SELECT id FROM claim WHERE id = ANY(CAST(:ids AS uuid[])) AND state <> 'pending'")
+_PAGE = f"""
+    SELECT {CLAIM_COLUMNS} {_FROM}
+    WHERE (CAST(:after AS uuid) IS NULL OR c.id < :after)
+      AND (CAST(:pool AS text) IS NULL OR (p.name = :pool AND p.kind = 'pool'))
+      AND (CAST(:state AS text) IS NULL OR c.state = :state)
+      AND (CAST(:shape AS text) IS NULL OR c.shape = :shape)
+      AND (CAST(:label AS jsonb) IS NULL OR c.labels @> CAST(:label AS jsonb))
+    ORDER BY c.id DESC LIMIT :limit
+"""
+
+_INSERT_PENDING = text("""
+    WITH made AS (
+        INSERT INTO claim (id, pool_id, state, idem_key, request_hash, labels, lease_seconds, pending_until, reason,
+            shape, choice, allowed)
+        VALUES (:id, :pool_id, 'pending', :key, :request_hash, :labels, :lease_seconds,
+            now() + make_interval(secs => :seconds), :reason, :shape, :choice, CAST(:allowed AS text[]))
+        ON CONFLICT (idem_key) WHERE idem_key IS NOT NULL DO NOTHING RETURNING id),
+    queued AS (INSERT INTO claim_queue (pool_id, claim_id) SELECT :pool_id, id FROM made),
+    noted AS (INSERT INTO event (type, pool_id, claim_id, data)
+        SELECT 'claim.pending', :pool_id, id, jsonb_build_object('reason', CAST(:reason AS text)) FROM made)
+    SELECT id FROM made
+""").bindparams(bindparam("labels", type_=JSONB), bindparam("choice", type_=JSONB(none_as_null=True)))
+_BY_KEY = text("SELECT id FROM claim WHERE idem_key = :key")
+
+# A waiting claim's row is locked through the queue; both queues are walked in order, and what others hold is passed over.
+_BIND = text("""
+    WITH waiting AS MATERIALIZED (
+        SELECT ctid AS tid, seq, claim_id FROM claim_queue WHERE pool_id = :pool_id
+        ORDER BY seq LIMIT :limit FOR UPDATE SKIP LOCKED),
+    locked AS MATERIALIZED (
+        SELECT ctid AS tid, seq, vm_id FROM ready_slot
+        WHERE pool_id = :pool_id AND (SELECT deleting_at IS NULL FROM pool WHERE id = :pool_id)
+        ORDER BY seq LIMIT (SELECT count(*) FROM waiting) FOR UPDATE SKIP LOCKED),
+    pairs AS MATERIALIZED (
+        SELECT w.tid AS waiting_tid, w.claim_id, l.tid AS slot_tid, l.vm_id
+        FROM (SELECT *, row_number() OVER (ORDER BY seq) AS n FROM waiting) w
+        JOIN (SELECT *, row_number() OVER (ORDER BY seq) AS n FROM locked) l USING (n)),
+    unwaited AS (DELETE FROM claim_queue WHERE ctid = ANY(ARRAY(SELECT waiting_tid FROM pairs))),
+    unqueued AS (DELETE FROM ready_slot WHERE ctid = ANY(ARRAY(SELECT slot_tid FROM pairs))),
+    bound AS (
+        UPDATE claim SET state = 'bound', bound_at = now(), pending_until = NULL, labelled = false, label_due_at = now(),
+            path = (SELECT CASE kind WHEN 'pool' THEN 'pool' ELSE path END FROM pool WHERE pool.id = :pool_id),
+            vm_id = (SELECT pairs.vm_id FROM pairs WHERE pairs.claim_id = claim.id),
+            lease_expires_at = now() + make_interval(secs => lease_seconds)
+        WHERE id = ANY(ARRAY(SELECT claim_id FROM pairs)) RETURNING id, vm_id, path),
+    taken AS (
+        UPDATE vm SET state = 'claimed', state_since = now(), claimed_at = now(),
+            claim_id = (SELECT pairs.claim_id FROM pairs WHERE pairs.vm_id = vm.id)
+        WHERE id = ANY(ARRAY(SELECT vm_id FROM pairs))),
+    noted AS (INSERT INTO event (type, pool_id, vm_id, claim_id, data)
+        SELECT 'claim.bound', :pool_id, vm_id, id, jsonb_build_object('path', path) FROM bound)
+    SELECT id FROM bound
+""")
+_POOLS_WAITING = text("SELECT DISTINCT pool_id FROM claim_queue")
+
+_LOCK_PLACES = text(
+    "SELECT claim_id FROM claim_queue WHERE claim_id = ANY(CAST(:ids AS uuid[])) ORDER BY pool_id, seq FOR UPDATE"
+)
+_END = text("""
+    WITH ending AS (
+        SELECT id, pool_id, vm_id, state FROM claim
+        WHERE id = ANY(CAST(:ids AS uuid[])) AND state = ANY(CAST(:sources AS text[])) ORDER BY id FOR UPDATE),
+    ended AS (
+        UPDATE claim SET state = :target, ended_at = now(), reason = :reason, pending_until = NULL,
+            idem_key = CASE WHEN :target = 'failed' AND vm_id IS NULL THEN NULL ELSE idem_key END
+        WHERE id = ANY(ARRAY(SELECT id FROM ending))),
+    noted AS (INSERT INTO event (type, pool_id, vm_id, claim_id, data)
+        SELECT 'claim.' || :target, pool_id, vm_id, id,
+            jsonb_build_object('from', state, 'reason', CAST(:reason AS text)) FROM ending)
+    SELECT id, pool_id, vm_id FROM ending
+""")
+
+_LEAVE_QUEUE = text("DELETE FROM claim_queue WHERE claim_id = ANY(CAST(:ids AS uuid[]))")
+_STAND_AGAIN = text("SELECT 1 FROM claim_queue WHERE claim_id = ANY(CAST(:ids AS uuid[])) LIMIT 1")
+
+_RENEW = text("""
+    WITH renewed AS (
+        UPDATE claim SET lease_expires_at = now() + make_interval(secs => :seconds), lease_seconds = :seconds
+        WHERE id = :id AND state = 'bound' RETURNING id, pool_id, vm_id, lease_expires_at),
+    noted AS (INSERT INTO event (type, pool_id, vm_id, claim_id, data)
+        SELECT 'claim.renewed', pool_id, vm_id, id, jsonb_build_object('lease_expires_at', lease_expires_at) FROM renewed)
+    SELECT id FROM renewed
+""")
+_HOLD = text("""
+    UPDATE claim SET pending_until = least(
+        now() + make_interval(secs => :seconds), (choice->>'deadline_at')::timestamptz)
+    WHERE id = :id AND state = 'pending' AND (CAST(:held AS timestamptz) IS NULL OR pending_until = :held)
+    RETURNING pending_until
+""")
+
+_LEASES_OVER = text("""
+    SELECT id FROM claim WHERE state = 'bound' AND lease_expires_at < now()
+    ORDER BY lease_expires_at LIMIT :limit FOR UPDATE SKIP LOCKED
+""")
+_WAITED_OUT = text("""
+    SELECT c.id FROM claim_queue q JOIN claim c ON c.id = q.claim_id WHERE c.pending_until < now()
+    ORDER BY q.seq LIMIT :limit FOR UPDATE OF q, c SKIP LOCKED
+""")
+
+# Before all who came later: the front of the queue, which is the lowest sequence number. Its deadline was met once.
+_REQUEUE = text("""
+    WITH again AS (
+        UPDATE claim SET state = 'pending', vm_id = NULL, bound_at = NULL, lease_expires_at = NULL, reason = :reason,
+            pending_until = now() + make_interval(secs => :seconds), choice = jsonb_set(choice, '{deadline_at}', 'null'),
+            replacements = replacements || jsonb_build_array(jsonb_build_object(
+                'vm_id', vm_id, 'reason', CAST(:reason AS text), 'at', now()))
+        WHERE id = :id AND state = 'bound' AND vm_id = :vm_id RETURNING id, pool_id),
+    queued AS (
+        INSERT INTO claim_queue (pool_id, seq, claim_id)
+        SELECT pool_id, least(0, (SELECT min(seq) FROM claim_queue q WHERE q.pool_id = again.pool_id)) - 1, id FROM again),
+    noted AS (INSERT INTO event (type, pool_id, vm_id, claim_id, data)
+        SELECT 'claim.pending', pool_id, :vm_id, id, jsonb_build_object('from', 'bound', 'reason', CAST(:reason AS text)) FROM again)
+    SELECT id FROM again
+""")
+
+_HOLDS_VM = text("SELECT id FROM claim WHERE id = :id AND state = 'bound' AND vm_id = :vm_id FOR UPDATE")
+
+_PENDING_OF_POOL = text("""
+    SELECT q.claim_id FROM claim_queue q JOIN claim c ON c.id = q.claim_id WHERE q.pool_id = :pool_id AND c.allowed IS NULL
+""")
+_BOUND_OF_POOL = text("SELECT id FROM claim WHERE state = 'bound' AND pool_id = :pool_id")
+_PRUNE = text("""
+    DELETE FROM claim WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM claim WHERE ended_at < now() - make_interval(secs => :seconds) ORDER BY ended_at LIMIT :limit))
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChoice:
+    """What a claim that names no pool asks for: the shape, the paths that it allows, and `choice`, the one that was taken."""
+
+    shape: str
+    choice: dict[str, Any]
+    allowed: tuple[str, ...]
+
+
+async def get(tx: AsyncConnection, claim_id: UUID) -> ClaimRow | None:
+    row = (await tx.execute(text(_BY_ID), {"id": claim_id})).mappings().first()
+    return read_claim(row) if row else None
+
+
+async def settled(tx: AsyncConnection, claim_ids: Sequence[UUID]) -> list[UUID]:
+    """Those of the claims that are pending no more."""
+    return [row.id for row in await tx.execute(_SETTLED, {"ids": list(claim_ids)})]
+
+
+async def page(
+    tx: AsyncConnection,
+    *,
+    after: UUID | None,
+    limit: int,
+    pool: str | None = None,
+    state: ClaimState | None = None,
+    label: str | None = None,
+    shape: str | None = None,
+) -> list[ClaimRow]:
+    """The newest first. `label` is a JSON object that a claim's labels must contain."""
+    params = {
+        "after": after,
+        "limit": limit,
+        "pool": pool,
+        "state": state and str(state),
+        "label": label,
+        "shape": shape,
+    }
+    return [read_claim(row) for row in (await tx.execute(text(_PAGE), params)).mappings()]
+
+
+async def insert_pending(
+    tx: AsyncConnection,
+    *,
+    claim_id: UUID,
+    pool_id: UUID,
+    key: str | None,
+    request_hash: str,
+    labels: dict[str, str],
+    lease_seconds: int,
+    pending_seconds: float,
+    reason: str,
+    wish: StoredChoice | None = None,
+) -> UUID:
+    """Puts a claim at the end of its pool's queue. Where its key belongs to a claim already, that one's id comes back."""
+    params: dict[str, Any] = {
+        "id": claim_id,
+        "pool_id": pool_id,
+        "key": key,
+        "request_hash": request_hash,
+        "labels": labels,
+        "lease_seconds": lease_seconds,
+        "seconds": pending_seconds,
+        "reason": reason,
+        "shape": wish.shape if wish else None,
+        "choice": wish.choice if wish else None,
+        "allowed": list(wish.allowed) if wish else None,
+    }
+    if (await tx.execute(_INSERT_PENDING, params)).first() is not None:
+        return claim_id
+    known = await by_key(tx, key) if key is not None else None
+    return known if known is not None else claim_id
+
+
+async def by_key(tx: AsyncConnection, key: str) -> UUID | None:
+    """The claim that an idempotency key belongs to."""
+    known: UUID | None = (await tx.execute(_BY_KEY, {"key": key})).scalar()
+    return known
+
+
+async def bind_pending(tx: AsyncConnection, pool_id: UUID, *, limit: int = 500) -> list[UUID]:
+    """Gives ready VMs to waiting claims, both in order; the claims that are bound now."""
+    return [row.id for row in await tx.execute(_BIND, {"pool_id": pool_id, "limit": limit})]
+
+
+async def pools_with_pending(tx: AsyncConnection) -> list[UUID]:
+    return [row.pool_id for row in await tx.execute(_POOLS_WAITING)]
+
+
+async def end(
+    tx: AsyncConnection, claim_ids: Sequence[UUID], target: ClaimState, *, sources: Sequence[ClaimState], reason: str
+) -> list[tuple[UUID, UUID, UUID | None]]:
+    """Ends those of the claims that are in one of `sources`: (claim, pool, VM to release) of each.
+
+    A claim that failed before it had a VM gives its idempotency key back, so that a retry tries again.
+    """
+    for source in sources:
+        check_claim_transition(source, target)
+    if not claim_ids:
+        return []
+    params = {"ids": list(claim_ids), "sources": [str(s) for s in sources], "target": str(target), "reason": reason}
+    while True:
+        async with tx.begin_nested() as attempt:
+            # The queue before the claim, as binding does it.
+            places = {row.claim_id for row in await tx.execute(_LOCK_PLACES, {"ids": list(claim_ids)})}
+            ended = [(row.id, row.pool_id, row.vm_id) for row in await tx.execute(_END, params)]
+            ids = [claim_id for claim_id, _, _ in ended]
+            await tx.execute(_LEAVE_QUEUE, {"ids": list(places.intersection(ids))})
+            # A claim that went back into the queue while its end waited for its row has a place that was not there to be
+            # locked. Who locks that now waits for the claim: to take it from here would be a circle, so all begins anew.
+            if (await tx.execute(_STAND_AGAIN, {"ids": ids})).first() is None:
+                break
+            await attempt.rollback()
+    return ended
+
+
+async def renew(tx: AsyncConnection, claim_id: UUID, *, seconds: int) -> bool:
+    """False where the claim is not bound."""
+    return (await tx.execute(_RENEW, {"id": claim_id, "seconds": seconds})).first() is not None
+
+
+async def hold_place(
+    tx: AsyncConnection, claim_id: UUID, *, seconds: float, held_until: datetime | None = None
+) -> datetime | None:
+    """A pending claim keeps its place for so long from now, and no longer: until when. None where nothing was changed.
+
+    With `held_until` only where the place is still held until then, and nobody else has held it since.
+    """
+    params = {"id": claim_id, "seconds": seconds, "held": held_until}
+    until: datetime | None = (await tx.execute(_HOLD, params)).scalar()
+    return until
+
+
+async def leases_over(tx: AsyncConnection, *, limit: int) -> list[UUID]:
+    """Bound claims past their lease, locked until `tx` ends. One that somebody renews this moment is passed over."""
+    return [row.id for row in await tx.execute(_LEASES_OVER, {"limit": limit})]
+
+
+async def waited_out(tx: AsyncConnection, *, limit: int) -> list[UUID]:
+    """Pending claims past their time, locked with their places until `tx` ends. One that is just held or bound is passed over."""
+    return [row.id for row in await tx.execute(_WAITED_OUT, {"limit": limit})]
+
+
+async def requeue(tx: AsyncConnection, claim_id: UUID, *, vm_id: UUID, reason: str, pending_seconds: float) -> bool:
+    """A bound claim whose VM died goes back to the front of the queue; False where it no longer holds that VM."""
+    params = {"id": claim_id, "vm_id": vm_id, "reason": reason, "seconds": pending_seconds}
+    return (await tx.execute(_REQUEUE, params)).first() is not None
+
+
+async def holds_vm(tx: AsyncConnection, claim_id: UUID, vm_id: UUID) -> bool:
+    """Whether the claim is bound to that VM; its row is locked until `tx` ends."""
+    return (await tx.execute(_HOLDS_VM, {"id": claim_id, "vm_id": vm_id})).first() is not None
+
+
+async def pending_of_pool(tx: AsyncConnection, pool_id: UUID) -> list[UUID]:
+    """Claims that name the pool. One that described its VM can wait elsewhere, and is moved (`store.rerouting`)."""
+    return [row.claim_id for row in await tx.execute(_PENDING_OF_POOL, {"pool_id": pool_id})]
+
+
+async def bound_of_pool(tx: AsyncConnection, pool_id: UUID) -> list[UUID]:
+    return [row.id for row in await tx.execute(_BOUND_OF_POOL, {"pool_id": pool_id})]
+
+
+async def prune(tx: AsyncConnection, *, seconds: float, limit: int) -> int:
+    """Drops up to `limit` claims that ended more than `seconds` ago, and says how many."""
+    return (await tx.execute(_PRUNE, {"seconds": seconds, "limit": limit})).rowcount

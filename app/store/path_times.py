@@ -1,0 +1,114 @@
+"""What each path took on this cluster, measured by the rows themselves, a bounded number of the last ones each time.
+
+A VM's time is from the row that planned it to its first ready. A claim's on a warm VM is from its arrival to its binding, as
+the database saw both: one that found a VM ready has taken nothing by that clock.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.paths import StartPath
+from app.domain.statistics import BootTimes
+
+LAST = 200
+_CLAIMS_LOOKED_AT = 2000
+_FIGURES = """count(*) AS n, percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) AS p50,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY seconds) AS p95"""
+_SECONDS = "greatest(0, extract(epoch FROM asked_at - created_at)) + boot_seconds AS seconds"
+_STARTED = "('snapshot'), ('preload'), ('cold')"
+
+_OF_SHAPES = text(f"""
+    SELECT s.shape, p.path, f.n, f.p50, f.p95 FROM unnest(CAST(:shapes AS text[])) AS s(shape)
+    CROSS JOIN (VALUES {_STARTED}) AS p(path) CROSS JOIN LATERAL (
+        SELECT {_FIGURES} FROM (
+            SELECT {_SECONDS} FROM vm WHERE vm.path = p.path AND vm.shape = s.shape AND boot_seconds IS NOT NULL
+            ORDER BY ready_at DESC LIMIT :last) last) f
+""")
+_OVERALL = text(f"""
+    SELECT p.path, f.n, f.p50, f.p95 FROM (VALUES {_STARTED}) AS p(path) CROSS JOIN LATERAL (
+        SELECT {_FIGURES} FROM (
+            SELECT {_SECONDS} FROM vm WHERE vm.path = p.path AND boot_seconds IS NOT NULL
+            ORDER BY ready_at DESC LIMIT :last) last) f
+""")
+
+# Of each pool of a shape the last claims, and of those the ones whose VM was of that shape: its template may have changed. The
+# VM is looked up claim by claim, since a join would be let read all VMs.
+_CLAIMED_OF_SHAPES = text(f"""
+    SELECT s.shape, f.n, f.p50, f.p95 FROM unnest(CAST(:shapes AS text[])) AS s(shape) CROSS JOIN LATERAL (
+        SELECT {_FIGURES} FROM (
+            SELECT extract(epoch FROM c.bound_at - c.created_at) AS seconds FROM (
+                SELECT id FROM pool WHERE pool.shape = s.shape AND pool.deleted_at IS NULL AND pool.kind = 'pool' LIMIT 50) p
+            CROSS JOIN LATERAL (
+                SELECT vm_id, created_at, bound_at FROM claim
+                WHERE pool_id = p.id AND claim.path = 'pool' AND bound_at IS NOT NULL ORDER BY id DESC LIMIT :last) c
+            WHERE (SELECT v.shape FROM vm v WHERE v.id = c.vm_id) = s.shape) last) f
+""")
+_CLAIMED = text(f"""
+    SELECT {_FIGURES} FROM (
+        SELECT extract(epoch FROM bound_at - created_at) AS seconds FROM (
+            SELECT path, created_at, bound_at FROM claim ORDER BY id DESC LIMIT :looked_at) newest
+        WHERE path = 'pool' AND bound_at IS NOT NULL LIMIT :last) last
+""")
+
+# From one shape to the next by the index, so that a shape with a million VMs costs one step.
+_SHAPES = text("""
+    WITH RECURSIVE path(path) AS (VALUES ('snapshot'), ('preload'), ('cold')),
+    walk(path, shape, n) AS (
+        SELECT path, (SELECT min(shape) FROM vm WHERE vm.path = path.path AND boot_seconds IS NOT NULL AND shape > :after), 1 FROM path
+        UNION ALL
+        SELECT w.path, (SELECT min(shape) FROM vm WHERE vm.path = w.path AND boot_seconds IS NOT NULL AND shape > w.shape), w.n + 1
+        FROM walk w WHERE w.shape IS NOT NULL AND w.n < :limit)
+    SELECT DISTINCT shape FROM walk WHERE shape IS NOT NULL ORDER BY shape LIMIT :limit
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class PathTimes:
+    """Of one shape, or of all: what each path took. A path that is missing was never measured."""
+
+    by_path: dict[StartPath, BootTimes]
+
+    def of(self, path: StartPath) -> BootTimes:
+        return self.by_path.get(path, BootTimes())
+
+
+async def of_shapes(tx: AsyncConnection, shapes: Sequence[str]) -> dict[str, PathTimes]:
+    """Of each of these shapes every path's times."""
+    found: dict[str, dict[StartPath, BootTimes]] = {shape: {} for shape in shapes}
+    params = {"shapes": list(shapes), "last": LAST}
+    for row in await tx.execute(_OF_SHAPES, params):
+        found[row.shape][StartPath(row.path)] = _times(row)
+    for row in await tx.execute(_CLAIMED_OF_SHAPES, params):
+        found[row.shape][StartPath.POOL] = _times(row)
+    return {shape: PathTimes(times) for shape, times in found.items()}
+
+
+async def starts_of_shape(tx: AsyncConnection, shape: str) -> PathTimes:
+    """The same of one shape, without claims of warm VMs."""
+    rows = await tx.execute(_OF_SHAPES, {"shapes": [shape], "last": LAST})
+    return PathTimes({StartPath(row.path): _times(row) for row in rows})
+
+
+async def starts_overall(tx: AsyncConnection) -> PathTimes:
+    """Over all shapes, without claims of warm VMs."""
+    return PathTimes({StartPath(row.path): _times(row) for row in await tx.execute(_OVERALL, {"last": LAST})})
+
+
+async def overall(tx: AsyncConnection) -> PathTimes:
+    """Over all shapes, every path."""
+    times = dict((await starts_overall(tx)).by_path)
+    claimed = (await tx.execute(_CLAIMED, {"last": LAST, "looked_at": _CLAIMS_LOOKED_AT})).one()
+    return PathTimes({**times, StartPath.POOL: _times(claimed)})
+
+
+async def shapes(tx: AsyncConnection, *, after: str, limit: int) -> list[str]:
+    """Shapes of which any VM ever became ready, those above `after`, in order."""
+    return [row.shape for row in await tx.execute(_SHAPES, {"after": after, "limit": limit})]
+
+
+def _times(row: Any) -> BootTimes:
+    return BootTimes(row.n, row.p50, row.p95)

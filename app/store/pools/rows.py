@@ -1,0 +1,194 @@
+"""Pool rows: written by name, listed, and their failures counted."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.pools import PoolSpec
+from app.store.notices import Topic, notify
+from app.store.rows import POOL_COLUMNS, PoolRow, read_pool
+
+_BY_NAME = f"SELECT {POOL_COLUMNS} FROM pool p WHERE p.name = :name AND p.deleted_at IS NULL"
+_BY_ID = f"SELECT {POOL_COLUMNS} FROM pool p WHERE p.id = :id"
+_PAGE = f"""
+    SELECT {POOL_COLUMNS} FROM pool p WHERE p.deleted_at IS NULL AND p.kind = 'pool' AND p.name > :after ORDER BY p.name LIMIT :limit
+"""
+
+_INSERT = text("""
+    INSERT INTO pool (id, name, spec, vm_spec, revision, kind, shape, path, source)
+    VALUES (:id, :name, :spec, :vm_spec, :revision, :kind, :shape, :path, :source)
+    ON CONFLICT (name) WHERE deleted_at IS NULL DO NOTHING RETURNING id
+""").bindparams(bindparam("spec", type_=JSONB), bindparam("vm_spec", type_=JSONB))
+_INSERT_PLAN = text("INSERT INTO pool_plan (pool_id) VALUES (:id)")
+
+# An edit clears the breaker and the backoff: whoever edits has looked.
+_REPLACE = text("""
+    UPDATE pool SET spec = :spec, vm_spec = :vm_spec, revision = :revision, shape = :shape, path = :path, source = :source,
+        generation = generation + 1, updated_at = now(),
+        refilled_at = CASE WHEN (spec->>'size')::int <> :size OR revision <> :revision
+            OR (spec->>'auto_replenish')::boolean <> :replenishes THEN now() ELSE refilled_at END,
+        consecutive_failures = 0, backoff_until = NULL, stalled_at = NULL
+    WHERE id = :id
+""").bindparams(bindparam("spec", type_=JSONB), bindparam("vm_spec", type_=JSONB))
+
+# Never waits: the planner that has the row may be waiting for a VM that the caller has, and looks again soon anyway.
+_DUE = text("""
+    UPDATE pool_plan SET due_at = now() WHERE pool_id = ANY(ARRAY(
+        SELECT pool_id FROM pool_plan WHERE pool_id = :id AND due_at > now() FOR UPDATE SKIP LOCKED))
+""")
+_REPLENISH = text("UPDATE pool SET refilled_at = now() WHERE id = :id")
+_PAUSE = text("UPDATE pool SET paused = :paused, updated_at = now() WHERE id = :id AND paused <> :paused RETURNING id")
+_RESET = text("""
+    UPDATE pool SET consecutive_failures = 0, backoff_until = NULL, stalled_at = NULL
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND (consecutive_failures > 0 OR stalled_at IS NOT NULL)
+    RETURNING id, stalled_at
+""")
+_BEGIN_DELETE = text("UPDATE pool SET deleting_at = now() WHERE id = :id AND deleting_at IS NULL RETURNING id")
+_END_DELETE = text("""
+    UPDATE pool SET deleted_at = now() WHERE id = :id AND deleting_at IS NOT NULL AND deleted_at IS NULL
+      AND NOT EXISTS (SELECT 1 FROM vm WHERE pool_id = :id AND ended_at IS NULL)
+      AND NOT EXISTS (SELECT 1 FROM claim_queue WHERE pool_id = :id)
+      AND NOT EXISTS (SELECT 1 FROM backing WHERE pool_id = :id AND gone_at IS NULL)
+    RETURNING id
+""")
+_DROP_PLAN = text("DELETE FROM pool_plan WHERE pool_id = :id")
+# NO KEY: a VM that is planned meanwhile refers to the pool, and need not wait.
+_LOCK = text("SELECT consecutive_failures, last_failure_at FROM pool WHERE id = :id FOR NO KEY UPDATE")
+_FAILED = text("""
+    UPDATE pool SET consecutive_failures = :consecutive, last_failure = :reason, last_failure_at = now(),
+        backoff_until = :backoff_until, stalled_at = CASE WHEN :stalled THEN coalesce(stalled_at, now()) ELSE stalled_at END
+    WHERE id = :id
+""")
+_PRUNE = text("""
+    DELETE FROM pool WHERE deleted_at < now() - make_interval(secs => :seconds)
+      AND NOT EXISTS (SELECT 1 FROM vm WHERE vm.pool_id = pool.id)
+      AND NOT EXISTS (SELECT 1 FROM claim WHERE claim.pool_id = pool.id)
+""")
+
+
+async def get(tx: AsyncConnection, name: str, *, lock: bool = False) -> PoolRow | None:
+    """The pool of that name; with `lock` no other writer changes it until `tx` ends."""
+    row = (await tx.execute(text(_BY_NAME + (" FOR UPDATE" if lock else "")), {"name": name})).mappings().first()
+    return read_pool(row) if row else None
+
+
+async def get_by_id(tx: AsyncConnection, pool_id: UUID) -> PoolRow | None:
+    row = (await tx.execute(text(_BY_ID), {"id": pool_id})).mappings().first()
+    return read_pool(row) if row else None
+
+
+async def page(tx: AsyncConnection, *, after: str, limit: int) -> list[PoolRow]:
+    """By name, those after `after`."""
+    rows = (await tx.execute(text(_PAGE), {"after": after, "limit": limit})).mappings()
+    return [read_pool(row) for row in rows]
+
+
+async def insert(
+    tx: AsyncConnection,
+    *,
+    pool_id: UUID,
+    name: str,
+    spec: PoolSpec,
+    vm_spec: dict[str, Any],
+    revision: str,
+    shape: str,
+    kind: str = "pool",
+) -> bool:
+    """False where another pool of that name came first."""
+    params = {
+        "id": pool_id,
+        "name": name,
+        "spec": spec.model_dump(mode="json"),
+        "vm_spec": vm_spec,
+        "revision": revision,
+        "kind": kind,
+        "shape": shape,
+        "path": str(spec.path),
+        "source": spec.source,
+    }
+    if (await tx.execute(_INSERT, params)).first() is None:
+        return False
+    await tx.execute(_INSERT_PLAN, {"id": pool_id})
+    return True
+
+
+async def replace(
+    tx: AsyncConnection, pool_id: UUID, *, spec: PoolSpec, vm_spec: dict[str, Any], revision: str, shape: str
+) -> None:
+    body = spec.model_dump(mode="json")
+    params = {
+        "id": pool_id,
+        "spec": body,
+        "vm_spec": vm_spec,
+        "revision": revision,
+        "shape": shape,
+        "path": str(spec.path),
+        "source": spec.source,
+        "size": spec.size,
+        "replenishes": spec.auto_replenish,
+    }
+    await tx.execute(_REPLACE, params)
+
+
+async def plan_soon(tx: AsyncConnection, *pool_ids: UUID) -> None:
+    """Each pool is planned at the next occasion, and planners hear of it when `tx` commits. One that is being planned at this
+    moment is planned again after its interval.
+    """
+    for pool_id in sorted(set(pool_ids)):
+        await tx.execute(_DUE, {"id": pool_id})
+        await notify(tx, Topic.PLAN, pool_id)
+
+
+async def replenish(tx: AsyncConnection, pool_id: UUID) -> None:
+    await tx.execute(_REPLENISH, {"id": pool_id})
+
+
+async def set_paused(tx: AsyncConnection, pool_id: UUID, *, paused: bool) -> bool:
+    """Whether that changed anything."""
+    return (await tx.execute(_PAUSE, {"id": pool_id, "paused": paused})).first() is not None
+
+
+async def forgive(tx: AsyncConnection, ids: Sequence[UUID]) -> list[UUID]:
+    """Forgets the failures of these pools, and closes their breakers; those that had any come back."""
+    return [row.id for row in await tx.execute(_RESET, {"ids": list(ids)})]
+
+
+async def begin_delete(tx: AsyncConnection, pool_id: UUID) -> bool:
+    return (await tx.execute(_BEGIN_DELETE, {"id": pool_id})).first() is not None
+
+
+async def end_delete(tx: AsyncConnection, pool_id: UUID) -> bool:
+    """Deletes a pool that is being deleted and has no VM, no waiting claim and no VirtualMachinePool left; its name is free then."""
+    if (await tx.execute(_END_DELETE, {"id": pool_id})).first() is None:
+        return False
+    await tx.execute(_DROP_PLAN, {"id": pool_id})
+    return True
+
+
+async def lock_failures(tx: AsyncConnection, pool_id: UUID) -> tuple[int, datetime | None]:
+    """Failures in a row, and when the last was counted; the row is locked until `tx` ends."""
+    row = (await tx.execute(_LOCK, {"id": pool_id})).one()
+    return row.consecutive_failures, row.last_failure_at
+
+
+async def write_failure(
+    tx: AsyncConnection, pool_id: UUID, *, reason: str, consecutive: int, backoff_until: datetime | None, stalled: bool
+) -> None:
+    params = {
+        "id": pool_id,
+        "reason": reason,
+        "consecutive": consecutive,
+        "backoff_until": backoff_until,
+        "stalled": stalled,
+    }
+    await tx.execute(_FAILED, params)
+
+
+async def prune(tx: AsyncConnection, *, seconds: float) -> int:
+    """Drops pools deleted more than `seconds` ago of which no VM and no claim is kept any more."""
+    return (await tx.execute(_PRUNE, {"seconds": seconds})).rowcount

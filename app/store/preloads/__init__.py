@@ -1,0 +1,1 @@
+"""Preloads in the database."""

@@ -1,0 +1,350 @@
+"""Preload rows: written by name, taken by workers under a lease, written back while it holds, and collected."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.paths import ImageKind, ImageRef
+from app.domain.preload_lifecycle import NodePull, OnNodes, PreloadState, PullState, Serving, Status, Volume
+from app.domain.preloads import PreloadSpec
+
+_COLUMNS = """
+    p.id, p.name, p.spec, p.generation, p.state, p.state_since, p.image_kind, p.image, p.status, p.reason, p.used_at, p.uses,
+    p.automatic, p.ready_at, p.created_at, p.updated_at, p.deleting_at, p.due_at, p.attempts
+"""
+_BY_NAME = f"SELECT {_COLUMNS} FROM preload p WHERE p.name = :name AND p.deleted_at IS NULL"
+_BY_ID = text(f"SELECT {_COLUMNS} FROM preload p WHERE p.id = :id")
+_PAGE = text(
+    f"SELECT {_COLUMNS} FROM preload p WHERE p.deleted_at IS NULL AND p.name > :after ORDER BY p.name LIMIT :limit"
+)
+_BY_IMAGE = text(f"""
+    SELECT {_COLUMNS} FROM preload p
+    WHERE p.image = :image AND p.image_kind = :kind AND p.deleting_at IS NULL AND p.deleted_at IS NULL
+    ORDER BY p.automatic, p.created_at LIMIT 1
+""")
+_INSERT = text("""
+    INSERT INTO preload (id, name, spec, image_kind, image, automatic) VALUES (:id, :name, :spec, :kind, :image, :automatic)
+    ON CONFLICT (name) WHERE deleted_at IS NULL DO NOTHING RETURNING id
+""").bindparams(bindparam("spec", type_=JSONB))
+_REPLACE = text("""
+    UPDATE preload SET spec = :spec, image_kind = :kind, image = :image, updated_at = now(), automatic = :automatic,
+        due_at = now(), lease_token = NULL, lease_expires_at = NULL
+    WHERE id = :id
+""").bindparams(bindparam("spec", type_=JSONB))
+_BEGIN_ANEW = text("""
+    UPDATE preload SET generation = generation + 1, state = 'planned', state_since = now(), attempts = 0, reason = NULL,
+        status = status - '{phase,bytes_total,restarts,trouble,moved_at,samples}'::text[], due_at = now(), updated_at = now(), lease_token = NULL, lease_expires_at = NULL
+    WHERE id = :id
+""")
+_DROP_SERVING = text("UPDATE preload SET status = status - 'volume' - 'on', ready_at = NULL WHERE id = :id")
+_BEGIN_DELETE = text("""
+    UPDATE preload SET deleting_at = now(), state = 'deleting', state_since = now(), due_at = now(), attempts = 0, reason = :reason,
+        lease_token = NULL, lease_expires_at = NULL
+    WHERE id = :id AND deleting_at IS NULL RETURNING id
+""")
+_TAKE = text(f"""
+    WITH due AS (
+        SELECT id FROM preload WHERE deleted_at IS NULL AND due_at <= now()
+          AND (lease_expires_at IS NULL OR lease_expires_at < now())
+        ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED),
+    p AS (
+        UPDATE preload SET lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)
+        FROM due WHERE preload.id = due.id RETURNING preload.*)
+    SELECT {_COLUMNS} FROM p ORDER BY p.id
+""")
+_WRITE = text("""
+    UPDATE preload SET state = :state, state_since = CASE WHEN state = :state THEN state_since ELSE now() END,
+        status = :status, reason = :reason, generation = :generation, attempts = :attempts,
+        ready_at = CASE WHEN NOT :usable THEN NULL WHEN :fresh THEN now() ELSE coalesce(ready_at, now()) END,
+        deleted_at = CASE WHEN :state = 'deleted' THEN now() END,
+        due_at = now() + make_interval(secs => :seconds), lease_token = NULL, lease_expires_at = NULL
+    WHERE id = :id AND lease_token = :token AND deleted_at IS NULL RETURNING id
+""").bindparams(bindparam("status", type_=JSONB))
+_DEFER = text("""
+    UPDATE preload SET due_at = now() + make_interval(secs => :seconds), reason = :why,
+        lease_token = NULL, lease_expires_at = NULL
+    WHERE id = :id AND lease_token = :token
+""")
+_HAND_BACK = text("UPDATE preload SET lease_token = NULL, lease_expires_at = NULL WHERE lease_token = :token")
+_LIVE = text("SELECT id FROM preload WHERE id = ANY(CAST(:ids AS uuid[])) AND deleted_at IS NULL")
+_NOTE_USE = text("""
+    UPDATE preload SET used_at = now(), uses = uses + 1 WHERE name = :name AND deleted_at IS NULL
+""")
+_POOLS = text("""
+    SELECT name FROM pool WHERE path = 'preload' AND source = :name AND deleted_at IS NULL AND deleting_at IS NULL AND kind = 'pool'
+    ORDER BY name LIMIT 10
+""")
+_MAKING = """v.source = :name AND v.path = 'preload' AND v.ended_at IS NULL AND v.state IN ('creating', 'booting')"""
+_VMS = text(f"SELECT count(*) FROM vm v WHERE {_MAKING}")
+_STRANDED = text(
+    f"SELECT v.id FROM vm v WHERE {_MAKING} AND v.asked_at <= :before AND v.node IS NULL ORDER BY v.id LIMIT 500"
+)
+_CLONING = text(f"SELECT 1 FROM vm v WHERE {_MAKING} AND v.asked_at <= :since LIMIT 1")
+# Of a container image a live VM is a user, too: what it booted from stays on its node for its next start.
+_UNUSED = """
+    p.deleting_at IS NULL AND p.deleted_at IS NULL AND (p.automatic OR p.spec->>'ttl_seconds' IS NOT NULL)
+    AND NOT EXISTS (SELECT 1 FROM pool o WHERE o.path = 'preload' AND o.source = p.name AND o.deleted_at IS NULL)
+    AND NOT EXISTS (SELECT 1 FROM vm v WHERE v.source = p.name AND v.path = 'preload' AND v.ended_at IS NULL
+                    AND (p.image_kind = 'container' OR v.state IN ('planned', 'creating', 'booting')))
+"""
+_TOUCHED = "greatest(p.used_at, p.ready_at, p.updated_at)"
+_EXPIRED = text(f"""
+    SELECT {_COLUMNS} FROM preload p WHERE {_UNUSED}
+      AND {_TOUCHED} < now() - make_interval(secs => coalesce((p.spec->>'ttl_seconds')::float, :keep_seconds))
+    ORDER BY {_TOUCHED} LIMIT 50 FOR UPDATE SKIP LOCKED
+""")
+_EXCESS = text(f"""
+    SELECT {_COLUMNS} FROM preload p WHERE {_UNUSED} AND p.automatic
+    ORDER BY {_TOUCHED} DESC OFFSET :most LIMIT 50 FOR UPDATE SKIP LOCKED
+""")
+_PRUNE = text("DELETE FROM preload WHERE deleted_at < now() - make_interval(secs => :seconds)")
+
+
+@dataclass(frozen=True, slots=True)
+class PreloadRow:
+    """Times are the database's."""
+
+    id: UUID
+    name: str
+    spec: PreloadSpec
+    generation: int
+    state: PreloadState
+    state_since: datetime
+    image: ImageRef
+    status: Status
+    reason: str | None
+    used_at: datetime | None
+    uses: int
+    automatic: bool
+    ready_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    deleting_at: datetime | None
+    due_at: datetime
+    attempts: int
+
+
+async def get(tx: AsyncConnection, name: str, *, lock: bool = False) -> PreloadRow | None:
+    row = (await tx.execute(text(_BY_NAME + (" FOR UPDATE" if lock else "")), {"name": name})).mappings().first()
+    return _read(row) if row else None
+
+
+async def get_by_id(tx: AsyncConnection, preload_id: UUID) -> PreloadRow | None:
+    row = (await tx.execute(_BY_ID, {"id": preload_id})).mappings().first()
+    return _read(row) if row else None
+
+
+async def get_by_image(tx: AsyncConnection, image: ImageRef) -> PreloadRow | None:
+    """One that brings that image near; a user's rather than one of our own making."""
+    row = (await tx.execute(_BY_IMAGE, {"image": image.reference, "kind": str(image.kind)})).mappings().first()
+    return _read(row) if row else None
+
+
+async def page(tx: AsyncConnection, *, after: str, limit: int) -> list[PreloadRow]:
+    """By name, those after `after`."""
+    return [_read(row) for row in (await tx.execute(_PAGE, {"after": after, "limit": limit})).mappings()]
+
+
+async def insert(
+    tx: AsyncConnection, *, preload_id: UUID, name: str, spec: PreloadSpec, image: ImageRef, automatic: bool
+) -> bool:
+    """False where another preload of that name came first."""
+    params = {**_written(spec, image), "id": preload_id, "name": name, "automatic": automatic}
+    return (await tx.execute(_INSERT, params)).first() is not None
+
+
+async def replace(
+    tx: AsyncConnection, preload_id: UUID, *, spec: PreloadSpec, image: ImageRef, automatic: bool
+) -> None:
+    await tx.execute(_REPLACE, {**_written(spec, image), "id": preload_id, "automatic": automatic})
+
+
+async def begin_anew(tx: AsyncConnection, preload_id: UUID, *, keep_serving: bool = True) -> None:
+    """The next generation; what serves now goes on serving until it is ready, but where it is of another image."""
+    if not keep_serving:
+        await tx.execute(_DROP_SERVING, {"id": preload_id})
+    await tx.execute(_BEGIN_ANEW, {"id": preload_id})
+
+
+async def begin_delete(tx: AsyncConnection, preload_id: UUID, *, reason: str | None = None) -> bool:
+    return (await tx.execute(_BEGIN_DELETE, {"id": preload_id, "reason": reason})).first() is not None
+
+
+async def take_due(tx: AsyncConnection, *, token: UUID, limit: int, seconds: float) -> list[PreloadRow]:
+    """Preloads to be looked at, under a lease of `seconds`."""
+    params = {"token": token, "limit": limit, "seconds": seconds}
+    return [_read(row) for row in (await tx.execute(_TAKE, params)).mappings()]
+
+
+async def write(
+    tx: AsyncConnection,
+    preload_id: UUID,
+    *,
+    token: UUID,
+    state: PreloadState,
+    status: Status,
+    reason: str | None,
+    generation: int,
+    attempts: int,
+    usable: bool,
+    fresh: bool,
+    seconds: float,
+) -> bool:
+    """What came of a look, and when the next is; False where the lease was lost, and nothing is written. `fresh`: what VMs
+    start from is another than before.
+    """
+    params = {
+        "id": preload_id,
+        "token": token,
+        "state": str(state),
+        "status": dump_status(status),
+        "reason": reason,
+        "generation": generation,
+        "attempts": attempts,
+        "usable": usable,
+        "fresh": fresh,
+        "seconds": seconds,
+    }
+    return (await tx.execute(_WRITE, params)).first() is not None
+
+
+async def defer(tx: AsyncConnection, preload_id: UUID, *, token: UUID, seconds: float, why: str) -> None:
+    """Nothing could be seen or done: it is looked at again after `seconds`."""
+    await tx.execute(_DEFER, {"id": preload_id, "token": token, "seconds": seconds, "why": why})
+
+
+async def hand_back(tx: AsyncConnection, *, token: UUID) -> None:
+    await tx.execute(_HAND_BACK, {"token": token})
+
+
+async def live(tx: AsyncConnection, ids: list[UUID]) -> set[UUID]:
+    """Those of `ids` that are preloads still, being deleted or not."""
+    return {row.id for row in await tx.execute(_LIVE, {"ids": ids})}
+
+
+async def note_use(tx: AsyncConnection, name: str) -> None:
+    """A VM was made that starts from it."""
+    await tx.execute(_NOTE_USE, {"name": name})
+
+
+async def users(tx: AsyncConnection, name: str) -> tuple[list[str], int]:
+    """Pools that start from it, ten at most, and how many VMs are being made from it."""
+    pools = [row.name for row in await tx.execute(_POOLS, {"name": name})]
+    making: int = (await tx.execute(_VMS, {"name": name})).scalar_one()
+    return pools, making
+
+
+async def stranded(tx: AsyncConnection, name: str, *, before: datetime) -> list[UUID]:
+    """VMs on their way that have no node yet, and were to start from what the preload had before that moment."""
+    return [row.id for row in await tx.execute(_STRANDED, {"name": name, "before": before})]
+
+
+async def is_cloned(tx: AsyncConnection, name: str, *, since: datetime) -> bool:
+    """Whether a VM is being made that may still clone what served until `since`."""
+    return (await tx.execute(_CLONING, {"name": name, "since": since})).first() is not None
+
+
+async def expired(tx: AsyncConnection, *, keep_seconds: float) -> list[PreloadRow]:
+    """Unused for longer than they are to be kept: those of our own making, and those with a `ttl_seconds`. Locked."""
+    return [_read(row) for row in (await tx.execute(_EXPIRED, {"keep_seconds": keep_seconds})).mappings()]
+
+
+async def in_excess(tx: AsyncConnection, *, most: int) -> list[PreloadRow]:
+    """Of our own making, unused, and beyond the `most` that were used last. Locked."""
+    return [_read(row) for row in (await tx.execute(_EXCESS, {"most": most})).mappings()]
+
+
+async def prune(tx: AsyncConnection, *, seconds: float) -> int:
+    return (await tx.execute(_PRUNE, {"seconds": seconds})).rowcount
+
+
+def dump_status(status: Status) -> dict[str, Any]:
+    """As the column keeps it. `volume` is what others read of it."""
+    kept: dict[str, Any] = {
+        "phase": status.phase,
+        "bytes_total": status.bytes_total,
+        "restarts": status.restarts,
+        "trouble": status.trouble,
+        "failure": status.failure,
+        "moved_at": _moment(status.moved_at),
+        "samples": [[at.isoformat(), percent] for at, percent in status.samples],
+        "nodes": [[each.node, str(each.state), each.reason] for each in status.nodes],
+    }
+    if (serving := status.serving) is not None:
+        volume = serving.volume
+        kept["volume"] = {
+            "claim": volume.claim,
+            "size": volume.size,
+            "storage_class": volume.storage_class,
+            "access_modes": list(volume.access_modes),
+            "volume_mode": volume.volume_mode,
+            "is_snapshot": volume.is_snapshot,
+            "generation": serving.generation,
+            "adopted": serving.adopted,
+            "since": serving.since.isoformat(),
+        }
+    if (on := status.on) is not None:
+        kept["on"] = {"generation": on.generation, "pulled": on.pulled, "wanted": on.wanted}
+    return {key: value for key, value in kept.items() if value not in (None, [], "", 0) or key in {"volume", "on"}}
+
+
+def read_status(kept: Mapping[str, Any]) -> Status:
+    serving, on = kept.get("volume"), kept.get("on")
+    moved_at = kept.get("moved_at")
+    return Status(
+        serving=_serving(serving) if serving else None,
+        on=OnNodes(**on) if on else None,
+        phase=kept.get("phase", ""),
+        bytes_total=kept.get("bytes_total"),
+        restarts=kept.get("restarts", 0),
+        trouble=kept.get("trouble"),
+        failure=kept.get("failure"),
+        moved_at=datetime.fromisoformat(moved_at) if moved_at else None,
+        samples=tuple((datetime.fromisoformat(at), percent) for at, percent in kept.get("samples", ())),
+        nodes=tuple(NodePull(node, PullState(state), reason) for node, state, reason in kept.get("nodes", ())),
+    )
+
+
+def read_volume(kept: Mapping[str, Any]) -> Volume:
+    return Volume(
+        claim=kept["claim"],
+        size=kept["size"],
+        storage_class=kept["storage_class"],
+        access_modes=tuple(kept["access_modes"]),
+        volume_mode=kept["volume_mode"],
+        is_snapshot=kept.get("is_snapshot", False),
+    )
+
+
+def _serving(kept: Mapping[str, Any]) -> Serving:
+    since = datetime.fromisoformat(kept["since"])
+    return Serving(read_volume(kept), kept["generation"], kept["adopted"], since)
+
+
+def _written(spec: PreloadSpec, image: ImageRef) -> dict[str, Any]:
+    body = spec.model_dump(mode="json", exclude_none=True)
+    return {"spec": body, "kind": str(image.kind), "image": image.reference}
+
+
+def _moment(at: datetime | None) -> str | None:
+    return at.isoformat() if at is not None else None
+
+
+def _read(row: Mapping[Any, Any]) -> PreloadRow:
+    kind = row["image_kind"]
+    given = {key: value for key, value in row.items() if key != "image_kind"}
+    return PreloadRow(
+        **{
+            **given,
+            "spec": PreloadSpec.model_validate(row["spec"]),
+            "state": PreloadState(row["state"]),
+            "image": ImageRef(ImageKind(kind), row["image"]),
+            "status": read_status(row["status"]),
+        }
+    )

@@ -1,0 +1,1 @@
+"""VMs in the database."""

@@ -1,1 +1,0 @@
-"""One function a write: it opens the transaction, and calls the cluster only outside of one."""

@@ -1,0 +1,183 @@
+"""The command line: what goes wrong ends in a sentence, never in a traceback."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from app.cli import server_commands as cli
+from app.config import Settings
+from app.store.migrations import head
+
+PROGRAM = [sys.executable, "-m", "app"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command in this process; gives its exit code, and what it wrote to both outputs."""
+    # The logs of this process stay as they are: a test's stderr is closed when the next one writes.
+    monkeypatch.setattr(cli, "configure_logs", lambda **_: None)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["emberpool", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        return code or 0, out, " ".join(err.replace("│", " ").split())
+
+    return run
+
+
+def kubeconfig(folder: Path, url: str = "http://127.0.0.1:1") -> str:
+    path = folder / "kubeconfig"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "here",
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "here"}}],
+        "clusters": [{"name": "here", "cluster": {"server": url}}],
+        "users": [{"name": "here", "user": {}}],
+    }
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["up", "--prot", "1"], 2, "No such option: --prot"),
+        (["up", "--cold-boot-seconds", "0"], 2, "Invalid value for '--cold-boot-seconds'"),
+        (["up", "--port", "70000"], 2, "port: Input should be less than or equal to 65535"),
+        (["migrate", "--database-url", "mysql://h/d"], 2, "database_url: a libpq URL begins with postgresql://"),
+        (
+            ["migrate", "--database-url", "postgresql://me:secret@127.0.0.1:1/d"],
+            1,
+            "The database cannot be used. What came of reaching postgresql://127.0.0.1:1/d is: ",
+        ),
+        (["serve", "--kubeconfig", "/none"], 2, "kubeconfig: there is no file /none"),
+        (["demo", "--pool", "/none"], 1, "The demo cannot go on. /none cannot be read: No such file or directory."),
+    ],
+)
+def test_what_is_wrong_is_told(run, arguments, code, sentence):
+    found, out, err = run(*arguments)
+    assert (found, out) == (code, "")
+    assert sentence in err
+    assert "secret" not in err
+
+
+def test_a_wrong_variable_is_told_as_a_flag_is(run, monkeypatch):
+    monkeypatch.setenv("EMBERPOOL_LOG_LEVEL", "loud")
+    code, _, err = run("migrate")
+    assert code == 2
+    assert "log_level: Input should be 'debug', 'info'" in err
+    assert "EMBERPOOL_<NAME>" in err
+
+
+def test_migrating_twice_changes_nothing(run, postgres):
+    postgres.ensure_database("cli_migrate")
+    for _ in range(2):
+        assert run("migrate", "--database-url", postgres.url("cli_migrate")) == (
+            0,
+            f"The database is at migration {head()}.\n",
+            "",
+        )
+
+
+def test_a_database_that_was_never_migrated_is_not_served(run, postgres, tmp_path):
+    postgres.ensure_database("cli_empty")
+    code, out, err = run(
+        "serve", "--port", "0", "--database-url", postgres.url("cli_empty"), "--kubeconfig", kubeconfig(tmp_path)
+    )
+    assert (code, out) == (1, "")
+    assert f"It is at migration nothing, and this program needs {head()}; run `emberpool migrate` first." in err
+
+
+def test_a_database_that_lets_us_not_in_is_told(run, postgres):
+    url = postgres.url("postgres").replace("postgres@", "nobody:secret@")
+    for command in ("migrate", "serve"):
+        code, _, err = run(command, "--database-url", url)
+        assert code == 1
+        assert 'role "nobody" does not exist' in err
+        assert "secret" not in err
+
+
+def test_a_port_that_is_taken_is_told(run, postgres, template_database, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = run(
+            *("serve", "--port", str(port), "--kubeconfig", kubeconfig(tmp_path)),
+            *("--database-url", postgres.url(template_database)),
+        )
+    assert code == 1
+    assert f"The service cannot listen. 127.0.0.1 port {port} is taken by another process" in err
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "clusters: ["])
+def test_a_kubeconfig_that_is_none_is_told(run, postgres, template_database, tmp_path, text):
+    path = tmp_path / "wrong"
+    path.write_text(text, encoding="utf-8")
+    code, _, err = run(
+        "serve", "--port", "0", "--database-url", postgres.url(template_database), "--kubeconfig", str(path)
+    )
+    assert code == 1
+    assert f"{path} cannot be used to reach the cluster" in err
+
+
+def test_outside_of_a_cluster_a_kubeconfig_is_asked_for(run, postgres, template_database):
+    code, _, err = run("serve", "--port", "0", "--database-url", postgres.url(template_database))
+    assert code == 1
+    assert "set EMBERPOOL_KUBECONFIG" in err
+
+
+async def _started(*arguments: str) -> tuple[asyncio.subprocess.Process, str]:
+    """The program as a process of its own, and the address that it says it serves at."""
+    process = await asyncio.create_subprocess_exec(
+        *PROGRAM, *arguments, stderr=asyncio.subprocess.PIPE, env={**os.environ, "COLUMNS": "80"}
+    )
+    async with asyncio.timeout(60):
+        while line := (await process.stderr.readline()).decode():
+            if "Emberpool serves at " in line:
+                return process, line.split("serves at ")[1].split(";")[0]
+    raise AssertionError("it ended before it served")
+
+
+async def _stopped(process: asyncio.subprocess.Process, by: signal.Signals) -> int:
+    process.send_signal(by)
+    async with asyncio.timeout(60):
+        await process.communicate()
+    return process.returncode
+
+
+async def test_up_serves_until_it_is_stopped(postgres):
+    # `postgres` lends its folder's parent, which is fit for a database where the tests run as root.
+    folder = postgres.socket_dir.parent / "up"
+    process, address = await _started("up", "--port", "0", "--data-dir", str(folder), "--cold-boot-seconds", "0.2")
+    async with httpx.AsyncClient(base_url=address) as client:
+        assert (await client.get("/readyz")).status_code == 200
+    assert await _stopped(process, signal.SIGINT) == 0
+    assert {each.name for each in folder.iterdir()} == {"cluster", "lock", "postgres"}
+
+
+def test_the_readme_names_every_setting_with_its_default():
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    found = dict(re.findall(r"^\| `([A-Z_]+)` \| `?(.*?)`? \| ", readme, flags=re.MULTILINE))
+    told = {name.upper(): _plain(field.default) for name, field in Settings.model_fields.items()}
+    assert found == told
+
+
+def _plain(default: object) -> str:
+    if default is None:
+        return "none"
+    return default.get_secret_value() if isinstance(default, SecretStr) else str(default)

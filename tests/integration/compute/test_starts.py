@@ -1,0 +1,180 @@
+"""What a VM starts from, put into its spec; each result is held against the schemas too."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+
+from app.compute.kubevirt import labels
+from app.compute.kubevirt.templates.expand import expand
+from app.compute.kubevirt.templates.manifests import vm_manifest
+from app.compute.kubevirt.templates.start_sources import begin, claims_of, has_own_disk
+from app.domain.observation import WarmWhen
+from app.domain.paths import FromImage, FromSnapshot, FromVolume, ImageKind, ImageRef, SnapshotDisk
+from tests.support.kubevirt_documents import SHORT, VM_ID, VM_SPEC, WITH_DATA_VOLUME, changed
+from tests.support.kubevirt_documents import vm as cluster_vm
+from tests.unit.compute.test_schemas import needs_crds, vm_validator
+
+NAME = "web-aaaa"
+FEDORA = ImageRef(ImageKind.REGISTRY, "docker://quay.io/containerdisks/fedora:42")
+DISK = SnapshotDisk("rootdisk", "vmsnapshot-1-volume-rootdisk", "10Gi", "fast", ("ReadWriteOnce",), "Block")
+SNAPSHOT = FromSnapshot("ready", (DISK,))
+PRELOAD = FromVolume("fedora", FEDORA, "preload-fedora-1", "12Gi", "fast", ("ReadWriteOnce",), "Filesystem")
+DISKLESS = changed(VM_SPEC, "template.spec.volumes", ...)
+CLOUD_INIT = {"name": "cloud", "cloudInitNoCloud": {"userData": "#cloud-config"}}
+
+
+def begun(template, start):
+    spec = expand(template, WarmWhen.AGENT).spec
+    before = copy.deepcopy(spec)
+    result = begin(spec, start, vm=NAME, namespace="vms")
+    assert spec == before  # a pool's spec makes many VMs
+    return result
+
+
+def volumes(spec):
+    return {volume["name"]: volume for volume in spec["template"]["spec"].get("volumes", ())}
+
+
+def disks(spec):
+    return [disk["name"] for disk in spec["template"]["spec"]["domain"]["devices"]["disks"]]
+
+
+def test_without_a_start_nothing_changes():
+    assert begun(VM_SPEC, None) == expand(VM_SPEC, WarmWhen.AGENT).spec
+
+
+class TestSnapshot:
+    def test_its_disk_takes_the_place_of_the_import(self):
+        spec = begun(WITH_DATA_VOLUME, SNAPSHOT)
+        assert "dataVolumeTemplates" not in spec
+        assert volumes(spec) == {
+            "rootdisk": {"name": "rootdisk", "persistentVolumeClaim": {"claimName": f"{NAME}-rootdisk"}}
+        }
+        assert disks(spec) == ["rootdisk"]
+
+    def test_other_volumes_and_imports_stay(self):
+        template = copy.deepcopy(WITH_DATA_VOLUME)
+        second = copy.deepcopy(template["dataVolumeTemplates"][0])
+        second["metadata"]["name"] = "data"
+        template["dataVolumeTemplates"].append(second)
+        template["template"]["spec"]["volumes"] += [{"name": "datadisk", "dataVolume": {"name": "data"}}, CLOUD_INIT]
+        spec = begun(template, SNAPSHOT)
+        assert [each["metadata"]["name"] for each in spec["dataVolumeTemplates"]] == ["data"]
+        assert volumes(spec)["datadisk"] == {"name": "datadisk", "dataVolume": {"name": "data"}}
+        assert volumes(spec)["cloud"] == CLOUD_INIT
+
+    def test_a_template_without_the_volume_gets_it_before_its_own(self):
+        spec = begun(changed(VM_SPEC, "template.spec.volumes", [CLOUD_INIT]), SNAPSHOT)
+        assert list(volumes(spec)) == disks(spec) == ["rootdisk", "cloud"]
+
+    def test_its_claims_belong_to_the_vm(self):
+        vm = cluster_vm(NAME, uid="the-uid")
+        (claim,) = claims_of(vm, SNAPSHOT)
+        assert claim["metadata"]["name"] == f"{NAME}-rootdisk"
+        assert claim["metadata"]["ownerReferences"] == [
+            {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "name": NAME, "uid": "the-uid"}
+        ]
+        assert claim["metadata"]["labels"][labels.VM_ID] == VM_ID
+        assert claim["spec"] == {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "10Gi"}},
+            "dataSource": {
+                "apiGroup": "snapshot.storage.k8s.io",
+                "kind": "VolumeSnapshot",
+                "name": "vmsnapshot-1-volume-rootdisk",
+            },
+            "storageClassName": "fast",
+            "volumeMode": "Block",
+        }
+
+    def test_a_users_label_is_not_carried_to_the_claim(self):
+        vm = cluster_vm(NAME)
+        vm["metadata"]["labels"]["team"] = "a"
+        assert "team" not in claims_of(vm, SNAPSHOT)[0]["metadata"]["labels"]
+
+    def test_the_cluster_decides_what_the_snapshot_leaves_open(self):
+        disk = SnapshotDisk("rootdisk", "s", "1Gi", None, ("ReadWriteOnce",), None)
+        (claim,) = claims_of(cluster_vm(NAME), FromSnapshot("ready", (disk,)))
+        assert not claim["spec"].keys() & {"storageClassName", "volumeMode"}
+
+    @pytest.mark.parametrize("start", [None, PRELOAD, FromImage("i", "a:1")])
+    def test_no_other_start_has_claims_of_its_own(self, start):
+        assert claims_of(cluster_vm(NAME), start) == []
+
+
+class TestPreload:
+    def test_the_import_of_its_image_becomes_a_clone_that_is_large_enough(self):
+        (template,) = begun(WITH_DATA_VOLUME, PRELOAD)["dataVolumeTemplates"]
+        assert template["spec"]["source"] == {"pvc": {"name": "preload-fedora-1", "namespace": "vms"}}
+        assert template["spec"]["storage"]["resources"]["requests"]["storage"] == "12Gi"
+
+    def test_a_larger_disk_keeps_its_size(self):
+        wide = changed(WITH_DATA_VOLUME, "dataVolumeTemplates.0.spec.storage.resources.requests.storage", "1Ti")
+        (template,) = begun(wide, PRELOAD)["dataVolumeTemplates"]
+        assert template["spec"]["storage"]["resources"]["requests"]["storage"] == "1Ti"
+
+    def test_an_import_of_another_image_stays(self):
+        other = changed(WITH_DATA_VOLUME, "dataVolumeTemplates.0.spec.source.registry.url", "docker://other")
+        assert begun(other, PRELOAD) == expand(other, WarmWhen.AGENT).spec
+
+    def test_a_template_without_a_disk_gets_one(self):
+        spec = begun(changed(VM_SPEC, "template.spec.volumes", [CLOUD_INIT]), PRELOAD)
+        assert list(volumes(spec)) == disks(spec) == ["boot", "cloud"]
+        (template,) = spec["dataVolumeTemplates"]
+        assert template["spec"]["storage"] == {
+            "resources": {"requests": {"storage": "12Gi"}},
+            "storageClassName": "fast",
+            "accessModes": ["ReadWriteOnce"],
+            "volumeMode": "Filesystem",
+        }
+
+    def test_an_empty_disk_is_none_to_boot_from(self):
+        spec = expand({"memory": "1Gi", "disk": "5Gi"}, WarmWhen.AGENT, diskless=True).spec
+        begun_spec = begin(spec, PRELOAD, vm=NAME, namespace="vms")
+        assert list(volumes(begun_spec)) == disks(begun_spec) == ["boot", "data"]
+
+    def test_an_import_that_is_kept_as_a_snapshot_is_restored(self):
+        (template,) = begun(WITH_DATA_VOLUME, replace(PRELOAD, is_snapshot=True))["dataVolumeTemplates"]
+        assert template["spec"]["source"] == {"snapshot": {"name": "preload-fedora-1", "namespace": "vms"}}
+
+    def test_a_volume_without_a_namespace_is_in_the_vms_own(self):
+        source = {"pvc": {"name": "golden"}}
+        template = changed(WITH_DATA_VOLUME, "dataVolumeTemplates.0.spec.source", source)
+        start = replace(PRELOAD, image=ImageRef(ImageKind.PVC, "vms/golden"))
+        (template,) = begun(template, start)["dataVolumeTemplates"]
+        assert template["spec"]["source"]["pvc"]["name"] == "preload-fedora-1"
+
+    def test_an_image_on_the_nodes_needs_no_change_but_where_there_is_no_disk(self):
+        start = FromImage("fedora", "quay.io/containerdisks/fedora:42")
+        assert begun(SHORT, start) == expand(SHORT, WarmWhen.AGENT).spec
+        spec = begun(DISKLESS, start)
+        assert volumes(spec)["boot"]["containerDisk"] == {"image": "quay.io/containerdisks/fedora:42"}
+        assert disks(spec) == ["boot"]
+
+
+@pytest.mark.parametrize(
+    ("template", "has"),
+    [
+        (VM_SPEC, True),
+        (WITH_DATA_VOLUME, True),
+        (DISKLESS, False),
+        (changed(VM_SPEC, "template.spec.volumes", [{"name": "a", "emptyDisk": {"capacity": "1Gi"}}]), False),
+        (changed(WITH_DATA_VOLUME, "dataVolumeTemplates.0.spec.source", {"blank": {}}), False),
+    ],
+)
+def test_whether_a_template_brings_a_disk(template, has):
+    assert has_own_disk(expand(template, WarmWhen.AGENT).spec) is has
+
+
+def test_what_cloud_init_is_told_is_no_disk():
+    assert not has_own_disk(expand(changed(VM_SPEC, "template.spec.volumes", [CLOUD_INIT]), WarmWhen.AGENT).spec)
+
+
+@needs_crds
+@pytest.mark.parametrize("start", [None, SNAPSHOT, PRELOAD, FromImage("i", "a:1")])
+@pytest.mark.parametrize("template", [SHORT, WITH_DATA_VOLUME, DISKLESS])
+def test_every_vm_is_one_by_the_schema(template, start):
+    spec = begun(template, start)
+    made = vm_manifest(name=NAME, namespace="vms", instance="emberpool", pool="web", vm_id=VM_ID, spec=spec)
+    assert list(vm_validator().iter_errors(made)) == []

@@ -1,0 +1,48 @@
+"""Fixtures of the tests of claims that describe their VM."""
+
+from contextlib import AsyncExitStack
+
+import pytest
+
+from app.compute.kubevirt.gateway import connect
+from app.config import Settings
+from tests.integration.services.conftest import make_claim_service
+from tests.support.clusters import dev_cluster
+from tests.support.described_claims import Process
+from tests.support.fake_gateway import FakeGateway
+from tests.support.shared_database import db, shared_database_url
+
+__all__ = ["db", "dev_cluster", "make_claim_service", "shared_database_url"]
+
+
+@pytest.fixture
+def gateway() -> FakeGateway:
+    return FakeGateway()
+
+
+@pytest.fixture
+async def start(db, gateway):
+    """Starts processes of the service, which are closed after the test."""
+    async with AsyncExitStack() as stack:
+
+        def start(**settings) -> Process:
+            process = Process(db, gateway, **settings)
+            stack.push_async_callback(process.close)
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def process(start) -> Process:
+    return start()
+
+
+@pytest.fixture
+async def dev_gateway(dev_cluster, tmp_path):
+    """A dev cluster, whose shapes are of specs as they are sent."""
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(dev_cluster.kubeconfig_text())
+    gateway = await connect(Settings(kubeconfig=kubeconfig))
+    yield gateway
+    await gateway.close()

@@ -1,0 +1,54 @@
+"""The whole inner part on a dev cluster over HTTP: a pool fills, a VM is claimed and released, and the pool refills."""
+
+from app.compute.kubevirt.gateway import connect
+from app.config import Settings
+from app.services.claims.lifecycle import release_claim
+from app.services.claims.service import WarmClaim
+from app.services.pools.service import put_pool
+from tests.integration.reconcilers.test_run import replicas, settles
+from tests.integration.services.conftest import never, run_claim_service, wish
+from tests.support import store_invariants as invariants
+from tests.support.clusters import dev_cluster
+from tests.support.rows import eventually, fetch, scalar, spec
+
+__all__ = ["dev_cluster"]
+
+TEMPLATE = {"image": "registry.example/guest:1", "cpu": 1, "memory": "128Mi"}
+
+
+async def test_a_pool_on_a_cluster_fills_is_claimed_from_and_refills(db, dev_cluster, tmp_path):
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(dev_cluster.kubeconfig_text())
+    settings = Settings(
+        database_url=db.url, kubeconfig=kubeconfig, plan_seconds=0.1, reap_seconds=0.1, creates_per_second=100
+    )
+    gateway = await connect(settings)
+    try:
+        async with replicas(db, gateway, settings), run_claim_service(db.url) as claim_service:
+            await put_pool(db, gateway, "web", spec(size=2, min_available=1, template=TEMPLATE))
+            await settles(db, ready=2)
+            answer = await claim_service.claim(wish(labels={"job": "1"}), never)
+            assert isinstance(answer, WarmClaim)
+            assert answer.bound.node
+            assert answer.bound.addresses
+            await settles(db, ready=2, claimed=1)
+
+            async def labelled():
+                listed = await gateway.list_vms()
+                return str(answer.bound.claim_id) in {vm.claim_id for vm in listed.observations}
+
+            await eventually(labelled)
+            await release_claim(db, answer.bound.claim_id)
+            await settles(db, ready=2)
+
+            async def gone():
+                listed = await gateway.list_vms()
+                return {vm.name for vm in listed.observations} == {
+                    row["name"] for row in await fetch(db, "SELECT name FROM vm WHERE ended_at IS NULL")
+                }
+
+            await eventually(gone)
+            await invariants.check(db)
+        assert await scalar(db, "SELECT count(*) FROM vm WHERE state = 'ready' AND boot_seconds > 0") == 2
+    finally:
+        await gateway.close()

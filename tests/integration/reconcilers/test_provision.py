@@ -1,0 +1,270 @@
+"""Creating what the rows plan, removing what they let go, and labelling what they gave away."""
+
+import asyncio
+
+import pytest
+
+from app.domain.states import VmState
+from app.errors import (
+    ClusterConflict,
+    ClusterError,
+    ClusterForbidden,
+    ClusterRefused,
+    ClusterUnavailable,
+)
+from app.reconcilers.vms.creator import Provision
+from app.reconcilers.vms.labeler import Labelling
+from app.reconcilers.vms.remover import Removal
+from app.store.claims.warm import ClaimLane
+from tests.support.rows import execute, fetch, make_pool, make_ready, make_vms, request, scalar, state_of
+
+
+@pytest.fixture
+def provision(db, gateway, settings):
+    return Provision(db, gateway, settings)
+
+
+@pytest.fixture
+def removal(db, gateway, settings):
+    return Removal(db, gateway, settings)
+
+
+async def due(db):
+    await execute(db, "UPDATE vm SET due_at = now(), lease_expires_at = now() - interval '1 s' WHERE ended_at IS NULL")
+
+
+async def row(db, vm_id):
+    return (await fetch(db, "SELECT * FROM vm WHERE id = :id", id=vm_id))[0]
+
+
+async def test_a_planned_vm_is_made_and_boots_under_a_deadline(db, gateway, provision):
+    pool = await make_pool(db, boot_timeout_seconds=90)
+    (vm_id,) = await make_vms(db, pool, 1, VmState.PLANNED)
+    assert not await provision.step()
+    vm = await row(db, vm_id)
+    assert (vm["state"], vm["uid"], vm["lease_token"]) == ("booting", gateway.vms[vm["name"]].uid, None)
+    assert (vm["deadline_at"] - vm["state_since"]).total_seconds() == 90
+    assert gateway.vms[vm["name"]].pool == "web"
+    assert not await provision.step()
+    assert len(gateway.called("create")) == 1
+
+
+async def test_a_batch_is_as_large_as_the_concurrency(db, gateway, provision, settings):
+    pool = await make_pool(db)
+    await make_vms(db, pool, settings.provision_concurrency + 1, VmState.PLANNED)
+    assert await provision.step()
+    assert len(gateway.vms) == settings.provision_concurrency
+    assert not await provision.step()
+    assert len(gateway.vms) == settings.provision_concurrency + 1
+
+
+async def test_a_create_whose_answer_was_lost_is_found_and_not_made_twice(db, gateway, provision, settings):
+    pool = await make_pool(db)
+    (vm_id,) = await make_vms(db, pool, 1, VmState.PLANNED)
+
+    class Died(BaseException):
+        """The process is killed between the cluster's answer and the row."""
+
+    create = gateway.create_vm
+
+    async def create_and_die(**given):
+        await create(**given)
+        raise Died
+
+    gateway.create_vm = create_and_die
+    with pytest.raises(Died):
+        await provision.step()
+    gateway.create_vm = create
+    assert await state_of(db, vm_id) is VmState.CREATING
+    await due(db)
+    await Provision(db, gateway, settings).step()
+    vm = await row(db, vm_id)
+    assert (vm["state"], vm["uid"]) == ("booting", gateway.vms[vm["name"]].uid)
+    assert len(gateway.vms) == 1
+    assert len(gateway.called("create")) == 2
+
+
+async def test_an_absent_cluster_puts_the_create_off_and_counts_as_nobodys_failure(db, gateway, provision):
+    pool = await make_pool(db)
+    (vm_id,) = await make_vms(db, pool, 1, VmState.PLANNED)
+    gateway.refuse("create", ClusterUnavailable("refused"), times=1)
+    await provision.step()
+    vm = await row(db, vm_id)
+    assert (vm["state"], vm["health"]) == ("planned", "the cluster is away: refused")
+    assert vm["due_at"] > vm["state_since"]
+    assert await scalar(db, "SELECT consecutive_failures FROM pool") == 0
+    await due(db)
+    await provision.step()
+    assert await state_of(db, vm_id) is VmState.BOOTING
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ClusterRefused("no such instance type"),
+        ClusterForbidden("the quota is used up"),
+        ClusterConflict("the name belongs to another"),
+        ClusterError("what?"),
+    ],
+)
+async def test_a_refusal_fails_the_vm_and_counts_against_its_pool(db, gateway, provision, removal, error):
+    pool = await make_pool(db)
+    ids = await make_vms(db, pool, 2, VmState.PLANNED)
+    gateway.refuse("create", error)
+    await provision.step()
+    vm = await row(db, ids[0])
+    assert (vm["state"], vm["reason"]) == ("failed", error.detail)
+    pools = (await fetch(db, "SELECT * FROM pool"))[0]
+    assert (pools["consecutive_failures"], pools["last_failure"]) == (1, error.detail)
+    assert pools["backoff_until"] is not None
+    await removal.step()
+    assert {await state_of(db, vm_id) for vm_id in ids} == {VmState.DELETED}
+    assert await scalar(db, "SELECT reason FROM vm LIMIT 1") == error.detail
+
+
+async def test_what_came_too_late_is_not_written(db, gateway, provision, settings):
+    """The lease ran out while the cluster was asked, and another worker has the VM."""
+    pool = await make_pool(db)
+    (vm_id,) = await make_vms(db, pool, 1, VmState.PLANNED)
+    other = Provision(db, gateway, settings)
+    gate, asked = asyncio.Event(), asyncio.Event()
+    create = gateway.create_vm
+
+    async def slow(**given):
+        asked.set()
+        await gate.wait()
+        raise ClusterRefused("too late to matter")
+
+    gateway.create_vm = slow
+    late = asyncio.create_task(provision.step())
+    await asyncio.wait_for(asked.wait(), 5)
+    gateway.create_vm = create
+    await due(db)
+    await other.step()
+    gate.set()
+    await late
+    assert await state_of(db, vm_id) is VmState.BOOTING
+    assert await scalar(db, "SELECT consecutive_failures FROM pool") == 0
+
+
+async def test_what_a_stopping_worker_holds_is_free_at_once(db, gateway, provision, settings):
+    pool = await make_pool(db)
+    await make_vms(db, pool, 1, VmState.PLANNED)
+    gate, asked = asyncio.Event(), asyncio.Event()
+    gateway.before["create"] = lambda _: asked.set()
+    create = gateway.create_vm
+
+    async def hang(**given):
+        asked.set()
+        await gate.wait()
+
+    gateway.create_vm = hang
+    hanging = asyncio.create_task(provision.step())
+    await asyncio.wait_for(asked.wait(), 5)
+    hanging.cancel()
+    await asyncio.wait([hanging])
+    gateway.create_vm = create
+    other = Provision(db, gateway, settings)
+    await other.step()
+    assert gateway.vms == {}
+    await provision.hand_back()
+    await other.step()
+    assert len(gateway.vms) == 1
+
+
+async def made(db, gateway, provision, count=1):
+    """VMs that the cluster has, in state booting."""
+    pool = await make_pool(db)
+    ids = await make_vms(db, pool, count, VmState.PLANNED)
+    await provision.step()
+    return ids
+
+
+async def let_go(db, vm_id):
+    await execute(db, "UPDATE vm SET state = 'releasing', due_at = now() WHERE id = :id", id=vm_id)
+
+
+async def test_a_vm_that_is_let_go_is_removed_and_then_deleted(db, gateway, provision, removal):
+    (vm_id,) = await made(db, gateway, provision)
+    await let_go(db, vm_id)
+    await removal.step()
+    assert gateway.vms == {}
+    assert await state_of(db, vm_id) is VmState.DELETED
+
+
+async def test_a_vm_that_is_still_going_is_asked_about_again(db, gateway, provision, removal):
+    (vm_id,) = await made(db, gateway, provision)
+    await let_go(db, vm_id)
+    gateway.lingers = True
+    await removal.step()
+    vm = await row(db, vm_id)
+    assert (vm["state"], vm["lease_token"]) == ("releasing", None)
+    await removal.step()
+    assert len(gateway.called("delete")) == 1, "not before its time"
+    gateway.vanish(vm["name"])
+    await due(db)
+    await removal.step()
+    assert await state_of(db, vm_id) is VmState.DELETED
+
+
+async def test_an_object_of_another_uid_is_left_alone(db, gateway, provision, removal):
+    (vm_id,) = await made(db, gateway, provision)
+    name = (await row(db, vm_id))["name"]
+    gateway.change(name, uid="another")
+    await let_go(db, vm_id)
+    await removal.step()
+    assert name in gateway.vms
+    assert await state_of(db, vm_id) is VmState.DELETED
+
+
+@pytest.mark.parametrize("error", [ClusterUnavailable("away"), ClusterForbidden("no right")])
+async def test_a_removal_that_fails_is_tried_again(db, gateway, provision, removal, error):
+    (vm_id,) = await made(db, gateway, provision)
+    await let_go(db, vm_id)
+    gateway.refuse("delete", error, times=1)
+    await removal.step()
+    vm = await row(db, vm_id)
+    assert vm["state"] == "releasing"
+    assert error.detail in vm["health"]
+    await due(db)
+    await removal.step()
+    assert await state_of(db, vm_id) is VmState.DELETED
+
+
+async def claimed(db, gateway, provision):
+    (vm_id,) = await made(db, gateway, provision)
+    await make_ready(db, [vm_id])
+    lane = ClaimLane(db.url)
+    pool_id = await scalar(db, "SELECT id FROM pool")
+    (bound,) = await lane.claim(pool_id, [request()])
+    await lane.close()
+    assert bound is not None
+    return bound
+
+
+async def test_a_claimed_vm_is_labelled_once(db, gateway, provision, settings):
+    bound = await claimed(db, gateway, provision)
+    labelling = Labelling(db, gateway, settings)
+    await labelling.step()
+    assert gateway.vms[bound.name].claim_id == str(bound.claim_id)
+    await labelling.step()
+    assert len(gateway.called("label")) == 1
+
+
+async def test_a_claimed_vm_is_labelled_with_what_people_call_its_claim(db, gateway, provision, settings):
+    bound = await claimed(db, gateway, provision)
+    await execute(db, "UPDATE claim SET labels = jsonb_build_object('name', 'pinned-vm')")
+    await Labelling(db, gateway, settings).step()
+    assert gateway.called_names == {bound.name: "pinned-vm"}
+
+
+@pytest.mark.parametrize("error", [ClusterUnavailable("away"), ClusterConflict("another")])
+async def test_a_label_that_cannot_be_written_is_tried_again(db, gateway, provision, settings, error):
+    bound = await claimed(db, gateway, provision)
+    labelling = Labelling(db, gateway, settings)
+    gateway.refuse("label", error, times=1)
+    await labelling.step()
+    assert gateway.vms[bound.name].claim_id is None
+    await execute(db, "UPDATE claim SET label_due_at = now()")
+    await labelling.step()
+    assert gateway.vms[bound.name].claim_id == str(bound.claim_id)

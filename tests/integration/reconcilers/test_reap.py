@@ -1,0 +1,122 @@
+"""What time alone brings about."""
+
+import asyncio
+
+import pytest
+
+from app.domain.states import ClaimState, VmState
+from app.reconcilers.claims import reaper as reaping
+from app.reconcilers.claims.reaper import Reap
+from app.store.claims import rows as claims
+from tests.integration.store.test_claims import bind, wait_for_vm
+from tests.support.rows import execute, fetch, make_pool, make_ready, make_vms, scalar, state_of
+
+
+@pytest.fixture
+def reap(db, settings):
+    return Reap(db, settings)
+
+
+async def state(db, claim_id):
+    async with db.begin() as tx:
+        claim = await claims.get(tx, claim_id)
+    assert claim is not None
+    return claim.state, claim.reason
+
+
+async def test_a_lease_that_ended_expires_its_claim_and_lets_its_vm_go(db, reap):
+    pool = await make_pool(db)
+    over, running = await wait_for_vm(db, pool), await wait_for_vm(db, pool)
+    first, second = await make_vms(db, pool, 2)
+    await bind(db, pool)
+    await execute(db, "UPDATE claim SET lease_expires_at = now() - interval '1 s' WHERE id = :id", id=over)
+    await execute(db, "UPDATE pool_plan SET due_at = now() + interval '1 hour'")
+    assert not await reap.step()
+    assert await state(db, over) == (ClaimState.EXPIRED, "its lease ended and was not renewed")
+    assert (await state(db, running))[0] is ClaimState.BOUND
+    assert await state_of(db, first) is VmState.RELEASING
+    assert await state_of(db, second) is VmState.CLAIMED
+    assert await scalar(db, "SELECT due_at <= now() FROM pool_plan")
+
+
+async def test_a_wait_that_took_too_long_fails(db, reap):
+    pool = await make_pool(db)
+    late, young = await wait_for_vm(db, pool, key="k"), await wait_for_vm(db, pool)
+    await execute(db, "UPDATE claim SET pending_until = now() - interval '1 s' WHERE id = :id", id=late)
+    await reap.step()
+    assert (await state(db, late))[0] is ClaimState.FAILED
+    assert (await state(db, young))[0] is ClaimState.PENDING
+    assert await wait_for_vm(db, pool, key="k") != late
+
+
+async def test_a_boot_past_its_deadline_fails_and_counts(db, reap):
+    pool = await make_pool(db, boot_timeout_seconds=90)
+    late, young = await make_vms(db, pool, 2, VmState.BOOTING)
+    query = "UPDATE vm SET deadline_at = now() - interval '1 s', health = 'it is paused' WHERE id = :id"
+    await execute(db, query, id=late)
+    await reap.step()
+    assert await state_of(db, late) is VmState.FAILED
+    assert await state_of(db, young) is VmState.BOOTING
+    reason = await scalar(db, "SELECT reason FROM vm WHERE id = :id", id=late)
+    assert reason == "not ready 90 s after it was created: it is paused"
+    assert await scalar(db, "SELECT consecutive_failures FROM pool") == 1
+
+
+async def test_a_vm_that_did_not_recover_fails_and_does_not_count(db, reap):
+    pool = await make_pool(db)
+    (vm_id,) = await make_vms(db, pool, 1)
+    await execute(db, "DELETE FROM ready_slot")
+    await execute(db, "UPDATE vm SET state = 'booting', deadline_at = now() - interval '1 s'")
+    await reap.step()
+    assert await state_of(db, vm_id) is VmState.FAILED
+    assert "did not recover" in await scalar(db, "SELECT reason FROM vm")
+    assert await scalar(db, "SELECT consecutive_failures FROM pool") == 0
+
+
+async def test_waiting_claims_that_a_lost_notice_forgot_are_served(db, reap):
+    pool = await make_pool(db)
+    claim_id = await wait_for_vm(db, pool)
+    (vm_id,) = await make_vms(db, pool, 1, VmState.BOOTING)
+    await make_ready(db, [vm_id])
+    await reap.step()
+    assert (await state(db, claim_id))[0] is ClaimState.BOUND
+
+
+async def test_a_full_batch_is_followed_by_another(db, reap, monkeypatch):
+    monkeypatch.setattr(reaping, "_BATCH", 2)
+    pool = await make_pool(db)
+    for _ in range(3):
+        await wait_for_vm(db, pool)
+    await execute(db, "UPDATE claim SET pending_until = now() - interval '1 s'")
+    assert await reap.step()
+    assert not await reap.step()
+    assert await scalar(db, "SELECT count(*) FROM claim WHERE state = 'failed'") == 3
+
+
+async def test_two_reapers_end_a_claim_once(db, settings):
+    pool = await make_pool(db)
+    for _ in range(5):
+        await wait_for_vm(db, pool)
+    await make_vms(db, pool, 5)
+    await bind(db, pool)
+    await execute(db, "UPDATE claim SET lease_expires_at = now() - interval '1 s'")
+    await asyncio.gather(*(Reap(db, settings).step() for _ in range(4)))
+    assert await scalar(db, "SELECT count(*) FROM event WHERE type = 'claim.expired'") == 5
+
+
+async def test_old_history_is_dropped_from_time_to_time(db, reap, monkeypatch):
+    pool = await make_pool(db)
+    claim_id = await wait_for_vm(db, pool)
+    await make_vms(db, pool, 1)
+    await bind(db, pool)
+    for table in ("vm", "claim"):
+        ended = "lost" if table == "vm" else "released"
+        await execute(db, f"UPDATE {table} SET state = '{ended}', ended_at = now() - interval '90 days'")
+    await execute(db, "UPDATE event SET at = now() - interval '90 days'")
+    await execute(db, "UPDATE pool SET deleted_at = now() - interval '90 days'")
+    await reap.step()
+    assert await state(db, claim_id)
+    monkeypatch.setattr(reaping, "_PRUNE_EVERY_SECONDS", 0.0)
+    await reap.step()
+    for table in ("event", "claim", "vm", "pool"):
+        assert await fetch(db, f"SELECT 1 FROM {table}") == [], table

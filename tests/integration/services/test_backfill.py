@@ -1,0 +1,108 @@
+"""Planning a pool: intent written once, and carried out in rows."""
+
+import asyncio
+
+from app.domain.states import VmState
+from app.reconcilers.pools.plan_pool import plan_next_pool
+from tests.support.rows import event_types, execute, fetch, make_pool, make_ready, make_vms, scalar, state_of
+
+
+async def look(db):
+    await execute(db, "UPDATE pool_plan SET due_at = now()")
+    return await plan_next_pool(db, every_seconds=60)
+
+
+async def count(db, state):
+    return await scalar(db, "SELECT count(*) FROM vm WHERE state = :s", s=state)
+
+
+async def test_an_empty_pool_is_planned_full_and_not_planned_twice(db):
+    pool = await make_pool(db, size=3)
+    for _ in range(3):
+        assert await look(db) == pool.id
+    assert await count(db, "planned") == 3
+    names = [row["name"] for row in await fetch(db, "SELECT name FROM vm")]
+    assert len(set(names)) == 3
+    assert all(name.startswith("web-") for name in names)
+
+
+async def test_many_planners_at_once_create_no_more(db):
+    await make_pool(db, size=4)
+
+    async def plan():
+        for _ in range(4):
+            await look(db)
+
+    await asyncio.gather(*(plan() for _ in range(6)))
+    assert await count(db, "planned") == 4
+
+
+async def test_nothing_is_due_again_before_its_time(db):
+    pool = await make_pool(db)
+    assert await plan_next_pool(db, every_seconds=60) == pool.id
+    assert await plan_next_pool(db, every_seconds=60) is None
+    assert await plan_next_pool(db, every_seconds=60, skip=(pool.id,)) is None
+
+
+async def test_a_smaller_size_lets_the_oldest_go_and_keeps_the_floor(db):
+    pool = await make_pool(db, size=3, min_available=0)
+    ready = await make_vms(db, pool, 3)
+    query = "UPDATE pool SET spec = spec || CAST(:change AS jsonb)"
+    await execute(db, query, change='{"size": 1, "min_available": 1}')
+    await look(db)
+    assert await count(db, "releasing") == 2
+    assert await scalar(db, "SELECT count(*) FROM ready_slot") == 1
+    assert await state_of(db, ready[2]) is VmState.READY
+
+
+async def test_what_is_not_wanted_any_more_is_cancelled(db):
+    pool = await make_pool(db, size=3)
+    (booting,) = await make_vms(db, pool, 1, VmState.BOOTING)
+    (creating,) = await make_vms(db, pool, 1, VmState.CREATING)
+    (planned,) = await make_vms(db, pool, 1, VmState.PLANNED)
+    await execute(db, "UPDATE pool SET spec = spec || '{\"size\": 0}'")
+    await look(db)
+    assert await state_of(db, planned) is VmState.DELETED
+    assert await state_of(db, booting) is VmState.RELEASING
+    assert await state_of(db, creating) is VmState.CREATING, "a worker is at it"
+
+
+async def test_a_new_template_rotates_with_its_surge(db):
+    pool = await make_pool(db, size=4)
+    old = await make_vms(db, pool, 4)
+    await execute(db, "UPDATE pool SET revision = 'r2'")
+    await look(db)
+    assert await count(db, "planned") == 1
+    assert await count(db, "ready") == len(old)
+    assert await scalar(db, "SELECT revision FROM vm WHERE state = 'planned'") == "r2"
+
+
+async def test_below_the_floor_creates_are_urgent_until_it_is_reached(db):
+    await make_pool(db, size=2, min_available=1)
+    await look(db)
+    assert await scalar(db, "SELECT count(*) FROM vm WHERE urgent") == 2
+    await execute(db, "UPDATE pool SET spec = spec || '{\"size\": 3}'")
+    planned = await fetch(db, "SELECT id FROM vm")
+    await execute(db, "UPDATE vm SET state = 'booting', asked_at = now() WHERE id = :id", id=planned[0]["id"])
+    await make_ready(db, [planned[0]["id"]])
+    await look(db)
+    assert await scalar(db, "SELECT count(*) FROM vm WHERE urgent AND state = 'planned'") == 0
+
+
+async def test_what_the_plan_waits_for_is_kept_in_words(db):
+    await make_pool(db, size=3, max_concurrent_creates=1)
+    await look(db)
+    await look(db)
+    notes = await scalar(db, "SELECT notes FROM pool_plan")
+    assert notes == ["1 VM on the way; max_concurrent_creates is 1"]
+    assert await event_types(db) == ["vm.planned"]
+
+
+async def test_a_planned_vm_that_the_cluster_was_asked_for_is_removed_and_not_forgotten(db):
+    """A create whose answer was lost is planned again: cancelled now, its object may be there."""
+    pool = await make_pool(db, size=0)
+    asked, never = await make_vms(db, pool, 2, VmState.PLANNED)
+    await execute(db, "UPDATE vm SET asked_at = now() WHERE id = :id", id=asked)
+    await plan_next_pool(db, every_seconds=1)
+    assert await state_of(db, asked) is VmState.RELEASING
+    assert await state_of(db, never) is VmState.DELETED

@@ -1,0 +1,117 @@
+"""The way to Postgres: what counts as its absence, and that it is found again."""
+
+import asyncio
+from urllib.parse import unquote
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from app.errors import DatabaseUnavailable
+from app.store.claims.warm import ClaimLane
+from app.store.database import Database, driver_dsn, is_away
+from tests.support.rows import make_pool, make_vms, scalar
+
+_OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+async def terminate_others(url):
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(_OTHERS)
+    finally:
+        await connection.close()
+
+
+def test_a_socket_folder_stays_in_the_url():
+    url = "postgresql://me:secret@/things?host=/run/pg"
+    assert unquote(driver_dsn(url)) == url
+
+
+async def test_what_libpq_takes_in_a_url_is_taken_everywhere(db):
+    """Managed databases hand out URLs with `sslmode`: one way to read them for transactions and for claims."""
+    url = f"{db.url}{'&' if '?' in db.url else '?'}sslmode=prefer"
+    database, lane = Database(url), ClaimLane(url)
+    async with database.read() as tx:
+        assert (await tx.execute(text("SHOW application_name"))).scalar() == "emberpool"
+    await lane.warm_up()
+    await database.close()
+    await lane.close()
+
+
+async def test_a_block_that_raises_is_rolled_back(db):
+    async def fail():
+        async with db.begin() as tx:
+            await tx.execute(text("INSERT INTO lease VALUES ('x', 'me', gen_random_uuid(), now())"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert await scalar(db, "SELECT count(*) FROM lease") == 0
+
+
+async def test_a_statement_that_is_wrong_is_no_absence(db):
+    for query, params in (("SELEC 1", {}), ("SELECT 1 / :n", {"n": 0}), ("SELECT CAST(:n AS int)", {"n": "ten"})):
+        with pytest.raises(DBAPIError) as caught:
+            async with db.begin() as tx:
+                await tx.execute(text(query), params)
+        assert not is_away(caught.value), query
+    assert not is_away(ValueError("a bug"))
+
+
+async def test_nobody_there_is_an_absence(tmp_path):
+    for host in (str(tmp_path), "127.0.0.1:1"):
+        database = Database(f"postgresql://me@/things?host={host}")
+        with pytest.raises(DatabaseUnavailable, match="does not answer") as caught:
+            async with database.begin():
+                pytest.fail("there is no database")
+        assert caught.value.retry_after == 2
+        await database.close()
+
+
+async def test_a_database_that_does_not_exist_yet_is_an_absence(db):
+    database = Database(db.url.replace("/test_", "/nothing_"))
+    with pytest.raises(DatabaseUnavailable):
+        async with database.begin():
+            pytest.fail("there is no such database")
+    await database.close()
+
+
+async def test_connections_that_broke_while_idle_are_replaced_unseen(db):
+    for _ in range(5):
+        await asyncio.gather(*(scalar(db, "SELECT 1") for _ in range(4)))
+        await terminate_others(db.url)
+        assert await scalar(db, "SELECT 1") == 1
+
+
+async def test_a_connection_that_breaks_in_a_transaction_is_an_absence(db):
+    async def lose():
+        async with db.begin() as tx:
+            await tx.execute(text("SELECT 1"))
+            await terminate_others(db.url)
+            await tx.execute(text("SELECT 1"))
+
+    with pytest.raises(DatabaseUnavailable):
+        await lose()
+    assert await scalar(db, "SELECT 1") == 1
+
+
+async def test_a_transaction_that_postgres_ends_for_another_can_be_tried_again(db):
+    """Two that wait for each other: one is ended, and told that nothing was changed."""
+    pool = await make_pool(db)
+    first, second = await make_vms(db, pool, 2)
+    lock = text("SELECT 1 FROM vm WHERE id = :id FOR UPDATE")
+
+    async def cross(mine, other, met: asyncio.Barrier):
+        async with db.begin() as tx:
+            await tx.execute(lock, {"id": mine})
+            await met.wait()
+            await tx.execute(lock, {"id": other})
+
+    met = asyncio.Barrier(2)
+    results = await asyncio.gather(cross(first, second, met), cross(second, first, met), return_exceptions=True)
+    ended = [result for result in results if result is not None]
+    assert [type(result) for result in ended] == [DatabaseUnavailable]
+    assert "others were in the way" in ended[0].detail
+    assert ended[0].retry_after

@@ -1,0 +1,111 @@
+"""The migrations make what the models say, on the way up, down and up again."""
+
+import asyncio
+import sys
+import warnings
+
+import asyncpg
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect
+from sqlalchemy.exc import SAWarning
+
+from app.store.database import Database, make_engine
+from app.store.migrations import current, downgrade, head, upgrade_async
+from app.store.schema import metadata
+
+
+async def compared(url):
+    """The differences between the database and the models, and the names of its sequences that belong to no column."""
+
+    def look(connection):
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SAWarning)  # it does not know the type xid8; the columns test does
+            warnings.filterwarnings("ignore", "Computed default", UserWarning)  # it says that it cannot change one
+            return compare_metadata(context, metadata), set(inspect(connection).get_sequence_names())
+
+    engine = make_engine(url)
+    try:
+        async with engine.connect() as connection:
+            return await connection.run_sync(look)
+    finally:
+        await engine.dispose()
+
+
+async def columns(url):
+    query = """
+        SELECT table_name || '.' || column_name AS name, udt_name, is_nullable FROM information_schema.columns
+        WHERE table_schema = 'public' AND table_name <> 'alembic_version' ORDER BY 1"""
+    connection = await asyncpg.connect(url)
+    try:
+        return {row["name"]: (row["udt_name"], row["is_nullable"] == "YES") for row in await connection.fetch(query)}
+    finally:
+        await connection.close()
+
+
+async def relations(url):
+    connection = await asyncpg.connect(url)
+    try:
+        return await connection.fetch(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
+        )
+    finally:
+        await connection.close()
+
+
+async def test_the_database_is_what_the_models_say(database_url):
+    differences, sequences = await compared(database_url)
+    assert [one for one in differences if "xid" not in str(one)] == []
+    assert sequences >= {"ready_seq"}
+    assert "event.xid" in await columns(database_url)
+    assert (await columns(database_url))["event.xid"] == ("xid8", False)
+
+
+async def test_every_column_and_storage_setting_of_the_models_is_there(database_url):
+    found = await columns(database_url)
+    wanted = {f"{table.name}.{column.name}": column.nullable for table in metadata.sorted_tables for column in table.c}
+    assert {name: nullable for name, (_, nullable) in found.items()} == wanted
+    connection = await asyncpg.connect(database_url)
+    try:
+        rows = await connection.fetch("SELECT relname, reloptions FROM pg_class WHERE relkind = 'r'")
+    finally:
+        await connection.close()
+    options = {row["relname"]: dict(option.split("=") for option in row["reloptions"] or ()) for row in rows}
+    for table in metadata.sorted_tables:
+        assert options[table.name] == dict(table.dialect_options["postgresql"].get("with") or {}), table.name
+
+
+async def test_down_and_up_again_is_the_same(empty_database_url):
+    await upgrade_async(empty_database_url)
+    first = (await compared(empty_database_url), await columns(empty_database_url), await relations(empty_database_url))
+    await asyncio.to_thread(downgrade, empty_database_url, "base")
+    assert [row["relname"] for row in await relations(empty_database_url)] == [
+        "alembic_version",
+        "alembic_version_pkc",
+    ]
+    await upgrade_async(empty_database_url)
+    assert first == (
+        await compared(empty_database_url),
+        await columns(empty_database_url),
+        await relations(empty_database_url),
+    )
+
+
+async def test_two_that_migrate_at_once_do_it_once(empty_database_url):
+    program = "import sys; from app.store.migrations import upgrade; upgrade(sys.argv[1])"
+    started = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", program, empty_database_url) for _ in range(2)
+    ]
+    assert await asyncio.gather(*(process.wait() for process in started)) == [0, 0]
+    database = Database(empty_database_url)
+    async with database.begin() as tx:
+        assert await current(tx) == head()
+    await database.close()
+
+
+async def test_a_database_that_was_never_migrated_has_no_revision(empty_database_url):
+    database = Database(empty_database_url)
+    async with database.begin() as tx:
+        assert await current(tx) is None
+    await database.close()

@@ -1,0 +1,83 @@
+"""Figures of pools, counted and measured by the database."""
+
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+from app.domain.states import VmState
+from app.domain.statistics import BootTimes, PoolCounts
+from app.store.pools import statistics
+from tests.integration.store.test_claims import bind, wait_for_vm
+from tests.support.rows import execute, make_pool, make_vms, scalar
+
+
+async def figures(db, pool):
+    async with db.begin() as tx:
+        return (await statistics.of_pools(tx, [pool.id]))[pool.id]
+
+
+async def test_a_pool_with_nothing_has_figures_too(db):
+    empty = await figures(db, await make_pool(db))
+    assert (empty.counts, empty.boots, empty.refill_per_minute) == (PoolCounts(), BootTimes(), 0)
+
+
+async def test_counts_are_by_state_and_by_pool(db):
+    web, batch = await make_pool(db, "web"), await make_pool(db, "batch")
+    await make_vms(db, web, 2, VmState.RELEASING)
+    await make_vms(db, web, 1, VmState.BOOTING)
+    await make_vms(db, web, 3)
+    claims = [await wait_for_vm(db, web) for _ in range(2)]
+    assert set(await bind(db, web)) == set(claims)
+    await make_vms(db, batch, 4)
+    await make_vms(db, web, 2, VmState.PLANNED)
+    await wait_for_vm(db, batch)
+    async with db.begin() as tx:
+        found = await statistics.of_pools(tx, [web.id, batch.id])
+    assert found[web.id].counts == PoolCounts(planned=2, booting=1, ready=1, claimed=2, releasing=2)
+    assert found[web.id].counts.in_flight == 3
+    assert found[batch.id].counts == PoolCounts(ready=4, waiting=1)
+
+
+async def test_boots_are_measured_and_their_rate_is_of_the_last_minutes(db):
+    pool = await make_pool(db)
+    ids = await make_vms(db, pool, 5)
+    for number, vm_id in enumerate(ids):
+        await execute(db, "UPDATE vm SET boot_seconds = :s WHERE id = :id", s=10.0 * (number + 1), id=vm_id)
+    await execute(db, "UPDATE vm SET ready_at = now() - interval '10 minutes' WHERE id = :id", id=ids[0])
+    found = await figures(db, pool)
+    assert found.boots.count == 5
+    assert found.boots.p50 == pytest.approx(30)
+    assert found.boots.p95 == pytest.approx(48)
+    assert found.refill_per_minute == pytest.approx(4 / 5)
+
+
+async def test_a_place_counts_those_before_it(db):
+    pool = await make_pool(db)
+    first, second = await wait_for_vm(db, pool), await wait_for_vm(db, pool)
+    async with db.begin() as tx:
+        places = [await statistics.place_in_queue(tx, pool.id, claim_id) for claim_id in (first, second, None, uuid4())]
+    assert places == [1, 2, 3, 3]
+
+
+async def test_what_is_on_its_way_is_told_oldest_first(db):
+    pool = await make_pool(db)
+    booting = await make_vms(db, pool, 2, VmState.BOOTING)
+    await make_vms(db, pool, 1)
+    await make_vms(db, pool, 1, VmState.PLANNED)
+    await execute(db, "UPDATE vm SET asked_at = asked_at - interval '1 minute' WHERE id = :id", id=booting[1])
+    async with db.begin() as tx:
+        since = await statistics.in_flight_since(tx, pool.id)
+    now = await scalar(db, "SELECT now()")
+    assert len(since) == 3
+    assert now - since[0] > timedelta(minutes=1)
+    assert list(since) == sorted(since)
+
+
+async def test_what_is_planned_for_a_paused_pool_is_not_on_its_way(db):
+    pool = await make_pool(db)
+    await make_vms(db, pool, 1, VmState.BOOTING)
+    await make_vms(db, pool, 2, VmState.PLANNED)
+    await execute(db, "UPDATE pool SET paused = true")
+    async with db.begin() as tx:
+        assert len(await statistics.in_flight_since(tx, pool.id)) == 1

@@ -1,0 +1,61 @@
+"""requirements/: every package by version and hash, from nowhere in particular, and in step with pyproject.toml."""
+
+import re
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from tests.support.checkout import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+LOCKS = ("build", "dev", "runtime")
+
+
+def text_of(lock: str) -> str:
+    return (ROOT / "requirements" / f"{lock}.txt").read_text(encoding="utf-8")
+
+
+def entries_of(lock: str) -> list[str]:
+    return text_of(lock).replace("\\\n", " ").splitlines()
+
+
+def versions_of(lock: str) -> dict[str, str]:
+    return dict(re.match(r"([\w.-]+)==(\S+)", entry).groups() for entry in entries_of(lock))
+
+
+def normalise(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_each_package_has_a_version_and_hashes(lock):
+    entries = entries_of(lock)
+    assert entries
+    for entry in entries:
+        assert re.fullmatch(r"[\w.-]+==\S+( ; [^\\]+?)?(\s+--hash=sha256:[0-9a-f]{64})+", entry), entry
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_no_lock_says_where_packages_come_from(lock):
+    assert not re.search(r"://|file:|^-", text_of(lock), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("lock", ["build", "runtime"])
+def test_the_locks_agree_with_each_other(lock):
+    assert versions_of(lock).items() <= versions_of("dev").items()
+
+
+@pytest.mark.parametrize(
+    ("lock", "wanted"),
+    [
+        ("runtime", PROJECT["project"]["dependencies"]),
+        ("dev", PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"]),
+        ("build", PROJECT["build-system"]["requires"]),
+    ],
+)
+def test_what_the_project_asks_for_is_locked_at_a_version_that_it_allows(lock, wanted):
+    versions = versions_of(lock)
+    for requirement in map(Requirement, wanted):
+        assert Version(versions[normalise(requirement.name)]) in requirement.specifier, requirement

@@ -1,0 +1,188 @@
+"""Bytes to documents: what is read as YAML's users expect, and what is refused in a sentence with its place."""
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import MalformedBody
+from app.manifests import documents as reading
+from app.manifests.documents import MAX_DEPTH, MAX_DOCUMENTS, MAX_VALUES, read_json, read_yaml
+
+BOMB = b"a: &a [x, x, x, x, x, x, x, x, x]\n" + b"".join(
+    b"%c: &%c [%s]\n" % (98 + n, 98 + n, b", ".join([b"*%c" % (97 + n)] * 9)) for n in range(9)
+)
+
+
+@pytest.fixture(params=["libyaml", "pure"], autouse=True)
+def loader(request, monkeypatch):
+    """Both of PyYAML's parsers: a wheel may come without libyaml."""
+    if request.param == "pure":
+        monkeypatch.setattr(reading, "_LOADER", yaml.SafeLoader)
+    elif not yaml.__with_libyaml__:
+        pytest.skip("this PyYAML has no libyaml")
+
+
+def bodies(data):
+    return [document.body for document in read_yaml(data)]
+
+
+@pytest.mark.parametrize(
+    ("data", "body"),
+    [
+        (b"a: 1\nb: 1.5\nc: ~\nd: yes\ne: 0x1F\nf: ''", {"a": 1, "b": 1.5, "c": None, "d": True, "e": 31, "f": ""}),
+        (b"a: 2024-01-01\nb: 2024-01-01T10:00:00Z", {"a": "2024-01-01", "b": "2024-01-01T10:00:00Z"}),
+        (b"a: 12:30\nb: 12:30.5\nc: 52:54:00:12:34:56", {"a": "12:30", "b": "12:30.5", "c": "52:54:00:12:34:56"}),
+        (b"a: 1e3\nb: 2Gi\nc: !!str 5\nd: '5'", {"a": "1e3", "b": "2Gi", "c": "5", "d": "5"}),
+        (b"a: &x {b: 1}\nc: *x", {"a": {"b": 1}, "c": {"b": 1}}),
+        (b"a: &x {b: 1, c: 2}\nd:\n  <<: *x\n  c: 3", {"a": {"b": 1, "c": 2}, "d": {"b": 1, "c": 3}}),
+        (b"a:\n  <<: [{b: 1}, {b: 2, c: 3}]", {"a": {"b": 1, "c": 3}}),
+        (b"'<<': 1\n'on': 2", {"<<": 1, "on": 2}),
+        (b"\xef\xbb\xbfa: 1", {"a": 1}),
+        (b'{"a": [1, true, null]}', {"a": [1, True, None]}),
+    ],
+)
+def test_what_is_read(data, body):
+    assert bodies(data) == [body]
+
+
+def test_empty_documents_do_not_count():
+    found = read_yaml(b"# only a comment\n---\n---\na: 1\n---\n# another\n---\nb: 2\n...\n")
+    assert [(document.path, document.body) for document in found] == [
+        ("documents[0]", {"a": 1}),
+        ("documents[1]", {"b": 2}),
+    ]
+
+
+def test_a_list_is_its_items():
+    found = read_yaml(b"kind: List\napiVersion: v1\nitems:\n- a: 1\n- b: 2\n")
+    assert [(document.path, document.body, document.line(f"{document.path}.a")) for document in found] == [
+        ("documents[0].items[0]", {"a": 1}, 4),
+        ("documents[0].items[1]", {"b": 2}, 5),
+    ]
+
+
+def test_each_field_knows_its_line():
+    (document,) = read_yaml(b"a:\n  b:\n    - c: 1\n    - d: 1\n")
+    assert [document.line(path) for path in ("documents[0].a", "documents[0].a.b[1].d")] == [1, 4]
+    assert document.line("documents[0].a.b[1].missing.below") == 4
+    assert document.line("documents[7]") is None
+
+
+def test_aliases_are_copies():
+    (body,) = bodies(b"a: &x {b: [1]}\nc: *x")
+    body["a"]["b"].append(2)
+    assert body["c"] == {"b": [1]}
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"a: [1\nb", "the body is not YAML in line "),
+        (b"a:\n\tb: 1", "line 2, column 1: found character"),
+        (b"a:\n\tb: 1", "indent with spaces, never with tabs"),
+        (b"a: 'x", "the body is not YAML in line 1"),
+        (b"@", "the body is not YAML in line 1, column 1"),
+        (b"1: x", "in line 1, column 1 the key 1 is a number; put it in quotes"),
+        (b"on: x", "the key on is true or false, to YAML; put it in quotes"),
+        (b"~: x", "the key ~ is nothing"),
+        (b"? [x]\n: 1", "a key is no text"),
+        (b"a: 1\nb: 2\na: 3", "in line 3, column 1 the key 'a' stands a second time"),
+        (b"a: &a [*a]", "*a stands for nothing that is complete before it"),
+        (b"a: *x", "*x stands for nothing"),
+        (b"a: 1\n---\nb: *a", "*a stands for nothing"),
+        (b"<<: 1", "<< takes mappings, not a number"),
+        (b"a: !!binary aGk=", "binary is not known here; leave it out"),
+        (b"a: !!set {b}", "set is not known here"),
+        (b"a: !!python/object/apply:os.system [x]", "os.system is not known here"),
+        (b"a: !mine 1", "!mine is not known here"),
+        (b"a: .inf", "in line 1, column 4 stands inf, which is no number that JSON has"),
+        (b"a: .nan", "stands nan"),
+        (b"a: 123456789012345678901234567890", "stands a number beyond 64 bits"),
+        (b"a: " + b"9" * 5000, "is no int"),
+        (b"a: !!int x", "'x' is no int"),
+        (b"a: !!bool x", "'x' is no bool"),
+        (b'a: "\\0"', "a NUL character"),
+        (b"a: \x01", "the character U+0001 has no place in it"),
+        (b"\xff\xfea", "not UTF-8: its byte 0"),
+        (b"", "holds no document"),
+        (b"# nothing", "holds no document"),
+        (b"- 1", "documents[0] is a list; a manifest is a mapping"),
+        (b"a: 1\n---\ntext", "documents[1] is text; a manifest is a mapping"),
+        (b"kind: List\nitems: [1]", "documents[0].items[0] is a number"),
+        (b"[" * 1000, f"nested more than {MAX_DEPTH} deep"),
+        (BOMB, f"more than {MAX_VALUES} values, what its aliases stand for counted in"),
+        (b"a: [" + b"1," * MAX_VALUES + b"]", f"more than {MAX_VALUES} values"),
+        (b"a: &a " + b"x" * 100_000 + b"\nb: [" + b"*a," * 100 + b"]", f"more than {MAX_VALUES} values"),
+        (b"a: 1\n---\n" * (MAX_DOCUMENTS + 1), f"more than {MAX_DOCUMENTS} documents"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_refused(data, sentence):
+    with pytest.raises(MalformedBody) as raised:
+        read_yaml(data)
+    assert sentence in raised.value.detail
+
+
+def test_a_deep_alias_is_no_way_around_the_depth():
+    half = MAX_DEPTH // 2 + 2
+    text = b"a: &a " + b"[" * half + b"]" * half + b"\nb: " + b"[" * half + b"*a" + b"]" * half
+    with pytest.raises(MalformedBody, match="nested more than"):
+        read_yaml(text)
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"{", "not JSON in line 1, column 2"),
+        (b"[1]", "documents[0] is a list"),
+        (b'{"a": 1, "a": 2}', "the key 'a' stands twice in one mapping"),
+        (b'{"a": NaN}', "NaN is no number that JSON has"),
+        (b'{"a": 1e999}', "stands inf"),
+        (b'{"a": ' + b"9" * 30 + b"}", "beyond 64 bits"),
+        (b'{"a": ' + b"9" * 9000 + b"}", "not JSON that can be read"),
+        (b'{"a": "\\ud800"}', "half a surrogate pair"),
+        (b'{"\\u0000": 1}', "a NUL character"),
+        (b'{"a":' * 10_000, "nested more than"),
+        (b'{"a":' * 100 + b"1" + b"}" * 100, "nested more than"),
+        (b'{"a": [' + b"1," * MAX_VALUES + b"1]}", "values"),
+        (b"\xff", "not UTF-8"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_no_json_for_us_is_refused(data, sentence):
+    with pytest.raises(MalformedBody) as raised:
+        read_json(data)
+    assert sentence in raised.value.detail
+
+
+def test_json_is_one_document_or_a_list():
+    assert [(each.path, each.body) for each in read_json(b'{"a": "\\ud83d\\ude00"}')] == [("documents[0]", {"a": "😀"})]
+    assert [each.path for each in read_json(b'{"kind": "List", "items": [{}, {}]}')] == [
+        "documents[0].items[0]",
+        "documents[0].items[1]",
+    ]
+
+
+_WORDS = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=8)
+_TREES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | _WORDS,
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(_WORDS, below, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(_TREES)
+def test_what_is_dumped_is_read_again(tree):
+    assert bodies(yaml.safe_dump({"a": tree}, allow_unicode=True).encode()) == [{"a": tree}]
+
+
+@given(st.binary(max_size=200) | st.text(alphabet="a:&*<-[]{}!'\"\n \t?|>%@`#,0.~\\x", max_size=60).map(str.encode))
+def test_any_bytes_are_documents_or_a_sentence(data):
+    for read in (read_yaml, read_json):
+        try:
+            found = read(data)
+        except MalformedBody as error:
+            assert error.detail  # noqa: PT017 - only some bytes are refused
+        else:
+            assert all(isinstance(document.body, dict) for document in found)

@@ -1,0 +1,414 @@
+"""Documents to wishes: what each kind becomes, and what is refused by document, field and reason."""
+
+import pytest
+
+from app.manifests.documents import read_yaml
+from app.manifests.requests import Resource
+from app.manifests.translate import order, translate
+from tests.support.manifest_documents import (
+    DISK,
+    DOMAIN,
+    VMI,
+    annotated,
+    as_yaml,
+    import_cron,
+    machine,
+    pool,
+    refused,
+    snapshot,
+    translated,
+    volume,
+    wish_of,
+)
+
+
+def test_a_pool_in_our_words():
+    wish = wish_of(annotated(pool(size=3, minAvailable=2, autoReplenish=False), warm_when="ready", max_vms="9"))
+    assert (wish.resource, wish.name, wish.notes) == (Resource.POOL, "web", ())
+    assert wish.body == {
+        "size": 3,
+        "min_available": 2,
+        "auto_replenish": False,
+        "template": VMI,
+        "warm_when": "ready",
+        "max_vms": 9,
+    }
+
+
+def test_every_setting_of_a_pool_that_no_field_is_for_is_an_annotation():
+    wish = wish_of(annotated(pool(), placement='{"dedicated_cpus": true}', allow_unschedulable="true", max_vms=7))
+    assert wish.body["placement"] == {"dedicated_cpus": True}
+    assert (wish.body["allow_unschedulable"], wish.body["max_vms"]) == (True, 7)
+    assert wish.place("placement.dedicated_cpus") == (
+        "documents[0].metadata.annotations.emberpool.io/placement.dedicated_cpus"
+    )
+
+
+def test_a_pool_in_kubevirts_words():
+    spec = {"runStrategy": "Always", "template": VMI}
+    template = {"metadata": {"labels": {"app": "x"}}, "spec": spec}
+    wish = wish_of(
+        pool(
+            size=None,
+            template=None,
+            replicas=4,
+            virtualMachineTemplate=template,
+            selector={"matchLabels": {"app": "x"}},
+            paused=False,
+            updateStrategy={"unmanaged": {}},
+        )
+    )
+    assert wish.body == {"size": 4, "template": template}
+    assert any(note.startswith("spec.selector was left out") for note in wish.notes)
+    assert any(note.startswith("spec.updateStrategy was left out") for note in wish.notes)
+    assert any("spec.replicas became the pool's size" in note for note in wish.notes)
+
+
+def test_replicas_have_kubevirts_default():
+    wish = wish_of(pool(size=None, template=None, virtualMachineTemplate={"spec": {"template": VMI}}))
+    assert wish.body["size"] == 1
+    assert any("size became 1" in note for note in wish.notes)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"spec": {**VMI["spec"], "snapshot": {"name": "taken"}}},
+        {"template": {"spec": {**VMI["spec"], "snapshot": {"name": "taken"}}}},
+        {"spec": {"template": {"spec": {**VMI["spec"], "snapshot": {"name": "taken"}}}}},
+    ],
+)
+def test_a_pools_template_may_start_from_a_snapshot(template):
+    wish = wish_of(pool(template=template))
+    assert wish.body["start_from"] == {"snapshot": "taken"}
+    assert "snapshot" not in str(wish.body["template"])
+    assert list(wish.needs) == [(Resource.SNAPSHOT, "taken")]
+
+
+def test_a_start_may_be_an_annotation():
+    wish = wish_of(annotated(pool(), start_from_preload="near"))
+    assert wish.body["start_from"] == {"preload": "near"}
+    assert wish.needs == {
+        (Resource.PRELOAD, "near"): "documents[0].metadata.annotations.emberpool.io/start-from-preload"
+    }
+    assert wish.place("start_from.preload") == "documents[0].metadata.annotations.emberpool.io/start-from-preload"
+
+
+def test_a_vm_becomes_a_claim_that_lasts():
+    wish = wish_of(machine())
+    assert (wish.resource, wish.name) == (Resource.CLAIM, "one")
+    assert wish.body == {
+        "vm": {"runStrategy": "Always", "template": VMI},
+        "labels": {"name": "one"},
+    }
+    assert "spec.running: true became runStrategy Always" in wish.notes
+    assert any("claimed for 30 days" in note for note in wish.notes)
+
+
+def test_what_a_vm_has_no_field_for_is_an_annotation():
+    wish = wish_of(
+        annotated(
+            machine(running=None, runStrategy="Once"),
+            lease_seconds="600",
+            warm_when="ready",
+            paths="snapshot, cold",
+            deadline_seconds="30",
+            remember="true",
+            placement='{"dedicated_cpus": true}',
+        )
+    )
+    assert wish.notes == (
+        "the VM's name in the cluster is the service's own; once it is there, kubectl get vm -l emberpool.io/name=one finds it",
+    )
+    assert {key: wish.body[key] for key in wish.body if key not in {"vm", "labels"}} == {
+        "lease_seconds": 600,
+        "warm_when": "ready",
+        "paths": ["snapshot", "cold"],
+        "deadline_seconds": 30,
+        "remember": True,
+        "placement": {"dedicated_cpus": True},
+    }
+    assert wish.body["vm"]["runStrategy"] == "Once"
+
+
+def test_a_vm_without_a_disk_can_have_no_agent():
+    wish = wish_of(machine(template={"spec": {"domain": DOMAIN}}))
+    assert wish.body["warm_when"] == "running"
+    assert any("no disk" in note for note in wish.notes)
+    told = [{"name": "told", "cloudInitNoCloud": {"userData": "#cloud-config"}}]
+    assert wish_of(machine(template={"spec": {"domain": DOMAIN, "volumes": told}})).body["warm_when"] == "running"
+    assert "warm_when" not in wish_of(machine(template={"spec": {"domain": DOMAIN, "snapshot": {"name": "s"}}})).body
+    asked = annotated(machine(template={"spec": {"domain": DOMAIN}}), warm_when="ready")
+    assert wish_of(asked).body["warm_when"] == "ready"
+
+
+def test_a_vms_labels_are_the_claims():
+    written = machine()
+    written["metadata"]["labels"] = {"app": "x", "name": "one"}
+    assert wish_of(written).body["labels"] == {"name": "one", "app": "x"}
+
+
+def test_a_snapshot_of_a_vm_or_a_pool():
+    assert wish_of(snapshot()).body == {"name": "taken", "source": {"vm": "prepared"}}
+    of_pool = wish_of(snapshot(source={"apiGroup": "pool.kubevirt.io", "kind": "VirtualMachinePool", "name": "web"}))
+    assert of_pool.body["source"] == {"pool": "web"}
+    assert list(of_pool.needs) == [(Resource.POOL, "web")]
+    by_annotation = wish_of(
+        annotated(snapshot(source=None), source_pool="web", keep="3", refresh="true", quiesce="freeze")
+    )
+    assert by_annotation.body == {
+        "name": "taken",
+        "source": {"pool": "web"},
+        "keep": 3,
+        "refresh": True,
+        "quiesce": "freeze",
+    }
+    assert by_annotation.place("source.pool").endswith("emberpool.io/source-pool")
+
+
+@pytest.mark.parametrize(("deadline", "seconds"), [("5m0s", 300), ("1h30m", 5400), ("90s", 90)])
+def test_a_snapshots_deadline_is_its_time_limit(deadline, seconds):
+    wish = wish_of(snapshot(failureDeadline=deadline))
+    assert wish.body["timeout_seconds"] == seconds
+    assert wish.place("timeout_seconds") == "documents[0].spec.failureDeadline"
+
+
+def test_a_data_volume_is_a_preload():
+    wish = wish_of(
+        annotated(
+            volume(
+                preloadPolicy="Always",
+                pvc=None,
+                storage={
+                    "storageClassName": "fast-ssd",
+                    "accessModes": ["ReadWriteOnce"],
+                    "volumeMode": "Block",
+                    "resources": {"requests": {"storage": 1073741824}},
+                },
+                source={"http": {"url": "https://example.com/a", "certConfigMap": "ca", "extraHeaders": ["a: b"]}},
+            ),
+            ttl_seconds="3600",
+        )
+    )
+    assert (wish.resource, wish.name) == (Resource.PRELOAD, "near")
+    assert wish.body == {
+        "policy": "Always",
+        "image": {"http": {"url": "https://example.com/a", "cert_config_map": "ca", "extra_headers": ["a: b"]}},
+        "storage_class": "fast-ssd",
+        "access_modes": ["ReadWriteOnce"],
+        "volume_mode": "Block",
+        "size": "1073741824",
+        "ttl_seconds": 3600,
+    }
+    assert wish.place("image.http.cert_config_map") == "documents[0].spec.source.http.certConfigMap"
+    assert wish.place("size") == "documents[0].spec.storage.resources.requests.storage"
+
+
+def test_an_import_cron_is_a_preload_with_a_schedule():
+    wish = wish_of(import_cron(importsToKeep=2, garbageCollect="Outdated", retentionPolicy="None"))
+    assert wish.body == {
+        "schedule": "30 2 * * *",
+        "keep": 2,
+        "image": {"registry": {"url": "docker://registry.local/disk:1"}},
+        "size": "1Gi",
+    }
+    assert any(note.startswith("spec.managedDataSource nightly was left out") for note in wish.notes)
+
+
+def test_what_a_cluster_wrote_is_left_out():
+    written = pool()
+    written["metadata"] |= {"uid": "u", "resourceVersion": "7", "creationTimestamp": None, "namespace": "default"}
+    written["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": "{}", "mine": "x"}
+    written["metadata"]["labels"] = {"app": "x"}
+    written["status"] = {"replicas": 1}
+    wish = wish_of(written)
+    assert set(wish.body) == {"size", "template"}
+    told = " ".join(wish.notes)
+    for part in (
+        "status is what the cluster once wrote",
+        "uid, resourceVersion",
+        "annotations that do not",
+        "labels are not",
+    ):
+        assert part in told
+
+
+@pytest.mark.parametrize(
+    ("written", "field", "says"),
+    [
+        ({"kind": "Pod", "apiVersion": "v1"}, "kind", "'Pod' is not taken here"),
+        ({**pool(), "kind": "VirtualMachinPool"}, "kind", "did you mean `VirtualMachinePool`?"),
+        ({**pool(), "kind": None}, "kind", "is missing"),
+        ({**pool(), "apiVersion": "v1"}, "apiVersion", "a VirtualMachinePool is of pool.kubevirt.io/v1 or"),
+        ({**pool(), "apiVersion": "pool.kubevirt.io/v2"}, "apiVersion", "it says 'pool.kubevirt.io/v2'"),
+        ({**pool(), "apiVersion": None}, "apiVersion", "is missing"),
+        ({**pool(), "spek": {}}, "spek", "did you mean `spec`?"),
+        ({**pool(), "spec": None}, "spec", "is missing"),
+        ({**pool(), "spec": []}, "spec", "must be a mapping, got a list"),
+        ({**pool(), "metadata": None}, "metadata", "is missing"),
+        ({**pool(), "metadata": {}}, "metadata.name", "is missing"),
+        ({**pool(), "metadata": {"name": 7}}, "metadata.name", "must be text, got the number 7; put it in quotes"),
+        ({**pool(), "metadata": {"name": "Web"}}, "metadata.name", "lower-case letters"),
+        ({**pool(), "metadata": {"generateName": "web-"}}, "metadata.generateName", "write metadata.name"),
+        (
+            {**pool(), "metadata": {"name": "a", "namespace": "b"}},
+            "metadata.namespace",
+            "works in namespace 'default' alone",
+        ),
+        ({**pool(), "metadata": {"name": "a", "finalizers": ["x"]}}, "metadata.finalizers", "cannot be honoured"),
+        ({**pool(), "metadata": {"name": "a", "nmae": "x"}}, "metadata.nmae", "did you mean `name`?"),
+        (
+            {**pool(), "metadata": {"name": "a", "labels": {"b": 1}}},
+            "metadata.labels.b",
+            "must be text, in quotes; got 1",
+        ),
+        (annotated(pool(), max_vm="3"), "metadata.annotations.emberpool.io/max-vm", "did you mean `max-vms`?"),
+        (annotated(pool(), size="3"), "metadata.annotations.emberpool.io/size", "there is no such setting"),
+        (annotated(pool(), max_vms=[3]), "metadata.annotations.emberpool.io/max-vms", "must be text"),
+        (pool(minAvailible=1), "spec.minAvailible", "did you mean `minAvailable`?"),
+        (pool(zzz=1), "spec.zzz", "there is no such field; known here: "),
+        (pool(replicas=2), "spec.replicas", "is another word for spec.size: keep one of them"),
+        (pool(virtualMachineTemplate={}), "spec.virtualMachineTemplate", "is another word for spec.template"),
+        (pool(autohealing={"startUpFailureThreshold": 1}), "spec.autohealing", "is not honoured"),
+        (pool(maxUnavailable=1), "spec.maxUnavailable", "write minAvailable"),
+        (pool(paused=True), "spec.paused", "POST /v1/pools/NAME/pause"),
+        (pool(updateStrategy={"proactive": {}}), "spec.updateStrategy", "a changed template replaces"),
+        (
+            annotated(pool(template={"spec": {**VMI["spec"], "snapshot": {"name": "s"}}}), start_from_preload="p"),
+            "spec.template.spec.snapshot.name",
+            "a VM starts from one thing, and metadata.annotations.emberpool.io/start-from-preload names one already",
+        ),
+        (machine(running=False), "spec.running", "a claim handlers out one that does"),
+        (machine(runStrategy="Halted", running=None), "spec.runStrategy", "'Halted' asks for a VM that does not run"),
+        (machine(runStrategy="Always"), "spec.running", "excludes runStrategy"),
+        (machine(running="yes"), "spec.running", "must be true or false"),
+        (machine(template=None), "spec.template", "is missing"),
+        (machine(runing=True), "spec.runing", "did you mean `running`?"),
+        (machine(updateVolumesStrategy="Replacement"), "spec.updateVolumesStrategy", "not changed in place"),
+        (
+            machine(template={"spec": {"domain": DOMAIN, "snapshot": {"nam": "s"}}}),
+            "spec.template.spec.snapshot.nam",
+            "did you mean `name`?",
+        ),
+        (machine(template={"spec": {"snapshot": "s"}}), "spec.template.spec.snapshot", "must be a mapping, got text"),
+        (
+            {**machine(), "metadata": {"name": "a", "labels": {"name": "b"}}},
+            "metadata.labels.name",
+            "is the claim's label for the VM's name, 'a'",
+        ),
+        (
+            {**machine(), "metadata": {"name": "a", "labels": {"x" * 64: "b"}}},
+            f"metadata.labels.{'x' * 64}",
+            "is longer than the 63 characters",
+        ),
+        (
+            {**machine(), "metadata": {"name": "a", "labels": {f"l{n}": "" for n in range(40)}}},
+            "metadata.labels",
+            "are more than 31",
+        ),
+        (snapshot(source=None), "spec.source", "is missing"),
+        (snapshot(source={"kind": "Pod", "name": "x"}), "spec.source.kind", "'Pod' is not taken here"),
+        (snapshot(source={"kind": "VirtualMachine"}), "spec.source.name", "is missing"),
+        (
+            snapshot(source={"kind": "VirtualMachine", "name": "x", "apiGroup": "apps"}),
+            "spec.source.apiGroup",
+            "a VirtualMachine is of kubevirt.io",
+        ),
+        (snapshot(deletionPolicy="Retain"), "spec.deletionPolicy", "must be Delete"),
+        (snapshot(failureDeadline="soon"), "spec.failureDeadline", "such as 10m; it is 'soon'"),
+        (annotated(snapshot(failureDeadline="5m"), timeout_seconds="9"), "spec.failureDeadline", "is another word for"),
+        (annotated(snapshot(), source_pool="web"), "spec.source", "name two sources: keep one"),
+        (volume(source=None), "spec.source", "is missing"),
+        (volume(source={}), "spec.source", "must name where the image comes from"),
+        (volume(source={"htp": {}}), "spec.source.htp", "did you mean `http`?"),
+        (volume(source={"blank": {}}), "spec.source.blank", "a preload brings an image near"),
+        (volume(source={"http": {"uri": "x"}}), "spec.source.http.uri", "did you mean `url`?"),
+        (volume(source={"registry": {"imageStream": "x"}}), "spec.source.registry.imageStream", "by its url"),
+        (
+            volume(source={"http": {"url": "https://a"}, "s3": {"url": "s3://a"}}),
+            "spec.source.s3",
+            "excludes http: an image comes from one place",
+        ),
+        (volume(storage={}), "spec.storage", "excludes pvc"),
+        (volume(sourceRef={"kind": "DataSource", "name": "x"}, source=None), "spec.sourceRef", "name the image itself"),
+        (volume(contentType="archive"), "spec.contentType", "an archive is no disk"),
+        (volume(pvc={"selector": {}}), "spec.pvc.selector", "the storage class alone"),
+        (
+            volume(pvc={"resources": {"limits": {}}}),
+            "spec.pvc.resources.limits",
+            "requests.storage is the volume's size",
+        ),
+        (import_cron(schedule=None), "spec.schedule", "is missing"),
+        (import_cron(template=None), "spec.template", "is missing"),
+        (import_cron(retentionPolicy="All"), "spec.retentionPolicy", "must be None"),
+        (import_cron(garbageCollect="Never"), "spec.garbageCollect", "must be Outdated"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_refused(written, field, says):
+    found = refused(written)
+    assert f"documents[0].{field}" in found
+    assert says in found[f"documents[0].{field}"]
+
+
+def test_a_problem_says_its_line():
+    documents = [pool(name="a"), pool(name="b", minAvailible=1)]
+    line = as_yaml(*documents).decode().splitlines().index("  minAvailible: 1") + 1
+    assert refused(*documents)["documents[1].spec.minAvailible"].endswith(f"(line {line})")
+
+
+def test_every_problem_of_every_document_is_found():
+    found = refused(pool(zzz=1, maxUnavailable=1), {"kind": "Pod"}, machine(running=False))
+    assert set(found) == {
+        "documents[0].spec.zzz",
+        "documents[0].spec.maxUnavailable",
+        "documents[1].kind",
+        "documents[1].apiVersion",
+        "documents[2].spec.running",
+    }
+
+
+def test_what_is_missing_is_told_once():
+    assert set(refused({**machine(), "spec": None})) == {"documents[0].spec"}
+
+
+def test_a_name_is_taken_once():
+    assert "documents[0] makes pool 'web' already" in refused(pool(), pool())["documents[1].metadata.name"]
+    found = refused(volume(name="a"), import_cron(name="a"))
+    assert "documents[0] makes preload 'a' already" in found["documents[1].metadata.name"]
+    wishes, problems = translated(pool(name="a"), machine(name="a"), snapshot(name="a"), volume(name="a"))
+    assert (len(wishes), problems) == (4, [])
+
+
+def test_what_is_needed_comes_first():
+    from_snapshot = {"spec": {"domain": DOMAIN, "snapshot": {"name": "taken"}}}
+    of_pool = snapshot(source={"kind": "VirtualMachinePool", "name": "web"})
+    wishes, _ = translated(
+        machine(name="late", template=from_snapshot),
+        of_pool,
+        annotated(pool(), start_from_preload="near"),
+        volume(),
+        machine(),
+    )
+    ordered, problems = order(wishes)
+    assert problems == []
+    assert [wish.name for wish in ordered] == ["near", "one", "web", "taken", "late"]
+
+
+def test_a_circle_is_refused():
+    of_pool = snapshot(source={"kind": "VirtualMachinePool", "name": "web"})
+    wishes, _ = translated(annotated(pool(), start_from_snapshot="taken"), of_pool, machine())
+    ordered, (problem,) = order(wishes)
+    assert ordered == []
+    assert "refer to each other in a circle" in problem.message
+    assert problem.field in {
+        "documents[0].metadata.annotations.emberpool.io/start-from-snapshot",
+        "documents[1].spec.source.name",
+    }
+
+
+def test_the_document_itself_stays_as_it_was_written():
+    written = machine(template={"spec": {"domain": DOMAIN, "snapshot": {"name": "s"}, "volumes": [DISK]}})
+    documents = read_yaml(as_yaml(written))
+    translate(documents, namespace="default")
+    assert documents[0].body == written
