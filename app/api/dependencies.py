@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from app.api.events.tail import EventTail
-from app.compute.protocol import Gateway
+from app.compute.gateway import Gateway
 from app.config import Settings
 from app.services.claims.service import ClaimService
 from app.services.manifests.service import ManifestService

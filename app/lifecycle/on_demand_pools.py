@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from app.compute.kubevirt.templates.shapes import shape_of
-from app.compute.protocol import VmTemplate
+from app.compute.vms import VmTemplate
 from app.config import MAX_LEASE_SECONDS
 from app.domain.observation import WarmWhen
 from app.domain.path_selection import Choice

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from math import inf
 
-from app.compute.protocol import VmTemplate
+from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.observation import WarmWhen
 from app.domain.path_selection import NO_DATA, PathOption, estimate

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from app.compute.protocol import Gateway, Manifest
+from app.compute.gateway import Gateway
 from app.domain.capacity import Fit, emptied, fit, take_places, tell
 from app.domain.nodes import Demand, Node
 from app.errors import FieldProblem, Unschedulable
@@ -170,7 +170,7 @@ class Placing:
         self._nodes = {**kept, **{node.name: node for node in newer.changed}}
         self._version = newer.version
 
-    def _demand_of(self, revision: str, spec: Manifest) -> Demand | None:
+    def _demand_of(self, revision: str, spec: dict[str, Any]) -> Demand | None:
         if revision not in self._demands:
             _forget_oldest(self._demands)
             self._demands[revision] = self._gateway.demand(spec)

@@ -1,10 +1,11 @@
 """Of what a pool's snapshots are made now, and how far the VM is that is booted for one."""
 
 import copy
+from typing import Any
 
 from app.compute.kubevirt.templates.expand import fingerprint
 from app.compute.kubevirt.templates.shapes import shape_of
-from app.compute.protocol import Manifest, VmTemplate
+from app.compute.vms import VmTemplate
 from app.domain.pools import PoolSpec, revision_of
 from app.domain.snapshots import SHUTDOWN_SECONDS, ClaimFacts, Origin, SnapshotSpec
 from app.domain.states import ClaimState
@@ -62,7 +63,7 @@ async def claim_facts(tx: Tx, claim: ClaimRow) -> ClaimFacts:
     return ClaimFacts(claim.state, claim.reason, claim.vm_name, stalled, trouble or None)
 
 
-def _with_time_to_stop(vm_spec: Manifest) -> Manifest:
+def _with_time_to_stop(vm_spec: dict[str, Any]) -> dict[str, Any]:
     """The grace is the VM's own field, and no part of its shape."""
     vm_spec = copy.deepcopy(vm_spec)
     vmi = vm_spec["template"]["spec"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from app.compute.kubevirt.templates.start_sources import has_own_disk
-from app.compute.protocol import VmTemplate
+from app.compute.vms import VmTemplate
 from app.domain.paths import ImageRef, Start, StartPath
 from app.domain.pools import StartFrom
 from app.errors import FieldProblem, InvalidRequest

@@ -1,6 +1,6 @@
 """One process that serves claims and makes VMs, each of its steps called by the test; and what VMs can start from."""
 
-from app.compute.protocol import VmTemplate
+from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.observation import Failure, WarmWhen
 from app.domain.paths import ImageKind

@@ -12,17 +12,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
-from app.compute.protocol import (
-    Changed,
-    ClusterEvent,
-    Gone,
-    Listed,
-    NodeChanged,
-    NodeEvent,
-    NodeGone,
-    NodesListed,
-    VmTemplate,
-)
+from app.compute.nodes import NodeChanged, NodeEvent, NodeGone, NodesListed
+from app.compute.vms import Changed, ClusterEvent, Gone, Listed, VmTemplate
 from app.domain.nodes import Demand, Node
 from app.domain.observation import Observation, PodTimes
 from app.domain.paths import ImageKind, ImageRef

@@ -6,7 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 
-from app.compute.protocol import Changed, FoundVmPool
+from app.compute.vm_pools import FoundVmPool
+from app.compute.vms import Changed
 from app.domain.observation import Observation
 from app.domain.vm_pools import VmPoolSight
 from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused

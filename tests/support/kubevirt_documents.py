@@ -4,7 +4,7 @@ import copy
 import uuid
 
 from app.compute.kubevirt import labels
-from app.compute.protocol import Manifest
+from app.compute.kubevirt.kinds import Manifest
 
 VM_ID = "018f3c1e-7a00-7000-8000-000000000001"
 CLAIM_ID = "018f3c1e-7a00-7000-8000-0000000000c1"

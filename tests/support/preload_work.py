@@ -2,7 +2,7 @@
 
 import asyncio
 
-from app.compute.protocol import PreloadGateway, PreloadOrder
+from app.compute.preloads import PreloadGateway, PreloadOrder
 from app.devcluster import DevCluster
 from app.devcluster.apiserver.registry import STORAGE_PROFILES
 from app.domain.preload_lifecycle import PullState, Seen

@@ -1,6 +1,6 @@
 """Everything that snapshots ask of a cluster: a role that lacks one right of it is not enough."""
 
-from app.compute.protocol import Gateway
+from app.compute.gateway import Gateway
 from app.domain.observation import WarmWhen
 from app.domain.paths import FromSnapshot
 from app.ids import new_id, vm_name

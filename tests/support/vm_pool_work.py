@@ -1,6 +1,7 @@
 """All that the service asks of a cluster for VirtualMachinePools: one of its own, and one that it takes over."""
 
-from app.compute.protocol import Gateway, VmPoolOrder
+from app.compute.gateway import Gateway
+from app.compute.vm_pools import VmPoolOrder
 from app.domain.observation import WarmWhen
 from app.domain.vm_pools import Change
 from app.ids import new_id, vm_pool_name

@@ -18,8 +18,7 @@ from kubernetes_asyncio.config import load_incluster_config, load_kube_config
 
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.errors import reason_of, translate, translating
-from app.compute.kubevirt.kinds import Kind
-from app.compute.protocol import Manifest
+from app.compute.kubevirt.kinds import Kind, Manifest
 from app.config import Settings
 from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterRefused, ClusterUnavailable, WatchExpired
 

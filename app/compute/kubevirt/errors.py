@@ -9,7 +9,7 @@ import aiohttp
 from kubernetes_asyncio.client.exceptions import ApiException
 from kubernetes_asyncio.config import ConfigException
 
-from app.compute.protocol import Manifest
+from app.compute.kubevirt.kinds import Manifest
 from app.errors import (
     ClusterConflict,
     ClusterError,

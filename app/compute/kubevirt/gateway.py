@@ -8,7 +8,7 @@ import structlog
 
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient, configure
-from app.compute.kubevirt.kinds import CLAIMS, PODS, VMIS, VMS, Kind
+from app.compute.kubevirt.kinds import CLAIMS, PODS, VMIS, VMS, Kind, Manifest
 from app.compute.kubevirt.nodes.watch import observe_nodes
 from app.compute.kubevirt.preloads.gateway import KubeVirtPreloads
 from app.compute.kubevirt.snapshots import KubeVirtSnapshots
@@ -21,7 +21,8 @@ from app.compute.kubevirt.vm_pools import KubeVirtVmPools
 from app.compute.kubevirt.vms.inventory import Inventory
 from app.compute.kubevirt.vms.observations import observe_pod, observe_vm
 from app.compute.kubevirt.vms.watch import Snapshot, observe
-from app.compute.protocol import ClusterEvent, Listed, Manifest, NodeEvent, VmTemplate
+from app.compute.nodes import NodeEvent
+from app.compute.vms import ClusterEvent, Listed, VmTemplate
 from app.config import Settings
 from app.domain.nodes import Demand
 from app.domain.observation import Observation, PodTimes, WarmWhen

@@ -1,9 +1,13 @@
 """The kinds of objects that we read or write, and where the API server keeps them."""
 
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from typing_extensions import override
+
+Manifest = dict[str, Any]
+"""An object of the Kubernetes API, or a part of one, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)

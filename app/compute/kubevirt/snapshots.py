@@ -10,10 +10,10 @@ from typing import Any
 
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
-from app.compute.kubevirt.kinds import VM_SNAPSHOT_CONTENTS, VM_SNAPSHOTS, VMS, VOLUME_SNAPSHOTS
+from app.compute.kubevirt.kinds import VM_SNAPSHOT_CONTENTS, VM_SNAPSHOTS, VMS, VOLUME_SNAPSHOTS, Manifest
 from app.compute.kubevirt.quantities import parse_quantity
 from app.compute.kubevirt.templates.shapes import shape_of
-from app.compute.protocol import Manifest, VmTemplate
+from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.paths import SnapshotDisk
 from app.domain.snapshots import Sight, SourceVm, VolumeVerdict

@@ -11,10 +11,10 @@ import json
 
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
-from app.compute.kubevirt.kinds import VM_POOLS, VMIS, VMS, Kind
+from app.compute.kubevirt.kinds import VM_POOLS, VMIS, VMS, Kind, Manifest
 from app.compute.kubevirt.templates.manifests import rename_data_volumes
 from app.compute.kubevirt.templates.start_sources import begin
-from app.compute.protocol import FoundVmPool, Manifest, VmPoolOrder
+from app.compute.vm_pools import FoundVmPool, VmPoolOrder
 from app.config import Settings
 from app.domain.vm_pools import Change, VmPoolSight
 from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterRefused

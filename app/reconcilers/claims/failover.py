@@ -5,7 +5,7 @@ Once in each process it also gives pools that are older than shapes theirs.
 
 import time
 
-from app.compute.protocol import Gateway
+from app.compute.gateway import Gateway
 from app.config import Settings
 from app.lifecycle.on_demand_pools import fill_shapes, retire_idle_pools
 from app.reconcilers.claims.failover_step import Rerouting

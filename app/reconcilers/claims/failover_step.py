@@ -9,7 +9,8 @@ from uuid import UUID
 
 import structlog
 
-from app.compute.protocol import Gateway, VmTemplate
+from app.compute.gateway import Gateway
+from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.path_selection import Choice, NoChoice, PathOption, Record, choose
 from app.domain.paths import StartPath

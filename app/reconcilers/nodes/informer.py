@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from app.compute.protocol import Broken, Gateway, NodeChanged, NodeEvent, NodeGone, NodesListed
+from app.compute.gateway import Gateway
+from app.compute.nodes import NodeChanged, NodeEvent, NodeGone, NodesListed
+from app.compute.vms import Broken
 from app.config import Settings
 from app.domain.capacity import has_more_room
 from app.domain.nodes import Node

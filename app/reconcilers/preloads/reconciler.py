@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from app.compute.protocol import Gateway, PreloadOrder
+from app.compute.gateway import Gateway
+from app.compute.preloads import PreloadOrder
 from app.config import Settings
 from app.domain.failures import retry_delay
 from app.domain.paths import StartPath

@@ -7,7 +7,7 @@ works through moments that are long gone while the present waits.
 import asyncio
 from dataclasses import dataclass, field
 
-from app.compute.protocol import Broken, Changed, ClusterEvent, Gone, Listed
+from app.compute.vms import Broken, Changed, ClusterEvent, Gone, Listed
 
 _BATCH = 200
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from app.compute.protocol import Gateway
+from app.compute.gateway import Gateway
 from app.config import Settings
 from app.errors import DatabaseUnavailable
 from app.lifecycle.placement import Placing

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import structlog
 
-from app.compute.protocol import Gateway
+from app.compute.gateway import Gateway
 from app.config import Settings
 from app.domain.failures import retry_delay
 from app.domain.snapshots import TAKE_ENDED, Sight, TakeState

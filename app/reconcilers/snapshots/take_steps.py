@@ -12,8 +12,8 @@ from uuid import UUID
 
 import structlog
 
+from app.compute.gateway import Gateway
 from app.compute.kubevirt.snapshots import bytes_of
-from app.compute.protocol import Gateway
 from app.config import Settings
 from app.domain.paths import StartPath
 from app.domain.pools import revision_of

@@ -15,7 +15,9 @@ from dataclasses import replace
 
 import structlog
 
-from app.compute.protocol import Gateway, VmPoolOrder, VmTemplate
+from app.compute.gateway import Gateway
+from app.compute.vm_pools import VmPoolOrder
+from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.failures import retry_delay
 from app.domain.states import VmState

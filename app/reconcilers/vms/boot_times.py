@@ -9,7 +9,7 @@ from uuid import UUID
 
 import structlog
 
-from app.compute.protocol import Gateway
+from app.compute.gateway import Gateway
 from app.domain.stages import BootMarks, measure_stages
 from app.errors import ClusterError, ClusterForbidden
 from app.reconcilers.runtime.loop import Wake

@@ -9,7 +9,8 @@ import random
 
 import structlog
 
-from app.compute.protocol import Gateway, VmTemplate
+from app.compute.gateway import Gateway
+from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.failures import retry_delay
 from app.domain.observation import Observation

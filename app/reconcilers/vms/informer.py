@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from app.compute.protocol import ClusterEvent, Gateway
+from app.compute.gateway import Gateway
+from app.compute.vms import ClusterEvent
 from app.config import Settings
 from app.reconcilers.runtime.backlog import Backlog, Batch
 from app.reconcilers.runtime.leader import Leader

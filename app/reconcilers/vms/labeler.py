@@ -4,7 +4,7 @@ import random
 
 import structlog
 
-from app.compute.protocol import Gateway
+from app.compute.gateway import Gateway
 from app.config import Settings
 from app.domain.failures import retry_delay
 from app.errors import ClusterError, ClusterUnavailable

@@ -7,7 +7,8 @@ from uuid import UUID
 
 import structlog
 
-from app.compute.protocol import Gateway, Gone, Listed
+from app.compute.gateway import Gateway
+from app.compute.vms import Gone, Listed
 from app.config import Settings
 from app.domain.health import HealthRules, Judgement, Verdict, ailment, judge
 from app.domain.observation import Observation

@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Mapping
 
-from app.compute.protocol import Gateway, VmTemplate
+from app.compute.gateway import Gateway
+from app.compute.vms import VmTemplate
 from app.domain.paths import StartPath
 from app.domain.pools import PoolSpec
 from app.domain.preloads import PreloadSpec

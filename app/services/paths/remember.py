@@ -4,7 +4,8 @@ from typing import Any
 
 import structlog
 
-from app.compute.protocol import Gateway, VmTemplate
+from app.compute.gateway import Gateway
+from app.compute.vms import VmTemplate
 from app.domain.pools import PoolSpec
 from app.errors import Conflict, EmberpoolError
 from app.services.pools.service import put_pool

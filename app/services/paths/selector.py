@@ -15,7 +15,8 @@ from uuid import UUID
 import orjson
 import structlog
 
-from app.compute.protocol import Gateway, VmTemplate
+from app.compute.gateway import Gateway
+from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.observation import WarmWhen
 from app.domain.path_selection import Choice, NoChoice, Record, choose

@@ -6,7 +6,9 @@ from uuid import UUID
 
 import structlog
 
-from app.compute.protocol import Gateway, VmPoolOrder, VmTemplate
+from app.compute.gateway import Gateway
+from app.compute.vm_pools import VmPoolOrder
+from app.compute.vms import VmTemplate
 from app.domain.pools import PoolSpec, revision_of
 from app.domain.states import ClaimState, VmState
 from app.domain.vm_pools import Backing

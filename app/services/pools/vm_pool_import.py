@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import structlog
 from pydantic import ValidationError
 
-from app.compute.protocol import FoundVmPool, Gateway
+from app.compute.gateway import Gateway
+from app.compute.vm_pools import FoundVmPool
 from app.domain.observation import WarmWhen
 from app.domain.pools import PoolSpec
 from app.domain.vm_pools import Backing

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from app.compute.protocol import Gateway, PreloadOrder, VmTemplate
+from app.compute.gateway import Gateway
+from app.compute.preloads import PreloadOrder
+from app.compute.vms import VmTemplate
 from app.domain.paths import ImageKind, ImageRef
 from app.domain.preloads import PreloadSpec
 from app.errors import Conflict, PreloadBeingDeleted, PreloadInUse, PreloadNotFound

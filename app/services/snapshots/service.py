@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import structlog
 
+from app.compute.gateway import Gateway
 from app.compute.kubevirt.templates.start_sources import has_own_disk
-from app.compute.protocol import Gateway, VmTemplate
+from app.compute.vms import VmTemplate
 from app.domain.snapshots import UNDER_WAY, SnapshotSpec, VolumeVerdict
 from app.errors import (
     Conflict,

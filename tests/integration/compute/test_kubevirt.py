@@ -9,7 +9,7 @@ from app.compute.kubevirt import client as cluster_client
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.gateway import connect
 from app.compute.kubevirt.kinds import VMS
-from app.compute.protocol import Broken, Changed, Gone, Listed
+from app.compute.vms import Broken, Changed, Gone, Listed
 from app.domain.observation import WarmWhen
 from app.errors import (
     ClusterConflict,

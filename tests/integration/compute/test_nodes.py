@@ -9,7 +9,8 @@ from app.compute.kubevirt.kinds import ALL_PODS, NODES
 from app.compute.kubevirt.nodes.inventory import NodeInventory
 from app.compute.kubevirt.nodes.watch import observe_nodes
 from app.compute.kubevirt.vms import watch as watching
-from app.compute.protocol import Broken, NodeChanged, NodeGone, NodesListed
+from app.compute.nodes import NodeChanged, NodeGone, NodesListed
+from app.compute.vms import Broken
 from app.domain.observation import WarmWhen
 from app.errors import ClusterForbidden, ClusterUnavailable, WatchExpired
 from app.ids import new_id, vm_name

@@ -12,7 +12,7 @@ from app.compute.kubevirt.preloads.manifests import build
 from app.compute.kubevirt.preloads.specs import specs_of
 from app.compute.kubevirt.preloads.status import clones_from, read_claim, read_cron, read_volume_object
 from app.compute.kubevirt.templates.expand import expand
-from app.compute.protocol import PreloadOrder
+from app.compute.preloads import PreloadOrder
 from app.domain.observation import WarmWhen
 from app.domain.preload_lifecycle import ObjectKind, PullState, Volume
 from app.domain.preloads import PreloadSpec

@@ -7,7 +7,7 @@ import pytest
 
 from app.compute.kubevirt.kinds import VM_POOLS, VMS
 from app.compute.kubevirt.vm_pools import detach_steps
-from app.compute.protocol import VmPoolOrder
+from app.compute.vm_pools import VmPoolOrder
 from app.domain.observation import WarmWhen
 from app.domain.paths import FromVolume, ImageKind, ImageRef
 from app.domain.vm_pools import Change

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from app.compute.protocol import Broken
+from app.compute.vms import Broken
 from app.domain.nodes import Demand, Node
 from app.lifecycle.placement import Placing
 from app.reconcilers.nodes.informer import WatchNodes

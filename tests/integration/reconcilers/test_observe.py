@@ -4,7 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from app.compute.protocol import Broken, Changed, Gone
+from app.compute.vms import Broken, Changed, Gone
 from app.domain.states import VmState
 from app.reconcilers.vms.creator import Provision
 from app.reconcilers.vms.informer import Observe

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.compute.protocol import Gone, Listed
+from app.compute.vms import Gone, Listed
 from app.config import Settings
 from app.domain.observation import Failure, Observation
 from app.domain.stages import STAGES

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.compute.protocol import VmTemplate
+from app.compute.vms import VmTemplate
 from app.domain.paths import FromVolume, ImageKind, ImageRef, StartPath
 from app.domain.pools import StartFrom
 from app.domain.preload_lifecycle import PreloadState, Serving, Status

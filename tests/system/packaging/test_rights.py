@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from app.compute.gateway import Gateway
 from app.compute.kubevirt.gateway import connect
-from app.compute.protocol import Broken, Changed, Gateway, Listed, NodeChanged, NodeEvent, NodesListed
+from app.compute.nodes import NodeChanged, NodeEvent, NodesListed
+from app.compute.vms import Broken, Changed, Listed
 from app.config import Settings
 from app.devcluster import DevCluster, DevClusterConfig, Durations, Rule, Subject
 from app.domain.observation import WarmWhen

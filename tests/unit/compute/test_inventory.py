@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.compute.kubevirt.vms.inventory import Inventory
-from app.compute.protocol import Changed, Gone
+from app.compute.vms import Changed, Gone
 from app.domain.observation import WarmWhen
 from tests.support.kubevirt_documents import uid_of, vm, vmi
 

@@ -8,7 +8,7 @@ import pytest
 
 from app.compute.kubevirt.kinds import VMIS, VMS
 from app.compute.kubevirt.vms.watch import Snapshot, observe
-from app.compute.protocol import Broken, Changed, Gone, Listed
+from app.compute.vms import Broken, Changed, Gone, Listed
 from app.errors import ClusterForbidden, ClusterUnavailable, WatchExpired
 from tests.support.kubevirt_documents import uid_of, vm, vmi
 

@@ -3,7 +3,7 @@
 import asyncio
 from datetime import UTC, datetime
 
-from app.compute.protocol import Broken, Changed, Gone, Listed
+from app.compute.vms import Broken, Changed, Gone, Listed
 from app.domain.observation import Observation
 from app.reconcilers.runtime.backlog import Backlog, Batch
 

@@ -12,9 +12,9 @@ from fractions import Fraction
 from typing import Any
 
 from app.compute.kubevirt import labels
+from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.quantities import parse_quantity
 from app.compute.kubevirt.templates.demand import REQUIRED, Amounts, counted
-from app.compute.protocol import Manifest
 from app.domain.nodes import CPU, HUGEPAGES, MEMORY, Node, Taint
 
 _CREATED_BY = "kubevirt.io/created-by"  # on a launcher pod: the UID of its instance (KubeVirt v1.9.0)

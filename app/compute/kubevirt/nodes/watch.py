@@ -10,10 +10,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import structlog
 
-from app.compute.kubevirt.kinds import ALL_PODS, NODES, Kind
+from app.compute.kubevirt.kinds import ALL_PODS, NODES, Kind, Manifest
 from app.compute.kubevirt.nodes.inventory import NodeInventory
 from app.compute.kubevirt.vms.watch import Watch, Watches, backoff
-from app.compute.protocol import Broken, Manifest, NodeChanged, NodeEvent, NodeGone, NodesListed
+from app.compute.nodes import NodeChanged, NodeEvent, NodeGone, NodesListed
+from app.compute.vms import Broken
 from app.errors import ClusterError, ClusterForbidden, ClusterUnavailable
 
 _FORBIDDEN_SECONDS = 60.0

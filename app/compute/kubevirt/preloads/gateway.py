@@ -15,6 +15,7 @@ from app.compute.kubevirt.kinds import (
     PODS,
     VOLUME_SNAPSHOTS,
     Kind,
+    Manifest,
 )
 from app.compute.kubevirt.preloads.manifests import build
 from app.compute.kubevirt.preloads.specs import specs_of
@@ -29,7 +30,8 @@ from app.compute.kubevirt.preloads.status import (
     read_snapshot,
     read_volume_object,
 )
-from app.compute.protocol import Manifest, PreloadOrder, VmTemplate
+from app.compute.preloads import PreloadOrder
+from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.paths import ImageRef
 from app.domain.preload_lifecycle import ObjectKind, Present, Seen, Volume

@@ -6,8 +6,8 @@ It runs as long as the preload exists: what a running pod uses is never collecte
 """
 
 from app.compute.kubevirt import labels
-from app.compute.kubevirt.kinds import DAEMON_SETS, DATA_IMPORT_CRONS, DATA_VOLUMES, Kind
-from app.compute.protocol import Manifest, PreloadOrder
+from app.compute.kubevirt.kinds import DAEMON_SETS, DATA_IMPORT_CRONS, DATA_VOLUMES, Kind, Manifest
+from app.compute.preloads import PreloadOrder
 from app.ids import preload_object_name
 
 IMAGE_CONTAINER = "image"

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.compute.protocol import Manifest
+from app.compute.kubevirt.kinds import Manifest
 from app.domain.preloads import PreloadSpec
 
 _SOURCES = {

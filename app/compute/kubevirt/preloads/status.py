@@ -4,9 +4,9 @@ from fractions import Fraction
 from uuid import UUID
 
 from app.compute.kubevirt import labels
+from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.preloads.manifests import IMAGE_CONTAINER
 from app.compute.kubevirt.quantities import parse_quantity
-from app.compute.protocol import Manifest
 from app.domain.preload_lifecycle import NodePull, ObjectKind, PullState, Seen, Volume
 
 COMPLETE = "Succeeded"

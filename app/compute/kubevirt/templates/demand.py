@@ -9,9 +9,9 @@ import math
 from fractions import Fraction
 from typing import Any
 
+from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.quantities import parse_quantity
 from app.compute.kubevirt.templates.placement import EVEN_PARITY, count_cpus, count_pod_cpus
-from app.compute.protocol import Manifest
 from app.domain.nodes import (
     CPU,
     DEVICES,

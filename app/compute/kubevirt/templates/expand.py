@@ -20,10 +20,11 @@ import hashlib
 import json
 import re
 
+from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.templates import placement, rules, shapes
 from app.compute.kubevirt.templates.field_types import check_types
 from app.compute.kubevirt.templates.problems import Problems
-from app.compute.protocol import Manifest, TemplateForm, VmTemplate
+from app.compute.vms import TemplateForm, VmTemplate
 from app.domain.observation import WarmWhen
 from app.domain.placement import Placement
 from app.errors import TemplateRefused

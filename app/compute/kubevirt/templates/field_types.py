@@ -7,8 +7,8 @@ left out.
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.templates.problems import Problems
-from app.compute.protocol import Manifest
 
 _VMI: Final = "spec.template.spec"
 _DOMAIN: Final = f"{_VMI}.domain"

@@ -5,7 +5,7 @@ import hashlib
 import re
 
 from app.compute.kubevirt import labels
-from app.compute.protocol import Manifest
+from app.compute.kubevirt.kinds import Manifest
 
 API_VERSION = "kubevirt.io/v1"
 

@@ -10,9 +10,9 @@ from fractions import Fraction
 from typing import Any
 
 from app.compute.kubevirt import labels
+from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.quantities import parse_quantity
 from app.compute.kubevirt.templates.problems import Problems
-from app.compute.protocol import Manifest
 from app.domain.placement import Aspect, Contradiction, Placement, Spread, Terms, contradictions
 
 ROOT = "placement"

@@ -1,6 +1,6 @@
 """What is wrong with one document, collected so that its author sees all of it at once."""
 
-from app.compute.protocol import Manifest
+from app.compute.kubevirt.kinds import Manifest
 from app.errors import FieldProblem
 
 

@@ -5,9 +5,9 @@ fails at its first start; `guest: 0` is accepted and runs.
 """
 
 from app.compute.kubevirt import labels
+from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.quantities import parse_quantity
 from app.compute.kubevirt.templates.problems import Problems
-from app.compute.protocol import Manifest
 
 DEFAULT_RUN_STRATEGY = "Always"
 

@@ -9,8 +9,8 @@ import hashlib
 import json
 from typing import Any
 
+from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.quantities import parse_quantity
-from app.compute.protocol import Manifest
 from app.domain.paths import ImageKind, ImageRef
 
 _WITHOUT_EFFECT = (

@@ -9,11 +9,10 @@ import copy
 from typing import Any
 
 from app.compute.kubevirt import labels
-from app.compute.kubevirt.kinds import CLAIMS, VMS
+from app.compute.kubevirt.kinds import CLAIMS, VMS, Manifest
 from app.compute.kubevirt.quantities import parse_quantity
 from app.compute.kubevirt.templates.manifests import data_volume_name
 from app.compute.kubevirt.templates.shapes import image_of_source
-from app.compute.protocol import Manifest
 from app.domain.paths import FromImage, FromSnapshot, FromVolume, Start
 
 BOOT = "boot"

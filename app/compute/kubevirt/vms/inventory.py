@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.vms.observations import observe_vm, trim
-from app.compute.protocol import Changed, Gone, Manifest
+from app.compute.vms import Changed, Gone
 from app.domain.observation import Observation
 
 Change = Changed | Gone

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from app.compute.kubevirt import labels
-from app.compute.protocol import Manifest
+from app.compute.kubevirt.kinds import Manifest
 from app.domain.observation import Failure, Observation, PodTimes
 
 _ENDED_PHASES = ("Failed", "Succeeded")

@@ -20,9 +20,9 @@ from typing import Protocol, Self
 
 import structlog
 
-from app.compute.kubevirt.kinds import VMIS, VMS, Kind
+from app.compute.kubevirt.kinds import VMIS, VMS, Kind, Manifest
 from app.compute.kubevirt.vms.inventory import Change, Inventory
-from app.compute.protocol import Broken, ClusterEvent, Listed, Manifest
+from app.compute.vms import Broken, ClusterEvent, Listed
 from app.errors import ClusterError, ClusterUnavailable, EmberpoolError
 
 _BACKOFF_BASE = 0.5
