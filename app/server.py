@@ -36,6 +36,7 @@ from app.api.preloads import routes as preloads
 from app.api.snapshots import routes as snapshots
 from app.api.vms import routes as vms
 from app.bootstrap import run_services
+from app.concurrency import first_of
 from app.config import Role, Settings
 from app.errors import EmberpoolError
 
@@ -157,12 +158,10 @@ async def serve(
         log.info("serving", address=address, role=settings.role)
         if on_ready is not None:
             on_ready(address)
-        ended = asyncio.create_task(stopping.wait())
-        await asyncio.wait([serving, ended], return_when=asyncio.FIRST_COMPLETED)
+        await first_of(serving, stopping.wait())
         log.info("stopping", role=settings.role)
         server.should_exit = True
         await serving
-        ended.cancel()
 
 
 def _listen(settings: Settings) -> socket.socket:

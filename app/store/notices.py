@@ -1,7 +1,6 @@
 """NOTIFY and LISTEN: hints that wake others at once. A lost hint costs a polling interval, never correctness."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any
@@ -12,6 +11,7 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.concurrency import first_of
 from app.store.database import driver_dsn, is_away
 
 _CHANNEL = "emberpool"
@@ -73,8 +73,7 @@ class Listener:
                 if not is_away(error):
                     raise
                 log.debug("listener.away", error=str(error))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), _RECONNECT_SECONDS)
+                await first_of(stop.wait(), timeout=_RECONNECT_SECONDS)
 
     async def _listen(self, stop: asyncio.Event) -> None:
         connection: asyncpg.Connection[Any] = await asyncpg.connect(self._dsn, timeout=5, command_timeout=5)
@@ -85,12 +84,7 @@ class Listener:
             for topic in Topic:
                 self._call(topic, "")
             while not (stop.is_set() or lost.is_set()):
-                waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(lost.wait())]
-                try:
-                    await asyncio.wait(waits, timeout=_PING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for wait in waits:
-                        wait.cancel()
+                await first_of(stop.wait(), lost.wait(), timeout=_PING_SECONDS)
                 if not (stop.is_set() or lost.is_set()):
                     await connection.execute("SELECT 1")  # a dead peer shows only when something is sent
         finally:

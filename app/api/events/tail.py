@@ -1,11 +1,11 @@
 """The growing end of the history, shared by all streams of a process: one look at the database, whoever listens."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 
 import structlog
 
+from app.concurrency import first_of
 from app.errors import DatabaseUnavailable
 from app.store import events
 from app.store.database import Database
@@ -38,8 +38,7 @@ class EventTail:
                     if end != self._end:
                         self._end = end
                         await self._tell()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), _LOOK_SECONDS)
+            await first_of(stop.wait(), timeout=_LOOK_SECONDS)
         await self._tell()
 
     async def follow(
@@ -53,12 +52,12 @@ class EventTail:
                     async with self._db.begin() as tx:
                         after = await events.latest(tx)
                 except DatabaseUnavailable:
-                    await self._pause(stop)
+                    await first_of(stop.wait(), timeout=_RETRY_SECONDS)
             while after is not None and not stop.is_set():
                 seen = self._end
                 found = await self._page(after, pool=pool, kind=kind)
                 if found is None:
-                    await self._pause(stop)
+                    await first_of(stop.wait(), timeout=_RETRY_SECONDS)
                     continue
                 for event in found:
                     after = event.cursor
@@ -77,11 +76,6 @@ class EventTail:
                 return await events.page(tx, after=after, limit=_PAGE, pool=pool, kind=kind)
         except DatabaseUnavailable:
             return None
-
-    @staticmethod
-    async def _pause(stop: asyncio.Event) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), _RETRY_SECONDS)
 
     async def _tell(self) -> None:
         async with self._grown:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import uvloop
 from pydantic import SecretStr
@@ -21,6 +21,7 @@ from app.cli.demo.paths import show_paths
 from app.cli.demo.placement import MACHINES, show_placement
 from app.cli.demo.pool import PoolFile, read_file, show_pool
 from app.cli.demo.words import say
+from app.concurrency import first_of
 from app.config import Role, Settings
 from app.embedded.cluster import run_cluster
 from app.embedded.folder import DataFolder, EmbeddedError, hold_folder
@@ -119,17 +120,14 @@ async def _perform(
     async with _service(settings, folder, cold_boot_seconds=cold_boot_seconds, stopping=stopping) as address:
         status.stop()
         show = asyncio.create_task(acts.show(address))
-        ended = asyncio.create_task(stopping.wait())
-        await asyncio.wait([show, ended], return_when=asyncio.FIRST_COMPLETED)
-        if show.done():
+        if show in await first_of(show, stopping.wait()):
             show.result()
             say(acts.console, f"OpenAPI UI: [bold]{address}/docs[/bold]")
             if stay:
                 say(acts.console, "It serves until Ctrl-C, and then everything is removed.")
-                await ended
-        for task in (show, ended):
-            task.cancel()
-        await asyncio.gather(show, ended, return_exceptions=True)
+                await stopping.wait()
+        show.cancel()
+        await asyncio.gather(show, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -142,9 +140,8 @@ async def _service(
         own = settings.model_copy(update={"kubeconfig": cluster.kubeconfig, "kube_context": None})
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         serving = asyncio.create_task(serve(own, on_ready=ready.set_result, stopping=stopping))
-        parts: list[asyncio.Future[Any]] = [serving, ready]
         try:
-            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            await first_of(serving, ready)
             if not ready.done():
                 await serving
                 raise DemoFailed("it was stopped before the service had started.")

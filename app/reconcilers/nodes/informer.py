@@ -14,6 +14,7 @@ import structlog
 from app.compute.gateway import Gateway
 from app.compute.nodes import NodeChanged, NodeEvent, NodeGone, NodesListed
 from app.compute.vms import Broken
+from app.concurrency import first_of
 from app.config import Settings
 from app.domain.capacity import has_more_room
 from app.domain.nodes import Node
@@ -128,10 +129,6 @@ async def _read(source: AsyncGenerator[NodeEvent, None], backlog: _Backlog) -> N
 
 async def _wait_for(backlog: _Backlog, *ends: "asyncio.Task[None]") -> None:
     """Returns a moment after there is something, when one of `ends` ended, or when it is time for a sign of life."""
-    first = asyncio.ensure_future(backlog.filled.wait())
-    try:
-        await asyncio.wait([first, *ends], timeout=_HEARD_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        first.cancel()
+    await first_of(backlog.filled.wait(), *ends, timeout=_HEARD_SECONDS)
     if backlog.filled.is_set():
         await asyncio.sleep(_GATHER_SECONDS)

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import structlog
 
+from app.concurrency import first_of
 from app.domain.failures import retry_delay
 from app.errors import ClusterUnavailable, DatabaseUnavailable
 from app.telemetry import LOOP_ERRORS
@@ -78,12 +79,5 @@ async def at_once(handle: Callable[[_Item], Awaitable[None]], items: Sequence[_I
 
 async def rest(seconds: float, wake: Wake | None, stop: asyncio.Event) -> None:
     """Returns after `seconds`, at a hint, or at the stop, whichever is first."""
-    waits: list[asyncio.Future[object]] = [asyncio.ensure_future(stop.wait())]
-    if wake is not None:
-        waits.append(asyncio.ensure_future(wake.wait()))
-    try:
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+    hint = [wake.wait()] if wake is not None else []
+    await first_of(stop.wait(), *hint, timeout=seconds)

@@ -11,6 +11,7 @@ from contextlib import aclosing
 
 from app.compute.gateway import Gateway
 from app.compute.vms import ClusterEvent
+from app.concurrency import first_of
 from app.config import Settings
 from app.reconcilers.runtime.backlog import Backlog, Batch
 from app.reconcilers.runtime.leader import Leader
@@ -79,9 +80,5 @@ async def _read(source: AsyncGenerator[ClusterEvent, None], backlog: Backlog) ->
 
 async def _wait_for(backlog: Backlog, *ends: "asyncio.Task[None]") -> None:
     """Returns when there is something and what came with it, or when one of `ends` ended."""
-    first = asyncio.ensure_future(backlog.wait())
-    try:
-        await asyncio.wait([first, *ends], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        first.cancel()
+    await first_of(backlog.wait(), *ends)
     await asyncio.sleep(_GATHER_SECONDS)

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import structlog
 
+from app.concurrency import first_of
 from app.config import Settings
 from app.domain.placement import Prefer
 from app.domain.states import CLAIM_ENDED, ClaimState
@@ -208,21 +209,18 @@ class ClaimQueue:
 
     async def _await_turn(self, until_disconnected: UntilDisconnected) -> None:
         acquiring = asyncio.ensure_future(self._turn.acquire())
-        leaving = asyncio.ensure_future(until_disconnected())
-        held = False
+        acquired = False
         try:
-            await asyncio.wait([acquiring, leaving], timeout=_TURN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if leaving.done():
-                raise NoWarmVm("its client left before the claim had a place in the queue", retry_after=1)
-            if not acquiring.done():
+            done = await first_of(acquiring, until_disconnected(), timeout=_TURN_SECONDS)
+            if not done:
                 raise overrun()
-            held = True
+            if done != [acquiring]:
+                raise NoWarmVm("its client left before the claim had a place in the queue", retry_after=1)
+            acquired = True
         finally:
-            leaving.cancel()
-            if not held:
+            if not acquired:
                 acquiring.cancel()
                 acquiring.add_done_callback(self._pass_turn_on)
-            await asyncio.gather(leaving, return_exceptions=True)
 
     def _pass_turn_on(self, acquiring: "asyncio.Task[Literal[True]]") -> None:
         """A turn that came just when it was not wanted any more."""
@@ -342,15 +340,12 @@ class ClaimQueue:
         self, claim_id: UUID, seconds: float, until_disconnected: UntilDisconnected
     ) -> tuple[ClaimRow | None, bool]:
         """The claim once it is pending no more (None: not in time), and whether its client left before."""
-        waiting = asyncio.ensure_future(self._room.wait(claim_id, seconds))
-        leaving = asyncio.ensure_future(until_disconnected())
+        waiting = asyncio.create_task(self._room.wait(claim_id, seconds))
         try:
-            await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
-            return (waiting.result(), False) if waiting.done() else (None, True)
+            done = await first_of(waiting, until_disconnected())
         finally:
             waiting.cancel()
-            leaving.cancel()
-            await asyncio.gather(waiting, leaving, return_exceptions=True)
+        return (waiting.result(), False) if waiting in done else (None, True)
 
     async def _leave(self, place: _Place) -> None:
         """With a key the place is kept for a while; where a retry has held it since, on any replica, it is that one's."""

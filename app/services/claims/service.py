@@ -13,6 +13,7 @@ from uuid import UUID
 import orjson
 import structlog
 
+from app.concurrency import first_of
 from app.config import Settings
 from app.errors import DatabaseUnavailable
 from app.ids import new_id
@@ -254,12 +255,7 @@ class ClaimService:
             del self._batchers[pool_id]
 
     async def _rest(self, stop: asyncio.Event) -> None:
-        waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._tell.wait())]
-        try:
-            await asyncio.wait(waits, timeout=_SWEEP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await first_of(stop.wait(), self._tell.wait(), timeout=_SWEEP_SECONDS)
         if self._tell.is_set() and not stop.is_set():
             await asyncio.sleep(_TELL_SECONDS)  # one notice for all claims of this moment
 

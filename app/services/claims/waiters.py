@@ -11,6 +11,7 @@ from uuid import UUID
 
 import structlog
 
+from app.concurrency import first_of
 from app.domain.states import ClaimState
 from app.errors import DatabaseUnavailable
 from app.store.claims import rows as claims
@@ -73,20 +74,12 @@ class Waiters:
                 await self._tell(self._take_named())
             except DatabaseUnavailable:
                 log.debug("waiting_room.database_away")
-            await self._rest(stop)
+            await first_of(stop.wait(), self._wake.wait(), timeout=_POLL_SECONDS)
         self._closed = True
         for waiters in self._waiters.values():
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
-
-    async def _rest(self, stop: asyncio.Event) -> None:
-        waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._wake.wait())]
-        try:
-            await asyncio.wait(waits, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
 
     async def _find_settled(self) -> list[UUID]:
         """Of all that somebody waits for, those that are pending no more: a thousand still pending cost next to nothing."""
