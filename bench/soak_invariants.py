@@ -1,4 +1,4 @@
-"""What must hold at the end of a soak beside `tests.system.invariants`: of the cluster's other objects, of what was deleted and
+"""What must hold at the end of a soak beside `tests.support.system_invariants`: of the cluster's other objects, of what was deleted and
 why, of hidden pools, preloads and snapshots, and of what the replicas logged.
 """
 

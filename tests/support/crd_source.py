@@ -1,7 +1,7 @@
 """Compiles upstream CRDs into the compact schema file that the dev cluster ships.
 
 Run as a script with a folder of CRDs (KubeVirt v1.9.0, CDI v1.66.0, external-snapshotter v8.6.0) to write the file anew:
-`python tests/devcluster/crd_source.py FOLDER`.
+`python tests/support/crd_source.py FOLDER`.
 """
 
 import json

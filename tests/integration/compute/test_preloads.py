@@ -21,7 +21,7 @@ from app.ids import new_id, preload_object_name
 from tests.support.kubevirt_documents import WITH_DATA_VOLUME
 from tests.support.preload_work import keep_as_snapshots
 from tests.support.rows import eventually
-from tests.unit.compute.test_schemas import SHARED, needs_crds, strictly
+from tests.unit.compute.kubevirt.templates.test_schemas import SHARED, needs_crds, strictly
 
 HTTP = {"image": {"http": {"url": "https://images.example/a.qcow2"}}, "size": "10Gi"}
 REGISTRY = {"image": {"registry": {"url": "docker://registry.example/a:1"}}, "size": "10Gi"}

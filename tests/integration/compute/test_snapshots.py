@@ -22,7 +22,7 @@ from app.errors import ClusterConflict, ClusterError, ClusterNotFound
 from app.ids import new_id, vm_name
 from tests.support.kubevirt_documents import WITH_DATA_VOLUME, vm
 from tests.support.rows import eventually
-from tests.unit.compute.test_schemas import strictly
+from tests.unit.compute.kubevirt.templates.test_schemas import strictly
 
 SHARED = Path(__file__).parents[3].parent / "shared"
 CRD = SHARED / "crds" / "virtualmachinesnapshots.snapshot.kubevirt.io.yaml"

@@ -15,7 +15,7 @@ from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused
 from app.ids import new_id, vm_pool_name
 from tests.support.kubevirt_documents import WITH_DATA_VOLUME
 from tests.support.rows import eventually
-from tests.unit.compute.test_recordings import RECORDINGS, lines
+from tests.unit.compute.kubevirt.test_recordings import RECORDINGS, lines
 
 SHORT = {"image": "registry.example/fedora:42", "cpu": 1, "memory": "1Gi"}
 recorded = pytest.mark.skipif(not RECORDINGS.exists(), reason="the recordings are not beside this checkout")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.support import hangs
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 _PLUGIN = """
 from tests.support import hangs
 from tests.support.hangs import *

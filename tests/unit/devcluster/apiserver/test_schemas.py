@@ -10,7 +10,7 @@ from app.devcluster.apiserver.registry import DATA_VOLUMES, POOLS, RESOURCES, SE
 from tests.integration.devcluster.conftest import machine
 from tests.support.crd_source import SCHEMA_FILE, compile_crds
 
-CRDS = Path(__file__).parents[4] / "shared" / "crds"
+CRDS = Path(__file__).parents[5] / "shared" / "crds"
 
 
 def test_the_shipped_file_is_compiled_from_the_crds():

@@ -12,7 +12,7 @@ from app.compute.kubevirt.templates.manifests import vm_manifest
 from app.domain.observation import WarmWhen
 from tests.support.kubevirt_documents import SHORT, VM_ID, VM_SPEC, VMI_TEMPLATE, WITH_DATA_VOLUME
 
-SHARED = Path(__file__).parents[3].parent / "shared"
+SHARED = Path(__file__).parents[5].parent / "shared"
 CRD = SHARED / "crds" / "virtualmachines.kubevirt.io.yaml"
 POOL = SHARED / "manifests" / "pool.yaml"
 

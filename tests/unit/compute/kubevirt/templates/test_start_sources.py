@@ -13,7 +13,7 @@ from app.domain.observation import WarmWhen
 from app.domain.paths import FromImage, FromSnapshot, FromVolume, ImageKind, ImageRef, SnapshotDisk
 from tests.support.kubevirt_documents import SHORT, VM_ID, VM_SPEC, WITH_DATA_VOLUME, changed
 from tests.support.kubevirt_documents import vm as cluster_vm
-from tests.unit.compute.test_schemas import needs_crds, vm_validator
+from tests.unit.compute.kubevirt.templates.test_schemas import needs_crds, vm_validator
 
 NAME = "web-aaaa"
 FEDORA = ImageRef(ImageKind.REGISTRY, "docker://quay.io/containerdisks/fedora:42")

@@ -10,7 +10,7 @@ from app.compute.kubevirt.vms.inventory import Inventory
 from app.domain.observation import WarmWhen
 from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused
 
-RECORDINGS = Path(__file__).parents[3].parent / "shared" / "recordings"
+RECORDINGS = Path(__file__).parents[4].parent / "shared" / "recordings"
 
 pytestmark = pytest.mark.skipif(not RECORDINGS.exists(), reason="the recordings are not beside this checkout")
 
