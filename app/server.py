@@ -50,7 +50,7 @@ class CannotListen(EmberpoolError):
 
 _DESCRIPTION = """
 1. `PUT /v1/pools/{name}` says which VMs of KubeVirt to keep warm, and how many.
-2. `POST /v1/claim` handlers one out, in milliseconds. It is yours until its lease ends: renew it, or release it.
+2. `POST /v1/claim` hands one out, in milliseconds. It is yours until its lease ends: renew it, or release it.
 3. Behind it the pool refills. `GET /v1/pools/{name}` says how it stands, `GET /v1/events` what happens.
 4. A claim may describe its VM instead (`vm`): it comes by the fastest path there is, a warm pool, a snapshot, a preloaded image or
    a cold start, and says which, and why. `GET /v1/paths` says what each costs here.

@@ -68,7 +68,7 @@ def _settle_strategy(spec: Part) -> None:
     elif running is False or strategy in {"Halted", "Manual"}:
         key = "running" if running is False else "runStrategy"
         spec.refuse(
-            key, f"{spec.get(key)!r} asks for a VM that does not run, and a claim handlers out one that does: Always"
+            key, f"{spec.get(key)!r} asks for a VM that does not run, and a claim hands out one that does: Always"
         )
     elif running is True:
         spec.value.pop("running")

@@ -1,7 +1,7 @@
 """The calls to the Kubernetes API that we make, typed, each error translated. Only this module and `faults` know the library.
 
 What is particular about kubernetes_asyncio (36.1): a dict as the body of a PATCH goes as a JSON patch unless the content type is
-given; `_preload_content=False` handlers back the bare response whatever its status; and its `Watch` opens a session of its own,
+given; `_preload_content=False` hands back the bare response whatever its status; and its `Watch` opens a session of its own,
 takes up a silent or closed watch again without a word, and resumes once from the resourceVersion that had just been answered
 with 410. So the stream of a watch is read here.
 """

@@ -72,7 +72,7 @@ class Workers:
         listener.on(Topic.SNAPSHOT, self._snapshot_wake)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Works until `stop`, finishes the calls under way, and handlers the rest back. A loop that dies ends all of them."""
+        """Works until `stop`, finishes the calls under way, and hands the rest back. A loop that dies ends all of them."""
         async with asyncio.TaskGroup() as tasks:
             for name, work in self._loops(stop):
                 tasks.create_task(work, name=name)

@@ -210,7 +210,7 @@ def _refuse_deleting(pool: PoolRow | None) -> None:
 
 
 def _refuse_other_backing(pool: PoolRow | None, spec: PoolSpec) -> None:
-    """A VM is made by one of two handlers, and which it was stays with it: a pool is of one kind for its life."""
+    """A VM is made by one of two hands, and which it was stays with it: a pool is of one kind for its life."""
     if pool is None or pool.spec.backing is spec.backing:
         return
     message = f"pool {pool.name!r} is {pool.spec.backing}, and stays so; to change that, make a pool of another name and delete this one"

@@ -36,7 +36,7 @@ def test_the_whole_of_it():
         "a cold boot is simulated to take 0.3 s",
         "PUT /v1/pools/tiny asks for 2 VMs",
         "2/2 warm",
-        "handlers out a running VM",
+        "hands out a running VM",
         "Cold boot, median (simulated)",
         "Pool full again after the claim",
         "The same VM by all four paths",

@@ -1,4 +1,4 @@
-"""One replica watches: it writes down what it sees in order, says how fresh that is, and handlers over."""
+"""One replica watches: it writes down what it sees in order, says how fresh that is, and hands over."""
 
 import asyncio
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""VirtualMachinePools that somebody else lays handlers on, with kubectl: it is told, put right, and costs no claimed VM."""
+"""VirtualMachinePools that somebody else lays hands on, with kubectl: it is told, put right, and costs no claimed VM."""
 
 import asyncio
 

@@ -278,7 +278,7 @@ def test_what_a_cluster_wrote_is_left_out():
             "spec.template.spec.snapshot.name",
             "a VM starts from one thing, and metadata.annotations.emberpool.io/start-from-preload names one already",
         ),
-        (machine(running=False), "spec.running", "a claim handlers out one that does"),
+        (machine(running=False), "spec.running", "a claim hands out one that does"),
         (machine(runStrategy="Halted", running=None), "spec.runStrategy", "'Halted' asks for a VM that does not run"),
         (machine(runStrategy="Always"), "spec.running", "excludes runStrategy"),
         (machine(running="yes"), "spec.running", "must be true or false"),

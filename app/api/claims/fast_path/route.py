@@ -96,7 +96,7 @@ async def claim(
     With `vm` instead of `pool` the VM comes by the fastest path that is open: a pool of the same shape, a snapshot, a preloaded
     image, cold. `choice` says which, and why not by each other; `timings.stages` later says what took how long.
     """
-    raise AssertionError("the edge handlers this route's requests to ClaimRoute")
+    raise AssertionError("the edge hands this route's requests to ClaimRoute")
 
 
 class Begun(NamedTuple):

@@ -89,7 +89,7 @@ async def test_exactly_once_whoever_is_killed_and_whoever_gives_up(database_url,
         assert Counter(vm for _, vm in stored).most_common(1)[0][1] == 1, "every VM has one claim"
         await invariants.check(db)
 
-        # No ready VM is stranded: the survivor handlers out the rest.
+        # No ready VM is stranded: the survivor hands out the rest.
         left = await scalar(db, "SELECT count(*) FROM ready_slot")
         assert left == READY - len(stored) > 0
         drained = await drain(session, replicas[0].url)

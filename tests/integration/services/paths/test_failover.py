@@ -205,7 +205,7 @@ async def test_a_vm_that_dies_in_its_claimants_hands_at_once_is_replaced_on_the_
 
 
 async def test_a_deadline_that_was_met_ends_nothing_later(db, process, gateway):
-    """Its VM dies in its claimant's handlers after the deadline: the claim waits for another, and a retry does not end that."""
+    """Its VM dies in its claimant's hands after the deadline: the claim waits for another, and a retry does not end that."""
     answer = await process.claim(deadline_seconds=60.0, key="k")
     await process.serve()
     await execute(
