@@ -19,7 +19,7 @@ from app.cli.demo.backing import show_backing
 from app.cli.demo.client import DemoFailed, connect
 from app.cli.demo.paths import show_paths
 from app.cli.demo.placement import MACHINES, show_placement
-from app.cli.demo.pool import PoolFile, read_file, show_pool
+from app.cli.demo.pool import PoolFile, show_pool
 from app.cli.demo.words import say
 from app.concurrency import first_of
 from app.config import Role, Settings
@@ -31,7 +31,8 @@ from app.store import migrations as migrating
 
 COLD_BOOT_SECONDS: Final = 15.0
 """Half of what a cold boot takes on the dev cluster otherwise, so that all acts fit into two minutes."""
-EXAMPLES: Final = Path(__file__).resolve().parents[3] / "examples"
+EXAMPLES: Final = Path(__file__).resolve().parent / "examples"
+"""Installed with the program; examples/ of the repository links here."""
 EXAMPLE: Final = EXAMPLES / "pool.yaml"
 _PREFIX: Final = "emberpool-demo-"
 _PATIENCE_SECONDS: Final = 60.0
@@ -43,7 +44,7 @@ def play(settings: Settings, pool: PoolFile, console: Console, *, cold_boot_seco
 
     Raises DemoFailed, and what a part that cannot start says.
     """
-    machines = b"---\n".join(read_file(EXAMPLES / name, "The demo runs from a checkout.") for name in MACHINES)
+    machines = b"---\n".join((EXAMPLES / name).read_bytes() for name in MACHINES)
     say(console, "[bold]Emberpool[/bold]: VMs that are ready before they are asked for.")
     say(
         console,

@@ -43,7 +43,9 @@ class Measured:
 def read_pool(path: Path) -> PoolFile:
     """The pool that a manifest describes. Raises DemoFailed where it describes none, and says why."""
     try:
-        documents = read_yaml(read_file(path, "Name a pool's file with --pool."))
+        documents = read_yaml(path.read_bytes())
+    except OSError as error:
+        raise DemoFailed(f"{path} cannot be read: {error.strerror}. Name a pool's file with --pool.") from error
     except MalformedBody as error:
         raise DemoFailed(f"{path}: {error.detail}.") from error
     wishes, problems = translate(documents, namespace="")
@@ -55,14 +57,6 @@ def read_pool(path: Path) -> PoolFile:
     if pool.body.get("size") == 0:
         raise DemoFailed(f"{path}: spec.size is 0, so that there would be no VM to claim; give 1 or more.")
     return PoolFile(pool.name, pool.body)
-
-
-def read_file(path: Path, advice: str) -> bytes:
-    """Raises DemoFailed, which ends with the advice."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DemoFailed(f"{path} cannot be read: {error.strerror}. {advice}") from error
 
 
 async def show_pool(client: Client, pool: PoolFile, console: Console) -> None:
@@ -80,7 +74,7 @@ async def show_pool(client: Client, pool: PoolFile, console: Console) -> None:
     vm = claim["vm"]
     if vm is None:
         raise DemoFailed(f"the pool was full, and yet the claim is {claim['state']}: {claim['reason']}.")
-    say(console, f"\n[bold]POST /v1/claim[/bold] handlers out a running VM in [bold]{in_time(claimed - began)}[/bold]:")
+    say(console, f"\n[bold]POST /v1/claim[/bold] hands out a running VM in [bold]{in_time(claimed - began)}[/bold]:")
     say(console, quote(f"{vm['name']} at {', '.join(vm['addresses'])} on {vm['node']}"), indent=2)
     await client.ask("DELETE", f"/v1/claims/{claim['id']}")
     say(

@@ -89,11 +89,12 @@ def test_nothing_secret_or_heavy_reaches_the_engine():
         "requirements/runtime.txt",
         "pyproject.toml",
         "README.md",
+        "LICENSE",
     }
 
 
 def test_its_tag_is_our_version():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    for path in ("docker-compose.yml", "docker/kubernetes.yaml"):
+    for path in ("docker-compose.yml", "docker/kubernetes.yaml", ".github/workflows/ci.yml"):
         tags = set(re.findall(r"\bemberpool:([\w.-]+)$", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE))
         assert tags == {version}, path

@@ -1,14 +1,26 @@
-"""What installing gives is what the repository has: data files too, which a source checkout finds even if they are not packed."""
+"""What installing gives is what the repository has, and it runs by itself: with no checkout beside it, as pipx and uvx install it."""
 
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import sysconfig
+import tempfile
+import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.support.checkout import ROOT
+from app.store.migrations import head
+from tests.support.checkout import ROOT, TOOLS
+
+NEEDED = ("app", "migrations", "pyproject.toml", "README.md", "LICENSE")
+SECONDS = 90  # for commands of a few seconds, on a machine that does much else
 
 
 def tracked(*paths: str) -> set[str]:
@@ -17,28 +29,77 @@ def tracked(*paths: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
+def built(tmp_path_factory) -> Path:
+    """The wheel, made of what git tracks."""
     source = tmp_path_factory.mktemp("source")
-    for name in tracked("app", "migrations", "pyproject.toml", "README.md"):
+    for name in tracked(*NEEDED):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        "out",
-        ".",
-    ]
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "out", "."]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (built,) = Path(source / "out").glob("*.whl")
+    (wheel,) = (source / "out").glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(built) -> Iterator[zipfile.ZipFile]:
     with zipfile.ZipFile(built) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory) -> Path:
+    """The command in a fresh environment that has the wheel, and sees the dependencies of this one but not its checkout."""
+    folder = tmp_path_factory.mktemp("fresh")
+    venv.create(folder)
+    python = folder / "bin" / "python"
+    install = [
+        TOOLS / "python",
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        built,
+    ]
+    subprocess.run(install, check=True, timeout=SECONDS)
+    own = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+    # A path that a .pth file names is searched, but its own .pth files are not read: the editable install stays out.
+    beside = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (Path(own) / "dependencies.pth").write_text("\n".join(sorted(beside)), encoding="utf-8")
+    return folder / "bin" / "emberpool"
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A folder to run in, directly in the system's temporary folder: as root, the folders above a database are opened to others."""
+    with tempfile.TemporaryDirectory(prefix="emberpool-wheel-") as folder:
+        yield Path(folder)
+
+
+def start(command: Path, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "EMBERPOOL_"))}
+    return subprocess.Popen(
+        [command, *arguments],
+        cwd=folder,
+        env={**environment, "COLUMNS": "200"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(command: Path, folder: Path, *arguments: str) -> str:
+    """What it wrote to its standard output. It has to succeed."""
+    with start(command, folder, *arguments) as process:
+        out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, err
+    return out
 
 
 def test_the_wheel_has_every_file_of_the_packages(wheel):
@@ -46,6 +107,47 @@ def test_the_wheel_has_every_file_of_the_packages(wheel):
     assert packed == tracked("app", "migrations")
 
 
-def test_the_wheel_brings_the_command(wheel):
+def test_the_wheel_brings_the_command_and_the_licence(wheel):
     (entry_points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     assert "emberpool = app.__main__:main" in wheel.read(entry_points).decode()
+    (licence,) = [name for name in wheel.namelist() if name.endswith("licenses/LICENSE")]
+    assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()
+
+
+def test_installed_by_itself_it_is_not_the_checkout(installed, elsewhere):
+    shown = run(
+        installed.with_name("python"),
+        elsewhere,
+        "-c",
+        "import app, migrations; print(app.__file__, migrations.__file__)",
+    )
+    for path in shown.split():
+        assert Path(path).is_relative_to(installed.parents[1])
+
+
+def test_installed_by_itself_it_migrates(installed, elsewhere, empty_database_url):
+    told = run(installed, elsewhere, "migrate", "--database-url", empty_database_url)
+    assert told == f"The database is at migration {head()}.\n"
+
+
+def test_installed_by_itself_it_shows_the_demo(installed, elsewhere):
+    told = run(installed, elsewhere, "demo", "--port", "0", "--cold-boot-seconds", "0.3")
+    assert "hands out a running VM" in told
+    assert "pinned runs on node" in told
+
+
+def test_installed_by_itself_it_serves_until_it_is_stopped(installed, elsewhere):
+    arguments = ("up", "--port", "0", "--data-dir", str(elsewhere / "data"), "--cold-boot-seconds", "0.3")
+    with start(installed, elsewhere, *arguments) as process:
+        try:
+            told = ""
+            while not (found := re.search(r"serves at\s+(http://127\.0\.0\.1:\d+)", told)):
+                line = process.stderr.readline()
+                assert line, f"it ended before it served: {told}"
+                told += line
+            assert httpx.get(f"{found[1]}/readyz").status_code == 200
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
+    assert process.returncode == 0
