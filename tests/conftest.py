@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 # Settings read these; what the developer's shell sets must not change what a test sees.
-for _name in [name for name in os.environ if name.startswith("EMBERPOOL_")]:
+for _name in [name for name in os.environ if name.startswith("EMBERPOOL_") and not name.startswith("EMBERPOOL_TEST_")]:
     del os.environ[_name]
 
 

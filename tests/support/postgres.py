@@ -1,8 +1,17 @@
-"""A real Postgres for the tests: one server a test process, one migrated template, and a clone of it for each test."""
+"""A real Postgres for the tests: one server a test process, one migrated template, and a clone of it for each test.
+
+The server comes from the embedded wheel. `EMBERPOOL_TEST_POSTGRES_BIN` names the folder of another version's programs
+(`/usr/lib/postgresql/15/bin` on Debian), which are then used instead. A server is never shared: what one test process has
+open would hold back the events that another one waits for.
+"""
 
 import contextlib
+import os
 import shutil
+import signal
+import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,6 +25,7 @@ from app.store.migrations import upgrade
 
 _PREFIX = "emberpool-test-"
 _TEMPLATE = "template_emberpool"
+_GIVEN_PROGRAMS = os.environ.get("EMBERPOOL_TEST_POSTGRES_BIN")
 _SECONDS = 30  # for a statement of milliseconds; Postgres itself gives a busy template or database 5 s
 
 
@@ -29,6 +39,10 @@ def postgres() -> Iterator[Postgres]:
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     try:
+        if _GIVEN_PROGRAMS is not None:
+            with _run_given(Path(_GIVEN_PROGRAMS), folder) as server:
+                yield server
+            return
         with hold_folder(folder) as held, run_postgres(held, fast=True) as server:
             yield server
     finally:
@@ -74,6 +88,47 @@ async def _execute(postgres: Postgres, sql: str) -> None:
         await connection.execute(sql)
     finally:
         await connection.close(timeout=_SECONDS)
+
+
+@contextlib.contextmanager
+def _run_given(programs: Path, folder: Path) -> Iterator[Postgres]:
+    """A server of these programs, on a socket in `folder`. Postgres refuses to run as root: then it runs as `postgres`."""
+    user = "postgres" if os.geteuid() == 0 else None
+    if user is not None:
+        shutil.chown(folder, user)
+    data = folder / "data"
+    make = [
+        programs / "initdb",
+        "--pgdata",
+        data,
+        "--username",
+        "postgres",
+        "--auth",
+        "trust",
+        "--no-locale",
+        "--no-sync",
+    ]
+    subprocess.run([*make, "--encoding", "UTF8"], user=user, check=True, capture_output=True)
+    settings = {
+        "listen_addresses": "",
+        "unix_socket_directories": folder,
+        "max_connections": 200,
+        "timezone": "UTC",
+        "fsync": "off",
+        "full_page_writes": "off",
+        "synchronous_commit": "off",
+    }
+    options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([programs / "postgres", "-D", data, *options], user=user, stderr=log)
+    try:
+        while subprocess.run([programs / "pg_isready", "--quiet", "--host", folder], check=False).returncode != 0:
+            assert server.poll() is None, (folder / "log").read_text(encoding="utf-8")
+            time.sleep(0.05)
+        yield Postgres(folder)
+    finally:
+        server.send_signal(signal.SIGQUIT)  # at once: its data dies with it
+        server.wait(timeout=_SECONDS)
 
 
 def _sweep() -> None:
