@@ -10,13 +10,14 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --no-input --quiet
 RUNTIME := .venv/.runtime-installed
 DEV := .venv/.dev-installed
+DOCS := .venv/.docs-installed
 BENCH := .venv/.bench-installed
 # One floor for all platforms and Python versions that pyproject.toml allows; versions in the locks are kept unless asked: make lock ARGS=--upgrade
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint pytest up bench soak openapi fmt lock clean
+.PHONY: help demo test lint pytest docs up bench soak openapi reference fmt lock dist clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -24,7 +25,7 @@ help: ## List the targets
 demo: $(RUNTIME) ## Set everything up and see pools, claims and every path to a VM, once
 	$(BIN)/emberpool demo $(ARGS)
 
-test: lint pytest ## Everything that must pass: format, lint, types, import contracts, tests
+test: lint docs pytest ## Everything that must pass: format, lint, types, import contracts, documents, tests
 
 lint: $(DEV) ## The checks without the tests
 	$(BIN)/ruff format --check .
@@ -32,8 +33,11 @@ lint: $(DEV) ## The checks without the tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-pytest: $(DEV) ## The tests alone; migrations and OpenAPI drift are among them
+pytest: $(DEV) $(DOCS) ## The tests alone; migrations, and drift of what is generated, are among them
 	$(BIN)/pytest -n $(JOBS) --dist loadscope $(ARGS)
+
+docs: $(DOCS) ## Build the documents into build/site; a link that leads nowhere is an error
+	$(BIN)/zensical build --strict
 
 up: $(RUNTIME) ## Serve with a Postgres and a dev cluster of our own, until stopped
 	$(BIN)/emberpool up $(ARGS)
@@ -49,6 +53,9 @@ openapi: $(RUNTIME) ## Write openapi/openapi.json anew
 	$(BIN)/emberpool openapi > openapi/openapi.json.new
 	mv openapi/openapi.json.new openapi/openapi.json
 
+reference: $(RUNTIME) ## Write the generated pages anew: docs/settings.md and docs/metrics.md
+	$(BIN)/python -m scripts.reference
+
 fmt: $(DEV) ## Format, and repair what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -58,10 +65,15 @@ lock: $(BIN)/pip ## Resolve the dependencies anew into requirements/
 	$(LOCK) pyproject.toml --group dev -o requirements/dev.txt $(ARGS)
 	$(LOCK) pyproject.toml -c requirements/dev.txt -o requirements/runtime.txt $(ARGS)
 	$(LOCK) pyproject.toml --group bench -c requirements/dev.txt -o requirements/bench.txt $(ARGS)
+	$(LOCK) --group docs -c requirements/dev.txt -o requirements/docs.txt $(ARGS)
 	echo setuptools | $(LOCK) - -c requirements/dev.txt -o requirements/build.txt $(ARGS)
 
+dist: $(DEV) ## Build the wheel and the source distribution into dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
 clean: ## Remove .venv and what the tools cache; data of `up` stays
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 
 # setuptools comes from a lock, and builds the project without fetching anything.
 $(RUNTIME): requirements/runtime.txt requirements/build.txt pyproject.toml | $(BIN)/pip
@@ -71,6 +83,10 @@ $(RUNTIME): requirements/runtime.txt requirements/build.txt pyproject.toml | $(B
 
 $(DEV): requirements/dev.txt $(RUNTIME)
 	$(PIP) install --require-hashes -r requirements/dev.txt
+	touch $@
+
+$(DOCS): requirements/docs.txt | $(BIN)/pip
+	$(PIP) install --require-hashes -r requirements/docs.txt
 	touch $@
 
 $(BENCH): requirements/bench.txt $(RUNTIME)

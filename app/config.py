@@ -20,86 +20,99 @@ class Role(StrEnum):
 
 
 class Settings(BaseSettings):
-    """One process's settings. Every field can be set as `EMBERPOOL_<FIELD>`."""
+    """One process's settings. Every field can be set as `EMBERPOOL_<FIELD>`. Their docstrings become docs/settings.md."""
 
-    model_config = SettingsConfigDict(env_prefix="EMBERPOOL_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="EMBERPOOL_", frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
 
     database_url: SecretStr = SecretStr("postgresql://localhost/emberpool")
-    """A libpq URL; a socket folder goes into `?host=`."""
+    """A libpq URL. The folder of a socket goes into `?host=`."""
     database_pool_size: int = Field(default=8, ge=2, le=100)
-    """Connections at most for requests, and as many for the workers; a process has three more, for claims and notices."""
+    """The most connections for requests, and as many again for reconcilers. Each process has four more, for claims and notices."""
 
     kubeconfig: Path | None = None
-    """None: the service account of the pod that we run in."""
+    """A kubeconfig file. Without one, the service account of the pod is used."""
     kube_context: str | None = None
+    """A context of the kubeconfig. Without one, its current context is used."""
     namespace: str = "default"
-    """Where our VMs live. One namespace an installation: its Role grants no more."""
+    """The namespace in which the VMs live. Each installation has one."""
     instance: str = Field(default="emberpool", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
-    """Tells our objects from those of another installation in the same namespace."""
+    """Tells the objects of this installation from those of another one in the same namespace."""
 
     role: Role = Role.ALL
+    """Which part of the service this process runs."""
     host: str = "127.0.0.1"
+    """The address to listen on."""
     port: int = Field(default=8080, ge=0, le=65535)
+    """The port to listen on. 0 takes any free port."""
     api_token: SecretStr | None = None
-    """Where set, every `/v1` request must carry it as `Authorization: Bearer`."""
+    """If it is set, every request below `/v1` must carry it as `Authorization: Bearer`."""
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
+    """The largest request body that is accepted."""
     shutdown_grace_seconds: float = Field(default=25, gt=0)
+    """How long a process that is told to stop lets running calls finish."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important events that are logged."""
     log_format: Literal["console", "json"] = "json"
+    """The form of log lines."""
 
     cluster_timeout_seconds: float = Field(default=15, gt=0)
-    """One call to the cluster. A hung admission webhook answers with 500 after 10 s (KubeVirt v1.9.0, recorded)."""
+    """The longest time that one call to the cluster may take. A hung admission webhook answers with 500 after 10 s (KubeVirt v1.9.0, recorded)."""
     relist_seconds: float = Field(default=60, gt=0)
-    """How often the cluster is listed whole, whatever the watches said."""
+    """How often everything in the cluster is listed, whatever the watches said."""
     watch_silence_seconds: float = Field(default=90, gt=0)
-    """A watch with no event and no bookmark for so long is dead: an API server sends a bookmark about once a minute."""
+    """A watch without an event for this long is considered broken. An API server sends a bookmark about once a minute."""
     watch_lease_seconds: float = Field(default=12, gt=0)
-    """How long the replica that watches may be silent before another takes the watch over; it renews at least four times in it."""
+    """How long the leader of a watch may be silent before another replica takes over. It renews its lease at least four times in this time."""
 
     watch_nodes: bool = True
-    """Watch nodes, and what runs on them, to say which VMs fit. It needs a ClusterRole; without it nothing is known of nodes."""
+    """Watch the nodes and what runs on them, to say which VMs fit. This needs the ClusterRole."""
     full_cores_only: bool = False
-    """The nodes' CPU managers give out whole cores of two threads (`full-pcpus-only`): an odd number of pinned CPUs is refused."""
+    """Set this if the nodes' CPU managers give out only whole cores of two threads (`full-pcpus-only`). An odd number of pinned CPUs is then refused."""
 
     plan_seconds: float = Field(default=1, gt=0)
-    """How often each pool is planned when nothing wakes it."""
+    """How often each pool is planned if nothing wakes the planner earlier."""
     reap_seconds: float = Field(default=2, gt=0)
     """How often leases, deadlines and boots are checked."""
     work_lease_seconds: float = Field(default=30, gt=0)
-    """How long a worker may hold one VM's cluster call before another takes it over; above `cluster_timeout_seconds`."""
+    """How long a reconciler's lease on one VM lasts while it calls the cluster. Keep it above `CLUSTER_TIMEOUT_SECONDS`."""
     provision_concurrency: int = Field(default=8, ge=1, le=64)
-    """Calls to the cluster at once in one worker. 200 VMs, eight at a time, took 34 s on a real API server (recorded)."""
+    """How many calls to the cluster one reconciler makes at the same time. 200 VMs, eight at a time, took 34 s on a real API server (recorded)."""
     creates_per_second: float = Field(default=20, gt=0)
-    """The global pace of creates, all pools and replicas together."""
+    """The highest rate of creates, for all pools and replicas together."""
 
     preload_helper_image: str = "docker.io/library/busybox:1.37-musl"
-    """Brings a static `/bin/busybox` to the pods that hold a container image on the nodes: a container disk has none."""
+    """The image that brings a static `/bin/busybox` to the pods that hold container disks on nodes. Mirror it if the nodes have no internet."""
     preload_poll_seconds: float = Field(default=1.5, gt=0)
-    """How often a preload is looked at while its import is under way."""
+    """How often a running import is looked at."""
     preload_idle_seconds: float = Field(default=60, gt=0)
-    """How often a preload is looked at when nothing is under way, and how often objects of no preload are looked for."""
+    """How often a preload is looked at while nothing is imported, and how often objects without a preload are looked for."""
     preload_stall_seconds: float = Field(default=900, gt=0)
-    """An import whose phase and progress stand still for so long has failed, and is begun anew."""
+    """An import that makes no progress for this long has failed and is started again."""
     preload_keep_seconds: float = Field(default=7 * 86_400, gt=0)
-    """How long a preload that a remembered claim made is kept unused; `ttl_seconds` of a preload comes first."""
+    """How long an unused preload that `remember` created is kept. `ttl_seconds` of a preload takes precedence."""
     preload_max_unused: int = Field(default=20, ge=0)
-    """At most so many unused preloads that remembered claims made are kept, those used last."""
+    """The most unused preloads that `remember` created and that are kept. The most recently used ones stay."""
 
     unready_grace_seconds: float = Field(default=20, ge=0)
-    """How long a VM that was warm may be unready before it is given up. It cannot be claimed meanwhile."""
+    """How long a VM that was warm may be unready before the service gives it up. It cannot be claimed meanwhile."""
     orphan_grace_seconds: float = Field(default=60, gt=0)
-    """How long an object with our label may live without a row: above the time between a create and its answer."""
+    """How long an object with this installation's label may exist without a row. Keep it above the time between a create and its answer."""
     replace_window_seconds: float = Field(default=60, ge=0)
-    """A bound VM that dies so soon after its claim is replaced under the same claim."""
+    """A VM that dies within this time after its claim is replaced under the same claim."""
     pending_seconds: float = Field(default=600, gt=0)
     """How long an accepted claim (202) may wait for a VM before it fails."""
     max_pending_per_pool: int = Field(default=2000, ge=1)
+    """The most claims that may wait for one pool."""
 
     breaker_failures: int = Field(default=5, ge=1)
-    """So many failures in a row, with no VM becoming ready between, stall a pool."""
+    """A pool is stalled after this many failures in a row without a VM becoming ready."""
     backoff_base_seconds: float = Field(default=2, gt=0)
+    """The pause after a pool's first failure. It doubles with each further failure."""
     backoff_cap_seconds: float = Field(default=300, gt=0)
+    """The longest pause after a failure."""
 
     history_days: float = Field(default=30, gt=0)
     """How long ended claims, deleted VMs and events are kept."""

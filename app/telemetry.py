@@ -9,31 +9,39 @@ from prometheus_client import Counter, Histogram
 
 CLAIM_SECONDS = Histogram(
     "emberpool_claim_seconds",
-    "POST /v1/claim, from the request's arrival to its answer, by outcome.",
+    "Seconds from the arrival of POST /v1/claim to its answer. Outcome: warm, waited, pending, replayed, ended, or the code of the error.",
     ["outcome"],
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
-REQUESTS = Counter("emberpool_http_requests_total", "HTTP requests, by operation and status.", ["operation", "status"])
+REQUESTS = Counter(
+    "emberpool_http_requests_total", "HTTP requests, by operation id and status code.", ["operation", "status"]
+)
 BOOT_SECONDS = Histogram(
     "emberpool_boot_seconds",
-    "From asking the cluster for a VM to the VM being ready.",
+    "Seconds from asking the cluster for a VM until the VM is ready.",
     buckets=(0.5, 1, 2, 5, 10, 20, 30, 45, 60, 90, 120, 300, 600),
 )
 VM_CLAIMS = Counter(
     "emberpool_vm_claims_total",
-    "Claims that describe their VM, by the path that was chosen; one that is moved on counts again.",
+    "Claims that describe their VM, by the path that was chosen. A claim that moves on to another path counts again.",
     ["path"],
 )
 VM_ENDS = Counter(
-    "emberpool_vm_ends_total", "VMs given up, by the state they were in and what became of them.", ["was", "became"]
+    "emberpool_vm_ends_total",
+    "VMs that the service gave up, by the state they were in. Became: failed, or lost if the cluster no longer had them.",
+    ["was", "became"],
 )
 CLUSTER_CALLS = Counter(
-    "emberpool_cluster_calls_total", "Calls to the cluster, by kind and outcome.", ["call", "outcome"]
+    "emberpool_cluster_calls_total", "Calls to the cluster. Outcome: ok, or the code of the error.", ["call", "outcome"]
 )
 LOOP_ERRORS = Counter(
-    "emberpool_loop_errors_total", "Steps of a worker's loop that failed for a reason nobody expected.", ["loop"]
+    "emberpool_loop_errors_total",
+    "Steps of a loop in the background that failed unexpectedly. It should stay at 0.",
+    ["loop"],
 )
-ORPHANS = Counter("emberpool_orphans_total", "Objects with our label that no row knew, and that were removed.")
+ORPHANS = Counter(
+    "emberpool_orphans_total", "VMs with this installation's label that no row knew, and that were removed."
+)
 
 
 def configure_logs(*, level: str, form: Literal["console", "json"]) -> None:

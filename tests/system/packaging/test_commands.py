@@ -13,8 +13,6 @@ import yaml
 
 from tests.support.checkout import ROOT, TOOLS
 
-TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
-
 
 @pytest.fixture(scope="module")
 def program() -> typer.core.TyperGroup:
@@ -88,14 +86,11 @@ def test_the_makefile_runs_what_the_program_takes(program):
         parse(program, shlex.split(line))
 
 
-def test_the_readmes_make_targets_exist():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", readme, flags=re.MULTILINE))
-    assert {"demo", "test"} <= named <= TARGETS
-
-
-def test_the_readmes_commands_are_the_programs(program):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:^|`|/)emberpool ([a-z][a-z-]*)", readme, flags=re.MULTILINE))
-    assert "up" in named
-    assert named <= set(program.commands)
+def test_the_documents_commands_are_the_programs(program):
+    named = set()
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        text = path.read_text(encoding="utf-8")
+        for line in re.findall(r"^ {4}(?:\.venv/bin/)?emberpool (.*)$", text, flags=re.MULTILINE):
+            parse(program, shlex.split(line))
+        named |= set(re.findall(r"`emberpool ([a-z][a-z-]*)", text))
+    assert {"serve", "import-pool"} <= named <= set(program.commands)

@@ -10,7 +10,7 @@ from packaging.version import Version
 from tests.support.checkout import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-LOCKS = ("build", "dev", "runtime")
+LOCKS = ("bench", "build", "dev", "docs", "runtime")
 
 
 def text_of(lock: str) -> str:
@@ -47,11 +47,21 @@ def test_the_locks_agree_with_each_other(lock):
     assert versions_of(lock).items() <= versions_of("dev").items()
 
 
+@pytest.mark.parametrize("lock", ["bench", "docs"])
+def test_what_is_installed_beside_the_tests_has_the_same_versions(lock):
+    versions, beside = versions_of(lock), versions_of("dev")
+    shared = versions.keys() & beside.keys()
+    assert shared
+    assert {name: versions[name] for name in shared} == {name: beside[name] for name in shared}
+
+
 @pytest.mark.parametrize(
     ("lock", "wanted"),
     [
         ("runtime", PROJECT["project"]["dependencies"]),
         ("dev", PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"]),
+        ("bench", PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["bench"]),
+        ("docs", PROJECT["dependency-groups"]["docs"]),
         ("build", PROJECT["build-system"]["requires"]),
     ],
 )
