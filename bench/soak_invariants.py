@@ -29,7 +29,7 @@ _KINDS: Final = {
 _KNOWN: Final = """
     SELECT 'VirtualMachine' AS kind, id::text AS id FROM vm WHERE ended_at IS NULL
     UNION ALL SELECT 'VirtualMachine', uid FROM vm WHERE ended_at IS NULL AND uid IS NOT NULL
-    UNION ALL SELECT 'VirtualMachinePool', pool_id::text FROM backing WHERE gone_at IS NULL
+    UNION ALL SELECT 'VirtualMachinePool', pool_id::text FROM vm_pool WHERE deleted_at IS NULL
     UNION ALL SELECT 'VirtualMachineSnapshot', id::text FROM snapshot_take WHERE state IN ('ready', 'taking')
     UNION ALL SELECT 'preload', id::text FROM preload WHERE deleted_at IS NULL
 """
@@ -45,7 +45,7 @@ _LABELS: Final = {
 _ROWS: Final = {
     "idle hidden pools hold no VM": """
         SELECT p.name, v.name AS vm, v.state FROM vm v JOIN pool p ON p.id = v.pool_id
-        WHERE p.kind = 'shape' AND v.ended_at IS NULL AND v.state <> 'claimed'""",
+        WHERE p.kind = 'on_demand' AND v.ended_at IS NULL AND v.state <> 'claimed'""",
     "every snapshot is in a clear state, with a reason where it failed": """
         SELECT s.name, t.number, t.state, t.reason FROM snapshot_take t JOIN snapshot s ON s.id = t.snapshot_id
         WHERE t.state NOT IN ('ready', 'retired', 'failed') OR (t.state = 'failed' AND t.reason IS NULL)

@@ -35,7 +35,7 @@ class VmFacts:
     node: str | None
     addresses: tuple[str, ...]
     health: str | None
-    unwell_since: datetime | None
+    unhealthy_since: datetime | None
     claimed_at: datetime | None
     whole: bool = True
     stopped: bool = False

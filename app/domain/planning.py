@@ -49,7 +49,7 @@ class PoolSnapshot:
     """One pool as its rows stand. `waiting` counts claims in its queue, `drained` VMs claimed since it was last filled.
 
     `ready` and `in_flight` hold every such VM of the pool. `room`: so many VMs more the nodes take now, as `room_note` says;
-    None: nothing is known of that. `unfit`: not one could be taken, even with nothing else on the nodes.
+    None: nothing is known of that. `never_fits`: no node could take one, even if it were empty.
     """
 
     size: int
@@ -70,7 +70,7 @@ class PoolSnapshot:
     backoff_until: datetime | None = None
     room: int | None = None
     room_note: str = ""
-    unfit: bool = False
+    never_fits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ def _is_blocked_by_nodes(pool: PoolSnapshot, now: datetime, keep: int) -> bool:
     """No node has room for a fresh one, and no VM is missing yet for that: one may go, and whether the next fits in its place is
     seen before another goes.
     """
-    if pool.room is None or pool.room > 0 or pool.unfit:
+    if pool.room is None or pool.room > 0 or pool.never_fits:
         return False
     if pool.leaving or pool.in_flight or pool.stalled:
         return False

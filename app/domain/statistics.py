@@ -38,14 +38,14 @@ class PoolCounts:
 
 @dataclass(frozen=True, slots=True)
 class PoolFlags:
-    """`unfit`: why the nodes of the cluster could never take as many VMs of it as its size, in words."""
+    """`capacity_problem`: why the nodes of the cluster could never take as many VMs of it as its size, in words."""
 
     deleting: bool = False
     paused: bool = False
     stalled_because: str | None = None
     auto_replenish: bool = True
     last_failure: str | None = None
-    unfit: str | None = None
+    capacity_problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ def assess(
         return PoolHealth(PoolPhase.STALLED, flags.stalled_because)
     if flags.paused:
         return PoolHealth(PoolPhase.PAUSED, "paused: nothing is created or removed until resume")
-    if flags.unfit is not None:
-        return PoolHealth(PoolPhase.DEGRADED, flags.unfit)
+    if flags.capacity_problem is not None:
+        return PoolHealth(PoolPhase.DEGRADED, flags.capacity_problem)
     waits_for = "; ".join((*notes, *([f"last failure: {flags.last_failure}"] if flags.last_failure else ())))
     if counts.ready < min_available:
         reason = f"{counts.ready} ready, below min_available {min_available}"

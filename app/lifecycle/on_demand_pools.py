@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from app.compute.kubevirt.templates.shapes import shape_of
 from app.compute.vms import VmTemplate
 from app.config import MAX_LEASE_SECONDS
 from app.domain.observation import WarmWhen
@@ -25,7 +24,7 @@ from app.store.pools import rows as pool_rows
 from app.store.pools import statistics
 from app.store.rows import PoolRow
 
-KIND = "shape"
+KIND = "on_demand"
 IDLE_SECONDS = 6 * 3600.0
 _RETIRE_AT_ONCE = 100
 _AT_ONCE = 500
@@ -131,12 +130,3 @@ async def retire_idle_pools(db: Database, *, idle_seconds: float = IDLE_SECONDS)
     if gone:
         log.info("shape.pools_retired", count=len(gone))
     return len(gone) == _RETIRE_AT_ONCE
-
-
-async def fill_shapes(db: Database) -> int:
-    """Gives pools that were written before there were shapes theirs; how many."""
-    async with db.begin() as tx:
-        unshaped = await shapes.unshaped(tx)
-        for pool in unshaped:
-            await shapes.write_shape(tx, pool, shape_of(pool.vm_spec))
-    return len(unshaped)

@@ -30,12 +30,12 @@ NOT_WATCHED = "nodes are not watched: EMBERPOOL_WATCH_NODES is off, or no worker
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """How nodes are seen. `blind`: why nothing can be said of them, in words; None: they are seen well enough.
+    """How nodes are seen. `stale_reason`: why nothing can be said of them; None: what is known is current.
 
     `pods_hidden`: why what runs on them is not known. `age_seconds`: since the watch last gave a sign of life.
     """
 
-    blind: str | None
+    stale_reason: str | None
     pods_hidden: str | None = None
     age_seconds: float | None = None
 
@@ -54,13 +54,13 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class Room:
     """How many more VMs of a pool the nodes take now, beside all that is on its way; None: nothing is known, or nobody is to
-    wait for it. `note` says so in words, `unfit` why the nodes could never take as many as its size; `hopeless`: not one.
+    wait for it. `note` says so in words, `capacity_problem` why the nodes could never take as many as its size; `never_fits`: not one.
     """
 
     count: int | None = None
     note: str = ""
-    unfit: str | None = None
-    hopeless: bool = False
+    capacity_problem: str | None = None
+    never_fits: bool = False
 
 
 async def see(tx: Tx) -> Sight:
@@ -74,8 +74,8 @@ async def see(tx: Tx) -> Sight:
     hidden = pods.broken_reason if pods is not None else None
     if state.age_seconds > FACTS_SECONDS:
         why = f": {state.broken_reason}" if state.broken_reason else ""
-        blind = f"nodes were seen {state.age_seconds:.0f} s ago for the last time{why}"
-        return Sight(blind, hidden, state.age_seconds)
+        stale = f"nodes were seen {state.age_seconds:.0f} s ago for the last time{why}"
+        return Sight(stale, hidden, state.age_seconds)
     return Sight(None, hidden, state.age_seconds)
 
 
@@ -85,15 +85,15 @@ async def check_fit(tx: Tx, demand: Demand | None, count: int) -> Answer:
     if demand is None:
         unknown = ("an instance type or a preference decides what the VM asks for, and is not read here",)
         return Answer(None, None, None, sight, unknown)
-    if sight.blind is not None:
-        return Answer(None, None, demand, sight, (sight.blind, *demand.unseen))
+    if sight.stale_reason is not None:
+        return Answer(None, None, demand, sight, (sight.stale_reason, *demand.unseen))
     found = fit(await node_rows.read_all(tx), demand)
     return Answer(found.now >= count, found, demand, sight, found.unseen)
 
 
 async def require_fit(tx: Tx, demand: Demand | None, count: int = 1, *, of_pool: bool = True) -> None:
     """Raises Unschedulable where the nodes could never take `count` such VMs, even with nothing else on them."""
-    if demand is None or (await see(tx)).blind is not None:
+    if demand is None or (await see(tx)).stale_reason is not None:
         return
     nodes = await node_rows.read_all(tx)
     ever = fit(nodes, demand).ever
@@ -146,8 +146,8 @@ class Placing:
             return Room()
         size = max(1, pool.spec.size)
         if not wants_more and (known := self._known(pool.revision, size)) is not None:
-            return Room(unfit=_unfit(known, size), hopeless=not known.count)
-        if (await see(tx)).blind is not None:
+            return Room(capacity_problem=_capacity_problem(known, size), never_fits=not known.count)
+        if (await see(tx)).stale_reason is not None:
             self._ever.pop(pool.revision, None)
             return Room()
         await self._refresh(tx)
@@ -155,14 +155,14 @@ class Placing:
         left = take_places(nodes, await self._on_their_way(tx, nodes)) if wants_more else nodes
         found = fit(left, demand)
         ever = self._remember(pool.revision, nodes, found.ever, demand, size)
-        unfit = _unfit(ever, size)
+        problem = _capacity_problem(ever, size)
         if not wants_more or pool.spec.allow_unschedulable:
-            return Room(unfit=unfit, hopeless=not ever.count)
+            return Room(capacity_problem=problem, never_fits=not ever.count)
         note = (
             f"the nodes have room for {found.now} more VMs of this pool at the moment ({tell(found.missing)}); more are made as "
             "soon as there is more"
         )
-        return Room(count=found.now, note=note, unfit=unfit, hopeless=not ever.count)
+        return Room(count=found.now, note=note, capacity_problem=problem, never_fits=not ever.count)
 
     async def _refresh(self, tx: Tx) -> None:
         newer = await node_rows.read_newer(tx, self._version)
@@ -204,7 +204,7 @@ class Placing:
         return found
 
 
-def _unfit(ever: _Ever, size: int) -> str | None:
+def _capacity_problem(ever: _Ever, size: int) -> str | None:
     if not ever.count:
         return f"no node could take a VM of it, even with nothing else on it: {ever.missing}"
     if ever.count < size:

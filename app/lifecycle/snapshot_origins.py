@@ -59,7 +59,7 @@ async def claim_facts(tx: Tx, claim: ClaimRow) -> ClaimFacts:
             stalled = f"{pool.consecutive_failures} failed in a row: {pool.last_failure}"
         elif pool is not None:
             failure = [f"the last one failed: {pool.last_failure}"] if pool.consecutive_failures else []
-            trouble = "; ".join((*failure, *await planning.notes(tx, pool.id)))
+            trouble = "; ".join((*failure, *(await planning.last_plan(tx, pool.id)).notes))
     return ClaimFacts(claim.state, claim.reason, claim.vm_name, stalled, trouble or None)
 
 

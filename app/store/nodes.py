@@ -72,11 +72,6 @@ _WAKE = text("""
     UPDATE pool_plan SET due_at = now() WHERE pool_id = ANY(ARRAY(
         SELECT pool_id FROM pool_plan WHERE waits_for_room AND due_at > now() FOR UPDATE SKIP LOCKED))
 """)
-_WRITE_FITNESS = text("""
-    UPDATE pool_plan SET unfit = :unfit, waits_for_room = :waits WHERE pool_id = :id
-      AND (unfit, waits_for_room) IS DISTINCT FROM (CAST(:unfit AS text), :waits)
-""")
-_UNFIT = text("SELECT unfit FROM pool_plan WHERE pool_id = :id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,17 +160,6 @@ async def vms_on(tx: AsyncConnection, name: str) -> list[VmOnNode]:
 async def wake_waiting(tx: AsyncConnection) -> int:
     """Has every pool planned that waits for room; how many those are."""
     return (await tx.execute(_WAKE)).rowcount
-
-
-async def write_fitness(tx: AsyncConnection, pool_id: UUID, *, unfit: str | None, waits_for_room: bool) -> None:
-    """What the last plan found: why the nodes could never take as many VMs as the pool's size, and whether it waits for room."""
-    await tx.execute(_WRITE_FITNESS, {"id": pool_id, "unfit": unfit, "waits": waits_for_room})
-
-
-async def unfit(tx: AsyncConnection, pool_id: UUID) -> str | None:
-    """Why the nodes could never take as many VMs as the pool's size; None: they could, or nothing is known."""
-    found: str | None = (await tx.execute(_UNFIT, {"id": pool_id})).scalar()
-    return found
 
 
 def _row(node: Node) -> dict[str, object]:

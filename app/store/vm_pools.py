@@ -19,28 +19,28 @@ INCIDENT_TOLD = timedelta(minutes=10)
 """For so long what somebody else did is told on the pool; its event stays."""
 
 _INSERT = text(
-    "INSERT INTO backing (pool_id, name, uid, replicas, adopted) VALUES (:pool_id, :name, :uid, :replicas, :adopted)"
+    "INSERT INTO vm_pool (pool_id, name, uid, replicas, adopted) VALUES (:pool_id, :name, :uid, :replicas, :adopted)"
 )
 
 # What is to be detached, or to be scaled, is work at once; after a failure only once it is due again.
 _TAKE = text("""
     WITH due AS (
-        SELECT b.pool_id FROM backing b JOIN pool p ON p.id = b.pool_id
-        WHERE b.gone_at IS NULL AND (b.lease_expires_at IS NULL OR b.lease_expires_at < now())
+        SELECT b.pool_id FROM vm_pool b JOIN pool p ON p.id = b.pool_id
+        WHERE b.deleted_at IS NULL AND (b.lease_expires_at IS NULL OR b.lease_expires_at < now())
           AND (b.due_at <= now() OR (b.attempts = 0 AND (
             EXISTS (SELECT 1 FROM vm v WHERE v.pool_id = b.pool_id AND v.ended_at IS NULL AND v.member
                 AND v.state IN ('claimed', 'failed', 'releasing'))
             OR b.replicas IS DISTINCT FROM (SELECT count(*) FROM vm v WHERE v.pool_id = b.pool_id AND v.ended_at IS NULL
                 AND (v.state = 'planned' OR v.member AND v.state IN ('creating', 'booting', 'ready'))))))
         ORDER BY b.due_at LIMIT :limit FOR UPDATE OF b SKIP LOCKED)
-    UPDATE backing b SET attempts = attempts + 1, due_at = now(), lease_token = :token,
+    UPDATE vm_pool b SET attempts = attempts + 1, due_at = now(), lease_token = :token,
         lease_expires_at = now() + make_interval(secs => :seconds)
     FROM due, pool p WHERE b.pool_id = due.pool_id AND p.id = b.pool_id
     RETURNING b.pool_id, p.name AS pool, b.name, b.round, b.adopted, b.uid, b.replicas, b.generation, b.template,
         b.paused AS paused_by_us, b.attempts, b.incident, p.paused, p.deleting_at IS NOT NULL AS deleting, p.vm_spec,
         p.revision, p.path, p.source
 """)
-_HOLDS = text("SELECT 1 FROM backing WHERE pool_id = :pool_id AND lease_token = :token FOR UPDATE")
+_HOLDS = text("SELECT 1 FROM vm_pool WHERE pool_id = :pool_id AND lease_token = :token FOR UPDATE")
 _LEAVING = text("""
     SELECT v.id, v.pool_id, v.name, v.uid, v.state, v.claim_id, coalesce(jsonb_exists(c.labels, 'name'), false) AS is_named
     FROM vm v LEFT JOIN claim c ON c.id = v.claim_id
@@ -53,30 +53,32 @@ _COUNT = text("""
     FROM vm WHERE pool_id = :pool_id AND ended_at IS NULL
 """)
 _SEEN = text("""
-    UPDATE backing SET uid = :uid, replicas = :replicas, generation = :generation, template = coalesce(:template, template),
+    UPDATE vm_pool SET uid = :uid, replicas = :replicas, generation = :generation, template = coalesce(:template, template),
         paused = :paused
     WHERE pool_id = :pool_id AND lease_token = :token
 """)
 _REPLACED = text("""
-    UPDATE backing SET uid = NULL, replicas = NULL, generation = NULL, template = NULL, paused = false, adopted = false,
+    UPDATE vm_pool SET uid = NULL, replicas = NULL, generation = NULL, template = NULL, paused = false, adopted = false,
         round = :round, name = :name
     WHERE pool_id = :pool_id AND lease_token = :token
 """)
-_INCIDENT = text("UPDATE backing SET incident = :incident, incident_at = now() WHERE pool_id = :pool_id")
+_INCIDENT = text("UPDATE vm_pool SET incident = :incident, incident_at = now() WHERE pool_id = :pool_id")
 _DONE = text("""
-    UPDATE backing SET reason = :reason, attempts = CASE WHEN :failed THEN attempts ELSE 0 END, lease_token = NULL,
+    UPDATE vm_pool SET reason = :reason, attempts = CASE WHEN :failed THEN attempts ELSE 0 END, lease_token = NULL,
         lease_expires_at = NULL, due_at = now() + make_interval(secs => :seconds)
     WHERE pool_id = :pool_id AND lease_token = :token
 """)
-_GONE = text("UPDATE backing SET gone_at = now() WHERE pool_id = :pool_id AND lease_token = :token RETURNING pool_id")
-_ENROLLED = text("UPDATE backing SET adopted = false WHERE pool_id = :pool_id AND lease_token = :token")
-_HAND_BACK = text("UPDATE backing SET lease_expires_at = now(), due_at = now() WHERE lease_token = :token")
+_GONE = text(
+    "UPDATE vm_pool SET deleted_at = now() WHERE pool_id = :pool_id AND lease_token = :token RETURNING pool_id"
+)
+_ENROLLED = text("UPDATE vm_pool SET adopted = false WHERE pool_id = :pool_id AND lease_token = :token")
+_HAND_BACK = text("UPDATE vm_pool SET lease_expires_at = now(), due_at = now() WHERE lease_token = :token")
 _NOTES = text("""
     SELECT reason, CASE WHEN incident_at > now() - CAST(:told AS interval) THEN incident END AS incident
-    FROM backing WHERE pool_id = :pool_id
+    FROM vm_pool WHERE pool_id = :pool_id
 """)
-_KNOWN = text("SELECT name FROM backing WHERE gone_at IS NULL")
-_OF_POOL = text("SELECT name, uid FROM backing WHERE pool_id = :pool_id")
+_KNOWN = text("SELECT name FROM vm_pool WHERE deleted_at IS NULL")
+_OF_POOL = text("SELECT name, uid FROM vm_pool WHERE pool_id = :pool_id")
 
 _LEFT = text("""
     WITH leaving AS (
@@ -91,7 +93,7 @@ _LEFT = text("""
 _IDS_OF_UIDS = text("SELECT id, uid FROM vm WHERE uid = ANY(CAST(:uids AS text[])) AND ended_at IS NULL")
 
 _BACKED = text("""
-    SELECT p.id, p.revision, p.source FROM backing b JOIN pool p ON p.id = b.pool_id
+    SELECT p.id, p.revision, p.source FROM vm_pool b JOIN pool p ON p.id = b.pool_id
     WHERE b.pool_id = ANY(CAST(:ids AS uuid[])) AND p.deleted_at IS NULL
 """)
 _FREE_ROWS = text("""

@@ -55,7 +55,7 @@ async def start(postgres, template_database, tmp_path_factory):
 
 async def seen(server, count):
     page = (await server.client.get("/v1/nodes")).json()
-    return len(page["items"]) == count and page["sight"]["blind"] is None
+    return len(page["items"]) == count and page["sight"]["stale_reason"] is None
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

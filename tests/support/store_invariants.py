@@ -29,8 +29,8 @@ _RULES = {
     "a claim that has ended and has no time of it, or the other way round": """
         SELECT id FROM claim WHERE (state IN ('released', 'expired', 'failed')) <> (ended_at IS NOT NULL)""",
     "a VM that a VirtualMachinePool owns and of which no object is known, or whose pool has none": """
-        SELECT v.id FROM vm v LEFT JOIN backing b ON b.pool_id = v.pool_id
-        WHERE v.member AND v.ended_at IS NULL AND (v.uid IS NULL OR b.pool_id IS NULL OR b.gone_at IS NOT NULL)""",
+        SELECT v.id FROM vm v LEFT JOIN vm_pool b ON b.pool_id = v.pool_id
+        WHERE v.member AND v.ended_at IS NULL AND (v.uid IS NULL OR b.pool_id IS NULL OR b.deleted_at IS NOT NULL)""",
     "a place that tells another node or address than its VM": """
         SELECT v.id FROM vm v JOIN ready_slot s ON s.vm_id = v.id
         WHERE (v.node, v.addresses, v.name) IS DISTINCT FROM (s.node, s.addresses, s.name)""",

@@ -5,7 +5,7 @@ from typing import Any, Final
 Json = dict[str, Any]
 _GI = 2**30
 
-SIGHT: Final[Json] = {"age_seconds": 1.2, "blind": None, "pods_hidden": None}
+SIGHT: Final[Json] = {"age_seconds": 1.2, "stale_reason": None, "pods_hidden": None}
 NODE: Final[Json] = {
     "name": "node1",
     "zone": "zone-a",

@@ -61,6 +61,6 @@ async def get_node(
         on_it = await node_rows.vms_on(tx, name)
         sight = await see(tx)
     if node is None:
-        known = "GET /v1/nodes lists those that there are" if sight.blind is None else sight.blind
+        known = "GET /v1/nodes lists those that there are" if sight.stale_reason is None else sight.stale_reason
         raise NodeNotFound(f"no node is named {name!r}; {known}")
     return NodeWithVms.with_vms(node, vms[name], on_it)

@@ -96,13 +96,13 @@ class SightView(BaseModel):
     age_seconds: float | None = Field(
         description="Since the last sign of life of their watch; null: there was none yet."
     )
-    blind: str | None = Field(description="Why what is told here is old or nothing; null: it is fresh.")
+    stale_reason: str | None = Field(description="Why this data is stale or missing; null if current.")
     pods_hidden: str | None = Field(description="Why what runs on the nodes is not known; null: it is.")
 
     @classmethod
     def of(cls, sight: Sight) -> Self:
         age = None if sight.age_seconds is None else round(sight.age_seconds, 1)
-        return cls(age_seconds=age, blind=sight.blind, pods_hidden=sight.pods_hidden)
+        return cls(age_seconds=age, stale_reason=sight.stale_reason, pods_hidden=sight.pods_hidden)
 
 
 class NodePage(BaseModel):

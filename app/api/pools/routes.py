@@ -28,7 +28,6 @@ from app.errors import (
 )
 from app.services.pools import service as usecases
 from app.services.pools.service import Written, no_such_pool
-from app.store import nodes as node_rows
 from app.store.pools import planning, statistics
 from app.store.pools import rows as pool_rows
 from app.store.rows import PoolRow
@@ -238,7 +237,5 @@ def _refuse_unspeakable(spec: PoolSpec) -> None:
 async def _views(svc: Services, pools: list[PoolRow]) -> list[PoolView]:
     async with svc.db.begin() as tx:
         figures = await statistics.of_pools(tx, [pool.id for pool in pools])
-        notes = [await planning.notes(tx, pool.id) for pool in pools]
-        unfit = [await node_rows.unfit(tx, pool.id) for pool in pools]
-    told = zip(pools, notes, unfit, strict=True)
-    return [PoolView.of(pool, figures[pool.id], note, why) for pool, note, why in told]
+        plans = [await planning.last_plan(tx, pool.id) for pool in pools]
+    return [PoolView.of(pool, figures[pool.id], plan) for pool, plan in zip(pools, plans, strict=True)]

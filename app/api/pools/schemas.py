@@ -14,6 +14,7 @@ from app.domain.stages import in_order
 from app.domain.states import PoolPhase, VmState
 from app.domain.statistics import PoolFlags, assess
 from app.store.events import EventRow
+from app.store.pools.planning import LastPlan
 from app.store.pools.statistics import PoolFigures
 from app.store.rows import PoolRow, VmRow
 
@@ -63,7 +64,7 @@ class PoolView(BaseModel):
     status: PoolStatus
 
     @classmethod
-    def of(cls, pool: PoolRow, figures: PoolFigures, notes: tuple[str, ...], unfit: str | None = None) -> Self:
+    def of(cls, pool: PoolRow, figures: PoolFigures, plan: LastPlan) -> Self:
         counts = figures.counts
         flags = PoolFlags(
             deleting=pool.deleting_at is not None,
@@ -73,9 +74,11 @@ class PoolView(BaseModel):
             else None,
             auto_replenish=pool.spec.auto_replenish,
             last_failure=pool.last_failure if pool.consecutive_failures else None,
-            unfit=unfit,
+            capacity_problem=plan.capacity_problem,
         )
-        health = assess(counts, size=pool.spec.size, min_available=pool.spec.min_available, flags=flags, notes=notes)
+        health = assess(
+            counts, size=pool.spec.size, min_available=pool.spec.min_available, flags=flags, notes=plan.notes
+        )
         return cls(
             name=pool.name,
             spec=pool.spec,
@@ -86,7 +89,7 @@ class PoolView(BaseModel):
             status=PoolStatus(
                 phase=health.phase,
                 reason=health.reason,
-                notes=list(notes),
+                notes=list(plan.notes),
                 fill=round(min(1.0, counts.ready / pool.spec.size), 4) if pool.spec.size else 1.0,
                 counts={
                     "planned": counts.planned,

@@ -1,13 +1,10 @@
-"""Moves claims on whose path came to nothing, and lets hidden pools go that nobody needs any more.
-
-Once in each process it also gives pools that are older than shapes theirs.
-"""
+"""Moves claims on whose path came to nothing, and lets hidden pools go that nobody needs any more."""
 
 import time
 
 from app.compute.gateway import Gateway
 from app.config import Settings
-from app.lifecycle.on_demand_pools import fill_shapes, retire_idle_pools
+from app.lifecycle.on_demand_pools import retire_idle_pools
 from app.reconcilers.claims.failover_step import Rerouting
 from app.store.database import Database
 
@@ -19,14 +16,9 @@ class Reroute:
         self._db = db
         self._rerouting = Rerouting(db, gateway, settings)
         self._retired_at = time.monotonic()
-        self._shaped = False
 
     async def step(self) -> bool:
         """One look at everything; True where there may be more."""
-        if not self._shaped:
-            while await fill_shapes(self._db):
-                pass
-            self._shaped = True
         more = await self._rerouting.step()
         if time.monotonic() - self._retired_at >= _RETIRE_EVERY_SECONDS:
             self._retired_at = time.monotonic()

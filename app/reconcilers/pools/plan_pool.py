@@ -12,7 +12,6 @@ from app.ids import new_id, vm_name
 from app.lifecycle.placement import Placing, Room
 from app.lifecycle.start_sources import note_on_start
 from app.store import events
-from app.store import nodes as node_rows
 from app.store import vm_pools as backing
 from app.store.claims import rows as claims
 from app.store.database import Database, Tx
@@ -50,16 +49,22 @@ async def plan_next_pool(
         step = plan(snapshot, now)
         room = await placing.look(tx, pool, wants_more=step.create > 0) if placing is not None else Room()
         if room.count is not None:
-            known = replace(snapshot, room=room.count, room_note=room.note, unfit=room.hopeless)
+            known = replace(snapshot, room=room.count, room_note=room.note, never_fits=room.never_fits)
             step = plan(known, now)
-        await node_rows.write_fitness(tx, pool_id, unfit=room.unfit, waits_for_room=step.waits_for_room)
         await _apply(tx, pool, step, asked={vm.id for vm in snapshot.in_flight if vm.asked})
         notes = (
             *step.notes,
             *await note_on_start(tx, pool.path, pool.source),
             *await backing.notes(tx, pool_id),
         )
-        await planning.write(tx, pool_id, next_in_seconds=_next_look(step, now, every_seconds), notes=notes)
+        await planning.write(
+            tx,
+            pool_id,
+            next_in_seconds=_next_look(step, now, every_seconds),
+            notes=notes,
+            capacity_problem=room.capacity_problem,
+            waits_for_room=step.waits_for_room,
+        )
     if not step.is_idle:
         log.info(
             "pool.planned",

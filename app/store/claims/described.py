@@ -28,7 +28,7 @@ _STUCK = text("""
     SELECT q.claim_id, q.pool_id FROM claim_queue q JOIN claim c ON c.id = q.claim_id JOIN pool p ON p.id = q.pool_id
     WHERE c.allowed IS NOT NULL AND c.state = 'pending' AND (
         p.deleting_at IS NOT NULL OR p.stalled_at IS NOT NULL OR p.paused
-        OR (p.kind = 'shape' AND p.path <> 'cold' AND (
+        OR (p.kind = 'on_demand' AND p.path <> 'cold' AND (
             p.last_failure_at > (c.choice->>'at')::timestamptz
             OR (c.choice->>'at')::timestamptz < now() - make_interval(secs => :patience)
                 AND EXISTS (SELECT 1 FROM vm v WHERE v.pool_id = p.id AND v.ended_at IS NULL AND v.state = 'planned' AND v.health IS NOT NULL))))

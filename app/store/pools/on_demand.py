@@ -1,14 +1,12 @@
 """Pools by the shape of their VMs: those that serve a shape warm, and the hidden ones that stand for one shape and path.
 
-A hidden pool (`kind` 'shape') is of no size and shown to nobody: its VMs are made for the claims in its queue. It is not
+A hidden pool (`kind` 'on_demand') is of no size and shown to nobody: its VMs are made for the claims in its queue. It is not
 deleted in steps as others are: it goes in one, once nothing hangs on it, and whoever puts a claim into it holds its row.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
@@ -18,7 +16,7 @@ from app.ids import lowest_id_at
 from app.store.rows import POOL_COLUMNS, PoolRow, read_pool
 
 _HIDDEN = text(f"""
-    SELECT {POOL_COLUMNS} FROM pool p WHERE p.name = :name AND p.kind = 'shape' AND p.deleted_at IS NULL FOR NO KEY UPDATE OF p
+    SELECT {POOL_COLUMNS} FROM pool p WHERE p.name = :name AND p.kind = 'on_demand' AND p.deleted_at IS NULL FOR NO KEY UPDATE OF p
 """)
 # Of the pool's ready VMs every one must be of the shape: while a new template rotates them, a claim could get an old one.
 _SERVING = text(f"""
@@ -28,13 +26,13 @@ _SERVING = text(f"""
     FROM pool p WHERE p.shape = :shape AND p.kind = 'pool' AND p.deleted_at IS NULL ORDER BY p.name LIMIT 50
 """)
 _HIDDEN_OF_SHAPE = text(f"""
-    SELECT {POOL_COLUMNS} FROM pool p WHERE p.shape = :shape AND p.kind = 'shape' AND p.deleted_at IS NULL
+    SELECT {POOL_COLUMNS} FROM pool p WHERE p.shape = :shape AND p.kind = 'on_demand' AND p.deleted_at IS NULL
 """)
 
 # A planner that has the pool's plan is let be, for it may be about to make a VM.
 _IDLE = text("""
     SELECT q.pool_id FROM pool_plan q JOIN pool p ON p.id = q.pool_id
-    WHERE p.kind = 'shape' AND p.deleted_at IS NULL AND p.created_at < now() - make_interval(secs => :seconds)
+    WHERE p.kind = 'on_demand' AND p.deleted_at IS NULL AND p.created_at < now() - make_interval(secs => :seconds)
       AND NOT EXISTS (SELECT 1 FROM vm WHERE vm.pool_id = p.id AND vm.ended_at IS NULL)
       AND NOT EXISTS (SELECT 1 FROM claim_queue WHERE claim_queue.pool_id = p.id)
       AND NOT EXISTS (SELECT 1 FROM claim WHERE claim.pool_id = p.id AND claim.id >= CAST(:since AS uuid))
@@ -48,14 +46,6 @@ _RETIRE = text("""
 """)
 _DROP_PLANS = text("DELETE FROM pool_plan WHERE pool_id = ANY(CAST(:ids AS uuid[]))")
 
-_UNSHAPED = text("SELECT id, vm_spec FROM pool WHERE shape IS NULL AND deleted_at IS NULL LIMIT 200")
-_SHAPE = text("UPDATE pool SET shape = :shape WHERE id = :id AND shape IS NULL AND vm_spec = CAST(:vm_spec AS jsonb)")
-_SHAPE_VMS = text("""
-    UPDATE vm SET shape = p.shape, path = p.path, source = p.source FROM pool p
-    WHERE p.id = :id AND vm.pool_id = p.id AND vm.ended_at IS NULL AND vm.shape IS NULL AND vm.asked_at IS NOT NULL
-      AND vm.revision = p.revision
-""")
-
 
 @dataclass(frozen=True, slots=True)
 class ServingPool:
@@ -63,12 +53,6 @@ class ServingPool:
 
     pool: PoolRow
     mixed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class UnshapedPool:
-    id: UUID
-    vm_spec: dict[str, Any]
 
 
 async def hidden(tx: AsyncConnection, name: str) -> PoolRow | None:
@@ -95,18 +79,6 @@ async def retire_idle(tx: AsyncConnection, *, seconds: float, limit: int) -> lis
     since = lowest_id_at(datetime.now(UTC) - timedelta(seconds=seconds))
     idle = [row.pool_id for row in await tx.execute(_IDLE, {"seconds": seconds, "since": since, "limit": limit})]
     return await _retire(tx, idle) if idle else []
-
-
-async def unshaped(tx: AsyncConnection) -> list[UnshapedPool]:
-    """Pools written before shapes were."""
-    return [UnshapedPool(row.id, row.vm_spec) for row in await tx.execute(_UNSHAPED)]
-
-
-async def write_shape(tx: AsyncConnection, pool: UnshapedPool, shape: str) -> None:
-    """Gives the shape to a pool whose template is still the one that was read, and to its VMs."""
-    params = {"id": pool.id, "shape": shape, "vm_spec": json.dumps(pool.vm_spec)}
-    await tx.execute(_SHAPE, params)
-    await tx.execute(_SHAPE_VMS, {"id": pool.id})
 
 
 async def _retire(tx: AsyncConnection, ids: Sequence[UUID]) -> list[UUID]:

@@ -1,6 +1,7 @@
 """What planning reads and writes: the pools that are due, one pool's snapshot, and what the plan waits for."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -23,7 +24,9 @@ _TAKE = text("""
 """)
 
 _WRITE = text("""
-    UPDATE pool_plan SET planned_at = now(), due_at = now() + make_interval(secs => :seconds), notes = :notes WHERE pool_id = :id
+    UPDATE pool_plan SET planned_at = now(), due_at = now() + make_interval(secs => :seconds), notes = :notes,
+        capacity_problem = :capacity_problem, waits_for_room = :waits_for_room
+    WHERE pool_id = :id
 """).bindparams(bindparam("notes", type_=JSONB))
 
 # One statement, so that all of it is of one moment: a VM that is claimed meanwhile counts once. Of the claims since the last
@@ -47,7 +50,17 @@ _SNAPSHOT = text("""
     ORDER BY v.created_at, v.id
 """)
 
-_NOTES = text("SELECT notes FROM pool_plan WHERE pool_id = :id")
+_LAST = text("SELECT notes, capacity_problem FROM pool_plan WHERE pool_id = :id")
+
+
+@dataclass(frozen=True, slots=True)
+class LastPlan:
+    """What the last plan of a pool found. `notes`: what keeps the pool from its size. `capacity_problem`: why the nodes could
+    never take as many of its VMs as its size; None: they could, or it is not known.
+    """
+
+    notes: tuple[str, ...] = ()
+    capacity_problem: str | None = None
 
 
 async def take_due(tx: AsyncConnection, *, skip: Sequence[UUID] = ()) -> UUID | None:
@@ -56,13 +69,31 @@ async def take_due(tx: AsyncConnection, *, skip: Sequence[UUID] = ()) -> UUID | 
     return found
 
 
-async def write(tx: AsyncConnection, pool_id: UUID, *, next_in_seconds: float, notes: Sequence[str]) -> None:
-    await tx.execute(_WRITE, {"id": pool_id, "seconds": next_in_seconds, "notes": list(notes)})
+async def write(
+    tx: AsyncConnection,
+    pool_id: UUID,
+    *,
+    next_in_seconds: float,
+    notes: Sequence[str],
+    capacity_problem: str | None = None,
+    waits_for_room: bool = False,
+) -> None:
+    """Writes what a plan found, and when the next one is due. See `LastPlan`; a pool that `waits_for_room` is planned as soon
+    as a node has more of it.
+    """
+    params = {
+        "id": pool_id,
+        "seconds": next_in_seconds,
+        "notes": list(notes),
+        "capacity_problem": capacity_problem,
+        "waits_for_room": waits_for_room,
+    }
+    await tx.execute(_WRITE, params)
 
 
-async def notes(tx: AsyncConnection, pool_id: UUID) -> tuple[str, ...]:
-    """What the last plan said that keeps the pool from its size."""
-    return tuple((await tx.execute(_NOTES, {"id": pool_id})).scalar() or ())
+async def last_plan(tx: AsyncConnection, pool_id: UUID) -> LastPlan:
+    row = (await tx.execute(_LAST, {"id": pool_id})).first()
+    return LastPlan(tuple(row.notes), row.capacity_problem) if row else LastPlan()
 
 
 async def snapshot(tx: AsyncConnection, pool: PoolRow) -> tuple[PoolSnapshot, datetime]:

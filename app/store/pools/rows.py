@@ -53,7 +53,7 @@ _END_DELETE = text("""
     UPDATE pool SET deleted_at = now() WHERE id = :id AND deleting_at IS NOT NULL AND deleted_at IS NULL
       AND NOT EXISTS (SELECT 1 FROM vm WHERE pool_id = :id AND ended_at IS NULL)
       AND NOT EXISTS (SELECT 1 FROM claim_queue WHERE pool_id = :id)
-      AND NOT EXISTS (SELECT 1 FROM backing WHERE pool_id = :id AND gone_at IS NULL)
+      AND NOT EXISTS (SELECT 1 FROM vm_pool WHERE pool_id = :id AND deleted_at IS NULL)
     RETURNING id
 """)
 _DROP_PLAN = text("DELETE FROM pool_plan WHERE pool_id = :id")

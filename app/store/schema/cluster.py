@@ -113,8 +113,8 @@ preload = Table(
     Index("preload_image_idx", "image", postgresql_where=text("deleted_at IS NULL")),
 )
 
-backing = Table(
-    "backing",
+vm_pool = Table(
+    "vm_pool",
     metadata,
     Column("pool_id", Uuid, ForeignKey("pool.id", ondelete="CASCADE"), primary_key=True),
     Column("name", Text, nullable=False, comment="of the VirtualMachinePool"),
@@ -138,10 +138,10 @@ backing = Table(
     Column("reason", Text, comment="what keeps it from what it should be, in words"),
     Column("incident", Text, comment="what somebody else last did to it, in words"),
     Column("incident_at", AWARE),
-    Column("gone_at", AWARE, comment="its pool is deleted, and it is no more"),
+    Column("deleted_at", AWARE, comment="its pool is deleted, and it is no more"),
     Column("due_at", AWARE, nullable=False, server_default=NOW, comment="a worker looks at it from then on"),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("lease_token", Uuid),
     Column("lease_expires_at", AWARE),
-    Index("backing_due_idx", "due_at", postgresql_where=text("gone_at IS NULL")),
+    Index("vm_pool_due_idx", "due_at", postgresql_where=text("deleted_at IS NULL")),
 )

@@ -58,12 +58,12 @@ pool = Table(
         Text,
         nullable=False,
         server_default=text("'pool'"),
-        comment="pool; shape: of no size and not shown, its VMs are made for claims of their own",
+        comment="pool; on_demand: size 0 and not listed, its VMs are made for claims that describe their VM",
     ),
     Column("shape", Text, comment="fingerprint of what its VMs boot"),
     Column("path", Text, nullable=False, server_default=text("'cold'"), comment="how its VMs start"),
     Column("source", Text, comment="the snapshot or preload that they start from"),
-    CheckConstraint("kind IN ('pool', 'shape')", name="kind"),
+    CheckConstraint("kind IN ('pool', 'on_demand')", name="kind"),
     CheckConstraint(one_of("path", StartPath), name="path"),
     Index("pool_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
     Index("pool_shape_idx", "shape", postgresql_where=text("deleted_at IS NULL")),
@@ -80,7 +80,7 @@ pool_plan = Table(
         "notes", JSONB, nullable=False, server_default=text("'[]'"), comment="what the last plan waits for, in words"
     ),
     Column(
-        "unfit",
+        "capacity_problem",
         Text,
         comment=(
             "why the nodes could never take as many of its VMs as its size, even with nothing else on them; "
@@ -112,7 +112,7 @@ vm = Table(
     Column("node", Text),
     Column("addresses", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("health", Text, comment="what ails it, in words; NULL: nothing known"),
-    Column("unwell_since", AWARE),
+    Column("unhealthy_since", AWARE),
     Column("created_at", AWARE, nullable=False, server_default=NOW),
     Column("asked_at", AWARE, comment="when the cluster was first asked for it"),
     Column("ready_at", AWARE),

@@ -14,7 +14,7 @@ from app.domain.observation import WarmWhen
 from app.domain.states import VmState
 
 _COLUMNS = """
-    v.id, v.pool_id, v.name, v.state, v.state_since, v.uid, v.vmi_uid, v.node, v.addresses, v.health, v.unwell_since,
+    v.id, v.pool_id, v.name, v.state, v.state_since, v.uid, v.vmi_uid, v.node, v.addresses, v.health, v.unhealthy_since,
     v.whole, v.stopped, v.claimed_at, v.claim_id, v.created_at, v.asked_at, v.ready_at, p.spec->>'warm_when' AS warm_when,
     (p.spec->>'boot_timeout_seconds')::float AS boot_timeout
 """
@@ -42,7 +42,7 @@ _LOCK_SLOTS = text("SELECT 1 FROM ready_slot WHERE vm_id = ANY(CAST(:ids AS uuid
 _WRITE = text("""
     UPDATE vm SET uid = coalesce(vm.uid, n.uid), vmi_uid = n.vmi_uid, node = n.node,
         addresses = string_to_array(n.addresses, ' '), health = n.health,
-        unwell_since = CASE WHEN n.health IS NULL THEN NULL ELSE coalesce(vm.unwell_since, now()) END
+        unhealthy_since = CASE WHEN n.health IS NULL THEN NULL ELSE coalesce(vm.unhealthy_since, now()) END
     FROM unnest(CAST(:ids AS uuid[]), CAST(:uids AS text[]), CAST(:vmi_uids AS text[]), CAST(:nodes AS text[]),
         CAST(:addresses AS text[]), CAST(:healths AS text[])) AS n(id, uid, vmi_uid, node, addresses, health)
     WHERE vm.id = n.id
@@ -158,7 +158,7 @@ async def _read(tx: AsyncConnection, query: str, params: dict[str, object]) -> l
                 node=row["node"],
                 addresses=tuple(row["addresses"]),
                 health=row["health"],
-                unwell_since=row["unwell_since"],
+                unhealthy_since=row["unhealthy_since"],
                 claimed_at=row["claimed_at"],
                 whole=row["whole"],
                 stopped=row["stopped"],

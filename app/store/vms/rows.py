@@ -74,9 +74,9 @@ _PRUNE = text("""
 _QUEUED = """queued AS (
         INSERT INTO ready_slot (pool_id, seq, vm_id, name, node, addresses, ready_at, boot_seconds)
         SELECT pool_id, nextval('ready_seq'), id, name, node, addresses, now(), boot_seconds FROM moved ORDER BY id),"""
-_CALM = "deadline_at = NULL, unwell_since = NULL"
+_CALM = "deadline_at = NULL, unhealthy_since = NULL"
 _MORE = {
-    VmState.BOOTING: "deadline_at = now() + make_interval(secs => :deadline), unwell_since = CASE WHEN moving.state = 'ready' THEN now() END",
+    VmState.BOOTING: "deadline_at = now() + make_interval(secs => :deadline), unhealthy_since = CASE WHEN moving.state = 'ready' THEN now() END",
     VmState.READY: (
         f"{_CALM}, ready_at = now(), health = NULL,"
         " boot_seconds = coalesce(vm.boot_seconds, extract(epoch FROM now() - vm.asked_at))"

@@ -51,12 +51,12 @@ async def planned(db):
 
 async def notes(db, pool):
     async with db.begin() as tx:
-        return await planning.notes(tx, pool.id)
+        return (await planning.last_plan(tx, pool.id)).notes
 
 
-async def unfit(db, pool):
+async def capacity_problem(db, pool):
     async with db.begin() as tx:
-        return await nodes.unfit(tx, pool.id)
+        return (await planning.last_plan(tx, pool.id)).capacity_problem
 
 
 class TestPlanning:
@@ -67,7 +67,9 @@ class TestPlanning:
         assert await planned(db) == 4
         (note,) = await notes(db, pool)
         assert note.startswith("the nodes have room for 4 more VMs of this pool at the moment (node-1: takes 4")
-        assert (await unfit(db, pool)).startswith("at most 4 of its 9 VMs fit on these nodes, even with nothing else")
+        assert (await capacity_problem(db, pool)).startswith(
+            "at most 4 of its 9 VMs fit on these nodes, even with nothing else"
+        )
         assert await scalar(db, "SELECT waits_for_room FROM pool_plan") is True
         await look(db, placing)
         assert await planned(db) == 4
@@ -104,17 +106,17 @@ class TestPlanning:
         assert await planned(db) == 3
         assert await scalar(db, "SELECT waits_for_room FROM pool_plan") is False
 
-    @pytest.mark.parametrize("blind", ["never", "stale", "unlisted", "instance type"])
-    async def test_where_nobody_knows_vms_are_made(self, db, gateway, placing, blind):
+    @pytest.mark.parametrize("unknown", ["never", "stale", "unlisted", "instance type"])
+    async def test_where_nobody_knows_vms_are_made(self, db, gateway, placing, unknown):
         await make_pool(db, size=3)
-        await show(db, replace(NODE, used={"cpu": 4000}), heard=blind not in {"never", "unlisted"})
-        if blind == "stale":
+        await show(db, replace(NODE, used={"cpu": 4000}), heard=unknown not in {"never", "unlisted"})
+        if unknown == "stale":
             query = "UPDATE watch SET heard_at = now() - make_interval(secs => :seconds)"
             await execute(db, query, seconds=FACTS_SECONDS + 1)
-        if blind == "unlisted":
+        if unknown == "unlisted":
             async with db.begin() as tx:
                 await watches.write_broken(tx, nodes.WATCH, holder="one", reason="it is forbidden")
-        if blind == "instance type":
+        if unknown == "instance type":
             gateway.demands = None
         await look(db, placing)
         assert await planned(db) == 3
@@ -152,13 +154,13 @@ class TestPlanning:
         await make_vms(db, pool, 1)
         await show(db, NODE)
         await look(db, placing)
-        assert await unfit(db, pool) == (
+        assert await capacity_problem(db, pool) == (
             "no node could take a VM of it, even with nothing else on it: node-1: CPUs: 4 free of 4, 9 needed"
         )
         await show(db, replace(NODE, allocatable={"cpu": 16000, "pods": 110}))
         now[0] += 60
         await look(db, placing)
-        assert await unfit(db, pool) is None
+        assert await capacity_problem(db, pool) is None
 
     async def test_a_full_pool_whose_nodes_become_fewer_is_degraded_though_one_vm_would_fit(self, db, gateway):
         now = [0.0]
@@ -168,12 +170,12 @@ class TestPlanning:
         await make_vms(db, pool, 5)
         await show(db, NODE, replace(NODE, name="node-2"))
         await look(db, placing)
-        assert await unfit(db, pool) is None
+        assert await capacity_problem(db, pool) is None
         async with db.begin() as tx:
             await nodes.drop(tx, ["node-2"])
         now[0] += 60
         await look(db, placing)
-        assert await unfit(db, pool) == (
+        assert await capacity_problem(db, pool) == (
             "at most 4 of its 5 VMs fit on these nodes, even with nothing else on them: "
             "node-1: takes 4, and for one more CPUs: 0 free of 4, 1 needed"
         )
@@ -181,7 +183,7 @@ class TestPlanning:
             await nodes.drop(tx, ["node-1"])
         now[0] += 60
         await look(db, placing)
-        assert (await unfit(db, pool)).endswith("the cluster has no nodes")
+        assert (await capacity_problem(db, pool)).endswith("the cluster has no nodes")
 
     async def test_a_size_that_was_raised_since_the_nodes_were_looked_at_is_told_with_what_is_missing(
         self, db, placing
@@ -190,11 +192,11 @@ class TestPlanning:
         await make_vms(db, pool, 4)
         await show(db, NODE)
         await look(db, placing)
-        assert await unfit(db, pool) is None
+        assert await capacity_problem(db, pool) is None
         await make_vms(db, pool, 1)
         await execute(db, "UPDATE pool SET spec = jsonb_set(spec, '{size}', '5')")
         await look(db, placing)
-        assert "for one more CPUs" in await unfit(db, pool)
+        assert "for one more CPUs" in await capacity_problem(db, pool)
 
     async def test_claimed_vms_and_others_pods_take_room_and_say_nothing_of_the_size(self, db, claim_service, placing):
         pool = await make_pool(db, size=4, max_vms=8)
@@ -203,7 +205,7 @@ class TestPlanning:
             await claim_service.claim(wish(), never)
         await show(db, replace(NODE, used={"cpu": 3000, "pods": 1}, vms=frozenset(map(str, vm_ids))))
         await look(db, placing)
-        assert (await planned(db), await unfit(db, pool)) == (1, None)
+        assert (await planned(db), await capacity_problem(db, pool)) == (1, None)
 
     async def test_claims_that_wait_are_not_promised_room_that_is_not_there(self, db, placing):
         """A hidden pool has no size: it makes one VM for each claim that waits, as far as the nodes take them."""

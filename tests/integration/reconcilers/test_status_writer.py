@@ -127,9 +127,11 @@ async def test_a_ready_vm_that_ails_leaves_the_queue_and_recovers(db, observing)
     pool = await make_pool(db)
     (vm_id,) = await make_vms(db, pool, 1)
     await show(db, observing, vm_id, ready=False)
-    row = (await fetch(db, "SELECT state, health, reason, unwell_since, deadline_at - state_since AS grace FROM vm"))[0]
+    row = (
+        await fetch(db, "SELECT state, health, reason, unhealthy_since, deadline_at - state_since AS grace FROM vm")
+    )[0]
     assert (row["state"], row["health"], row["reason"]) == ("booting", "it is not ready", "it is not ready")
-    assert row["unwell_since"] is not None
+    assert row["unhealthy_since"] is not None
     assert row["grace"] == timedelta(seconds=20)
     await invariants.check(db)
     await show(db, observing, vm_id)

@@ -48,9 +48,9 @@ class World:
         """A process that begins now: all that another held is free."""
         await execute(
             self.db,
-            "UPDATE backing SET lease_expires_at = now() - interval '1 second', due_at = now() WHERE lease_token IS NOT NULL",
+            "UPDATE vm_pool SET lease_expires_at = now() - interval '1 second', due_at = now() WHERE lease_token IS NOT NULL",
         )
-        await execute(self.db, "UPDATE backing SET due_at = now()")
+        await execute(self.db, "UPDATE vm_pool SET due_at = now()")
         await Backings(self.db, self.gateway, self.settings).step()
 
     async def look(self):
@@ -249,11 +249,11 @@ async def test_a_call_that_fails_is_made_again_later(world, gateway, error):
     await world.plan()
     gateway.refuse("make", error, times=2)
     await world.work()
-    row = (await fetch(world.db, "SELECT attempts, lease_token, reason, due_at > now() AS later FROM backing"))[0]
+    row = (await fetch(world.db, "SELECT attempts, lease_token, reason, due_at > now() AS later FROM vm_pool"))[0]
     assert (row["attempts"], row["lease_token"], row["later"]) == (1, None, True)
     assert error.detail in row["reason"]
     await world.settle(ready=1)
-    assert await scalar(world.db, "SELECT reason FROM backing") is None
+    assert await scalar(world.db, "SELECT reason FROM vm_pool") is None
 
 
 async def test_one_of_that_name_that_is_not_ours_is_left_alone(world, gateway):
@@ -262,11 +262,11 @@ async def test_one_of_that_name_that_is_not_ours_is_left_alone(world, gateway):
     await world.work()
     (name,) = world.pools.pools
     world.pools.write(name, pool_id="another")
-    await execute(world.db, "UPDATE backing SET uid = NULL")
+    await execute(world.db, "UPDATE vm_pool SET uid = NULL")
     before = world.pools.pools[name]
     await world.work()
     assert world.pools.pools[name] == before
-    assert "not ours" in await scalar(world.db, "SELECT reason FROM backing")
+    assert "not ours" in await scalar(world.db, "SELECT reason FROM vm_pool")
 
 
 async def test_a_vm_that_is_gone_has_nothing_to_be_detached(world, gateway):
@@ -309,7 +309,7 @@ async def test_a_sweep_lets_go_of_what_no_pool_knows(world, gateway):
     await world.put(size=1)
     await world.settle(ready=1)
     await execute(world.db, "UPDATE vm SET member = false")
-    await execute(world.db, "DELETE FROM backing")
+    await execute(world.db, "DELETE FROM vm_pool")
     for _ in range(2):
         await Backings(world.db, gateway, world.settings).step()
     assert world.pools.pools == {}

@@ -1,6 +1,7 @@
 """The migrations make what the models say, on the way up, down and up again."""
 
 import asyncio
+import json
 import sys
 import warnings
 
@@ -10,8 +11,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect
 from sqlalchemy.exc import SAWarning
 
+from app.compute.kubevirt.templates.shapes import shape_of
+from app.ids import new_id
 from app.store.database import Database, make_engine
-from app.store.migrations import current, downgrade, head, upgrade_async
+from app.store.migrations import current, downgrade, head, upgrade, upgrade_async
 from app.store.schema import metadata
 
 
@@ -90,6 +93,34 @@ async def test_down_and_up_again_is_the_same(empty_database_url):
         await columns(empty_database_url),
         await relations(empty_database_url),
     )
+
+
+async def test_a_pool_from_before_shapes_gets_the_shape_of_its_template(empty_database_url):
+    await asyncio.to_thread(upgrade, empty_database_url, "0004")
+    spec = {"template": {"spec": {"domain": {"memory": {"guest": "64Mi"}}}}}
+    old, on_demand, of_template, of_older_template = (new_id() for _ in range(4))
+    connection = await asyncpg.connect(empty_database_url)
+    try:
+        insert = (
+            "INSERT INTO pool (id, name, spec, vm_spec, revision, kind, shape) VALUES ($1, $2, '{}', $3, 'r2', $4, $5)"
+        )
+        await connection.execute(insert, old, "old", json.dumps(spec), "pool", None)
+        await connection.execute(insert, on_demand, "shape.s", json.dumps(spec), "shape", "s")
+        insert = (
+            "INSERT INTO vm (id, pool_id, name, state, revision, asked_at) VALUES ($1, $2, $3, 'booting', $4, now())"
+        )
+        await connection.execute(insert, of_template, old, "a", "r2")
+        await connection.execute(insert, of_older_template, old, "b", "r1")
+        await upgrade_async(empty_database_url)
+        pools = {row["id"]: (row["kind"], row["shape"]) for row in await connection.fetch("SELECT * FROM pool")}
+        vms = {row["id"]: (row["path"], row["shape"]) for row in await connection.fetch("SELECT * FROM vm")}
+        await asyncio.to_thread(downgrade, empty_database_url, "0004")
+        kinds = {row["id"]: row["kind"] for row in await connection.fetch("SELECT id, kind FROM pool")}
+    finally:
+        await connection.close()
+    assert pools == {old: ("pool", shape_of(spec)), on_demand: ("on_demand", "s")}
+    assert vms == {of_template: ("cold", shape_of(spec)), of_older_template: (None, None)}
+    assert kinds == {old: "pool", on_demand: "shape"}
 
 
 async def test_two_that_migrate_at_once_do_it_once(empty_database_url):

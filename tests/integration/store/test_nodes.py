@@ -9,6 +9,7 @@ from app.domain.nodes import ZONE, Node, Taint
 from app.domain.states import VmState
 from app.ids import new_id
 from app.store import nodes
+from app.store.pools import planning
 from app.store.pools import rows as pools
 from tests.support.rows import execute, make_pool, make_vms, scalar
 
@@ -126,14 +127,16 @@ async def test_our_vms_are_counted_and_listed_by_node(db):
 async def test_only_pools_that_wait_for_room_are_woken(db):
     waiting, other = await make_pool(db), await make_pool(db, "other")
     async with db.begin() as tx:
-        await nodes.write_fitness(tx, waiting.id, unfit="too large", waits_for_room=True)
-        assert await nodes.unfit(tx, waiting.id) == "too large"
-        assert await nodes.unfit(tx, other.id) is None
+        await planning.write(
+            tx, waiting.id, next_in_seconds=60, notes=[], capacity_problem="too large", waits_for_room=True
+        )
+        assert (await planning.last_plan(tx, waiting.id)).capacity_problem == "too large"
+        assert (await planning.last_plan(tx, other.id)).capacity_problem is None
     await execute(db, "UPDATE pool_plan SET due_at = now() + interval '1 hour'")
     async with db.begin() as tx:
         assert await nodes.wake_waiting(tx) == 1
     assert await scalar(db, "SELECT pool_id FROM pool_plan WHERE due_at <= now()") == waiting.id
     async with db.begin() as tx:
-        await nodes.write_fitness(tx, waiting.id, unfit=None, waits_for_room=False)
+        await planning.write(tx, waiting.id, next_in_seconds=60, notes=[])
         assert await nodes.wake_waiting(tx) == 0
         assert (await pools.get_by_id(tx, waiting.id)).name == "web"

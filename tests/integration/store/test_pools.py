@@ -173,8 +173,8 @@ async def test_a_pool_becomes_due(db):
     async with db.begin() as tx:
         assert await take_due(tx) is None
         await pools.plan_soon(tx, pool.id)
-        assert await planning.notes(tx, pool.id) == ("waiting",)
-        assert await planning.notes(tx, uuid4()) == ()
+        assert (await planning.last_plan(tx, pool.id)).notes == ("waiting",)
+        assert (await planning.last_plan(tx, uuid4())).notes == ()
     async with db.begin() as tx:
         assert await take_due(tx) == pool.id
         assert await take_due(tx, skip=[pool.id]) is None

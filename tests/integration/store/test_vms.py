@@ -56,13 +56,13 @@ async def test_a_vm_that_is_unready_leaves_the_queue_and_may_come_back_behind_th
         )
     assert moved == ids[:1]
     row = (await fetch(db, "SELECT * FROM vm WHERE id = :id", id=ids[0]))[0]
-    assert row["unwell_since"] is not None
+    assert row["unhealthy_since"] is not None
     assert row["deadline_at"] > row["state_since"]
     assert await scalar(db, "SELECT count(*) FROM ready_slot") == 1
     first_boot = row["boot_seconds"]
     await make_ready(db, ids[:1])
     row = (await fetch(db, "SELECT * FROM vm WHERE id = :id", id=ids[0]))[0]
-    assert (row["boot_seconds"], row["unwell_since"], row["health"]) == (first_boot, None, None)
+    assert (row["boot_seconds"], row["unhealthy_since"], row["health"]) == (first_boot, None, None)
     assert [slot["vm_id"] for slot in await fetch(db, "SELECT vm_id FROM ready_slot ORDER BY seq")] == [ids[1], ids[0]]
 
 
@@ -191,13 +191,13 @@ async def test_what_was_seen_is_written_to_the_row_and_to_its_place(db):
         rows = await observed.by_ids(tx, ids)
     assert rows[ids[0]].facts.addresses == ("10.0.0.2", "fd00::2")
     assert rows[ids[1]].facts.health == "slow"
-    assert rows[ids[1]].facts.unwell_since is not None
+    assert rows[ids[1]].facts.unhealthy_since is not None
     assert await scalar(db, "SELECT node FROM ready_slot WHERE vm_id = :id", id=ids[0]) == "node-2"
     async with db.begin() as tx:
         await observed.write(tx, [sighting(ids[1], uid="another", addresses=())])
         row = (await observed.by_ids(tx, ids))[ids[1]]
     assert row.facts.uid == f"uid-{ids[1]}", "a UID once written stays"
-    assert (row.facts.health, row.facts.unwell_since, row.facts.addresses) == (None, None, ())
+    assert (row.facts.health, row.facts.unhealthy_since, row.facts.addresses) == (None, None, ())
 
 
 async def test_stages_may_be_known_in_part(db):

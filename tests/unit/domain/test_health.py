@@ -21,7 +21,7 @@ def row(state, **given):
         "node": "node-1",
         "addresses": ("10.0.0.1",),
         "health": None,
-        "unwell_since": None,
+        "unhealthy_since": None,
         "claimed_at": NOW - timedelta(seconds=10) if state is VmState.CLAIMED else None,
     }
     return VmFacts(state=state, **{**base, **given})

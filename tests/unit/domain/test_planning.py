@@ -277,7 +277,7 @@ ROLLING = {
     "nor while the next is on its way": (pool(ready=readies(4, current=False), in_flight=comings(1), **FULL), 0),
     "nor below the floor": (pool(min_available=4, ready=readies(4, current=False), **FULL), 0),
     "nor where the pool is stalled": (pool(stalled=True, ready=readies(4, current=False), **FULL), 0),
-    "nor where the next would never fit": (pool(ready=readies(4, current=False), unfit=True, **FULL), 0),
+    "nor where the next would never fit": (pool(ready=readies(4, current=False), never_fits=True, **FULL), 0),
     "nor where nothing is stale": (pool(ready=readies(4), **FULL), 0),
     "nor where there is room": (pool(ready=readies(4, current=False), room=1, room_note="nearly full"), 0),
     "nor where nobody knows": (pool(ready=readies(4, current=False)), 0),

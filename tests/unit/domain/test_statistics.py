@@ -17,7 +17,11 @@ PHASES = {
     "over full, while it rotates": (PoolCounts(ready=4, booting=1), {}, PoolPhase.READY),
     "filling": (PoolCounts(ready=2, booting=1), {}, PoolPhase.FILLING),
     "below the floor": (PoolCounts(booting=3), {}, PoolPhase.DEGRADED),
-    "full, of VMs that no node could take any more": (PoolCounts(ready=3), {"unfit": "x"}, PoolPhase.DEGRADED),
+    "full, of VMs that no node could take any more": (
+        PoolCounts(ready=3),
+        {"capacity_problem": "x"},
+        PoolPhase.DEGRADED,
+    ),
     "drained": (PoolCounts(ready=1), {"auto_replenish": False}, PoolPhase.DRAINED),
     "being refilled": (PoolCounts(ready=1, planned=2), {"auto_replenish": False}, PoolPhase.FILLING),
     "paused before degraded": (PoolCounts(), {"paused": True}, PoolPhase.PAUSED),

@@ -7,16 +7,15 @@ import pytest
 from app.domain.observation import WarmWhen
 from app.domain.pools import StartFrom
 from app.ids import new_id
-from app.lifecycle.on_demand_pools import ensure_on_demand_pool, fill_shapes, retire_idle_pools, shape_spec
-from app.services.pools.service import PoolSpec, put_pool
+from app.lifecycle.on_demand_pools import ensure_on_demand_pool, retire_idle_pools, shape_spec
 from app.store import events
 from app.store.claims import rows as claims
 from app.store.pools import rows as pools
 from app.store.vms import rows as vms
 from tests.integration.services.conftest import never
 from tests.support import store_invariants as invariants
-from tests.support.described_claims import TEMPLATE, live_vms
-from tests.support.rows import blocked, execute, fetch, scalar
+from tests.support.described_claims import TEMPLATE
+from tests.support.rows import blocked, execute, scalar
 
 OTHER = {"image": "registry.example/other:1"}
 
@@ -37,7 +36,7 @@ async def deleted(db, pool):
 async def test_the_same_wish_has_the_same_pool_and_another_its_own(db, process):
     first = await ensure(db, process)
     assert first == await ensure(db, process)
-    assert (first.kind, first.spec.size, first.shape) == ("shape", 0, process.shape())
+    assert (first.kind, first.spec.size, first.shape) == ("on_demand", 0, process.shape())
     others = [
         await ensure(db, process, OTHER),
         await ensure(db, process, start_from=StartFrom(snapshot="a")),
@@ -67,7 +66,7 @@ async def test_it_is_shown_nowhere(db, process):
         (claim,) = await claims.page(tx, after=None, limit=10, shape=process.shape())
         told = await events.of_vm(tx, vm.id)
     assert claim.id == answer.claim.id
-    assert vm.pool_kind == claim.pool_kind == "shape"
+    assert vm.pool_kind == claim.pool_kind == "on_demand"
     assert told
     assert {event.pool for event in told} == {None}
 
@@ -142,23 +141,3 @@ async def test_pools_of_users_are_never_retired(db, process):
     pool = await process.make_pool(size=0)
     await retire(db)
     assert not await deleted(db, pool)
-
-
-async def test_pools_from_before_there_were_shapes_get_theirs(db, dev_gateway):
-    spec = PoolSpec(size=1, template={"image": "registry.example/guest:1", "memory": "64Mi"})
-    pool = (await put_pool(db, dev_gateway, "old", spec)).pool
-    vm_id = new_id()
-    await execute(
-        db,
-        """INSERT INTO vm (id, pool_id, name, state, revision, asked_at) VALUES (:id, :pool_id, 'vm', 'booting', :revision, now())""",
-        id=vm_id,
-        pool_id=pool.id,
-        revision=pool.revision,
-    )
-    await execute(db, "UPDATE pool SET shape = NULL")
-    assert await fill_shapes(db) == 1
-    assert await fill_shapes(db) == 0
-    (row,) = await fetch(db, "SELECT shape FROM pool")
-    (vm,) = await live_vms(db)
-    assert row["shape"] == vm["shape"] == pool.shape
-    assert vm["path"] == "cold"

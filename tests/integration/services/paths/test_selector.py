@@ -48,7 +48,7 @@ async def test_a_pool_of_the_same_shape_serves_it_warm(db, process):
     assert (stored["pool_id"], stored["shape"], stored["path"]) == (pool.id, process.shape(), "pool")
     assert stored["choice"] == answer.choice
     assert stored["allowed"] == [str(path) for path in StartPath]
-    assert await scalar(db, "SELECT count(*) FROM pool WHERE kind = 'shape'") == 0
+    assert await scalar(db, "SELECT count(*) FROM pool WHERE kind = 'on_demand'") == 0
 
 
 async def test_without_a_pool_one_vm_is_made_for_it(db, process, gateway):
