@@ -1,1 +1,1 @@
-"""Kubernetes-style manifests, as users write them, to wishes for what the service has. Pure, and knows no HTTP."""
+"""Kubernetes-style manifests, as users write them, to requests for what the service has. Pure, and knows no HTTP."""

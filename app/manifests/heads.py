@@ -38,7 +38,7 @@ _TOP: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 
 
 @dataclass(frozen=True, slots=True)
-class KindOfDocument:
+class DocumentKind:
     """One kind that is taken, and the versions of its group under which users know it."""
 
     name: str
@@ -69,7 +69,7 @@ class Head:
         return self.spec.findings
 
 
-def read_kind(document: Document, kinds: Mapping[str, KindOfDocument], findings: Findings) -> KindOfDocument | None:
+def read_kind(document: Document, kinds: Mapping[str, DocumentKind], findings: Findings) -> DocumentKind | None:
     """None: it is none that is taken here (a problem)."""
     root = Part(document.body, document.path, findings)
     name = root.text("kind", required=True)
@@ -85,7 +85,7 @@ def read_kind(document: Document, kinds: Mapping[str, KindOfDocument], findings:
     return kind
 
 
-def read_head(document: Document, kind: KindOfDocument, namespace: str, findings: Findings) -> Head:
+def read_head(document: Document, kind: DocumentKind, namespace: str, findings: Findings) -> Head:
     """The document's metadata, checked; its name is empty where it has none that can be used (a problem)."""
     root = Part(document.body, document.path, findings)
     root.allow(_TOP)

@@ -10,28 +10,28 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from app.domain.preloads import PreloadSpec
-from app.manifests.requests import Json, Resource, Wish
+from app.manifests.requests import Json, Resource, ResourceRequest
 
 
-def names_of_volumes(wish: Wish) -> frozenset[str]:
-    """The DataVolumes and claims that the wish's VM uses, and no template of its own makes."""
-    vm_spec = _vm_spec(wish.body.get(_ROOTS.get(wish.resource, "")))
+def names_of_volumes(request: ResourceRequest) -> frozenset[str]:
+    """The DataVolumes and claims that the request's VM uses, and no template of its own makes."""
+    vm_spec = _vm_spec(request.body.get(_ROOTS.get(request.resource, "")))
     return frozenset(name for _, name, _ in _borrowed(vm_spec)) if vm_spec is not None else frozenset()
 
 
-def link(wish: Wish, preloads: Mapping[str, PreloadSpec], *, namespace: str) -> Wish:
-    """The wish with its volumes made from those of the `preloads` that they name; the same where they name none.
+def link(request: ResourceRequest, preloads: Mapping[str, PreloadSpec], *, namespace: str) -> ResourceRequest:
+    """The request with its volumes made from those of the `preloads` that they name; the same where they name none.
 
     `namespace` is where an image's claim lies that names none.
     """
-    root = _ROOTS.get(wish.resource, "")
-    written = wish.body.get(root)
-    if not names_of_volumes(wish) & preloads.keys():
-        return wish
-    body = copy.deepcopy(wish.body)
-    places = dict(wish.places)
-    needs = dict(wish.needs)
-    notes = list(wish.notes)
+    root = _ROOTS.get(request.resource, "")
+    written = request.body.get(root)
+    if not names_of_volumes(request) & preloads.keys():
+        return request
+    body = copy.deepcopy(request.body)
+    places = dict(request.places)
+    references = dict(request.references)
+    notes = list(request.notes)
     if isinstance(written, dict) and _is_vmi(written):
         body[root] = {"template": body[root]}
         places[f"{root}.template"] = places[root]
@@ -47,15 +47,15 @@ def link(wish: Wish, preloads: Mapping[str, PreloadSpec], *, namespace: str) -> 
         ]
         volume.pop("persistentVolumeClaim", None)
         volume["dataVolume"] = {"name": name}
-        told = f"{place.removeprefix(wish.document.path + '.')} is a volume of each VM's own"
+        told = f"{place.removeprefix(request.document.path + '.')} is a volume of each VM's own"
         if "start_from" in body:
             notes.append(f"{told}, made from the image of preload {name}")
             continue
         body["start_from"] = {"preload": name}
         places["start_from"] = places["start_from.preload"] = place
-        needs[Resource.PRELOAD, name] = place
+        references[Resource.PRELOAD, name] = place
         notes.append(f"{told}, a clone of preload {name}")
-    return dataclasses.replace(wish, body=body, places=places, needs=needs, notes=tuple(notes))
+    return dataclasses.replace(request, body=body, places=places, references=references, notes=tuple(notes))
 
 
 _ROOTS = {Resource.POOL: "template", Resource.CLAIM: "vm"}

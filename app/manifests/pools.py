@@ -7,11 +7,11 @@ from typing import Final
 from app.domain.pools import PoolSpec
 from app.manifests.documents import Document
 from app.manifests.fields import Part
-from app.manifests.heads import Head, KindOfDocument, as_text, read_settings, settings_of
-from app.manifests.requests import Json, Reference, Resource, Wish
+from app.manifests.heads import DocumentKind, Head, as_text, read_settings, settings_of
+from app.manifests.requests import Json, Reference, Resource, ResourceRequest
 from app.manifests.templates import START_SETTINGS, own_copy, take_start
 
-KIND: Final = KindOfDocument("VirtualMachinePool", "pool.kubevirt.io", ("v1", "v1beta1", "v1alpha1"))
+KIND: Final = DocumentKind("VirtualMachinePool", "pool.kubevirt.io", ("v1", "v1beta1", "v1alpha1"))
 _WORDS: Final = {
     "size": "size",
     "replicas": "size",
@@ -38,7 +38,7 @@ _SETTINGS: Final = {
 }
 
 
-def translate_pool(document: Document, head: Head) -> Wish:
+def translate_pool(document: Document, head: Head) -> ResourceRequest:
     spec = head.spec
     body, places = read_settings(head, _SETTINGS)
     spec.allow((*_WORDS, *_STRATEGIES, "selector", "paused"), refused=_UNHONOURED)
@@ -51,9 +51,9 @@ def translate_pool(document: Document, head: Head) -> Wish:
     _translate_upstream(spec, body)
     if head.labels:
         spec.note("metadata.labels are not kept: a pool has none")
-    needs = _take_start(head, body, places)
+    references = _take_start(head, body, places)
     places.setdefault("", spec.path)
-    return Wish(document, head.kind, Resource.POOL, head.name, body, places, needs, head.findings.notes)
+    return ResourceRequest(document, head.kind, Resource.POOL, head.name, body, places, references, head.findings.notes)
 
 
 def _translate_upstream(spec: Part, body: Json) -> None:
@@ -87,11 +87,11 @@ def _take_start(head: Head, body: Json, places: dict[str, str]) -> dict[Referenc
             body.pop(setting, None)
         return {}
     copied = own_copy(Part(template, places["template"], head.findings))
-    start, needs = take_start(_vmi_of(copied), body, places)
+    start, references = take_start(_vmi_of(copied), body, places)
     body["template"] = copied.value
     if start is not None:
         body["start_from"] = start
-    return needs
+    return references
 
 
 def _vmi_of(template: Part) -> Part:

@@ -29,14 +29,14 @@ VIRTUAL_MACHINE: Final = "VirtualMachine"
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ResourceRequest:
     """One document, translated and not yet compared with what is there.
 
     `body` is what the API takes: of a pool the body of its PUT, of a snapshot that of its POST, of a preload that of its PUT, of
     a VM that of a claim. `places` says where in the document its fields were written, or would be, by the field of `body` (dotted); the place of
     fields that are not in it is below that of the empty one.
-    `needs` are the resources that it refers to, with the place of the reference. `notes` say what was
-    translated, and how. `sound` False: something is wrong with the document, and the wish only says what it would have made.
+    `references` are the resources that it refers to, with the place of the reference. `notes` say what was
+    translated, and how. `valid` False: something is wrong with the document, and the request only says what it would have made.
     """
 
     document: Document
@@ -45,9 +45,9 @@ class Wish:
     name: str
     body: Json
     places: dict[str, str]
-    needs: dict[Reference, str] = field(default_factory=dict)
+    references: dict[Reference, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    sound: bool = True
+    valid: bool = True
 
     @property
     def key(self) -> Reference:

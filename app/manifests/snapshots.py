@@ -6,10 +6,10 @@ from typing import Final
 from app.domain.snapshots import SnapshotSpec
 from app.manifests.documents import Document
 from app.manifests.fields import Part, unknown
-from app.manifests.heads import Head, KindOfDocument, as_text, read_settings, settings_of
-from app.manifests.requests import VIRTUAL_MACHINE, Json, Reference, Resource, Wish
+from app.manifests.heads import DocumentKind, Head, as_text, read_settings, settings_of
+from app.manifests.requests import VIRTUAL_MACHINE, Json, Reference, Resource, ResourceRequest
 
-KIND: Final = KindOfDocument("VirtualMachineSnapshot", "snapshot.kubevirt.io", ("v1", "v1beta1", "v1alpha1"))
+KIND: Final = DocumentKind("VirtualMachineSnapshot", "snapshot.kubevirt.io", ("v1", "v1beta1", "v1alpha1"))
 _POOL: Final = "VirtualMachinePool"
 _GROUPS: Final = {VIRTUAL_MACHINE: "kubevirt.io", _POOL: "pool.kubevirt.io"}
 _SOURCE_POOL: Final = "source-pool"
@@ -20,7 +20,7 @@ _SETTINGS: Final = {
 _DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", re.ASCII)
 
 
-def translate_snapshot(document: Document, head: Head) -> Wish:
+def translate_snapshot(document: Document, head: Head) -> ResourceRequest:
     """`emberpool.io/source-pool` in the place of `spec.source` takes the snapshot from a pool's template; so does a source of
     kind VirtualMachinePool.
     """
@@ -35,7 +35,7 @@ def translate_snapshot(document: Document, head: Head) -> Wish:
         spec.refuse("deletionPolicy", "must be Delete: a snapshot's content goes with it")
     pool = body.pop(_SOURCE_POOL, None)
     place = places.pop(_SOURCE_POOL, "")
-    needs: dict[Reference, str] = {}
+    references: dict[Reference, str] = {}
     if pool is None:
         source = _read_source(spec)
     else:
@@ -47,10 +47,12 @@ def translate_snapshot(document: Document, head: Head) -> Wish:
         word, resource = ("pool", Resource.POOL) if kind == _POOL else ("vm", Resource.CLAIM)
         body["source"] = {word: name}
         places["source"] = places[f"source.{word}"] = place
-        needs[resource, name] = place
+        references[resource, name] = place
     if head.labels:
         spec.note("metadata.labels are not kept: a snapshot has none")
-    return Wish(document, head.kind, Resource.SNAPSHOT, head.name, body, places, needs, head.findings.notes)
+    return ResourceRequest(
+        document, head.kind, Resource.SNAPSHOT, head.name, body, places, references, head.findings.notes
+    )
 
 
 def _read_deadline(spec: Part, body: Json, places: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""All documents of a body to wishes, in the order in which they can be fulfilled."""
+"""All documents of a body to requests, in the order in which they can be fulfilled."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ from app.manifests import pools, snapshots, volumes
 from app.manifests import virtual_machines as machines
 from app.manifests.documents import Document
 from app.manifests.fields import Findings
-from app.manifests.heads import Head, KindOfDocument, read_head, read_kind
-from app.manifests.requests import Reference, Wish, located
+from app.manifests.heads import DocumentKind, Head, read_head, read_kind
+from app.manifests.requests import Reference, ResourceRequest, located
 
-_TRANSLATORS: Final[dict[str, tuple[KindOfDocument, Callable[[Document, Head], Wish]]]] = {
+_TRANSLATORS: Final[dict[str, tuple[DocumentKind, Callable[[Document, Head], ResourceRequest]]]] = {
     pools.KIND.name: (pools.KIND, pools.translate_pool),
     snapshots.KIND.name: (snapshots.KIND, snapshots.translate_snapshot),
     machines.KIND.name: (machines.KIND, machines.translate_machine),
@@ -23,44 +23,46 @@ _TRANSLATORS: Final[dict[str, tuple[KindOfDocument, Callable[[Document, Head], W
 _KINDS: Final = {name: kind for name, (kind, _) in _TRANSLATORS.items()}
 
 
-def translate(documents: Sequence[Document], *, namespace: str) -> tuple[list[Wish], list[FieldProblem]]:
-    """The wish of each document that has one, in the documents' order, and everything that is wrong with any of them.
+def translate(documents: Sequence[Document], *, namespace: str) -> tuple[list[ResourceRequest], list[FieldProblem]]:
+    """The request of each document that has one, in the documents' order, and everything that is wrong with any of them.
 
-    No two wishes are for the same thing.
+    No two requests are for the same thing.
     """
-    wishes: list[Wish] = []
+    requests: list[ResourceRequest] = []
     problems: list[FieldProblem] = []
     first: dict[Reference, Document] = {}
     for document in documents:
         findings = Findings(document)
-        wish = _translate_one(document, namespace, findings)
-        if wish is not None and wish.name:
-            other = first.setdefault(wish.key, document)
+        request = _translate_one(document, namespace, findings)
+        if request is not None and request.name:
+            other = first.setdefault(request.key, document)
             if other is document:
-                wishes.append(dataclasses.replace(wish, sound=not findings.problems))
+                requests.append(dataclasses.replace(request, valid=not findings.problems))
             else:
                 findings.refuse(
                     f"{document.path}.metadata.name",
-                    f"{other.path} makes {wish.resource.noun} {wish.name!r} already: each needs a name of its own",
+                    f"{other.path} makes {request.resource.noun} {request.name!r} already: give each a name of its own",
                 )
         problems.extend(findings.problems)
-    return wishes, problems
+    return requests, problems
 
 
-def order(wishes: Sequence[Wish]) -> tuple[list[Wish], list[FieldProblem]]:
+def order(requests: Sequence[ResourceRequest]) -> tuple[list[ResourceRequest], list[FieldProblem]]:
     """What others need comes before them, else the order of the documents. A circle of references is a problem."""
-    by_key = {wish.key: wish for wish in wishes}
-    sorter = TopologicalSorter({wish.key: [need for need in wish.needs if need in by_key] for wish in wishes})
+    by_key = {request.key: request for request in requests}
+    sorter = TopologicalSorter(
+        {request.key: [need for need in request.references if need in by_key] for request in requests}
+    )
     try:
         sorter.prepare()
     except CycleError as error:
         around: list[Reference] = error.args[1]
-        wish, needed = by_key[around[1]], around[0]
+        request, needed = by_key[around[1]], around[0]
         others = " and ".join(by_key[key].document.path for key in dict.fromkeys(around))
         message = f"{others} refer to each other in a circle, so that none of them can be first"
-        return [], [located(wish.document, wish.needs[needed], message)]
-    position = {wish.key: number for number, wish in enumerate(wishes)}
-    found: list[Wish] = []
+        return [], [located(request.document, request.references[needed], message)]
+    position = {request.key: number for number, request in enumerate(requests)}
+    found: list[ResourceRequest] = []
     while sorter.is_active():
         ready = sorted(sorter.get_ready(), key=position.__getitem__)
         found.extend(by_key[key] for key in ready)
@@ -68,7 +70,7 @@ def order(wishes: Sequence[Wish]) -> tuple[list[Wish], list[FieldProblem]]:
     return found, []
 
 
-def _translate_one(document: Document, namespace: str, findings: Findings) -> Wish | None:
+def _translate_one(document: Document, namespace: str, findings: Findings) -> ResourceRequest | None:
     kind = read_kind(document, _KINDS, findings)
     if kind is None:
         return None

@@ -5,11 +5,11 @@ from typing import Final
 from app.config import MAX_LEASE_SECONDS
 from app.manifests.documents import Document
 from app.manifests.fields import Part
-from app.manifests.heads import PREFIX, Head, KindOfDocument, as_list, as_text, as_value, read_settings
-from app.manifests.requests import VIRTUAL_MACHINE, Json, Resource, Wish
+from app.manifests.heads import PREFIX, DocumentKind, Head, as_list, as_text, as_value, read_settings
+from app.manifests.requests import VIRTUAL_MACHINE, Json, Resource, ResourceRequest
 from app.manifests.templates import START_SETTINGS, has_disk, own_copy, take_start
 
-KIND: Final = KindOfDocument(VIRTUAL_MACHINE, "kubevirt.io", ("v1", "v1alpha3"))
+KIND: Final = DocumentKind(VIRTUAL_MACHINE, "kubevirt.io", ("v1", "v1alpha3"))
 NAME_LABEL: Final = "name"
 """The claim's label that carries the VirtualMachine's name: claims are found by it."""
 _SPEC: Final = ("running", "runStrategy", "template", "dataVolumeTemplates", "instancetype", "preference")
@@ -29,7 +29,7 @@ _LABELS: Final = 32
 _LABEL_NAME: Final = 63
 
 
-def translate_machine(document: Document, head: Head) -> Wish:
+def translate_machine(document: Document, head: Head) -> ResourceRequest:
     body, places = read_settings(head, _SETTINGS)
     spec = own_copy(head.spec)
     places[""] = spec.path
@@ -39,7 +39,7 @@ def translate_machine(document: Document, head: Head) -> Wish:
     if "template" not in spec:
         spec.refuse("template", "is missing: it is the VM, with spec.domain and spec.volumes")
     vmi = spec.part("template").part("spec")
-    start, needs = take_start(vmi, body, places)
+    start, references = take_start(vmi, body, places)
     if start is not None:
         body["start_from"] = start
     elif not has_disk(vmi) and "warm_when" not in body:
@@ -57,7 +57,9 @@ def translate_machine(document: Document, head: Head) -> Wish:
         )
     body["labels"] = _labels(head, places)
     body["vm"] = spec.value
-    return Wish(document, head.kind, Resource.CLAIM, head.name, body, places, needs, head.findings.notes)
+    return ResourceRequest(
+        document, head.kind, Resource.CLAIM, head.name, body, places, references, head.findings.notes
+    )
 
 
 def _settle_strategy(spec: Part) -> None:

@@ -6,11 +6,11 @@ from typing import Final
 from app.domain.preloads import PreloadImage
 from app.manifests.documents import Document
 from app.manifests.fields import Part, unknown
-from app.manifests.heads import Head, KindOfDocument, as_text, as_value, read_settings
-from app.manifests.requests import Json, Resource, Wish
+from app.manifests.heads import DocumentKind, Head, as_text, as_value, read_settings
+from app.manifests.requests import Json, Resource, ResourceRequest
 
-DATA_VOLUME: Final = KindOfDocument("DataVolume", "cdi.kubevirt.io", ("v1beta1",))
-IMPORT_CRON: Final = KindOfDocument("DataImportCron", "cdi.kubevirt.io", ("v1beta1",))
+DATA_VOLUME: Final = DocumentKind("DataVolume", "cdi.kubevirt.io", ("v1beta1",))
+IMPORT_CRON: Final = DocumentKind("DataImportCron", "cdi.kubevirt.io", ("v1beta1",))
 _SOURCES: Final = tuple(kind for kind in PreloadImage.model_fields if kind != "container")
 _NO_IMAGE: Final = {
     kind: f"is not honoured: a preload brings an image near ({', '.join(_SOURCES)}), and this is none"
@@ -46,13 +46,13 @@ _CRON_SETTINGS: Final = {"ttl-seconds": ("ttl_seconds", as_value)}
 _SETTINGS: Final = {"schedule": ("schedule", as_text), "keep": ("keep", as_value), **_CRON_SETTINGS}
 
 
-def translate_data_volume(document: Document, head: Head) -> Wish:
+def translate_data_volume(document: Document, head: Head) -> ResourceRequest:
     body, places = read_settings(head, _SETTINGS)
     _read_volume(head.spec, body, places)
-    return _wish(document, head, body, places)
+    return _request(document, head, body, places)
 
 
-def translate_import_cron(document: Document, head: Head) -> Wish:
+def translate_import_cron(document: Document, head: Head) -> ResourceRequest:
     spec = head.spec
     body, places = read_settings(head, _CRON_SETTINGS)
     spec.allow(
@@ -75,17 +75,17 @@ def translate_import_cron(document: Document, head: Head) -> Wish:
     template = spec.part("template", required=True)
     template.allow(("metadata", "spec"))
     _read_volume(template.part("spec", required="template" in spec), body, places)
-    return _wish(document, head, body, places)
+    return _request(document, head, body, places)
 
 
-def _wish(document: Document, head: Head, body: Json, places: dict[str, str]) -> Wish:
+def _request(document: Document, head: Head, body: Json, places: dict[str, str]) -> ResourceRequest:
     places[""] = head.spec.path
     if head.labels:
         head.findings.note("metadata.labels are not kept: a preload has none")
     head.findings.note(
         f"the volume's name in the cluster is the service's own; VMs start from it by start_from: {{preload: {head.name}}}"
     )
-    return Wish(document, head.kind, Resource.PRELOAD, head.name, body, places, {}, head.findings.notes)
+    return ResourceRequest(document, head.kind, Resource.PRELOAD, head.name, body, places, {}, head.findings.notes)
 
 
 def _read_volume(spec: Part, body: Json, places: dict[str, str]) -> None:

@@ -190,11 +190,11 @@ async def test_what_no_node_could_take_is_refused_where_it_asks_for_it(server):
 async def test_what_needs_a_refused_document_is_not_refused_for_that(server):
     found = await refused(
         server,
-        pool(name="unsound", template={"spec": {}}),
-        snapshot(name="unsound", source={"kind": "VirtualMachinePool", "name": "unsound"}),
-        machine(name="unsound", template={"spec": {"domain": DOMAIN, "snapshot": {"name": "unsound"}}}),
-        annotated(pool(name="after"), start_from_preload="unsound"),
-        volume(name="unsound", contentType="archive"),
+        pool(name="refused", template={"spec": {}}),
+        snapshot(name="refused", source={"kind": "VirtualMachinePool", "name": "refused"}),
+        machine(name="refused", template={"spec": {"domain": DOMAIN, "snapshot": {"name": "refused"}}}),
+        annotated(pool(name="after"), start_from_preload="refused"),
+        volume(name="refused", contentType="archive"),
     )
     assert set(found) == {"documents[0].spec.template.spec", "documents[4].spec.contentType"}
 
@@ -234,6 +234,81 @@ async def test_a_vm_is_one_claim_until_it_is_released(server):
     assert new["action"] == "created"
     assert new["became"]["href"] != href
     assert (await server.client.get(new["became"]["href"])).json()["lease_seconds"] == 60
+
+
+@pytest.fixture
+def gateway_calls(server, monkeypatch):
+    """The expansions and dry runs that the gateway is asked for, in order."""
+    calls = []
+
+    def count(owner, name, call):
+        inner = getattr(owner, name)
+
+        def counted(*arguments, **more):
+            calls.append(call)
+            return inner(*arguments, **more)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    gateway = server.services.gateway
+    count(gateway, "expand", "expand")
+    count(gateway, "check", "dry run")
+    count(gateway.preloads, "check", "dry run")
+    return calls
+
+
+async def test_a_pool_is_expanded_and_dry_run_once_for_each_change(server, gateway_calls):
+    written = pool(name="counted", size=0)
+    assert await actions(server, written) == ["created"]
+    assert gateway_calls == ["expand", "dry run"]
+    gateway_calls.clear()
+    assert await actions(server, written) == ["unchanged"]
+    assert gateway_calls == []
+    more_memory = {"spec": {**VMI["spec"], "domain": {"memory": {"guest": "3Gi"}}}}
+    assert await actions(server, pool(name="counted", size=0, template=more_memory)) == ["changed"]
+    assert gateway_calls == ["expand", "dry run"]
+
+
+async def test_a_preload_is_dry_run_once_for_each_change(server, gateway_calls):
+    written = volume(name="counted")
+    assert await actions(server, written) == ["created"]
+    assert gateway_calls == ["dry run"]
+    gateway_calls.clear()
+    assert await actions(server, written) == ["unchanged"]
+    assert gateway_calls == []
+    assert await actions(server, volume(name="counted", preloadPolicy="Always")) == ["changed"]
+    assert gateway_calls == ["dry run"]
+
+
+async def test_a_snapshot_of_a_new_pool_is_judged_by_the_pools_own_expansion(server, gateway_calls):
+    on_disk = {"spec": {"template": ON_DISK, "dataVolumeTemplates": [OWN_DISK]}}
+    documents = [
+        snapshot(name="counted", source={"kind": "VirtualMachinePool", "name": "counted-source"}),
+        pool(name="counted-source", size=0, template=on_disk),
+    ]
+    assert await actions(server, *documents) == ["created", "created"]
+    assert gateway_calls == ["expand", "dry run"]
+    gateway_calls.clear()
+    assert await actions(server, *documents) == ["unchanged", "unchanged"]
+    assert gateway_calls == []
+
+
+async def test_a_pool_that_changes_between_prepare_and_commit_is_prepared_again(server, monkeypatch, gateway_calls):
+    handler = server.services.manifests._handlers[Resource.POOL]
+    commit = handler.commit
+    await actions(server, pool(name="contested", size=0))
+    gateway_calls.clear()
+
+    async def overtaken(prepared):
+        monkeypatch.setattr(handler, "commit", commit)
+        await actions(server, pool(name="contested", size=1))
+        return await commit(prepared)
+
+    monkeypatch.setattr(handler, "commit", overtaken)
+    assert await actions(server, annotated(pool(name="contested", size=0), max_vms="7")) == ["changed"]
+    found = await server.pool("contested")
+    assert (found["generation"], found["spec"]["size"], found["spec"]["max_vms"]) == (3, 0, 7)
+    assert gateway_calls == ["expand"] * 3
 
 
 async def test_many_at_once_make_one_claim(server):
@@ -290,7 +365,7 @@ async def test_a_vm_of_a_manifest_can_be_snapshotted_by_its_name(server):
     source = machine(name="source", template=ON_DISK, dataVolumeTemplates=[OWN_DISK])
     copied = snapshot(name="copied", source={"kind": "VirtualMachine", "name": "source"})
     found = await refused(server, source, copied)
-    assert "is made by documents[0] and is not there yet" in found["documents[1].spec.source.name"]
+    assert "is made by documents[0] and does not exist yet" in found["documents[1].spec.source.name"]
     (made,) = await applied(server, source)
 
     async def bound():
@@ -305,16 +380,16 @@ async def test_a_vm_of_a_manifest_can_be_snapshotted_by_its_name(server):
 
 
 async def test_what_breaks_off_says_what_was_done(server, monkeypatch):
-    hand = server.services.manifests._handlers[Resource.CLAIM]
+    handler = server.services.manifests._handlers[Resource.CLAIM]
 
-    async def away(wish):
+    async def away(prepared):
         raise ClusterUnavailable("The cluster does not answer in time.", retry_after=7)
 
     with monkeypatch.context() as broken:
-        broken.setattr(hand, "fulfil", away)
+        broken.setattr(handler, "commit", away)
         answer = await apply(server, pool(name="first", size=0), machine(name="second"))
     problem = check(answer, Refused(503, "cluster-unavailable", says="documents[1] could not be applied"))
-    assert "documents[0] (created) was applied before" in problem["detail"]
+    assert "documents[0] (created) was applied before it" in problem["detail"]
     assert answer.headers["retry-after"] == "7"
     assert await actions(server, pool(name="first", size=0), machine(name="second")) == ["unchanged", "created"]
 

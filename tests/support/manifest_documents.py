@@ -6,7 +6,7 @@ import yaml
 
 from app.errors import FieldProblem
 from app.manifests.documents import read_yaml
-from app.manifests.requests import Wish
+from app.manifests.requests import ResourceRequest
 from app.manifests.translate import translate
 
 DOMAIN: Final = {"cpu": {"cores": 2}, "memory": {"guest": "1Gi"}}
@@ -67,15 +67,15 @@ def as_yaml(*documents: Any) -> bytes:
     return yaml.safe_dump_all(documents, sort_keys=False).encode()
 
 
-def translated(*documents: Any) -> tuple[list[Wish], list[FieldProblem]]:
+def translated(*documents: Any) -> tuple[list[ResourceRequest], list[FieldProblem]]:
     return translate(read_yaml(as_yaml(*documents)), namespace="default")
 
 
-def wish_of(written: dict[str, Any]) -> Wish:
-    wishes, problems = translated(written)
+def request_of(written: dict[str, Any]) -> ResourceRequest:
+    requests, problems = translated(written)
     assert problems == []
-    (wish,) = wishes
-    return wish
+    (request,) = requests
+    return request
 
 
 def refused(*documents: Any) -> dict[str, str]:

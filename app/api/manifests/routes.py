@@ -21,7 +21,8 @@ from app.errors import (
 )
 from app.manifests.documents import read_json, read_yaml
 from app.manifests.requests import Resource
-from app.services.manifests.service import Action, Applied
+from app.services.manifests.service import Applied
+from app.services.writes import WriteOutcome
 
 PATH: Final = "/v1/manifests"
 YAML_TYPES: Final = ("application/yaml", "text/yaml", "application/x-yaml")
@@ -112,20 +113,20 @@ class AppliedView(BaseModel):
     document: str = Field(description="Where it stands in the body.")
     kind: str
     name: str
-    action: Action = Field(description="With `dry_run`: what would be done.")
+    action: WriteOutcome = Field(description="With `dry_run`: what would be done.")
     became: Became
     notes: list[str] = Field(description="What was translated, and how; what was left out, and why.")
 
     @classmethod
     def of(cls, applied: Applied) -> Self:
-        wish, outcome = applied.wish, applied.outcome
+        request, outcome = applied.request, applied.outcome
         return cls(
-            document=wish.document.path,
-            kind=wish.kind,
-            name=wish.name,
+            document=request.document.path,
+            kind=request.kind,
+            name=request.name,
             action=outcome.action,
-            became=Became(resource=wish.resource, name=wish.name, href=outcome.href, state=outcome.state),
-            notes=[*wish.notes, *outcome.notes],
+            became=Became(resource=request.resource, name=request.name, href=outcome.href, state=outcome.state),
+            notes=[*request.notes, *outcome.notes],
         )
 
 

@@ -27,7 +27,8 @@ from app.errors import (
     UnsupportedMediaType,
 )
 from app.services.pools import service as usecases
-from app.services.pools.service import Written, no_such_pool
+from app.services.pools.service import no_such_pool
+from app.services.writes import WriteOutcome
 from app.store.pools import planning, statistics
 from app.store.pools import rows as pool_rows
 from app.store.rows import PoolRow
@@ -133,7 +134,7 @@ async def put_pool(
     """
     _refuse_unspeakable(spec)
     put = await usecases.put_pool(svc.db, svc.gateway, name, spec)
-    if put.outcome is Written.CREATED:
+    if put.outcome is WriteOutcome.CREATED:
         response.status_code = 201
     response.headers["Emberpool-Outcome"] = put.outcome
     return (await _views(svc, [put.pool]))[0]

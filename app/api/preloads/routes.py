@@ -25,8 +25,8 @@ from app.errors import (
     PreloadRefused,
     UnsupportedMediaType,
 )
-from app.services.pools.service import Written
 from app.services.preloads import service as usecases
+from app.services.writes import WriteOutcome
 from app.store.preloads import rows as preload_rows
 from app.store.preloads.rows import PreloadRow
 from app.store.vms import observed
@@ -93,10 +93,10 @@ async def put_preload(
     nothing. Pools and claims start from it by `start_from: {preload: name}`.
     """
     put = await usecases.put_preload(svc.db, svc.gateway, name, spec)
-    if put.outcome is Written.CREATED:
+    if put.outcome is WriteOutcome.CREATED:
         response.status_code = 201
     response.headers["Emberpool-Outcome"] = put.outcome
-    return (await _views(svc, [put.preload] if put.preload else []))[0]
+    return (await _views(svc, [put.preload]))[0]
 
 
 @router.get(

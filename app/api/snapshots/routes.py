@@ -29,9 +29,9 @@ from app.errors import (
     UnsupportedMediaType,
     VmNotFound,
 )
-from app.services.pools.service import Written
 from app.services.snapshots import service as usecases
 from app.services.snapshots.service import no_such_snapshot
+from app.services.writes import WriteOutcome
 from app.store.snapshots import rows as snapshot_rows
 from app.store.snapshots.rows import SnapshotRow
 from app.store.vms.observed import database_now
@@ -83,9 +83,7 @@ async def create_snapshot(
     storage class has a VolumeSnapshotClass are in it, a container disk never; the others are told with the reason.
     """
     created = await usecases.create_snapshot(svc.db, svc.gateway, spec)
-    if created.snapshot is None:
-        raise no_such_snapshot(spec.name)
-    if created.outcome is Written.UNCHANGED:
+    if created.outcome is WriteOutcome.UNCHANGED:
         response.status_code = 200
     response.headers["Location"] = f"/v1/snapshots/{spec.name}"
     response.headers["Emberpool-Outcome"] = created.outcome

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 from rich.markup import escape
 
-from app.cli.client.files import read_documents, read_wish
+from app.cli.client.files import read_documents, read_request
 from app.cli.client.listings import LISTINGS, Kind
 from app.cli.client.options import OutputForm, Server, Token, connect
 from app.cli.client.printing import Json, Output, make_console, print_data, print_table, seconds, tell
@@ -104,8 +104,8 @@ def _body(pool: str | None, file: str | None) -> Json:
     documents = read_documents(file)
     if len(documents) == 1 and "kind" not in documents[0].body:
         return {"vm": documents[0].body}
-    wish = read_wish(file, Resource.CLAIM)
-    return dict(wish.body)
+    request = read_request(file, Resource.CLAIM)
+    return dict(request.body)
 
 
 def _labels(given: list[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Final
 from app.cli.client.printing import Json
 from app.errors import EmberpoolError, MalformedBody
 from app.manifests.documents import Document, read_yaml
-from app.manifests.requests import Resource, Wish
+from app.manifests.requests import Resource, ResourceRequest
 from app.manifests.translate import translate
 
 STDIN: Final = "-"
@@ -34,23 +34,23 @@ def read_documents(name: str) -> list[Document]:
         raise FileUnusable(f"{name}: {error.detail}") from error
 
 
-def read_wish(name: str, resource: Resource) -> Wish:
+def read_request(name: str, resource: Resource) -> ResourceRequest:
     """The one document of the file, which must become that resource. Raises FileUnusable with all that is wrong with it."""
     documents = read_documents(name)
     if len(documents) != 1:
         raise FileUnusable(
             f"{name} holds {len(documents)} documents, and one is wanted here; `emberpool apply` takes many"
         )
-    wishes, problems = translate(documents, namespace=_namespace(documents[0].body))
+    requests, problems = translate(documents, namespace=_namespace(documents[0].body))
     if problems:
         told = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
         raise FileUnusable(f"{name}: {told}")
-    wish = wishes[0]
-    if wish.resource is not resource:
+    request = requests[0]
+    if request.resource is not resource:
         raise FileUnusable(
-            f"{name}: documents[0].kind is {wish.kind}, which becomes one of {wish.resource}, not of {resource}"
+            f"{name}: documents[0].kind is {request.kind}, which becomes one of {request.resource}, not of {resource}"
         )
-    return wish
+    return request
 
 
 def _namespace(body: Json) -> str:

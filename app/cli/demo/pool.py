@@ -48,12 +48,12 @@ def read_pool(path: Path) -> PoolFile:
         raise DemoFailed(f"{path} cannot be read: {error.strerror}. Name a pool's file with --pool.") from error
     except MalformedBody as error:
         raise DemoFailed(f"{path}: {error.detail}.") from error
-    wishes, problems = translate(documents, namespace="")
+    requests, problems = translate(documents, namespace="")
     if problems:
         raise DemoFailed(f"{path}: {problems[0].field}: {problems[0].message}.")
-    if len(wishes) != 1 or wishes[0].resource is not Resource.POOL:
+    if len(requests) != 1 or requests[0].resource is not Resource.POOL:
         raise DemoFailed(f"{path} must hold one document, of kind VirtualMachinePool.")
-    pool = wishes[0]
+    pool = requests[0]
     if pool.body.get("size") == 0:
         raise DemoFailed(f"{path}: spec.size is 0, so that there would be no VM to claim; give 1 or more.")
     return PoolFile(pool.name, pool.body)

@@ -1,6 +1,7 @@
-"""The handlers that fulfil wishes: one for each kind of resource, each by the use case that the resource's own route calls."""
+"""One handler for each kind of resource that manifests describe. Each calls the service behind the resource's own route."""
 
-from collections.abc import Collection, Mapping
+import dataclasses
+from collections.abc import Collection
 
 from app.compute.gateway import Gateway
 from app.compute.vms import VmTemplate
@@ -10,18 +11,16 @@ from app.domain.preloads import PreloadSpec
 from app.domain.snapshots import SnapshotSpec, assess
 from app.errors import Conflict, EmberpoolError, FieldProblem, NotFound, PoolBeingDeleted
 from app.lifecycle.start_sources import refuse_other_image, require_source
-from app.manifests.requests import Reference, Resource, Wish
-from app.services.manifests.service import Action, Handler, ManifestService, Outcome, Preloads, validated
+from app.manifests.requests import Resource, ResourceRequest
+from app.services.manifests.service import Coming, Handler, ManifestService, Outcome, Preloads, Prepared, validated
 from app.services.manifests.virtual_machines import VirtualMachineHandler, key_of
 from app.services.paths.selector import PathSelector
-from app.services.pools.service import Written, check_pool, put_pool
-from app.services.preloads.service import put_preload
-from app.services.snapshots.service import create_snapshot, refuse_without_disks
+from app.services.pools.service import PreparedPool, commit_pool, prepare_pool
+from app.services.preloads.service import PreparedPreload, commit_preload, prepare_preload
+from app.services.snapshots.service import PreparedSnapshot, commit_snapshot, prepare_snapshot
 from app.store.claims import of_manifests as manifest_claims
 from app.store.database import Database
-from app.store.pools import rows as pool_rows
 from app.store.preloads import rows as preload_rows
-from app.store.preloads.rows import PreloadRow
 from app.store.snapshots import rows as snapshot_rows
 from app.store.snapshots.rows import SnapshotRow
 
@@ -44,28 +43,27 @@ class PoolHandler:
         self._db = db
         self._gateway = gateway
 
-    async def check(self, wish: Wish, coming: Mapping[Reference, Wish]) -> Outcome:
-        spec = validated(wish, PoolSpec)
-        checked = await check_pool(self._db, self._gateway, wish.name, spec)
-        if checked.outcome is not Written.UNCHANGED:
-            await self._check_source(wish, spec, checked.template, coming)
-        return Outcome(Action(checked.outcome), f"/v1/pools/{wish.name}")
+    async def prepare(self, request: ResourceRequest, coming: Coming) -> Prepared[PreparedPool]:
+        spec = validated(request, PoolSpec)
+        plan = await prepare_pool(self._db, self._gateway, request.name, spec)
+        if plan.template is not None:
+            await self._check_source(request, spec, plan.template, coming)
+        return Prepared(request, Outcome(plan.outcome, f"/v1/pools/{request.name}"), plan)
 
-    async def fulfil(self, wish: Wish) -> Outcome:
-        put = await put_pool(self._db, self._gateway, wish.name, validated(wish, PoolSpec))
-        return Outcome(Action(put.outcome), f"/v1/pools/{wish.name}")
+    async def commit(self, prepared: Prepared[PreparedPool]) -> Outcome:
+        written = await commit_pool(self._db, prepared.plan)
+        return dataclasses.replace(prepared.outcome, action=written.outcome)
 
     async def _check_source(
-        self, wish: Wish, spec: PoolSpec, template: VmTemplate, coming: Mapping[Reference, Wish]
+        self, request: ResourceRequest, spec: PoolSpec, template: VmTemplate, coming: Coming
     ) -> None:
-        if not wish.needs.keys() <= coming.keys():
+        """What VMs start from must exist, or be made by another document of the body."""
+        if not request.references.keys() <= coming.keys():
             async with self._db.begin() as tx:
                 await require_source(tx, spec.start_from, template)
-            return
-        maker = coming.get((Resource.PRELOAD, spec.source or ""))
-        if maker is not None and spec.path is StartPath.PRELOAD:
-            image = self._gateway.preloads.reference(validated(maker, PreloadSpec))
-            refuse_other_image(maker.name, image, template)
+        elif spec.path is StartPath.PRELOAD and spec.source is not None:
+            preload: PreparedPreload = coming[Resource.PRELOAD, spec.source].plan
+            refuse_other_image(preload.name, preload.image, template)
 
 
 class PreloadHandler:
@@ -73,52 +71,48 @@ class PreloadHandler:
         self._db = db
         self._gateway = gateway
 
-    async def check(self, wish: Wish, coming: Mapping[Reference, Wish]) -> Outcome:  # noqa: ARG002 - it refers to nothing
-        return await self._put(wish, dry_run=True)
+    async def prepare(self, request: ResourceRequest, coming: Coming) -> Prepared[PreparedPreload]:  # noqa: ARG002 - a preload refers to nothing
+        plan = await prepare_preload(self._db, self._gateway, request.name, validated(request, PreloadSpec))
+        state = str(plan.before.state) if plan.before is not None else None
+        return Prepared(request, Outcome(plan.outcome, f"/v1/preloads/{request.name}", state), plan)
 
-    async def fulfil(self, wish: Wish) -> Outcome:
-        return await self._put(wish, dry_run=False)
+    async def commit(self, prepared: Prepared[PreparedPreload]) -> Outcome:
+        written = await commit_preload(self._db, prepared.plan)
+        return dataclasses.replace(prepared.outcome, action=written.outcome, state=str(written.preload.state))
 
     async def find(self, names: Collection[str]) -> Preloads:
-        """Those of the names that are there and hold a disk."""
+        """The preloads among `names` that exist and hold a disk."""
         async with self._db.begin() as tx:
             rows = [await preload_rows.get(tx, name) for name in sorted(names)]
         usable = (row for row in rows if row is not None and row.deleting_at is None and not row.spec.is_container)
         return {row.name: row.spec for row in usable}
 
-    async def _put(self, wish: Wish, *, dry_run: bool) -> Outcome:
-        put = await put_preload(self._db, self._gateway, wish.name, validated(wish, PreloadSpec), dry_run=dry_run)
-        return Outcome(Action(put.outcome), f"/v1/preloads/{wish.name}", _state_of_preload(put.preload))
-
 
 class SnapshotHandler:
-    """A source VM is one of the cluster, or one that a manifest made: then it is known here by the manifest's name."""
+    """The source is a pool, or a VM: one in the cluster, or one that a manifest made, which is found by the manifest's name."""
 
     def __init__(self, db: Database, gateway: Gateway) -> None:
         self._db = db
         self._gateway = gateway
 
-    async def check(self, wish: Wish, coming: Mapping[Reference, Wish]) -> Outcome:
-        spec = await self._resolve(validated(wish, SnapshotSpec), coming)
+    async def prepare(self, request: ResourceRequest, coming: Coming) -> Prepared[PreparedSnapshot]:
+        spec = await self._resolve(validated(request, SnapshotSpec), coming)
         pool = coming.get((Resource.POOL, spec.source.pool or ""))
-        if pool is not None and await self._is_new(pool.name):
-            self._check_coming(validated(pool, PoolSpec), pool)
-            return Outcome(Action.CREATED, f"/v1/snapshots/{wish.name}")
-        return await self._create(wish, spec, dry_run=True)
-
-    async def fulfil(self, wish: Wish) -> Outcome:
-        return await self._create(wish, await self._resolve(validated(wish, SnapshotSpec), {}), dry_run=False)
-
-    async def _create(self, wish: Wish, spec: SnapshotSpec, *, dry_run: bool) -> Outcome:
         try:
-            made = await create_snapshot(self._db, self._gateway, spec, dry_run=dry_run)
+            plan = await prepare_snapshot(self._db, self._gateway, spec, pool=pool.plan if pool is not None else None)
         except (NotFound, PoolBeingDeleted) as error:
             raise _of_source(error) from error
-        notes = () if spec.source.vm == wish.body["source"].get("vm") else (f"it is taken of VM {spec.source.vm}",)
-        return Outcome(Action(made.outcome), f"/v1/snapshots/{wish.name}", await self._state(made.snapshot), notes)
+        written = request.body["source"].get("vm")
+        notes = () if spec.source.vm == written else (f"it is taken of VM {spec.source.vm}",)
+        href = f"/v1/snapshots/{request.name}"
+        return Prepared(request, Outcome(plan.outcome, href, await self._state(plan.before), notes), plan)
 
-    async def _resolve(self, spec: SnapshotSpec, coming: Mapping[Reference, Wish]) -> SnapshotSpec:
-        """With the name that the source VM has in the cluster. Raises Conflict where it is on its way there."""
+    async def commit(self, prepared: Prepared[PreparedSnapshot]) -> Outcome:
+        written = await commit_snapshot(self._db, prepared.plan)
+        return dataclasses.replace(prepared.outcome, action=written.outcome, state=await self._state(written.snapshot))
+
+    async def _resolve(self, spec: SnapshotSpec, coming: Coming) -> SnapshotSpec:
+        """With the source VM's name in the cluster. Raises Conflict if that VM does not exist yet."""
         name = spec.source.vm
         if name is None:
             return spec
@@ -127,30 +121,17 @@ class SnapshotHandler:
         if claim is not None and claim.ended_at is None:
             if claim.vm_name is None:
                 raise _of_source(
-                    Conflict(
-                        f"VM {name!r} is still on its way (claim {claim.id}); apply the snapshot once that is bound"
-                    )
+                    Conflict(f"VM {name!r} does not exist yet; apply the snapshot once claim {claim.id} is bound")
                 )
             return spec.model_copy(update={"source": spec.source.model_copy(update={"vm": claim.vm_name})})
         if (maker := coming.get((Resource.CLAIM, name))) is not None:
             raise _of_source(
                 Conflict(
-                    f"VM {name!r} is made by {maker.document.path} and is not there yet; apply that first, and the snapshot "
-                    "once the VM's claim is bound"
+                    f"VM {name!r} is made by {maker.request.document.path} and does not exist yet; apply that document first, "
+                    "and the snapshot once the VM's claim is bound"
                 )
             )
         return spec
-
-    async def _is_new(self, pool: str) -> bool:
-        async with self._db.begin() as tx:
-            return await pool_rows.get(tx, pool) is None
-
-    def _check_coming(self, spec: PoolSpec, pool: Wish) -> None:
-        """The pool is not there yet: its template tells whether there will be anything to take a snapshot of."""
-        if spec.start_from is not None:
-            return
-        template = self._gateway.expand(spec.template, spec.warm_when, spec.placement)
-        refuse_without_disks(f"pool {pool.name!r}", "source.pool", self._gateway.snapshots.judge(template))
 
     async def _state(self, row: SnapshotRow | None) -> str | None:
         if row is None:
@@ -163,7 +144,3 @@ class SnapshotHandler:
 def _of_source(error: EmberpoolError) -> EmberpoolError:
     message = error.detail.removeprefix("source.vm: ")
     return type(error)(error.detail, problems=[FieldProblem("source", message)])
-
-
-def _state_of_preload(row: PreloadRow | None) -> str | None:
-    return str(row.state) if row is not None else None

@@ -1,10 +1,9 @@
-"""Several documents at once: all are checked before the first is applied, and one that is refused refuses them all."""
+"""Applies several documents together: all are prepared before the first is committed, and one refusal refuses them all."""
 
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import structlog
 from pydantic import BaseModel, ValidationError
@@ -15,27 +14,23 @@ from app.errors import EmberpoolError, FieldProblem, InvalidRequest, ManifestRef
 from app.manifests.documents import Document
 from app.manifests.fields import suggest
 from app.manifests.links import link, names_of_volumes
-from app.manifests.requests import Reference, Resource, Wish
+from app.manifests.requests import Reference, Resource, ResourceRequest
 from app.manifests.translate import order, translate
 from app.manifests.vocabulary import TEMPLATE_WORDS
+from app.services.writes import Overtaken, WriteOutcome, prepare_and_commit
 
-_SERVER_ERRORS = 500
-_TOLD = 5
+_SERVER_ERRORS: Final = 500
+_PROBLEMS_IN_DETAIL: Final = 5
 log = structlog.get_logger(__name__)
 _Model = TypeVar("_Model", bound=BaseModel)
-
-
-class Action(StrEnum):
-    CREATED = "created"
-    CHANGED = "changed"
-    UNCHANGED = "unchanged"
+_Plan = TypeVar("_Plan")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What becomes, or would become, of one document. `href` is where to look at it; None: it is not there yet."""
+    """The result of one document. `href` is the path of its resource; None if the resource does not exist yet."""
 
-    action: Action
+    action: WriteOutcome
     href: str | None
     state: str | None = None
     notes: tuple[str, ...] = ()
@@ -43,28 +38,39 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    wish: Wish
+    request: ResourceRequest
     outcome: Outcome
 
 
-class Handler(Protocol):
-    """Fulfils the wishes for one kind of resource. Errors name fields of the wish's `body`, dotted."""
+@dataclass(frozen=True, slots=True)
+class Prepared(Applied, Generic[_Plan]):
+    """A document that was checked. `plan` is what `commit` writes; `outcome` is the result, were it committed now."""
 
-    async def check(self, wish: Wish, coming: Mapping[Reference, Wish]) -> Outcome:
-        """What `fulfil` would do, found out without changing anything. Raises what speaks against it.
-
-        `coming`: what the other documents make before this one is fulfilled, and so may be referred to.
-        """
-        ...
-
-    async def fulfil(self, wish: Wish) -> Outcome: ...
+    plan: _Plan
 
 
+Coming = Mapping[Reference, Prepared[Any]]
+"""What the documents before this one will have made when it is committed; it may refer to them."""
 Preloads = Mapping[str, PreloadSpec]
 
 
+class Handler(Protocol):
+    """Prepares and commits the requests for one kind of resource. Errors name fields of the request's `body`, dotted."""
+
+    async def prepare(self, request: ResourceRequest, coming: Coming) -> Prepared[Any]:
+        """Checks the request without changing anything. Raises the reason if it cannot be committed."""
+        ...
+
+    async def commit(self, prepared: Prepared[Any]) -> Outcome:
+        """Writes what was prepared, with no further expansion and no further dry run. Raises Overtaken."""
+        ...
+
+
 class ManifestService:
-    """Bodies of manifests. `find_preloads` gives those of the names that are there, for VMs that use their volumes."""
+    """Applies the documents of one request body.
+
+    `find_preloads` returns the existing preloads among the given names, for VMs that use their volumes.
+    """
 
     def __init__(
         self,
@@ -78,85 +84,95 @@ class ManifestService:
         self._namespace = namespace
 
     async def apply(self, documents: Sequence[Document], *, dry_run: bool) -> list[Applied]:
-        """Makes everything what the documents say, in the order of their references; gives it in the order of the documents.
+        """Commits the documents in the order of their references; returns the results in the order of the documents.
 
-        Raises ManifestRefused with every problem of every document, and nothing is changed then. What cannot be known
-        before, such as a cluster that goes away in between, is raised as what it is, and says what was applied until then.
+        Raises ManifestRefused with every problem of every document; nothing is changed then. An error that nobody could foresee,
+        such as a cluster that becomes unavailable meanwhile, is raised as itself, and its text says what was applied before it.
         """
-        wishes, problems = translate(documents, namespace=self._namespace)
-        ordered, circle = order(await self._link(wishes))
-        problems += circle
-        coming: dict[Reference, Wish] = {}
-        unsound: set[Reference] = set()
-        found: list[Applied] = []
-        for wish in ordered:
-            if (
-                not wish.sound or wish.needs.keys() & unsound
-            ):  # what it needs is refused: what it would say of that, its author knows
-                unsound.add(wish.key)
-                continue
-            try:
-                found.append(Applied(wish, await self._handlers[wish.resource].check(wish, coming)))
-            except EmberpoolError as error:
-                problems += _problems(wish, error)
-                unsound.add(wish.key)
-            coming[wish.key] = wish
+        requests, problems = translate(documents, namespace=self._namespace)
+        ordered, circle = order(await self._link(requests))
+        plans, refused = await self._prepare(ordered)
+        problems = [*problems, *circle, *refused]
         if problems:
             raise _refusal(problems, documents)
-        if not dry_run:
-            found = await self._fulfil(ordered)
+        applied: Sequence[Applied] = plans if dry_run else await self._commit(plans)
         position = {document.path: number for number, document in enumerate(documents)}
-        return sorted(found, key=lambda applied: position[applied.wish.document.path])
+        return sorted(applied, key=lambda each: position[each.request.document.path])
 
-    async def _link(self, wishes: Sequence[Wish]) -> list[Wish]:
-        """With the volumes of VMs that name a preload made from it; one of this very body comes before one that is there."""
-        names = frozenset[str]().union(*(names_of_volumes(wish) for wish in wishes))
+    async def _link(self, requests: Sequence[ResourceRequest]) -> list[ResourceRequest]:
+        """Replaces volumes that name a preload by clones of it; a preload of this body is preferred to an existing one."""
+        names = frozenset[str]().union(*(names_of_volumes(request) for request in requests))
         if not names:
-            return list(wishes)
+            return list(requests)
         preloads = dict(await self._find_preloads(names))
-        for wish in wishes:
-            if wish.resource is Resource.PRELOAD and wish.name in names:
-                with contextlib.suppress(InvalidRequest):  # its own check says what is wrong with it
-                    preloads[wish.name] = validated(wish, PreloadSpec)
-        return [link(wish, preloads, namespace=self._namespace) for wish in wishes]
+        for request in requests:
+            if request.resource is Resource.PRELOAD and request.name in names:
+                with contextlib.suppress(InvalidRequest):  # preparing it reports what is wrong with it
+                    preloads[request.name] = validated(request, PreloadSpec)
+        return [link(request, preloads, namespace=self._namespace) for request in requests]
 
-    async def _fulfil(self, wishes: Sequence[Wish]) -> list[Applied]:
-        done: list[Applied] = []
-        for wish in wishes:
+    async def _prepare(self, ordered: Sequence[ResourceRequest]) -> tuple[list[Prepared[Any]], list[FieldProblem]]:
+        prepared: dict[Reference, Prepared[Any]] = {}
+        problems: list[FieldProblem] = []
+        refused: set[Reference] = set()
+        for request in ordered:
+            if not request.valid or request.references.keys() & refused:
+                refused.add(
+                    request.key
+                )  # what it refers to is refused: a further problem would tell its author nothing new
+                continue
             try:
-                outcome = await self._handlers[wish.resource].fulfil(wish)
+                prepared[request.key] = await self._handlers[request.resource].prepare(request, prepared)
             except EmberpoolError as error:
-                raise _broken_off(wish, error, done) from error
-            done.append(Applied(wish, outcome))
-            if outcome.action is not Action.UNCHANGED:
-                log.info("manifest.applied", kind=wish.kind, name=wish.name, action=outcome.action)
+                problems += _problems(request, error)
+                refused.add(request.key)
+        return list(prepared.values()), problems
+
+    async def _commit(self, plans: Sequence[Prepared[Any]]) -> list[Applied]:
+        done: list[Applied] = []
+        for prepared in plans:
+            request = prepared.request
+            try:
+                outcome = await self._commit_one(prepared)
+            except EmberpoolError as error:
+                raise _interrupted(request, error, done) from error
+            done.append(Applied(request, outcome))
+            if outcome.action is not WriteOutcome.UNCHANGED:
+                log.info("manifest.applied", kind=request.kind, name=request.name, action=outcome.action)
         return done
 
+    async def _commit_one(self, prepared: Prepared[Any]) -> Outcome:
+        handler = self._handlers[prepared.request.resource]
+        try:
+            return await handler.commit(prepared)
+        except Overtaken:  # everything that it refers to has been committed by now
+            return await prepare_and_commit(lambda: handler.prepare(prepared.request, {}), handler.commit)
 
-def validated(wish: Wish, model: type[_Model]) -> _Model:
-    """The wish's body as the API's own model of it. Raises InvalidRequest."""
+
+def validated(request: ResourceRequest, model: type[_Model]) -> _Model:
+    """The request's body as the API's own model of it. Raises InvalidRequest."""
     try:
-        return model.model_validate(wish.body)
+        return model.model_validate(request.body)
     except ValidationError as error:
         problems = [FieldProblem(".".join(map(str, each["loc"])), _sentence(each)) for each in error.errors()]
         raise InvalidRequest("the manifest is not valid", problems=problems) from error
 
 
-def _problems(wish: Wish, error: EmberpoolError) -> Iterator[FieldProblem]:
-    """The error in the words of the document. Raises it where it says nothing of the document."""
+def _problems(request: ResourceRequest, error: EmberpoolError) -> Iterator[FieldProblem]:
+    """The error as problems of the document's fields. Raises it if the document is not the cause."""
     if error.status >= _SERVER_ERRORS and not error.problems:
-        raise _elsewhere(wish, error) from error
+        raise _not_checked(request, error) from error
     if not error.problems:
-        yield wish.problem("", error.detail)
+        yield request.problem("", error.detail)
     for problem in error.problems:
         place, message = problem.field, problem.message
-        if isinstance(error, Unschedulable) and place == "placement" and "placement" not in wish.body:
-            place = "vm" if wish.resource is Resource.CLAIM else "template"  # there it asks for what no node has
-        yield wish.problem(place, message + _hint(place, message))
+        if isinstance(error, Unschedulable) and place == "placement" and "placement" not in request.body:
+            place = "vm" if request.resource is Resource.CLAIM else "template"
+        yield request.problem(place, message + _hint(place, message))
 
 
 def _hint(place: str, message: str) -> str:
-    """What a field that the cluster does not know may have been meant to be."""
+    """A suggestion for a field that the cluster does not know."""
     if "unknown field" not in message:
         return ""
     meant = suggest(place.rpartition(".")[2], TEMPLATE_WORDS)
@@ -164,8 +180,8 @@ def _hint(place: str, message: str) -> str:
 
 
 def _refusal(problems: Sequence[FieldProblem], documents: Sequence[Document]) -> ManifestRefused:
-    named = "; ".join(f"{problem.field}: {problem.message}" for problem in problems[:_TOLD])
-    more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
+    named = "; ".join(f"{problem.field}: {problem.message}" for problem in problems[:_PROBLEMS_IN_DETAIL])
+    more = f"; and {len(problems) - _PROBLEMS_IN_DETAIL} more" if len(problems) > _PROBLEMS_IN_DETAIL else ""
     refused = sum(any(f"{each.field}.".startswith(f"{document.path}.") for each in problems) for document in documents)
     which = "The document is" if len(documents) == 1 else f"{refused} of {len(documents)} documents {_is(refused)}"
     return ManifestRefused(f"{which} refused, and nothing was changed. {named}{more}", problems=problems)
@@ -175,22 +191,23 @@ def _is(number: int) -> str:
     return "is" if number == 1 else "are"
 
 
-def _elsewhere(wish: Wish, error: EmberpoolError) -> EmberpoolError:
-    """Of a check: the reason lies not with the document."""
+def _not_checked(request: ResourceRequest, error: EmberpoolError) -> EmberpoolError:
+    """For an error while preparing that the document did not cause."""
     return type(error)(
-        f"{wish.document.path} could not be checked, and nothing was changed: {error.detail}",
+        f"{request.document.path} could not be checked, and nothing was changed: {error.detail}",
         retry_after=error.retry_after,
     )
 
 
-def _broken_off(wish: Wish, error: EmberpoolError, done: Collection[Applied]) -> EmberpoolError:
-    """Of an application that had begun."""
-    before = ", ".join(f"{applied.wish.document.path} ({applied.outcome.action})" for applied in done)
-    told = f"{before} {_was(len(done))} applied before" if done else "nothing was applied before"
-    again = "apply the whole again once it can be" if isinstance(error, Unavailable) else "apply the whole again"
+def _interrupted(request: ResourceRequest, error: EmberpoolError, done: Collection[Applied]) -> EmberpoolError:
+    """For an error after the first document was committed, or might have been."""
+    before = ", ".join(f"{applied.request.document.path} ({applied.outcome.action})" for applied in done)
+    told = f"{before} {_was(len(done))} applied before it" if done else "nothing was applied before it"
+    when = " once the service can reach what it needs" if isinstance(error, Unavailable) else ""
     return type(error)(
-        f"{wish.document.path} could not be applied: {error.detail}; {told}, and {again}: what is there stays unchanged",
-        problems=[wish.problem(problem.field, problem.message) for problem in error.problems],
+        f"{request.document.path} could not be applied: {error.detail}; {told}. Apply the whole body again{when}: "
+        "what exists already stays unchanged",
+        problems=[request.problem(problem.field, problem.message) for problem in error.problems],
         retry_after=error.retry_after,
     )
 
@@ -203,7 +220,7 @@ def _sentence(found: ErrorDetails) -> str:
     message = found["msg"].removeprefix("Value error, ")
     match found["type"]:
         case "extra_forbidden":
-            return "there is no such field"
+            return "is not a known field"
         case "missing":
             return "is missing"
     given = found.get("input")

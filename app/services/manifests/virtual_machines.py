@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -17,10 +16,11 @@ from app.domain.placement import Placement
 from app.domain.pools import Count, StartFrom
 from app.domain.states import ClaimState
 from app.errors import Conflict
-from app.manifests.requests import VIRTUAL_MACHINE, Reference, Wish
+from app.manifests.requests import VIRTUAL_MACHINE, ResourceRequest
 from app.services.claims.service import ClaimAnswer, WarmClaim
-from app.services.manifests.service import Action, Outcome, validated
+from app.services.manifests.service import Coming, Outcome, Prepared, validated
 from app.services.paths.selector import NewDescribedClaim, PathSelector
+from app.services.writes import WriteOutcome, overtaken
 from app.store.claims import of_manifests as manifest_claims
 from app.store.database import Database
 from app.store.rows import ClaimRow
@@ -52,40 +52,43 @@ def key_of(name: str) -> str:
 class VirtualMachineHandler:
     def __init__(self, db: Database, path_selector: PathSelector) -> None:
         self._db = db
-        self._chooser = path_selector
+        self._path_selector = path_selector
 
-    async def check(self, wish: Wish, coming: Mapping[Reference, Wish]) -> Outcome:
-        spec = validated(wish, VmClaim)
-        known = await self._known(wish, spec)
+    async def prepare(self, request: ResourceRequest, coming: Coming) -> Prepared[NewDescribedClaim | None]:
+        spec = validated(request, VmClaim)
+        known = await self._known(request, spec)
+        if known is not None:
+            return Prepared(request, known, None)
+        claim = _claim_of(request, spec)
+        await self._path_selector.check(claim, source_is_coming=bool(request.references.keys() & coming.keys()))
+        return Prepared(request, Outcome(WriteOutcome.CREATED, None), claim)
+
+    async def commit(self, prepared: Prepared[NewDescribedClaim | None]) -> Outcome:
+        request, claim = prepared.request, prepared.plan
+        known = await self._known(request, validated(request, VmClaim))
         if known is not None:
             return known
-        await self._chooser.check(_claim_of(wish, spec), source_is_coming=bool(wish.needs.keys() & coming.keys()))
-        return Outcome(Action.CREATED, None)
-
-    async def fulfil(self, wish: Wish) -> Outcome:
-        spec = validated(wish, VmClaim)
-        known = await self._known(wish, spec)
-        if known is not None:
-            return known
+        if claim is None:
+            raise overtaken(f"VM {request.name!r}")
         async with self._db.begin() as tx:
-            await manifest_claims.free_key(tx, key_of(wish.name))
-        return _told(await self._chooser.claim(_claim_of(wish, spec), _never))
+            await manifest_claims.free_key(tx, key_of(request.name))
+        return _outcome_of(await self._path_selector.claim(claim, _never))
 
-    async def _known(self, wish: Wish, spec: VmClaim) -> Outcome | None:
-        """The claim that was made before and has not ended. Raises Conflict where it is of another content."""
+    async def _known(self, request: ResourceRequest, spec: VmClaim) -> Outcome | None:
+        """The claim that an earlier apply made, while it lasts. Raises Conflict if it was made from another manifest."""
         async with self._db.begin() as tx:
-            claim = await manifest_claims.by_key(tx, key_of(wish.name))
+            claim = await manifest_claims.by_key(tx, key_of(request.name))
         if claim is None or claim.ended_at is not None:
             return None
         if claim.request_hash != _content(spec):
             raise Conflict(
-                f"VM {wish.name!r} was made from another manifest, and a VM is not changed in place: release claim {claim.id} "
-                f"first (emberpool release {wish.name}), which destroys it, and apply again"
+                f"VM {request.name!r} was made from another manifest, and a VM is not changed in place: release claim {claim.id} "
+                f"first (emberpool release {request.name}), which destroys the VM, and apply again"
             )
-        return Outcome(Action.UNCHANGED, _href(claim.id), str(claim.state), _lease_notes(claim))
+        return Outcome(WriteOutcome.UNCHANGED, _href(claim.id), str(claim.state), _lease_notes(claim))
 
 
-def _claim_of(wish: Wish, spec: VmClaim) -> NewDescribedClaim:
+def _claim_of(request: ResourceRequest, spec: VmClaim) -> NewDescribedClaim:
     return NewDescribedClaim(
         vm=spec.vm,
         paths=spec.paths,
@@ -96,7 +99,7 @@ def _claim_of(wish: Wish, spec: VmClaim) -> NewDescribedClaim:
         remember=spec.remember,
         lease_seconds=spec.lease_seconds,
         labels=spec.labels,
-        key=key_of(wish.name),
+        key=key_of(request.name),
         request_hash=_content(spec),
     )
 
@@ -106,12 +109,12 @@ def _content(spec: VmClaim) -> str:
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def _told(answer: ClaimAnswer) -> Outcome:
+def _outcome_of(answer: ClaimAnswer) -> Outcome:
     if isinstance(answer, WarmClaim):
         bound = answer.bound
         path = f"it was served warm, by pool {answer.pool!r}"
         return Outcome(
-            Action.CREATED,
+            WriteOutcome.CREATED,
             _href(bound.claim_id),
             str(ClaimState.BOUND),
             (path, _lease(bound.claim_id, bound.lease_expires_at)),
@@ -120,7 +123,7 @@ def _told(answer: ClaimAnswer) -> Outcome:
     notes = _lease_notes(claim)
     if claim.state is ClaimState.PENDING:
         notes = (f"it is on its way: {claim.reason}",)
-    action = Action.UNCHANGED if answer.replayed else Action.CREATED
+    action = WriteOutcome.UNCHANGED if answer.replayed else WriteOutcome.CREATED
     return Outcome(action, _href(claim.id), str(claim.state), notes)
 
 

@@ -1,7 +1,6 @@
 """Writing pools: the cluster is asked first, with no transaction open, and then one transaction writes what it said yes to."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 from uuid import UUID
 
 import structlog
@@ -12,10 +11,11 @@ from app.compute.vms import VmTemplate
 from app.domain.pools import PoolSpec, revision_of
 from app.domain.states import ClaimState, VmState
 from app.domain.vm_pools import Backing
-from app.errors import ClusterNotFound, Conflict, FieldProblem, InvalidRequest, PoolBeingDeleted, PoolNotFound
+from app.errors import ClusterNotFound, FieldProblem, InvalidRequest, PoolBeingDeleted, PoolNotFound
 from app.ids import new_id, vm_pool_name
 from app.lifecycle.placement import require_fit
 from app.lifecycle.start_sources import require_source, require_use
+from app.services.writes import WriteOutcome, overtaken, prepare_and_commit
 from app.store import events
 from app.store import vm_pools as backing
 from app.store.claims import rows as claim_rows
@@ -28,41 +28,44 @@ from app.store.vms import rows as vms
 log = structlog.get_logger(__name__)
 
 
-class Written(StrEnum):
-    CREATED = "created"
-    CHANGED = "changed"
-    UNCHANGED = "unchanged"
-
-
 @dataclass(frozen=True, slots=True)
-class PutPool:
+class WrittenPool:
     pool: PoolRow
-    outcome: Written
+    outcome: WriteOutcome
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedPool:
-    """A pool that may be written, what its VMs are made from, and what writing it does as things stand."""
+class PreparedPool:
+    """A pool that may be written. `before` is the pool as it was found; `template` is None where nothing changes."""
 
-    template: VmTemplate
-    revision: str
-    outcome: Written
+    name: str
+    spec: PoolSpec
+    before: PoolRow | None
+    template: VmTemplate | None
+
+    @property
+    def outcome(self) -> WriteOutcome:
+        if self.template is None:
+            return WriteOutcome.UNCHANGED
+        return WriteOutcome.CREATED if self.before is None else WriteOutcome.CHANGED
 
 
-async def check_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> CheckedPool:
-    """What speaks against the pool, found out without writing anything.
+async def prepare_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> PreparedPool:
+    """Checks the pool without writing anything. The same spec again is neither expanded nor checked.
 
-    A template that is new to the pool is checked by a server-side dry run. Where more is asked of the nodes than before, all VMs
-    of the pool's size must fit on them as they were seen last, with nothing else there; claimed ones do not count, as they go.
-    Raises TemplateRefused, Unschedulable, PoolBeingDeleted, ClusterUnavailable, and InvalidRequest where what stands behind the
-    pool would change, or cannot be had on this cluster.
+    A template that is new to the pool is checked by a server-side dry run. If the pool asks for more of the nodes than before, all
+    its VMs must fit on the nodes as last observed, with nothing else there; claimed VMs do not count, as they leave the pool.
+    Raises TemplateRefused, Unschedulable, PoolBeingDeleted, ClusterUnavailable, and InvalidRequest if `backing` would change or
+    is not possible on this cluster.
     """
-    template = gateway.expand(spec.template, spec.warm_when, spec.placement, diskless=spec.start_from is not None)
-    revision = revision_of(template.fingerprint, spec)
     async with db.begin() as tx:
         before = await pool_rows.get(tx, name)
     _refuse_deleting(before)
     _refuse_other_backing(before, spec)
+    if before is not None and before.spec == spec:
+        return PreparedPool(name, spec, before, None)
+    template = gateway.expand(spec.template, spec.warm_when, spec.placement, diskless=spec.start_from is not None)
+    revision = revision_of(template.fingerprint, spec)
     if before is None or before.revision != revision:
         await gateway.check(template)
         if spec.backing is Backing.VIRTUAL_MACHINE_POOL:
@@ -70,57 +73,46 @@ async def check_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) 
     if not spec.allow_unschedulable and _asks_for_more(before, spec, revision):
         async with db.begin() as tx:
             await require_fit(tx, gateway.demand(template.spec), max(1, spec.size))
-    if before is None:
-        return CheckedPool(template, revision, Written.CREATED)
-    unchanged = before.spec == spec and before.revision == revision
-    return CheckedPool(template, revision, Written.UNCHANGED if unchanged else Written.CHANGED)
+    return PreparedPool(name, spec, before, template)
 
 
-async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> PutPool:
-    """Creates the pool, or brings it to `spec`; the same spec again changes nothing.
-
-    Raises what `check_pool` raises, and InvalidRequest where what its VMs are to start from does not exist.
-    """
-    checked = await check_pool(db, gateway, name, spec)
-    template, revision = checked.template, checked.revision
+async def commit_pool(db: Database, prepared: PreparedPool) -> WrittenPool:
+    """Writes what was prepared. Raises Overtaken, and InvalidRequest if what the pool's VMs start from does not exist."""
+    name, spec, before, template = prepared.name, prepared.spec, prepared.before, prepared.template
     async with db.begin() as tx:
         pool = await pool_rows.get(tx, name, lock=True)
         _refuse_deleting(pool)
-        _refuse_other_backing(pool, spec)
+        if _version(pool) != _version(before):
+            raise overtaken(f"pool {name!r}")
+        if template is None:
+            assert pool is not None  # noqa: S101 - only a pool that exists can be unchanged
+            return WrittenPool(pool, WriteOutcome.UNCHANGED)
+        revision = revision_of(template.fingerprint, spec)
         if pool is None or pool.spec.start_from != spec.start_from:
             await require_source(tx, spec.start_from, template)
         elif pool.revision != revision:
             await require_use(tx, spec.start_from, template)
         if pool is None:
-            outcome = Written.CREATED
-            pool_id = new_id()
-            if not await pool_rows.insert(
-                tx,
-                pool_id=pool_id,
-                name=name,
-                spec=spec,
-                vm_spec=template.spec,
-                revision=revision,
-                shape=template.shape,
-            ):
-                raise Conflict(f"pool {name!r} was written by somebody else at the same moment; read it and try again")
-            if spec.backing is Backing.VIRTUAL_MACHINE_POOL:
-                await backing.insert(tx, pool_id, name=vm_pool_name(name, pool_id, 1))
+            written = await _insert(tx, prepared, template)
         else:
-            pool_id = pool.id
-            if pool.spec == spec and pool.revision == revision:
-                return PutPool(pool, Written.UNCHANGED)
-            outcome = Written.CHANGED
             await pool_rows.replace(
-                tx, pool_id, spec=spec, vm_spec=template.spec, revision=revision, shape=template.shape
+                tx, pool.id, spec=spec, vm_spec=template.spec, revision=revision, shape=template.shape
             )
-        await events.record(tx, f"pool.{outcome}", pool_id=pool_id, size=spec.size, revision=revision[:12])
-        await _wake(tx, pool_id)
-        written = await pool_rows.get_by_id(tx, pool_id)
-    if written is None:
-        raise PoolNotFound(f"pool {name!r} was deleted at the same moment; write it again if you still want it")
-    log.info("pool.written", pool=name, outcome=outcome, size=spec.size)
-    return PutPool(written, outcome)
+            written = await _again(tx, pool)
+        await events.record(tx, f"pool.{prepared.outcome}", pool_id=written.id, size=spec.size, revision=revision[:12])
+        await _wake(tx, written.id)
+    log.info("pool.written", pool=name, outcome=prepared.outcome, size=spec.size)
+    return WrittenPool(written, prepared.outcome)
+
+
+async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> WrittenPool:
+    """Creates the pool, or changes it to `spec`; the same spec again changes nothing.
+
+    Raises what `prepare_pool` and `commit_pool` raise.
+    """
+    return await prepare_and_commit(
+        lambda: prepare_pool(db, gateway, name, spec), lambda prepared: commit_pool(db, prepared)
+    )
 
 
 async def delete_pool(db: Database, name: str, *, force: bool) -> PoolRow:
@@ -187,6 +179,32 @@ async def resume_pool(db: Database, name: str) -> PoolRow:
 
 def no_such_pool(name: str) -> PoolNotFound:
     return PoolNotFound(f"no pool is named {name!r}; GET /v1/pools lists them, PUT /v1/pools/{name} makes one")
+
+
+def _version(pool: PoolRow | None) -> tuple[UUID, int] | None:
+    """Changes with every change of the pool's spec."""
+    return (pool.id, pool.generation) if pool is not None else None
+
+
+async def _insert(tx: Tx, prepared: PreparedPool, template: VmTemplate) -> PoolRow:
+    pool_id = new_id()
+    spec = prepared.spec
+    if not await pool_rows.insert(
+        tx,
+        pool_id=pool_id,
+        name=prepared.name,
+        spec=spec,
+        vm_spec=template.spec,
+        revision=revision_of(template.fingerprint, spec),
+        shape=template.shape,
+    ):
+        raise overtaken(f"pool {prepared.name!r}")
+    if spec.backing is Backing.VIRTUAL_MACHINE_POOL:
+        await backing.insert(tx, pool_id, name=vm_pool_name(prepared.name, pool_id, 1))
+    inserted = await pool_rows.get_by_id(tx, pool_id)
+    if inserted is None:
+        raise AssertionError("this transaction inserted the pool")
+    return inserted
 
 
 async def _existing(tx: Tx, name: str, *, lock: bool) -> PoolRow:

@@ -8,11 +8,12 @@ from pydantic import ValidationError
 from app.compute.gateway import Gateway
 from app.compute.vm_pools import FoundVmPool
 from app.domain.observation import WarmWhen
-from app.domain.pools import PoolSpec
+from app.domain.pools import PoolSpec, revision_of
 from app.domain.vm_pools import Backing
 from app.errors import ClusterNotFound, Conflict, FieldProblem, InvalidRequest
 from app.ids import new_id
-from app.services.pools.service import Written, check_pool
+from app.services.pools.service import prepare_pool
+from app.services.writes import overtaken
 from app.store import events
 from app.store import vm_pools as backing
 from app.store.database import Database
@@ -44,7 +45,7 @@ async def import_vm_pool(
     removed by that. With `dry_run` nothing is written anywhere.
 
     Raises ClusterNotFound, Conflict where it belongs to a pool or is being deleted or the name is taken, InvalidRequest where
-    it cannot be a pool, and what `check_pool` raises.
+    it cannot be a pool, and what `prepare_pool` raises.
     """
     found = await gateway.vm_pools.find(vm_pool)
     if found is None:
@@ -54,29 +55,31 @@ async def import_vm_pool(
     if found.sight.ours:
         raise Conflict(f"VirtualMachinePool {vm_pool} belongs to a pool already; GET /v1/pools lists them")
     spec = _spec_of(found, warm_when)
-    checked = await check_pool(db, gateway, name, spec)
-    if checked.outcome is not Written.CREATED:
+    prepared = await prepare_pool(db, gateway, name, spec)
+    template = prepared.template
+    if prepared.before is not None or template is None:
         raise Conflict(
             f"there is a pool {name!r} already; choose another name for what VirtualMachinePool {vm_pool} becomes"
         )
     pool: PoolRow | None = None
     if not dry_run:
         pool_id = new_id()
+        revision = revision_of(template.fingerprint, spec)
         async with db.begin() as tx:
             if not await pool_rows.insert(
                 tx,
                 pool_id=pool_id,
                 name=name,
                 spec=spec,
-                vm_spec=checked.template.spec,
-                revision=checked.revision,
-                shape=checked.template.shape,
+                vm_spec=template.spec,
+                revision=revision,
+                shape=template.shape,
             ):
-                raise Conflict(f"pool {name!r} was written by somebody else at the same moment; nothing was changed")
+                raise overtaken(f"pool {name!r}")
             sight = found.sight
             await backing.insert(tx, pool_id, name=sight.name, uid=sight.uid, replicas=sight.replicas, adopted=True)
             await events.record(
-                tx, "pool.created", pool_id=pool_id, size=spec.size, revision=checked.revision[:12], imported=vm_pool
+                tx, "pool.created", pool_id=pool_id, size=spec.size, revision=revision[:12], imported=vm_pool
             )
             await notify(tx, Topic.POOL, pool_id)
             await notify(tx, Topic.PLAN, pool_id)

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass
+from uuid import UUID
 
 import structlog
 
@@ -13,7 +14,7 @@ from app.domain.paths import ImageKind, ImageRef
 from app.domain.preloads import PreloadSpec
 from app.errors import Conflict, PreloadBeingDeleted, PreloadInUse, PreloadNotFound
 from app.ids import new_id
-from app.services.pools.service import Written
+from app.services.writes import WriteOutcome, overtaken, prepare_and_commit
 from app.store import events
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
@@ -27,21 +28,37 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class PutPreload:
-    """`preload` is None where a dry run would create it."""
-
-    preload: PreloadRow | None
-    outcome: Written
+class WrittenPreload:
+    preload: PreloadRow
+    outcome: WriteOutcome
 
 
-async def put_preload(
-    db: Database, gateway: Gateway, name: str, spec: PreloadSpec, *, dry_run: bool = False, automatic: bool = False
-) -> PutPreload:
-    """Creates the preload, or brings it to `spec`; the same spec again changes nothing, and so does a `dry_run`.
+@dataclass(frozen=True, slots=True)
+class PreparedPreload:
+    """A preload that may be written. `before` is the preload as it was found."""
 
-    What is to be imported otherwise is imported anew; where it is another image than before, nothing serves until then.
-    `automatic`: it is collected when it is unused. Raises PreloadRefused, PreloadBeingDeleted, ClusterError (no CDI),
-    ClusterUnavailable (nothing is stored then).
+    name: str
+    spec: PreloadSpec
+    image: ImageRef
+    automatic: bool
+    before: PreloadRow | None
+
+    @property
+    def outcome(self) -> WriteOutcome:
+        before = self.before
+        if before is None:
+            return WriteOutcome.CREATED
+        same = before.spec == self.spec and (self.automatic or not before.automatic)
+        return WriteOutcome.UNCHANGED if same else WriteOutcome.CHANGED
+
+
+async def prepare_preload(
+    db: Database, gateway: Gateway, name: str, spec: PreloadSpec, *, automatic: bool = False
+) -> PreparedPreload:
+    """Checks the preload without writing anything; the cluster is asked only if the image would be imported anew.
+
+    `automatic`: it is deleted when it is unused. Raises PreloadRefused, PreloadBeingDeleted, ClusterError (no CDI),
+    ClusterUnavailable.
     """
     image = gateway.preloads.reference(spec)
     async with db.begin() as tx:
@@ -52,33 +69,52 @@ async def put_preload(
         order = PreloadOrder(before.id if before is not None else new_id(), name, generation, spec)
         if spec.policy != "Never" or spec.is_container:
             await gateway.preloads.check(order)
-    if dry_run:
-        return PutPreload(before, _outcome(before, spec, automatic=automatic))
+    return PreparedPreload(name, spec, image, automatic, before)
 
+
+async def commit_preload(db: Database, prepared: PreparedPreload) -> WrittenPreload:
+    """Writes what was prepared; an image to be imported anew is imported by the reconciler. Raises Overtaken.
+
+    If it is another image than before, nothing serves until it is imported.
+    """
+    name, spec, image, automatic = prepared.name, prepared.spec, prepared.image, prepared.automatic
     async with db.begin() as tx:
         preload = await preload_rows.get(tx, name, lock=True)
         _refuse_deleting(preload)
-        outcome = _outcome(preload, spec, automatic=automatic)
-        if outcome is Written.UNCHANGED:
-            return PutPreload(preload, outcome)
+        if _version(preload) != _version(prepared.before):
+            raise overtaken(f"preload {name!r}")
+        if preload is not None and prepared.outcome is WriteOutcome.UNCHANGED:
+            return WrittenPreload(preload, WriteOutcome.UNCHANGED)
         if preload is None:
             preload_id = new_id()
             if not await preload_rows.insert(
                 tx, preload_id=preload_id, name=name, spec=spec, image=image, automatic=automatic
             ):
-                raise Conflict(
-                    f"preload {name!r} was written by somebody else at the same moment; read it and try again"
-                )
+                raise overtaken(f"preload {name!r}")
         else:
             preload_id = preload.id
             await preload_rows.replace(tx, preload_id, spec=spec, image=image, automatic=automatic)
             if not preload.spec.same_import(spec):
                 await preload_rows.begin_anew(tx, preload_id, keep_serving=image == preload.image)
-        await events.record(tx, f"preload.{outcome}", preload=name, image=image.reference)
+        await events.record(tx, f"preload.{prepared.outcome}", preload=name, image=image.reference)
         await notify(tx, Topic.PRELOAD)
         written = await preload_rows.get_by_id(tx, preload_id)
-    log.info("preload.written", preload=name, outcome=outcome)
-    return PutPreload(written, outcome)
+        assert written is not None  # noqa: S101 - this transaction has written it
+    log.info("preload.written", preload=name, outcome=prepared.outcome)
+    return WrittenPreload(written, prepared.outcome)
+
+
+async def put_preload(
+    db: Database, gateway: Gateway, name: str, spec: PreloadSpec, *, automatic: bool = False
+) -> WrittenPreload:
+    """Creates the preload, or changes it to `spec`; the same spec again changes nothing.
+
+    Raises what `prepare_preload` and `commit_preload` raise.
+    """
+    return await prepare_and_commit(
+        lambda: prepare_preload(db, gateway, name, spec, automatic=automatic),
+        lambda prepared: commit_preload(db, prepared),
+    )
 
 
 async def refresh_preload(db: Database, name: str) -> PreloadRow:
@@ -163,15 +199,13 @@ async def _ensure(db: Database, gateway: Gateway, spec: PreloadSpec, *, automati
     if found is not None:
         return found
     try:
-        put = await put_preload(db, gateway, _name_for(image), spec, automatic=automatic)
+        return (await put_preload(db, gateway, _name_for(image), spec, automatic=automatic)).preload
     except Conflict:  # another claim for the same image came first
         async with db.begin() as tx:
             found = await preload_rows.get_by_image(tx, image)
         if found is None:
             raise
         return found
-    assert put.preload is not None  # noqa: S101 - only a dry run gives none
-    return put.preload
 
 
 def _name_for(image: ImageRef) -> str:
@@ -181,10 +215,9 @@ def _name_for(image: ImageRef) -> str:
     return f"{word[:_LONGEST_WORD].strip('-') or 'image'}-{digest}"
 
 
-def _outcome(before: PreloadRow | None, spec: PreloadSpec, *, automatic: bool) -> Written:
-    if before is None:
-        return Written.CREATED
-    return Written.UNCHANGED if before.spec == spec and (automatic or not before.automatic) else Written.CHANGED
+def _version(preload: PreloadRow | None) -> tuple[UUID, PreloadSpec, bool] | None:
+    """Changes with everything that users write, and with nothing that reconcilers do."""
+    return (preload.id, preload.spec, preload.automatic) if preload is not None else None
 
 
 def _usage(pools: list[str], making: int) -> str:

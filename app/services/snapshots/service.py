@@ -11,6 +11,7 @@ import structlog
 from app.compute.gateway import Gateway
 from app.compute.kubevirt.templates.start_sources import has_own_disk
 from app.compute.vms import VmTemplate
+from app.domain.pools import revision_of
 from app.domain.snapshots import UNDER_WAY, SnapshotSpec, VolumeVerdict
 from app.errors import (
     Conflict,
@@ -25,7 +26,8 @@ from app.errors import (
 from app.ids import new_id
 from app.lifecycle.on_demand_pools import KIND
 from app.lifecycle.snapshot_origins import made_from
-from app.services.pools.service import Written, no_such_pool
+from app.services.pools.service import PreparedPool, no_such_pool
+from app.services.writes import WriteOutcome, overtaken, prepare_and_commit
 from app.store import events
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
@@ -37,44 +39,83 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class CreatedSnapshot:
-    """`snapshot` None: only tried out, and it would be new."""
-
-    snapshot: SnapshotRow | None
-    outcome: Written
+class WrittenSnapshot:
+    snapshot: SnapshotRow
+    outcome: WriteOutcome
 
 
-async def create_snapshot(
-    db: Database, gateway: Gateway, spec: SnapshotSpec, *, dry_run: bool = False
-) -> CreatedSnapshot:
-    """A snapshot under a name, taken from now on; the same spec again changes nothing. With `dry_run` nothing is written.
+@dataclass(frozen=True, slots=True)
+class PreparedSnapshot:
+    """A snapshot that may be written. `before` is the snapshot that has this name already, with the same spec.
 
-    Raises Conflict where another spec has the name, SnapshotBeingDeleted, VmNotFound, PoolNotFound, PoolBeingDeleted,
-    SnapshotRefused where no disk of the source could be in it, ClusterUnavailable (nothing is stored then).
+    `pool_revision` is the revision of the source pool whose disks were checked; None if the source is a VM.
+    """
+
+    spec: SnapshotSpec
+    before: SnapshotRow | None = None
+    pool_revision: str | None = None
+
+    @property
+    def outcome(self) -> WriteOutcome:
+        return WriteOutcome.CREATED if self.before is None else WriteOutcome.UNCHANGED
+
+
+async def prepare_snapshot(
+    db: Database, gateway: Gateway, spec: SnapshotSpec, *, pool: PreparedPool | None = None
+) -> PreparedSnapshot:
+    """Checks the snapshot and its source without writing anything.
+
+    `pool`: the source pool, where it is prepared and will be committed before the snapshot.
+    Raises Conflict if another spec has the name, SnapshotBeingDeleted, VmNotFound, PoolNotFound, PoolBeingDeleted,
+    SnapshotRefused if no disk of the source can be snapshotted, ClusterUnavailable.
     """
     async with db.begin() as tx:
         known = await _known(tx, spec)
     if known is not None:
-        return CreatedSnapshot(known, Written.UNCHANGED)
+        return PreparedSnapshot(spec, known)
     if spec.source.vm is not None:
         await _check_vm(gateway, spec.source.vm)
-    if spec.source.pool is not None:
-        await _check_pool(db, gateway, spec.source.pool, spec)
-    if dry_run:
-        return CreatedSnapshot(None, Written.CREATED)
+    revision = None
+    if pool is not None and pool.template is not None:
+        revision = _check_prepared_pool(gateway, pool, pool.template)
+    elif spec.source.pool is not None:
+        revision = await _check_pool(db, gateway, spec.source.pool, spec)
+    return PreparedSnapshot(spec, pool_revision=revision)
+
+
+async def commit_snapshot(db: Database, prepared: PreparedSnapshot) -> WrittenSnapshot:
+    """Writes what was prepared, and asks for the first take. Raises Overtaken if the name was taken or the pool changed."""
+    spec = prepared.spec
     async with db.begin() as tx:
+        if prepared.before is not None:
+            known = await _known(tx, spec)
+            if known is None or known.id != prepared.before.id:
+                raise overtaken(f"snapshot {spec.name!r}")
+            return WrittenSnapshot(known, WriteOutcome.UNCHANGED)
+        if spec.source.pool is not None:
+            pool = await pool_rows.get(tx, spec.source.pool)
+            if pool is None or pool.deleting_at is not None or pool.revision != prepared.pool_revision:
+                raise overtaken(f"pool {spec.source.pool!r}")
         snapshot_id = new_id()
         if not await snapshot_rows.insert(tx, snapshot_id=snapshot_id, spec=spec):
-            known = await _known(tx, spec)
-            if known is not None:
-                return CreatedSnapshot(known, Written.UNCHANGED)
-            raise Conflict(f"snapshot {spec.name!r} was deleted at the same moment; ask again if you still want it")
+            raise overtaken(f"snapshot {spec.name!r}")
         await events.record(tx, "snapshot.created", snapshot=spec.name)
         await snapshot_rows.insert_take(tx, snapshot_id=snapshot_id, take_id=new_id())
         await notify(tx, Topic.SNAPSHOT)
         written = await snapshot_rows.get_by_id(tx, snapshot_id)
+        assert written is not None  # noqa: S101 - this transaction has written it
     log.info("snapshot.created", snapshot=spec.name)
-    return CreatedSnapshot(written, Written.CREATED)
+    return WrittenSnapshot(written, WriteOutcome.CREATED)
+
+
+async def create_snapshot(db: Database, gateway: Gateway, spec: SnapshotSpec) -> WrittenSnapshot:
+    """Creates the snapshot under its name; the same spec again changes nothing.
+
+    Raises what `prepare_snapshot` and `commit_snapshot` raise.
+    """
+    return await prepare_and_commit(
+        lambda: prepare_snapshot(db, gateway, spec), lambda prepared: commit_snapshot(db, prepared)
+    )
 
 
 async def refresh_snapshot(db: Database, name: str) -> SnapshotRow:
@@ -168,7 +209,8 @@ async def _check_vm(gateway: Gateway, name: str) -> None:
     refuse_without_disks(f"VM {name!r}", "source.vm", vm.volumes)
 
 
-async def _check_pool(db: Database, gateway: Gateway, name: str, snapshot: SnapshotSpec) -> None:
+async def _check_pool(db: Database, gateway: Gateway, name: str, snapshot: SnapshotSpec) -> str:
+    """The revision of the pool that was checked."""
     async with db.begin() as tx:
         pool = await pool_rows.get(tx, name)
     if pool is None or pool.kind == KIND:
@@ -179,6 +221,14 @@ async def _check_pool(db: Database, gateway: Gateway, name: str, snapshot: Snaps
     if spec.start_from is None:  # else what it starts from brings it a disk
         verdicts = gateway.snapshots.judge(VmTemplate(spec=pool.vm_spec, fingerprint=template.fingerprint))
         refuse_without_disks(f"pool {name!r}", "source.pool", verdicts)
+    return pool.revision
+
+
+def _check_prepared_pool(gateway: Gateway, pool: PreparedPool, template: VmTemplate) -> str:
+    """The revision that the pool will have."""
+    if pool.spec.start_from is None:
+        refuse_without_disks(f"pool {pool.name!r}", "source.pool", gateway.snapshots.judge(template))
+    return revision_of(template.fingerprint, pool.spec)
 
 
 async def _existing(tx: Tx, name: str) -> SnapshotRow:

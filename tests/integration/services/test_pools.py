@@ -7,7 +7,8 @@ import pytest
 from app.domain.states import ClaimState, VmState
 from app.errors import ClusterUnavailable, Conflict, PoolBeingDeleted, PoolNotFound, TemplateRefused
 from app.reconcilers.pools.plan_pool import plan_next_pool
-from app.services.pools.service import Written, delete_pool, pause_pool, put_pool, replenish_pool, resume_pool
+from app.services.pools.service import delete_pool, pause_pool, put_pool, replenish_pool, resume_pool
+from app.services.writes import WriteOutcome
 from app.store.claims import rows as claims
 from app.store.pools import rows as pools
 from tests.integration.store.test_claims import bind, wait_for_vm
@@ -20,7 +21,7 @@ async def put(db, gateway, name="web", **given):
 
 async def test_a_pool_is_checked_and_made(db, gateway):
     written = await put(db, gateway, size=2)
-    assert written.outcome is Written.CREATED
+    assert written.outcome is WriteOutcome.CREATED
     assert (written.pool.name, written.pool.spec.size, written.pool.vm_spec) == (
         "web",
         2,
@@ -33,7 +34,7 @@ async def test_a_pool_is_checked_and_made(db, gateway):
 async def test_the_same_again_changes_nothing_and_asks_nobody(db, gateway):
     await put(db, gateway)
     again = await put(db, gateway)
-    assert (again.outcome, again.pool.generation) == (Written.UNCHANGED, 1)
+    assert (again.outcome, again.pool.generation) == (WriteOutcome.UNCHANGED, 1)
     assert len(gateway.calls) == 1
     assert await event_types(db) == ["pool.created"]
 
@@ -41,7 +42,7 @@ async def test_the_same_again_changes_nothing_and_asks_nobody(db, gateway):
 async def test_a_change_of_numbers_is_no_change_of_the_template(db, gateway):
     first = await put(db, gateway)
     changed = await put(db, gateway, size=9)
-    assert (changed.outcome, changed.pool.generation, changed.pool.id) == (Written.CHANGED, 2, first.pool.id)
+    assert (changed.outcome, changed.pool.generation, changed.pool.id) == (WriteOutcome.CHANGED, 2, first.pool.id)
     assert len(gateway.called("check")) == 1
     edited = await put(db, gateway, size=9, template={"image": "another"})
     assert edited.pool.revision != first.pool.revision
@@ -153,7 +154,7 @@ async def test_the_name_is_free_once_the_last_vm_has_gone(db, gateway):
     assert await plan_next_pool(db, every_seconds=1) == pool.id
     assert (await event_types(db))[-1] == "pool.deleted"
     assert await plan_next_pool(db, every_seconds=1) is None
-    assert (await put(db, gateway)).outcome is Written.CREATED
+    assert (await put(db, gateway)).outcome is WriteOutcome.CREATED
 
 
 async def test_a_claim_that_began_to_wait_while_its_pool_was_deleted_ends(db, gateway):

@@ -21,15 +21,16 @@ from app.errors import (
 )
 from app.ids import new_id
 from app.lifecycle.start_sources import NotYet, require_source, require_use, resolve_start
-from app.services.pools.service import Written
 from app.services.preloads.service import (
     delete_preload,
     ensure_preload,
     ensure_preloads,
     existing,
+    prepare_preload,
     put_preload,
     refresh_preload,
 )
+from app.services.writes import WriteOutcome
 from app.store.preloads import rows as preload_rows
 from app.store.preloads import sources as preloads
 from tests.support.fake_preloads import VOLUME
@@ -92,7 +93,7 @@ class TestPut:
     async def test_the_same_again_changes_nothing_and_asks_nobody(self, db, gateway):
         first = await put(db, gateway)
         again = await put(db, gateway)
-        assert (first.outcome, again.outcome) == (Written.CREATED, Written.UNCHANGED)
+        assert (first.outcome, again.outcome) == (WriteOutcome.CREATED, WriteOutcome.UNCHANGED)
         assert again.preload.generation == 1
         assert gateway.preloads.called("check") == ["fedora"]
 
@@ -102,16 +103,16 @@ class TestPut:
     async def test_a_change_imports_anew_where_it_is_of_the_import(self, db, gateway, change, generation):
         await put(db, gateway)
         changed = await put(db, gateway, spec=DISK.model_copy(update=change))
-        assert (changed.outcome, changed.preload.generation) == (Written.CHANGED, generation)
+        assert (changed.outcome, changed.preload.generation) == (WriteOutcome.CHANGED, generation)
 
-    async def test_a_dry_run_says_what_it_would_do_and_does_not(self, db, gateway):
-        told = await put(db, gateway, dry_run=True)
-        assert (told.outcome, told.preload, await count(db)) == (Written.CREATED, None, 0)
+    async def test_preparing_tells_the_outcome_and_writes_nothing(self, db, gateway):
+        prepared = await prepare_preload(db, gateway, "fedora", DISK)
+        assert (prepared.outcome, prepared.before, await count(db)) == (WriteOutcome.CREATED, None, 0)
         await put(db, gateway)
-        assert (await put(db, gateway, dry_run=True)).outcome is Written.UNCHANGED
+        assert (await prepare_preload(db, gateway, "fedora", DISK)).outcome is WriteOutcome.UNCHANGED
         larger = DISK.model_copy(update={"size": "20Gi"})
-        told = await put(db, gateway, spec=larger, dry_run=True)
-        assert (told.outcome, told.preload.spec) == (Written.CHANGED, DISK)
+        prepared = await prepare_preload(db, gateway, "fedora", larger)
+        assert (prepared.outcome, prepared.before.spec) == (WriteOutcome.CHANGED, DISK)
 
     async def test_what_serves_goes_on_but_for_another_image(self, db, gateway):
         await put(db, gateway)
@@ -125,9 +126,9 @@ class TestPut:
     async def test_one_that_a_user_writes_is_the_users(self, db, gateway):
         await put(db, gateway, automatic=True)
         taken = await put(db, gateway)
-        assert (taken.outcome, taken.preload.automatic) == (Written.CHANGED, False)
+        assert (taken.outcome, taken.preload.automatic) == (WriteOutcome.CHANGED, False)
         kept = await put(db, gateway, automatic=True)
-        assert (kept.outcome, kept.preload.automatic) == (Written.UNCHANGED, False)
+        assert (kept.outcome, kept.preload.automatic) == (WriteOutcome.UNCHANGED, False)
 
     async def test_two_at_the_same_moment_make_one(self, db, gateway):
         made = await asyncio.gather(*(put(db, gateway) for _ in range(5)), return_exceptions=True)

@@ -17,8 +17,9 @@ from app.errors import (
     SnapshotRefused,
     VmNotFound,
 )
-from app.services.pools.service import Written, delete_pool, put_pool
-from app.services.snapshots.service import create_snapshot, delete_snapshot, refresh_snapshot
+from app.services.pools.service import delete_pool, put_pool
+from app.services.snapshots.service import create_snapshot, delete_snapshot, prepare_snapshot, refresh_snapshot
+from app.services.writes import WriteOutcome
 from tests.support.rows import event_types, scalar, spec
 
 TEMPLATE = {"spec": {"domain": {}, "volumes": [{"name": "root", "dataVolume": {"name": "root"}}]}}
@@ -38,7 +39,7 @@ async def pool(db, gateway):
 async def test_it_is_asked_for_once(db, gateway):
     first = await create_snapshot(db, gateway, wanted())
     second = await create_snapshot(db, gateway, wanted())
-    assert (first.outcome, second.outcome) == (Written.CREATED, Written.UNCHANGED)
+    assert (first.outcome, second.outcome) == (WriteOutcome.CREATED, WriteOutcome.UNCHANGED)
     assert first.snapshot.id == second.snapshot.id
     assert await scalar(db, "SELECT count(*) FROM snapshot_take") == 1
     assert [name for name in await event_types(db) if name.startswith("snapshot")] == [
@@ -47,14 +48,14 @@ async def test_it_is_asked_for_once(db, gateway):
     ]
 
 
-async def test_a_dry_run_finds_out_and_writes_nothing(db, gateway):
-    tried = await create_snapshot(db, gateway, wanted(), dry_run=True)
-    assert (tried.snapshot, tried.outcome) == (None, Written.CREATED)
+async def test_preparing_tells_the_outcome_and_writes_nothing(db, gateway):
+    prepared = await prepare_snapshot(db, gateway, wanted())
+    assert (prepared.before, prepared.outcome) == (None, WriteOutcome.CREATED)
     assert await scalar(db, "SELECT count(*) FROM snapshot") == 0
     with pytest.raises(PoolNotFound):
-        await create_snapshot(db, gateway, wanted(source={"pool": "nope"}), dry_run=True)
+        await prepare_snapshot(db, gateway, wanted(source={"pool": "nope"}))
     await create_snapshot(db, gateway, wanted())
-    assert (await create_snapshot(db, gateway, wanted(), dry_run=True)).outcome is Written.UNCHANGED
+    assert (await prepare_snapshot(db, gateway, wanted())).outcome is WriteOutcome.UNCHANGED
 
 
 async def test_another_one_under_the_name_is_refused_by_what_differs(db, gateway):
@@ -76,7 +77,7 @@ async def test_two_that_ask_at_once_get_one(db, gateway):
 
     gateway.snapshots.source = source
     second = await create_snapshot(db, gateway, wanted(source={"vm": "u"}))
-    assert second.outcome is Written.UNCHANGED
+    assert second.outcome is WriteOutcome.UNCHANGED
     assert second.snapshot.id == first[0].snapshot.id
 
 

@@ -5,7 +5,7 @@ import pytest
 from app.domain.preloads import PreloadSpec
 from app.manifests.links import link, names_of_volumes
 from app.manifests.requests import Resource
-from tests.support.manifest_documents import DISK, DOMAIN, annotated, machine, pool, wish_of
+from tests.support.manifest_documents import DISK, DOMAIN, annotated, machine, pool, request_of
 
 NEAR = PreloadSpec.model_validate(
     {
@@ -38,17 +38,17 @@ ON_CLAIM = {"name": "root", "persistentVolumeClaim": {"claimName": "near"}}
 
 @pytest.mark.parametrize("volume", [ON_DATA_VOLUME, ON_CLAIM])
 def test_a_vm_gets_a_clone(volume):
-    wish = wish_of(machine(template=vmi(DISK, volume)))
-    assert names_of_volumes(wish) == {"near"}
-    linked = link(wish, {"near": NEAR}, namespace="default")
+    request = request_of(machine(template=vmi(DISK, volume)))
+    assert names_of_volumes(request) == {"near"}
+    linked = link(request, {"near": NEAR}, namespace="default")
     vm = linked.body["vm"]
     assert vm["dataVolumeTemplates"] == [MADE]
     assert vm["template"]["spec"]["volumes"][1] == ON_DATA_VOLUME
     assert linked.body["start_from"] == {"preload": "near"}
-    assert linked.needs == {(Resource.PRELOAD, "near"): "documents[0].spec.template.spec.volumes[1]"}
+    assert linked.references == {(Resource.PRELOAD, "near"): "documents[0].spec.template.spec.volumes[1]"}
     assert linked.place("start_from.preload") == "documents[0].spec.template.spec.volumes[1]"
     assert linked.notes[-1] == "spec.template.spec.volumes[1] is a volume of each VM's own, a clone of preload near"
-    assert wish.body["vm"]["template"]["spec"]["volumes"][1] == volume
+    assert request.body["vm"]["template"]["spec"]["volumes"][1] == volume
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_vm_gets_a_clone(volume):
     ],
 )
 def test_a_pools_template_of_any_form_does(template, place):
-    linked = link(wish_of(pool(template=template)), {"near": NEAR}, namespace="default")
+    linked = link(request_of(pool(template=template)), {"near": NEAR}, namespace="default")
     assert linked.place("start_from") == place
     written = linked.body["template"]
     assert (written if "template" in written else written["spec"])["dataVolumeTemplates"] == [MADE]
@@ -72,21 +72,21 @@ def test_a_pools_template_of_any_form_does(template, place):
 
 def test_what_the_vm_makes_itself_or_nobody_knows_stays():
     own = machine(template=vmi(ON_DATA_VOLUME), dataVolumeTemplates=[{"metadata": {"name": "near"}, "spec": {}}])
-    assert link(wish_of(own), {"near": NEAR}, namespace="default") == wish_of(own)
-    unknown = wish_of(machine(template=vmi(ON_DATA_VOLUME)))
+    assert link(request_of(own), {"near": NEAR}, namespace="default") == request_of(own)
+    unknown = request_of(machine(template=vmi(ON_DATA_VOLUME)))
     assert link(unknown, {"other": NEAR}, namespace="default") is unknown
 
 
 def test_a_start_that_is_asked_for_stays():
-    wish = wish_of(annotated(machine(template=vmi(ON_DATA_VOLUME)), start_from_snapshot="taken"))
-    linked = link(wish, {"near": NEAR}, namespace="default")
+    request = request_of(annotated(machine(template=vmi(ON_DATA_VOLUME)), start_from_snapshot="taken"))
+    linked = link(request, {"near": NEAR}, namespace="default")
     assert linked.body["start_from"] == {"snapshot": "taken"}
     assert linked.body["vm"]["dataVolumeTemplates"] == [MADE]
 
 
 def test_a_claim_of_another_namespace_is_named_whole():
     near = PreloadSpec.model_validate({"image": {"pvc": {"name": "golden"}}})
-    linked = link(wish_of(machine(template=vmi(ON_DATA_VOLUME))), {"near": near}, namespace="here")
+    linked = link(request_of(machine(template=vmi(ON_DATA_VOLUME))), {"near": near}, namespace="here")
     assert linked.body["vm"]["dataVolumeTemplates"][0]["spec"] == {
         "source": {"pvc": {"name": "golden", "namespace": "here"}},
         "storage": {},
@@ -97,5 +97,5 @@ def test_a_claim_of_another_namespace_is_named_whole():
     "broken", [{"spec": 1}, {"spec": {"volumes": 1}}, {"spec": {"volumes": [1, {"dataVolume": 1}]}}, {}]
 )
 def test_what_is_no_template_is_left_to_the_rules(broken):
-    wish = wish_of(pool(template=broken))
-    assert link(wish, {"near": NEAR}, namespace="default") is wish
+    request = request_of(pool(template=broken))
+    assert link(request, {"near": NEAR}, namespace="default") is request

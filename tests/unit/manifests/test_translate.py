@@ -1,4 +1,4 @@
-"""Documents to wishes: what each kind becomes, and what is refused by document, field and reason."""
+"""Documents to requests: what each kind becomes, and what is refused by document, field and reason."""
 
 import pytest
 
@@ -15,17 +15,17 @@ from tests.support.manifest_documents import (
     machine,
     pool,
     refused,
+    request_of,
     snapshot,
     translated,
     volume,
-    wish_of,
 )
 
 
 def test_a_pool_in_our_words():
-    wish = wish_of(annotated(pool(size=3, minAvailable=2, autoReplenish=False), warm_when="ready", max_vms="9"))
-    assert (wish.resource, wish.name, wish.notes) == (Resource.POOL, "web", ())
-    assert wish.body == {
+    request = request_of(annotated(pool(size=3, minAvailable=2, autoReplenish=False), warm_when="ready", max_vms="9"))
+    assert (request.resource, request.name, request.notes) == (Resource.POOL, "web", ())
+    assert request.body == {
         "size": 3,
         "min_available": 2,
         "auto_replenish": False,
@@ -36,10 +36,10 @@ def test_a_pool_in_our_words():
 
 
 def test_every_setting_of_a_pool_that_no_field_is_for_is_an_annotation():
-    wish = wish_of(annotated(pool(), placement='{"dedicated_cpus": true}', allow_unschedulable="true", max_vms=7))
-    assert wish.body["placement"] == {"dedicated_cpus": True}
-    assert (wish.body["allow_unschedulable"], wish.body["max_vms"]) == (True, 7)
-    assert wish.place("placement.dedicated_cpus") == (
+    request = request_of(annotated(pool(), placement='{"dedicated_cpus": true}', allow_unschedulable="true", max_vms=7))
+    assert request.body["placement"] == {"dedicated_cpus": True}
+    assert (request.body["allow_unschedulable"], request.body["max_vms"]) == (True, 7)
+    assert request.place("placement.dedicated_cpus") == (
         "documents[0].metadata.annotations.emberpool.io/placement.dedicated_cpus"
     )
 
@@ -47,7 +47,7 @@ def test_every_setting_of_a_pool_that_no_field_is_for_is_an_annotation():
 def test_a_pool_in_kubevirts_words():
     spec = {"runStrategy": "Always", "template": VMI}
     template = {"metadata": {"labels": {"app": "x"}}, "spec": spec}
-    wish = wish_of(
+    request = request_of(
         pool(
             size=None,
             template=None,
@@ -58,16 +58,16 @@ def test_a_pool_in_kubevirts_words():
             updateStrategy={"unmanaged": {}},
         )
     )
-    assert wish.body == {"size": 4, "template": template}
-    assert any(note.startswith("spec.selector was left out") for note in wish.notes)
-    assert any(note.startswith("spec.updateStrategy was left out") for note in wish.notes)
-    assert any("spec.replicas became the pool's size" in note for note in wish.notes)
+    assert request.body == {"size": 4, "template": template}
+    assert any(note.startswith("spec.selector was left out") for note in request.notes)
+    assert any(note.startswith("spec.updateStrategy was left out") for note in request.notes)
+    assert any("spec.replicas became the pool's size" in note for note in request.notes)
 
 
 def test_replicas_have_kubevirts_default():
-    wish = wish_of(pool(size=None, template=None, virtualMachineTemplate={"spec": {"template": VMI}}))
-    assert wish.body["size"] == 1
-    assert any("size became 1" in note for note in wish.notes)
+    request = request_of(pool(size=None, template=None, virtualMachineTemplate={"spec": {"template": VMI}}))
+    assert request.body["size"] == 1
+    assert any("size became 1" in note for note in request.notes)
 
 
 @pytest.mark.parametrize(
@@ -79,34 +79,34 @@ def test_replicas_have_kubevirts_default():
     ],
 )
 def test_a_pools_template_may_start_from_a_snapshot(template):
-    wish = wish_of(pool(template=template))
-    assert wish.body["start_from"] == {"snapshot": "taken"}
-    assert "snapshot" not in str(wish.body["template"])
-    assert list(wish.needs) == [(Resource.SNAPSHOT, "taken")]
+    request = request_of(pool(template=template))
+    assert request.body["start_from"] == {"snapshot": "taken"}
+    assert "snapshot" not in str(request.body["template"])
+    assert list(request.references) == [(Resource.SNAPSHOT, "taken")]
 
 
 def test_a_start_may_be_an_annotation():
-    wish = wish_of(annotated(pool(), start_from_preload="near"))
-    assert wish.body["start_from"] == {"preload": "near"}
-    assert wish.needs == {
+    request = request_of(annotated(pool(), start_from_preload="near"))
+    assert request.body["start_from"] == {"preload": "near"}
+    assert request.references == {
         (Resource.PRELOAD, "near"): "documents[0].metadata.annotations.emberpool.io/start-from-preload"
     }
-    assert wish.place("start_from.preload") == "documents[0].metadata.annotations.emberpool.io/start-from-preload"
+    assert request.place("start_from.preload") == "documents[0].metadata.annotations.emberpool.io/start-from-preload"
 
 
 def test_a_vm_becomes_a_claim_that_lasts():
-    wish = wish_of(machine())
-    assert (wish.resource, wish.name) == (Resource.CLAIM, "one")
-    assert wish.body == {
+    request = request_of(machine())
+    assert (request.resource, request.name) == (Resource.CLAIM, "one")
+    assert request.body == {
         "vm": {"runStrategy": "Always", "template": VMI},
         "labels": {"name": "one"},
     }
-    assert "spec.running: true became runStrategy Always" in wish.notes
-    assert any("claimed for 30 days" in note for note in wish.notes)
+    assert "spec.running: true became runStrategy Always" in request.notes
+    assert any("claimed for 30 days" in note for note in request.notes)
 
 
 def test_what_a_vm_has_no_field_for_is_an_annotation():
-    wish = wish_of(
+    request = request_of(
         annotated(
             machine(running=None, runStrategy="Once"),
             lease_seconds="600",
@@ -117,10 +117,10 @@ def test_what_a_vm_has_no_field_for_is_an_annotation():
             placement='{"dedicated_cpus": true}',
         )
     )
-    assert wish.notes == (
+    assert request.notes == (
         "the VM's name in the cluster is the service's own; once it is there, kubectl get vm -l emberpool.io/name=one finds it",
     )
-    assert {key: wish.body[key] for key in wish.body if key not in {"vm", "labels"}} == {
+    assert {key: request.body[key] for key in request.body if key not in {"vm", "labels"}} == {
         "lease_seconds": 600,
         "warm_when": "ready",
         "paths": ["snapshot", "cold"],
@@ -128,32 +128,32 @@ def test_what_a_vm_has_no_field_for_is_an_annotation():
         "remember": True,
         "placement": {"dedicated_cpus": True},
     }
-    assert wish.body["vm"]["runStrategy"] == "Once"
+    assert request.body["vm"]["runStrategy"] == "Once"
 
 
 def test_a_vm_without_a_disk_can_have_no_agent():
-    wish = wish_of(machine(template={"spec": {"domain": DOMAIN}}))
-    assert wish.body["warm_when"] == "running"
-    assert any("no disk" in note for note in wish.notes)
+    request = request_of(machine(template={"spec": {"domain": DOMAIN}}))
+    assert request.body["warm_when"] == "running"
+    assert any("no disk" in note for note in request.notes)
     told = [{"name": "told", "cloudInitNoCloud": {"userData": "#cloud-config"}}]
-    assert wish_of(machine(template={"spec": {"domain": DOMAIN, "volumes": told}})).body["warm_when"] == "running"
-    assert "warm_when" not in wish_of(machine(template={"spec": {"domain": DOMAIN, "snapshot": {"name": "s"}}})).body
+    assert request_of(machine(template={"spec": {"domain": DOMAIN, "volumes": told}})).body["warm_when"] == "running"
+    assert "warm_when" not in request_of(machine(template={"spec": {"domain": DOMAIN, "snapshot": {"name": "s"}}})).body
     asked = annotated(machine(template={"spec": {"domain": DOMAIN}}), warm_when="ready")
-    assert wish_of(asked).body["warm_when"] == "ready"
+    assert request_of(asked).body["warm_when"] == "ready"
 
 
 def test_a_vms_labels_are_the_claims():
     written = machine()
     written["metadata"]["labels"] = {"app": "x", "name": "one"}
-    assert wish_of(written).body["labels"] == {"name": "one", "app": "x"}
+    assert request_of(written).body["labels"] == {"name": "one", "app": "x"}
 
 
 def test_a_snapshot_of_a_vm_or_a_pool():
-    assert wish_of(snapshot()).body == {"name": "taken", "source": {"vm": "prepared"}}
-    of_pool = wish_of(snapshot(source={"apiGroup": "pool.kubevirt.io", "kind": "VirtualMachinePool", "name": "web"}))
+    assert request_of(snapshot()).body == {"name": "taken", "source": {"vm": "prepared"}}
+    of_pool = request_of(snapshot(source={"apiGroup": "pool.kubevirt.io", "kind": "VirtualMachinePool", "name": "web"}))
     assert of_pool.body["source"] == {"pool": "web"}
-    assert list(of_pool.needs) == [(Resource.POOL, "web")]
-    by_annotation = wish_of(
+    assert list(of_pool.references) == [(Resource.POOL, "web")]
+    by_annotation = request_of(
         annotated(snapshot(source=None), source_pool="web", keep="3", refresh="true", quiesce="freeze")
     )
     assert by_annotation.body == {
@@ -168,13 +168,13 @@ def test_a_snapshot_of_a_vm_or_a_pool():
 
 @pytest.mark.parametrize(("deadline", "seconds"), [("5m0s", 300), ("1h30m", 5400), ("90s", 90)])
 def test_a_snapshots_deadline_is_its_time_limit(deadline, seconds):
-    wish = wish_of(snapshot(failureDeadline=deadline))
-    assert wish.body["timeout_seconds"] == seconds
-    assert wish.place("timeout_seconds") == "documents[0].spec.failureDeadline"
+    request = request_of(snapshot(failureDeadline=deadline))
+    assert request.body["timeout_seconds"] == seconds
+    assert request.place("timeout_seconds") == "documents[0].spec.failureDeadline"
 
 
 def test_a_data_volume_is_a_preload():
-    wish = wish_of(
+    request = request_of(
         annotated(
             volume(
                 preloadPolicy="Always",
@@ -190,8 +190,8 @@ def test_a_data_volume_is_a_preload():
             ttl_seconds="3600",
         )
     )
-    assert (wish.resource, wish.name) == (Resource.PRELOAD, "near")
-    assert wish.body == {
+    assert (request.resource, request.name) == (Resource.PRELOAD, "near")
+    assert request.body == {
         "policy": "Always",
         "image": {"http": {"url": "https://example.com/a", "cert_config_map": "ca", "extra_headers": ["a: b"]}},
         "storage_class": "fast-ssd",
@@ -200,19 +200,19 @@ def test_a_data_volume_is_a_preload():
         "size": "1073741824",
         "ttl_seconds": 3600,
     }
-    assert wish.place("image.http.cert_config_map") == "documents[0].spec.source.http.certConfigMap"
-    assert wish.place("size") == "documents[0].spec.storage.resources.requests.storage"
+    assert request.place("image.http.cert_config_map") == "documents[0].spec.source.http.certConfigMap"
+    assert request.place("size") == "documents[0].spec.storage.resources.requests.storage"
 
 
 def test_an_import_cron_is_a_preload_with_a_schedule():
-    wish = wish_of(import_cron(importsToKeep=2, garbageCollect="Outdated", retentionPolicy="None"))
-    assert wish.body == {
+    request = request_of(import_cron(importsToKeep=2, garbageCollect="Outdated", retentionPolicy="None"))
+    assert request.body == {
         "schedule": "30 2 * * *",
         "keep": 2,
         "image": {"registry": {"url": "docker://registry.local/disk:1"}},
         "size": "1Gi",
     }
-    assert any(note.startswith("spec.managedDataSource nightly was left out") for note in wish.notes)
+    assert any(note.startswith("spec.managedDataSource nightly was left out") for note in request.notes)
 
 
 def test_what_a_cluster_wrote_is_left_out():
@@ -221,9 +221,9 @@ def test_what_a_cluster_wrote_is_left_out():
     written["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": "{}", "mine": "x"}
     written["metadata"]["labels"] = {"app": "x"}
     written["status"] = {"replicas": 1}
-    wish = wish_of(written)
-    assert set(wish.body) == {"size", "template"}
-    told = " ".join(wish.notes)
+    request = request_of(written)
+    assert set(request.body) == {"size", "template"}
+    told = " ".join(request.notes)
     for part in (
         "status is what the cluster once wrote",
         "uid, resourceVersion",
@@ -376,29 +376,29 @@ def test_a_name_is_taken_once():
     assert "documents[0] makes pool 'web' already" in refused(pool(), pool())["documents[1].metadata.name"]
     found = refused(volume(name="a"), import_cron(name="a"))
     assert "documents[0] makes preload 'a' already" in found["documents[1].metadata.name"]
-    wishes, problems = translated(pool(name="a"), machine(name="a"), snapshot(name="a"), volume(name="a"))
-    assert (len(wishes), problems) == (4, [])
+    requests, problems = translated(pool(name="a"), machine(name="a"), snapshot(name="a"), volume(name="a"))
+    assert (len(requests), problems) == (4, [])
 
 
 def test_what_is_needed_comes_first():
     from_snapshot = {"spec": {"domain": DOMAIN, "snapshot": {"name": "taken"}}}
     of_pool = snapshot(source={"kind": "VirtualMachinePool", "name": "web"})
-    wishes, _ = translated(
+    requests, _ = translated(
         machine(name="late", template=from_snapshot),
         of_pool,
         annotated(pool(), start_from_preload="near"),
         volume(),
         machine(),
     )
-    ordered, problems = order(wishes)
+    ordered, problems = order(requests)
     assert problems == []
-    assert [wish.name for wish in ordered] == ["near", "one", "web", "taken", "late"]
+    assert [request.name for request in ordered] == ["near", "one", "web", "taken", "late"]
 
 
 def test_a_circle_is_refused():
     of_pool = snapshot(source={"kind": "VirtualMachinePool", "name": "web"})
-    wishes, _ = translated(annotated(pool(), start_from_snapshot="taken"), of_pool, machine())
-    ordered, (problem,) = order(wishes)
+    requests, _ = translated(annotated(pool(), start_from_snapshot="taken"), of_pool, machine())
+    ordered, (problem,) = order(requests)
     assert ordered == []
     assert "refer to each other in a circle" in problem.message
     assert problem.field in {
