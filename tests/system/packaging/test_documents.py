@@ -82,7 +82,7 @@ def operation_of(method: str, url: str) -> dict:
     return found[method.lower()]
 
 
-@pytest.mark.parametrize("command", curl_commands(), ids=" ".join)
+@pytest.mark.parametrize("command", [*curl_commands()], ids=" ".join)
 def test_each_request_that_is_shown_is_one_that_the_api_takes(command):
     method = command[command.index("-X") + 1] if "-X" in command else "GET"
     (url,) = [word for word in command if word.startswith("http")]
