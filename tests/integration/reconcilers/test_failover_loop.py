@@ -1,4 +1,4 @@
-"""The loop that moves claims on, lets hidden pools go, and gives older pools their shape."""
+"""The loop that moves claims to another path, and retires on-demand pools that nobody needs."""
 
 import pytest
 
@@ -7,8 +7,6 @@ from app.reconcilers.claims import failover as reroute
 from app.reconcilers.claims.failover import Reroute
 from tests.support.described_claims import Process, make_snapshot
 from tests.support.rows import execute, scalar
-
-SPEC = """{"runStrategy": "Always", "template": {"spec": {"domain": {"devices": {}}}}}"""
 
 
 @pytest.fixture
@@ -32,17 +30,7 @@ async def test_a_claim_whose_path_came_to_nothing_goes_on(db, process, worker):
     assert await scalar(db, "SELECT choice->>'path' FROM claim WHERE id = :id", id=answer.claim.id) == "cold"
 
 
-async def test_older_pools_get_their_shape_once(db, process, worker):
-    await process.make_pool(size=0)
-    await execute(db, "UPDATE pool SET shape = NULL, vm_spec = CAST(:spec AS jsonb)", spec=SPEC)
-    assert not await worker.step()
-    assert await scalar(db, "SELECT shape FROM pool")
-    await execute(db, "UPDATE pool SET shape = NULL")
-    await worker.step()
-    assert await scalar(db, "SELECT shape IS NULL FROM pool")
-
-
-async def test_hidden_pools_are_looked_at_now_and_then(db, process, worker, monkeypatch):
+async def test_idle_on_demand_pools_are_retired_at_intervals(db, process, worker, monkeypatch):
     answer = await process.claim()
     await execute(db, "DELETE FROM claim_queue")
     await execute(db, "DELETE FROM claim")
