@@ -130,10 +130,33 @@ def test_installed_by_itself_it_migrates(installed, elsewhere, empty_database_ur
     assert told == f"The database is at migration {head()}.\n"
 
 
-def test_installed_by_itself_it_shows_the_demo(installed, elsewhere):
+def test_installed_by_itself_it_shows_the_whole_demo_and_leaves_nothing_behind(installed, elsewhere):
+    before = set(Path(tempfile.gettempdir()).glob("emberpool-demo-*"))
     told = run(installed, elsewhere, "demo", "--port", "0", "--cold-boot-seconds", "0.3")
-    assert "hands out a running VM" in told
-    assert "pinned runs on node" in told
+    for part in (
+        "a cold boot is simulated to take 0.3 s",
+        "PUT /v1/pools/fast-start-pool asks for 10 VMs",
+        "10/10 warm",
+        "hands out a running VM",
+        "Cold boot, median (simulated)",
+        "Pool full again after the claim",
+        "The same VM by all four paths",
+        "why not faster: pool: no pool has this shape; snapshot: no snapshot of this shape; preload: preload 'ubuntu-image' is on its way",
+        "pool 'ubuntu-from-snapshot' had a VM of this shape ready",
+        "Only the claim from the pool measures something real",
+        "pinned runs on node",
+        "2 of its 31 CPUs are pinned now",
+        "512 of its 32768 pages of 2Mi are taken now",
+        "it does not fit. node1: 1Gi hugepages: 16 free of 16, 20 needed",
+        "made by the cluster's own controller, and listed by kubectl",
+        "a claim takes ubuntu-listed-",
+    ):
+        assert part in told
+    assert "until Ctrl-C" not in told
+    assert set(Path(tempfile.gettempdir()).glob("emberpool-demo-*")) <= before
+    (address,) = re.findall(r"OpenAPI UI: (\S+)/docs", told)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{address}/healthz")
 
 
 def test_installed_by_itself_it_serves_until_it_is_stopped(installed, elsewhere):
