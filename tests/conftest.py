@@ -3,7 +3,6 @@
 import os
 import ssl
 
-from tests.support.clusters import dev_cluster
 from tests.support.hangs import (
     pytest_configure,
     pytest_runtest_call,
@@ -13,14 +12,9 @@ from tests.support.hangs import (
     pytest_sessionfinish,
     pytest_timeout_set_timer,
 )
-from tests.support.postgres import database_url, empty_database_url, postgres, template_database
 from tests.support.xdist_scheduling import pytest_xdist_make_scheduler
 
 __all__ = [
-    "database_url",
-    "dev_cluster",
-    "empty_database_url",
-    "postgres",
     "pytest_configure",
     "pytest_runtest_call",
     "pytest_runtest_makereport",
@@ -29,7 +23,6 @@ __all__ = [
     "pytest_sessionfinish",
     "pytest_timeout_set_timer",
     "pytest_xdist_make_scheduler",
-    "template_database",
 ]
 
 # Settings read these; what the developer's shell sets must not change what a test sees.

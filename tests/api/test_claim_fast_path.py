@@ -15,8 +15,7 @@ from app.api.claims.fast_path import route as claim_route
 from app.api.edge import Edge
 from app.services.claims import service as claiming
 from app.store.notices import Topic, notify
-from tests.api.test_edge import figures
-from tests.support.service import bind, serve, until
+from tests.support.service import bind, figures, serve, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 _BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"

@@ -6,7 +6,7 @@ from structlog.testing import capture_logs
 from app.api import edge
 from app.api.pools import routes as pools
 from app.config import Role
-from tests.support.service import Refused, check, serve, until
+from tests.support.service import Refused, check, figures, serve, until
 
 TOKEN = {"Authorization": "Bearer a secret"}
 
@@ -91,10 +91,3 @@ async def test_a_bug_is_told_as_one_and_nothing_more(database_url, dev_cluster, 
 
 def test_the_open_paths_hold_nothing_of_the_api():
     assert not any(path.startswith("/v1") for path in edge._OPEN_PATHS)
-
-
-async def figures(server):
-    answer = await server.client.get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain")
-    lines = [line.rpartition(" ") for line in answer.text.splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, _, value in lines}

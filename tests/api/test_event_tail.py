@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from app.api.events import tail
 from app.api.events.tail import EventTail
 from app.store.database import unavailable
-from tests.api.test_events import follow, take
+from tests.support.event_stream import follow, take
 from tests.support.service import listen, serve, until
 
 

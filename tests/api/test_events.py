@@ -1,42 +1,13 @@
 """The history over HTTP, as pages and as a stream."""
 
 import asyncio
-import json
-from contextlib import asynccontextmanager
 
 import pytest
 
+from tests.support.event_stream import follow, take
 from tests.support.service import Refused, check, listen, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-STREAM = {"Accept": "text/event-stream"}
-
-
-@asynccontextmanager
-async def follow(client, *, headers=(), **params):
-    """The events of a stream as (id, type, data), for as long as the block lasts."""
-    async with client.stream(
-        "GET", "/v1/events", params=params, headers={**STREAM, **dict(headers)}, timeout=30
-    ) as answer:
-        assert answer.status_code == 200
-        assert answer.headers["content-type"].startswith("text/event-stream")
-
-        async def events():
-            fields = {}
-            async for line in answer.aiter_lines():
-                if line:
-                    name, _, value = line.partition(": ")
-                    fields[name] = value
-                elif "data" in fields:
-                    yield fields["id"], fields["event"], json.loads(fields["data"])
-                    fields = {}
-
-        yield events()
-
-
-async def take(events, number):
-    async with asyncio.timeout(30):
-        return [await anext(events) for _ in range(number)]
 
 
 async def test_the_history_is_read_a_page_at_a_time(server):

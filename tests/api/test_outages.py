@@ -12,7 +12,7 @@ import pytest
 from app.server import create_app
 from app.store.database import Database
 from app.store.migrations import head
-from tests.api.test_events import follow, take
+from tests.support.event_stream import follow, take
 from tests.support.service import Gate, Refused, check, client_of, listen, serve, until
 
 AWAY = Refused(503, "database-unavailable", says="Try again in a moment")

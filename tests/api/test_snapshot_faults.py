@@ -3,8 +3,8 @@
 import pytest
 
 from app.compute.kubevirt.kinds import VM_SNAPSHOTS, VMS
-from tests.api.test_snapshots import kubernetes, ready, template
 from tests.support.service import serve, until
+from tests.support.snapshots_over_http import kubernetes, ready, template
 
 
 @pytest.fixture

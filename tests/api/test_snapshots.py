@@ -1,74 +1,17 @@
 """Snapshots over HTTP: taken on a dev cluster, started from, refreshed, refused and deleted."""
 
-from contextlib import asynccontextmanager
-
 import pytest
 
-from app.compute.kubevirt.client import KubeVirtClient, configure
 from app.compute.kubevirt.kinds import CLAIMS, VM_SNAPSHOTS, VMS, VOLUME_SNAPSHOTS
-from app.config import Settings
 from tests.support.service import Refused, check, until
+from tests.support.snapshots_over_http import kubernetes, ready, template
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-URL = "https://images.example.com/fedora.qcow2"
-
-
-def template(*, image=URL, storage_class="standard", memory="64Mi"):
-    """A VM whose disk is imported."""
-    return {
-        "spec": {
-            "dataVolumeTemplates": [
-                {
-                    "metadata": {"name": "root"},
-                    "spec": {
-                        "source": {"http": {"url": image}},
-                        "storage": {
-                            "accessModes": ["ReadWriteMany"],
-                            "storageClassName": storage_class,
-                            "resources": {"requests": {"storage": "2Gi"}},
-                        },
-                    },
-                }
-            ],
-            "template": {
-                "spec": {
-                    "domain": {
-                        "memory": {"guest": memory},
-                        "devices": {"disks": [{"name": "root", "disk": {"bus": "virtio"}}]},
-                    },
-                    "volumes": [
-                        {"name": "root", "dataVolume": {"name": "root"}},
-                        {"name": "scratch", "containerDisk": {"image": "registry.local/disk:1"}},
-                    ],
-                }
-            },
-        }
-    }
 
 
 @pytest.fixture
 def service(server):
     return server.client
-
-
-@asynccontextmanager
-async def kubernetes(server):
-    settings = Settings(kubeconfig=server.services.settings.kubeconfig)
-    client = KubeVirtClient(settings, await configure(settings))
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
-async def ready(client, name, *, number=1):
-    async def look():
-        found = (await client.get(f"/v1/snapshots/{name}")).json()
-        assert found["state"] != "failed", found["reason"]
-        return found if found["ready"] and found["takes"][0]["number"] == number and not found["refreshing"] else None
-
-    return await until(look)
 
 
 async def gone(client, name):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.api.test_snapshots import ready, template
 from tests.support.service import until
+from tests.support.snapshots_over_http import ready, template
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -17,7 +17,7 @@ from app.services.paths.selector import NewDescribedClaim, PathSelector
 from app.services.pools.service import put_pool
 from app.store.claims.warm import ClaimLane
 from app.store.database import Database
-from tests.integration.services.conftest import never
+from tests.support.claim_services import stays_connected
 from tests.support.rows import execute, fetch, scalar, spec
 
 TEMPLATE = {"image": "registry.example/guest:1"}
@@ -57,7 +57,7 @@ class Process:
 
     async def claim(self, **given):
         """What a claim that describes its VM, and does not wait, is answered with."""
-        return await self.path_selector.claim(vm_wish(**given), never)
+        return await self.path_selector.claim(vm_wish(**given), stays_connected)
 
     async def plan(self):
         await execute(self.db, "UPDATE pool_plan SET due_at = now()")

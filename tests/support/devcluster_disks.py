@@ -1,6 +1,6 @@
 """VMs with disks, claims, snapshots and DataVolumes, as a client writes them."""
 
-from tests.integration.devcluster.conftest import machine
+from tests.support.devcluster_bench import machine
 
 CORE = "/api/v1/namespaces/default"
 CLAIMS = f"{CORE}/persistentvolumeclaims"
@@ -17,6 +17,7 @@ VOLUME_SNAPSHOTS = f"{CSI}/namespaces/default/volumesnapshots"
 VOLUME_SNAPSHOT_CONTENTS = f"{CSI}/volumesnapshotcontents"
 VOLUMES = "/api/v1/persistentvolumes"
 URL = "https://images.example.com/fedora.qcow2"
+CONTAINER_DISK = "docker://quay.io/containerdisks/fedora:42"
 
 
 def claim(name, *, storage_class="standard", size="10Gi", owner=None, blocking=False, snapshot="", source=""):
@@ -105,3 +106,15 @@ async def remove(bench, path, **body):
 
 async def exists(bench, path):
     return (await bench.call("GET", path))[0] == 200
+
+
+def cron(name="fedora", source=None, **spec):
+    storage = {"resources": {"requests": {"storage": "10Gi"}}}
+    template = {"spec": {"source": source or {"registry": {"url": CONTAINER_DISK}}, "storage": storage}}
+    whole = {"schedule": "0 * * * *", "managedDataSource": "image", "template": template, **spec}
+    return {
+        "apiVersion": "cdi.kubevirt.io/v1beta1",
+        "kind": "DataImportCron",
+        "metadata": {"name": name},
+        "spec": whole,
+    }

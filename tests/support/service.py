@@ -192,3 +192,11 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
     except OSError:
         return
+
+
+async def figures(server: Server) -> dict[str, float]:
+    """What `/metrics` tells, by name and labels."""
+    answer = await server.client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    lines = [line.rpartition(" ") for line in answer.text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}

@@ -5,13 +5,12 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import httpx
 import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
 from app.cli import server_commands as cli
-from tests.api.conftest import cluster, server
+from tests.support.module_service import cluster, server
 from tests.support.service import listen
 
 __all__ = ["cluster", "server"]
@@ -72,18 +71,3 @@ class Input:
 
     def read(self) -> bytes:
         return self._data
-
-
-class Flaky(httpx.BaseTransport):
-    """Breaks the first connections, each in the way that is next; then answers with `answer`."""
-
-    def __init__(self, *breaks: type[httpx.TransportError], answer: httpx.Response) -> None:
-        self.requests: list[httpx.Request] = []
-        self._breaks = list(breaks)
-        self._answer = answer
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self.requests.append(request)
-        if self._breaks:
-            raise self._breaks.pop(0)("broken")
-        return self._answer

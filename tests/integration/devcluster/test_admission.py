@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from tests.integration.devcluster.conftest import MACHINES, machine
+from tests.support.devcluster_bench import MACHINES, machine
 
 DOMAIN = "spec.template.spec.domain"
 DENIED = 'admission webhook "virtualmachine-validator.kubevirt.io" denied the request: '

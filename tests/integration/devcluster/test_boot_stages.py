@@ -8,7 +8,7 @@ import yaml
 
 from app.devcluster import DevClusterConfig, Durations, NodeShape
 from app.devcluster.__main__ import parse
-from tests.integration.devcluster.conftest import IMAGE, INSTANCES, MACHINES, machine
+from tests.support.devcluster_bench import IMAGE, INSTANCES, MACHINES, machine
 
 PODS = "/api/v1/namespaces/default/pods"
 DURATIONS = Durations()

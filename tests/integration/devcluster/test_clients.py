@@ -6,7 +6,7 @@ import pytest
 from kubernetes_asyncio import client, config, watch
 
 from app.devcluster import DevCluster, DevClusterConfig, Durations, Rule, Subject
-from tests.integration.devcluster.conftest import machine
+from tests.support.devcluster_bench import machine
 
 KIND = ("kubevirt.io", "v1", "default", "virtualmachines")
 TOKENS = {

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.integration.devcluster.conftest import MACHINES, machine
+from tests.support.devcluster_bench import MACHINES, machine
 
 
 async def run(*arguments):

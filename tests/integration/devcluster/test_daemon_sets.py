@@ -3,7 +3,7 @@
 import pytest
 
 from app.devcluster import DevClusterConfig, NodeShape
-from tests.integration.devcluster.conftest import IMAGE, machine
+from tests.support.devcluster_bench import IMAGE, machine
 
 PODS = "/api/v1/namespaces/default/pods"
 SETS = "/apis/apps/v1/namespaces/default/daemonsets"

@@ -4,6 +4,7 @@ import pytest
 
 from tests.support.devcluster_disks import (
     CLAIMS,
+    CONTAINER_DISK,
     CRONS,
     DATA_SOURCES,
     DATA_VOLUMES,
@@ -11,13 +12,13 @@ from tests.support.devcluster_disks import (
     VOLUME_SNAPSHOTS,
     claim,
     condition,
+    cron,
     data_volume,
     exists,
     make,
     remove,
 )
 
-URL = "docker://quay.io/containerdisks/fedora:42"
 HOUR = 3600
 
 
@@ -25,20 +26,10 @@ def digest(letter):
     return f"sha256:{letter * 64}"
 
 
-def cron(name="fedora", source=None, **spec):
-    storage = {"resources": {"requests": {"storage": "10Gi"}}}
-    template = {"spec": {"source": source or {"registry": {"url": URL}}, "storage": storage}}
-    whole = {"schedule": "0 * * * *", "managedDataSource": "image", "template": template, **spec}
-    return {
-        "apiVersion": "cdi.kubevirt.io/v1beta1",
-        "kind": "DataImportCron",
-        "metadata": {"name": name},
-        "spec": whole,
-    }
-
-
 async def change(bench, letter, **more):
-    status, answer = await bench.call("POST", "/devcluster/v1/images", {"url": URL, "digest": digest(letter), **more})
+    status, answer = await bench.call(
+        "POST", "/devcluster/v1/images", {"url": CONTAINER_DISK, "digest": digest(letter), **more}
+    )
     assert status == 200, answer
 
 
@@ -285,6 +276,6 @@ async def test_its_spec_stays(bench):
 
 
 async def test_an_order_with_a_bad_digest_is_refused(bench):
-    status, answer = await bench.call("POST", "/devcluster/v1/images", {"url": URL, "digest": "latest"})
+    status, answer = await bench.call("POST", "/devcluster/v1/images", {"url": CONTAINER_DISK, "digest": "latest"})
 
     assert (status, answer["message"]) == (400, "'digest' must be sha256: and 64 hexadecimal digits")

@@ -6,7 +6,7 @@ import json
 import aiohttp
 import pytest
 
-from tests.integration.devcluster.conftest import INSTANCES, MACHINES, SUBRESOURCES, machine, until
+from tests.support.devcluster_bench import INSTANCES, MACHINES, SUBRESOURCES, machine, until
 
 WATCH = MACHINES + "?watch=true&resourceVersion=0"
 

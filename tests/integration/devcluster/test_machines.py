@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.integration.devcluster.conftest import INSTANCES, MACHINES, SUBRESOURCES, machine
+from tests.support.devcluster_bench import INSTANCES, MACHINES, SUBRESOURCES, machine
 
 
 async def put(bench, plural, name, verb):

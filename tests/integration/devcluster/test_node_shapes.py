@@ -5,7 +5,7 @@ import pytest
 from app.devcluster import DevCluster, DevClusterConfig, ManualClock, NodeShape
 from app.devcluster.apiserver import registry
 from app.devcluster.nodes.node_shapes import change_shape, parse_shape
-from tests.integration.devcluster.conftest import IMAGE, INSTANCES, machine
+from tests.support.devcluster_bench import IMAGE, INSTANCES, machine
 
 NODES = "/api/v1/nodes"
 ADMIN = "/devcluster/v1/nodes"

@@ -3,7 +3,7 @@
 import pytest
 
 from app.devcluster import DevClusterConfig, NodeShape
-from tests.integration.devcluster.conftest import IMAGE, INSTANCES, MACHINES, machine
+from tests.support.devcluster_bench import IMAGE, INSTANCES, MACHINES, machine
 
 NODES = "/api/v1/nodes"
 

@@ -14,8 +14,7 @@ from app.devcluster import DevCluster, DevClusterConfig, ManualClock
 from app.devcluster.apiserver.objects import Store
 from app.devcluster.apiserver.persistence import StateFile
 from app.devcluster.apiserver.registry import SECRETS
-from tests.integration.devcluster.conftest import INSTANCES, MACHINES, Bench, machine, until
-from tests.integration.devcluster.test_data_import_crons import cron
+from tests.support.devcluster_bench import INSTANCES, MACHINES, Bench, machine, until
 from tests.support.devcluster_disks import (
     CLAIMS,
     CONTENTS,
@@ -23,6 +22,7 @@ from tests.support.devcluster_disks import (
     DATA_VOLUMES,
     SNAPSHOTS,
     claim,
+    cron,
     data_volume,
     disk_machine,
     make,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.integration.devcluster.conftest import MACHINES, machine
+from tests.support.devcluster_bench import MACHINES, machine
 
 SPEC = "spec.template.spec"
 CPU = f"{SPEC}.domain.cpu"

@@ -3,7 +3,7 @@
 import pytest
 
 from app.devcluster import DevClusterConfig, NodeShape
-from tests.integration.devcluster.conftest import MACHINES, machine
+from tests.support.devcluster_bench import MACHINES, machine
 
 PODS = "/api/v1/namespaces/default/pods"
 NODES = "/api/v1/nodes"

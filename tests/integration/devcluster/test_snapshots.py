@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.integration.devcluster.conftest import INSTANCES, MACHINES, SUBRESOURCES
+from tests.support.devcluster_bench import INSTANCES, MACHINES, SUBRESOURCES
 from tests.support.devcluster_disks import (
     CLAIMS,
     CONTENTS,

@@ -4,8 +4,7 @@ import pytest
 
 from app.devcluster.apiserver import schemas
 from app.devcluster.apiserver.registry import RESOURCES
-from tests.integration.devcluster.conftest import MACHINES
-from tests.integration.devcluster.test_data_import_crons import cron
+from tests.support.devcluster_bench import MACHINES
 from tests.support.devcluster_disks import (
     CLAIMS,
     CRONS,
@@ -13,6 +12,7 @@ from tests.support.devcluster_disks import (
     PROFILES,
     SNAPSHOTS,
     claim,
+    cron,
     data_volume,
     disk_machine,
     exists,

@@ -3,15 +3,6 @@
 import pytest
 
 from app.config import Settings
-from tests.support.fake_gateway import FakeGateway
-from tests.support.shared_database import db, shared_database_url
-
-__all__ = ["db", "shared_database_url"]
-
-
-@pytest.fixture
-def gateway() -> FakeGateway:
-    return FakeGateway()
 
 
 @pytest.fixture

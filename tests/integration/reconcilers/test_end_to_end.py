@@ -5,11 +5,11 @@ from app.config import Settings
 from app.services.claims.lifecycle import release_claim
 from app.services.claims.service import WarmClaim
 from app.services.pools.service import put_pool
-from tests.integration.reconcilers.test_run import replicas, settles
-from tests.integration.services.conftest import never, run_claim_service, wish
 from tests.support import store_invariants as invariants
+from tests.support.claim_services import new_claim, run_claim_service, stays_connected
 from tests.support.clusters import dev_cluster
 from tests.support.rows import eventually, fetch, scalar, spec
+from tests.support.worker_replicas import replicas, settles
 
 __all__ = ["dev_cluster"]
 
@@ -27,7 +27,7 @@ async def test_a_pool_on_a_cluster_fills_is_claimed_from_and_refills(db, dev_clu
         async with replicas(db, gateway, settings), run_claim_service(db.url) as claim_service:
             await put_pool(db, gateway, "web", spec(size=2, min_available=1, template=TEMPLATE))
             await settles(db, ready=2)
-            answer = await claim_service.claim(wish(labels={"job": "1"}), never)
+            answer = await claim_service.claim(new_claim(labels={"job": "1"}), stays_connected)
             assert isinstance(answer, WarmClaim)
             assert answer.bound.node
             assert answer.bound.addresses

@@ -13,7 +13,7 @@ from app.services.pools.service import put_pool
 from app.store import nodes
 from app.store import watch_state as watches
 from app.store.pools import planning
-from tests.integration.services.conftest import never, wish
+from tests.support.claim_services import new_claim, stays_connected
 from tests.support.rows import execute, make_pool, make_vms, scalar, spec
 
 NODE = Node(
@@ -202,7 +202,7 @@ class TestPlanning:
         pool = await make_pool(db, size=4, max_vms=8)
         vm_ids = await make_vms(db, pool, 2)
         for _ in range(2):
-            await claim_service.claim(wish(), never)
+            await claim_service.claim(new_claim(), stays_connected)
         await show(db, replace(NODE, used={"cpu": 3000, "pods": 1}, vms=frozenset(map(str, vm_ids))))
         await look(db, placing)
         assert (await planned(db), await capacity_problem(db, pool)) == (1, None)

@@ -8,7 +8,7 @@ from app.domain.states import ClaimState, VmState
 from app.reconcilers.claims import reaper as reaping
 from app.reconcilers.claims.reaper import Reap
 from app.store.claims import rows as claims
-from tests.integration.store.test_claims import bind, wait_for_vm
+from tests.support.claim_rows import bind, wait_for_vm
 from tests.support.rows import execute, fetch, make_pool, make_ready, make_vms, scalar, state_of
 
 

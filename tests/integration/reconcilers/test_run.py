@@ -1,46 +1,16 @@
 """Whole replicas side by side on one database: pools come to their size and stay there, whoever works."""
 
 import asyncio
-from contextlib import asynccontextmanager
 
 import pytest
 
 from app.errors import ClusterRefused, ClusterUnavailable
-from app.reconcilers.runtime.run import Workers
 from app.services.claims.lifecycle import release_claim
 from app.services.pools.service import delete_pool, put_pool
-from app.store.notices import Listener
-from tests.integration.services.conftest import never, run_claim_service, wish
 from tests.support import store_invariants as invariants
+from tests.support.claim_services import new_claim, run_claim_service, stays_connected
 from tests.support.rows import eventually, fetch, scalar, spec
-
-
-@asynccontextmanager
-async def replicas(db, gateway, settings, count=2):
-    """So many replicas' workers; gives the tasks, each of which can be cancelled."""
-    stop = asyncio.Event()
-    listeners = [Listener(db.url) for _ in range(count)]
-    parts = [Workers(db, gateway, listener, settings) for listener in listeners]
-    listening = [asyncio.create_task(listener.run(stop)) for listener in listeners]
-    working = [asyncio.create_task(part.run(stop)) for part in parts]
-    try:
-        yield working
-    finally:
-        stop.set()
-        await asyncio.wait([*working, *listening], timeout=20)
-        assert all(task.done() for task in working)
-
-
-async def counts(db):
-    rows = await fetch(db, "SELECT state, count(*) AS n FROM vm WHERE ended_at IS NULL GROUP BY state")
-    return {row["state"]: row["n"] for row in rows}
-
-
-async def settles(db, **wanted):
-    async def has():
-        return await counts(db) == wanted
-
-    await eventually(has, seconds=30)
+from tests.support.worker_replicas import replicas, settles
 
 
 @pytest.fixture
@@ -53,7 +23,7 @@ async def test_two_replicas_fill_a_pool_once_and_backfill_what_is_claimed(db, wa
     async with replicas(db, warm_cluster, settings), run_claim_service(db.url) as claim_service:
         await put_pool(db, warm_cluster, "web", spec(size=6))
         await settles(db, ready=6)
-        answers = await asyncio.gather(*(claim_service.claim(wish(wait=30), never) for _ in range(4)))
+        answers = await asyncio.gather(*(claim_service.claim(new_claim(wait=30), stays_connected) for _ in range(4)))
         await settles(db, ready=6, claimed=4)
         ids = [answer.bound.claim_id if hasattr(answer, "bound") else answer.claim.id for answer in answers]
         for claim_id in ids[:2]:
@@ -75,7 +45,7 @@ async def test_a_pool_goes_whole_with_all_its_objects(db, warm_cluster, settings
     async with replicas(db, warm_cluster, settings), run_claim_service(db.url) as claim_service:
         await put_pool(db, warm_cluster, "web", spec(size=3))
         await settles(db, ready=3)
-        await claim_service.claim(wish(wait=30), never)
+        await claim_service.claim(new_claim(wait=30), stays_connected)
         await delete_pool(db, "web", force=False)
         await settles(db, claimed=1)
         await delete_pool(db, "web", force=True)
@@ -108,7 +78,7 @@ async def test_a_cluster_that_goes_away_and_comes_back_costs_nothing_but_time(db
     async with replicas(db, warm_cluster, settings), run_claim_service(db.url) as claim_service:
         await put_pool(db, warm_cluster, "web", spec(size=3))
         await settles(db, ready=3)
-        answer = await claim_service.claim(wish(wait=30), never)
+        answer = await claim_service.claim(new_claim(wait=30), stays_connected)
         await release_claim(db, answer.bound.claim_id if hasattr(answer, "bound") else answer.claim.id)
         await settles(db, ready=3)
     assert await scalar(db, "SELECT last_failure FROM pool") is None

@@ -17,8 +17,8 @@ from app.services.claims.lifecycle import release_claim
 from app.store.claims import rows as claims
 from app.store.pools import rows as pools
 from app.store.vms import rows as vms
-from tests.integration.store.test_claims import bind, wait_for_vm
 from tests.support import store_invariants as invariants
+from tests.support.claim_rows import bind, wait_for_vm
 from tests.support.rows import blocked, event_types, execute, fetch, make_pool, make_vms, scalar, state_of
 
 CRASHED = Failure("CrashLoopBackOff", "the guest does not start")

@@ -18,8 +18,8 @@ from app.services.claims.service import WarmClaim
 from app.services.pools.service import delete_pool, pause_pool, put_pool, replenish_pool, resume_pool
 from app.store.claims import rows as claims
 from app.store.database import Database
-from tests.integration.services.conftest import never, run_claim_service, wish
 from tests.support import store_invariants as invariants
+from tests.support.claim_services import new_claim, run_claim_service, stays_connected
 from tests.support.rows import eventually, make_pool, make_vms, scalar, spec
 
 
@@ -60,13 +60,13 @@ async def test_every_entry_says_that_the_database_is_away_and_all_goes_on_after(
     pool = await make_pool(db)
     await make_vms(db, pool, 3)
     async with run_claim_service(outage.url) as claim_service:
-        assert isinstance(await claim_service.claim(wish(), never), WarmClaim)
+        assert isinstance(await claim_service.claim(new_claim(), stays_connected), WarmClaim)
         await outage.begin()
         observing = Observing(db, gateway, Settings())
         entries = {
-            "claim": lambda: claim_service.claim(wish(), never),
-            "claim of a pool not met yet": lambda: claim_service.claim(wish("other"), never),
-            "look": lambda: claim_service.queue.look(new_id(), 1, never),
+            "claim": lambda: claim_service.claim(new_claim(), stays_connected),
+            "claim of a pool not met yet": lambda: claim_service.claim(new_claim("other"), stays_connected),
+            "look": lambda: claim_service.queue.look(new_id(), 1, stays_connected),
             "warm up": claim_service.warm_up,
             "put": lambda: put_pool(db, gateway, "web", spec()),
             "delete": lambda: delete_pool(db, "web", force=True),
@@ -90,7 +90,7 @@ async def test_every_entry_says_that_the_database_is_away_and_all_goes_on_after(
 
         async def claimed():
             try:
-                return await claim_service.claim(wish(), never)
+                return await claim_service.claim(new_claim(), stays_connected)
             except DatabaseUnavailable:
                 return None
 
@@ -104,7 +104,7 @@ async def test_who_waits_through_an_outage_is_served_after_it(outage):
     db = Database(outage.url)
     pool = await make_pool(db)
     async with run_claim_service(outage.url) as claim_service:
-        asked = asyncio.create_task(claim_service.claim(wish(wait=50), never))
+        asked = asyncio.create_task(claim_service.claim(new_claim(wait=50), stays_connected))
 
         async def waits():
             return await scalar(db, "SELECT count(*) FROM claim_queue")

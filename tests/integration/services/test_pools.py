@@ -11,7 +11,7 @@ from app.services.pools.service import delete_pool, pause_pool, put_pool, replen
 from app.services.writes import WriteOutcome
 from app.store.claims import rows as claims
 from app.store.pools import rows as pools
-from tests.integration.store.test_claims import bind, wait_for_vm
+from tests.support.claim_rows import bind, wait_for_vm
 from tests.support.rows import event_types, execute, fetch, make_vms, scalar, spec, state_of
 
 

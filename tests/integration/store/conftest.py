@@ -1,5 +1,14 @@
 """Fixtures of the store's tests."""
 
-from tests.support.shared_database import db, shared_database_url
+import pytest
 
-__all__ = ["db", "shared_database_url"]
+from app.store.database import Database
+from tests.support.query_plans import fill
+
+
+@pytest.fixture
+async def big(database_url):
+    """A database of its own: emptying this one would take longer than making it. (database, pool)"""
+    database = Database(database_url)
+    yield database, await fill(database)
+    await database.close()

@@ -6,8 +6,8 @@ from app.domain.states import ClaimState, VmState
 from app.store.claims import rows as claims
 from app.store.claims.warm import ClaimLane
 from app.store.vms import rows as vms
-from tests.integration.store.test_claims import bind, end, wait_for_vm
 from tests.support import store_invariants as invariants
+from tests.support.claim_rows import bind, end, wait_for_vm
 from tests.support.rows import fetch, make_pool, make_vms, request
 
 _ROUNDS = 15

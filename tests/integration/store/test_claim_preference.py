@@ -6,10 +6,9 @@ from sqlalchemy import text
 
 from app.domain.states import VmState
 from app.store.claims import preference as claim_preference
-from tests.integration.store.test_claim_plan import ROWS, big, nodes
+from tests.support.query_plans import ROWS, nodes
 from tests.support.rows import execute, make_pool, make_vms, request
 
-__all__ = ["big"]
 LOOK = claim_preference.LOOKED_AT
 
 

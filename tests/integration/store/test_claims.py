@@ -7,32 +7,11 @@ import pytest
 
 from app.domain.states import ClaimState, VmState
 from app.errors import IllegalTransition
-from app.ids import new_id
 from app.store.claims import rows as claims
 from app.store.vms import rows as vms
 from tests.support import store_invariants as invariants
+from tests.support.claim_rows import bind, end, wait_for_vm
 from tests.support.rows import blocked, event_types, execute, make_pool, make_vms, scalar, state_of
-
-
-async def wait_for_vm(db, pool, *, key=None, seconds=600, labels=None):
-    claim_id = new_id()
-    async with db.begin() as tx:
-        return await claims.insert_pending(
-            tx,
-            claim_id=claim_id,
-            pool_id=pool.id,
-            key=key,
-            request_hash="body",
-            labels=labels or {},
-            lease_seconds=60,
-            pending_seconds=seconds,
-            reason="no ready VM",
-        )
-
-
-async def bind(db, pool, **how):
-    async with db.begin() as tx:
-        return await claims.bind_pending(tx, pool.id, **how)
 
 
 async def get(db, claim_id):
@@ -46,14 +25,6 @@ async def bound_claim(db, pool):
     await make_vms(db, pool, 1)
     assert await bind(db, pool) == [claim_id]
     return await get(db, claim_id)
-
-
-async def end(db, ids, target=ClaimState.RELEASED, sources=(ClaimState.PENDING, ClaimState.BOUND)):
-    async with db.begin() as tx:
-        ended = await claims.end(tx, ids, target, sources=list(sources), reason="for the test")
-        held = [vm_id for _, _, vm_id in ended if vm_id is not None]
-        await vms.release(tx, held, sources=[VmState.CLAIMED], reason="for the test")
-    return ended
 
 
 async def test_those_that_wait_are_served_in_order_of_arrival(db):

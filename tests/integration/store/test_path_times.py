@@ -8,7 +8,7 @@ from app.domain.paths import StartPath
 from app.domain.statistics import BootTimes
 from app.store import path_times as paths
 from app.store.database import Database
-from tests.integration.store.test_claims import bind, wait_for_vm
+from tests.support.claim_rows import bind, wait_for_vm
 from tests.support.rows import execute, make_pool, make_vms
 
 

@@ -11,7 +11,7 @@ from app.store.claims.warm import ClaimLane
 from app.store.pools import planning
 from app.store.pools import rows as pools
 from app.store.vms import rows as vms
-from tests.integration.store.test_claims import end, wait_for_vm
+from tests.support.claim_rows import end, wait_for_vm
 from tests.support.rows import execute, make_pool, make_vms, request, scalar
 
 

@@ -12,7 +12,7 @@ from app.store.pools import planning
 from app.store.pools import rows as pools
 from app.store.pools.planning import take_due
 from app.store.vms import rows as vms
-from tests.integration.store.test_claims import wait_for_vm
+from tests.support.claim_rows import wait_for_vm
 from tests.support.rows import blocked, execute, make_pool, make_vms, scalar, spec
 
 

@@ -8,7 +8,7 @@ import pytest
 from app.domain.states import VmState
 from app.domain.statistics import BootTimes, PoolCounts
 from app.store.pools import statistics
-from tests.integration.store.test_claims import bind, wait_for_vm
+from tests.support.claim_rows import bind, wait_for_vm
 from tests.support.rows import execute, make_pool, make_vms, scalar
 
 

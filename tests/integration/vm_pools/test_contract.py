@@ -4,8 +4,8 @@ import asyncio
 
 from app.services.claims.lifecycle import release_claim
 from app.services.pools.service import delete_pool, pause_pool, replenish_pool, resume_pool
-from tests.integration.vm_pools.conftest import OTHER_TEMPLATE
 from tests.support.rows import eventually, execute, scalar
+from tests.support.vm_pool_world import OTHER_TEMPLATE
 
 
 async def test_it_fills_is_claimed_from_refills_and_takes_back(world):

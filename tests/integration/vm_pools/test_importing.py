@@ -8,7 +8,7 @@ from app.domain.vm_pools import Backing
 from app.errors import ClusterNotFound, Conflict, InvalidRequest
 from app.services.claims.lifecycle import release_claim
 from app.services.pools.vm_pool_import import import_vm_pool
-from tests.integration.services.conftest import never, wish
+from tests.support.claim_services import new_claim, stays_connected
 from tests.support.rows import eventually, scalar
 
 LABELS = {"app": "theirs"}
@@ -99,7 +99,7 @@ async def test_its_vms_become_the_pools_as_they_run(world):
     assert spec["updateStrategy"] == spec["scaleInStrategy"] == {"unmanaged": {}}
     assert "autohealing" not in spec
     assert spec["selector"] == {"matchLabels": LABELS}
-    answer = await world.claim_service.claim(wish("mine", wait=20), never)
+    answer = await world.claim_service.claim(new_claim("mine", wait=20), stays_connected)
     claimed = await scalar(world.db, "SELECT v.uid FROM claim c JOIN vm v ON v.id = c.vm_id")
     assert claimed in uids
     await world.agrees(ready=3, claimed=1)

@@ -8,12 +8,8 @@ from typing import Any
 import pytest
 
 from app.store.database import Database
-from tests.integration.services.conftest import make_claim_service
 from tests.support.claim_replicas import serve_api
 from tests.support.service import Server
-from tests.support.shared_database import db, shared_database_url
-
-__all__ = ["db", "make_claim_service", "shared_database_url"]
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from app.services.claims.lifecycle import release_claim
 from app.services.claims.service import WarmClaim
 from app.store.claims.warm import Bound
 from app.store.vms import rows as vms
-from tests.integration.services.conftest import never, wish
 from tests.support import store_invariants as invariants
+from tests.support.claim_services import new_claim, stays_connected
 from tests.support.rows import fetch, make_pool, make_vms, request, scalar
 from tests.support.vm_supply import warm
 
@@ -79,12 +79,12 @@ class Schedule:
 
     async def arrive(self, claim_service, key, wait):
         number = len(self.asked)
-        mine = wish(self.pool.name, wait=wait, key=key and f"{key}-{self.pool.name}", labels={"n": str(number)})
+        mine = new_claim(self.pool.name, wait=wait, key=key and f"{key}-{self.pool.name}", labels={"n": str(number)})
         body = f"{key}"  # whoever has the key sends the same body, whatever its labels tell this test
 
         async def ask():
             self._began.add(number)
-            return await self.desks[claim_service].claim(mine._replace(request_hash=body), never)
+            return await self.desks[claim_service].claim(mine._replace(request_hash=body), stays_connected)
 
         self.asked.append((key, asyncio.create_task(ask())))
 
@@ -237,6 +237,6 @@ async def test_no_interleaving_gives_a_vm_twice_or_strands_one(db, desks, steps,
             assert isinstance(outcome, Bound)
     else:
         for _ in range(left):
-            assert isinstance(await desks[asks].claim(wish(pool.name), never), WarmClaim)
+            assert isinstance(await desks[asks].claim(new_claim(pool.name), stays_connected), WarmClaim)
     assert await scalar(db, "SELECT count(*) FROM ready_slot WHERE pool_id = :id", id=pool.id) == 0
     await invariants.check(db)

@@ -8,7 +8,7 @@ from app.domain.states import ClaimState, VmState
 from app.errors import ClaimEnded, ClaimNotFound, Conflict, LeaseTooLong
 from app.ids import new_id
 from app.services.claims.lifecycle import release_claim, renew_claim
-from tests.integration.store.test_claims import bind, wait_for_vm
+from tests.support.claim_rows import bind, wait_for_vm
 from tests.support.rows import event_types, make_pool, make_vms, scalar, state_of
 
 

@@ -15,7 +15,7 @@ from app.services.claims.service import WarmClaim
 from app.store import nodes
 from app.store.claims import preference as claim_preference
 from app.store.database import Database
-from tests.integration.services.conftest import never, wish
+from tests.support.claim_services import new_claim, stays_connected
 from tests.support.rows import execute, fetch, make_pool, make_vms, request, scalar
 
 ON = [f"node-{number}" for number in (1, 1, 2, 2, 3, 3)]
@@ -35,7 +35,7 @@ async def pool(db):
 
 
 async def claim(claim_service, key=None, **prefer):
-    return await claim_service.claim(wish(key=key)._replace(prefer=Prefer(**prefer)), never)
+    return await claim_service.claim(new_claim(key=key)._replace(prefer=Prefer(**prefer)), stays_connected)
 
 
 async def test_the_zone_and_the_node_that_are_wished_for_are_given(claim_service, pool):

@@ -21,8 +21,8 @@ from app.services.claims.service import WarmClaim
 from app.services.pools.service import delete_pool, pause_pool
 from app.store.claims import rows as claims
 from app.store.notices import notify_settled
-from tests.integration.services.conftest import never, wish
-from tests.integration.store.test_claims import bind
+from tests.support.claim_rows import bind
+from tests.support.claim_services import new_claim, stays_connected
 from tests.support.rows import eventually, execute, fetch, make_pool, make_vms, scalar
 
 
@@ -44,7 +44,7 @@ async def supply(db, pool, count):
 
 
 async def claim(claim_service, **how):
-    return await claim_service.claim(wish(**how), never)
+    return await claim_service.claim(new_claim(**how), stays_connected)
 
 
 async def test_a_warm_vm_is_handed_out_with_all_that_the_answer_needs(db, claim_service):
@@ -113,24 +113,24 @@ async def test_who_does_not_wait_long_enough_is_told_how_long_it_may_take(db, cl
         assert answer.estimate is not None
         assert answer.estimate.seconds is not None
     await waiting(db, 2)
-    look = await claim_service.queue.look(answer.claim.id, 0, never)
+    look = await claim_service.queue.look(answer.claim.id, 0, stays_connected)
     assert look.estimate is not None
 
 
 async def test_looking_at_a_claim_waits_for_its_change(db, claim_service):
     pool = await make_pool(db)
     answer = await claim(claim_service)
-    looking = asyncio.create_task(claim_service.queue.look(answer.claim.id, 30, never))
+    looking = asyncio.create_task(claim_service.queue.look(answer.claim.id, 30, stays_connected))
     await supply(db, pool, 1)
     assert (await asyncio.wait_for(looking, 10)).claim.state is ClaimState.BOUND
     with pytest.raises(ClaimNotFound):
-        await claim_service.queue.look(new_id(), 1, never)
+        await claim_service.queue.look(new_id(), 1, stays_connected)
 
 
 async def test_a_client_that_leaves_frees_its_place(db, claim_service):
     await make_pool(db)
     gone = asyncio.Event()
-    asked = asyncio.create_task(claim_service.claim(wish(wait=30), gone.wait))
+    asked = asyncio.create_task(claim_service.claim(new_claim(wait=30), gone.wait))
     await waiting(db, 1)
     gone.set()
     with pytest.raises(NoWarmVm):
@@ -152,7 +152,7 @@ async def test_a_request_that_is_cancelled_frees_its_place(db, claim_service):
 async def test_a_client_with_a_key_keeps_its_place_for_a_retry(db, claim_service):
     pool = await make_pool(db)
     gone = asyncio.Event()
-    asked = asyncio.create_task(claim_service.claim(wish(wait=30, key="k"), gone.wait))
+    asked = asyncio.create_task(claim_service.claim(new_claim(wait=30, key="k"), gone.wait))
     await waiting(db, 1)
     gone.set()
     await asyncio.wait_for(asked, 10)
@@ -334,7 +334,8 @@ async def test_who_leaves_before_its_turn_takes_none(db, claim_service, monkeypa
     writing = [asyncio.create_task(claim(claim_service, labels={"of": "those first"}, wait=30)) for _ in range(4)]
     await eventually(lambda: as_coroutine(claim_service.queue._turn.locked()))
     behind = [
-        asyncio.create_task(claim_service.claim(wish(labels={"of": "who left"}, wait=30), left.wait)) for _ in range(3)
+        asyncio.create_task(claim_service.claim(new_claim(labels={"of": "who left"}, wait=30), left.wait))
+        for _ in range(3)
     ]
     last = asyncio.create_task(claim(claim_service, labels={"of": "the last"}, wait=30))
     await eventually(lambda: as_coroutine(len(claim_service.queue._turn._waiters or ()) == 4))

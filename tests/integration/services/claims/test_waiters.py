@@ -13,7 +13,7 @@ from app.services.claims.service import ClaimService, WarmClaim
 from app.services.claims.waiters import Waiters
 from app.services.pools.service import delete_pool
 from app.store.claims.warm import ClaimLane
-from tests.integration.services.conftest import never, wish
+from tests.support.claim_services import new_claim, stays_connected
 from tests.support.rows import eventually, execute, fetch, make_pool, make_vms, scalar
 from tests.support.service import listen
 from tests.support.vm_supply import supply, waiting, warm
@@ -21,8 +21,8 @@ from tests.support.vm_supply import supply, waiting, warm
 HELD = "SELECT extract(epoch FROM pending_until - now())::float FROM claim"
 
 
-async def claim(claim_service, pool="web", *, until_disconnected=never, **how):
-    return await claim_service.claim(wish(pool, **how), until_disconnected)
+async def claim(claim_service, pool="web", *, until_disconnected=stays_connected, **how):
+    return await claim_service.claim(new_claim(pool, **how), until_disconnected)
 
 
 async def vms_of(asked):

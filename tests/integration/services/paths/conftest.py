@@ -6,18 +6,7 @@ import pytest
 
 from app.compute.kubevirt.gateway import connect
 from app.config import Settings
-from tests.integration.services.conftest import make_claim_service
-from tests.support.clusters import dev_cluster
 from tests.support.described_claims import Process
-from tests.support.fake_gateway import FakeGateway
-from tests.support.shared_database import db, shared_database_url
-
-__all__ = ["db", "dev_cluster", "make_claim_service", "shared_database_url"]
-
-
-@pytest.fixture
-def gateway() -> FakeGateway:
-    return FakeGateway()
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from app.store import events
 from app.store.claims import rows as claims
 from app.store.pools import rows as pools
 from app.store.vms import rows as vms
-from tests.integration.services.conftest import never
 from tests.support import store_invariants as invariants
+from tests.support.claim_services import stays_connected
 from tests.support.described_claims import TEMPLATE
 from tests.support.rows import blocked, execute, scalar
 
@@ -94,7 +94,7 @@ async def test_one_that_is_needed_stays(db, process, stage):
 
 async def test_one_that_was_used_lately_stays_though_it_is_idle(db, process):
     answer = await process.claim()
-    await process.claim_service.queue.look(answer.claim.id, 0, never)
+    await process.claim_service.queue.look(answer.claim.id, 0, stays_connected)
     await execute(db, "DELETE FROM claim_queue")
     await execute(db, "UPDATE claim SET state = 'failed', ended_at = now()")
     await execute(db, "UPDATE pool SET created_at = now() - interval '1 day'")

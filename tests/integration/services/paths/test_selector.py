@@ -21,7 +21,7 @@ from app.services.claims.lifecycle import release_claim
 from app.services.claims.queue import StoredClaim
 from app.services.claims.service import WarmClaim
 from app.services.pools.service import pause_pool
-from tests.integration.store.test_claims import wait_for_vm
+from tests.support.claim_rows import wait_for_vm
 from tests.support.described_claims import claim_state, live_vms, make_preload, make_snapshot
 from tests.support.rows import execute, fetch, make_vms, scalar
 

@@ -9,7 +9,7 @@ from app.cli.client.listings import LISTINGS, Kind
 from app.cli.client.printing import Output, seconds, size
 from app.cli.client.progress import NotReached, stand, watch_progress
 from app.cli.client.service import Service, ServiceAway, ServiceSaysNo
-from tests.integration.cli.conftest import Flaky
+from tests.support.flaky_transport import Flaky
 
 
 def service(transport, *, token=None):

@@ -7,8 +7,8 @@ import pytest
 
 from app.devcluster.apiserver import schemas
 from app.devcluster.apiserver.registry import DATA_VOLUMES, POOLS, RESOURCES, SECRETS, VIRTUAL_MACHINES
-from tests.integration.devcluster.conftest import machine
 from tests.support.crd_source import SCHEMA_FILE, compile_crds
+from tests.support.devcluster_bench import machine
 
 CRDS = Path(__file__).parents[5] / "shared" / "crds"
 

@@ -1,10 +1,8 @@
-"""Fixtures of the use cases' tests: a database, a cluster that is faked, and desks that stand for processes."""
+"""The claim service of one process, without HTTP in front of it, and what a test asks of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-
-import pytest
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from app.config import Settings
 from app.services.claims.queue import NewClaim
@@ -13,18 +11,14 @@ from app.services.claims.waiters import Waiters
 from app.store.claims.warm import ClaimLane
 from app.store.database import Database
 from app.store.notices import Listener, Topic
-from tests.support.fake_gateway import FakeGateway
-from tests.support.shared_database import db, shared_database_url
-
-__all__ = ["db", "shared_database_url"]
 
 
-async def never() -> None:
-    """A client that stays."""
+async def stays_connected() -> None:
+    """A client that never disconnects."""
     await asyncio.Event().wait()
 
 
-def wish(pool="web", *, wait=0.0, lease=None, key=None, body="body", labels=None):
+def new_claim(pool="web", *, wait=0.0, lease=None, key=None, body="body", labels=None):
     return NewClaim(pool, wait, lease, labels or {}, key, body)
 
 
@@ -50,23 +44,3 @@ async def run_claim_service(url: str, **given) -> AsyncIterator[ClaimService]:
         await asyncio.gather(*tasks)
         await lane.close()
         await database.close()
-
-
-@pytest.fixture
-async def make_claim_service(db) -> AsyncIterator[Callable[..., object]]:
-    async with AsyncExitStack() as stack:
-
-        async def make(**given):
-            return await stack.enter_async_context(run_claim_service(db.url, **given))
-
-        yield make
-
-
-@pytest.fixture
-async def claim_service(make_claim_service):
-    return await make_claim_service()
-
-
-@pytest.fixture
-def gateway() -> FakeGateway:
-    return FakeGateway()
