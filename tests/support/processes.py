@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-START_SECONDS: Final = 30
+START_SECONDS = 90.0  # for processes that start on a machine with more work than processors
 _LOOK_SECONDS: Final = 0.05
 _TAIL_LINES: Final = 15
 

@@ -17,7 +17,7 @@ from app.reconcilers.vms.status_writer import Observing
 from app.services.claims.lifecycle import release_claim
 from app.services.pools.service import delete_pool, put_pool
 from app.store.claims.warm import ClaimLane
-from app.store.pools.planning import notes
+from app.store.pools.planning import last_plan
 from tests.support import store_invariants as invariants
 from tests.support.rows import execute, fetch, request, scalar, spec
 
@@ -240,7 +240,7 @@ async def test_what_the_cluster_cannot_make_is_told_on_the_pool(world):
     await world.work()
     await world.plan()
     async with world.db.begin() as tx:
-        assert any("exceeded quota: vms" in note for note in await notes(tx, pool.id))
+        assert any("exceeded quota: vms" in note for note in (await last_plan(tx, pool.id)).notes)
 
 
 @pytest.mark.parametrize("error", [ClusterUnavailable("away"), ClusterRefused("no")], ids=["away", "refused"])
