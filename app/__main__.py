@@ -4,15 +4,15 @@ import sys
 
 
 def main() -> None:
-    """Runs the command. Reading the service takes longer than all that a client does, and so a client does not."""
+    """Runs the command. Importing the service takes longer than a client command runs, so that client commands do not."""
     from app.cli.client import program  # noqa: PLC0415 - see above
 
     if program.takes(sys.argv[1:]):
         program.main()
         return
-    from app.cli import server_commands as cli  # noqa: PLC0415 - see above
+    from app.cli import program as whole  # noqa: PLC0415 - see above
 
-    cli.main()
+    whole.main()
 
 
 if __name__ == "__main__":

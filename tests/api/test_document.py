@@ -8,10 +8,10 @@ import jsonschema
 import pytest
 
 from app.api import examples
+from app.api.app import create_app
 from app.api.problems import MEDIA_TYPE
 from app.config import Role
 from app.errors import EmberpoolError
-from app.server import create_app
 from tests.support.service import client_of
 
 COMMITTED = Path(__file__).parents[2] / "openapi" / "openapi.json"

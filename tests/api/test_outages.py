@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from app.server import create_app
+from app.api.app import create_app
 from app.store.database import Database
 from app.store.migrations import head
 from tests.support.event_stream import follow, take

@@ -1,4 +1,4 @@
-"""The service as the demo sees it: asked over HTTP, and what it refuses told in its own words."""
+"""The demo's HTTP client. An error of the service ends the demo with the service's own message."""
 
 import asyncio
 import time
@@ -22,11 +22,11 @@ class DemoFailed(EmberpoolError):
 
 
 class Client:
-    """One connection to the service. `patience`: after so many seconds, what has not come to be will not. All raise DemoFailed."""
+    """A client of the service. What is waited for longer than `timeout_seconds` has failed. Every method raises DemoFailed."""
 
-    def __init__(self, http: httpx.AsyncClient, patience: float) -> None:
+    def __init__(self, http: httpx.AsyncClient, timeout_seconds: float) -> None:
         self._http = http
-        self._patience = patience
+        self._timeout_seconds = timeout_seconds
 
     async def ask(
         self,
@@ -37,12 +37,12 @@ class Client:
         query: Json | None = None,
         manifest: bytes | None = None,
     ) -> Json:
-        """The answer's JSON. A `manifest` is YAML, in the place of a body."""
+        """Sends a request with a JSON `body` or a YAML `manifest`, and returns the JSON of the answer."""
         kind = {"content-type": "application/yaml"} if manifest is not None else {}
         try:
             answer = await self._http.request(method, path, json=body, params=query, content=manifest, headers=kind)
         except httpx.HTTPError as error:
-            raise DemoFailed(f"{method} {path} was not answered: {str(error) or type(error).__name__}.") from error
+            raise DemoFailed(f"{method} {path} got no answer: {str(error) or type(error).__name__}.") from error
         found: Json = answer.json()
         if answer.is_error:
             raise DemoFailed(
@@ -53,31 +53,34 @@ class Client:
     async def watch(
         self, path: str, *, until: Callable[[Json], bool], lost: Callable[[Json], str | None], what: str
     ) -> Json:
-        """What is at `path` once it is as it should be. `lost` says why it never will be; what is awaited is `what`, in words."""
-        give_up = time.monotonic() + self._patience
+        """Reads `path` until `until` is true, and returns what it read.
+
+        `lost` returns the reason if that will never happen. `what` says what is wrong meanwhile, as in "the pool is not full".
+        """
+        give_up = time.monotonic() + self._timeout_seconds
         while True:
             found = await self.ask("GET", path)
             if until(found):
                 return found
             because = lost(found)
             if because is None and time.monotonic() > give_up:
-                because = f"{self._patience:.0f} s were not enough"
+                because = f"it took more than {self._timeout_seconds:.0f} s"
             if because is not None:
-                raise DemoFailed(f"{what}, and will not be soon: {because}.")
+                raise DemoFailed(f"{what}: {because}.")
             await asyncio.sleep(LOOK_SECONDS)
 
     async def bound(self, claim: Json) -> Json:
-        """The claim once it has its VM."""
-        give_up = time.monotonic() + self._patience
+        """Waits until the claim is bound to a VM, and returns it."""
+        give_up = time.monotonic() + self._timeout_seconds
         while claim["state"] != "bound":
             if claim["state"] in _LOST or time.monotonic() > give_up:
-                raise DemoFailed(f"the claim is {claim['state']}, and has no VM: {claim['reason']}.")
+                raise DemoFailed(f"the claim has no VM; it is {claim['state']}: {claim['reason']}.")
             claim = await self.ask("GET", f"/v1/claims/{claim['id']}", query={"wait_seconds": _WAIT_SECONDS})
         return claim
 
 
 @asynccontextmanager
-async def connect(address: str, *, patience: float) -> AsyncIterator[Client]:
-    # No proxy of the environment stands between a process and itself.
+async def connect(address: str, *, timeout_seconds: float) -> AsyncIterator[Client]:
+    # The service runs in this process: a proxy from the environment must not be used.
     async with httpx.AsyncClient(base_url=address, timeout=2 * _WAIT_SECONDS, trust_env=False) as http:
-        yield Client(http, patience)
+        yield Client(http, timeout_seconds)

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from app.cli import server_commands as cli
+from app.cli import program as cli
 from tests.support.module_service import cluster, server
 from tests.support.service import listen
 

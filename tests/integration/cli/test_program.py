@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from app.cli import server_commands as cli
+from app.cli import program as cli
 from app.cli.client import program
 from app.errors import InvalidRequest
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.cli import server_commands as cli
+from app.cli import program as cli
 from app.store.migrations import head
 
 PROGRAM = [sys.executable, "-m", "app"]
@@ -22,7 +22,7 @@ PROGRAM = [sys.executable, "-m", "app"]
 def run(monkeypatch, capsys):
     """Run a command in this process; gives its exit code, and what it wrote to both outputs."""
     # The logs of this process stay as they are: a test's stderr is closed when the next one writes.
-    monkeypatch.setattr(cli, "configure_logs", lambda **_: None)
+    monkeypatch.setattr("app.cli.settings.configure_logs", lambda **_: None)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -62,9 +62,9 @@ def kubeconfig(folder: Path, url: str = "http://127.0.0.1:1") -> str:
         (
             ["migrate", "--database-url", "postgresql://me:secret@127.0.0.1:1/d"],
             1,
-            "The database cannot be used. What came of reaching postgresql://127.0.0.1:1/d is: ",
+            "The database cannot be used. Connecting to postgresql://127.0.0.1:1/d failed: ",
         ),
-        (["serve", "--kubeconfig", "/none"], 2, "kubeconfig: there is no file /none"),
+        (["serve", "--kubeconfig", "/none"], 2, "kubeconfig: /none is not a file"),
         (["demo", "--pool", "/none"], 1, "The demo cannot go on. /none cannot be read: No such file or directory."),
     ],
 )
@@ -119,7 +119,7 @@ def test_a_port_that_is_taken_is_told(run, postgres, template_database, tmp_path
             *("--database-url", postgres.url(template_database)),
         )
     assert code == 1
-    assert f"The service cannot listen. 127.0.0.1 port {port} is taken by another process" in err
+    assert f"The service cannot listen. 127.0.0.1 port {port} is in use by another process" in err
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "clusters: ["])

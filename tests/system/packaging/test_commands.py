@@ -16,7 +16,7 @@ from tests.support.checkout import ROOT, TOOLS
 
 @pytest.fixture(scope="module")
 def program() -> typer.core.TyperGroup:
-    cli = importlib.import_module("app.cli.server_commands")
+    cli = importlib.import_module("app.cli.program")
     (found,) = [value for value in vars(cli).values() if isinstance(value, typer.Typer)]
     return typer.main.get_command(found)
 

@@ -20,7 +20,7 @@ PENDING = {
 }
 
 
-async def perform(answer: Callable[[str, str], dict | None], *, patience: float = 60) -> None:
+async def perform(answer: Callable[[str, str], dict | None], *, timeout_seconds: float = 60) -> None:
     """`answer` gives what a request gets; None: it is never answered."""
 
     async def handle(request: httpx.Request) -> httpx.Response:
@@ -31,7 +31,7 @@ async def perform(answer: Callable[[str, str], dict | None], *, patience: float 
 
     transport = httpx.MockTransport(handle)
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
-        await show_paths(Client(http, patience), Console(file=io.StringIO()))
+        await show_paths(Client(http, timeout_seconds), Console(file=io.StringIO()))
 
 
 async def test_an_import_that_failed_is_told_in_its_words():
@@ -40,18 +40,18 @@ async def test_an_import_that_failed_is_told_in_its_words():
             return {"state": "failed", "ready": False, "reason": "HTTP 404", "progress": {"percent": None}}
         return PENDING if method == "POST" else None
 
-    with pytest.raises(DemoFailed, match=r"^the image is not imported, and will not be soon: HTTP 404\.$"):
+    with pytest.raises(DemoFailed, match=r"^the image is not imported: HTTP 404\.$"):
         await perform(answer)
 
 
-async def test_patience_ends():
+async def test_a_step_that_takes_longer_than_its_timeout_ends_the_demo():
     def answer(method: str, path: str) -> dict | None:
         if path.startswith("/v1/preloads/"):
             return {"state": "importing", "ready": False, "reason": None, "progress": {"percent": 3}}
         return PENDING if method == "POST" else None
 
-    with pytest.raises(DemoFailed, match=r"will not be soon: 0 s were not enough\.$"):
-        await perform(answer, patience=0)
+    with pytest.raises(DemoFailed, match=r"it took more than 0 s\.$"):
+        await perform(answer, timeout_seconds=0)
 
 
 async def test_a_claim_that_was_lost_is_told_with_its_reason():
@@ -60,7 +60,7 @@ async def test_a_claim_that_was_lost_is_told_with_its_reason():
             return {**PENDING, "state": "failed", "reason": "no path is left"}
         return {"state": "importing", "ready": False, "reason": None, "progress": {"percent": None}}
 
-    with pytest.raises(DemoFailed, match=r"^the claim is failed, and has no VM: no path is left\.$"):
+    with pytest.raises(DemoFailed, match=r"^the claim has no VM; it is failed: no path is left\.$"):
         await perform(answer)
 
 

@@ -1,0 +1,52 @@
+"""`emberpool serve`: the service in production, with a Postgres and a cluster that exist."""
+
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+
+from app import server
+from app.cli.migrate import DatabaseUnusable, read_migration
+from app.cli.settings import DatabaseUrl, check_settings, read_settings, run_async
+from app.config import Role, Settings
+from app.errors import DatabaseUnavailable
+from app.store import migrations
+
+log = structlog.get_logger(__name__)
+
+
+def serve(
+    *,
+    database_url: DatabaseUrl = None,
+    kubeconfig: Annotated[
+        Path | None, typer.Option(help="A kubeconfig file. Without one, the service account of the pod is used.")
+    ] = None,
+    namespace: Annotated[str | None, typer.Option(help="The namespace in which the VMs live.")] = None,
+    role: Annotated[Role | None, typer.Option(help="Which part of the service this process runs.")] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port of the API; 0: any free port.")] = None,
+) -> None:
+    """Serve with an existing Postgres and cluster. Every setting is also an environment variable EMBERPOOL_<NAME>."""
+    settings = read_settings(
+        database_url=database_url, kubeconfig=kubeconfig, namespace=namespace, role=role, host=host, port=port
+    )
+    check_settings(settings)
+
+    async def run() -> None:
+        try:
+            await _require_migrated(settings)
+        except DatabaseUnavailable:
+            log.warning("start.without_database", hint="requests get 503 until the database can be reached")
+        await server.serve(settings)
+
+    run_async(run)
+
+
+async def _require_migrated(settings: Settings) -> None:
+    """Raises DatabaseUnusable if the database is older than this program needs, and DatabaseUnavailable."""
+    found, needed = await read_migration(settings), migrations.head()
+    if found is None or found < needed:
+        raise DatabaseUnusable(
+            f"it is at migration {found or 'nothing'}, and this program needs {needed}; run `emberpool migrate` first"
+        )

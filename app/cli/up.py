@@ -1,0 +1,53 @@
+"""`emberpool up`: the service with everything that it needs, on one machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from app.cli.settings import ColdBoot, Port, read_settings, run_async, run_embedded_cluster
+from app.embedded.folder import default_data_dir, hold_folder
+from app.embedded.postgres import describe_opening, run_postgres
+from app.server import serve
+from app.store import migrations
+
+_errors = Console(stderr=True)
+
+
+def up(
+    *,
+    port: Port = 8080,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="The folder that keeps the data.", show_default=str(default_data_dir()))
+    ] = None,
+    cold_boot_seconds: ColdBoot = 30,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes of the dev cluster.")] = 3,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Serve with an embedded Postgres and a dev cluster until stopped. Their data is kept for the next start."""
+    settings = read_settings(port=port, log_level=log_level, log_format="console")
+    folder_path = data_dir or default_data_dir()
+    opening = describe_opening(folder_path / "postgres")
+    if opening is not None:
+        _errors.print(Text(opening, style="yellow"), soft_wrap=True)
+
+    async def run() -> None:
+        async with run_embedded_cluster(
+            settings, folder, postgres, cold_boot_seconds=cold_boot_seconds, nodes=nodes
+        ) as embedded:
+            await serve(embedded, on_ready=lambda address: _greet(address, folder_path))
+
+    with hold_folder(folder_path) as folder, run_postgres(folder) as postgres:
+        migrations.upgrade(postgres.url())
+        run_async(run)
+
+
+def _greet(address: str, folder: Path) -> None:
+    where = ("\nEmberpool serves at ", (address, "bold"), "; its OpenAPI UI is at ", (f"{address}/docs", "bold"), ".")
+    _errors.print(Text.assemble(*where), soft_wrap=True)
+    _errors.print(
+        Text(f"The cluster is simulated, and so are its times. All data is kept in {folder}. Ctrl-C stops.\n"),
+        soft_wrap=True,
+    )
