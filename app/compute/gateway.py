@@ -1,12 +1,13 @@
-"""What the rest of the service may ask of a cluster. Every method raises only errors of `app.errors`:
+"""What the service may ask of a cluster. Every method raises only errors of `app.errors`:
 
-ClusterUnavailable (try again later), ClusterRefused (the object is wrong: its author must change it), ClusterForbidden
-(a right or a quota is missing), ClusterConflict, ClusterNotFound; anything else the cluster says is a ClusterError.
+ClusterUnavailable (try again later), ClusterRefused (the object is wrong; its author must change it), ClusterForbidden (a
+permission or a quota is missing), ClusterConflict, ClusterNotFound, and ClusterError for everything else the cluster answers.
 """
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
+from app.compute.capabilities import Capability
 from app.compute.nodes import NodeEvent
 from app.compute.preloads import PreloadGateway
 from app.compute.snapshots import SnapshotGateway
@@ -16,6 +17,7 @@ from app.domain.nodes import Demand
 from app.domain.observation import Observation, PodTimes, WarmWhen
 from app.domain.paths import Start
 from app.domain.placement import Placement
+from app.domain.templates import VmSpec, WrittenTemplate
 
 
 class Gateway(Protocol):
@@ -28,61 +30,71 @@ class Gateway(Protocol):
     @property
     def vm_pools(self) -> VmPoolGateway: ...
 
+    async def unavailable(self, capability: Capability) -> str | None:
+        """Why this cluster lacks the capability; None if it has it. WATCH_NODES is answered without a call to the cluster."""
+        ...
+
     def expand(
         self,
-        template: dict[str, Any],
+        template: WrittenTemplate,
         warm_when: WarmWhen,
         placement: Placement | None = None,
         *,
         diskless: bool = False,
     ) -> VmTemplate:
-        """A template as users write it, to a VM's spec. Raises TemplateRefused with every problem found, each with its field. No network.
+        """Turns a written template into a VM's spec. Raises TemplateRefused with every problem and its field. No network.
 
-        `warm_when` is the pool's: where the guest agent decides and the template brings no readiness probe, the spec gets
-        one that asks the agent, so that the VM's Ready follows its guest. `diskless`: its VMs get a disk from what they
-        start from, and the short form needs no image. `placement` says where it may run, beside what the template says of that.
+        `warm_when` is the pool's: if the guest agent decides and the template has no readiness probe, the spec gets a probe that
+        asks the agent, so that the VM is ready when its guest is. `placement` is added to what the template says about nodes.
+        `diskless`: the VMs get their disk from what they start from, so the short form needs no image.
         """
         ...
 
-    def demand(self, spec: dict[str, Any]) -> Demand | None:
-        """What the pod of a VM of an expanded `spec` asks of a node; None where that is not known. No network."""
+    def reopen(self, spec: VmSpec, *, shutdown_seconds: int = 0) -> VmTemplate:
+        """The template of a stored spec. No network.
+
+        `shutdown_seconds`: the guest gets at least this long to shut down when its VM is stopped. That changes the spec and the
+        fingerprint, and not the shape.
+        """
         ...
 
-    def fragment(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """What of an expanded `spec` says where its VM may run, and on what terms."""
+    def demand(self, spec: VmSpec) -> Demand | None:
+        """What a VM of the spec needs from a node; None if that cannot be known. No network."""
+        ...
+
+    def fragment(self, spec: VmSpec) -> dict[str, Any]:
+        """The part of the spec that says where its VM may run and on what terms, as JSON to show to people."""
         ...
 
     async def check(self, template: VmTemplate) -> None:
-        """A server-side dry run of one VM. Raises TemplateRefused with the cluster's own message and field.
+        """Tries to create one VM without creating it. Raises TemplateRefused with the cluster's message and field.
 
-        A namespace that is missing (ClusterNotFound) or a quota that is used up (ClusterForbidden) is no fault of the template.
+        A missing namespace (ClusterNotFound) or an exhausted quota (ClusterForbidden) is not the template's fault.
         """
         ...
 
-    async def create_vm(
-        self, *, name: str, pool: str, vm_id: str, template: VmTemplate, start: Start = None
-    ) -> Observation:
-        """Makes the VM, or finds the one that an earlier try made (same name and `vm_id` label): both are success.
+    async def create_vm(self, *, name: str, pool: str, vm_id: str, spec: VmSpec, start: Start = None) -> Observation:
+        """Creates the VM, or finds the one that an earlier attempt created (same name, same `vm_id`). Both are success.
 
-        With a `start` its disks begin with that content. Those of a snapshot are made after the VM and belong to it: until
-        this returns the VM may stand there without them.
+        With `start`, its disks begin with that content. Disks from a snapshot are created after the VM and belong to it; until
+        this returns, the VM may exist without them. A VM from an earlier attempt may already be `deleting` in the answer.
 
-        Raises ClusterConflict where the name belongs to an object that is not this VM's. A VM that an earlier try made may
-        already be `deleting` in the answer.
+        Raises ClusterConflict if the name belongs to an object that is not this VM.
         """
         ...
 
     async def delete_vm(self, *, name: str, uid: str | None) -> bool:
-        """Asks for a Foreground delete of exactly that UID. True: the object is still going; False: there is none (any more).
+        """Deletes exactly the VM with that UID. True: the object still exists; False: it does not exist (any more).
 
-        With `uid` None the name alone decides, but only an object that carries our labels is touched. An object of
-        another UID is left alone and counts as gone.
+        With `uid` None the name decides, but only an object with our labels is deleted. An object with another UID is left
+        alone and counts as gone.
         """
         ...
 
     async def label_claim(self, *, name: str, uid: str, claim_id: str, called: str | None = None) -> None:
-        """Writes the claim's id as a label on exactly that VM, and what people call it where it can be found by that: as a
-        label too, or as an annotation where it is none. Raises ClusterNotFound, ClusterConflict (another UID).
+        """Marks exactly that VM with the claim's id, and with the claim's `called` name if it has one.
+
+        The name becomes a label if it can be one, otherwise an annotation. Raises ClusterNotFound, ClusterConflict (another UID).
         """
         ...
 
@@ -91,18 +103,19 @@ class Gateway(Protocol):
         ...
 
     async def pod_times(self, vm_ids: Sequence[str]) -> dict[str, PodTimes]:
-        """What the pods of these VMs tell of their start, by `vm_id`; VMs that have none are missing."""
+        """When the pods of these VMs were scheduled and started, by `vm_id`. VMs without a pod are left out."""
         ...
 
     def observe(self) -> AsyncGenerator[ClusterEvent, None]:
-        """Lists, then watches, for ever: lists again on 410, on a break, on silence, and every relist interval. Ends only by being closed.
+        """Lists the VMs, then watches them, for ever.
 
-        The first event is a Listed or a Broken. Wrap it in `contextlib.aclosing`: closed, it leaves no task and no connection.
+        It lists again when the watch expires, breaks or is silent, and at every relist interval. It ends only when it is closed;
+        wrap it in `contextlib.aclosing`, which leaves no task and no connection behind. The first event is a Listed or a Broken.
         """
         ...
 
     def observe_nodes(self) -> AsyncGenerator[NodeEvent, None]:
-        """Likewise for the cluster's nodes and what runs on them. The first event is a NodesListed or a Broken."""
+        """The same for nodes and what runs on them. The first event is a NodesListed or a Broken."""
         ...
 
     async def close(self) -> None: ...

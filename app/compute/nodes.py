@@ -8,7 +8,7 @@ from app.domain.nodes import Node
 
 @dataclass(frozen=True, slots=True)
 class NodesListed:
-    """All nodes there are. `pods_hidden`: why what runs on them cannot be seen; None: it can."""
+    """All nodes of the cluster. `pods_hidden`: why the pods on them cannot be read; None if they can."""
 
     nodes: tuple[Node, ...]
     pods_hidden: str | None
@@ -16,7 +16,7 @@ class NodesListed:
 
 @dataclass(frozen=True, slots=True)
 class NodeChanged:
-    """One node, or what runs on it, changed: all that is known of it now."""
+    """A node, or what runs on it, changed. `node` is complete."""
 
     node: Node
 

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-from app.compute.vms import VmTemplate
 from app.domain.paths import ImageRef
 from app.domain.preload_lifecycle import Present, Seen, Volume
 from app.domain.preloads import PreloadSpec
+from app.domain.templates import VmSpec
 
 
 @dataclass(frozen=True, slots=True)
 class PreloadOrder:
-    """What is to be made for one generation of a preload."""
+    """What to create for one generation of a preload."""
 
     preload_id: UUID
     name: str
@@ -21,33 +21,35 @@ class PreloadOrder:
 
 
 class PreloadGateway(Protocol):
-    """Images brought near: as volumes by CDI, onto nodes by DaemonSets. Objects carry our labels, and the preload's id."""
+    """Disk images become volumes; container images are pulled onto nodes. Objects carry our labels and the preload's id."""
 
     def reference(self, spec: PreloadSpec) -> ImageRef:
-        """The image that it brings near; a PVC's with its namespace. No network."""
+        """The image that the preload brings near; a volume claim with its namespace. No network."""
         ...
 
-    def found_in(self, template: VmTemplate) -> tuple[PreloadSpec, ...]:
-        """What would bring each image of the template near, with the size and class that the template asks for. No network."""
+    def specs_for(self, spec: VmSpec) -> tuple[PreloadSpec, ...]:
+        """One preload for each image of a VM, with the size and storage class that the VM asks for. No network."""
         ...
 
     async def check(self, order: PreloadOrder) -> None:
-        """A server-side dry run. Raises PreloadRefused with the cluster's own message and field, ClusterError without CDI."""
+        """Tries the order without creating anything. Raises PreloadRefused with the cluster's message and field, and
+        ClusterError if the cluster has nothing that imports disk images.
+        """
         ...
 
     async def make(self, order: PreloadOrder) -> None:
-        """Makes the generation's object, or finds the one that an earlier try made: both are success.
+        """Creates the generation's object, or finds the one that an earlier attempt created. Both are success.
 
-        Raises ClusterConflict where the name belongs to an object that is not this generation's, ClusterError without CDI.
+        Raises ClusterConflict if the name belongs to an object that is not this generation's, and ClusterError as `check` does.
         """
         ...
 
     async def look(self, preload_id: UUID) -> tuple[Seen, ...]:
-        """Every object of that preload, of whichever generation."""
+        """Every object of the preload, of any generation."""
         ...
 
     async def find_present(self, name: str) -> Present:
-        """What stands in the namespace under the preload's own name, made by others."""
+        """What others created in the namespace under the preload's own name."""
         ...
 
     async def clones(self, volume: Volume) -> tuple[str, ...]:
@@ -55,9 +57,9 @@ class PreloadGateway(Protocol):
         ...
 
     async def remove(self, seen: Seen) -> None:
-        """Asks for the end of exactly that object. One that is gone, or is another by now, is success."""
+        """Deletes exactly that object. It is success if it is gone, or if another object has its name by now."""
         ...
 
     async def all(self) -> tuple[Seen, ...]:
-        """Every object of every preload of this installation, by kind, name and preload alone: for finding those of no row."""
+        """Every object of every preload of this installation, with its kind, name and preload only: to find those without a row."""
         ...

@@ -1,47 +1,52 @@
 """Snapshots of the disks of VMs."""
 
+from collections.abc import Iterable
 from typing import Protocol
 
-from app.compute.vms import VmTemplate
 from app.domain.paths import SnapshotDisk
 from app.domain.snapshots import Sight, SourceVm, VolumeVerdict
+from app.domain.templates import VmSpec
 
 
 class SnapshotGateway(Protocol):
-    """Snapshots of VMs' disks. Objects are named by the caller, and carry our labels and the id of the take that they are of."""
+    """The caller names the objects. They carry our labels and the id of the take that they belong to."""
 
-    def judge(self, template: VmTemplate) -> tuple[VolumeVerdict, ...]:
-        """Which volumes of a template's VMs could ever be in a snapshot, and why not each other. No network.
+    def judge(self, spec: VmSpec) -> tuple[VolumeVerdict, ...]:
+        """Which volumes of a VM can be in a snapshot, and why the others cannot. No network.
 
-        What only the cluster knows (has its storage class a snapshot class?) is taken to be well.
+        What only the cluster knows (whether a storage class has a snapshot class) is assumed to be fine.
         """
         ...
 
     async def source(self, name: str) -> SourceVm | None:
-        """The VM of that name, whoever made it; None: there is none."""
+        """The VM of that name, whoever created it; None if there is none."""
         ...
 
     async def stop(self, *, name: str, uid: str) -> None:
-        """Lets exactly that VM shut down, and not start again. Raises ClusterNotFound, ClusterConflict (another UID)."""
+        """Shuts exactly that VM down and keeps it from starting again. Raises ClusterNotFound, ClusterConflict (another UID)."""
         ...
 
     async def take(self, *, name: str, snapshot: str, take_id: str, vm: str, deadline_seconds: int) -> Sight:
-        """Asks for a snapshot of the VM, or finds the one that an earlier try asked for (same name and label).
+        """Creates a snapshot of the VM, or finds the one that an earlier attempt created (same name, same take).
 
-        Raises ClusterConflict where the name belongs to an object that is not this take's.
+        Raises ClusterConflict if the name belongs to an object that is not this take's.
         """
         ...
 
     async def look(self, name: str) -> Sight | None:
-        """None: there is no such object."""
+        """None if there is no such snapshot."""
         ...
 
     async def disks(self, sight: Sight) -> tuple[SnapshotDisk, ...]:
-        """The disks of a snapshot that is ready, each large enough for what it holds."""
+        """The disks of a ready snapshot, each large enough for its content."""
+        ...
+
+    def count_bytes(self, disks: Iterable[SnapshotDisk]) -> int:
+        """How much storage the disks need together when they are restored. No network."""
         ...
 
     async def remove(self, *, name: str, uid: str | None, take_id: str) -> bool:
-        """Asks for the end of the snapshot and all that it holds. True: it is still going; False: there is none (any more).
+        """Deletes the snapshot and its content. True: it still exists; False: it does not exist (any more).
 
         With `uid` None the name decides. An object that is not this take's is left alone and counts as gone.
         """

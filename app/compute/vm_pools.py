@@ -1,85 +1,90 @@
-"""Pools of VMs that the cluster itself fills: VirtualMachinePools."""
+"""Pools of VMs that the cluster itself fills (in KubeVirt: VirtualMachinePool)."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import UUID
 
-from app.compute.vms import VmTemplate
 from app.domain.paths import Start
+from app.domain.templates import VmSpec, WrittenTemplate
 from app.domain.vm_pools import Change, VmPoolSight
 
 
 @dataclass(frozen=True, slots=True)
 class VmPoolOrder:
-    """What the VirtualMachinePool `name` of a pool is to make VMs from."""
+    """What the VM pool `name`, which stands behind our pool `pool`, makes its VMs from."""
 
     name: str
     pool: str
     pool_id: UUID
-    template: VmTemplate
+    spec: VmSpec
     revision: str
     start: Start = None
 
 
 @dataclass(frozen=True, slots=True)
 class FoundVmPool:
-    """A VirtualMachinePool that somebody made. `template` makes its VMs, of which it owns `members`, by name. `managed`: by
-    which strategies the cluster may change or delete its VMs; `heals`: it has autohealing.
+    """A VM pool that somebody else created.
+
+    `template` makes its VMs; `members` are the names of those that it owns. `managed`: the strategies by which the cluster may
+    change or delete its VMs; `heals`: autohealing is on.
     """
 
     sight: VmPoolSight
-    template: dict[str, Any]
+    template: WrittenTemplate
     members: tuple[str, ...]
     managed: tuple[str, ...]
     heals: bool
 
 
 class VmPoolGateway(Protocol):
-    """VirtualMachinePools, of which the cluster is let do one thing: create VMs. Objects carry our labels, and the pool's id."""
+    """The cluster is allowed to do one thing with a VM pool: create VMs. Objects carry our labels and the pool's id.
+
+    Every async method raises ClusterNotFound where the cluster has no VM pools (`Capability.VM_POOLS`).
+    """
 
     def fingerprint(self, order: VmPoolOrder) -> str:
-        """Changes with all that VMs are made from. No network."""
+        """Changes when anything that VMs are made from changes. No network."""
         ...
 
     async def check(self, order: VmPoolOrder) -> None:
-        """A server-side dry run. Raises ClusterRefused in the cluster's own words, ClusterNotFound where no such kind is served."""
+        """Tries the order without creating anything. Raises ClusterRefused with the cluster's message."""
         ...
 
     async def look(self, name: str) -> VmPoolSight | None:
-        """None: there is no such object. Raises ClusterNotFound where the cluster does not know the kind."""
+        """None if there is no such object."""
         ...
 
     async def make(self, order: VmPoolOrder, *, replicas: int, paused: bool) -> VmPoolSight:
-        """Makes it, or finds the one that an earlier try made. Raises ClusterConflict where the name is another's."""
+        """Creates it, or finds the one that an earlier attempt created. Raises ClusterConflict if the name is taken."""
         ...
 
     async def change(self, order: VmPoolOrder, seen: VmPoolSight, change: Change) -> VmPoolSight:
-        """Writes the change to exactly what was seen. Raises ClusterRefused where somebody else wrote since."""
+        """Changes the object as it was last read. Raises ClusterRefused if somebody else has written to it since."""
         ...
 
     async def detach(self, *, name: str, uid: str, claim_id: str | None) -> None:
-        """Takes exactly that VM from its VirtualMachinePool, and writes the claim's id onto it in the same patch.
+        """Takes exactly that VM out of its VM pool and writes the claim's id onto it, in one step.
 
-        One that has no owner is success. Raises ClusterNotFound where it is gone, or another has its name by now.
+        It is success if the VM has no owner. Raises ClusterNotFound if it is gone, or if another VM has its name by now.
         """
         ...
 
     async def free(self, seen: VmPoolSight) -> None:
-        """Lets one that is deleted, or to be, go: it no longer waits for us."""
+        """Removes our hold on a VM pool that is being deleted, so that it can go."""
         ...
 
     async def remove(self, seen: VmPoolSight) -> None:
-        """Asks for the end of exactly that object; VMs that it owns stay, and are owned by nobody."""
+        """Deletes exactly that object. Its VMs stay and have no owner any more."""
         ...
 
     async def all(self) -> tuple[VmPoolSight, ...]:
-        """Every VirtualMachinePool of this installation."""
+        """Every VM pool of this installation."""
         ...
 
     async def find(self, name: str) -> FoundVmPool | None:
-        """One that anybody made, with its VMs; None: there is none of that name."""
+        """One that anybody created, with its VMs; None if there is none of that name."""
         ...
 
     async def enroll(self, order: VmPoolOrder, owner: str) -> int:
-        """Puts our labels on the VMs of `owner` that lack them, so that they are seen as the pool's; on how many it did."""
+        """Puts our labels on those VMs of `owner` that lack them, so that they count as the pool's. Returns how many."""
         ...

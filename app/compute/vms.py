@@ -2,48 +2,39 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
-from typing import Any
 
 from app.domain.observation import Observation
 from app.domain.paths import ImageRef
-
-
-class TemplateForm(StrEnum):
-    """How a template was written. It is needed only to say where in it a refused field stands."""
-
-    SHORT = "short"
-    """`{image, cpu, memory, ...}`"""
-    VMI = "vmi"
-    """`{metadata?, spec: {domain, volumes, ...}}`: what a VirtualMachine has as `spec.template`"""
-    VM_SPEC = "vm-spec"
-    """`{runStrategy?, template, dataVolumeTemplates?}`: a VirtualMachine's `spec`"""
-    VM = "vm"
-    """`{metadata?, spec: {runStrategy?, template, ...}}`: a VirtualMachine, or a VirtualMachinePool's template"""
+from app.domain.templates import VmSpec
 
 
 @dataclass(frozen=True, slots=True)
 class VmTemplate:
-    """A pool's template, expanded and checked by our own rules: the `spec` of a VirtualMachine, and its fingerprint.
+    """A template that the gateway expanded and checked by its own rules. Only the gateway makes one.
 
-    `fingerprint` is the same for templates that make the same VM; a change of it rotates a pool. `spec` and `fingerprint`
-    are all that a VM is made from, and so all that has to be kept. `shape` is the same for templates whose VMs boot the
-    same, whatever they are called: a VM of one may serve a wish for the other. `images`: what its disks are made from.
+    `spec` is all that a VM is made from, and all that has to be stored. The other fields are read from it:
+
+    - `fingerprint`: equal for templates that make the same VM. When it changes, the pool rotates its VMs.
+    - `shape`: equal for templates whose VMs boot the same, whatever they are called. A VM of one can serve a claim for the other.
+    - `images`: what the disks are made from.
+    - `has_own_disk`: whether it has a disk with content of its own, so that its VMs can start without a snapshot or preload.
+    - `form`: how the template was written. Only the gateway reads it, to say where in the template a refused field is.
     """
 
-    spec: dict[str, Any]
+    spec: VmSpec
     fingerprint: str
-    form: TemplateForm = TemplateForm.VM_SPEC
-    shape: str = ""
+    shape: str
     images: tuple[ImageRef, ...] = ()
+    has_own_disk: bool = True
+    form: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """The whole truth at one moment: VMs of ours that are not in it do not exist.
+    """All VMs of this installation at one moment: a VM that is not listed does not exist.
 
-    `began_at` is when the list was asked for, by this process's clock: a VM created after it may be missing. Whoever
-    compares it with times that another clock wrote must allow for the difference, or take their own note of the time.
+    `began_at` is when the list was requested, by the clock of this process. A VM that was created later may be missing. Allow
+    for clock differences when you compare it with a time from another clock.
     """
 
     observations: tuple[Observation, ...]
@@ -52,7 +43,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """One VM (or its VMI) changed: all that is known of it now."""
+    """One VM changed. The observation is complete."""
 
     observation: Observation
 
@@ -67,7 +58,7 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The cluster cannot be observed right now, and why; a Listed follows when it can be again."""
+    """The cluster cannot be observed at the moment, and why. A list follows once it can be observed again."""
 
     reason: str
 

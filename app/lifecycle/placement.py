@@ -13,6 +13,7 @@ from uuid import UUID
 from app.compute.gateway import Gateway
 from app.domain.capacity import Fit, emptied, fit, take_places, tell
 from app.domain.nodes import Demand, Node
+from app.domain.templates import VmSpec
 from app.errors import FieldProblem, Unschedulable
 from app.store import nodes as node_rows
 from app.store import watch_state as watches
@@ -170,7 +171,7 @@ class Placing:
         self._nodes = {**kept, **{node.name: node for node in newer.changed}}
         self._version = newer.version
 
-    def _demand_of(self, revision: str, spec: dict[str, Any]) -> Demand | None:
+    def _demand_of(self, revision: str, spec: VmSpec) -> Demand | None:
         if revision not in self._demands:
             _forget_oldest(self._demands)
             self._demands[revision] = self._gateway.demand(spec)

@@ -1,10 +1,6 @@
 """Of what a pool's snapshots are made now, and how far the VM is that is booted for one."""
 
-import copy
-from typing import Any
-
-from app.compute.kubevirt.templates.expand import fingerprint
-from app.compute.kubevirt.templates.shapes import shape_of
+from app.compute.gateway import Gateway
 from app.compute.vms import VmTemplate
 from app.domain.pools import PoolSpec, revision_of
 from app.domain.snapshots import SHUTDOWN_SECONDS, ClaimFacts, Origin, SnapshotSpec
@@ -18,7 +14,7 @@ from app.store.rows import ClaimRow, PoolRow
 from app.store.snapshots.rows import SnapshotRow
 
 
-def made_from(pool: PoolRow, snapshot: SnapshotSpec) -> tuple[VmTemplate, PoolSpec]:
+def made_from(gateway: Gateway, pool: PoolRow, snapshot: SnapshotSpec) -> tuple[VmTemplate, PoolSpec]:
     """What a VM of the pool is made from for that snapshot.
 
     One that starts from the snapshot itself starts cold: else nothing would ever be taken anew. One that is to be stopped gets
@@ -32,19 +28,17 @@ def made_from(pool: PoolRow, snapshot: SnapshotSpec) -> tuple[VmTemplate, PoolSp
         warm_when=pool.spec.warm_when,
         boot_timeout_seconds=pool.spec.boot_timeout_seconds,
     )
-    shape = pool.shape if pool.shape is not None else shape_of(pool.vm_spec)
-    vm_spec = _with_time_to_stop(pool.vm_spec) if snapshot.stops else pool.vm_spec
-    return VmTemplate(spec=vm_spec, fingerprint=fingerprint(vm_spec), shape=shape), spec
+    return gateway.reopen(pool.vm_spec, shutdown_seconds=SHUTDOWN_SECONDS if snapshot.stops else 0), spec
 
 
-async def origin_of(tx: Tx, row: SnapshotRow) -> Origin | None:
+async def origin_of(tx: Tx, gateway: Gateway, row: SnapshotRow) -> Origin | None:
     """None: of a VM, or its pool is gone."""
     if row.spec.source.pool is None:
         return None
     pool = await pool_rows.get(tx, row.spec.source.pool)
     if pool is None or pool.deleting_at is not None:
         return None
-    template, spec = made_from(pool, row.spec)
+    template, spec = made_from(gateway, pool, row.spec)
     preload = spec.start_from.preload if spec.start_from is not None else None
     ready_at = await preloads.ready_at(tx, preload) if preload is not None else None
     return Origin(revision_of(template.fingerprint, spec), ready_at)
@@ -61,11 +55,3 @@ async def claim_facts(tx: Tx, claim: ClaimRow) -> ClaimFacts:
             failure = [f"the last one failed: {pool.last_failure}"] if pool.consecutive_failures else []
             trouble = "; ".join((*failure, *(await planning.last_plan(tx, pool.id)).notes))
     return ClaimFacts(claim.state, claim.reason, claim.vm_name, stalled, trouble or None)
-
-
-def _with_time_to_stop(vm_spec: dict[str, Any]) -> dict[str, Any]:
-    """The grace is the VM's own field, and no part of its shape."""
-    vm_spec = copy.deepcopy(vm_spec)
-    vmi = vm_spec["template"]["spec"]
-    vmi["terminationGracePeriodSeconds"] = max(vmi.get("terminationGracePeriodSeconds") or 0, SHUTDOWN_SECONDS)
-    return vm_spec

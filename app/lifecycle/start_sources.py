@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from app.compute.kubevirt.templates.start_sources import has_own_disk
 from app.compute.vms import VmTemplate
 from app.domain.paths import ImageRef, Start, StartPath
 from app.domain.pools import StartFrom
@@ -78,7 +77,7 @@ async def require_use(tx: Tx, start_from: StartFrom | None, template: VmTemplate
 
 def refuse_other_image(preload: str, image: ImageRef, template: VmTemplate) -> None:
     """Raises InvalidRequest where the image that the preload holds is none that a VM of the template boots from."""
-    if image in template.images or not has_own_disk(template.spec):
+    if image in template.images or not template.has_own_disk:
         return
     theirs = ", ".join(each.reference for each in template.images) or "nothing that could be preloaded"
     raise _refused(

@@ -9,6 +9,7 @@ from uuid import UUID
 from app.domain.paths import StartPath
 from app.domain.pools import PoolSpec
 from app.domain.states import ClaimState, VmState
+from app.domain.templates import VmSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class PoolRow:
     id: UUID
     name: str
     spec: PoolSpec
-    vm_spec: dict[str, Any]
+    vm_spec: VmSpec
     revision: str
     generation: int
     paused: bool

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.paths import StartPath
 from app.domain.states import VmState
+from app.domain.templates import VmSpec
 from app.domain.vm_pools import VmPoolSight, Wish, Written
 
 INCIDENT_TOLD = timedelta(minutes=10)
@@ -123,7 +124,7 @@ class BackingRow:
     incident: str | None
     paused: bool
     deleting: bool
-    vm_spec: dict[str, Any]
+    vm_spec: VmSpec
     revision: str
     path: StartPath
     source: str | None

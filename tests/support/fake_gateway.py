@@ -4,6 +4,7 @@ It fakes the cluster and nothing of the rows. What a real cluster answers is hel
 """
 
 import asyncio
+import copy
 import hashlib
 import json
 from collections.abc import AsyncGenerator, Callable
@@ -12,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
+from app.compute.capabilities import Capability
 from app.compute.nodes import NodeChanged, NodeEvent, NodeGone, NodesListed
 from app.compute.vms import Changed, ClusterEvent, Gone, Listed, VmTemplate
 from app.domain.nodes import Demand, Node
@@ -40,10 +42,13 @@ class FakeGateway:
         self.watchers: list[asyncio.Queue[ClusterEvent]] = []
         self.demands: Demand | None = None
         """What a VM asks of a node; None: nobody knows."""
+        self.lacking: dict[Capability, str] = {}
+        """What the cluster lacks, and why."""
         self.nodes: dict[str, Node] = {}
         self.pods_hidden: str | None = None
         self.node_watchers: list[asyncio.Queue[NodeEvent]] = []
         self._numbers = count(1)
+        self._expanded: dict[str, VmTemplate] = {}
         self.snapshots = FakeSnapshots(self)
         self.preloads = FakePreloads()
         self.vm_pools = FakeVmPools(self)
@@ -58,12 +63,26 @@ class FakeGateway:
         )
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
         image = template.get("image")
-        return VmTemplate(
+        found = VmTemplate(
             spec={"template": template},
             fingerprint=fingerprint,
             shape=f"shape-{fingerprint[:12]}",
             images=(ImageRef(ImageKind.CONTAINER, image),) if image else (),
+            has_own_disk=bool(template.get("spec", {}).get("volumes", [image])),
         )
+        self._expanded[_written(found.spec)] = found
+        return found
+
+    def reopen(self, spec, *, shutdown_seconds=0):
+        found = self._expanded.get(_written(spec))
+        if found is None:
+            digest = hashlib.sha256(_written(spec).encode()).hexdigest()
+            found = VmTemplate(spec, digest, f"shape-{digest[:12]}")
+        if not shutdown_seconds:
+            return found
+        changed = copy.deepcopy(spec)
+        changed["template"]["spec"]["terminationGracePeriodSeconds"] = shutdown_seconds
+        return replace(found, spec=changed, fingerprint=f"{found.fingerprint}-{shutdown_seconds}")
 
     def demand(self, spec):
         return self.demands
@@ -71,10 +90,13 @@ class FakeGateway:
     def fragment(self, spec):
         return spec
 
+    async def unavailable(self, capability):
+        return self.lacking.get(capability)
+
     async def check(self, template):
         await self._called("check", template.fingerprint)
 
-    async def create_vm(self, *, name, pool, vm_id, template, start=None):
+    async def create_vm(self, *, name, pool, vm_id, spec, start=None):
         await self._called("create", name)
         found = self.vms.get(name)
         if found is not None:
@@ -211,3 +233,7 @@ class FakeGateway:
     def _tell(self, event):
         for watcher in self.watchers:
             watcher.put_nowait(event)
+
+
+def _written(spec):
+    return json.dumps(spec, sort_keys=True)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import count
 
 from app.domain.preload_lifecycle import NodePull, ObjectKind, Present, PullState, Seen, Volume
+from app.domain.preloads import PreloadSpec
 from app.errors import ClusterConflict
 from app.ids import preload_object_name
 
@@ -19,8 +20,8 @@ class FakePreloads:
         self.before = {}
         self.present: dict[str, Volume] = {}
         self.cloned: dict[str, tuple[str, ...]] = {}
-        self.templates = {}
-        """By the shape of a template: what would bring its images near."""
+        self.needs: list[tuple[object, tuple[PreloadSpec, ...]]] = []
+        """A VM's spec, and what would bring its images near."""
         self.lingers = False
         self.names_ever: set[str] = set()
         self._numbers = count(1)
@@ -30,8 +31,8 @@ class FakePreloads:
     def reference(self, spec):
         return spec.image.reference("default")
 
-    def found_in(self, template):
-        return self.templates.get(template.shape, ())
+    def specs_for(self, spec):
+        return next((specs for known, specs in self.needs if known == spec), ())
 
     async def check(self, order):
         self._called("check", order.name)

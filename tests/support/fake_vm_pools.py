@@ -26,7 +26,7 @@ class FakeVmPools:
     # What the service asks
 
     def fingerprint(self, order):
-        text = json.dumps([order.template.spec, order.revision, repr(order.start)], sort_keys=True)
+        text = json.dumps([order.spec, order.revision, repr(order.start)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     async def check(self, order):

@@ -46,4 +46,4 @@ async def take_and_start(gateway: Gateway) -> None:
 async def _make(gateway, template, start=None):
     vm_id = new_id()
     name = vm_name("disks", vm_id)
-    return await gateway.create_vm(name=name, pool="disks", vm_id=str(vm_id), template=template, start=start)
+    return await gateway.create_vm(name=name, pool="disks", vm_id=str(vm_id), spec=template.spec, start=start)

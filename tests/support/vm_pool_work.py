@@ -13,7 +13,7 @@ _TEMPLATE = {"image": "registry.example/fedora:42", "cpu": 1, "memory": "1Gi"}
 async def keep_vm_pools(gateway: Gateway) -> None:
     """Raises ClusterForbidden where a right is missing."""
     pools, template, pool_id = gateway.vm_pools, gateway.expand(_TEMPLATE, WarmWhen.AGENT), new_id()
-    order = VmPoolOrder(vm_pool_name("web", pool_id, 1), "web", pool_id, template, template.fingerprint)
+    order = VmPoolOrder(vm_pool_name("web", pool_id, 1), "web", pool_id, template.spec, template.fingerprint)
     await pools.check(order)
     seen = await pools.make(order, replicas=1, paused=False)
     seen = await pools.change(order, seen, Change(replicas=2, template=True))
@@ -27,7 +27,7 @@ async def keep_vm_pools(gateway: Gateway) -> None:
 
     names = await eventually(has_vms)
     # As if somebody else's: nothing of them is known, and their labels are of another pool.
-    taken = VmPoolOrder(order.name, "taken", new_id(), template, template.fingerprint)
+    taken = VmPoolOrder(order.name, "taken", new_id(), template.spec, template.fingerprint)
     await eventually(is_known)
     listed = await gateway.list_vms()
     for vm in listed.observations:

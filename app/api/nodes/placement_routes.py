@@ -12,6 +12,7 @@ from app.config import MAX_POOL_SIZE
 from app.domain.observation import WarmWhen
 from app.domain.placement import Placement
 from app.domain.pools import Count, PoolName
+from app.domain.templates import VmSpec
 from app.errors import DatabaseUnavailable, InvalidRequest, PoolNotFound, TemplateRefused
 from app.lifecycle.placement import check_fit
 from app.services.pools.service import no_such_pool
@@ -77,7 +78,7 @@ async def check_placement(body: CheckBody, svc: Svc) -> PlacementAnswer:
     return PlacementAnswer.of(answer, body.count, svc.gateway.fragment(spec))
 
 
-async def _spec(svc: Services, body: CheckBody) -> dict[str, Any]:
+async def _spec(svc: Services, body: CheckBody) -> VmSpec:
     if body.pool is None:
         written = body.template if body.template is not None else body.vm or {}
         return svc.gateway.expand(written, WarmWhen.AGENT, body.placement, diskless=True).spec

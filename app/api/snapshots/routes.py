@@ -162,7 +162,7 @@ async def delete_snapshot(
     force: Annotated[bool, Query(description="Also where pools start from it: they start cold from then on.")] = False,
 ) -> SnapshotView:
     """VMs that started from it keep their disks; those that are just being made from it are waited for."""
-    return (await _views(svc, [await usecases.delete_snapshot(svc.db, name, force=force)]))[0]
+    return (await _views(svc, [await usecases.delete_snapshot(svc.db, svc.gateway, name, force=force)]))[0]
 
 
 async def _views(svc: Services, rows: list[SnapshotRow]) -> list[SnapshotView]:

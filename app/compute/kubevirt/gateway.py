@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 import structlog
 
+from app.compute.capabilities import Capability
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient, configure
-from app.compute.kubevirt.kinds import CLAIMS, PODS, VMIS, VMS, Kind, Manifest
+from app.compute.kubevirt.kinds import CLAIMS, PODS, VMIS, VMS, Kind, Manifest, opened
 from app.compute.kubevirt.nodes.watch import observe_nodes
 from app.compute.kubevirt.preloads.gateway import KubeVirtPreloads
 from app.compute.kubevirt.snapshots import KubeVirtSnapshots
@@ -28,6 +29,7 @@ from app.domain.nodes import Demand
 from app.domain.observation import Observation, PodTimes, WarmWhen
 from app.domain.paths import Start
 from app.domain.placement import Placement
+from app.domain.templates import VmSpec, WrittenTemplate
 from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused, FieldProblem, TemplateRefused
 from app.ids import new_id, vm_name
 
@@ -55,43 +57,57 @@ class KubeVirtGateway:
         self.preloads = KubeVirtPreloads(settings, client)
         self.vm_pools = KubeVirtVmPools(settings, client)
 
+    async def unavailable(self, capability: Capability) -> str | None:
+        match capability:
+            case Capability.WATCH_NODES:
+                return None if self._settings.watch_nodes else "EMBERPOOL_WATCH_NODES is off"
+            case Capability.VM_POOLS:
+                return await self.vm_pools.why_unavailable()
+
     def expand(
         self,
-        template: Manifest,
+        template: WrittenTemplate,
         warm_when: WarmWhen,
         placement: Placement | None = None,
         *,
         diskless: bool = False,
     ) -> VmTemplate:
         full_cores = self._settings.full_cores_only
-        expanded = templates.expand(template, warm_when, placement, diskless=diskless, full_cores=full_cores)
-        return replace(expanded, images=tuple(each.within(self._settings.namespace) for each in expanded.images))
+        return self._within(templates.expand(template, warm_when, placement, diskless=diskless, full_cores=full_cores))
 
-    def demand(self, spec: Manifest) -> Demand | None:
-        return demand_of(spec)
+    def reopen(self, spec: VmSpec, *, shutdown_seconds: int = 0) -> VmTemplate:
+        found = opened(spec)
+        if shutdown_seconds:
+            found = templates.give_time_to_stop(found, shutdown_seconds)
+        return self._within(templates.describe(found))
 
-    def fragment(self, spec: Manifest) -> Manifest:
-        return fragment_of(spec)
+    def demand(self, spec: VmSpec) -> Demand | None:
+        return demand_of(opened(spec))
+
+    def fragment(self, spec: VmSpec) -> Manifest:
+        return fragment_of(opened(spec))
 
     async def check(self, template: VmTemplate) -> None:
         vm_id = new_id()
-        body = self._manifest(name=vm_name(_DRY_RUN, vm_id), pool=_DRY_RUN, vm_id=str(vm_id), spec=template.spec)
+        body = self._manifest(
+            name=vm_name(_DRY_RUN, vm_id), pool=_DRY_RUN, vm_id=str(vm_id), spec=opened(template.spec)
+        )
         try:
             await self._client.create(VMS, body, dry_run=True)
         except ClusterRefused as error:
             raise TemplateRefused(
                 f"The cluster refuses a VM of this template: {error.detail}",
                 problems=[
-                    FieldProblem(templates.locate(template.form, problem.field), problem.message)
+                    FieldProblem(
+                        templates.locate(templates.TemplateForm(template.form), problem.field), problem.message
+                    )
                     for problem in error.problems
                 ],
             ) from error
 
-    async def create_vm(
-        self, *, name: str, pool: str, vm_id: str, template: VmTemplate, start: Start = None
-    ) -> Observation:
-        spec = begin(template.spec, start, vm=name, namespace=self._settings.namespace)
-        body = self._manifest(name=name, pool=pool, vm_id=vm_id, spec=spec)
+    async def create_vm(self, *, name: str, pool: str, vm_id: str, spec: VmSpec, start: Start = None) -> Observation:
+        begun = begin(opened(spec), start, vm=name, namespace=self._settings.namespace)
+        body = self._manifest(name=name, pool=pool, vm_id=vm_id, spec=begun)
         try:
             vm = await self._client.create(VMS, body)
         except AlreadyExists:
@@ -159,6 +175,10 @@ class KubeVirtGateway:
     def watch(self, kind: Kind, resource_version: str) -> AsyncGenerator[Manifest, None]:
         """The events of one kind; see `KubeVirtClient.watch`."""
         return self._client.watch(kind, resource_version)
+
+    def _within(self, template: VmTemplate) -> VmTemplate:
+        """A volume claim that is named without a namespace is in that of the VMs."""
+        return replace(template, images=tuple(each.within(self._settings.namespace) for each in template.images))
 
     def _manifest(self, *, name: str, pool: str, vm_id: str, spec: Manifest) -> Manifest:
         settings = self._settings

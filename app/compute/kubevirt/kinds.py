@@ -1,13 +1,20 @@
 """The kinds of objects that we read or write, and where the API server keeps them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 from typing_extensions import override
 
+from app.domain.templates import VmSpec
+
 Manifest = dict[str, Any]
 """An object of the Kubernetes API, or a part of one, as JSON."""
+
+
+def opened(spec: VmSpec) -> Manifest:
+    """What a VM's spec is here: the `spec` of a VirtualMachine, expanded and checked."""
+    return cast("Manifest", spec)
 
 
 @dataclass(frozen=True, slots=True)

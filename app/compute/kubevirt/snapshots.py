@@ -5,18 +5,19 @@ VolumeSnapshotClass. The rest is left out without an error (KubeVirt v1.9.0), so
 """
 
 import copy
+from collections.abc import Iterable
 from math import ceil
 from typing import Any
 
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
-from app.compute.kubevirt.kinds import VM_SNAPSHOT_CONTENTS, VM_SNAPSHOTS, VMS, VOLUME_SNAPSHOTS, Manifest
+from app.compute.kubevirt.kinds import VM_SNAPSHOT_CONTENTS, VM_SNAPSHOTS, VMS, VOLUME_SNAPSHOTS, Manifest, opened
 from app.compute.kubevirt.quantities import parse_quantity
 from app.compute.kubevirt.templates.shapes import shape_of
-from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.paths import SnapshotDisk
 from app.domain.snapshots import Sight, SourceVm, VolumeVerdict
+from app.domain.templates import VmSpec
 from app.errors import ClusterConflict, ClusterError, ClusterNotFound
 
 _COPIED = ("dataVolume", "persistentVolumeClaim")
@@ -36,8 +37,8 @@ class KubeVirtSnapshots:
         self._settings = settings
         self._client = client
 
-    def judge(self, template: VmTemplate) -> tuple[VolumeVerdict, ...]:
-        return tuple(judge_volume(volume) for volume in _volumes(template.spec))
+    def judge(self, spec: VmSpec) -> tuple[VolumeVerdict, ...]:
+        return tuple(judge_volume(volume) for volume in _volumes(opened(spec)))
 
     async def source(self, name: str) -> SourceVm | None:
         try:
@@ -85,6 +86,9 @@ class KubeVirtSnapshots:
             if name:
                 found.append(read_disk(backup, await self._client.get(VOLUME_SNAPSHOTS, name)))
         return tuple(found)
+
+    def count_bytes(self, disks: Iterable[SnapshotDisk]) -> int:
+        return sum(ceil(_number(disk.size)) for disk in disks)
 
     async def remove(self, *, name: str, uid: str | None, take_id: str) -> bool:
         try:
@@ -207,11 +211,6 @@ def read_disk(backup: Manifest, volume_snapshot: Manifest) -> SnapshotDisk:
         access_modes=tuple(spec.get("accessModes") or ()),
         volume_mode=spec.get("volumeMode"),
     )
-
-
-def bytes_of(disks: tuple[SnapshotDisk, ...]) -> int:
-    """What the disks take together when they are restored."""
-    return sum(ceil(_number(disk.size)) for disk in disks)
 
 
 def _number(size: str) -> Any:

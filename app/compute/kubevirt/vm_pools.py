@@ -11,7 +11,7 @@ import json
 
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
-from app.compute.kubevirt.kinds import VM_POOLS, VMIS, VMS, Kind, Manifest
+from app.compute.kubevirt.kinds import VM_POOLS, VMIS, VMS, Kind, Manifest, opened
 from app.compute.kubevirt.templates.manifests import rename_data_volumes
 from app.compute.kubevirt.templates.start_sources import begin
 from app.compute.vm_pools import FoundVmPool, VmPoolOrder
@@ -33,6 +33,14 @@ class KubeVirtVmPools:
         self._settings = settings
         self._client = client
         self._served: Kind | None = None
+
+    async def why_unavailable(self) -> str | None:
+        """Why the cluster has no VirtualMachinePools; None if it has them."""
+        try:
+            await self._kind()
+        except ClusterNotFound as error:
+            return error.detail
+        return None
 
     def fingerprint(self, order: VmPoolOrder) -> str:
         return hashlib.sha256(json.dumps(self._template(order, {}), sort_keys=True).encode()).hexdigest()
@@ -207,7 +215,7 @@ class KubeVirtVmPools:
         """Labels and annotations of the pod are the VM's too, as on a VM that we make ourselves. `selected`: labels that the
         VirtualMachinePool selects by, which a template must have (KubeVirt v1.9.0).
         """
-        spec = copy.deepcopy(begin(order.template.spec, order.start, vm=order.name, namespace=self._settings.namespace))
+        spec = copy.deepcopy(begin(opened(order.spec), order.start, vm=order.name, namespace=self._settings.namespace))
         rename_data_volumes(spec, order.name, limit=_NAME_LIMIT)
         metadata: Manifest = spec["template"].setdefault("metadata", {})
         metadata["labels"] = {**(metadata.get("labels") or {}), **selected, **self._our_labels(order)}

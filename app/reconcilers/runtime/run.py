@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from app.compute.capabilities import Capability
 from app.compute.gateway import Gateway
 from app.config import Settings
 from app.errors import DatabaseUnavailable
@@ -43,6 +44,7 @@ class Workers:
 
     def __init__(self, db: Database, gateway: Gateway, listener: Listener, settings: Settings) -> None:
         self._settings = settings
+        self._gateway = gateway
         placing = Placing(gateway)
         self._backfill = Backfill(db, every_seconds=settings.plan_seconds, placing=placing)
         self._provision = Provision(db, gateway, settings)
@@ -76,6 +78,8 @@ class Workers:
         async with asyncio.TaskGroup() as tasks:
             for name, work in self._loops(stop):
                 tasks.create_task(work, name=name)
+            if await self._gateway.unavailable(Capability.WATCH_NODES) is None:
+                tasks.create_task(self._nodes.run(stop), name="nodes")
         for part in (self._provision, self._removal, self._snapshots, self._preloads, self._backings):
             try:
                 await part.hand_back()
@@ -118,7 +122,6 @@ class Workers:
                 run_loop("measure", self._measure.step, every=_MEASURE_SECONDS, wake=self._measure_wake, stop=stop),
             ),
             ("observe", self._observe.run(stop)),
-            *([("nodes", self._nodes.run(stop))] if s.watch_nodes else []),
             (
                 "snapshots",
                 run_loop(

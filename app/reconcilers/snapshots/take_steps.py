@@ -13,7 +13,6 @@ from uuid import UUID
 import structlog
 
 from app.compute.gateway import Gateway
-from app.compute.kubevirt.snapshots import bytes_of
 from app.config import Settings
 from app.domain.paths import StartPath
 from app.domain.pools import revision_of
@@ -147,7 +146,7 @@ class Taking:
                     bound[take.id] = claim
                     facts[take.id] = await claim_facts(tx, claim)
             now = await database_now(tx)
-            return Scene(row, takes, await origin_of(tx, row), facts, bound, now)
+            return Scene(row, takes, await origin_of(tx, self._gateway, row), facts, bound, now)
 
     async def _apply(self, item: SnapshotWork, scene: Scene, plan: TakePlan) -> None:
         async with self._db.begin() as tx:
@@ -211,7 +210,7 @@ class Taking:
             if pool is None or pool.deleting_at is not None:
                 await _fail(tx, take, f"there is no pool {name!r} any more")
                 return
-            template, spec = made_from(pool, scene.row.spec)
+            template, spec = made_from(self._gateway, pool, scene.row.spec)
             hidden = await ensure_on_demand_pool(tx, template, spec)
             await pool_rows.forgive(tx, [hidden.id])
             claim_id = await claims.insert_pending(
@@ -304,7 +303,7 @@ class Taking:
             Step(TakeState.READY),
             disks=[asdict(disk) for disk in disks],
             excluded=[{"name": volume.name, "reason": volume.reason} for volume in excluded],
-            bytes=bytes_of(disks),
+            bytes=self._cluster.count_bytes(disks),
         )
 
     async def _clear(self, item: SnapshotWork, scene: Scene, take: TakeRow) -> float | None:

@@ -17,7 +17,6 @@ import structlog
 
 from app.compute.gateway import Gateway
 from app.compute.vm_pools import VmPoolOrder
-from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.failures import retry_delay
 from app.domain.states import VmState
@@ -121,7 +120,7 @@ class Backings:
             name=row.name,
             pool=row.pool,
             pool_id=row.pool_id,
-            template=VmTemplate(spec=row.vm_spec, fingerprint=row.revision),
+            spec=row.vm_spec,
             revision=row.revision,
             start=None if isinstance(start, NotYet) else start,
         ), waits

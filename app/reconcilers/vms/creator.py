@@ -10,7 +10,6 @@ import random
 import structlog
 
 from app.compute.gateway import Gateway
-from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.failures import retry_delay
 from app.domain.observation import Observation
@@ -66,10 +65,9 @@ class Provision:
         if isinstance(start, NotYet):
             await self._put_off(item, start.reason, unasked=item.first)
             return
-        template = VmTemplate(spec=item.vm_spec, fingerprint=item.revision)
         try:
             made = await self._gateway.create_vm(
-                name=item.name, pool=item.pool, vm_id=str(item.id), template=template, start=start
+                name=item.name, pool=item.pool, vm_id=str(item.id), spec=item.vm_spec, start=start
             )
         except ClusterUnavailable as error:
             CLUSTER_CALLS.labels(call="create", outcome="unavailable").inc()

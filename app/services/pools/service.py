@@ -5,13 +5,14 @@ from uuid import UUID
 
 import structlog
 
+from app.compute.capabilities import Capability
 from app.compute.gateway import Gateway
 from app.compute.vm_pools import VmPoolOrder
 from app.compute.vms import VmTemplate
 from app.domain.pools import PoolSpec, revision_of
 from app.domain.states import ClaimState, VmState
 from app.domain.vm_pools import Backing
-from app.errors import ClusterNotFound, FieldProblem, InvalidRequest, PoolBeingDeleted, PoolNotFound
+from app.errors import FieldProblem, InvalidRequest, PoolBeingDeleted, PoolNotFound
 from app.ids import new_id, vm_pool_name
 from app.lifecycle.placement import require_fit
 from app.lifecycle.start_sources import require_source, require_use
@@ -244,12 +245,10 @@ def _asks_for_more(before: PoolRow | None, spec: PoolSpec, revision: str) -> boo
 
 async def _check_vm_pool(gateway: Gateway, name: str, template: VmTemplate, revision: str) -> None:
     pool_id = new_id()
-    order = VmPoolOrder(vm_pool_name(name, pool_id, 1), name, pool_id, template, revision)
-    try:
-        await gateway.vm_pools.check(order)
-    except ClusterNotFound as error:
-        message = f"a VirtualMachinePool cannot be made on this cluster: {error.detail}"
-        raise InvalidRequest(f"backing: {message}", problems=[FieldProblem("backing", message)]) from error
+    if (why := await gateway.unavailable(Capability.VM_POOLS)) is not None:
+        message = f"this cluster cannot create a VirtualMachinePool: {why}"
+        raise InvalidRequest(f"backing: {message}", problems=[FieldProblem("backing", message)])
+    await gateway.vm_pools.check(VmPoolOrder(vm_pool_name(name, pool_id, 1), name, pool_id, template.spec, revision))
 
 
 async def _wake(tx: Tx, pool_id: UUID) -> None:

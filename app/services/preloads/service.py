@@ -178,7 +178,7 @@ async def ensure_preloads(
     db: Database, gateway: Gateway, template: VmTemplate, *, automatic: bool = True
 ) -> list[PreloadRow]:
     """One for each image that the template's disks are made from, as large as the template asks. Raises as `put_preload` does."""
-    specs = gateway.preloads.found_in(template)
+    specs = gateway.preloads.specs_for(template.spec)
     return [await _ensure(db, gateway, spec, automatic=automatic) for spec in specs]
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import structlog
 
 from app.compute.gateway import Gateway
-from app.compute.kubevirt.templates.start_sources import has_own_disk
 from app.compute.vms import VmTemplate
 from app.domain.pools import revision_of
 from app.domain.snapshots import UNDER_WAY, SnapshotSpec, VolumeVerdict
@@ -132,7 +131,7 @@ async def refresh_snapshot(db: Database, name: str) -> SnapshotRow:
     return row
 
 
-async def delete_snapshot(db: Database, name: str, *, force: bool) -> SnapshotRow:
+async def delete_snapshot(db: Database, gateway: Gateway, name: str, *, force: bool) -> SnapshotRow:
     """Begins the end of a snapshot: nothing starts from it any more, and the cluster's objects go. Asking again is allowed.
 
     Raises SnapshotNotFound; SnapshotInUse where pools start from it: with `force` they start cold from then on, and only
@@ -147,7 +146,7 @@ async def delete_snapshot(db: Database, name: str, *, force: bool) -> SnapshotRo
                     f"VMs of the pools {_quoted(list(users))} start from snapshot {name!r}; change their start_from, or delete "
                     "it with ?force=true: they start cold from then on"
                 )
-            diskless = [pool for pool, spec in users.items() if not has_own_disk(spec)]
+            diskless = [pool for pool, spec in users.items() if not gateway.reopen(spec).has_own_disk]
             if diskless:
                 raise SnapshotInUse(
                     f"the pools {_quoted(diskless)} have no disk but that of snapshot {name!r}, and could not start cold; "
@@ -217,9 +216,9 @@ async def _check_pool(db: Database, gateway: Gateway, name: str, snapshot: Snaps
         raise no_such_pool(name)
     if pool.deleting_at is not None:
         raise PoolBeingDeleted(f"pool {name!r} is being deleted; take a snapshot of another one")
-    template, spec = made_from(pool, snapshot)
+    template, spec = made_from(gateway, pool, snapshot)
     if spec.start_from is None:  # else what it starts from brings it a disk
-        verdicts = gateway.snapshots.judge(VmTemplate(spec=pool.vm_spec, fingerprint=template.fingerprint))
+        verdicts = gateway.snapshots.judge(template.spec)
         refuse_without_disks(f"pool {name!r}", "source.pool", verdicts)
     return pool.revision
 
@@ -227,7 +226,7 @@ async def _check_pool(db: Database, gateway: Gateway, name: str, snapshot: Snaps
 def _check_prepared_pool(gateway: Gateway, pool: PreparedPool, template: VmTemplate) -> str:
     """The revision that the pool will have."""
     if pool.spec.start_from is None:
-        refuse_without_disks(f"pool {pool.name!r}", "source.pool", gateway.snapshots.judge(template))
+        refuse_without_disks(f"pool {pool.name!r}", "source.pool", gateway.snapshots.judge(template.spec))
     return revision_of(template.fingerprint, pool.spec)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import bindparam, text
@@ -10,6 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.pools import PoolSpec
+from app.domain.templates import VmSpec
 from app.store.notices import Topic, notify
 from app.store.rows import POOL_COLUMNS, PoolRow, read_pool
 
@@ -94,7 +94,7 @@ async def insert(
     pool_id: UUID,
     name: str,
     spec: PoolSpec,
-    vm_spec: dict[str, Any],
+    vm_spec: VmSpec,
     revision: str,
     shape: str,
     kind: str = "pool",
@@ -118,7 +118,7 @@ async def insert(
 
 
 async def replace(
-    tx: AsyncConnection, pool_id: UUID, *, spec: PoolSpec, vm_spec: dict[str, Any], revision: str, shape: str
+    tx: AsyncConnection, pool_id: UUID, *, spec: PoolSpec, vm_spec: VmSpec, revision: str, shape: str
 ) -> None:
     body = spec.model_dump(mode="json")
     params = {

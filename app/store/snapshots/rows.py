@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.snapshots import SnapshotSpec, TakeFacts, TakeState, check_take_transition
+from app.domain.templates import VmSpec
 
 _TAKES_KEPT = 10
 _LAST_BOOTS = 200
@@ -247,7 +248,7 @@ async def write_object(tx: AsyncConnection, take_id: UUID, uid: str) -> None:
     await tx.execute(_WRITE_OBJECT, {"id": take_id, "uid": uid})
 
 
-async def pools_using(tx: AsyncConnection, name: str) -> dict[str, dict[str, Any]]:
+async def pools_using(tx: AsyncConnection, name: str) -> dict[str, VmSpec]:
     """The users' pools whose VMs start from it, each with the spec of its VMs."""
     return {row.name: row.vm_spec for row in await tx.execute(_USERS, {"name": name})}
 

@@ -7,7 +7,6 @@ the next one asks the cluster again under the same name.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
@@ -15,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.paths import StartPath
 from app.domain.states import VmState
+from app.domain.templates import VmSpec
 
 _FILL = text("""
     INSERT INTO bucket (name, tokens) VALUES (:name, :burst) ON CONFLICT (name) DO UPDATE
@@ -145,7 +145,7 @@ class CreateWork(VmWork):
     pool: str
     path: StartPath
     source: str | None
-    vm_spec: dict[str, Any]
+    vm_spec: VmSpec
     revision: str
     boot_timeout_seconds: float
 

@@ -39,7 +39,7 @@ PATIENCE = 20
 
 async def create(gateway, name="a", *, vm_id=VM_ID, template=SHORT):
     return await gateway.create_vm(
-        name=name, pool="pool-a", vm_id=vm_id, template=gateway.expand(template, WarmWhen.AGENT)
+        name=name, pool="pool-a", vm_id=vm_id, spec=gateway.expand(template, WarmWhen.AGENT).spec
     )
 
 

@@ -209,7 +209,7 @@ async def test_a_vm_of_ours_is_seen_on_its_node(gateway):
     name = vm_name("pool-a", vm_id)
     async with aclosing(gateway.observe_nodes()) as events:
         assert isinstance(await anext(events), NodesListed)
-        made = await gateway.create_vm(name=name, pool="pool-a", vm_id=str(vm_id), template=template)
+        made = await gateway.create_vm(name=name, pool="pool-a", vm_id=str(vm_id), spec=template.spec)
         there = await _next(events, lambda found: str(vm_id) in found.vms)
         assert there.used == gateway.demand(template.spec).amounts
         await gateway.delete_vm(name=name, uid=made.uid)

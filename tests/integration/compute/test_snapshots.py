@@ -12,7 +12,14 @@ import yaml
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import KubeVirtClient, configure
 from app.compute.kubevirt.kinds import VM_SNAPSHOTS, VMS
-from app.compute.kubevirt.snapshots import bytes_of, judge_volume, read_disk, read_sight, read_source, snapshot_manifest
+from app.compute.kubevirt.snapshots import (
+    KubeVirtSnapshots,
+    judge_volume,
+    read_disk,
+    read_sight,
+    read_source,
+    snapshot_manifest,
+)
 from app.compute.kubevirt.templates.expand import expand
 from app.config import Settings
 from app.domain.observation import WarmWhen
@@ -186,7 +193,7 @@ class TestSights:
         disk = read_disk(backup, recorded("GET the VolumeSnapshot"))
         assert (disk.volume, disk.size, disk.storage_class) == ("root", "2Gi", "rig-fast")
         assert (disk.access_modes, disk.volume_mode) == (("ReadWriteMany",), "Block")
-        assert bytes_of((disk, disk)) == 4 * 1024**3
+        assert KubeVirtSnapshots(Settings(), None).count_bytes((disk, disk)) == 4 * 1024**3
 
     def test_a_failure_is_told_with_its_cause(self):
         status = {
@@ -219,7 +226,7 @@ class TestDisks:
         spec = {"resources": {"requests": {"storage": size}} if size else {}}
         backup = {"volumeName": "root", "volumeSnapshotName": "vs", "persistentVolumeClaim": {"spec": spec}}
         with pytest.raises(ClusterError, match="size"):
-            bytes_of((read_disk(backup, {}),))
+            KubeVirtSnapshots(Settings(), None).count_bytes((read_disk(backup, {}),))
 
 
 class TestOnADevCluster:
@@ -229,7 +236,7 @@ class TestOnADevCluster:
         template = gateway.expand(WITH_DATA_VOLUME, WarmWhen.READY)
         vm_id = new_id()
         name = vm_name("src", vm_id)
-        await gateway.create_vm(name=name, pool="src", vm_id=str(vm_id), template=template)
+        await gateway.create_vm(name=name, pool="src", vm_id=str(vm_id), spec=template.spec)
 
         async def has_disks():
             found = await gateway.snapshots.source(name)
@@ -259,7 +266,7 @@ class TestOnADevCluster:
         template = gateway.expand(WITH_DATA_VOLUME, WarmWhen.READY)
         name = vm_name("new", vm_id)
         start = FromSnapshot("ready", (disk,))
-        await gateway.create_vm(name=name, pool="new", vm_id=str(vm_id), template=template, start=start)
+        await gateway.create_vm(name=name, pool="new", vm_id=str(vm_id), spec=template.spec, start=start)
 
         async def boots():
             listed = await gateway.list_vms()

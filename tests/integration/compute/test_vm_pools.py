@@ -24,7 +24,9 @@ recorded = pytest.mark.skipif(not RECORDINGS.exists(), reason="the recordings ar
 def order_of(gateway, template=SHORT, *, warm_when=WarmWhen.AGENT, start=None, name=None, pool_id=None):
     expanded = gateway.expand(template, warm_when, diskless=start is not None)
     pool_id = pool_id or new_id()
-    return VmPoolOrder(name or vm_pool_name("web", pool_id, 1), "web", pool_id, expanded, expanded.fingerprint, start)
+    return VmPoolOrder(
+        name or vm_pool_name("web", pool_id, 1), "web", pool_id, expanded.spec, expanded.fingerprint, start
+    )
 
 
 @pytest.fixture
@@ -214,7 +216,7 @@ async def test_a_check_makes_nothing_and_passes_refusals_on(gateway):
     order = order_of(gateway)
     await gateway.vm_pools.check(order)
     assert await gateway.vm_pools.look(order.name) is None
-    order.template.spec["template"]["spec"]["domain"]["memory"]["guest"] = "nonsense"
+    order.spec["template"]["spec"]["domain"]["memory"]["guest"] = "nonsense"
     with pytest.raises(ClusterRefused):
         await gateway.vm_pools.check(order)
 

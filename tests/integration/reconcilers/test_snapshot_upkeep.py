@@ -161,7 +161,7 @@ class TestDelete:
     async def test_its_objects_go_and_its_name_is_free(self, world, db):
         await world.ask()
         await world.until("ready")
-        await delete_snapshot(db, "ready", force=False)
+        await delete_snapshot(db, world.gateway, "ready", force=False)
         async with db.begin() as tx:
             assert await start_of(tx, "ready") is None
         await self.gone(world)
@@ -173,14 +173,14 @@ class TestDelete:
         world.gateway.snapshots.outcome = {}
         await world.ask()
         await world.until(state)
-        await delete_snapshot(db, "ready", force=False)
+        await delete_snapshot(db, world.gateway, "ready", force=False)
         await self.gone(world)
 
     async def test_forced_its_pools_start_cold_and_say_so(self, world, db):
         await world.ask()
         await world.until("ready")
         await world.make_pool("fed", size=1, start_from={"snapshot": "ready"})
-        await delete_snapshot(db, "ready", force=True)
+        await delete_snapshot(db, world.gateway, "ready", force=True)
         for _ in range(5):
             await world.turn()
         (vm,) = await fetch(db, "SELECT * FROM vm WHERE name LIKE 'fed%'")
@@ -216,7 +216,7 @@ class TestSweep:
     async def test_what_is_over_and_came_back_is_removed(self, world, db):
         """A create that was on its way while its take was given up."""
         objects = dict(world.gateway.snapshots.objects)
-        await delete_snapshot(db, "ready", force=False)
+        await delete_snapshot(db, world.gateway, "ready", force=False)
         for _ in range(3):
             await world.turn()
         assert not world.gateway.snapshots.objects

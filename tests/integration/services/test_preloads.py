@@ -40,11 +40,9 @@ URL = "https://images.example/a.qcow2"
 IMAGE = ImageRef(ImageKind.HTTP, URL)
 DISK = PreloadSpec.model_validate({"image": {"http": {"url": URL}}, "size": "10Gi"})
 CONTAINER = PreloadSpec.model_validate({"image": {"container": "registry.example/a:1"}})
-OF_IMAGE = VmTemplate(
-    {"template": {"spec": {"volumes": [{"name": "a", "dataVolume": {"name": "a"}}]}}}, "f", images=(IMAGE,)
-)
+OF_IMAGE = VmTemplate({"of": "an image"}, "f", "shape", images=(IMAGE,))
 OF_ANOTHER = replace(OF_IMAGE, images=(ImageRef(ImageKind.HTTP, "https://images.example/b.qcow2"),))
-DISKLESS = VmTemplate({"template": {"spec": {"volumes": [{"name": "c", "cloudInitNoCloud": {}}]}}}, "f")
+DISKLESS = VmTemplate({"of": "no disk"}, "f", "shape", has_own_disk=False)
 
 
 async def put(db, gateway, name="fedora", spec=DISK, **given):
@@ -253,8 +251,8 @@ class TestWhatClaimsLeave:
         assert made.spec == CONTAINER
 
     async def test_all_images_of_a_template(self, db, gateway):
-        gateway.preloads.templates["shape"] = (DISK, CONTAINER)
-        made = await ensure_preloads(db, gateway, replace(OF_IMAGE, shape="shape"))
+        gateway.preloads.needs.append((OF_IMAGE.spec, (DISK, CONTAINER)))
+        made = await ensure_preloads(db, gateway, OF_IMAGE)
         assert [each.image for each in made] == [IMAGE, ImageRef(ImageKind.CONTAINER, "registry.example/a:1")]
         rows = await fetch(db, "SELECT automatic FROM preload")
         assert [row["automatic"] for row in rows] == [True, True]

@@ -141,36 +141,36 @@ class TestPoolsFromIt:
         await create_snapshot(db, gateway, wanted())
         await put_pool(db, gateway, "fed", spec(template=TEMPLATE, start_from={"snapshot": "ready"}))
         with pytest.raises(SnapshotInUse, match="'fed'"):
-            await delete_snapshot(db, "ready", force=False)
-        assert (await delete_snapshot(db, "ready", force=True)).deleting_at is not None
+            await delete_snapshot(db, gateway, "ready", force=False)
+        assert (await delete_snapshot(db, gateway, "ready", force=True)).deleting_at is not None
 
     async def test_those_that_could_not_start_without_it_hold_it_against_force(self, db, gateway):
         await create_snapshot(db, gateway, wanted())
         await put_pool(db, gateway, "fed", spec(template=DISKLESS, start_from={"snapshot": "ready"}))
         with pytest.raises(SnapshotInUse, match="could not start cold"):
-            await delete_snapshot(db, "ready", force=True)
+            await delete_snapshot(db, gateway, "ready", force=True)
         await delete_pool(db, "fed", force=False)
-        await delete_snapshot(db, "ready", force=False)
+        await delete_snapshot(db, gateway, "ready", force=False)
 
     async def test_one_that_is_going_is_none_to_start_from(self, db, gateway):
         await create_snapshot(db, gateway, wanted())
-        await delete_snapshot(db, "ready", force=False)
+        await delete_snapshot(db, gateway, "ready", force=False)
         with pytest.raises(InvalidRequest, match="there is no snapshot"):
             await put_pool(db, gateway, "fed", spec(template=TEMPLATE, start_from={"snapshot": "ready"}))
 
 
 async def test_what_is_going_is_neither_made_anew_nor_refreshed(db, gateway):
     await create_snapshot(db, gateway, wanted())
-    await delete_snapshot(db, "ready", force=False)
-    assert (await delete_snapshot(db, "ready", force=False)).deleting_at is not None
+    await delete_snapshot(db, gateway, "ready", force=False)
+    assert (await delete_snapshot(db, gateway, "ready", force=False)).deleting_at is not None
     with pytest.raises(SnapshotBeingDeleted):
         await create_snapshot(db, gateway, wanted())
     with pytest.raises(SnapshotBeingDeleted):
         await refresh_snapshot(db, "ready")
 
 
-async def test_what_is_not_there_is_told(db):
+async def test_what_is_not_there_is_told(db, gateway):
     with pytest.raises(SnapshotNotFound, match="'nope'"):
         await refresh_snapshot(db, "nope")
     with pytest.raises(SnapshotNotFound, match="'nope'"):
-        await delete_snapshot(db, "nope", force=False)
+        await delete_snapshot(db, gateway, "nope", force=False)

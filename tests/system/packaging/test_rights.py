@@ -49,7 +49,7 @@ async def work(gateway: Gateway) -> None:
     await gateway.check(template)
     await gateway.list_vms()
     vm_id = new_id()
-    vm = {"name": vm_name("small", vm_id), "pool": "small", "vm_id": str(vm_id), "template": template}
+    vm = {"name": vm_name("small", vm_id), "pool": "small", "vm_id": str(vm_id), "spec": template.spec}
     async with aclosing(gateway.observe()) as events:
         assert isinstance(await anext(events), Listed)
         created = await gateway.create_vm(**vm)

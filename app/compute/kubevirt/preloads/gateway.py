@@ -16,6 +16,7 @@ from app.compute.kubevirt.kinds import (
     VOLUME_SNAPSHOTS,
     Kind,
     Manifest,
+    opened,
 )
 from app.compute.kubevirt.preloads.manifests import build
 from app.compute.kubevirt.preloads.specs import specs_of
@@ -31,11 +32,11 @@ from app.compute.kubevirt.preloads.status import (
     read_volume_object,
 )
 from app.compute.preloads import PreloadOrder
-from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.paths import ImageRef
 from app.domain.preload_lifecycle import ObjectKind, Present, Seen, Volume
 from app.domain.preloads import PreloadSpec
+from app.domain.templates import VmSpec
 from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterRefused, FieldProblem, PreloadRefused
 
 _KINDS: dict[ObjectKind, Kind] = {
@@ -68,8 +69,8 @@ class KubeVirtPreloads:
     def reference(self, spec: PreloadSpec) -> ImageRef:
         return spec.image.reference(self._settings.namespace)
 
-    def found_in(self, template: VmTemplate) -> tuple[PreloadSpec, ...]:
-        return specs_of(template.spec)
+    def specs_for(self, spec: VmSpec) -> tuple[PreloadSpec, ...]:
+        return specs_of(opened(spec))
 
     async def check(self, order: PreloadOrder) -> None:
         kind, body = self._build(order)

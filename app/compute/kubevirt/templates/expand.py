@@ -16,20 +16,33 @@ agent, a readiness probe that asks it, and the placement; without one, a pool's 
 becomes `runStrategy: Always` (`running` is deprecated).
 """
 
-import hashlib
+import copy
 import json
 import re
+from enum import StrEnum
 
 from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.templates import placement, rules, shapes
 from app.compute.kubevirt.templates.field_types import check_types
 from app.compute.kubevirt.templates.problems import Problems
-from app.compute.vms import TemplateForm, VmTemplate
+from app.compute.kubevirt.templates.start_sources import has_own_disk
+from app.compute.vms import VmTemplate
 from app.domain.observation import WarmWhen
 from app.domain.placement import Placement
+from app.domain.templates import VmSpec, WrittenTemplate
 from app.errors import TemplateRefused
 
 ROOT = "template"
+
+
+class TemplateForm(StrEnum):
+    """How a template was written: it decides where in the template a refused field is."""
+
+    SHORT = "short"
+    VMI = "vmi"
+    VM_SPEC = "vm-spec"
+    VM = "vm"
+
 
 _SHORT_KEYS = ("image", "cpu", "memory", "root_disk", "storage_class", "disk", "user_data", "labels")
 _WRAPPER_KEYS = ("apiVersion", "kind", "metadata", "spec")
@@ -64,7 +77,7 @@ _USER_DATA_LIMIT = 2048  # bytes that KubeVirt v1.9.0 takes inline
 
 
 def expand(
-    template: Manifest,
+    template: WrittenTemplate,
     warm_when: WarmWhen,
     where: Placement | None = None,
     *,
@@ -95,19 +108,27 @@ def expand(
         )
     if warm_when is WarmWhen.AGENT and not spec["template"]["spec"].get("readinessProbe"):
         spec["template"]["spec"]["readinessProbe"] = dict(_AGENT_PROBE)
+    return describe(spec, form)
+
+
+def describe(spec: Manifest, form: TemplateForm = TemplateForm.VM_SPEC) -> VmTemplate:
+    """The template of an expanded spec."""
     return VmTemplate(
-        spec=spec,
-        fingerprint=fingerprint(spec),
-        form=form,
+        spec=VmSpec(spec),
+        fingerprint=shapes.fingerprint(spec),
         shape=shapes.shape_of(spec),
         images=shapes.images_of(spec),
+        has_own_disk=has_own_disk(spec),
+        form=form,
     )
 
 
-def fingerprint(spec: Manifest) -> str:
-    """The same for equal specs, whatever the order of their keys."""
-    canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+def give_time_to_stop(spec: Manifest, seconds: int) -> Manifest:
+    """A copy whose guest gets at least this long to shut down. The grace period is no part of a VM's shape."""
+    spec = copy.deepcopy(spec)
+    vmi = spec["template"]["spec"]
+    vmi["terminationGracePeriodSeconds"] = max(vmi.get("terminationGracePeriodSeconds") or 0, seconds)
+    return spec
 
 
 def locate(form: TemplateForm, field: str) -> str:

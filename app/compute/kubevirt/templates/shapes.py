@@ -70,7 +70,12 @@ def shape_of(spec: Manifest) -> str:
         "instancetype": spec.get("instancetype"),
         "preference": spec.get("preference"),
     }
-    canonical = json.dumps(_canonical(boots), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return fingerprint(_canonical(boots))
+
+
+def fingerprint(value: object) -> str:
+    """The same for equal JSON, whatever the order of its keys."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

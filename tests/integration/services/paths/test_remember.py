@@ -51,7 +51,7 @@ async def test_its_pool_is_fed_by_the_fastest_start_that_the_claim_allows(db, pr
 async def test_its_images_are_brought_near_once(db, process, gateway):
     for template in (TEMPLATE, OTHER):
         spec = PreloadSpec.model_validate({"image": {"container": template["image"]}})
-        gateway.preloads.templates[process.shape(template)] = (spec,)
+        gateway.preloads.needs.append(({"template": template}, (spec,)))
     first, second = await process.claim(remember=True), await process.claim(remember=True)
     (preload,) = await fetch(db, "SELECT name, image FROM preload")
     assert preload["image"] == TEMPLATE["image"]

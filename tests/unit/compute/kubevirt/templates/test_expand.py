@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.compute.kubevirt.templates.expand import expand, locate
-from app.compute.vms import TemplateForm
+from app.compute.kubevirt.templates.expand import TemplateForm, expand, locate
 from app.domain.observation import WarmWhen
 from app.domain.placement import Placement, Spread
 from app.errors import TemplateRefused

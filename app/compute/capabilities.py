@@ -1,0 +1,12 @@
+"""What a cluster may or may not be able to do. Ask `Gateway.unavailable`."""
+
+from enum import StrEnum
+
+
+class Capability(StrEnum):
+    """Something that not every cluster offers, and that the service does without."""
+
+    WATCH_NODES = "watch-nodes"
+    """The gateway may list and watch nodes; without it nothing is known about free capacity."""
+    VM_POOLS = "vm-pools"
+    """The cluster fills pools of VMs by itself (`VmPoolGateway`)."""
