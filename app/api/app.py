@@ -14,10 +14,9 @@ from app.api.dependencies import Services
 from app.api.edge import Edge
 from app.api.events import routes as events
 from app.api.manifests import routes as manifests
-from app.api.nodes import placement_routes as placements
 from app.api.nodes import routes as nodes
 from app.api.paths import routes as paths
-from app.api.pools import import_routes as imports
+from app.api.placements import routes as placements
 from app.api.pools import routes as pools
 from app.api.preloads import routes as preloads
 from app.api.snapshots import routes as snapshots
@@ -50,7 +49,7 @@ _TAGS = [
     {"name": "health", "description": "Whether the service can do its work."},
 ]
 _ROUTES = (
-    *(claim_route, batch, claims, pools, imports, preloads, snapshots),
+    *(claim_route, batch, claims, pools, preloads, snapshots),
     *(paths, vms, nodes, placements, manifests, events),
 )
 """In the order in which the OpenAPI document lists them."""

@@ -1,8 +1,10 @@
-"""What the routes need, put together in `wiring` and carried by the application."""
+"""What routes depend on: the services that `bootstrap` builds and the application carries."""
 
 import asyncio
 from dataclasses import dataclass
+from typing import Annotated
 
+from fastapi import Depends
 from starlette.requests import Request
 
 from app.api.events.tail import EventTail
@@ -16,7 +18,7 @@ from app.store.database import Database
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`stopping` is set when the process is told to stop: what waits or streams ends then."""
+    """`stopping` is set when the process is asked to stop; requests that wait and streams end then."""
 
     settings: Settings
     db: Database
@@ -31,3 +33,7 @@ class Services:
 def services(request: Request) -> Services:
     found: Services = request.app.state.services
     return found
+
+
+Svc = Annotated[Services, Depends(services)]
+"""As the type of a route's parameter: the services of the application."""

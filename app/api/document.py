@@ -1,4 +1,4 @@
-"""The OpenAPI document: what the framework makes of the routes, put right where it says less than is true, or something else."""
+"""The OpenAPI document: what the framework generates from the routes, completed and corrected."""
 
 from typing import Any
 
@@ -6,47 +6,17 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from app.api import examples
-from app.api.nodes import examples as node_examples
-from app.api.preloads import examples as preload_examples
-from app.api.problems import Problem, responses
-from app.api.snapshots.examples import SNAPSHOT
+from app.api.problems import Problem, describe_errors
 from app.errors import BodyTooLarge, EmberpoolError, MalformedBody, Unauthenticated, UnsupportedMediaType
 
 Json = dict[str, Any]
 _SCHEMA = "#/components/schemas/"
 _JSON = "application/json"
-_SHAPES: Json = {
-    "PoolView": examples.POOL,
-    "ImportView": examples.IMPORTED,
-    "PreloadView": preload_examples.PRELOAD,
-    "ClaimView": examples.CLAIM,
-    "BatchView": examples.BATCH,
-    "PathView": examples.PATH,
-    "SnapshotView": SNAPSHOT,
-    "VmView": examples.VM,
-    "VmWithHistory": {**examples.VM, "history": [examples.EVENT]},
-    "EventView": examples.EVENT,
-    "NodePage": node_examples.NODE_PAGE,
-    "NodeView": node_examples.NODE,
-    "NodeWithVms": node_examples.NODE_WITH_VMS,
-    "PlacementAnswer": node_examples.ANSWER,
-    "ManifestsView": examples.APPLIED,
-    "RenewBody": examples.RENEWAL,
-    "Readiness": examples.READINESS,
-}
-"""By schema: what an answer of that shape looks like."""
-_ANSWERS: Json = {
-    "claim": {"200": examples.ENDED_CLAIM, "202": examples.PENDING_CLAIM},
-    "getClaim": {"200": examples.VM_CLAIM},
-    "releaseClaim": {"200": examples.ENDED_CLAIM},
-    "getReadiness": {"503": examples.UNREADINESS},
-}
-"""By operation and status: where an answer looks otherwise than its shape's example."""
 _BODY_ERRORS: tuple[type[EmberpoolError], ...] = (MalformedBody, BodyTooLarge, UnsupportedMediaType)
 
 
 def install(app: FastAPI) -> None:
-    """Makes the application give this document instead of the framework's."""
+    """Makes the application serve this document instead of the framework's."""
 
     def openapi() -> Json:
         if app.openapi_schema is None:
@@ -57,8 +27,8 @@ def install(app: FastAPI) -> None:
 
 
 def describe(app: FastAPI) -> Json:
-    """Beyond the framework: problems as the media type that they are sent as, the errors of every body and of the token, and
-    examples (which the framework would rob of each null).
+    """Adds to the framework's document: the media type of problems, the errors of every body and of the token, and the examples
+    (from which the framework would drop each null).
     """
     document = get_openapi(
         title=app.title,
@@ -74,11 +44,15 @@ def describe(app: FastAPI) -> Json:
     schemas |= {**problem.pop("$defs"), "Problem": problem}
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    for name, example in _SHAPES.items():
+    for name, found in examples.load()["schemas"].items():
         if name in schemas:
-            schemas[name]["examples"] = [example]
+            schemas[name]["examples"] = found
     components["securitySchemes"] = {
-        "token": {"type": "http", "scheme": "bearer", "description": "Where the service was given EMBERPOOL_API_TOKEN."}
+        "token": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "Required if the service has EMBERPOOL_API_TOKEN set.",
+        }
     }
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -87,12 +61,15 @@ def describe(app: FastAPI) -> Json:
 
 
 def _complete(operation: Json, *, guarded: bool) -> None:
+    name = operation["operationId"]
     answers: Json = operation["responses"]
-    common = responses(*(_BODY_ERRORS if "requestBody" in operation else ()), *((Unauthenticated,) if guarded else ()))
-    for status, answer in common.items():
+    errors = (*(_BODY_ERRORS if "requestBody" in operation else ()), *((Unauthenticated,) if guarded else ()))
+    for status, answer in describe_errors(*errors).items():
         answers.setdefault(str(status), answer)
-    for status, example in _ANSWERS.get(operation["operationId"], {}).items():
+    for status, example in examples.load()["responses"].get(name, {}).items():
         answers[status]["content"][_JSON]["example"] = example
+    if bodies := examples.load()["bodies"].get(name):
+        operation["requestBody"]["content"][_JSON]["examples"] = bodies
     if guarded:
         operation["security"] = [{}, {"token": []}]
     operation["responses"] = dict(sorted(answers.items()))

@@ -1,7 +1,8 @@
-"""Lists are pages: newest or alphabetical first, with a cursor that is only ever handed back."""
+"""Lists are returned in pages. A cursor encodes the last item's key; clients only hand it back."""
 
 import base64
 import binascii
+from collections.abc import Callable, Sequence
 from typing import Annotated, Generic, TypeVar
 from uuid import UUID
 
@@ -11,14 +12,21 @@ from pydantic import BaseModel, Field
 from app.errors import FieldProblem, InvalidRequest
 
 Item = TypeVar("Item")
+Row = TypeVar("Row")
 
-Limit = Annotated[int, Query(ge=1, le=500, description="At most so many items.")]
-After = Annotated[str | None, Query(description="`next` of the page before.", max_length=200)]
+Limit = Annotated[int, Query(ge=1, le=500, description="Maximum number of items.")]
+After = Annotated[str | None, Query(description="`next` of the previous page.", max_length=200)]
+Next = Annotated[str | None, Field(description="Cursor of the next page; null on the last page.")]
 
 
 class Page(BaseModel, Generic[Item]):
     items: list[Item]
-    next: str | None = Field(description="The cursor of the next page; null: this is the last one.")
+    next: Next
+
+
+def cut(found: Sequence[Row], limit: int, key: Callable[[Row], object]) -> tuple[Sequence[Row], str | None]:
+    """The rows of one page and the cursor of the next, from a query for `limit + 1` rows."""
+    return found[:limit], encode(str(key(found[limit - 1]))) if len(found) > limit else None
 
 
 def encode(value: str) -> str:
@@ -26,7 +34,7 @@ def encode(value: str) -> str:
 
 
 def decode(cursor: str | None) -> str | None:
-    """Raises InvalidRequest where the cursor is none of ours."""
+    """Raises InvalidRequest if this service did not make the cursor."""
     if cursor is None:
         return None
     try:
@@ -39,7 +47,7 @@ def decode(cursor: str | None) -> str | None:
 
 
 def decode_id(cursor: str | None) -> UUID | None:
-    """Raises InvalidRequest where the cursor is none of ours."""
+    """Raises InvalidRequest if this service did not make the cursor."""
     value = decode(cursor)
     try:
         return UUID(value) if value is not None else None
@@ -48,5 +56,5 @@ def decode_id(cursor: str | None) -> UUID | None:
 
 
 def bad_cursor() -> InvalidRequest:
-    message = "this is no cursor of ours; hand back `next` of the page before, or leave it out for the first page"
+    message = "not a cursor of this service; pass `next` of the previous page, or leave it out for the first page"
     return InvalidRequest(f"after: {message}", problems=[FieldProblem("after", message)])

@@ -1,7 +1,7 @@
-"""Every error leaves as an RFC 9457 problem, and leaves here alone."""
+"""Every error response is an RFC 9457 problem, and is rendered here."""
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -13,14 +13,27 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.examples import DETAILS
+from app.api import examples
 from app.domain.pools import POOL_NAME_PATTERN
 from app.domain.preloads import PATTERNS_IN_WORDS
-from app.errors import EmberpoolError, FieldProblem, InvalidRequest, MalformedBody, MethodNotAllowed, NotFound
+from app.errors import (
+    ClusterError,
+    ClusterForbidden,
+    ClusterUnavailable,
+    DatabaseUnavailable,
+    EmberpoolError,
+    FieldProblem,
+    InvalidRequest,
+    MalformedBody,
+    MethodNotAllowed,
+    NotFound,
+)
 
+CLUSTER_ERRORS = (ClusterUnavailable, ClusterForbidden, ClusterError)
+"""What a route that asks the cluster may answer, beside what it says itself."""
 _NAME_RULE = "a name is 1 to 63 lower-case letters, digits and '-', and begins and ends with a letter or digit"
 _KEY = "[key]"
-"""How pydantic ends the place of an entry whose name is wrong."""
+"""Pydantic ends the location of an entry with an invalid name with this."""
 _NO_OBJECT = {"dict_type", "model_type", "model_attributes_type"}
 MEDIA_TYPE = "application/problem+json"
 log = structlog.get_logger(__name__)
@@ -28,32 +41,26 @@ log = structlog.get_logger(__name__)
 
 class ProblemField(BaseModel):
     field: str = Field(
-        description="Dotted path of the field from the body's root; empty: the body itself.", examples=["size"]
+        description="Dotted path of the field from the root of the body; empty for the body itself.", examples=["size"]
     )
     message: str = Field(examples=["Input should be greater than or equal to 0"])
 
 
 class Problem(BaseModel):
-    """RFC 9457. `code` is stable and meant for programs; `detail` is a sentence for people."""
+    """A problem of RFC 9457. Programs should use `code`, which is stable; `detail` is a sentence for people."""
 
     type: str = Field(examples=["urn:emberpool:problem:no-warm-vm"])
     title: str
     status: int
     detail: str
     code: str
-    instance: str | None = Field(default=None, description="The path that was asked for.")
-    errors: list[ProblemField] | None = Field(default=None, description="Each wrong field, where fields are wrong.")
+    instance: str | None = Field(default=None, description="Path of the request.")
+    errors: list[ProblemField] | None = Field(default=None, description="The invalid fields, if any.")
 
 
 def render(error: EmberpoolError, *, instance: str | None = None) -> Response:
-    """The problem of an error, with `Retry-After` in whole seconds where the error says when to try again."""
-    body: dict[str, Any] = {
-        "type": f"urn:emberpool:problem:{error.code}",
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail,
-        "code": error.code,
-    }
+    """The response for an error, with `Retry-After` in whole seconds if the error has `retry_after`."""
+    body = _body(error)
     if instance is not None:
         body["instance"] = instance
     if error.problems:
@@ -67,52 +74,55 @@ def render(error: EmberpoolError, *, instance: str | None = None) -> Response:
 
 
 def render_crash(path: str, error: Exception) -> Response:
-    """The answer to a bug of ours: logged whole, told as nothing but that."""
+    """The response to an unexpected exception: the log gets the traceback, the client only a general sentence."""
     log.error("request.crashed", path=path, exc_info=error)
-    found = EmberpoolError("an error on our side; its details are in the service's log. Trying again may help")
+    found = EmberpoolError("the service failed unexpectedly; its log has the details. Trying again may help")
     return render(found, instance=path)
 
 
 def responses(*errors: type[EmberpoolError]) -> dict[int | str, dict[str, Any]]:
-    """What a route declares of its errors in the OpenAPI document: by status, one example a code."""
+    """The errors of a route for the OpenAPI document: those given, and the two that every route of the API may answer."""
+    return describe_errors(*errors, InvalidRequest, DatabaseUnavailable)
+
+
+def describe_errors(*errors: type[EmberpoolError]) -> dict[int | str, dict[str, Any]]:
+    """As entries of an operation's `responses`, by status, with one example for each code."""
     found: dict[int | str, dict[str, Any]] = {}
     for error in errors:
-        entry = found.setdefault(
-            error.status,
-            {
-                "description": error.title,
-                "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
-            },
-        )
+        content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}}
+        entry = found.setdefault(error.status, {"description": error.title, "content": content})
         if error.title not in entry["description"]:
             entry["description"] += f"; {error.title[0].lower()}{error.title[1:]}"
-        entry["content"][MEDIA_TYPE]["examples"][error.code] = {
-            "value": {
-                "type": f"urn:emberpool:problem:{error.code}",
-                "title": error.title,
-                "status": error.status,
-                "detail": DETAILS[error.code],
-                "code": error.code,
-            }
-        }
+        example = {**_body(error), "detail": examples.load()["problems"][error.code]}
+        entry["content"][MEDIA_TYPE]["examples"][error.code] = {"value": example}
     return found
 
 
+def _body(error: EmberpoolError | type[EmberpoolError]) -> dict[str, Any]:
+    return {
+        "type": f"urn:emberpool:problem:{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": getattr(error, "detail", ""),
+        "code": error.code,
+    }
+
+
 def explain(error: ValidationError | RequestValidationError) -> InvalidRequest:
-    """What pydantic found wrong, each with its field: of the body, the path, the query or a header, which needs no telling."""
+    """The error for what pydantic found wrong in the body, the path, the query or a header: one problem for each field."""
     problems = []
     all_found = error.errors()
     for found in all_found:
         location = [str(part) for part in found["loc"]]
         if found["type"] == "too_short" and any(_is_within(other["loc"], found["loc"]) for other in all_found):
-            continue  # what was wrong with its entries is told, and only the good ones were counted
+            continue  # its entries have problems of their own, and pydantic counted only the valid ones
         if found["type"] == "json_invalid":
             return MalformedBody(f"the body is not JSON: {found.get('ctx', {}).get('error', found['msg'])}")
         if isinstance(error, RequestValidationError):
             location = location[1:]
         message = _sentence(found)
         if location[-1:] == [_KEY]:
-            message = f"the name {location[-2]!r}: {message}"
+            message = f"name {location[-2]!r}: {message}"
             location = location[:-2]
         problems.append(FieldProblem(".".join(location), message))
     named = "; ".join(f"{p.field or 'body'}: {p.message}" for p in problems[:5])
@@ -123,45 +133,34 @@ def explain(error: ValidationError | RequestValidationError) -> InvalidRequest:
 def install(app: FastAPI) -> None:
     """Makes the application render every error as a problem."""
 
-    async def on_ours(request: Request, error: Exception) -> Response:
-        if not isinstance(error, EmberpoolError):
-            raise error
+    @app.exception_handler(EmberpoolError)
+    async def on_own(request: Request, error: EmberpoolError) -> Response:
         if error.status >= 500 and error.retry_after is None:  # noqa: PLR2004 - the server's own errors
             log.error("request.failed", path=request.url.path, code=error.code, detail=error.detail)
         return render(error, instance=request.url.path)
 
-    async def on_invalid(request: Request, error: Exception) -> Response:
-        if not isinstance(error, RequestValidationError):
-            raise error
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
         return render(explain(error), instance=request.url.path)
 
-    async def on_http(request: Request, error: Exception) -> Response:
-        if not isinstance(error, HTTPException):
-            raise error
-        # The framework calls whatever goes wrong while a body is read a bad body; where it was an error of ours, that one counts.
-        ours = error.__cause__
-        found = ours if isinstance(ours, EmberpoolError) else _from_http(request, error)
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> Response:
+        # The framework reports any failure to read a body as a bad body; if the cause is one of our errors, that one is right.
+        cause = error.__cause__
+        found = cause if isinstance(cause, EmberpoolError) else _from_http(request, error)
         return render(found, instance=request.url.path)
 
-    async def on_bug(request: Request, error: Exception) -> Response:
+    @app.exception_handler(Exception)
+    async def on_crash(request: Request, error: Exception) -> Response:
         return render_crash(request.url.path, error)
-
-    handlers: list[tuple[type[Exception], Callable[[Request, Exception], Awaitable[Response]]]] = [
-        (EmberpoolError, on_ours),
-        (RequestValidationError, on_invalid),
-        (HTTPException, on_http),
-        (Exception, on_bug),
-    ]
-    for kind, handler in handlers:
-        app.add_exception_handler(kind, handler)
 
 
 def _from_http(request: Request, error: HTTPException) -> EmberpoolError:
     match error.status_code:
         case 404:
-            return NotFound(f"nothing is served at {request.url.path}; /docs shows what is")
+            return NotFound(f"there is no {request.url.path}; /docs lists all paths")
         case 405:
-            return MethodNotAllowed(f"{request.method} is not taken at {request.url.path}; /docs shows what is")
+            return MethodNotAllowed(f"{request.url.path} does not support {request.method}; /docs lists all operations")
         case 400:
             return MalformedBody(f"the body cannot be read: {error.detail}")
         case _:
@@ -177,11 +176,11 @@ def _sentence(found: Any) -> str:
     if found["type"] in _NO_OBJECT:
         message = "Input should be an object"
     if found["type"] == "too_short":
-        return f"needs {found['ctx']['min_length']} or more, and has {found['ctx']['actual_length']}"
+        return f"needs at least {found['ctx']['min_length']}, has {found['ctx']['actual_length']}"
     if found["type"] == "too_long":
-        return f"takes {found['ctx']['max_length']} at the most; give fewer"
+        return f"takes at most {found['ctx']['max_length']}; give fewer"
     if found["type"] == "extra_forbidden":
-        return "there is no such field; check its spelling (/docs shows them all)"
+        return "there is no such field; check its spelling (/docs lists all fields)"
     if found["type"] == "missing":
         return "this field is required"
     if found["type"] == "string_pattern_mismatch" and found["ctx"]["pattern"] == POOL_NAME_PATTERN:

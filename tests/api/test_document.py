@@ -15,6 +15,8 @@ from app.errors import EmberpoolError
 from tests.support.service import client_of
 
 COMMITTED = Path(__file__).parents[2] / "openapi" / "openapi.json"
+API = COMMITTED.parents[1] / "app" / "api"
+FILES = sorted(API.rglob("examples.json"))
 DOCUMENT = create_app().openapi()
 OPERATIONS = [
     (f"{method.upper()} {path}", operation)
@@ -95,12 +97,30 @@ def test_every_error_is_a_problem_with_an_example_of_each_code(at, operation):
                 assert (example["value"]["code"], str(example["value"]["status"])) == (code, status)
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(API)))
+def test_every_example_in_a_file_has_the_schema_that_it_illustrates(file):
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert set(found) <= set(examples.KINDS)
+    operations = {operation["operationId"]: operation for _, operation in OPERATIONS}
+    for name, values in found.get("schemas", {}).items():
+        assert values
+        for value in values:
+            validate(value, DOCUMENT["components"]["schemas"][name])
+    for name, bodies in found.get("bodies", {}).items():
+        for body in bodies.values():
+            assert body["summary"]
+            validate(body["value"], operations[name]["requestBody"]["content"]["application/json"]["schema"])
+    for name, answers in found.get("responses", {}).items():
+        for status, value in answers.items():
+            validate(value, operations[name]["responses"][status]["content"]["application/json"]["schema"])
+
+
 def test_codes_are_stable_and_each_has_one_meaning():
     by_code = {}
     for error in errors_below(EmberpoolError):
         by_code.setdefault(error.code, set()).add(error.status)
     assert {code: len(found) for code, found in by_code.items() if len(found) > 1} == {}
-    assert set(examples.DETAILS) <= set(by_code)
+    assert set(examples.load()["problems"]) <= set(by_code)
 
 
 def test_a_workers_document_has_its_health_alone():

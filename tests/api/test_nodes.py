@@ -55,7 +55,7 @@ async def start(postgres, template_database, tmp_path_factory):
 
 async def seen(server, count):
     page = (await server.client.get("/v1/nodes")).json()
-    return len(page["items"]) == count and page["sight"]["stale_reason"] is None
+    return len(page["items"]) == count and page["observation"]["stale_reason"] is None
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -96,7 +96,7 @@ class TestWhereTheNodesHaveWhatIsNeeded:
     async def test_the_pinned_vm_starts_there_and_its_cpus_are_shown(self, able):
         server, _ = able
         asked = await check(server, template=PINNED, count=4)
-        assert (asked["fits"], asked["now"], asked["unseen"]) == (False, 3, [])
+        assert (asked["fits"], asked["now"], asked["unchecked"]) == (False, 3, [])
         assert asked["missing"][1] == "plain: label kubevirt.io/cpumanager is 'false', 'true' needed"
         assert asked["fragment"]["domain"]["resources"] == {
             "requests": {"memory": "2Gi", "cpu": "2"},
@@ -142,7 +142,7 @@ class TestWhereTheNodesHaveWhatIsNeeded:
         assert (refused.status_code, refused.json()["code"]) == (422, "unschedulable")
         assert "at most 2 of the 3 VMs of this pool fit on these nodes" in refused.json()["detail"]
         assert refused.json()["errors"][0]["field"] == "size"
-        assert (await check(server, count=3, **spec))["ever"] == 2
+        assert (await check(server, count=3, **spec))["when_empty"] == 2
 
     async def test_a_pool_whose_nodes_are_taken_fills_as_far_as_they_go_and_degrades_where_they_shrink(self, able):
         server, cluster = able
@@ -210,7 +210,7 @@ class TestWhereTheyHaveNot:
     async def test_both_are_refused_in_words_before_anything_is_made(self, unable, template, words):
         server, _ = unable
         asked = await check(server, template=template)
-        assert (asked["fits"], asked["ever"], asked["missing"]) == (False, 0, [words])
+        assert (asked["fits"], asked["when_empty"], asked["missing"]) == (False, 0, [words])
         refused = await server.put("never", template=template)
         assert (refused.status_code, refused.json()["code"]) == (422, "unschedulable")
         assert words in refused.json()["detail"]
@@ -247,7 +247,7 @@ class TestAnswers:
         second = (await server.client.get("/v1/nodes", params={"limit": 1, "after": first["next"]})).json()
         assert [(item["name"], item["zone"] is not None) for item in second["items"]] == [("plain", True)]
         assert second["next"] is None
-        assert first["sight"]["age_seconds"] < 60
+        assert first["observation"]["age_seconds"] < 60
         assert (first["items"][0]["takes_vms"], first["items"][0]["cpumanager"]) == (True, True)
 
     async def test_a_node_that_is_not_there(self, able):
@@ -283,4 +283,4 @@ class TestAnswers:
         template = {"instancetype": {"name": "u1.small"}, "template": {"spec": {"domain": {}}}}
         asked = await check(able[0], template=template)
         assert (asked["fits"], asked["now"], asked["demand"]) == (None, None, None)
-        assert asked["unseen"][0].startswith("an instance type")
+        assert asked["unchecked"][0].startswith("an instance type")

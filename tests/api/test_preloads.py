@@ -211,7 +211,7 @@ async def test_a_pool_starts_from_what_a_schedule_keeps_as_a_snapshot(server, cl
 
 async def test_a_container_disk_is_on_every_node_and_told_by_node(server, cluster):
     found = await ready(server, "near", IMAGE)
-    assert (found["nodes"]["pulled"], found["nodes"]["wanted"], found["volume"]) == (3, 3, None)
+    assert (found["nodes"]["pulled"], found["nodes"]["desired"], found["volume"]) == (3, 3, None)
     assert {each["node"]: each["state"] for each in found["nodes"]["items"]} == dict.fromkeys(
         ("node1", "node2", "node3"), "pulled"
     )

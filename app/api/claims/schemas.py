@@ -6,13 +6,12 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator
 
-from app.api.pools.schemas import STAGES, STAGES_EXAMPLE
+from app.api.views import STAGES, Stages
 from app.config import MAX_BATCH, MAX_LEASE_SECONDS, MAX_WAIT_SECONDS
 from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
 from app.domain.placement import Placement, Prefer
 from app.domain.pools import Count, PoolName, StartFrom
-from app.domain.stages import in_order
 from app.domain.states import ClaimState
 from app.domain.statistics import WaitEstimate
 from app.store.rows import ClaimRow
@@ -40,20 +39,7 @@ class _Wish(BaseModel):
 class ClaimBody(_Wish):
     """A wish for one VM: of a `pool`, or one that is described as `vm`, which then comes by the fastest path there is."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"pool": "fast-start-pool", "wait_seconds": 30, "labels": {"job": "ci-4711"}},
-                {
-                    "vm": {"image": "quay.io/containerdisks/ubuntu:22.04", "cpu": 2, "memory": "2Gi"},
-                    "wait_seconds": 60,
-                    "deadline_seconds": 120,
-                    "remember": True,
-                },
-            ],
-            "oneOf": [{"required": ["pool"]}, {"required": ["vm"]}],
-        },
-    )
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["pool"]}, {"required": ["vm"]}]})
 
     pool: PoolName | None = Field(default=None, description="From this pool. Either this or `vm`.")
     vm: dict[str, Any] | None = Field(
@@ -129,10 +115,6 @@ class ClaimBody(_Wish):
 
 class BatchBody(_Wish):
     """A wish for many VMs at once."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"pool": "fast-start-pool", "count": 3, "all_or_nothing": False}]},
-    )
 
     pool: PoolName
     count: Count = Field(ge=1, le=MAX_BATCH, description="How many VMs, each its own claim.")
@@ -217,9 +199,7 @@ class ClaimTimings(BaseModel):
         description="What its VM took from being asked of the cluster to being ready, whenever that was."
     )
     warm: float | None = Field(description="How long the VM had been ready when it was claimed.")
-    stages: dict[str, float | None] | None = Field(
-        description=f"Of a VM that came by another path than `pool`. {STAGES}", examples=[STAGES_EXAMPLE]
-    )
+    stages: Stages = Field(description=f"Null if the path is `pool`. {STAGES}")
 
 
 class Replacement(BaseModel):
@@ -276,7 +256,7 @@ class ClaimView(BaseModel):
                 wait=_between(claim.created_at, claim.bound_at),
                 boot=_round(claim.vm_boot_seconds),
                 warm=_between(claim.vm_ready_at, claim.bound_at),
-                stages=in_order(claim.vm_stages) if claim.vm_stages and claim.path != StartPath.POOL else None,
+                stages=claim.vm_stages if claim.path != StartPath.POOL else None,
             ),
         )
 

@@ -1,37 +1,35 @@
-"""The history of pools, VMs and claims: as pages, or as a stream of server-sent events."""
+"""The history of pools, VMs, claims, snapshots and preloads: as pages, or as a stream of server-sent events."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from app.api.dependencies import Services, services
+from app.api.dependencies import Services, Svc
+from app.api.events.schemas import EventView
 from app.api.pages import Limit, Page, bad_cursor
-from app.api.pools.schemas import EventView
 from app.api.problems import responses
-from app.errors import DatabaseUnavailable, InvalidRequest
 from app.store import events
 from app.store.events import Cursor
 
 router = APIRouter(prefix="/v1/events", tags=["events"])
-Svc = Annotated[Services, Depends(services)]
 _STREAM = "text/event-stream"
 
 
 @router.get(
     "",
     operation_id="listEvents",
-    summary="What happened, as a page or as a stream",
+    summary="List events, or stream them",
     response_model=Page[EventView],
     responses={
         200: {
-            "description": "A page; with `Accept: text/event-stream` a stream that goes on",
+            "description": "A page of events; with `Accept: text/event-stream`, a stream that does not end",
             "content": {
                 _STREAM: {"schema": {"type": "string"}, "example": "id: 7701-42\nevent: vm.ready\ndata: {...}\n\n"}
             },
         },
-        **responses(InvalidRequest, DatabaseUnavailable),
+        **responses(),
     },
 )
 async def list_events(
@@ -40,22 +38,27 @@ async def list_events(
     limit: Limit = 100,
     after: Annotated[
         str | None,
-        Query(description="`next` of the page before, or any event's `cursor`. A stream without one begins now."),
+        Query(
+            description="`next` of the previous page, or the `cursor` of any event. A stream without it starts with the next event."
+        ),
     ] = None,
-    pool: Annotated[str | None, Query(description="Of this pool only.")] = None,
+    pool: Annotated[str | None, Query(description="Only events of this pool.")] = None,
     kind: Annotated[
-        Literal["pool", "vm", "claim", "snapshot", "preload"] | None, Query(description="Changes of these only.")
+        Literal["pool", "vm", "claim", "snapshot", "preload"] | None,
+        Query(description="Only events of this kind of object."),
     ] = None,
-    last_event_id: Annotated[str | None, Header(description="Where a broken stream goes on.")] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="Cursor of the last event received, to resume a stream.")
+    ] = None,
 ) -> Response:
-    """Oldest first. `next` of the last page is where the following look, or a stream, goes on."""
+    """Oldest first. `next` of the last page is where the next request, or a stream, continues."""
     start = _cursor(last_event_id or after)
     if _STREAM in request.headers.get("accept", ""):
         return EventSourceResponse(_stream(svc, start, pool, kind), ping=15)
     async with svc.db.begin() as tx:
         found = await events.page(tx, after=start or Cursor(), limit=limit, pool=pool, kind=kind)
     following = str(found[-1].cursor) if found else (str(start) if start else None)
-    page = Page[EventView](items=[EventView.of(event) for event in found], next=following)
+    page = Page[EventView](items=[EventView.from_row(event) for event in found], next=following)
     return Response(page.model_dump_json(), media_type="application/json")
 
 
@@ -63,7 +66,7 @@ async def _stream(
     svc: Services, start: Cursor | None, pool: str | None, kind: str | None
 ) -> AsyncIterator[ServerSentEvent]:
     async for event in svc.tail.follow(start, pool=pool, kind=kind, stop=svc.stopping):
-        view = EventView.of(event)
+        view = EventView.from_row(event)
         yield ServerSentEvent(data=view.model_dump_json(), event=event.type, id=view.cursor)
 
 

@@ -1,4 +1,4 @@
-"""The growing end of the history, shared by all streams of a process: one look at the database, whoever listens."""
+"""The end of the history, polled once for all streams of a process."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,14 +11,14 @@ from app.store import events
 from app.store.database import Database
 from app.store.events import Cursor, EventRow
 
-_LOOK_SECONDS = 0.25
+_POLL_SECONDS = 0.25
 _RETRY_SECONDS = 1.0
 _PAGE = 200
 log = structlog.get_logger(__name__)
 
 
 class EventTail:
-    """`run` looks for new events while somebody follows; without it followers wait for ever."""
+    """`run` polls for new events while there are followers. Without it, followers wait forever."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -33,18 +33,18 @@ class EventTail:
                     async with self._db.begin() as tx:
                         end = await events.latest(tx)
                 except DatabaseUnavailable:
-                    log.debug("tail.database_away")
+                    log.debug("tail.database_unavailable")
                 else:
                     if end != self._end:
                         self._end = end
-                        await self._tell()
-            await first_of(stop.wait(), timeout=_LOOK_SECONDS)
-        await self._tell()
+                        await self._notify()
+            await first_of(stop.wait(), timeout=_POLL_SECONDS)
+        await self._notify()
 
     async def follow(
         self, after: Cursor | None, *, pool: str | None, kind: str | None, stop: asyncio.Event
     ) -> AsyncIterator[EventRow]:
-        """Every event after a cursor (None: from now on), in order, until `stop`. An absent database is waited for."""
+        """Yields every event after the cursor (None: from now on), in order, until `stop`. Waits while the database is unavailable."""
         self._followers += 1
         try:
             while after is None and not stop.is_set():
@@ -54,7 +54,7 @@ class EventTail:
                 except DatabaseUnavailable:
                     await first_of(stop.wait(), timeout=_RETRY_SECONDS)
             while after is not None and not stop.is_set():
-                seen = self._end
+                known = self._end
                 found = await self._page(after, pool=pool, kind=kind)
                 if found is None:
                     await first_of(stop.wait(), timeout=_RETRY_SECONDS)
@@ -64,19 +64,19 @@ class EventTail:
                     yield event
                 if len(found) < _PAGE:
                     async with self._grown:
-                        while self._end == seen and not stop.is_set():
+                        while self._end == known and not stop.is_set():
                             await self._grown.wait()
         finally:
             self._followers -= 1
 
     async def _page(self, after: Cursor, *, pool: str | None, kind: str | None) -> list[EventRow] | None:
-        """None: the database is away."""
+        """None if the database is unavailable."""
         try:
             async with self._db.begin() as tx:
                 return await events.page(tx, after=after, limit=_PAGE, pool=pool, kind=kind)
         except DatabaseUnavailable:
             return None
 
-    async def _tell(self) -> None:
+    async def _notify(self) -> None:
         async with self._grown:
             self._grown.notify_all()

@@ -1,6 +1,7 @@
 """Kubernetes-style manifests: many documents in one body, all of them or none."""
 
 import asyncio
+from importlib import resources
 from typing import Annotated, Final, Self
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -27,74 +28,21 @@ from app.services.writes import WriteOutcome
 PATH: Final = "/v1/manifests"
 YAML_TYPES: Final = ("application/yaml", "text/yaml", "application/x-yaml")
 _JSON: Final = "application/json"
-_POOL: Final = """\
-apiVersion: pool.kubevirt.io/v1
-kind: VirtualMachinePool
-metadata:
-  name: fast-start-pool
-spec:
-  size: 10
-  minAvailable: 5
-  autoReplenish: true
-  template:
-    spec:
-      domain:
-        resources:
-          requests:
-            cpu: "2"
-            memory: 2Gi
-      volumes:
-        - name: bootdisk
-          containerDisk:
-            image: quay.io/containerdisks/ubuntu:22.04
-"""
-_POOL_AS_JSON: Final = {
-    "apiVersion": "pool.kubevirt.io/v1",
-    "kind": "VirtualMachinePool",
-    "metadata": {"name": "small"},
-    "spec": {"size": 1, "template": {"image": "quay.io/containerdisks/ubuntu:22.04", "memory": "2Gi"}},
-}
-_SNAPSHOT: Final = """\
-apiVersion: snapshot.kubevirt.io/v1
-kind: VirtualMachineSnapshot
-metadata:
-  name: ubuntu-ready-snapshot
-spec:
-  source:
-    apiGroup: kubevirt.io
-    kind: VirtualMachine
-    name: ubuntu-template
----
-apiVersion: kubevirt.io/v1
-kind: VirtualMachine
-metadata:
-  name: fast-vm
-spec:
-  running: true
-  template:
-    spec:
-      snapshot:
-        name: ubuntu-ready-snapshot
-      domain:
-        resources:
-          requests:
-            cpu: "2"
-            memory: 2Gi
-"""
+_EXAMPLES: Final = resources.files(__package__) / "examples"
 _BODY: Final = {
     "required": True,
     "content": {
         YAML_TYPES[0]: {
             "schema": {"type": "string"},
             "examples": {
-                "pool": {"summary": "A pool", "value": _POOL},
-                "snapshot": {"summary": "A snapshot, and a VM that starts from it", "value": _SNAPSHOT},
+                "pool": {"summary": "A pool", "value": (_EXAMPLES / "pool.yaml").read_text()},
+                "snapshot": {
+                    "summary": "A snapshot, and a VM that starts from it",
+                    "value": (_EXAMPLES / "snapshot.yaml").read_text(),
+                },
             },
         },
-        _JSON: {
-            "schema": {"type": "object", "description": "One document, or a List of them."},
-            "examples": {"pool": {"summary": "A pool", "value": _POOL_AS_JSON}},
-        },
+        _JSON: {"schema": {"type": "object", "description": "One document, or a List of them."}},
     },
 }
 router = APIRouter(tags=["manifests"])

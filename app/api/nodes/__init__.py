@@ -1,1 +1,1 @@
-"""Nodes, and whether VMs fit on them, over HTTP."""
+"""Nodes over HTTP."""

@@ -1,1 +1,1 @@
-"""What each start path costs here, over HTTP."""
+"""Start paths and their measured times over HTTP."""

@@ -1,15 +1,15 @@
-"""What each path to a VM costs on this cluster."""
+"""How long each start path takes on this cluster."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 
-from app.api.dependencies import Services, services
-from app.api.pages import After, Page, decode, encode
+from app.api.dependencies import Svc
+from app.api.pages import After, Page, cut, decode
 from app.api.paths.schemas import PathView
 from app.api.problems import responses
 from app.domain.paths import StartPath
-from app.errors import DatabaseUnavailable, InvalidRequest
 from app.store import path_times as paths
 from app.store.path_times import PathTimes
 
@@ -20,32 +20,30 @@ _MAX_SHAPES = 100
 @router.get(
     "",
     operation_id="listPaths",
-    summary="What each path costs",
-    response_description="Each path over all shapes, then each path of each shape",
-    responses=responses(InvalidRequest, DatabaseUnavailable),
+    summary="List start paths and how long they take",
+    response_description="Each path over all shapes, then each path for each shape",
+    responses=responses(),
 )
 async def list_paths(
-    svc: Annotated[Services, Depends(services)],
-    limit: Annotated[int, Query(ge=1, le=_MAX_SHAPES, description="At most so many shapes.")] = 20,
+    svc: Svc,
+    limit: Annotated[int, Query(ge=1, le=_MAX_SHAPES, description="Maximum number of shapes.")] = 20,
     after: After = None,
-    shape: Annotated[str | None, Query(description="This shape only.", max_length=200, pattern=r"^[^\x00]*$")] = None,
-    path: Annotated[StartPath | None, Query(description="This path only.")] = None,
+    shape: Annotated[str | None, Query(description="Only this shape.", max_length=200, pattern=r"^[^\x00]*$")] = None,
+    path: Annotated[StartPath | None, Query(description="Only this path.")] = None,
 ) -> Page[PathView]:
-    """Measured on this cluster, from the last starts and claims, and never assumed: where nothing was measured the figures are
-    null and `basis` says so. The first page begins with each path over all shapes (`shape` null).
+    """Measured from the last starts and claims on this cluster. If nothing was measured, the figures are null and `basis` says so.
+    The first page begins with each path over all shapes (`shape` is null).
     """
     items: list[PathView] = []
-    following = None
+    shapes: Sequence[str]
     async with svc.db.begin() as tx:
         if shape is not None:
-            shapes = [shape]
+            shapes, following = [shape], None
         else:
             if after is None:
                 items += _views(None, await paths.overall(tx), path)
-            shapes = await paths.shapes(tx, after=decode(after) or "", limit=limit + 1)
-            if len(shapes) > limit:
-                shapes = shapes[:limit]
-                following = encode(shapes[-1])
+            found = await paths.shapes(tx, after=decode(after) or "", limit=limit + 1)
+            shapes, following = cut(found, limit, str)
         for each, times in (await paths.of_shapes(tx, shapes)).items():
             items += _views(each, times, path)
     return Page(items=items, next=following)

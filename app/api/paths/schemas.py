@@ -1,30 +1,31 @@
-"""The shape of what each path costs."""
+"""Bodies of answers about start paths."""
 
 from typing import Self
 
 from pydantic import BaseModel, Field
 
+from app.api.views import Milliseconds
 from app.domain.paths import EXPECTED_SAVING, StartPath
 from app.domain.statistics import BootTimes
 
 
 class PathView(BaseModel):
-    """One path for one shape, or over all of them: what it took here, and what it saved. Times are in seconds."""
+    """The measured times of one path, for one shape or over all shapes, and how much it saved. Times are in seconds."""
 
     path: StartPath
-    shape: str | None = Field(description="null: over all shapes.")
-    count: int = Field(description="How many of the last ones this is taken from.")
-    p50: float | None = Field(description="null: no data.")
-    p95: float | None
+    shape: str | None = Field(description="null: all shapes together.")
+    count: int = Field(description="Number of recent starts or claims measured.")
+    p50: Milliseconds | None = Field(description="null: no data.")
+    p95: Milliseconds | None
     saving: float | None = Field(
-        description="Share of a cold start's median that is saved, measured for the same shape, or over all. null: no data.",
+        description="Fraction of the median cold start that the path saves, for the same shape or over all shapes. null: no data.",
         examples=[0.62],
     )
     expected: float | None = Field(
-        description="The share that the project's mission expects. Only shown: nothing is decided by it.",
+        description="The fraction that the design expects. Informational: no decision depends on it.",
         examples=[0.6],
     )
-    basis: str = Field(description="What it is measured from, or what is missing.")
+    basis: str = Field(description="What the figures are measured from, or what is missing.")
 
     @classmethod
     def of(cls, path: StartPath, shape: str | None, times: BootTimes, cold: BootTimes) -> Self:
@@ -32,8 +33,8 @@ class PathView(BaseModel):
             path=path,
             shape=shape,
             count=times.count,
-            p50=_round(times.p50),
-            p95=_round(times.p95),
+            p50=times.p50,
+            p95=times.p95,
             saving=_saving(path, times, cold),
             expected=EXPECTED_SAVING.get(path),
             basis=_basis(path, shape, times, cold),
@@ -49,19 +50,15 @@ def _saving(path: StartPath, times: BootTimes, cold: BootTimes) -> float | None:
 def _basis(path: StartPath, shape: str | None, times: BootTimes, cold: BootTimes) -> str:
     of = "over all shapes" if shape is None else "of this shape"
     if not times.count:
-        return f"no data: nothing {of} was served by this path yet"
+        return f"no data: nothing {of} has used this path yet"
     what = (
-        f"the last {times.count} claims of warm VMs {of}, from their arrival in the database"
+        f"the last {times.count} claims of warm VMs {of}, from the arrival of the claim"
         if path is StartPath.POOL
-        else f"the last {times.count} starts {of}, from the plan to the first ready"
+        else f"the last {times.count} starts {of}, from planning the VM until it was ready"
     )
     if path is StartPath.COLD:
         return what
     if not cold.count:
-        return f"{what}; no data on a cold start {of} to compare with"
-    mixed = "; shapes differ, so that their mix does too" if shape is None else ""
-    return f"{what}; against the last {cold.count} cold starts {of}{mixed}"
-
-
-def _round(seconds: float | None) -> float | None:
-    return round(seconds, 3) if seconds is not None else None
+        return f"{what}; there is no cold start {of} to compare with"
+    mixed = "; the mix of shapes may differ" if shape is None else ""
+    return f"{what}; compared with the last {cold.count} cold starts {of}{mixed}"

@@ -1,174 +1,123 @@
-"""Pools: written by name, watched, refilled, paused."""
+"""Pools: create, edit, read, refill, pause, delete, and import of VirtualMachinePools."""
 
+import re
 from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Body, Depends, Path, Query, Response
-from fastapi.openapi.models import Example
+from fastapi import APIRouter, Query, Response
 
-from app.api.dependencies import Services, services
-from app.api.pages import After, Limit, Page, decode, encode
-from app.api.pools.schemas import PoolView
-from app.api.problems import responses
+from app.api.dependencies import Services, Svc
+from app.api.pages import After, Limit, Page, cut, decode
+from app.api.parameters import name_in_path
+from app.api.pools.schemas import ImportBody, ImportView, PoolView
+from app.api.problems import CLUSTER_ERRORS, responses
 from app.domain.pools import POOL_NAME_PATTERN, PoolSpec
 from app.errors import (
-    BodyTooLarge,
-    ClusterError,
-    ClusterForbidden,
-    ClusterUnavailable,
-    DatabaseUnavailable,
+    ClusterNotFound,
+    Conflict,
     FieldProblem,
     InvalidRequest,
-    MalformedBody,
     PoolBeingDeleted,
     PoolNotFound,
     TemplateRefused,
     Unschedulable,
-    UnsupportedMediaType,
 )
-from app.services.pools import service as usecases
+from app.services.pools import service
 from app.services.pools.service import no_such_pool
+from app.services.pools.vm_pool_import import import_vm_pool
 from app.services.writes import WriteOutcome
 from app.store.pools import planning, statistics
 from app.store.pools import rows as pool_rows
 from app.store.rows import PoolRow
 
 router = APIRouter(prefix="/v1/pools", tags=["pools"])
-Name = Annotated[
-    str,
-    Path(
-        pattern=POOL_NAME_PATTERN,
-        max_length=63,
-        description="The pool's name.",
-        openapi_examples={"fast-start-pool": {"value": "fast-start-pool"}},
-    ),
-]
-Svc = Annotated[Services, Depends(services)]
-_FOUND = (InvalidRequest, PoolNotFound, DatabaseUnavailable)
-_BODIES: dict[str, Example] = {
-    "short": {
-        "summary": "A short form of the template",
-        "value": {
-            "size": 10,
-            "min_available": 5,
-            "template": {"image": "quay.io/containerdisks/ubuntu:22.04", "cpu": 2, "memory": "2Gi"},
-        },
-    },
-    "kubevirt": {
-        "summary": "A KubeVirt template, for a guest without an agent",
-        "value": {
-            "size": 3,
-            "warm_when": "ready",
-            "max_ready_age_seconds": 86400,
-            "template": {
-                "spec": {
-                    "domain": {
-                        "cpu": {"cores": 2},
-                        "memory": {"guest": "2Gi"},
-                        "devices": {"disks": [{"name": "root", "disk": {"bus": "virtio"}}]},
-                    },
-                    "readinessProbe": {"tcpSocket": {"port": 22}},
-                    "volumes": [
-                        {"name": "root", "containerDisk": {"image": "quay.io/containerdisks/ubuntu:22.04"}},
-                    ],
-                }
-            },
-        },
-    },
-    "pinned": {
-        "summary": "CPUs and hugepages of its own, spread over zones",
-        "value": {
-            "size": 4,
-            "template": {"image": "quay.io/containerdisks/ubuntu:22.04", "cpu": 4, "memory": "4Gi"},
-            "placement": {"dedicated_cpus": True, "hugepages": "2Mi", "spread": "zones"},
-        },
-    },
-    "vm-pool": {
-        "summary": "A VirtualMachinePool, to be seen and managed with kubectl too",
-        "value": {
-            "size": 5,
-            "min_available": 2,
-            "backing": "VirtualMachinePool",
-            "template": {"image": "quay.io/containerdisks/fedora:42", "cpu": 2, "memory": "2Gi"},
-        },
-    },
-    "drained": {
-        "summary": "Filled on request alone, with short leases",
-        "value": {
-            "size": 5,
-            "auto_replenish": False,
-            "default_lease_seconds": 600,
-            "max_lease_seconds": 3600,
-            "template": {"image": "quay.io/containerdisks/fedora:40", "memory": "1Gi"},
-        },
-    },
-}
+Name = Annotated[str, name_in_path("pool", "fast-start-pool")]
 
 
 @router.put(
     "/{name}",
     operation_id="putPool",
-    summary="Create a pool, or bring it to what the body says",
-    response_description="It exists; `Emberpool-Outcome` says whether it was `changed` or `unchanged`",
+    summary="Create or edit a pool",
+    response_description="The pool existed; `Emberpool-Outcome` is `changed` or `unchanged`",
     responses={
-        201: {"model": PoolView, "description": "Created: its VMs are on their way"},
-        **responses(
-            *(
-                InvalidRequest,
-                TemplateRefused,
-                Unschedulable,
-                MalformedBody,
-                BodyTooLarge,
-                UnsupportedMediaType,
-                PoolBeingDeleted,
-            ),
-            *(ClusterUnavailable, ClusterForbidden, ClusterError, DatabaseUnavailable),
-        ),
+        201: {"model": PoolView, "description": "Created; its VMs are being created"},
+        **responses(TemplateRefused, Unschedulable, PoolBeingDeleted, *CLUSTER_ERRORS),
     },
 )
-async def put_pool(
-    name: Name, spec: Annotated[PoolSpec, Body(openapi_examples=_BODIES)], svc: Svc, response: Response
-) -> PoolView:
-    """The template is checked by our own rules and by a server-side dry run before anything is stored. A changed template
-    rotates the unclaimed VMs behind the floor; claimed ones stay as they are. The same body again changes nothing.
+async def put_pool(name: Name, spec: PoolSpec, svc: Svc, response: Response) -> PoolView:
+    """Makes the pool match the body. Sending the same body again changes nothing.
+
+    The service checks the template itself and with a server-side dry run before it stores anything. After a change of the
+    template the pool replaces its unclaimed VMs, without going below `min_available`; claimed VMs stay as they are.
     """
-    _refuse_unspeakable(spec)
-    put = await usecases.put_pool(svc.db, svc.gateway, name, spec)
+    _refuse_unserializable(spec)
+    put = await service.put_pool(svc.db, svc.gateway, name, spec)
     if put.outcome is WriteOutcome.CREATED:
         response.status_code = 201
     response.headers["Emberpool-Outcome"] = put.outcome
-    return (await _views(svc, [put.pool]))[0]
+    return await _view(svc, put.pool)
+
+
+@router.post(
+    "/import",
+    operation_id="importPool",
+    summary="Import an existing VirtualMachinePool",
+    response_description="What the import would change (`dry_run`)",
+    responses={
+        201: {"model": ImportView, "description": "Imported as a pool"},
+        **responses(TemplateRefused, Conflict, PoolBeingDeleted, ClusterNotFound, *CLUSTER_ERRORS),
+    },
+)
+async def import_pool(body: ImportBody, svc: Svc, response: Response) -> ImportView:
+    """Creates a pool with the template of the VirtualMachinePool and with its replicas as the size. Its VMs become warm VMs of
+    the pool, identified by UID; none of them is restarted or removed.
+    """
+    namespace = svc.settings.namespace
+    if body.namespace not in {None, namespace}:
+        raise _invalid("namespace", f"this service works in namespace {namespace!r} only")
+    name = body.name or body.vm_pool
+    if not re.fullmatch(POOL_NAME_PATTERN, name):
+        message = "a pool's name has lower-case letters, digits and '-', but no dots; set `name`"
+        raise _invalid("name", f"{name!r} cannot be the name of a pool: {message}")
+    done = await import_vm_pool(
+        svc.db, svc.gateway, vm_pool=body.vm_pool, name=name, warm_when=body.warm_when, dry_run=body.dry_run
+    )
+    if done.pool is not None:
+        response.status_code = 201
+    return ImportView.of(done)
 
 
 @router.get(
     "",
     operation_id="listPools",
-    summary="All pools, by name",
+    summary="List pools",
     response_description="A page of pools, each with its status",
-    responses=responses(InvalidRequest, DatabaseUnavailable),
+    responses=responses(),
 )
 async def list_pools(svc: Svc, limit: Limit = 100, after: After = None) -> Page[PoolView]:
-    """A page at a time: hand `next` back as `after` until it is null."""
+    """Ordered by name. To read the next page, pass `next` as `after`, until it is null."""
     async with svc.db.begin() as tx:
         found = await pool_rows.page(tx, after=decode(after) or "", limit=limit + 1)
-    views = await _views(svc, found[:limit])
-    return Page(items=views, next=encode(found[limit - 1].name) if len(found) > limit else None)
+    pools, following = cut(found, limit, lambda pool: pool.name)
+    return Page(items=await _views(svc, *pools), next=following)
 
 
 @router.get(
     "/{name}",
     operation_id="getPool",
-    summary="One pool and its status",
+    summary="Read a pool and its status",
     response_description="The pool",
-    responses=responses(*_FOUND),
+    responses=responses(PoolNotFound),
 )
 async def get_pool(name: Name, svc: Svc) -> PoolView:
-    """Counts by state, fill, why it is degraded or stalled, the refill rate, and what boots took on this cluster."""
+    """The status has the number of VMs in each state, why the pool is degraded or stalled, its refill rate, and the boot times
+    measured on this cluster.
+    """
     async with svc.db.begin() as tx:
         pool = await pool_rows.get(tx, name)
     if pool is None:
         raise no_such_pool(name)
-    return (await _views(svc, [pool]))[0]
+    return await _view(svc, pool)
 
 
 @router.delete(
@@ -176,17 +125,16 @@ async def get_pool(name: Name, svc: Svc) -> PoolView:
     operation_id="deletePool",
     summary="Delete a pool; claimed VMs are kept until released",
     status_code=202,
-    response_description="It is being deleted; GET answers 404 once it is gone",
-    responses=responses(*_FOUND),
+    response_description="The pool is being deleted; GET answers 404 when it is deleted",
+    responses=responses(PoolNotFound),
 )
 async def delete_pool(
-    name: Name, svc: Svc, *, force: Annotated[bool, Query(description="Release its claims too, now.")] = False
+    name: Name, svc: Svc, *, force: Annotated[bool, Query(description="Release the pool's claims now.")] = False
 ) -> PoolView:
-    """Its unclaimed VMs are removed, waiting claims fail, nothing new is created. It is gone, and its name free, once the last
-    of its VMs has left the cluster.
+    """Its unclaimed VMs are removed, waiting claims fail, and no new VM is created. The pool is deleted, and its name is free,
+    when the last of its VMs has left the cluster.
     """
-    pool = await usecases.delete_pool(svc.db, name, force=force)
-    return (await _views(svc, [pool]))[0]
+    return await _view(svc, await service.delete_pool(svc.db, name, force=force))
 
 
 @router.post(
@@ -194,40 +142,40 @@ async def delete_pool(
     operation_id="replenishPool",
     summary="Fill a pool up to its size once",
     status_code=202,
-    response_description="Its VMs are on their way",
-    responses=responses(*_FOUND, PoolBeingDeleted),
+    response_description="VMs are being created",
+    responses=responses(PoolNotFound, PoolBeingDeleted),
 )
 async def replenish_pool(name: Name, svc: Svc) -> PoolView:
-    """For pools without `auto_replenish`; one with it refills by itself, and this changes nothing."""
-    return (await _views(svc, [await usecases.replenish_pool(svc.db, name)]))[0]
+    """For pools without `auto_replenish`. A pool with it refills by itself, and this changes nothing."""
+    return await _view(svc, await service.replenish_pool(svc.db, name))
 
 
 @router.post(
     "/{name}/pause",
     operation_id="pausePool",
-    summary="Create and remove nothing until resumed",
-    response_description="The pool, paused",
-    responses=responses(*_FOUND, PoolBeingDeleted),
+    summary="Pause a pool: create and remove no VM",
+    response_description="The paused pool",
+    responses=responses(PoolNotFound, PoolBeingDeleted),
 )
 async def pause_pool(name: Name, svc: Svc) -> PoolView:
-    """Its ready VMs can be claimed all the same."""
-    return (await _views(svc, [await usecases.pause_pool(svc.db, name)]))[0]
+    """Lasts until the pool is resumed. Its ready VMs can still be claimed."""
+    return await _view(svc, await service.pause_pool(svc.db, name))
 
 
 @router.post(
     "/{name}/resume",
     operation_id="resumePool",
-    summary="End a pause, or a stall after failures",
-    response_description="The pool, at work again",
-    responses=responses(*_FOUND, PoolBeingDeleted),
+    summary="Resume a pool that is paused, or stalled after failures",
+    response_description="The resumed pool",
+    responses=responses(PoolNotFound, PoolBeingDeleted),
 )
 async def resume_pool(name: Name, svc: Svc) -> PoolView:
-    """Failures so far are forgotten, and VMs are created at once. So does an edit of the pool for a stall."""
-    return (await _views(svc, [await usecases.resume_pool(svc.db, name)]))[0]
+    """Resets the count of failures and creates VMs at once. Editing a stalled pool does the same."""
+    return await _view(svc, await service.resume_pool(svc.db, name))
 
 
-def _refuse_unspeakable(spec: PoolSpec) -> None:
-    """Half a surrogate, an integer beyond 64 bits, nesting without end: the framework reads them, the cluster does not."""
+def _refuse_unserializable(spec: PoolSpec) -> None:
+    """Half a surrogate pair, an integer beyond 64 bits or very deep nesting: the framework parses them, the cluster does not."""
     try:
         orjson.dumps(spec.template)
     except orjson.JSONEncodeError as error:
@@ -235,8 +183,15 @@ def _refuse_unspeakable(spec: PoolSpec) -> None:
         raise TemplateRefused(f"template: {message}", problems=[FieldProblem("template", message)]) from error
 
 
-async def _views(svc: Services, pools: list[PoolRow]) -> list[PoolView]:
+def _invalid(field: str, message: str) -> InvalidRequest:
+    return InvalidRequest(f"{field}: {message}", problems=[FieldProblem(field, message)])
+
+
+async def _view(svc: Services, pool: PoolRow) -> PoolView:
+    return (await _views(svc, pool))[0]
+
+
+async def _views(svc: Services, *pools: PoolRow) -> list[PoolView]:
     async with svc.db.begin() as tx:
         figures = await statistics.of_pools(tx, [pool.id for pool in pools])
-        plans = [await planning.last_plan(tx, pool.id) for pool in pools]
-    return [PoolView.of(pool, figures[pool.id], plan) for pool, plan in zip(pools, plans, strict=True)]
+        return [PoolView.of(pool, figures[pool.id], await planning.last_plan(tx, pool.id)) for pool in pools]

@@ -1,169 +1,124 @@
-"""Preloads: images brought near before a VM needs them."""
+"""Preloads: images that are imported or pulled before a VM needs them."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Response
-from fastapi.openapi.models import Example
+from fastapi import APIRouter, Query, Response
 
-from app.api.dependencies import Services, services
-from app.api.pages import After, Limit, Page, decode, encode
+from app.api.dependencies import Services, Svc
+from app.api.pages import After, Limit, Page, cut, decode
+from app.api.parameters import name_in_path
 from app.api.preloads.schemas import PreloadView
-from app.api.problems import responses
-from app.domain.pools import POOL_NAME_PATTERN
+from app.api.problems import CLUSTER_ERRORS, responses
 from app.domain.preloads import PreloadSpec
-from app.errors import (
-    BodyTooLarge,
-    ClusterError,
-    ClusterForbidden,
-    ClusterUnavailable,
-    DatabaseUnavailable,
-    InvalidRequest,
-    MalformedBody,
-    PreloadBeingDeleted,
-    PreloadInUse,
-    PreloadNotFound,
-    PreloadRefused,
-    UnsupportedMediaType,
-)
-from app.services.preloads import service as usecases
+from app.errors import PreloadBeingDeleted, PreloadInUse, PreloadNotFound, PreloadRefused
+from app.services.preloads import service
 from app.services.writes import WriteOutcome
 from app.store.preloads import rows as preload_rows
 from app.store.preloads.rows import PreloadRow
 from app.store.vms import observed
 
 router = APIRouter(prefix="/v1/preloads", tags=["preloads"])
-Name = Annotated[
-    str,
-    Path(
-        pattern=POOL_NAME_PATTERN,
-        max_length=63,
-        description="The preload's name.",
-        openapi_examples={"ubuntu": {"value": "ubuntu"}},
-    ),
-]
-Svc = Annotated[Services, Depends(services)]
-_FOUND = (InvalidRequest, PreloadNotFound, DatabaseUnavailable)
-_BODIES: dict[str, Example] = {
-    "disk": {
-        "summary": "A disk image, imported into a volume",
-        "value": {
-            "image": {"http": {"url": "https://example.com/vm-images/ubuntu.qcow2"}},
-            "size": "10Gi",
-            "storage_class": "fast-ssd",
-            "access_modes": ["ReadWriteOnce"],
-            "policy": "Always",
-        },
-    },
-    "schedule": {
-        "summary": "A disk image in a registry, looked at every night",
-        "value": {
-            "image": {"registry": {"url": "docker://quay.io/containerdisks/fedora:42"}},
-            "size": "10Gi",
-            "schedule": "30 2 * * *",
-            "keep": 2,
-        },
-    },
-    "container": {
-        "summary": "A container disk, pulled onto the nodes",
-        "value": {"image": {"container": "quay.io/containerdisks/ubuntu:22.04"}},
-    },
-}
+Name = Annotated[str, name_in_path("preload", "ubuntu")]
 
 
 @router.put(
     "/{name}",
     operation_id="putPreload",
-    summary="Create a preload, or bring it to what the body says",
-    response_description="It exists; `Emberpool-Outcome` says whether it was `changed` or `unchanged`",
+    summary="Create or edit a preload",
+    response_description="The preload existed; `Emberpool-Outcome` is `changed` or `unchanged`",
     responses={
-        201: {"model": PreloadView, "description": "Created: the image is on its way"},
-        **responses(
-            *(InvalidRequest, PreloadRefused, MalformedBody, BodyTooLarge, UnsupportedMediaType, PreloadBeingDeleted),
-            *(ClusterUnavailable, ClusterForbidden, ClusterError, DatabaseUnavailable),
-        ),
+        201: {"model": PreloadView, "description": "Created; the image is being imported or pulled"},
+        **responses(PreloadRefused, PreloadBeingDeleted, *CLUSTER_ERRORS),
     },
 )
-async def put_preload(
-    name: Name, spec: Annotated[PreloadSpec, Body(openapi_examples=_BODIES)], svc: Svc, response: Response
-) -> PreloadView:
-    """A disk image goes into a volume that VMs are cloned from; a container disk onto the nodes, where a small pod holds it.
+async def put_preload(name: Name, spec: PreloadSpec, svc: Svc, response: Response) -> PreloadView:
+    """Makes the preload match the body. Sending the same body again changes nothing.
 
-    The cluster checks it by a dry run before anything is stored. A change imports anew, and what was imported before serves
-    until then, but for another image. `policy` says what an image that is there already counts. The same body again changes
-    nothing. Pools and claims start from it by `start_from: {preload: name}`.
+    A disk image is imported into a volume that the disks of VMs are cloned from. A container disk is pulled onto the nodes, where
+    a small pod keeps it. The service checks the preload with a dry run in the cluster before it stores anything. A change starts
+    a new import; VMs start from the previous import until the new one is ready, unless the image itself changed. `policy` says
+    whether an existing volume is used. Pools and claims start from the preload with `start_from: {preload: name}`.
     """
-    put = await usecases.put_preload(svc.db, svc.gateway, name, spec)
+    put = await service.put_preload(svc.db, svc.gateway, name, spec)
     if put.outcome is WriteOutcome.CREATED:
         response.status_code = 201
     response.headers["Emberpool-Outcome"] = put.outcome
-    return (await _views(svc, [put.preload]))[0]
+    return await _view(svc, put.preload)
 
 
 @router.get(
     "",
     operation_id="listPreloads",
-    summary="All preloads, by name",
+    summary="List preloads",
     response_description="A page of preloads",
-    responses=responses(InvalidRequest, DatabaseUnavailable),
+    responses=responses(),
 )
 async def list_preloads(svc: Svc, limit: Limit = 100, after: After = None) -> Page[PreloadView]:
-    """A page at a time: hand `next` back as `after` until it is null. Those that claims with `remember` made are among them."""
+    """Ordered by name, including preloads that claims with `remember` created. To read the next page, pass `next` as `after`, until
+    it is null.
+    """
     async with svc.db.begin() as tx:
         found = await preload_rows.page(tx, after=decode(after) or "", limit=limit + 1)
-    views = await _views(svc, found[:limit])
-    return Page(items=views, next=encode(found[limit - 1].name) if len(found) > limit else None)
+    preloads, following = cut(found, limit, lambda preload: preload.name)
+    return Page(items=await _views(svc, *preloads), next=following)
 
 
 @router.get(
     "/{name}",
     operation_id="getPreload",
-    summary="One preload: how far it is, and what came of it",
+    summary="Read a preload, its progress and its results",
     response_description="The preload",
-    responses=responses(*_FOUND),
+    responses=responses(PreloadNotFound),
 )
 async def get_preload(name: Name, svc: Svc) -> PreloadView:
-    """State, progress and its pace, the volume or the nodes, errors in words, and how often VMs started from it."""
+    """The state, the progress and its speed, the volume or the nodes, errors, and how many VMs started from the preload."""
     async with svc.db.begin() as tx:
-        preload = await usecases.existing(tx, name)
-    return (await _views(svc, [preload]))[0]
+        preload = await service.existing(tx, name)
+    return await _view(svc, preload)
 
 
 @router.delete(
     "/{name}",
     operation_id="deletePreload",
-    summary="Delete a preload and what it imported",
+    summary="Delete a preload and its imported volume",
     status_code=202,
-    response_description="It is being deleted; GET answers 404 once it is gone",
-    responses=responses(*_FOUND, PreloadInUse),
+    response_description="The preload is being deleted; GET answers 404 when it is deleted",
+    responses=responses(PreloadNotFound, PreloadInUse),
 )
 async def delete_preload(
     name: Name,
     svc: Svc,
     *,
-    force: Annotated[bool, Query(description="Also where a pool starts from it: its new VMs start cold then.")] = False,
+    force: Annotated[
+        bool, Query(description="Delete it even if a pool starts from it; new VMs of that pool then start cold.")
+    ] = False,
 ) -> PreloadView:
-    """Refused while a pool starts from it or a VM is being made from it. A volume that was there before it stays. VMs that
-    run have disks of their own, and stay as they are.
+    """Refused while a pool starts from the preload or a VM is being created from it. A volume that existed before the preload is
+    kept. Running VMs have their own disks and are not affected.
     """
-    return (await _views(svc, [await usecases.delete_preload(svc.db, name, force=force)]))[0]
+    return await _view(svc, await service.delete_preload(svc.db, name, force=force))
 
 
 @router.post(
     "/{name}/refresh",
     operation_id="refreshPreload",
-    summary="Import or pull the image anew",
+    summary="Import or pull the image again",
     status_code=202,
-    response_description="It is on its way; what was there serves until then",
-    responses=responses(*_FOUND, PreloadBeingDeleted),
+    response_description="The image is being imported or pulled; VMs start from the previous one until it is ready",
+    responses=responses(PreloadNotFound, PreloadBeingDeleted),
 )
 async def refresh_preload(name: Name, svc: Svc) -> PreloadView:
-    """The volume before is removed once the new one is ready and nobody clones it any more. Also what to do after a failure
-    that has been mended: it is not waited for the next try.
+    """The previous volume is removed when the new one is ready and no clone of the previous one is running. After you have fixed
+    the cause of a failure, this retries immediately instead of waiting for the next scheduled attempt.
     """
-    return (await _views(svc, [await usecases.refresh_preload(svc.db, name)]))[0]
+    return await _view(svc, await service.refresh_preload(svc.db, name))
 
 
-async def _views(svc: Services, preloads: list[PreloadRow]) -> list[PreloadView]:
+async def _view(svc: Services, preload: PreloadRow) -> PreloadView:
+    return (await _views(svc, preload))[0]
+
+
+async def _views(svc: Services, *preloads: PreloadRow) -> list[PreloadView]:
     async with svc.db.begin() as tx:
         now = await observed.database_now(tx)
     return [PreloadView.of(preload, now) for preload in preloads]

@@ -1,4 +1,4 @@
-"""The shapes of answers about snapshots. What a client sends is `app.domain.snapshots.SnapshotSpec`."""
+"""Bodies of answers about snapshots. The body of `POST /v1/snapshots` is `app.domain.snapshots.SnapshotSpec`."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -6,38 +6,36 @@ from typing import Self
 
 from pydantic import BaseModel, Field
 
-from app.api.pools.schemas import BootSeconds
+from app.api.views import BootSeconds, Milliseconds, View
 from app.domain.snapshots import UNDER_WAY, SnapshotSpec, SnapshotState, TakeState, assess
 from app.store.snapshots.rows import SnapshotRow, SnapshotUse, TakeRow
 
-_DIGITS = 3
-
 
 class IncludedVolume(BaseModel):
-    """A disk that is in it."""
+    """A disk that the snapshot contains."""
 
-    name: str = Field(description="The VM's volume.", examples=["root"])
-    size: str = Field(description="What a disk from it takes, as a Kubernetes quantity.", examples=["10Gi"])
+    name: str = Field(description="Name of the volume in the VM.", examples=["root"])
+    size: str = Field(description="Size of a disk restored from it, as a Kubernetes quantity.", examples=["10Gi"])
     storage_class: str | None
     volume_snapshot: str = Field(description="The VolumeSnapshot in the cluster.")
 
 
 class ExcludedVolume(BaseModel):
-    """A volume of the VM that is not in it."""
+    """A volume of the VM that the snapshot does not contain."""
 
     name: str
-    reason: str | None = Field(description="KubeVirt's reason, where it gave one.")
+    reason: str | None = Field(description="The reason that KubeVirt gives, if any.")
 
 
-class TakeView(BaseModel):
-    """One taking of the snapshot: the first, or a refresh."""
+class TakeView(View):
+    """One attempt to take the snapshot: the first one, or a refresh."""
 
-    number: int = Field(description="Rises with each refresh.")
+    number: int = Field(description="Increases with each refresh.")
     state: TakeState
     state_since: datetime
-    reason: str | None = Field(description="What it waits for, or why it failed.")
-    vm: str | None = Field(description="The VM that it is taken from, by its name in the cluster.")
-    shape: str | None = Field(description="Fingerprint of the VMs that its disks serve.")
+    reason: str | None = Field(description="What the take waits for, or why it failed.")
+    vm: str | None = Field(description="Name in the cluster of the VM that it is taken from.")
+    shape: str | None = Field(description="Fingerprint of the VMs that can start from its disks.")
     bytes: int | None
     created_at: datetime
     ready_at: datetime | None
@@ -45,82 +43,60 @@ class TakeView(BaseModel):
 
     @classmethod
     def of(cls, take: TakeRow) -> Self:
-        return cls(
-            number=take.number,
-            state=take.state,
-            state_since=take.state_since,
-            reason=take.reason,
-            vm=take.vm_name,
-            shape=take.shape,
-            bytes=take.bytes,
-            created_at=take.created_at,
-            ready_at=take.ready_at,
-            ended_at=take.ended_at,
-        )
+        return cls.from_row(take, vm=take.vm_name)
 
 
 class SnapshotUseView(BaseModel):
-    count: int = Field(description="VMs that started from it, of those that are still remembered.")
+    count: int = Field(description="Number of VMs in the history that started from the snapshot.")
     last_at: datetime | None
-    pools: list[str] = Field(description="Pools whose VMs start from it.")
+    pools: list[str] = Field(description="Pools whose VMs start from the snapshot.")
 
 
-class SnapshotView(BaseModel):
-    """Of the newest ready take: `included`, `excluded`, `bytes`, `shape`, `ready_at`. That is the one that VMs start from."""
+class SnapshotView(View):
+    """VMs start from the newest ready take; `included`, `excluded`, `bytes`, `shape` and `ready_at` describe that one."""
 
     name: str
     spec: SnapshotSpec
     state: SnapshotState
-    reason: str | None = Field(description="Why it is not ready, what it waits for, or why the last refresh failed.")
-    ready: bool = Field(description="Whether VMs can start from it now.")
-    refreshing: bool = Field(description="A newer take is under way.")
+    reason: str | None = Field(
+        description="Why the snapshot is not ready, what it waits for, or why the last refresh failed."
+    )
+    ready: bool = Field(description="VMs can start from the snapshot now.")
+    refreshing: bool = Field(description="A newer take is in progress.")
     included: list[IncludedVolume]
     excluded: list[ExcludedVolume]
-    bytes: int | None = Field(description="What its disks take together when a VM starts from it.")
-    shape: str | None = Field(description="Fingerprint of the VMs that it serves.")
+    bytes: int | None = Field(description="Total size of the disks of a VM that starts from the snapshot.")
+    shape: str | None = Field(description="Fingerprint of the VMs that can start from the snapshot.")
     created_at: datetime
     updated_at: datetime
     ready_at: datetime | None
-    age_seconds: float | None = Field(description="Since it was taken; null: it is not yet.")
+    age_seconds: Milliseconds | None = Field(
+        description="Time since the snapshot was taken; null if it is not ready yet."
+    )
     used: SnapshotUseView
-    boot_seconds: BootSeconds = Field(description="What VMs that started from it took, from the asking to ready.")
-    takes: list[TakeView] = Field(description="Newest first; of those that are over, the last few.")
+    boot_seconds: BootSeconds = Field(description="Boot times of VMs that started from the snapshot.")
+    takes: list[TakeView] = Field(description="Newest first; only the last few of those that have ended.")
 
     @classmethod
     def of(cls, row: SnapshotRow, takes: Sequence[TakeRow], use: SnapshotUse, pools: list[str], now: datetime) -> Self:
         deleting = row.deleting_at is not None
         state, reason = assess([take.facts for take in takes], deleting=deleting)
         serving = next((take for take in reversed(takes) if take.state is TakeState.READY), None)
-        told = serving or (takes[-1] if takes else None)
+        shown = serving or (takes[-1] if takes else None)
         ready_at = serving.ready_at if serving else None
-        return cls(
-            name=row.name,
-            spec=row.spec,
+        return cls.from_row(
+            row,
             state=state,
             reason=reason,
             ready=serving is not None and not deleting,
             refreshing=serving is not None and any(take.state in UNDER_WAY for take in takes),
-            included=[
-                IncludedVolume(
-                    name=disk["volume"],
-                    size=disk["size"],
-                    storage_class=disk["storage_class"],
-                    volume_snapshot=disk["volume_snapshot"],
-                )
-                for disk in (told.disks if told else ())
-            ],
-            excluded=[ExcludedVolume(**volume) for volume in (told.excluded if told else ())],
-            bytes=told.bytes if told else None,
-            shape=told.shape if told else None,
-            created_at=row.created_at,
-            updated_at=row.updated_at,
+            included=[{**disk, "name": disk["volume"]} for disk in (shown.disks if shown else ())],
+            excluded=shown.excluded if shown else (),
+            bytes=shown.bytes if shown else None,
+            shape=shown.shape if shown else None,
             ready_at=ready_at,
-            age_seconds=round((now - ready_at).total_seconds(), _DIGITS) if ready_at is not None else None,
+            age_seconds=(now - ready_at).total_seconds() if ready_at is not None else None,
             used=SnapshotUseView(count=use.used, last_at=use.last_at, pools=pools),
-            boot_seconds=BootSeconds(count=use.boots, p50=_rounded(use.p50), p95=_rounded(use.p95)),
+            boot_seconds=BootSeconds(count=use.boots, p50=use.p50, p95=use.p95),
             takes=[TakeView.of(take) for take in reversed(takes)],
         )
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return round(seconds, _DIGITS) if seconds is not None else None

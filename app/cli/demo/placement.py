@@ -50,7 +50,7 @@ async def show_placement(client: Client, machines: bytes, console: Console) -> N
             )
     answer = await client.ask("POST", "/v1/placements/check", _TOO_LARGE)
     fits = {True: "it fits", False: "it does not fit", None: "nothing is known"}[answer["fits"]]
-    why = "; ".join(answer["missing"] or answer["unseen"])
+    why = "; ".join(answer["missing"] or answer["unchecked"])
     say(
         console,
         "[bold]POST /v1/placements/check[/bold], before anyone waits for it, of one with 20Gi in pages of 1Gi: "

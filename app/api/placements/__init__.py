@@ -1,0 +1,1 @@
+"""Checks over HTTP whether VMs fit on the nodes."""

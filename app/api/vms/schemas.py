@@ -1,0 +1,45 @@
+"""Bodies of answers about VMs."""
+
+from datetime import datetime
+from typing import Self
+from uuid import UUID
+
+from pydantic import Field
+
+from app.api.events.schemas import EventView
+from app.api.views import STAGES, Fingerprint, Milliseconds, Stages, View
+from app.domain.states import VmState
+from app.store.rows import VmRow
+
+
+class VmView(View):
+    id: UUID
+    pool: str | None = Field(description="null if the VM was created for a claim that describes its VM.")
+    name: str
+    namespace: str
+    state: VmState
+    state_since: datetime
+    revision: Fingerprint
+    uid: str | None = Field(description="UID of the VirtualMachine in the cluster.")
+    node: str | None
+    addresses: list[str]
+    health: str | None = Field(description="What is wrong with the VM; null if the cluster reports no problem.")
+    reason: str | None = Field(description="Why the VM failed, was lost or is being released.")
+    claim_id: UUID | None
+    created_at: datetime
+    ready_at: datetime | None
+    claimed_at: datetime | None
+    ended_at: datetime | None
+    boot_seconds: Milliseconds | None
+    path: str | None = Field(description="How the VM started: snapshot, preload or cold. null before it starts.")
+    source: str | None = Field(description="The snapshot or preload that the VM started from.")
+    shape: str | None = Field(description="Fingerprint of what the VM boots. VMs of one shape are interchangeable.")
+    stages: Stages = Field(description=STAGES)
+
+    @classmethod
+    def of(cls, vm: VmRow, *, namespace: str, **more: object) -> Self:
+        return cls.from_row(vm, pool=vm.pool if vm.pool_kind == "pool" else None, namespace=namespace, **more)
+
+
+class VmWithHistory(VmView):
+    history: list[EventView] = Field(description="The VM's state changes, oldest first.")
