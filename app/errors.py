@@ -1,15 +1,15 @@
-"""The one error tree. A class owns its stable code, its HTTP status and its title; an instance owns the sentence.
+"""All errors of the service. A class has a stable code, an HTTP status and a title; an instance has the `detail` sentence.
 
 EmberpoolError                     500 internal-error
-|-- InvalidRequest                 422 invalid-request          a field is wrong; `problems` names each
+|-- InvalidRequest                 422 invalid-request          `problems` names each invalid field
 |   |-- MalformedBody              400 malformed-body
 |   |-- UnsupportedMediaType       415 unsupported-media-type
 |   |-- BodyTooLarge               413 body-too-large
-|   |-- TemplateRefused            422 template-refused         the cluster, or our rules, refuse the VM template
-|   |-- ManifestRefused            422 manifest-refused         one of several documents, and so all of them
+|   |-- TemplateRefused            422 template-refused         by the cluster or by our own rules
+|   |-- ManifestRefused            422 manifest-refused         one document is invalid, so none is applied
 |   |-- SnapshotRefused            422 snapshot-refused         none of the VM's disks can be snapshotted
-|   |-- PreloadRefused             422 preload-refused          the cluster refuses what would bring the image near
-|   |-- Unschedulable              422 unschedulable            the nodes of the cluster could never take the VMs
+|   |-- PreloadRefused             422 preload-refused          by the cluster's dry run
+|   |-- Unschedulable              422 unschedulable            the VMs do not fit even on empty nodes
 |   |-- LeaseTooLong               422 lease-too-long
 |   `-- IdempotencyKeyReused       422 idempotency-key-reused
 |-- Unauthenticated                401 unauthenticated
@@ -26,21 +26,21 @@ EmberpoolError                     500 internal-error
 |   |-- SnapshotBeingDeleted       409 snapshot-being-deleted
 |   |-- SnapshotInUse              409 snapshot-in-use          a pool starts from it
 |   |-- PreloadBeingDeleted        409 preload-being-deleted
-|   |-- PreloadInUse               409 preload-in-use           a pool starts from it, or a VM is being made from it
+|   |-- PreloadInUse               409 preload-in-use           a pool starts from it, or a VM is being created from it
 |   `-- ClaimEnded                 409 claim-ended
-|-- Unavailable                    503 unavailable              try again after `retry_after` seconds
+|-- Unavailable                    503 unavailable              retry after `retry_after` seconds
 |   |-- NoWarmVm                   503 no-warm-vm
-|   |-- NoPath                     503 no-path                  a claim that describes its VM, and no way to one
-|   |-- DeadlineTooShort           503 deadline-too-short       there are ways, each measured to take longer
+|   |-- NoPath                     503 no-path                  for a claim that describes its VM
+|   |-- DeadlineTooShort           503 deadline-too-short       the measured time of every path is longer
 |   |-- DatabaseUnavailable        503 database-unavailable
 |   `-- ClusterUnavailable         503 cluster-unavailable      refused connections, time-outs, 429, 5xx
-|-- ClusterError                   502 cluster-error            the cluster's answer, translated once, in cluster/
-|   |-- ClusterRefused             422 template-refused         400 and 422: the object itself is wrong
-|   |-- ClusterForbidden           502 cluster-forbidden        401 and 403: a right or a quota is missing
-|   |-- ClusterConflict            409 cluster-conflict         another writer, or another UID under the name
+|-- ClusterError                   502 cluster-error            translated once, in compute/kubevirt
+|   |-- ClusterRefused             422 template-refused         400 and 422: the object is invalid
+|   |-- ClusterForbidden           502 cluster-forbidden        401 and 403: missing permission or quota
+|   |-- ClusterConflict            409 cluster-conflict         another writer, or another UID
 |   |-- ClusterNotFound            404 cluster-object-not-found
 |   `-- WatchExpired               502 watch-expired            410: list again
-`-- IllegalTransition              500 illegal-transition       a bug of ours
+`-- IllegalTransition              500 illegal-transition       a bug
 """
 
 from collections.abc import Sequence
@@ -50,21 +50,21 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
-    """One thing wrong with one field: `field` is a dotted path from the body's root (empty: the body itself)."""
+    """A problem with one field. `field` is a dotted path from the root of the body; empty for the body itself."""
 
     field: str
     message: str
 
 
 class EmberpoolError(Exception):
-    """`detail` is a sentence for the caller: what is wrong, where, and what to do.
+    """`detail` tells the caller what is wrong, where, and what to do.
 
-    `retry_after` is in seconds, and becomes the `Retry-After` header where it is set.
+    `retry_after`, in seconds, becomes the `Retry-After` header.
     """
 
     code: ClassVar[str] = "internal-error"
     status: ClassVar[int] = 500
-    title: ClassVar[str] = "Something went wrong on our side"
+    title: ClassVar[str] = "The service failed unexpectedly"
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class EmberpoolError(Exception):
 class InvalidRequest(EmberpoolError):
     code = "invalid-request"
     status = 422
-    title = "The request is not valid"
+    title = "The request is invalid"
 
 
 class MalformedBody(InvalidRequest):
@@ -94,7 +94,7 @@ class MalformedBody(InvalidRequest):
 class UnsupportedMediaType(InvalidRequest):
     code = "unsupported-media-type"
     status = 415
-    title = "The content type is not taken here"
+    title = "The content type is not supported"
 
 
 class BodyTooLarge(InvalidRequest):
@@ -105,7 +105,7 @@ class BodyTooLarge(InvalidRequest):
 
 class TemplateRefused(InvalidRequest):
     code = "template-refused"
-    title = "No VM can be made from this template"
+    title = "No VM can be created from this template"
 
 
 class ManifestRefused(InvalidRequest):
@@ -115,17 +115,17 @@ class ManifestRefused(InvalidRequest):
 
 class SnapshotRefused(InvalidRequest):
     code = "snapshot-refused"
-    title = "Nothing of this VM can be snapshotted"
+    title = "None of the VM's disks can be snapshotted"
 
 
 class PreloadRefused(InvalidRequest):
     code = "preload-refused"
-    title = "The image cannot be brought near like this"
+    title = "The image cannot be preloaded"
 
 
 class Unschedulable(InvalidRequest):
     code = "unschedulable"
-    title = "The nodes have no room for it"
+    title = "The nodes have no room for the VMs"
 
 
 class LeaseTooLong(InvalidRequest):
@@ -135,61 +135,61 @@ class LeaseTooLong(InvalidRequest):
 
 class IdempotencyKeyReused(InvalidRequest):
     code = "idempotency-key-reused"
-    title = "The idempotency key was used with another body"
+    title = "The idempotency key was used with a different body"
 
 
 class Unauthenticated(EmberpoolError):
     code = "unauthenticated"
     status = 401
-    title = "A valid token is needed"
+    title = "A valid token is required"
 
 
 class NotFound(EmberpoolError):
     code = "not-found"
     status = 404
-    title = "There is nothing here"
+    title = "The path does not exist"
 
 
 class PoolNotFound(NotFound):
     code = "pool-not-found"
-    title = "There is no such pool"
+    title = "The pool does not exist"
 
 
 class SnapshotNotFound(NotFound):
     code = "snapshot-not-found"
-    title = "There is no such snapshot"
+    title = "The snapshot does not exist"
 
 
 class PreloadNotFound(NotFound):
     code = "preload-not-found"
-    title = "There is no such preload"
+    title = "The preload does not exist"
 
 
 class ClaimNotFound(NotFound):
     code = "claim-not-found"
-    title = "There is no such claim"
+    title = "The claim does not exist"
 
 
 class NodeNotFound(NotFound):
     code = "node-not-found"
-    title = "There is no such node"
+    title = "The node does not exist"
 
 
 class VmNotFound(NotFound):
     code = "vm-not-found"
-    title = "There is no such VM"
+    title = "The VM does not exist"
 
 
 class MethodNotAllowed(EmberpoolError):
     code = "method-not-allowed"
     status = 405
-    title = "This method is not taken here"
+    title = "The path does not support this method"
 
 
 class Conflict(EmberpoolError):
     code = "conflict"
     status = 409
-    title = "The state forbids it"
+    title = "The current state does not allow this"
 
 
 class PoolBeingDeleted(Conflict):
@@ -204,7 +204,7 @@ class SnapshotBeingDeleted(Conflict):
 
 class SnapshotInUse(Conflict):
     code = "snapshot-in-use"
-    title = "VMs start from this snapshot"
+    title = "The snapshot is in use"
 
 
 class PreloadBeingDeleted(Conflict):
@@ -225,7 +225,7 @@ class ClaimEnded(Conflict):
 class Unavailable(EmberpoolError):
     code = "unavailable"
     status = 503
-    title = "Not available right now"
+    title = "Not available at the moment"
 
 
 class NoWarmVm(Unavailable):
@@ -235,28 +235,28 @@ class NoWarmVm(Unavailable):
 
 class NoPath(Unavailable):
     code = "no-path"
-    title = "No path to such a VM is open"
+    title = "No start path is available"
 
 
 class DeadlineTooShort(Unavailable):
     code = "deadline-too-short"
-    title = "No path to such a VM is fast enough"
+    title = "No start path is fast enough for the deadline"
 
 
 class DatabaseUnavailable(Unavailable):
     code = "database-unavailable"
-    title = "The database does not answer"
+    title = "The database is not available"
 
 
 class ClusterUnavailable(Unavailable):
     code = "cluster-unavailable"
-    title = "The cluster does not answer"
+    title = "The cluster is not available"
 
 
 class ClusterError(EmberpoolError):
     code = "cluster-error"
     status = 502
-    title = "The cluster answered with an error"
+    title = "The cluster returned an error"
 
 
 class ClusterRefused(ClusterError):
@@ -267,26 +267,26 @@ class ClusterRefused(ClusterError):
 
 class ClusterForbidden(ClusterError):
     code = "cluster-forbidden"
-    title = "The cluster forbids it"
+    title = "The cluster does not permit the request"
 
 
 class ClusterConflict(ClusterError):
     code = "cluster-conflict"
     status = 409
-    title = "The cluster's object changed meanwhile"
+    title = "The object in the cluster was changed by someone else"
 
 
 class ClusterNotFound(ClusterError):
     code = "cluster-object-not-found"
     status = 404
-    title = "The cluster has no such object"
+    title = "The object does not exist in the cluster"
 
 
 class WatchExpired(ClusterError):
     code = "watch-expired"
-    title = "The watch is too old to go on"
+    title = "The watch is too old to continue"
 
 
 class IllegalTransition(EmberpoolError):
     code = "illegal-transition"
-    title = "A state was to change in a way that is not allowed"
+    title = "The change of state is not allowed"

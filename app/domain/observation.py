@@ -6,10 +6,10 @@ from enum import StrEnum
 
 
 class WarmWhen(StrEnum):
-    """What a pool takes as proof that a guest has booted.
+    """What proves that a guest has booted.
 
-    `agent`: conditions Ready and AgentConnected are True. `ready`: Ready alone, for guests without an agent but with a
-    readiness probe. `running`: the domain runs, for guests that can say nothing.
+    `agent`: the conditions Ready and AgentConnected are True. `ready`: only Ready, for guests without an agent but with a
+    readiness probe. `running`: the domain runs, for guests that have neither.
     """
 
     AGENT = "agent"

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class StartPath(StrEnum):
-    """How a claim is served, the way that should be fastest first. A VM starts by any of them but `pool`."""
+    """How a claim gets its VM, in the order that is expected to be fastest. A VM itself starts by any path except `pool`."""
 
     POOL = "pool"
     SNAPSHOT = "snapshot"

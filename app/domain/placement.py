@@ -28,7 +28,7 @@ class PageSize(StrEnum):
 
 
 class Spread(StrEnum):
-    """Over what the VMs of one pool are spread, as far as there is room: never at the cost of a VM that could run."""
+    """What to spread the VMs of a pool over. A preference: a VM runs wherever there is room."""
 
     NODES = "nodes"
     ZONES = "zones"
@@ -36,43 +36,43 @@ class Spread(StrEnum):
 
 
 class Placement(BaseModel):
-    """On which nodes a VM may run, and what it has there to itself."""
+    """Which nodes a VM may run on, and which resources it gets there."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", json_schema_extra={"examples": [{"dedicated_cpus": True, "hugepages": "1Gi"}]}
     )
 
     dedicated_cpus: Flag = Field(
-        default=False, description="Whole CPUs of its own, on nodes with a static CPU manager."
+        default=False, description="Give the VM exclusive CPUs, on nodes with the static CPU manager policy."
     )
     isolate_emulator_thread: Flag = Field(
         default=False,
-        description="One more CPU for the emulator, so that it disturbs no guest CPU. Needs dedicated CPUs.",
+        description="Give the emulator a CPU of its own, so that it does not disturb the guest. Requires dedicated CPUs.",
     )
     numa_passthrough: Flag = Field(
-        default=False, description="The guest sees the host's NUMA nodes. Needs dedicated CPUs and hugepages."
+        default=False, description="Pass the host's NUMA topology to the guest. Requires dedicated CPUs and hugepages."
     )
     realtime: Flag = Field(
-        default=False, description="CPUs scheduled in real time. Needs dedicated CPUs and NUMA passthrough."
+        default=False, description="Use real-time scheduling. Requires dedicated CPUs and NUMA passthrough."
     )
-    hugepages: PageSize | None = Field(default=None, description="The guest's memory in pages of this size.")
+    hugepages: PageSize | None = Field(
+        default=None, description="Back the guest's memory with huge pages of this size."
+    )
     cpu_model: Annotated[str, Field(pattern=_NAME)] | None = Field(
-        default=None, description="A CPU model that the node must offer.", examples=["Skylake-Server"]
+        default=None, description="CPU model that the node must support.", examples=["Skylake-Server"]
     )
     node_selector: dict[Annotated[str, Field(min_length=1, max_length=317)], LabelValue] = Field(
         default_factory=dict, max_length=32, description="Labels that the node must have."
     )
-    affinity: dict[str, Any] | None = Field(
-        default=None, description="As `spec.affinity` of a pod: terms for nodes, and for pods already there."
-    )
+    affinity: dict[str, Any] | None = Field(default=None, description="Same as `spec.affinity` of a pod.")
     tolerations: list[dict[str, Any]] = Field(
-        default_factory=list, max_length=32, description="As `spec.tolerations` of a pod."
+        default_factory=list, max_length=32, description="Same as `spec.tolerations` of a pod."
     )
     spread: Spread | None = Field(
         default=None,
         description=(
-            "Over what the pool's VMs are spread where there is room: `nodes`, `zones` or `none`. Not given: over nodes, unless "
-            "the template brings spread constraints of its own."
+            "What to spread the pool's VMs over, if there is room: `nodes`, `zones` or `none`. Default: `nodes`, unless the template "
+            "has its own spread constraints."
         ),
     )
 
@@ -85,16 +85,20 @@ def _or_a_word(schema: dict[str, Any]) -> None:
 
 
 class Prefer(BaseModel):
-    """Which warm VM a claim would rather have. A wish, not a condition: the VMs that have been ready the longest are looked at,
-    and where none of them is as wished, the first is taken. `spread` and `pack` may also stand as a plain word.
+    """Which warm VM a claim prefers. A preference, not a requirement: the service looks at the VMs that have been ready longest, and
+    takes the first of them if none matches. `spread` and `pack` can also be given as a string.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_or_a_word)
 
-    zone: Annotated[str, Field(min_length=1, max_length=63)] | None = Field(default=None, description="In this zone.")
-    node: Annotated[str, Field(min_length=1, max_length=253)] | None = Field(default=None, description="On this node.")
-    spread: Flag = Field(default=False, description="On the node that has the fewest of the pool's latest claims.")
-    pack: Flag = Field(default=False, description="On the node that has the most of the pool's latest claims.")
+    zone: Annotated[str, Field(min_length=1, max_length=63)] | None = Field(
+        default=None, description="Prefer a VM in this zone."
+    )
+    node: Annotated[str, Field(min_length=1, max_length=253)] | None = Field(
+        default=None, description="Prefer a VM on this node."
+    )
+    spread: Flag = Field(default=False, description="Prefer the node with the fewest of the pool's latest claims.")
+    pack: Flag = Field(default=False, description="Prefer the node with the most of the pool's latest claims.")
 
     @model_validator(mode="before")
     @classmethod

@@ -18,7 +18,7 @@ PoolName = Annotated[str, Field(pattern=POOL_NAME_PATTERN, max_length=63, exampl
 
 
 class StartFrom(BaseModel):
-    """What VMs start from instead of nothing: a snapshot, or a preload, by its name."""
+    """The snapshot or preload that VMs start from, by name."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", json_schema_extra={"examples": [{"snapshot": "ubuntu-ready"}]}
@@ -44,11 +44,11 @@ class StartFrom(BaseModel):
 
 
 class PoolSpec(BaseModel):
-    """How many VMs of which template to keep warm, and within which limits. Times are in seconds."""
+    """The template of the VMs to keep warm, their number, and limits. Times are in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: Count = Field(ge=0, le=MAX_POOL_SIZE, description="How many VMs to keep ready.", examples=[10])
+    size: Count = Field(ge=0, le=MAX_POOL_SIZE, description="Number of VMs to keep ready.", examples=[10])
     template: dict[str, Any] = Field(
         description=(
             "The VM: a KubeVirt template as in a VirtualMachine's `spec.template` (`{spec: {domain, volumes}}`), a whole "
@@ -57,54 +57,65 @@ class PoolSpec(BaseModel):
         examples=[{"image": "quay.io/containerdisks/ubuntu:22.04", "cpu": 2, "memory": "2Gi"}],
     )
     start_from: StartFrom | None = Field(
-        default=None, description="Let its VMs start from a snapshot or a preload. None: from the template alone."
+        default=None, description="Start the VMs from a snapshot or a preload. Default: from the template alone."
     )
     backing: Backing = Field(
         default=Backing.VIRTUAL_MACHINE,
         description=(
-            "`VirtualMachine`: each VM is made by this service. `VirtualMachinePool`: the pool is one of those in the cluster, "
-            "to be seen and scaled there; what is done to it there is reported and put right."
+            "`VirtualMachine`: the service creates each VM. `VirtualMachinePool`: the service creates a VirtualMachinePool, which "
+            "is visible in the cluster and creates the VMs; changes that others make to it are reported and reverted."
         ),
     )
-    placement: Placement | None = Field(default=None, description="Where its VMs may run, and on what terms.")
+    placement: Placement | None = Field(
+        default=None, description="Which nodes the VMs may run on, and which resources they get there."
+    )
     allow_unschedulable: Annotated[bool, Strict()] = Field(
         default=False,
         description=(
-            "Take the pool, and make its VMs, also where the nodes have no room for them: for clusters that add nodes for pods "
-            "that wait. Without it a pool is refused where as many VMs as its size could never fit on the nodes, even with "
-            "nothing else there."
+            "Accept the pool and create its VMs even if the nodes have no room for them. Use it in clusters that add nodes for "
+            "pending pods. Otherwise a pool is refused if its size exceeds the number of VMs that fit on empty nodes."
         ),
     )
     min_available: Count = Field(
         default=0,
         ge=0,
-        description="The floor: fewer ready VMs make the pool `degraded`; nothing voluntary goes below it.",
+        description=(
+            "With fewer ready VMs the pool is `degraded`. The service never removes a ready VM if that leaves fewer."
+        ),
     )
     auto_replenish: Annotated[bool, Strict()] = Field(
-        default=True, description="Replace each claimed VM. Without it the pool drains until `replenish`."
+        default=True, description="Replace each claimed VM. If false, the pool shrinks until `replenish` is called."
     )
     max_vms: Count | None = Field(
         default=None,
         ge=0,
         description=(
-            "At most so many VMs, warm and claimed together. None: no limit but the cluster's. Room on the nodes is asked for "
-            "`size` alone: claimed VMs take theirs, and where that is all, refilling waits for a release."
+            "Maximum number of VMs, warm and claimed together. Default: no limit. The check for room on the nodes considers "
+            "`size` only; if claimed VMs use all the room, the pool refills when one is released."
         ),
     )
-    max_ready_age_seconds: Count | None = Field(default=None, ge=60, description="Replace VMs that have waited longer.")
-    max_concurrent_creates: Count = Field(
-        default=10, ge=1, le=500, description="At most so many VMs on their way at once."
+    max_ready_age_seconds: Count | None = Field(
+        default=None, ge=60, description="Replace ready VMs that are older than this. Default: never."
     )
-    boot_timeout_seconds: Count = Field(default=600, ge=5, le=86_400, description="A VM not ready by then has failed.")
+    max_concurrent_creates: Count = Field(
+        default=10, ge=1, le=500, description="Maximum number of VMs being created at the same time."
+    )
+    boot_timeout_seconds: Count = Field(
+        default=600, ge=5, le=86_400, description="A VM that is not ready after this time has failed."
+    )
     warm_when: WarmWhen = Field(
         default=WarmWhen.AGENT,
-        description="What proves that the guest has booted: `agent` (Ready and guest agent connected), `ready`, or `running`.",
+        description="What proves that the guest has booted: `agent` (Ready, and the guest agent is connected), `ready` or `running`.",
     )
     default_lease_seconds: Count = Field(
-        default=3600, ge=1, le=MAX_LEASE_SECONDS, description="The lease of a claim that names none."
+        default=3600, ge=1, le=MAX_LEASE_SECONDS, description="Lease of a claim that does not set one."
     )
     max_lease_seconds: Count = Field(
-        default=86_400, validate_default=True, ge=1, le=MAX_LEASE_SECONDS, description="The longest lease from now on."
+        default=86_400,
+        validate_default=True,
+        ge=1,
+        le=MAX_LEASE_SECONDS,
+        description="Maximum lease, counted from the moment it is set or renewed.",
     )
 
     @property

@@ -41,10 +41,12 @@ class _Source(BaseModel):
 class HttpSource(_Source):
     url: Annotated[str, Field(pattern=_WEB, max_length=2048, examples=["https://example.com/vm-images/ubuntu.qcow2"])]
     secret_ref: ObjectName | None = Field(default=None, description="Secret with `accessKeyId` and `secretKey`.")
-    cert_config_map: ObjectName | None = Field(default=None, description="ConfigMap with the server's CA.")
+    cert_config_map: ObjectName | None = Field(
+        default=None, description="ConfigMap with the CA certificate of the server."
+    )
     extra_headers: list[str] = Field(default_factory=list, max_length=32)
     secret_extra_headers: list[ObjectName] = Field(default_factory=list, max_length=32)
-    checksum: str | None = Field(default=None, max_length=256, description="As in `sha256:...`: checked by CDI.")
+    checksum: str | None = Field(default=None, max_length=256, description="Such as `sha256:...`; CDI checks it.")
 
 
 class RegistrySource(_Source):
@@ -59,7 +61,7 @@ class RegistrySource(_Source):
     secret_ref: ObjectName | None = None
     cert_config_map: ObjectName | None = None
     pull_method: Literal["pod", "node"] | None = Field(
-        default=None, description="node: through the node's own image cache."
+        default=None, description="`node` uses the image cache of the node."
     )
 
 
@@ -76,11 +78,11 @@ class GcsSource(_Source):
 
 class PvcSource(_Source):
     name: ObjectName
-    namespace: ObjectName | None = Field(default=None, description="None: the namespace of the VMs.")
+    namespace: ObjectName | None = Field(default=None, description="Default: the namespace of the VMs.")
 
 
 class PreloadImage(BaseModel):
-    """Exactly one of them."""
+    """Where an image comes from. Set exactly one field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,7 +92,7 @@ class PreloadImage(BaseModel):
     gcs: GcsSource | None = None
     pvc: PvcSource | None = None
     container: Annotated[str, Field(pattern=r"^\S+$", max_length=1024)] | None = Field(
-        default=None, description="A container disk: it is pulled onto the nodes."
+        default=None, description="A container disk, which is pulled onto the nodes."
     )
 
     @model_validator(mode="after")
@@ -126,55 +128,57 @@ class PreloadImage(BaseModel):
 
 
 class PreloadSpec(BaseModel):
-    """An image that is to be near before a VM needs it: as a volume to clone, or on the nodes."""
+    """An image to import into a volume, or to pull onto the nodes, before a VM needs it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image: PreloadImage = Field(
-        description="Where it comes from.", examples=[{"http": {"url": "https://example.com/vm-images/ubuntu.qcow2"}}]
+        description="Where the image comes from.",
+        examples=[{"http": {"url": "https://example.com/vm-images/ubuntu.qcow2"}}],
     )
     size: Annotated[str, Field(pattern=_QUANTITY, max_length=20)] | None = Field(
         default=None,
         validate_default=True,
-        description="Of the volume: large enough for the image unpacked. Needed for disk images, but for those from a PVC.",
+        description="Size of the volume; it must hold the unpacked image. Required for disk images, except those from a PVC.",
         examples=["10Gi"],
     )
-    storage_class: ObjectName | None = Field(default=None, description="None: the cluster's default.")
+    storage_class: ObjectName | None = Field(default=None, description="Default: the default of the cluster.")
     access_modes: list[Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]] = Field(
-        default_factory=list, max_length=4, description="Empty: what CDI's StorageProfile says."
+        default_factory=list, max_length=4, description="Default: from the StorageProfile of CDI."
     )
     volume_mode: Literal["Block", "Filesystem"] | None = Field(
-        default=None, description="None: what CDI's StorageProfile says."
+        default=None, description="Default: from the StorageProfile of CDI."
     )
     policy: Policy = Field(
         default="IfNotPresent",
         description=(
-            "`Always`: import when the preload is written anew, refreshed, or its schedule fires. `IfNotPresent`: where a "
-            "complete volume of the preload's own name stands in the namespace already, that one is used. `Never`: only that "
-            "one. For a container image it is the kubelets' pull policy."
+            "`Always`: import when the preload is created, changed or refreshed, or when its schedule fires. `IfNotPresent`: use a "
+            "complete volume with the name of the preload if the namespace has one, otherwise import. `Never`: use only such a "
+            "volume. For a container image this is the pull policy of the kubelet."
         ),
     )
     schedule: Annotated[str, Field(max_length=128, pattern=_SCHEDULE)] | None = Field(
         default=None,
-        description="When to look for a newer image, in cron's five fields (UTC). Registry images only.",
+        description="When to look for a newer image: five cron fields, in UTC. For registry images only.",
         examples=["30 2 * * *"],
     )
     keep: Count | None = Field(
-        default=None, ge=1, le=20, description="How many imports of a schedule are kept. None: CDI's default, 3."
+        default=None, ge=1, le=20, description="Number of imports of a schedule to keep. Default: 3, from CDI."
     )
     node_selector: dict[str, str] | None = Field(
-        default=None, description="Container images: onto which nodes. None: those that KubeVirt can use."
+        default=None,
+        description="Container images: labels of the nodes to pull onto. Default: all nodes that KubeVirt can use.",
     )
     tolerations: list[dict[str, Any]] = Field(
-        default_factory=list, max_length=32, description="Container images: which taints of nodes are borne."
+        default_factory=list, max_length=32, description="Container images: node taints to tolerate."
     )
     pull_secret: ObjectName | None = Field(
-        default=None, description="Container images: the Secret that opens the registry."
+        default=None, description="Container images: Secret with the credentials of the registry."
     )
     ttl_seconds: Count | None = Field(
         default=None,
         ge=60,
-        description="Deleted once it was not used for so long. None: kept, but for those made by `remember`.",
+        description="Delete after this many unused seconds. Default: never, except preloads created by `remember`.",
     )
 
     @property

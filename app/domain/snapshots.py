@@ -34,22 +34,22 @@ VmName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$",
 
 
 class Quiesce(StrEnum):
-    """`stop`: the guest is shut down first. `freeze`: it runs on, and its agent flushes and freezes its file systems."""
+    """`stop`: the guest is shut down first. `freeze`: the guest keeps running while its agent flushes and freezes the file systems."""
 
     STOP = "stop"
     FREEZE = "freeze"
 
 
 class SnapshotSource(BaseModel):
-    """Of what: a VM that stands in the namespace, or a new VM of a pool's template."""
+    """An existing VM in the namespace, or a pool, of whose template a new VM is booted. Set exactly one field."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", json_schema_extra={"examples": [{"pool": "fast-start-pool"}]}
     )
 
-    vm: VmName | None = Field(default=None, description="A VM of the namespace, by its name in the cluster.")
+    vm: VmName | None = Field(default=None, description="Name of an existing VM in the namespace.")
     pool: PoolName | None = Field(
-        default=None, description="A VM of this pool's template is booted for it, and removed after it."
+        default=None, description="Boot a VM of this pool's template for the snapshot, and remove it afterwards."
     )
 
     @model_validator(mode="after")
@@ -60,7 +60,7 @@ class SnapshotSource(BaseModel):
 
 
 class SnapshotSpec(BaseModel):
-    """A snapshot to be had under a name. Times are in seconds."""
+    """A snapshot and how to take it. Times are in seconds."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -75,19 +75,20 @@ class SnapshotSpec(BaseModel):
     quiesce: Quiesce | None = Field(
         default=None,
         description=(
-            "How the disks come to rest. None: `stop` for a pool's VM; a VM of your own is never stopped, and is taken as it is."
+            "How to make the disks consistent. Default: `stop` for a VM of a pool. An existing VM is never stopped; by default its "
+            "snapshot is taken while it runs."
         ),
     )
     refresh: Annotated[bool, Strict()] = Field(
         default=False,
-        description="Of a pool: take a new one when its template, or the preload that it starts from, changes.",
+        description="For a pool: refresh the snapshot when the template changes, or the preload that the pool starts from.",
     )
-    keep: Count = Field(default=1, ge=1, le=MAX_KEPT, description="How many takes to keep; VMs start from the newest.")
+    keep: Count = Field(default=1, ge=1, le=MAX_KEPT, description="Number of takes to keep; VMs start from the newest.")
     timeout_seconds: Count = Field(
         default=600,
         ge=1,
         le=86_400,
-        description="How long the storage may take; a take that is not ready by then has failed.",
+        description="Time limit for the storage. A take that is not ready after this time has failed.",
     )
 
     @field_validator("quiesce")

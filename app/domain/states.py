@@ -38,10 +38,9 @@ class ClaimState(StrEnum):
 
 
 class PoolPhase(StrEnum):
-    """`ready`: full. `filling`: below its size, and being brought back. `drained`: below its size, and nobody asked to refill it.
-
-    `degraded`: fewer ready VMs than `min_available`, or the nodes could never take as many as its size. `stalled`: the breaker is
-    open. `paused`, `deleting`: as asked.
+    """`ready`: has as many ready VMs as its size. `filling`: has fewer, and VMs are being created. `drained`: has fewer, and no VM is
+    being created until `replenish`. `degraded`: has fewer ready VMs than `min_available`, or its size is more than the nodes can
+    ever run. `stalled`: creates no VM after repeated failures, until `resume`. `paused`, `deleting`: on request.
     """
 
     READY = "ready"
