@@ -158,14 +158,14 @@ async def test_a_wrong_claim_is_refused(server, body, refused):
             ("paths.0", "Input should be 'pool', 'snapshot', 'preload' or 'cold'; it is 'warm'"),
         ),
         ({"pool": "target", "labels": "x"}, ("labels", "Input should be an object; it is 'x'")),
-        ({"pool": "target", "paths": []}, ("paths", "needs 1 or more, and has 0")),
+        ({"pool": "target", "paths": []}, ("paths", "needs at least 1, has 0")),
         (
             {"pool": "target", "labels": {str(n): "" for n in range(33)}},
-            ("labels", "takes 32 at the most; give fewer"),
+            ("labels", "takes at most 32; give fewer"),
         ),
         (
             {"pool": "target", "labels": {"": "x"}},
-            ("labels", "the name '': String should have at least 1 character; it is ''"),
+            ("labels", "name '': String should have at least 1 character; it is ''"),
         ),
     ],
     ids=["a wrong path", "no object", "no path", "too many labels", "a label without a name"],
@@ -248,9 +248,9 @@ async def test_what_postgres_cannot_read_does_not_reach_it(server, path):
 
 
 async def test_a_path_and_a_method_that_are_not_served(server):
-    check(await server.client.get("/v1/nothing"), Refused(404, "not-found", says="/docs shows what is"))
-    check(await server.client.patch("/v1/pools/a"), Refused(405, "method-not-allowed", says="PATCH is not taken"))
-    check(await server.client.get("/v1/claim"), Refused(405, "method-not-allowed", says="GET is not taken"))
+    check(await server.client.get("/v1/nothing"), Refused(404, "not-found", says="/docs lists"))
+    check(await server.client.patch("/v1/pools/a"), Refused(405, "method-not-allowed", says="does not support PATCH"))
+    check(await server.client.get("/v1/claim"), Refused(405, "method-not-allowed", says="does not support GET"))
 
 
 JSON_VALUES = st.recursive(

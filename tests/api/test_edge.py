@@ -83,7 +83,7 @@ async def test_a_bug_is_told_as_one_and_nothing_more(database_url, dev_cluster, 
         with capture_logs() as logged:
             answers = (await server.claim("any"), await server.client.get("/v1/pools"))
     for answer in answers:
-        check(answer, Refused(500, "internal-error", says="an error on our side"))
+        check(answer, Refused(500, "internal-error", says="the service failed unexpectedly"))
         assert "private" not in answer.text
     crashes = [(each["path"], str(each["exc_info"])) for each in logged if each["event"] == "request.crashed"]
     assert crashes == [("/v1/claim", "something private"), ("/v1/pools", "something private")]

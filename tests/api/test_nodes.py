@@ -257,8 +257,8 @@ class TestAnswers:
     @pytest.mark.parametrize(
         ("body", "status", "words"),
         [
-            ({}, 422, "say one of template, vm and pool"),
-            ({"template": TEMPLATE, "vm": TEMPLATE}, 422, "say one of"),
+            ({}, 422, "set exactly one of template, vm and pool"),
+            ({"template": TEMPLATE, "vm": TEMPLATE}, 422, "set exactly one of"),
             ({"pool": "nope"}, 404, "no pool is named"),
             ({"pool": "nope", "placement": {}}, 422, "a pool has its own"),
             ({"template": TEMPLATE, "count": 0}, 422, "count"),

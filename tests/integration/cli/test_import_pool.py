@@ -23,7 +23,7 @@ async def test_a_name_without_a_namespace_is_refused_before_anything_is_asked(ru
 async def test_another_namespace_is_refused(run):
     said = await run("import-pool", "elsewhere/web-servers")
     assert said.code == 1
-    assert "this service works in namespace 'default' alone" in said.err
+    assert "this service works in namespace 'default' only" in said.err
 
 
 async def test_a_name_that_no_pool_can_have_asks_for_another(run):
