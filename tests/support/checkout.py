@@ -5,3 +5,5 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = Path(sys.executable).parent  # not resolved: in a virtual environment the interpreter is a link out of it
+# Manifests of users: written before this project was, for what KubeVirt itself would not take.
+USER_MANIFESTS = Path(__file__).parent / "manifests"

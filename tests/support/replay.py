@@ -7,7 +7,7 @@ import json
 import aiohttp
 
 from app.devcluster import DevCluster, DevClusterConfig, Durations, ManualClock, Rule, Subject
-from tests.support.contract_source import exact_events, read_body
+from tests.support.contract_steps import exact_events, read_body
 from tests.support.normalising import normalise, tracks
 
 NAMESPACE = "rec"

@@ -1,7 +1,7 @@
 """Structural schemas of the custom kinds: pruning, unknown fields, defaults, and validation in the server's words.
 
-`schemas.json` is made from the CRDs of KubeVirt v1.9.0, CDI v1.66.0 and external-snapshotter v8.6.0 by
-`tests/support/crd_source.py`: descriptions gone, equal subtrees stored once. It is read when first needed.
+`schemas.json` is made from the CRDs of KubeVirt v1.9.0, CDI v1.66.0 and external-snapshotter v8.6.0 (all Apache-2.0) by
+`tests/support/crd_schemas.py`: descriptions gone, equal subtrees stored once. It is read when first needed.
 
 A node has `t`, its type: o(bject), a(rray), s(tring), i(nteger), b(oolean), n(umber), q (integer or string) or x
 (anything); `p` properties, `v` the schema of a map's values, `l` that of a list's items, `r` required members, `d` the

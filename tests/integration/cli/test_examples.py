@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,15 +11,14 @@ import pytest
 import pytest_asyncio
 
 from app.devcluster import DevCluster, DevClusterConfig, Durations
+from tests.support.checkout import ROOT, USER_MANIFESTS
 from tests.support.clusters import COLD_BOOT_SECONDS
 from tests.support.postgres import clone_database
 from tests.support.service import Server, listen, serve, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-ROOT = Path(__file__).resolve().parents[3]
 OURS = sorted((ROOT / "examples").glob("*.yaml"))
-USERS = ROOT.parent / "shared" / "manifests"
-THEIRS = sorted(USERS.glob("*.yaml"))
+THEIRS = sorted(USER_MANIFESTS.glob("*.yaml"))
 NAMES = ("hugepages-vm", "pinned-vm", "pool", "preload", "snapshot")
 PREPARED = {
     "apiVersion": "kubevirt.io/v1",
@@ -110,7 +108,6 @@ async def test_an_example_works(place, run, path):
     await works(place, run, path.read_bytes())
 
 
-@pytest.mark.skipif(not THEIRS, reason="the folder of the users' manifests is not beside this checkout")
 @pytest.mark.parametrize("path", THEIRS, ids=lambda path: path.stem)
 async def test_a_users_manifest_works(place, run, path):
     await works(place, run, path.read_bytes())

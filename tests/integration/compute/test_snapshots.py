@@ -1,13 +1,8 @@
 """Snapshots in a cluster: what is sent holds to the schema, what comes back is read right, and a dev cluster goes along."""
 
 import copy
-import functools
-import json
-from pathlib import Path
 
-import jsonschema
 import pytest
-import yaml
 
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import KubeVirtClient, configure
@@ -27,17 +22,12 @@ from app.domain.paths import FromSnapshot
 from app.domain.snapshots import VolumeVerdict
 from app.errors import ClusterConflict, ClusterError, ClusterNotFound
 from app.ids import new_id, vm_name
+from tests.support.crd_schemas import complaints
 from tests.support.kubevirt_documents import WITH_DATA_VOLUME, vm
+from tests.support.recorded import exchange
 from tests.support.rows import eventually
-from tests.unit.compute.kubevirt.templates.test_schemas import strictly
 
-SHARED = Path(__file__).parents[3].parent / "shared"
-CRD = SHARED / "crds" / "virtualmachinesnapshots.snapshot.kubevirt.io.yaml"
-RECORDING = SHARED / "recordings" / "snapshot.jsonl"
-
-needs_crds = pytest.mark.skipif(not CRD.exists(), reason="the upstream CRDs are not beside this checkout")
-needs_recording = pytest.mark.skipif(not RECORDING.exists(), reason="the recordings are not beside this checkout")
-
+SNAPSHOTS = "snapshot.kubevirt.io/virtualmachinesnapshots"
 TAKE_ID = "01a206d8-517b-7231-a079-9e6d21989c09"
 MANIFEST = {
     "name": "ready-x",
@@ -51,29 +41,17 @@ MANIFEST = {
 PVC = {"persistentVolumeClaim": {"claimName": "root"}}
 
 
-@functools.cache
-def validator():
-    crd = yaml.load(CRD.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    (version,) = (version for version in crd["spec"]["versions"] if version["name"] == "v1beta1")
-    return jsonschema.Draft202012Validator(strictly(version["schema"]["openAPIV3Schema"]))
-
-
 def recorded(step):
     """The last state of the object that a recorded step answered with."""
-    for line in RECORDING.read_text().splitlines():
-        exchange = json.loads(line)
-        if exchange.get("step") == step:
-            return exchange["response"]["body"]
-    raise AssertionError(step)
+    return exchange("snapshot", step)["response"]["body"]
 
 
 class TestWhatIsSent:
-    @needs_crds
     def test_holds_to_the_schema(self):
-        assert [error.message for error in validator().iter_errors(snapshot_manifest(**MANIFEST))] == []
+        assert complaints(SNAPSHOTS, snapshot_manifest(**MANIFEST)) == []
         broken = snapshot_manifest(**MANIFEST)
         broken["spec"]["unheard-of"] = 1
-        assert not validator().is_valid(broken)
+        assert complaints(SNAPSHOTS, broken)
 
     def test_carries_our_labels_and_a_deadline(self):
         body = snapshot_manifest(**MANIFEST)
@@ -166,7 +144,6 @@ class TestSources:
 
 
 class TestSights:
-    @needs_recording
     def test_of_a_real_one(self):
         sight = read_sight(recorded("GET the snapshot, ready"))
         assert (sight.ready, sight.failed, sight.deleting) == (True, False, False)
@@ -174,19 +151,16 @@ class TestSights:
         assert sight.content.startswith("vmsnapshot-content-")
         assert sight.error is None
 
-    @needs_recording
     def test_of_a_real_one_that_waits(self):
         sight = read_sight(recorded("GET it"))
         assert not sight.ready
         assert sight.progress == "Source does not exist"
 
-    @needs_recording
     def test_of_a_real_vm(self):
         found = read_source(recorded("GET the source VM, running"))
         assert (found.name, found.running, found.deleting) == ("src", True, False)
         assert [volume.enabled for volume in found.volumes] == [True, False]
 
-    @needs_recording
     def test_of_real_disks(self):
         content = recorded("GET its content")
         (backup,) = content["spec"]["volumeBackups"]

@@ -14,11 +14,10 @@ from app.domain.vm_pools import Change
 from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused
 from app.ids import new_id, vm_pool_name
 from tests.support.kubevirt_documents import WITH_DATA_VOLUME
+from tests.support.recorded import exchange
 from tests.support.rows import eventually
-from tests.unit.compute.kubevirt.test_recordings import RECORDINGS, lines
 
 SHORT = {"image": "registry.example/fedora:42", "cpu": 1, "memory": "1Gi"}
-recorded = pytest.mark.skipif(not RECORDINGS.exists(), reason="the recordings are not beside this checkout")
 
 
 def order_of(gateway, template=SHORT, *, warm_when=WarmWhen.AGENT, start=None, name=None, pool_id=None):
@@ -44,7 +43,7 @@ async def members(gateway, order, count):
 
 
 def step(name):
-    return next(line for line in lines("pool") if line["step"] == name)
+    return exchange("pool", name)
 
 
 def as_recorded(steps):
@@ -53,7 +52,6 @@ def as_recorded(steps):
     return json.loads(text)
 
 
-@recorded
 def test_detaching_is_the_patch_that_was_recorded():
     listed = step("list the members")["response"]["body"]["items"]
     sent = step("detach warm-1 by one JSON patch")["request"]["body"]
@@ -66,14 +64,12 @@ def test_detaching_is_the_patch_that_was_recorded():
     assert as_recorded(detach_steps(read, "c1")) == sent
 
 
-@recorded
 def test_the_detached_vm_is_nobodys_and_needs_no_patch():
     vm = step("GET the detached VM")["response"]["body"]
     assert detach_steps(vm, None) is None
     assert "pool.kubevirt.io/finalizer" not in vm["metadata"]["finalizers"]
 
 
-@recorded
 async def test_what_is_made_is_what_was_accepted(gateway, client):
     sent = step("create the pool, 3 replicas")["request"]
     order = order_of(gateway)
@@ -91,7 +87,6 @@ async def test_what_is_made_is_what_was_accepted(gateway, client):
     assert seen.held
 
 
-@recorded
 def test_deleting_orphans_and_names_the_uid():
     body = step("delete the pool, Orphan")["request"]["body"]
     assert body["propagationPolicy"] == "Orphan"

@@ -1,17 +1,12 @@
 """The dev cluster held against what a real API server and real KubeVirt controllers answered."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from app.devcluster.apiserver.registry import STORAGE_CLASSES
 from app.devcluster.faults.disruptions import Stage
 from app.devcluster.storage.storage_classes import PROVISIONER
-from tests.support.contract_source import CONTRACT, SCENARIOS, convert, unfold
+from tests.support.contract_steps import SCENARIOS, steps_of
 from tests.support.replay import Replay
-
-RECORDINGS = Path(__file__).parents[4] / "shared" / "recordings"
 
 
 def machine(name, **labels):
@@ -114,11 +109,9 @@ ACTIONS = {
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_scenario(scenario):
-    steps = unfold(json.loads((CONTRACT / f"{scenario}.json").read_text()))
-
+async def test_the_dev_cluster_answers_as_was_recorded(scenario):
     replay = Replay(
-        steps,
+        steps_of(scenario),
         setup=SETUP.get(scenario, ()),
         storage=STORAGE.get(scenario, ()),
         actions=ACTIONS.get(scenario, ()),
@@ -127,11 +120,3 @@ async def test_scenario(scenario):
     complaints = await replay.run()
 
     assert not complaints, f"{len(complaints)} differences:\n" + "\n".join(complaints)
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_copy_matches_the_recordings(scenario):
-    if not RECORDINGS.is_dir():
-        pytest.skip("the recordings are not here; the contract files are our copy of them")
-
-    assert json.loads((CONTRACT / f"{scenario}.json").read_text()) == convert(RECORDINGS, scenario)

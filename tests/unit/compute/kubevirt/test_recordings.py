@@ -1,7 +1,4 @@
-"""What a real API server and KubeVirt v1.9.0 said, through our eyes. It skips where the recordings are not beside this checkout."""
-
-import json
-from pathlib import Path
+"""What a real API server and KubeVirt v1.9.0 said, through our eyes."""
 
 import pytest
 
@@ -9,21 +6,13 @@ from app.compute.kubevirt.errors import translate
 from app.compute.kubevirt.vms.inventory import Inventory
 from app.domain.observation import WarmWhen
 from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused
-
-RECORDINGS = Path(__file__).parents[4].parent / "shared" / "recordings"
-
-pytestmark = pytest.mark.skipif(not RECORDINGS.exists(), reason="the recordings are not beside this checkout")
-
-
-def lines(scenario):
-    with (RECORDINGS / f"{scenario}.jsonl").open() as file:
-        return [line for text in file if "request" in (line := json.loads(text))]
+from tests.support.recorded import exchange, exchanges
 
 
 def follow(scenario):
     """All that the watches of VMs and VMIs told, in the order of time: the name and what was then known of it."""
     events = []
-    for line in lines(scenario):
+    for line in exchanges(scenario):
         for event in line["response"].get("events") or []:
             kind = event["object"].get("kind")
             if event["type"] in {"ADDED", "MODIFIED", "DELETED"} and kind in {
@@ -107,7 +96,7 @@ def test_failures_by_the_words_of_kubectl(name, reasons):
     ],
 )
 def test_refusals_with_their_fields(step, error, fields):
-    (line,) = (line for line in lines("writes") if line["step"] == step)
+    line = exchange("writes", step)
     body = line["response"]["body"]
     found = translate(line["response"]["status"], body, None, "try it")
     assert type(found) is error
@@ -118,7 +107,7 @@ def test_refusals_with_their_fields(step, error, fields):
 def test_every_refusal_on_record_is_translated():
     count = 0
     for scenario in ("writes", "lists", "pool", "server-restart"):
-        for line in lines(scenario):
+        for line in exchanges(scenario):
             body, status = line["response"].get("body"), line["response"].get("status") or 0
             if status >= 400 and isinstance(body, dict):
                 found = translate(status, body, None, "try it")

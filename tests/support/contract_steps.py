@@ -1,20 +1,17 @@
-"""Converts recordings of a real API server into the contract files beside this module.
+"""Makes of a recording the steps that the dev cluster is held against.
 
-Run with the folder of recordings to write them anew: `python -m tests.support.contract_source FOLDER`.
 A step keeps the request, with generated values replaced by references to where they come from, and the normalised answer;
 a watch keeps, for each object, the course of its phase, conditions and finalizers.
 """
 
 import base64
 import json
-import sys
-from pathlib import Path
 
 import yaml
 
 from tests.support.normalising import UUID, normalise, tracks
+from tests.support.recorded import exchanges
 
-CONTRACT = Path(__file__).parent / "contract"
 SCENARIOS = (
     "vm-lifecycle",
     "writes",
@@ -29,20 +26,16 @@ SCENARIOS = (
     "snapshot",
 )
 _CALLERS = {"a service account with no rights": "norights", "a token nobody issued": "forged", "nobody": "nobody"}
-_PART_SIZE = 150
 
 
-def convert(recordings, scenario):
-    lines = [json.loads(line) for line in (recordings / f"{scenario}.jsonl").read_text().splitlines()]
+def steps_of(scenario):
     origin = _Origin()
     steps = []
-    for line in lines:
-        if "note" in line:
-            continue
+    for line in exchanges(scenario):
         _mend(scenario, len(steps), line)
         steps.append(_step(line, origin, exact=_is_exact(scenario, line["request"]["path"])))
         origin.learn(len(steps) - 1, line)
-    return _fold(steps)
+    return steps
 
 
 def _mend(scenario, number, line):
@@ -243,70 +236,3 @@ def _without_rig(value):
     if isinstance(value, list):
         return [_without_rig(item) for item in value]
     return value
-
-
-def _fold(steps):
-    """Store what occurs more than once in one place: {"$part": n}."""
-    folding = _Folding()
-    folding.count(steps)
-    return {"steps": [folding.fold(step, top=True) for step in steps], "parts": folding.parts}
-
-
-class _Folding:
-    def __init__(self):
-        self.parts = []
-        self._places = {}
-        self._counts = {}
-
-    def count(self, value):
-        if not isinstance(value, dict | list):
-            return
-        text = json.dumps(value, sort_keys=True)
-        if len(text) >= _PART_SIZE:
-            self._counts[text] = self._counts.get(text, 0) + 1
-            if self._counts[text] > 1:
-                return
-        for item in value.values() if isinstance(value, dict) else value:
-            self.count(item)
-
-    def fold(self, value, *, top=False):
-        if not isinstance(value, dict | list):
-            return value
-        text = json.dumps(value, sort_keys=True)
-        if not top and self._counts.get(text, 0) > 1:
-            if text not in self._places:
-                self._places[text] = len(self.parts)
-                self.parts.append(None)
-                self.parts[self._places[text]] = self.fold(value, top=True)
-            return {"$part": self._places[text]}
-        if isinstance(value, dict):
-            return {key: self.fold(item) for key, item in value.items()}
-        return [self.fold(item) for item in value]
-
-
-def unfold(document):
-    """The steps, every part put back in its place."""
-    parts = document["parts"]
-
-    def open_up(value):
-        if isinstance(value, dict):
-            if set(value) == {"$part"}:
-                return open_up(parts[value["$part"]])
-            return {key: open_up(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [open_up(item) for item in value]
-        return value
-
-    return [open_up(step) for step in document["steps"]]
-
-
-def write(document, path):
-    lines = [json.dumps(item, separators=(",", ":"), sort_keys=True) for item in document["steps"]]
-    parts = [json.dumps(item, separators=(",", ":"), sort_keys=True) for item in document["parts"]]
-    text = '{"steps":[\n' + ",\n".join(lines) + '\n],"parts":[\n' + ",\n".join(parts) + "\n]}\n"
-    path.write_text(text)
-
-
-if __name__ == "__main__":
-    for scenario in SCENARIOS:
-        write(convert(Path(sys.argv[1]), scenario), CONTRACT / f"{scenario}.json")
