@@ -16,7 +16,7 @@ from app.devcluster.clock import Clock, LoopClock, ManualClock
 from app.devcluster.cluster import DevCluster
 from app.devcluster.config import DevClusterConfig
 from app.devcluster.durations import Durations
-from app.devcluster.faults.faults import Fault, FaultBook
+from app.devcluster.faults.book import Fault, FaultBook
 from app.devcluster.nodes.node_shapes import NodeShape
 
 __all__ = [

@@ -1,26 +1,33 @@
 """The cluster put together: store, controllers and server, started and stopped as one."""
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import yaml
 from aiohttp import web
 
-from app.devcluster.admin import PREFIX, Admin
+from app.devcluster.apiserver.admission import Admission
 from app.devcluster.apiserver.api import Api
-from app.devcluster.apiserver.builtin import settle
+from app.devcluster.apiserver.builtin import with_defaults
+from app.devcluster.apiserver.controller import Controller
 from app.devcluster.apiserver.garbage import GarbageCollector
 from app.devcluster.apiserver.namespaces import NamespaceController
-from app.devcluster.apiserver.objects import Store
+from app.devcluster.apiserver.objects import new_object
 from app.devcluster.apiserver.persistence import StateFile
-from app.devcluster.apiserver.registry import NAMESPACES, NODES, RESOURCES
-from app.devcluster.apiserver.server import BODY_LIMIT, ApiServer
-from app.devcluster.apiserver.status import Json, not_found
-from app.devcluster.apiserver.times import stamp
+from app.devcluster.apiserver.registry import (
+    CLAIMS,
+    NAMESPACES,
+    NODES,
+    PERSISTENT_VOLUMES,
+    VOLUME_SNAPSHOT_CONTENTS,
+    VOLUME_SNAPSHOTS,
+)
+from app.devcluster.apiserver.status import Json
+from app.devcluster.apiserver.store import Store
 from app.devcluster.apiserver.watch import Watch
+from app.devcluster.cdi.admission import CdiWebhooks
 from app.devcluster.cdi.data_import_crons import DataImportCronController
 from app.devcluster.cdi.data_sources import DataSourceController
 from app.devcluster.cdi.data_volumes import DataVolumeController
@@ -28,38 +35,39 @@ from app.devcluster.cdi.storage_profiles import StorageProfileController
 from app.devcluster.clock import Clock, LoopClock, ManualClock
 from app.devcluster.config import DevClusterConfig
 from app.devcluster.durations import Jitter
+from app.devcluster.faults.book import FaultBook
 from app.devcluster.faults.disruptions import Disruptions, ResetError, Stage
-from app.devcluster.faults.faults import FaultBook
-from app.devcluster.kubevirt.admission import Webhooks
+from app.devcluster.kubevirt.admission import KubeVirtWebhooks
 from app.devcluster.kubevirt.pool_controller import PoolController
 from app.devcluster.kubevirt.subresources import Subresources
+from app.devcluster.kubevirt.virt_handler import VirtHandler
+from app.devcluster.kubevirt.vm_clones import CloneController
 from app.devcluster.kubevirt.vm_controller import MachineController
 from app.devcluster.kubevirt.vm_restores import RestoreController
 from app.devcluster.kubevirt.vm_snapshots import SnapshotController
 from app.devcluster.kubevirt.vmi_controller import InstanceController
 from app.devcluster.nodes.daemon_sets import DaemonSetController
 from app.devcluster.nodes.image_cache import ImageCache
-from app.devcluster.nodes.node_agent import NodeAgent
+from app.devcluster.nodes.kubelet import Kubelet
 from app.devcluster.nodes.node_lifecycle import NodeLifecycle
 from app.devcluster.nodes.node_shapes import NodeShape, change_shape
-from app.devcluster.nodes.nodes import Ledger, build_node, reshape, shape_of
-from app.devcluster.nodes.plain_pods import PodKubelet
-from app.devcluster.nodes.pod_addresses import PodAddresses
+from app.devcluster.nodes.nodes import build_node, reshape, shape_of
+from app.devcluster.nodes.pod_start import PodStarter
+from app.devcluster.nodes.power import NodePower
+from app.devcluster.scheduling.ledger import Ledger
 from app.devcluster.scheduling.scheduler import Scheduler
+from app.devcluster.server.admin import PREFIX, Admin
+from app.devcluster.server.api_server import BODY_LIMIT, ApiServer
 from app.devcluster.storage.driver import StorageDriver
+from app.devcluster.storage.reclaim import Reclaimer
 from app.devcluster.storage.storage_classes import storage_objects
 from app.devcluster.storage.volume_snapshots import VolumeSnapshotter
-from app.devcluster.storage.volumes import VolumeHistory
+from app.devcluster.storage.volumes import VolumeHistory, content_name, volume_name
 
 _SHUTDOWN_SECONDS = 1.0
 _RESTART_GAP = 2
 _ANSWER_SECONDS = 0.05
 SERVER_NAME = "emberpool-devcluster"
-
-
-class _Worker(Protocol):
-    @property
-    def idle(self) -> bool: ...
 
 
 class DevCluster:
@@ -80,7 +88,7 @@ class DevCluster:
         self._resumes: tuple[Callable[[], None], ...] = ()
         if isinstance(clock, ManualClock):
             clock.busy.append(lambda: not self.idle)
-        self._workers: tuple[_Worker, ...] = ()
+        self._controllers: tuple[Controller[Any], ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
@@ -124,8 +132,6 @@ class DevCluster:
         for stored in self.store.each(NODES):
             self._provide_images(stored.obj["metadata"]["name"], shape_of(stored.obj))
         self._build()
-        for resource in RESOURCES:
-            self._garbage.resume(resource)
         for resume in self._resumes:
             resume()
         await self._listen()
@@ -164,92 +170,44 @@ class DevCluster:
             self.images.add(node, image)
 
     def _build(self) -> None:
-        config, store = self.config, self.store
-        api = self.api = Api(store, self.clock, Webhooks(store), self.jitter)
+        """The parts, and the order in which they take up a saved state."""
+        store, durations, jitter, faults = self.store, self.config.durations, self.jitter, self.faults
+        api = self.api = Api(store, self.clock, Admission(KubeVirtWebhooks(), CdiWebhooks(store)), jitter)
         self.ledger = Ledger(store)
-        self.disruptions = Disruptions(self.faults, store, self.clock, config.durations)
-        self._garbage = GarbageCollector(api, config.durations)
-        namespaces = NamespaceController(api)
-        machines = MachineController(api, config.durations)
-        instances = InstanceController(api, config.durations, self.jitter, self.disruptions.refuse_pod)
-        pools = PoolController(api, config.durations)
-        storage = StorageDriver(api, config.durations, self.jitter, self.faults)
-        snapshotter = VolumeSnapshotter(api, config.durations, self.jitter, self.faults)
-        history = VolumeHistory(api)
-        volumes = DataVolumeController(api, config.durations, self.jitter, self.faults)
-        profiles = StorageProfileController(api)
-        sources = DataSourceController(api)
-        self.crons = DataImportCronController(api, config.durations)
-        snapshots = SnapshotController(api, config.durations, self.faults)
-        restores = RestoreController(api, config.durations)
-        daemons = DaemonSetController(api, config.durations, self.jitter)
-        scheduler = Scheduler(api, self.ledger, config.durations, self.jitter)
-        addresses = PodAddresses()
-        self.agent = NodeAgent(api, config.durations, self.jitter, self.faults, self.images, addresses)
-        kubelet = PodKubelet(api, config.durations, self.jitter, self.faults, self.images, self.agent, addresses)
-        self.lifecycle = NodeLifecycle(api, config.durations, self.agent, self.images)
-        self.server = ApiServer(api, Subresources(api), self.disruptions, config.tokens)
-        self.faults.listen(instances.resume)
-        self.faults.listen(lambda: self.disruptions.reach_watches(self.server.watches))
-        self._resumes = (
-            self.lifecycle.resume,
-            storage.resume,
-            snapshotter.resume,
-            profiles.resume,
-            volumes.resume,
-            sources.resume,
-            self.crons.resume,
-            daemons.resume,
-            snapshots.resume,
-            restores.resume,
-            pools.resume,
-            machines.resume,
-            instances.resume,
-            scheduler.resume,
-            self.agent.resume,
-            kubelet.resume,
-        )
-        self._workers = (
-            self._garbage,
-            namespaces,
-            storage,
-            snapshotter,
-            profiles,
-            volumes,
-            sources,
+        self.disruptions = Disruptions(faults, store, self.clock, durations)
+        self.power = NodePower()
+        self.lifecycle = NodeLifecycle(api, durations, self.power, self.images)
+        self.crons = DataImportCronController(api, durations)
+        starter = PodStarter(api, durations, jitter, self.images, self.power)
+        instances = InstanceController(api, durations, jitter, self.disruptions.refuse_pod)
+        self._controllers = (
+            GarbageCollector(api, durations.collection),
+            NamespaceController(api),
+            StorageDriver(api, durations, jitter, faults),
+            Reclaimer(api, PERSISTENT_VOLUMES, CLAIMS, volume_name, "claimRef"),
+            VolumeSnapshotter(api, durations, jitter, faults),
+            Reclaimer(api, VOLUME_SNAPSHOT_CONTENTS, VOLUME_SNAPSHOTS, content_name, "volumeSnapshotRef"),
+            StorageProfileController(api),
+            DataVolumeController(api, durations, jitter, faults),
+            DataSourceController(api),
             self.crons,
-            daemons,
-            snapshots,
-            restores,
-            pools,
-            machines,
+            DaemonSetController(api, durations, jitter),
+            SnapshotController(api, durations, faults),
+            RestoreController(api, durations),
+            CloneController(api, durations),
+            PoolController(api, durations),
+            MachineController(api, durations),
             instances,
-            scheduler,
-            self.agent,
-            kubelet,
+            Scheduler(api, self.ledger, durations, jitter),
+            VirtHandler(api, durations, jitter, faults, self.power, starter),
+            Kubelet(api, durations, faults, self.power, starter),
         )
-        self._stops = (
-            self._garbage.stop,
-            namespaces.stop,
-            storage.stop,
-            snapshotter.stop,
-            history.stop,
-            profiles.stop,
-            volumes.stop,
-            sources.stop,
-            self.crons.stop,
-            daemons.stop,
-            snapshots.stop,
-            restores.stop,
-            pools.stop,
-            machines.stop,
-            instances.stop,
-            scheduler.stop,
-            self.lifecycle.stop,
-            self.agent.stop,
-            kubelet.stop,
-            self.ledger.stop,
-        )
+        self.server = ApiServer(api, Subresources(api), self.disruptions, self.config.tokens)
+        faults.listen(instances.resume)
+        faults.listen(lambda: self.disruptions.reach_watches(self.server.watches))
+        parts = (self.lifecycle, starter, *self._controllers)
+        self._resumes = tuple(part.resume for part in parts)
+        self._stops = (*(part.stop for part in parts), VolumeHistory(api).stop, self.ledger.stop)
 
     @property
     def watches(self) -> Collection[Watch]:
@@ -312,7 +270,7 @@ class DevCluster:
     @property
     def idle(self) -> bool:
         """No controller has anything to do before the next timer or request."""
-        return all(worker.idle for worker in self._workers)
+        return all(controller.idle for controller in self._controllers)
 
     def add_node(self, name: str, shape: NodeShape | None = None) -> None:
         number = sum(1 for _ in self.store.each(NODES))
@@ -322,23 +280,18 @@ class DevCluster:
 
     def change_node(self, name: str, given: Mapping[str, Any]) -> None:
         """Give a node other members of its shape. Raises ApiError 404 for a node that is not there, ValueError for nonsense."""
-        stored = self.store.get(NODES, "", name)
-        if stored is None:
-            raise not_found("", "nodes", name)
+        stored = self.api.get(NODES, "", name)
         shape = change_shape(shape_of(stored.obj), given)
         self.api.modify(NODES, stored, lambda node: reshape(node, shape))
         self.images.introduce(name, shape.image_slots)
 
     def add_namespace(self, name: str) -> None:
         if self.store.get(NAMESPACES, "", name) is None:
-            metadata = {"name": name, "uid": str(uuid.uuid4()), "creationTimestamp": stamp(self.clock.now())}
-            self.store.put(
-                NAMESPACES, settle(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-            )
+            self.store.put(NAMESPACES, with_defaults(NAMESPACES, new_object(NAMESPACES, name, "", self.clock.now())))
 
     def _provide_storage(self) -> None:
         """The storage classes of every dev cluster, also for one that was saved before it had them all."""
-        for resource, obj in storage_objects(stamp(self.clock.now())):
+        for resource, obj in storage_objects(self.clock.now()):
             if self.store.get(resource, "", obj["metadata"]["name"]) is None:
                 self.store.put(resource, obj)
 

@@ -67,7 +67,7 @@ class Calls:
 
 
 class Orders:
-    """Faults of a dev cluster, ordered as `app.devcluster.admin` describes."""
+    """Faults of a dev cluster, ordered as `app.devcluster.server.admin` describes."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session

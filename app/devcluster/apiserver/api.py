@@ -3,14 +3,14 @@
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
 from app.devcluster.apiserver import builtin, schemas
+from app.devcluster.apiserver.admission import Admission
 from app.devcluster.apiserver.decoding import Decoded, unsupported
 from app.devcluster.apiserver.metadata import check_finalizers_kept, check_metadata
-from app.devcluster.apiserver.objects import Store, Stored
 from app.devcluster.apiserver.patches import apply_configuration, apply_json_patch, apply_merge_patch
 from app.devcluster.apiserver.registry import LEASES, NAMESPACES, Resource
 from app.devcluster.apiserver.status import (
@@ -24,6 +24,7 @@ from app.devcluster.apiserver.status import (
     invalid,
     not_found,
 )
+from app.devcluster.apiserver.store import Store, Stored
 from app.devcluster.apiserver.times import stamp
 from app.devcluster.clock import Clock
 from app.devcluster.durations import Jitter
@@ -43,14 +44,6 @@ _SERVER_OWNED = (
 )
 _UNCONDITIONAL = frozenset({"secrets", "pods", "nodes", "namespaces", "persistentvolumeclaims", "events", "daemonsets"})
 _STRATEGIC = "application/strategic-merge-patch+json"
-
-
-class Admission(Protocol):
-    """The webhooks: both raise ApiError to refuse, and return warnings beside their result."""
-
-    def mutate(self, resource: Resource, obj: Json, old: Json | None) -> Json: ...
-
-    def validate(self, resource: Resource, obj: Json, old: Json | None) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +76,7 @@ class Api:
     def create(self, resource: Resource, namespace: str, decoded: Decoded, options: WriteOptions) -> Written:
         obj, warnings = self._read(resource, decoded, options)
         metadata = dict(obj.get("metadata") or {})
-        self._settle_namespace(resource, namespace, metadata)
+        self._set_namespace(resource, namespace, metadata)
         given_version = metadata.get("resourceVersion")
         generated = "generateName" in metadata
         if generated and not metadata.get("name"):
@@ -95,7 +88,7 @@ class Api:
         if resource.status:
             obj.pop("status", None)
         obj = {**obj, "apiVersion": resource.api_version, "kind": obj.get("kind", resource.kind), "metadata": metadata}
-        obj = self._admission.mutate(resource, builtin.settle(resource, obj), None)
+        obj = self._admission.mutate(resource, builtin.with_defaults(resource, obj), None)
         obj = self._check(resource, obj, None)
         warnings += self._admission.validate(resource, obj, None)
         if given_version:
@@ -117,7 +110,7 @@ class Api:
             raise bad_request(
                 f"the name of the object ({metadata['name']}) does not match the name on the URL ({name})"
             )
-        self._settle_namespace(resource, namespace, metadata)
+        self._set_namespace(resource, namespace, metadata)
         old = self.store.get(resource, namespace, name)
         if old is None:
             if resource is LEASES and not status:
@@ -210,7 +203,7 @@ class Api:
                 obj["status"] = given["status"]
         else:
             obj = self._merge_main(resource, old.obj, given)
-            obj = self._admission.mutate(resource, builtin.settle(resource, obj), old.obj)
+            obj = self._admission.mutate(resource, builtin.with_defaults(resource, obj), old.obj)
         obj = self._check(resource, obj, old.obj)
         if not status:
             warnings = warnings + self._admission.validate(resource, obj, old.obj)
@@ -301,7 +294,7 @@ class Api:
         warnings = problems if options.field_validation == "Warn" else []
         return builtin.without_unknown(resource, obj), list(warnings)
 
-    def _settle_namespace(self, resource: Resource, namespace: str, metadata: Json) -> None:
+    def _set_namespace(self, resource: Resource, namespace: str, metadata: Json) -> None:
         if not resource.namespaced:
             metadata.pop("namespace", None)
             return

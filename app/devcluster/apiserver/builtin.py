@@ -68,12 +68,12 @@ def decoding_problem(resource: Resource, obj: Json) -> str | None:
     return None
 
 
-def settle(resource: Resource, obj: Json) -> Json:
+def with_defaults(resource: Resource, obj: Json) -> Json:
     """What the server makes of the object before it stores it."""
     if resource is NAMESPACES and "status" not in obj:
         return _new_namespace(obj)
     if resource.id in workloads.KINDS:
-        return workloads.settle(resource, obj)
+        return workloads.with_defaults(resource, obj)
     if resource is CLAIMS and "status" not in obj:
         return _new_claim(obj)
     if resource is not SECRETS:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from app.devcluster.apiserver.api import Api
-from app.devcluster.apiserver.objects import Stored
 from app.devcluster.apiserver.registry import PODS, Resource
 from app.devcluster.apiserver.status import Json, bad_option, conflict, describe
+from app.devcluster.apiserver.store import Stored
 from app.devcluster.apiserver.times import stamp
 
 FOREGROUND = "foregroundDeletion"

@@ -1,78 +1,71 @@
 """The garbage collector: what owners' deletion means for what they own (Background, Foreground, Orphan)."""
 
-from app.devcluster.apiserver.api import Api
+from typing_extensions import override
+
+from app.devcluster.apiserver.controller import Controller
 from app.devcluster.apiserver.deletion import FOREGROUND, ORPHAN, DeleteOptions, delete
-from app.devcluster.apiserver.objects import Change, Key, Stored
-from app.devcluster.apiserver.registry import Resource, by_id
+from app.devcluster.apiserver.objects import (
+    Key,
+    finalizers_of,
+    is_deleting,
+    owners_of,
+    with_metadata,
+    without_finalizer,
+)
+from app.devcluster.apiserver.registry import RESOURCES, Resource, by_id
 from app.devcluster.apiserver.status import Json
-from app.devcluster.apiserver.work import WorkQueue
-from app.devcluster.durations import Durations
+from app.devcluster.apiserver.store import Change, Stored
 
 _Item = tuple[str, str, Key]
 
 
-class GarbageCollector:
+class GarbageCollector(Controller[_Item]):
     """Looks at an object when its owners change or go, and at an owner when it waits for its dependents.
 
     An owner that KubeVirt's controllers still hold loses `foregroundDeletion` after their finalizers: the real collector
     is slower than they are.
     """
 
-    def __init__(self, api: Api, durations: Durations) -> None:
-        self._api = api
-        self._queue: WorkQueue[_Item] = WorkQueue("garbage", self._visit, api.clock, durations.collection)
-        self._unsubscribe = api.store.subscribe(self._notice)
+    @override
+    def resume(self) -> None:
+        for resource in RESOURCES:
+            for stored in self._store.each(resource):
+                self._consider(resource, stored)
 
-    def stop(self) -> None:
-        self._unsubscribe()
-        self._queue.stop()
-
-    @property
-    def idle(self) -> bool:
-        return self._queue.idle
-
-    def resume(self, resource: Resource) -> None:
-        """Look at every object of a kind, after a start from a saved state."""
-        for stored in self._api.store.each(resource):
-            self._consider(resource, stored)
-
+    @override
     def _notice(self, change: Change) -> None:
-        store = self._api.store
         if change.new is None:
-            uid = change.last.obj["metadata"]["uid"]
-            for resource_id, key in store.dependents(uid):
+            for resource_id, key in self._store.dependents(change.last.uid):
                 self._queue.add(("dependent", resource_id, key))
-            for reference in change.last.obj["metadata"].get("ownerReferences", ()):
+            for reference in owners_of(change.last.obj):
                 self._add_owner(reference["uid"])
             return
         self._consider(change.resource, change.new)
         if change.old is not None:
-            owned = change.old.obj["metadata"].get("ownerReferences")
-            if owned and owned != change.new.obj["metadata"].get("ownerReferences"):
+            owned = owners_of(change.old.obj)
+            if owned != owners_of(change.new.obj):
                 for reference in owned:
                     self._add_owner(reference["uid"])
 
     def _consider(self, resource: Resource, stored: Stored) -> None:
-        metadata = stored.obj["metadata"]
-        key = (metadata.get("namespace", ""), metadata["name"])
-        if "deletionTimestamp" in metadata and {FOREGROUND, ORPHAN} & set(metadata.get("finalizers", ())):
-            self._queue.add(("owner", resource.id, key))
-        for reference in metadata.get("ownerReferences", ()):
-            owner = self._api.store.by_uid(reference["uid"])
-            if owner is None or _awaits(owner[1]):
-                self._queue.add(("dependent", resource.id, key))
+        if stored.deleting and {FOREGROUND, ORPHAN} & set(finalizers_of(stored.obj)):
+            self._queue.add(("owner", resource.id, stored.key))
+        for reference in owners_of(stored.obj):
+            owner = self._store.by_uid(reference["uid"])
+            if owner is None or _awaits(owner[1].obj):
+                self._queue.add(("dependent", resource.id, stored.key))
                 return
 
     def _add_owner(self, uid: str) -> None:
-        owner = self._api.store.by_uid(uid)
-        if owner is not None and _awaits(owner[1]):
-            metadata = owner[1].obj["metadata"]
-            self._queue.add(("owner", owner[0].id, (metadata.get("namespace", ""), metadata["name"])))
+        owner = self._store.by_uid(uid)
+        if owner is not None and _awaits(owner[1].obj):
+            self._queue.add(("owner", owner[0].id, owner[1].key))
 
-    def _visit(self, item: _Item) -> None:
-        role, resource_id, key = item
+    @override
+    def _handle(self, key: _Item) -> None:
+        role, resource_id, place = key
         resource = by_id(resource_id)
-        stored = self._api.store.get(resource, *key)
+        stored = self._store.get(resource, *place)
         if stored is None:
             return
         if role == "owner":
@@ -81,80 +74,57 @@ class GarbageCollector:
             self._visit_dependent(resource, stored)
 
     def _visit_owner(self, resource: Resource, stored: Stored) -> None:
-        metadata = stored.obj["metadata"]
-        finalizers = metadata.get("finalizers", ())
-        if "deletionTimestamp" not in metadata or any("kubevirt.io/" in item for item in finalizers):
+        finalizers = finalizers_of(stored.obj)
+        if not stored.deleting or any("kubevirt.io/" in item for item in finalizers):
             return
         if ORPHAN in finalizers:
-            for resource_id, key in self._api.store.dependents(metadata["uid"]):
-                self._release(by_id(resource_id), key, metadata["uid"])
-            self._drop_finalizer(resource, stored, ORPHAN)
+            for dependent_resource, dependent in self._dependents(stored.uid):
+                kept = [item for item in owners_of(dependent.obj) if item["uid"] != stored.uid]
+                self._set_owners(dependent_resource, dependent, kept)
+            self._api.modify(resource, stored, lambda obj: without_finalizer(obj, ORPHAN))
         elif FOREGROUND in finalizers:
-            for resource_id, key in self._api.store.dependents(metadata["uid"]):
-                dependent = self._api.store.get(by_id(resource_id), *key)
-                if dependent is not None:
-                    self._visit_dependent(by_id(resource_id), dependent)
-            if not self._is_blocked(metadata["uid"]):
-                self._drop_finalizer(resource, stored, FOREGROUND)
+            for dependent_resource, dependent in self._dependents(stored.uid):
+                self._visit_dependent(dependent_resource, dependent)
+            if not any(_blocks(dependent.obj, stored.uid) for _, dependent in self._dependents(stored.uid)):
+                self._api.modify(resource, stored, lambda obj: without_finalizer(obj, FOREGROUND))
 
-    def _is_blocked(self, uid: str) -> bool:
-        for resource_id, key in self._api.store.dependents(uid):
-            dependent = self._api.store.get(by_id(resource_id), *key)
-            if dependent is not None and _blocks(dependent, uid):
-                return True
-        return False
+    def _dependents(self, uid: str) -> list[tuple[Resource, Stored]]:
+        found = ((by_id(resource_id), key) for resource_id, key in self._store.dependents(uid))
+        return [
+            (resource, stored) for resource, key in found if (stored := self._store.get(resource, *key)) is not None
+        ]
 
     def _visit_dependent(self, resource: Resource, stored: Stored) -> None:
         """Delete what has no living owner; cut the references to owners that are gone where another one lives."""
-        metadata = stored.obj["metadata"]
-        references = metadata.get("ownerReferences", [])
-        owners = [(reference, self._api.store.by_uid(reference["uid"])) for reference in references]
-        solid = [reference for reference, owner in owners if owner is not None and not _awaits(owner[1])]
-        waiting = [reference for reference, owner in owners if owner is not None and _awaits(owner[1])]
+        references = owners_of(stored.obj)
+        owners = [(reference, self._store.by_uid(reference["uid"])) for reference in references]
+        solid = [reference for reference, owner in owners if owner is not None and not _awaits(owner[1].obj)]
+        waiting = [reference for reference, owner in owners if owner is not None and _awaits(owner[1].obj)]
         if solid:
             if len(solid) < len(references):
-                self._set_references(resource, stored, solid)
+                self._set_owners(resource, stored, solid)
             return
         if not references:
             return
-        finalizers = metadata.get("finalizers", ())
-        own = self._api.store.dependents(metadata["uid"])
-        policy = "Foreground" if waiting and own else ""
-        if "deletionTimestamp" in metadata and (not policy or FOREGROUND in finalizers):
+        policy = "Foreground" if waiting and self._store.dependents(stored.uid) else ""
+        if stored.deleting and (not policy or FOREGROUND in finalizers_of(stored.obj)):
             return
-        namespace, name = metadata.get("namespace", ""), metadata["name"]
-        delete(self._api, resource, namespace, name, DeleteOptions(policy=policy, uid=metadata["uid"]))
+        delete(self._api, resource, *stored.key, DeleteOptions(policy=policy, uid=stored.uid))
 
-    def _release(self, resource: Resource, key: Key, uid: str) -> None:
-        stored = self._api.store.get(resource, *key)
-        if stored is not None:
-            references = stored.obj["metadata"]["ownerReferences"]
-            self._set_references(resource, stored, [item for item in references if item["uid"] != uid])
-
-    def _set_references(self, resource: Resource, stored: Stored, references: list[Json]) -> None:
+    def _set_owners(self, resource: Resource, stored: Stored, references: list[Json]) -> None:
         def change(obj: Json) -> Json:
-            metadata = {**obj["metadata"], "ownerReferences": references}
+            changed = with_metadata(obj, ownerReferences=references)
             if not references:
-                del metadata["ownerReferences"]
-            return {**obj, "metadata": metadata}
+                del changed["metadata"]["ownerReferences"]
+            return changed
 
         self._api.modify(resource, stored, change)
 
-    def _drop_finalizer(self, resource: Resource, stored: Stored, finalizer: str) -> None:
-        self._api.modify(resource, stored, lambda obj: without_finalizer(obj, finalizer))
 
-
-def without_finalizer(obj: Json, finalizer: str) -> Json:
-    kept = [item for item in obj["metadata"].get("finalizers", ()) if item != finalizer]
-    return {**obj, "metadata": {**obj["metadata"], "finalizers": kept}}
-
-
-def _awaits(stored: Stored) -> bool:
+def _awaits(owner: Json) -> bool:
     """Whether an owner is being deleted in the foreground."""
-    metadata = stored.obj["metadata"]
-    return "deletionTimestamp" in metadata and FOREGROUND in metadata.get("finalizers", ())
+    return is_deleting(owner) and FOREGROUND in finalizers_of(owner)
 
 
-def _blocks(dependent: Stored, uid: str) -> bool:
-    references = dependent.obj["metadata"].get("ownerReferences", ())
-    return any(item["uid"] == uid and item.get("blockOwnerDeletion") for item in references)
+def _blocks(dependent: Json, uid: str) -> bool:
+    return any(item["uid"] == uid and item.get("blockOwnerDeletion") for item in owners_of(dependent))

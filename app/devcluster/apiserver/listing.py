@@ -10,10 +10,10 @@ from typing import Self
 import orjson
 
 from app.devcluster.apiserver import schemas
-from app.devcluster.apiserver.objects import Gone, Store, Stored
+from app.devcluster.apiserver.query_selectors import Selector, parse_selector
 from app.devcluster.apiserver.registry import Resource
-from app.devcluster.apiserver.selectors import Selector, parse_selector
 from app.devcluster.apiserver.status import ApiError, Json, bad_option, bad_request
+from app.devcluster.apiserver.store import Gone, Store, Stored
 from app.devcluster.apiserver.times import parse_stamp
 
 _NAME_COLUMN = {

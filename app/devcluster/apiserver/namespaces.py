@@ -1,37 +1,27 @@
-"""A namespace that is deleted takes what is in it along."""
+"""A namespace that is deleted takes its objects with it."""
 
-from app.devcluster.apiserver.api import Api
-from app.devcluster.apiserver.deletion import DeleteOptions, delete
-from app.devcluster.apiserver.objects import Change
+from typing_extensions import override
+
+from app.devcluster.apiserver.controller import Controller
 from app.devcluster.apiserver.registry import NAMESPACES, RESOURCES
-from app.devcluster.apiserver.work import WorkQueue
+from app.devcluster.apiserver.store import Change
 
 
-class NamespaceController:
-    """Departs from Kubernetes in its order: here the namespace goes first, its objects as their finalizers allow."""
+class NamespaceController(Controller[str]):
+    """Departs from Kubernetes in the order: here the namespace goes first, and its objects as their finalizers allow."""
 
-    def __init__(self, api: Api) -> None:
-        self._api = api
-        self._queue: WorkQueue[str] = WorkQueue("namespace", self._empty, api.clock)
-        self._unsubscribe = api.store.subscribe(self._notice)
+    @override
+    def resume(self) -> None:
+        """Nothing to do: what a namespace leaves behind is found only when it goes."""
 
-    def stop(self) -> None:
-        self._unsubscribe()
-        self._queue.stop()
-
-    @property
-    def idle(self) -> bool:
-        return self._queue.idle
-
+    @override
     def _notice(self, change: Change) -> None:
         if change.resource is NAMESPACES and change.new is None:
             self._queue.add(change.key[1])
 
-    def _empty(self, namespace: str) -> None:
+    @override
+    def _handle(self, key: str) -> None:
         for resource in RESOURCES:
-            if not resource.namespaced:
-                continue
-            for stored in self._api.store.rows(resource, namespace):
-                metadata = stored.obj["metadata"]
-                if "deletionTimestamp" not in metadata:
-                    delete(self._api, resource, namespace, metadata["name"], DeleteOptions(uid=metadata["uid"]))
+            if resource.namespaced:
+                for stored in self._store.rows(resource, key):
+                    self._delete(resource, stored)

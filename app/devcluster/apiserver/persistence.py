@@ -5,8 +5,9 @@ from pathlib import Path
 
 import orjson
 
-from app.devcluster.apiserver.objects import Change, Key, Store, Stored
+from app.devcluster.apiserver.objects import Key
 from app.devcluster.apiserver.registry import RESOURCES, by_id
+from app.devcluster.apiserver.store import Change, Store, Stored
 from app.devcluster.clock import Clock
 
 BATCH_SECONDS = 0.05
@@ -52,7 +53,7 @@ class StateFile:
         self._clock = clock
         for resource in RESOURCES:
             for stored in store.each(resource):
-                self._dirty[resource.id, _key(stored)] = stored
+                self._dirty[resource.id, stored.key] = stored
         self.flush()
         self._unsubscribe = store.subscribe(self._notice)
 
@@ -82,11 +83,6 @@ class StateFile:
     def _flush_if_due(self) -> None:
         if self._scheduled:
             self.flush()
-
-
-def _key(stored: Stored) -> Key:
-    metadata = stored.obj["metadata"]
-    return (metadata.get("namespace", ""), metadata["name"])
 
 
 def _nothing() -> None:

@@ -7,9 +7,9 @@ from collections import deque
 import orjson
 
 from app.devcluster.apiserver.listing import ListOptions
-from app.devcluster.apiserver.objects import Change, Gone, Store, Stored
 from app.devcluster.apiserver.registry import Resource
 from app.devcluster.apiserver.status import ApiError
+from app.devcluster.apiserver.store import Change, Gone, Store, Stored
 
 BACKLOG_LIMIT = 20_000
 _serials = itertools.count(1)

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterator
 
-from app.devcluster.apiserver.label_rules import selects
-from app.devcluster.apiserver.quantities import is_quantity
+from app.devcluster.apiserver.label_selectors import selects
+from app.devcluster.apiserver.pod_resources import qos_class
+from app.devcluster.apiserver.quantities import QUANTITY_RULE, is_quantity
 from app.devcluster.apiserver.registry import DAEMON_SETS, PODS, Resource
 from app.devcluster.apiserver.status import Json, cause
-from app.devcluster.scheduling.pod_requests import qos_class
 
 _TOP = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 _DAEMON_SET_SPEC = frozenset({"selector", "template", "updateStrategy", "minReadySeconds", "revisionHistoryLimit"})
@@ -87,7 +87,6 @@ _CONTAINER = frozenset(
     ]
 )
 _POLICIES = ("Always", "IfNotPresent", "Never")
-_QUANTITY = "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
 KINDS = frozenset({PODS.id, DAEMON_SETS.id})
 
 
@@ -112,15 +111,15 @@ def decoding_problem(resource: Resource, obj: Json) -> str | None:
         resources = container.get("resources") or {}
         for given in (resources.get("requests") or {}, resources.get("limits") or {}):
             if not all(is_quantity(value) for value in given.values()):
-                return _QUANTITY
+                return QUANTITY_RULE
     return None
 
 
-def settle(resource: Resource, obj: Json) -> Json:
+def with_defaults(resource: Resource, obj: Json) -> Json:
     """The object with the defaults that are told back to whoever wrote it."""
     spec = obj.get("spec") or {}
     if resource is PODS:
-        obj = {**obj, "spec": _settle_pod(spec)}
+        obj = {**obj, "spec": _pod_with_defaults(spec)}
         return obj if "status" in obj else {**obj, "status": {"phase": "Pending", "qosClass": qos_class(obj["spec"])}}
     template = spec.get("template") or {}
     strategy = spec.get("updateStrategy") or {"type": "RollingUpdate"}
@@ -129,7 +128,7 @@ def settle(resource: Resource, obj: Json) -> Json:
             **strategy,
             "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1, **(strategy.get("rollingUpdate") or {})},
         }
-    template = {**template, "spec": _settle_pod(template.get("spec") or {})}
+    template = {**template, "spec": _pod_with_defaults(template.get("spec") or {})}
     return {**obj, "spec": {"revisionHistoryLimit": 10, **spec, "template": template, "updateStrategy": strategy}}
 
 
@@ -194,8 +193,8 @@ def _containers(spec: Json, path: str) -> Iterator[tuple[str, Json]]:
             yield f"{path}.{kind}[{number}]", container
 
 
-def _settle_pod(spec: Json) -> Json:
-    settled = {
+def _pod_with_defaults(spec: Json) -> Json:
+    result = {
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": 30,
         "dnsPolicy": "ClusterFirst",
@@ -205,23 +204,23 @@ def _settle_pod(spec: Json) -> Json:
     }
     for kind in ("containers", "initContainers"):
         if spec.get(kind):
-            settled[kind] = [_settle_container(item) for item in spec[kind]]
-    return settled
+            result[kind] = [_container_with_defaults(item) for item in spec[kind]]
+    return result
 
 
-def _settle_container(container: Json) -> Json:
-    settled = {
+def _container_with_defaults(container: Json) -> Json:
+    result = {
         "imagePullPolicy": _default_policy(container.get("image", "")),
         "resources": {},
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
         **container,
     }
-    resources = settled["resources"] or {}
+    resources = result["resources"] or {}
     if resources.get("limits"):
         requests = {**resources["limits"], **(resources.get("requests") or {})}
-        settled["resources"] = {**resources, "requests": requests}
-    return settled
+        result["resources"] = {**resources, "requests": requests}
+    return result
 
 
 def _default_policy(image: str) -> str:

@@ -3,13 +3,20 @@
 On a storage class whose profile says `snapshot`, an import is turned into a VolumeSnapshot and its claim goes (CDI v1.66.0).
 """
 
-import uuid
 from dataclasses import dataclass
 from datetime import datetime
 
 from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.deletion import DeleteOptions, delete
-from app.devcluster.apiserver.objects import Key, Stored
+from app.devcluster.apiserver.objects import (
+    Key,
+    annotations_of,
+    labels_of,
+    new_object,
+    phase_of,
+    status_of,
+    with_annotations,
+)
 from app.devcluster.apiserver.registry import (
     CLAIMS,
     DATA_SOURCES,
@@ -19,7 +26,7 @@ from app.devcluster.apiserver.registry import (
     Resource,
 )
 from app.devcluster.apiserver.status import Json
-from app.devcluster.apiserver.times import stamp
+from app.devcluster.apiserver.store import Stored
 from app.devcluster.cdi.data_volumes import CRON_LABEL
 from app.devcluster.cdi.image_sources import pinned, url_of
 from app.devcluster.storage.driver import BIND_NOW
@@ -41,7 +48,7 @@ class Import:
 
     @property
     def phase(self) -> str:
-        return str((self.volume.obj.get("status") or {}).get("phase", "")) if self.volume else ""
+        return phase_of(self.volume.obj) if self.volume else ""
 
     @property
     def succeeded(self) -> bool:
@@ -51,7 +58,7 @@ class Import:
 
     @property
     def snapshot_ready(self) -> bool:
-        return self.snapshot is not None and bool((self.snapshot.obj.get("status") or {}).get("readyToUse"))
+        return self.snapshot is not None and bool(status_of(self.snapshot.obj).get("readyToUse"))
 
 
 class CronImports:
@@ -69,7 +76,7 @@ class CronImports:
     def source_format(self, cron: Json) -> str:
         """`pvc` or `snapshot`, by the storage class."""
         profile = self._api.store.get(STORAGE_PROFILES, "", self.storage_class(cron))
-        return str((profile.obj.get("status") or {}).get("dataImportCronSourceFormat", "pvc")) if profile else "pvc"
+        return str(status_of(profile.obj).get("dataImportCronSourceFormat", "pvc")) if profile else "pvc"
 
     def storage_class(self, cron: Json) -> str:
         spec = cron["spec"]["template"]["spec"]
@@ -83,15 +90,15 @@ class CronImports:
         found = self.find(cron, name)
         kept, resource = (found.snapshot, VOLUME_SNAPSHOTS) if found.snapshot else (found.claim, CLAIMS)
         if kept is not None:
-            self._api.modify(resource, kept, lambda obj: annotated(obj, {_USED: now.isoformat()}))
+            self._api.modify(resource, kept, lambda obj: with_annotations(obj, {_USED: now.isoformat()}))
         elif found.volume is None:
             self._api.store.put(DATA_VOLUMES, self._build_volume(cron, name, namespace, digest, now))
         return {"DataVolumeName": name, "Digest": digest}
 
     def settle(self, cron: Json, done: Import, now: datetime) -> None:
         """After a success: turn it into a snapshot where that is the format, and let the oldest imports go."""
-        if done.claim is not None and not annotation(done.claim.obj, _USED):
-            self._api.modify(CLAIMS, done.claim, lambda obj: annotated(obj, {_USED: now.isoformat()}))
+        if done.claim is not None and not annotations_of(done.claim.obj).get(_USED):
+            self._api.modify(CLAIMS, done.claim, lambda obj: with_annotations(obj, {_USED: now.isoformat()}))
         if self.source_format(cron) == "snapshot":
             self._snapshot(cron, done, now)
         elif done.snapshot is not None:
@@ -102,7 +109,7 @@ class CronImports:
         limit = _IMPORTS_TO_KEEP if kept is None else kept
         for resource in (CLAIMS, VOLUME_SNAPSHOTS):
             found = self._labelled(resource, cron["metadata"]["namespace"], cron["metadata"]["name"])
-            found.sort(key=lambda item: annotation(item.obj, _USED), reverse=True)
+            found.sort(key=lambda item: annotations_of(item.obj).get(_USED, ""), reverse=True)
             for item in found[limit:]:
                 self._drop(resource, item)
 
@@ -113,7 +120,7 @@ class CronImports:
         if source is None:
             built = self._build(DATA_SOURCES, name, namespace, self._labels(cron))
             source = self._api.store.put(DATA_SOURCES, {**built, "spec": {"source": {}}})
-        if (source.obj["metadata"].get("labels") or {}).get(CRON_LABEL) != cron["metadata"]["name"] or not imported:
+        if labels_of(source.obj).get(CRON_LABEL) != cron["metadata"]["name"] or not imported:
             return
         target = {self.source_format(cron): imported}
         self._api.modify(DATA_SOURCES, source, lambda obj: {**obj, "spec": {"source": target}})
@@ -122,7 +129,7 @@ class CronImports:
         """A deleted cron takes along what it made, where its retention policy was None."""
         for resource in (DATA_SOURCES, DATA_VOLUMES, CLAIMS, VOLUME_SNAPSHOTS):
             for stored in self._labelled(resource, *key):
-                if (stored.obj["metadata"].get("labels") or {}).get(_CLEANUP) == "true":
+                if labels_of(stored.obj).get(_CLEANUP) == "true":
                     self._delete(resource, stored)
 
     def discard(self, stored: Stored) -> None:
@@ -141,66 +148,42 @@ class CronImports:
                 "cdi.kubevirt.io/storage.import.sourceVolumeMode": claim["spec"].get("volumeMode", "Filesystem"),
             }
             spec = {"source": {"persistentVolumeClaimName": name}}
-            self._api.store.put(VOLUME_SNAPSHOTS, annotated({**built, "spec": spec}, noted))
+            self._api.store.put(VOLUME_SNAPSHOTS, with_annotations({**built, "spec": spec}, noted))
         elif done.snapshot_ready:
             self._drop(CLAIMS, done.claim)
 
     def _build_volume(self, cron: Json, name: str, namespace: str, digest: str, now: datetime) -> Json:
         template = cron["spec"]["template"]
-        given = template.get("metadata") or {}
-        built = self._build(DATA_VOLUMES, name, namespace, {**(given.get("labels") or {}), **self._labels(cron)})
+        built = self._build(DATA_VOLUMES, name, namespace, {**labels_of(template), **self._labels(cron)})
         spec = template["spec"]
         if url_of(cron):
             registry = {**spec["source"]["registry"], "url": pinned(url_of(cron), digest)}
             spec = {**spec, "source": {"registry": registry}}
-        noted = {**(given.get("annotations") or {}), BIND_NOW: "true", _USED: now.isoformat()}
-        return annotated({**built, "spec": spec}, noted)
+        noted = {**annotations_of(template), BIND_NOW: "true", _USED: now.isoformat()}
+        return with_annotations({**built, "spec": spec}, noted)
 
     def _labels(self, cron: Json) -> dict[str, str]:
         labels = {"app": "containerized-data-importer", CRON_LABEL: cron["metadata"]["name"]}
         return {**labels, _CLEANUP: "true"} if cron["spec"].get("retentionPolicy") == "None" else labels
 
     def _build(self, resource: Resource, name: str, namespace: str, labels: dict[str, str]) -> Json:
-        return {
-            "apiVersion": resource.api_version,
-            "kind": resource.kind,
-            "metadata": {
-                "creationTimestamp": stamp(self._api.clock.now()),
-                "generation": 1,
-                "labels": labels,
-                "name": name,
-                "namespace": namespace,
-                "uid": str(uuid.uuid4()),
-            },
-        }
+        return new_object(resource, name, namespace, self._api.clock.now(), labels=labels)
 
     def _labelled(self, resource: Resource, namespace: str, cron_name: str) -> list[Stored]:
         return [
             stored
             for stored in self._api.store.rows(resource, namespace)
-            if (stored.obj["metadata"].get("labels") or {}).get(CRON_LABEL) == cron_name
+            if labels_of(stored.obj).get(CRON_LABEL) == cron_name
         ]
 
     def _drop(self, resource: Resource, stored: Stored) -> None:
         """A claim goes with the DataVolume that made it, where that is still there."""
-        metadata = stored.obj["metadata"]
-        volume = self._api.store.get(DATA_VOLUMES, metadata["namespace"], metadata["name"])
+        volume = self._api.store.get(DATA_VOLUMES, *stored.key)
         if resource is CLAIMS and volume is not None:
             self._delete(DATA_VOLUMES, volume)
         else:
             self._delete(resource, stored)
 
     def _delete(self, resource: Resource, stored: Stored) -> None:
-        metadata = stored.obj["metadata"]
-        if "deletionTimestamp" not in metadata:
-            options = DeleteOptions(uid=metadata["uid"])
-            delete(self._api, resource, metadata["namespace"], metadata["name"], options)
-
-
-def annotation(obj: Json, name: str) -> str:
-    return str((obj["metadata"].get("annotations") or {}).get(name, ""))
-
-
-def annotated(obj: Json, annotations: dict[str, str]) -> Json:
-    metadata = obj["metadata"]
-    return {**obj, "metadata": {**metadata, "annotations": {**(metadata.get("annotations") or {}), **annotations}}}
+        if not stored.deleting:
+            delete(self._api, resource, *stored.key, DeleteOptions(uid=stored.uid))

@@ -2,16 +2,24 @@
 
 from dataclasses import dataclass
 
-from app.devcluster.apiserver.api import Api
-from app.devcluster.apiserver.objects import Change, Key, Store
-from app.devcluster.apiserver.registry import CLAIMS, DATA_SOURCES, DATA_VOLUMES, PODS, VOLUME_SNAPSHOTS
+from typing_extensions import override
+
+from app.devcluster.apiserver.controller import KindController
+from app.devcluster.apiserver.objects import phase_of, status_of
+from app.devcluster.apiserver.registry import CLAIMS, DATA_SOURCES, DATA_VOLUMES, VOLUME_SNAPSHOTS
 from app.devcluster.apiserver.status import Json
-from app.devcluster.apiserver.times import stamp
-from app.devcluster.apiserver.work import WorkQueue
+from app.devcluster.apiserver.store import Change, Store, Stored
 from app.devcluster.cdi.conditions import cdi_condition
 from app.devcluster.cdi.storage_profiles import clone_strategy
 from app.devcluster.storage.storage_classes import find_class
-from app.devcluster.storage.volumes import has_booted, is_bound, is_populated, snapshot_driver, snapshot_has_booted
+from app.devcluster.storage.volumes import (
+    has_booted,
+    is_bound,
+    is_populated,
+    pods_using,
+    snapshot_driver,
+    snapshot_has_booted,
+)
 
 IMPORTS = frozenset({"http", "s3", "gcs", "registry", "imageio", "vddk", "blank"})
 _DEPTH = 5
@@ -61,22 +69,18 @@ def size_of(store: Store, source: Source) -> str:
         claim = store.get(CLAIMS, source.namespace, source.name)
         return str(claim.obj["spec"]["resources"]["requests"]["storage"]) if claim else "0"
     snapshot = store.get(VOLUME_SNAPSHOTS, source.namespace, source.name)
-    return str((snapshot.obj.get("status") or {}).get("restoreSize", "0")) if snapshot else "0"
+    return str(status_of(snapshot.obj).get("restoreSize", "0")) if snapshot else "0"
 
 
 def is_ready(store: Store, source: Source) -> bool:
     """Whether a clone may begin: a claim must be filled and in no pod's use, a snapshot ready."""
     if source.kind == "snapshot":
         snapshot = store.get(VOLUME_SNAPSHOTS, source.namespace, source.name)
-        return snapshot is not None and bool((snapshot.obj.get("status") or {}).get("readyToUse"))
+        return snapshot is not None and bool(status_of(snapshot.obj).get("readyToUse"))
     claim = store.get(CLAIMS, source.namespace, source.name)
     if claim is None or not is_bound(claim.obj) or not is_populated(store, claim.obj):
         return False
-    return not any(
-        (volume.get("persistentVolumeClaim") or {}).get("claimName") == source.name
-        for pod in store.rows(PODS, source.namespace)
-        for volume in pod.obj["spec"].get("volumes", ())
-    )
+    return not pods_using(store, source.namespace, [source.name])
 
 
 def source_has_booted(store: Store, source: Source) -> bool:
@@ -98,58 +102,39 @@ def strategy_for(store: Store, source: Source, claim: Json) -> str:
     return clone_strategy(store, target) if origin_class and origin_class["provisioner"] == driver else "copy"
 
 
-class DataSourceController:
+class DataSourceController(KindController):
     """Tells of each DataSource whether what it points at is there."""
 
-    def __init__(self, api: Api) -> None:
-        self._api = api
-        self._queue: WorkQueue[Key] = WorkQueue("datasource", self._visit, api.clock)
-        self._unsubscribe = api.store.subscribe(self._notice)
+    resource = DATA_SOURCES
 
-    def resume(self) -> None:
-        for stored in self._api.store.each(DATA_SOURCES):
-            self._queue.add((stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"]))
-
-    def stop(self) -> None:
-        self._unsubscribe()
-        self._queue.stop()
-
-    @property
-    def idle(self) -> bool:
-        return self._queue.idle
-
-    def _notice(self, change: Change) -> None:
-        if change.resource is DATA_SOURCES:
-            self._queue.add(change.key)
+    @override
+    def _react(self, change: Change) -> None:
         if change.resource in {CLAIMS, DATA_VOLUMES, VOLUME_SNAPSHOTS, DATA_SOURCES}:
             self.resume()
 
-    def _visit(self, key: Key) -> None:
-        stored = self._api.store.get(DATA_SOURCES, *key)
-        if stored is None:
-            return
-        reference = {"spec": {"sourceRef": {"name": key[1]}}, "metadata": {"namespace": key[0]}}
-        source = find_source(self._api.store, reference)
+    @override
+    def _reconcile(self, stored: Stored) -> None:
+        namespace, name = stored.key
+        source = find_source(self._store, {"spec": {"sourceRef": {"name": name}}, "metadata": {"namespace": namespace}})
         ready, message, reason = self._judge(source)
-        old = (stored.obj.get("status") or {}).get("conditions")
-        moment = stamp(self._api.clock.now())
-        condition = cdi_condition(old, "Ready", "True" if ready else "False", reason, message, moment)
+        old = status_of(stored.obj).get("conditions")
+        condition = cdi_condition(old, "Ready", "True" if ready else "False", reason, message, self._moment())
         told: Json = {"conditions": [condition], "source": {}}
         if ready and source is not None:
             told["source"] = {source.kind: {"name": source.name, "namespace": source.namespace}}
-        self._api.modify(DATA_SOURCES, stored, lambda obj: {**obj, "status": told})
+        self._modify_status(stored, told)
 
     def _judge(self, source: Source | None) -> tuple[bool, str, str]:
         if source is None:
             return False, "No source PVC set", "NoSource"
-        if not is_there(self._api.store, source):
+        if not is_there(self._store, source):
             return False, "PVC not found" if source.kind == "pvc" else "Snapshot not found", "NotFound"
         if source.kind == "snapshot":
-            if not is_ready(self._api.store, source):
+            if not is_ready(self._store, source):
                 return False, "Snapshot phase is not ready", "SnapshotNotReady"
         else:
-            filler = self._api.store.get(DATA_VOLUMES, source.namespace, source.name)
-            phase = (filler.obj.get("status") or {}).get("phase", "") if filler else "Succeeded"
+            filler = self._store.get(DATA_VOLUMES, source.namespace, source.name)
+            phase = phase_of(filler.obj) if filler else "Succeeded"
             if phase != "Succeeded":
                 return False, f"Import DataVolume phase {phase}", phase
         return True, "DataSource is ready to be consumed", "Ready"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from app.devcluster.apiserver.objects import status_of
 from app.devcluster.apiserver.status import Json
 from app.devcluster.cdi.conditions import cdi_condition
 from app.devcluster.storage.volumes import is_bound
@@ -25,23 +26,19 @@ class Told:
     restarts: int | None = None
 
 
-def phase_of_volume(volume: Json) -> str:
-    return str((volume.get("status") or {}).get("phase", ""))
-
-
 def restarts_of(volume: Json) -> int:
     """How often the importer was started again."""
-    return int((volume.get("status") or {}).get("restartCount", 0))
+    return int(status_of(volume).get("restartCount", 0))
 
 
 def percent_of(volume: Json) -> float:
     """How far the transfer is; 0 where that is not known."""
-    progress = (volume.get("status") or {}).get("progress") or "N/A"
+    progress = status_of(volume).get("progress") or "N/A"
     return 0.0 if progress == "N/A" else float(progress.removesuffix("%"))
 
 
 def build_status(volume: Json, claim: Json | None, told: Told, moment: str) -> Json:
-    old = volume.get("status") or {}
+    old = status_of(volume)
     name = volume["metadata"]["name"]
     known = old.get("conditions")
     bound = _bound(name, claim, told)

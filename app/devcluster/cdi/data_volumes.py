@@ -4,9 +4,21 @@ An import that fails stays ImportInProgress, its Running condition says why, and
 while; the phase becomes Failed only where trying again is pointless.
 """
 
+from typing_extensions import override
+
 from app.devcluster.apiserver.api import Api
-from app.devcluster.apiserver.conditions import find
-from app.devcluster.apiserver.objects import Change, Key, Stored
+from app.devcluster.apiserver.controller import KindController
+from app.devcluster.apiserver.objects import (
+    Key,
+    annotations_of,
+    is_owned_by,
+    labels_of,
+    owned_by,
+    owners_of,
+    phase_of,
+    with_annotations,
+    with_metadata,
+)
 from app.devcluster.apiserver.quantities import whole
 from app.devcluster.apiserver.registry import (
     CLAIMS,
@@ -18,8 +30,7 @@ from app.devcluster.apiserver.registry import (
     VOLUME_SNAPSHOTS,
 )
 from app.devcluster.apiserver.status import Json
-from app.devcluster.apiserver.times import stamp
-from app.devcluster.apiserver.work import Timers, WorkQueue
+from app.devcluster.apiserver.store import Change, Stored
 from app.devcluster.cdi.data_sources import (
     IMPORTS,
     Source,
@@ -30,15 +41,17 @@ from app.devcluster.cdi.data_sources import (
     source_has_booted,
     strategy_for,
 )
-from app.devcluster.cdi.data_volume_status import PERCENT, Told, build_status, percent_of, phase_of_volume, restarts_of
+from app.devcluster.cdi.data_volume_status import PERCENT, Told, build_status, percent_of, restarts_of
 from app.devcluster.cdi.storage_profiles import ProfileError, claim_spec
 from app.devcluster.durations import Durations, Jitter
-from app.devcluster.faults.faults import Fault, FaultBook
+from app.devcluster.faults.book import Fault, FaultBook
 from app.devcluster.storage.driver import BIND_NOW, build_claim
 from app.devcluster.storage.storage_classes import find_class, waits_for_consumer
-from app.devcluster.storage.volumes import has_consumer, is_bound, mark_booted
+from app.devcluster.storage.volumes import has_consumer, has_failed_attempt, is_bound, mark_booted
 
 CRON_LABEL = "cdi.kubevirt.io/dataImportCron"
+_CLONE_TYPE = "cdi.kubevirt.io/cloneType"
+_POD_PHASE = "cdi.kubevirt.io/storage.pod.phase"
 _STEPS = 8
 _OVER = frozenset({"Succeeded", "Failed"})
 _CLONING = {
@@ -47,72 +60,60 @@ _CLONING = {
     "restore": "CloneFromSnapshotSourceInProgress",
     "copy": "CloneInProgress",
 }
-_BROKEN = frozenset({"Error", "ImagePullFailed"})
 _DEFAULT_PERCENT = 60.0
 _LONGEST_BACKOFF = 30
 
 
-class DataVolumeController:
+class DataVolumeController(KindController):
+    resource = DATA_VOLUMES
+
     def __init__(self, api: Api, durations: Durations, jitter: Jitter, faults: FaultBook) -> None:
-        self._api = api
+        super().__init__(api, durations.reaction)
         self._durations = durations
         self._jitter = jitter
         self._faults = faults
-        self._timers: Timers[str] = Timers(api.clock)
-        self._queue: WorkQueue[Key] = WorkQueue("datavolume", self._visit, api.clock, durations.reaction)
-        self._unsubscribe = api.store.subscribe(self._notice)
         faults.listen(self.resume)
 
+    @override
     def resume(self) -> None:
-        """Look at every DataVolume that is not done: after a start from a saved state, and when faults come or go."""
-        for stored in self._api.store.each(DATA_VOLUMES):
-            if phase_of_volume(stored.obj) not in _OVER:
-                self._queue.add((stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"]))
+        for stored in self._store.each(DATA_VOLUMES):
+            if phase_of(stored.obj) not in _OVER:
+                self._queue.add(stored.key)
 
-    def stop(self) -> None:
-        self._unsubscribe()
-        self._queue.stop()
-        self._timers.cancel_all()
+    @override
+    def _forget(self, uid: str) -> None:
+        super()._forget(uid)
+        self._faults.forget(uid)
 
-    @property
-    def idle(self) -> bool:
-        return self._queue.idle
-
-    def _notice(self, change: Change) -> None:
-        if change.resource is DATA_VOLUMES:
-            if change.new is None:
-                uid = change.last.obj["metadata"]["uid"]
-                self._timers.cancel(uid)
-                self._faults.forget(uid)
-            self._queue.add(change.key)
+    @override
+    def _react(self, change: Change) -> None:
         if change.resource in {CLAIMS, VOLUME_SNAPSHOTS, DATA_SOURCES, DATA_VOLUMES, STORAGE_PROFILES} or (
             change.resource is PODS and change.new is None
         ):
             self.resume()
 
-    def _visit(self, key: Key) -> None:
-        stored = self._api.store.get(DATA_VOLUMES, *key)
-        if stored is None or "deletionTimestamp" in stored.obj["metadata"] or phase_of_volume(stored.obj) in _OVER:
+    @override
+    def _reconcile(self, stored: Stored) -> None:
+        phase = phase_of(stored.obj)
+        source = find_source(self._store, stored.obj)
+        if stored.deleting or phase in _OVER or source is None:
             return
-        source = find_source(self._api.store, stored.obj)
-        if source is None:
+        claim = self._store.get(CLAIMS, *stored.key) or self._make_claim(stored, source)
+        if claim is None or claim.deleting:
             return
-        claim = self._api.store.get(CLAIMS, *key) or self._make_claim(stored, source)
-        if claim is None or "deletionTimestamp" in claim.obj["metadata"]:
-            return
-        if not _is_owned(claim.obj, stored.obj):
+        if not is_owned_by(claim.obj, stored.obj):
             self._adopt(stored, claim)
-        elif not phase_of_volume(stored.obj):
+        elif not phase:
             self._set(stored, Told("Pending"))
         elif not is_bound(claim.obj):
-            waits = self._waits_for_consumer(key, stored.obj, claim.obj)
+            waits = self._waits_for_consumer(stored, claim.obj)
             self._set(stored, Told("PendingPopulation" if waits else "Pending"))
-        elif phase_of_volume(stored.obj) in {"Pending", "PendingPopulation"}:
+        elif phase in {"Pending", "PendingPopulation"}:
             self._begin(stored, claim, source)
         elif source.is_clone:
-            self._clone(key, stored, claim.obj, source)
+            self._clone(stored, claim.obj, source)
         elif source.kind in IMPORTS:
-            self._import(key, stored, source)
+            self._import(stored, source)
 
     def _begin(self, stored: Stored, claim: Stored, source: Source) -> None:
         if source.is_clone:
@@ -120,7 +121,7 @@ class DataVolumeController:
         elif source.kind == "upload":
             self._set(stored, Told("UploadReady"))
         else:
-            self._api.modify(CLAIMS, claim, lambda obj: _with_pod(obj, "Pending"))
+            self._api.modify(CLAIMS, claim, lambda obj: with_annotations(obj, {_POD_PHASE: "Pending"}))
             self._set(stored, Told("ImportScheduled"))
 
     # The claim
@@ -128,13 +129,13 @@ class DataVolumeController:
     def _make_claim(self, stored: Stored, source: Source) -> Stored | None:
         """The new claim; None, and told in the conditions, where it cannot be made."""
         volume = stored.obj
-        if source.is_clone and not is_there(self._api.store, source):
+        if source.is_clone and not is_there(self._store, source):
             told = f"The source {source.kind} {source.name} doesn't exist"
             self._refuse(stored, "CloneWithoutSource", told)
             return None
-        size = size_of(self._api.store, source) if source.is_clone else "0"
+        size = size_of(self._store, source) if source.is_clone else "0"
         try:
-            spec = claim_spec(self._api.store, volume, size)
+            spec = claim_spec(self._store, volume, size)
         except ProfileError as error:
             self._refuse(stored, "ErrClaimNotValid", str(error))
             return None
@@ -142,40 +143,36 @@ class DataVolumeController:
             told = "target resources requests storage size is smaller than the source"
             self._refuse(stored, "CloneValidationFailed", f"The clone doesn't meet the validation requirements: {told}")
             return None
-        metadata = volume["metadata"]
         claim = build_claim(
-            metadata["name"],
+            stored.key[1],
             volume,
             spec,
-            stamp(self._api.clock.now()),
-            labels={"app": "containerized-data-importer", **(metadata.get("labels") or {})},
+            self._api.clock.now(),
+            labels={"app": "containerized-data-importer", **labels_of(volume)},
             annotations={"cdi.kubevirt.io/storage.contentType": volume["spec"].get("contentType", "kubevirt")},
+            ownerReferences=owned_by(volume),
         )
-        return self._api.store.put(CLAIMS, claim)
+        return self._store.put(CLAIMS, claim)
 
     def _adopt(self, stored: Stored, claim: Stored) -> None:
         """A claim that was there before is taken as it is, where the DataVolume says so; else it is left alone."""
-        volume = stored.obj
-        allowed = (volume["metadata"].get("annotations") or {}).get("cdi.kubevirt.io/allowClaimAdoption") == "true"
-        if not allowed or any(owner.get("controller") for owner in claim.obj["metadata"].get("ownerReferences", ())):
-            return
-        owners = build_claim("", volume, {}, "")["metadata"]["ownerReferences"]
-        self._api.modify(CLAIMS, claim, lambda obj: {**obj, "metadata": {**obj["metadata"], "ownerReferences": owners}})
-        self._set(stored, Told("Succeeded", progress="100.0%"))
+        allowed = annotations_of(stored.obj).get("cdi.kubevirt.io/allowClaimAdoption") == "true"
+        if allowed and not any(owner.get("controller") for owner in owners_of(claim.obj)):
+            self._api.modify(CLAIMS, claim, lambda obj: with_metadata(obj, ownerReferences=owned_by(stored.obj)))
+            self._set(stored, Told("Succeeded", progress="100.0%"))
 
-    def _waits_for_consumer(self, key: Key, volume: Json, claim: Json) -> bool:
-        storage_class = find_class(self._api.store, claim["spec"].get("storageClassName", ""))
-        if (volume["metadata"].get("annotations") or {}).get(BIND_NOW) == "true":
+    def _waits_for_consumer(self, stored: Stored, claim: Json) -> bool:
+        if annotations_of(stored.obj).get(BIND_NOW) == "true":
             return False
-        return waits_for_consumer(storage_class) and not has_consumer(self._api.store, *key)
+        storage_class = find_class(self._store, claim["spec"].get("storageClassName", ""))
+        return waits_for_consumer(storage_class) and not has_consumer(self._store, *stored.key)
 
     # Imports
 
-    def _import(self, key: Key, stored: Stored, source: Source) -> None:
-        volume, uid = stored.obj, stored.obj["metadata"]["uid"]
+    def _import(self, stored: Stored, source: Source) -> None:
+        volume, uid, key = stored.obj, stored.uid, stored.key
         attempt = restarts_of(volume)
-        running = find(volume["status"].get("conditions"), "Running") or {}
-        if running.get("reason") in _BROKEN:
+        if has_failed_attempt(volume):
             backoff = self._durations.import_retry * min(2**attempt, _LONGEST_BACKOFF)
             self._timers.ensure(uid, f"retry-{attempt}", backoff, lambda: self._retry(key))
             return
@@ -196,8 +193,8 @@ class DataVolumeController:
         turn = f"#{restarts_of(volume)}"
         fault = self._faults.on_object("import-fails", DATA_VOLUMES.plural, volume, turn)
         if fault is None:
-            name = (volume["metadata"].get("labels") or {}).get(CRON_LABEL, "")
-            cron = self._api.store.get(DATA_IMPORT_CRONS, volume["metadata"]["namespace"], name)
+            name = labels_of(volume).get(CRON_LABEL, "")
+            cron = self._store.get(DATA_IMPORT_CRONS, volume["metadata"]["namespace"], name)
             if cron is not None:
                 turn = f"{volume['metadata']['name']}{turn}"
                 fault = self._faults.on_object("cron-import-fails", DATA_IMPORT_CRONS.plural, cron.obj, turn)
@@ -208,7 +205,7 @@ class DataVolumeController:
         return float(fault.settings.get("percent", _DEFAULT_PERCENT)), fault
 
     def _advance(self, key: Key, percent: float, source: Source) -> None:
-        stored = self._alive(key)
+        stored = self._current(key)
         if stored is None:
             return
         stop, fault = self._obstacle(stored.obj)
@@ -232,22 +229,23 @@ class DataVolumeController:
         self._set(stored, Told("ImportInProgress", progress=progress, reason=reason, message=message))
 
     def _retry(self, key: Key) -> None:
-        stored = self._alive(key)
+        stored = self._current(key)
         if stored is not None:
             restarts = restarts_of(stored.obj) + 1
             self._set(stored, Told("ImportInProgress", progress="0.00%", running=True, restarts=restarts))
 
     # Clones
 
-    def _clone(self, key: Key, stored: Stored, claim: Json, source: Source) -> None:
-        volume, uid = stored.obj, stored.obj["metadata"]["uid"]
-        strategy = strategy_for(self._api.store, source, claim)
+    def _clone(self, stored: Stored, claim: Json, source: Source) -> None:
+        volume, uid, key = stored.obj, stored.uid, stored.key
+        strategy = strategy_for(self._store, source, claim)
         phase = _CLONING[strategy]
-        if phase_of_volume(volume) == "CloneScheduled" and not is_ready(self._api.store, source):
+        if phase_of(volume) == "CloneScheduled" and not is_ready(self._store, source):
             return
         copied = strategy == "copy"
-        if phase_of_volume(volume) != phase:
-            stored = self._api.modify(DATA_VOLUMES, stored, lambda obj: _with_clone_type(obj, strategy))
+        if phase_of(volume) != phase:
+            kind = "snapshot" if strategy == "restore" else strategy
+            stored = self._api.modify(DATA_VOLUMES, stored, lambda obj: with_annotations(obj, {_CLONE_TYPE: kind}))
             self._set(stored, Told(phase, running=copied))
             return
         if self._faults.on_object("clone-hangs", DATA_VOLUMES.plural, volume) is not None:
@@ -262,20 +260,20 @@ class DataVolumeController:
         self._timers.ensure(uid, f"clone-{target}", seconds, lambda: self._move(key, target, source))
 
     def _move(self, key: Key, percent: float, source: Source) -> None:
-        stored = self._alive(key)
+        stored = self._current(key)
         if stored is None:
             return
         if percent < PERCENT:
             self._set(stored, Told("CloneInProgress", progress=f"{percent:.2f}%", running=True))
             return
-        if source_has_booted(self._api.store, source):
+        if source_has_booted(self._store, source):
             mark_booted(self._api, *key)
         self._set(stored, Told("Succeeded", progress="100.0%"))
 
     # The end
 
     def _finish(self, key: Key) -> None:
-        stored = self._alive(key)
+        stored = self._current(key)
         if stored is None:
             return
         stored = self._set(stored, Told("ImportInProgress", progress="99.00%", running=True))
@@ -284,36 +282,14 @@ class DataVolumeController:
 
     def _note_pod(self, key: Key, phase: str) -> None:
         """The claim tells how far the importer's pod is."""
-        claim = self._api.store.get(CLAIMS, *key)
+        claim = self._store.get(CLAIMS, *key)
         if claim is not None:
-            self._api.modify(CLAIMS, claim, lambda obj: _with_pod(obj, phase))
-
-    def _alive(self, key: Key) -> Stored | None:
-        stored = self._api.store.get(DATA_VOLUMES, *key)
-        return None if stored is None or "deletionTimestamp" in stored.obj["metadata"] else stored
+            self._api.modify(CLAIMS, claim, lambda obj: with_annotations(obj, {_POD_PHASE: phase}))
 
     def _refuse(self, stored: Stored, reason: str, message: str) -> None:
         """No claim can be made: told in the conditions, the phase stays unset."""
         self._set(stored, Told("", claim=(reason, message)))
 
     def _set(self, stored: Stored, told: Told) -> Stored:
-        claim = self._api.store.get(CLAIMS, stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"])
-        status = build_status(stored.obj, claim.obj if claim else None, told, stamp(self._api.clock.now()))
-        return self._api.modify(DATA_VOLUMES, stored, lambda obj: {**obj, "status": status})
-
-
-def _is_owned(claim: Json, volume: Json) -> bool:
-    return any(owner["uid"] == volume["metadata"]["uid"] for owner in claim["metadata"].get("ownerReferences", ()))
-
-
-def _with_clone_type(volume: Json, strategy: str) -> Json:
-    metadata = volume["metadata"]
-    kind = "snapshot" if strategy == "restore" else strategy
-    annotations = {**(metadata.get("annotations") or {}), "cdi.kubevirt.io/cloneType": kind}
-    return {**volume, "metadata": {**metadata, "annotations": annotations}}
-
-
-def _with_pod(claim: Json, phase: str) -> Json:
-    metadata = claim["metadata"]
-    annotations = {**(metadata.get("annotations") or {}), "cdi.kubevirt.io/storage.pod.phase": phase}
-    return {**claim, "metadata": {**metadata, "annotations": annotations}}
+        claim = self._store.get(CLAIMS, *stored.key)
+        return self._modify_status(stored, build_status(stored.obj, claim.obj if claim else None, told, self._moment()))

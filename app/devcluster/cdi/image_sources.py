@@ -8,9 +8,10 @@ import json
 import re
 
 from app.devcluster.apiserver.api import Api
-from app.devcluster.apiserver.objects import Store
+from app.devcluster.apiserver.objects import annotations_of, with_annotations
 from app.devcluster.apiserver.registry import CLAIMS, NAMESPACES
 from app.devcluster.apiserver.status import Json, bad_request
+from app.devcluster.apiserver.store import Store
 
 _KEPT_ON = "kube-system"
 _ANNOTATION = "devcluster/image-digests"
@@ -24,12 +25,8 @@ def set_digest(api: Api, url: str, digest: str) -> None:
     stored = api.get(NAMESPACES, "", _KEPT_ON)
     digests = {**_ordered(api.store), url: digest}
 
-    def annotate(namespace: Json) -> Json:
-        metadata = namespace["metadata"]
-        annotations = {**(metadata.get("annotations") or {}), _ANNOTATION: json.dumps(digests, sort_keys=True)}
-        return {**namespace, "metadata": {**metadata, "annotations": annotations}}
-
-    api.modify(NAMESPACES, stored, annotate)
+    kept = {_ANNOTATION: json.dumps(digests, sort_keys=True)}
+    api.modify(NAMESPACES, stored, lambda obj: with_annotations(obj, kept))
 
 
 def digest_of(store: Store, cron: Json) -> str:
@@ -60,6 +57,6 @@ def pinned(url: str, digest: str) -> str:
 
 def _ordered(store: Store) -> dict[str, str]:
     stored = store.get(NAMESPACES, "", _KEPT_ON)
-    kept = (stored.obj["metadata"].get("annotations") or {}).get(_ANNOTATION, "{}") if stored else "{}"
+    kept = annotations_of(stored.obj).get(_ANNOTATION, "{}") if stored else "{}"
     digests: dict[str, str] = json.loads(kept)
     return digests

@@ -1,15 +1,15 @@
 """CDI's StorageProfiles: what each storage class can do, and how claims that leave it open are filled in (CDI v1.66.0)."""
 
 import math
-import uuid
 
-from app.devcluster.apiserver.api import Api
-from app.devcluster.apiserver.objects import Change, Store
+from typing_extensions import override
+
+from app.devcluster.apiserver.controller import KindController
+from app.devcluster.apiserver.objects import Key, annotations_of, new_object, status_of
 from app.devcluster.apiserver.quantities import whole
 from app.devcluster.apiserver.registry import STORAGE_CLASSES, STORAGE_PROFILES, VOLUME_SNAPSHOT_CLASSES
 from app.devcluster.apiserver.status import ApiError, Json
-from app.devcluster.apiserver.times import stamp
-from app.devcluster.apiserver.work import WorkQueue
+from app.devcluster.apiserver.store import Change, Store, Stored
 from app.devcluster.storage.storage_classes import (
     CLONE_STRATEGY,
     PROVISIONER,
@@ -33,57 +33,40 @@ class ProfileError(Exception):
     """A claim cannot be filled in; the message is CDI's."""
 
 
-class StorageProfileController:
+class StorageProfileController(KindController):
     """Keeps a profile for each storage class; what stands in its spec goes over what CDI knows."""
 
-    def __init__(self, api: Api) -> None:
-        self._api = api
-        self._queue: WorkQueue[str] = WorkQueue("storageprofile", self._visit, api.clock)
-        self._unsubscribe = api.store.subscribe(self._notice)
+    resource = STORAGE_PROFILES
 
+    @override
     def resume(self) -> None:
-        for stored in self._api.store.each(STORAGE_CLASSES):
-            self._queue.add(stored.obj["metadata"]["name"])
+        for stored in self._store.each(STORAGE_CLASSES):
+            self._queue.add(stored.key)
 
-    def stop(self) -> None:
-        self._unsubscribe()
-        self._queue.stop()
-
-    @property
-    def idle(self) -> bool:
-        return self._queue.idle
-
-    def _notice(self, change: Change) -> None:
-        if change.resource in {STORAGE_CLASSES, STORAGE_PROFILES}:
-            self._queue.add(change.key[1])
+    @override
+    def _react(self, change: Change) -> None:
+        if change.resource is STORAGE_CLASSES:
+            self._queue.add(change.key)
         elif change.resource is VOLUME_SNAPSHOT_CLASSES:
             self.resume()
 
-    def _visit(self, name: str) -> None:
-        storage_class = find_class(self._api.store, name)
-        profile = self._api.store.get(STORAGE_PROFILES, "", name)
-        if storage_class is None:
-            if profile is not None:
-                self._api.store.remove(STORAGE_PROFILES, "", name)
+    @override
+    def _handle(self, key: Key) -> None:
+        if find_class(self._store, key[1]) is None:
+            if self._store.get(STORAGE_PROFILES, *key) is not None:
+                self._store.remove(STORAGE_PROFILES, *key)
             return
-        if profile is None:
-            profile = self._api.store.put(STORAGE_PROFILES, self._build(name))
-        status = self._status(storage_class, profile.obj.get("spec") or {})
-        self._api.modify(STORAGE_PROFILES, profile, lambda obj: {**obj, "status": status})
+        if self._store.get(STORAGE_PROFILES, *key) is None:
+            labels = {"app": "containerized-data-importer", "cdi.kubevirt.io": ""}
+            profile = new_object(STORAGE_PROFILES, key[1], "", self._api.clock.now(), labels=labels)
+            self._store.put(STORAGE_PROFILES, {**profile, "spec": {}})
+        super()._handle(key)
 
-    def _build(self, name: str) -> Json:
-        return {
-            "apiVersion": STORAGE_PROFILES.api_version,
-            "kind": STORAGE_PROFILES.kind,
-            "metadata": {
-                "creationTimestamp": stamp(self._api.clock.now()),
-                "generation": 1,
-                "labels": {"app": "containerized-data-importer", "cdi.kubevirt.io": ""},
-                "name": name,
-                "uid": str(uuid.uuid4()),
-            },
-            "spec": {},
-        }
+    @override
+    def _reconcile(self, stored: Stored) -> None:
+        storage_class = find_class(self._store, stored.key[1])
+        if storage_class is not None:
+            self._modify_status(stored, self._status(storage_class, stored.obj.get("spec") or {}))
 
     def _status(self, storage_class: Json, spec: Json) -> Json:
         name, provisioner = storage_class["metadata"]["name"], storage_class["provisioner"]
@@ -91,7 +74,7 @@ class StorageProfileController:
         known = [
             {"accessModes": [access], "volumeMode": volume} for access, volume in _CAPABILITIES.get(provisioner, ())
         ]
-        annotated = (storage_class["metadata"].get("annotations") or {}).get(CLONE_STRATEGY, "")
+        annotated = annotations_of(storage_class).get(CLONE_STRATEGY, "")
         strategy = spec.get("cloneStrategy") or _STRATEGIES.get(annotated) or ("snapshot" if snapshots else "copy")
         status: Json = {
             "claimPropertySets": spec.get("claimPropertySets") or known,
@@ -107,14 +90,14 @@ class StorageProfileController:
     def _snapshot_class(self, name: str) -> str:
         """The class found by the provisioner; the profile's own status must not decide it."""
         try:
-            return snapshot_class_of(self._api.store, name, profiled=False)
+            return snapshot_class_of(self._store, name, profiled=False)
         except ApiError:
             return ""
 
 
 def clone_strategy(store: Store, storage_class: str) -> str:
     profile = store.get(STORAGE_PROFILES, "", storage_class)
-    return str((profile.obj.get("status") or {}).get("cloneStrategy", "copy")) if profile else "copy"
+    return str(status_of(profile.obj).get("cloneStrategy", "copy")) if profile else "copy"
 
 
 def claim_spec(store: Store, volume: Json, source_size: str) -> Json:
@@ -142,7 +125,7 @@ def _modes(store: Store, storage_class: str, given: Json) -> tuple[list[str], st
     if access and mode:
         return access, mode
     profile = store.get(STORAGE_PROFILES, "", storage_class)
-    sets = ((profile.obj.get("status") or {}).get("claimPropertySets") or []) if profile else []
+    sets = (status_of(profile.obj).get("claimPropertySets") or []) if profile else []
     fitting = [
         item
         for item in sets

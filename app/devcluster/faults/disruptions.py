@@ -9,16 +9,16 @@ from enum import Enum
 import orjson
 from aiohttp import web
 
-from app.devcluster.apiserver.objects import Store
+from app.devcluster.apiserver.pod_resources import pod_requests
 from app.devcluster.apiserver.quantities import whole
 from app.devcluster.apiserver.registry import PODS, VIRTUAL_MACHINES, Resource, find
 from app.devcluster.apiserver.requests import Target
 from app.devcluster.apiserver.status import ApiError, Json, PlainError, describe
+from app.devcluster.apiserver.store import Store
 from app.devcluster.apiserver.watch import Watch
 from app.devcluster.clock import Clock
 from app.devcluster.durations import Durations
-from app.devcluster.faults.faults import WATCH_KINDS, Fault, FaultBook
-from app.devcluster.scheduling.pod_requests import pod_requests
+from app.devcluster.faults.book import WATCH_KINDS, Fault, FaultBook
 
 _BEFORE = frozenset({"error", "delay", "hang", "reset-before"})
 _AFTER = frozenset({"reset-after"})

@@ -4,6 +4,7 @@ import uuid
 from datetime import datetime
 
 from app.devcluster.apiserver.conditions import drop, make, put
+from app.devcluster.apiserver.objects import with_status
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.times import stamp
 from app.devcluster.kubevirt.vmi_controller import with_phase
@@ -61,15 +62,12 @@ def connected(vmi: Json, now: datetime) -> Json:
         {**item, "infoSource": "domain, guest-agent", "interfaceName": item["podInterfaceName"]}
         for item in vmi["status"].get("interfaces", ())
     ]
-    status = {**vmi["status"], "conditions": conditions, "guestOSInfo": _FACTS}
-    if interfaces:
-        status["interfaces"] = interfaces
-    return {**vmi, "status": status}
+    more = {"interfaces": interfaces} if interfaces else {}
+    return with_status(vmi, conditions=conditions, guestOSInfo=_FACTS, **more)
 
 
 def disconnected(vmi: Json) -> Json:
-    conditions = drop(vmi["status"].get("conditions"), "AgentConnected")
-    return {**vmi, "status": {**vmi["status"], "conditions": conditions}}
+    return with_status(vmi, conditions=drop(vmi["status"].get("conditions"), "AgentConnected"))
 
 
 def failed(vmi: Json, now: datetime) -> Json:

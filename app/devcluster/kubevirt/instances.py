@@ -1,9 +1,10 @@
 """From a VM to the VMI it starts, with what KubeVirt's webhooks fill in (KubeVirt v1.9.0)."""
 
-import uuid
 from datetime import datetime
 
+from app.devcluster.apiserver.objects import annotations_of, labels_of, new_object, owned_by
 from app.devcluster.apiserver.quantities import Quantity, parse_quantity, whole
+from app.devcluster.apiserver.registry import VIRTUAL_MACHINE_INSTANCES
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.times import stamp
 from app.devcluster.kubevirt.launcher import VMI_FINALIZERS
@@ -17,30 +18,18 @@ _MOST_CPUS = 512
 def build_instance(vm: Json, now: datetime) -> Json:
     """The VMI a VM starts, as it is after its webhooks."""
     metadata, template = vm["metadata"], vm["spec"]["template"]
-    extra = template.get("metadata") or {}
-    annotations = {**(extra.get("annotations") or {}), "kubevirt.io/vm-generation": str(metadata["generation"])}
-    instance_metadata: Json = {
-        "annotations": annotations,
-        "creationTimestamp": stamp(now),
-        "finalizers": list(VMI_FINALIZERS),
-        "generation": 1,
-        "labels": dict(extra.get("labels") or {}),
-        "name": metadata["name"],
-        "namespace": metadata["namespace"],
-        "ownerReferences": [
-            {
-                "apiVersion": vm["apiVersion"],
-                "blockOwnerDeletion": True,
-                "controller": True,
-                "kind": vm["kind"],
-                "name": metadata["name"],
-                "uid": metadata["uid"],
-            }
-        ],
-        "uid": str(uuid.uuid4()),
-    }
-    if not instance_metadata["labels"]:
-        del instance_metadata["labels"]
+    generation = {"kubevirt.io/vm-generation": str(metadata["generation"])}
+    more: Json = {"labels": dict(labels_of(template))} if labels_of(template) else {}
+    vmi = new_object(
+        VIRTUAL_MACHINE_INSTANCES,
+        metadata["name"],
+        metadata["namespace"],
+        now,
+        annotations={**annotations_of(template), **generation},
+        finalizers=list(VMI_FINALIZERS),
+        ownerReferences=owned_by(vm),
+        **more,
+    )
     spec = _instance_spec(template["spec"])
     guest = spec["domain"].get("memory", {}).get("guest")
     status: Json = {
@@ -54,13 +43,7 @@ def build_instance(vm: Json, now: datetime) -> Json:
         "runtimeUser": 107,
         "virtualMachineRevisionName": f"revision-start-vm-{metadata['uid']}-{metadata['generation']}",
     }
-    return {
-        "apiVersion": "kubevirt.io/v1",
-        "kind": "VirtualMachineInstance",
-        "metadata": instance_metadata,
-        "spec": spec,
-        "status": status,
-    }
+    return {**vmi, "spec": spec, "status": status}
 
 
 def _instance_spec(template: Json) -> Json:

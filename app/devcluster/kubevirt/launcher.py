@@ -1,23 +1,24 @@
 """From a VMI to the virt-launcher pod that holds it (KubeVirt v1.9.0: virt-controller's template service)."""
 
 import hashlib
-import uuid
 from datetime import datetime
 
+from app.devcluster.apiserver.objects import labels_of, new_object, owned_by
+from app.devcluster.apiserver.pod_images import LAUNCHER_IMAGE
+from app.devcluster.apiserver.pod_resources import qos_class
+from app.devcluster.apiserver.registry import PODS
 from app.devcluster.apiserver.status import Json
-from app.devcluster.apiserver.times import stamp
 from app.devcluster.kubevirt.launcher_resources import (
     compute_resources,
     console_log_resources,
     container_disk_resources,
     is_pinned,
 )
-from app.devcluster.scheduling.pod_requests import qos_class
+from app.devcluster.storage.volumes import claim_of
 
 VM_FINALIZER = "kubevirt.io/virtualMachineControllerFinalize"
 VMI_FINALIZERS = (VM_FINALIZER, "kubevirt.io/foregroundDeleteVirtualMachine")
 OBSERVED = {"kubevirt.io/latest-observed-api-version": "v1", "kubevirt.io/storage-observed-api-version": "v1"}
-LAUNCHER_IMAGE = "quay.io/kubevirt/virt-launcher:v1.9.0"
 _OBSOLETE_MODEL = "node-labeller.kubevirt.io/obsolete-host-model"
 _HOST_MODELS = frozenset({"host-model", "host-passthrough"})
 _GRACE_PADDING = 30
@@ -52,43 +53,23 @@ def build_pod(vmi: Json, suffix: str, now: datetime) -> Json:
         "volumes": _volumes(spec),
     }
     pod_spec = {name: value for name, value in pod_spec.items() if value not in (None, [])}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "annotations": {"kubevirt.io/domain": metadata["name"]},
-            "creationTimestamp": stamp(now),
-            "generateName": f"virt-launcher-{metadata['name']}-",
-            "labels": {
-                **(metadata.get("labels") or {}),
-                "kubevirt.io": "virt-launcher",
-                "kubevirt.io/created-by": metadata["uid"],
-                "vm.kubevirt.io/name": hostname,
-                "vmi.kubevirt.io/id": _instance_id(metadata["name"]),
-            },
-            "name": f"virt-launcher-{metadata['name'][:220]}-{suffix}",
-            "namespace": metadata["namespace"],
-            "ownerReferences": [
-                {
-                    "apiVersion": vmi["apiVersion"],
-                    "blockOwnerDeletion": True,
-                    "controller": True,
-                    "kind": vmi["kind"],
-                    "name": metadata["name"],
-                    "uid": metadata["uid"],
-                }
-            ],
-            "uid": str(uuid.uuid4()),
+    pod = new_object(
+        PODS,
+        f"virt-launcher-{metadata['name'][:220]}-{suffix}",
+        metadata["namespace"],
+        now,
+        annotations={"kubevirt.io/domain": metadata["name"]},
+        generateName=f"virt-launcher-{metadata['name']}-",
+        labels={
+            **labels_of(vmi),
+            "kubevirt.io": "virt-launcher",
+            "kubevirt.io/created-by": metadata["uid"],
+            "vm.kubevirt.io/name": hostname,
+            "vmi.kubevirt.io/id": _instance_id(metadata["name"]),
         },
-        "spec": pod_spec,
-        "status": {"phase": "Pending", "qosClass": qos_class(pod_spec)},
-    }
-
-
-def claim_of(volume: Json) -> str:
-    """The claim behind a volume of a VMI; empty for other kinds. A DataVolume's claim has its name."""
-    named = (volume.get("persistentVolumeClaim") or {}).get("claimName") or (volume.get("dataVolume") or {}).get("name")
-    return str(named or "")
+        ownerReferences=owned_by(vmi),
+    )
+    return {**pod, "spec": pod_spec, "status": {"phase": "Pending", "qosClass": qos_class(pod_spec)}}
 
 
 def _instance_id(name: str) -> str:

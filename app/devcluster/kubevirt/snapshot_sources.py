@@ -3,23 +3,21 @@
 As KubeVirt v1.9.0 does it (pkg/storage/snapshot: snapshot.go, source.go).
 """
 
-import uuid
+from datetime import datetime
 
 from app.devcluster.apiserver.conditions import find, holds
-from app.devcluster.apiserver.objects import Store
+from app.devcluster.apiserver.objects import new_object, owned_by, status_of
 from app.devcluster.apiserver.registry import (
     CLAIMS,
     DATA_VOLUMES,
-    PODS,
     VIRTUAL_MACHINE_INSTANCES,
     VM_SNAPSHOT_CONTENTS,
     VOLUME_SNAPSHOTS,
 )
 from app.devcluster.apiserver.status import ApiError, Json
-from app.devcluster.kubevirt.launcher import claim_of
-from app.devcluster.kubevirt.snapshot_conditions import owned_by
+from app.devcluster.apiserver.store import Store
 from app.devcluster.storage.storage_classes import snapshot_class_of
-from app.devcluster.storage.volumes import is_bound, is_populated
+from app.devcluster.storage.volumes import claim_of, claims_of, is_bound, is_populated, pods_using
 
 CONTENT_PROTECTION = "snapshot.kubevirt.io/vmsnapshotcontent-protection"
 PARTIAL = "PartialSnapshot"
@@ -62,22 +60,16 @@ def volume_status(store: Store, namespace: str, volume: Json) -> Json:
 def lock_problem(store: Store, vm: Json, snapshot_name: str) -> str:
     """Why the VM cannot be locked for a snapshot, as the condition tells it; empty where it can."""
     namespace, name = vm["metadata"]["namespace"], vm["metadata"]["name"]
-    claims = [claim_of(volume) for volume in volumes_of(vm) if claim_of(volume)]
+    claims = claims_of(vm["spec"]["template"]["spec"])
     for claim_name in claims:
         problem = _claim_problem(store, namespace, claim_name)
         if problem:
             return f"source {namespace}/{name} {problem}: {claim_name}"
     if store.get(VIRTUAL_MACHINE_INSTANCES, namespace, name) is None:
-        using = sum(
-            any(
-                (item.get("persistentVolumeClaim") or {}).get("claimName") in claims
-                for item in pod.obj["spec"].get("volumes", ())
-            )
-            for pod in store.rows(PODS, namespace)
-        )
+        using = len(pods_using(store, namespace, claims))
         if using:
             return f"source is offline but {using} pods using PVCs [{' '.join(claims)}]"
-    other = (vm.get("status") or {}).get("snapshotInProgress")
+    other = status_of(vm).get("snapshotInProgress")
     return f'snapshot "{other}" in progress' if other and other != snapshot_name else ""
 
 
@@ -101,7 +93,7 @@ def told_of(names: list[str]) -> Json:
     }
 
 
-def build_content(store: Store, name: str, snapshot: Json, vm: Json, left_out: set[str], moment: str) -> Json:
+def build_content(store: Store, name: str, snapshot: Json, vm: Json, left_out: set[str], now: datetime) -> Json:
     """The VirtualMachineSnapshotContent: the VM and its claims as they are; `left_out` names volumes not to take."""
     namespace = vm["metadata"]["namespace"]
     backups = []
@@ -118,16 +110,7 @@ def build_content(store: Store, name: str, snapshot: Json, vm: Json, left_out: s
     # The copy of the VM is made from what it is asked to be; of its state only this is kept.
     machine = {"metadata": vm["metadata"], "spec": vm["spec"], "status": {"printableStatus": "Stopped"}}
     return {
-        "apiVersion": VM_SNAPSHOT_CONTENTS.api_version,
-        "kind": VM_SNAPSHOT_CONTENTS.kind,
-        "metadata": {
-            "creationTimestamp": moment,
-            "finalizers": [CONTENT_PROTECTION],
-            "generation": 1,
-            "name": name,
-            "namespace": namespace,
-            "uid": str(uuid.uuid4()),
-        },
+        **new_object(VM_SNAPSHOT_CONTENTS, name, namespace, now, finalizers=[CONTENT_PROTECTION]),
         "spec": {
             "source": {"virtualMachine": machine},
             "virtualMachineSnapshotName": snapshot["metadata"]["name"],
@@ -136,24 +119,16 @@ def build_content(store: Store, name: str, snapshot: Json, vm: Json, left_out: s
     }
 
 
-def build_volume_snapshot(store: Store, content: Json, backup: Json, moment: str) -> Json:
+def build_volume_snapshot(store: Store, content: Json, backup: Json, now: datetime) -> Json:
     vm = content["spec"]["source"]["virtualMachine"]["metadata"]
     claim = backup["persistentVolumeClaim"]
+    labels = {
+        "snapshot.kubevirt.io/source-vm-name": vm["name"],
+        "snapshot.kubevirt.io/source-vm-namespace": vm["namespace"],
+    }
+    name, owners = backup["volumeSnapshotName"], owned_by(content)
     return {
-        "apiVersion": VOLUME_SNAPSHOTS.api_version,
-        "kind": VOLUME_SNAPSHOTS.kind,
-        "metadata": {
-            "creationTimestamp": moment,
-            "generation": 1,
-            "labels": {
-                "snapshot.kubevirt.io/source-vm-name": vm["name"],
-                "snapshot.kubevirt.io/source-vm-namespace": vm["namespace"],
-            },
-            "name": backup["volumeSnapshotName"],
-            "namespace": vm["namespace"],
-            "ownerReferences": owned_by(content),
-            "uid": str(uuid.uuid4()),
-        },
+        **new_object(VOLUME_SNAPSHOTS, name, vm["namespace"], now, labels=labels, ownerReferences=owners),
         "spec": {
             "source": {"persistentVolumeClaimName": claim["metadata"]["name"]},
             "volumeSnapshotClassName": snapshot_class_of(store, claim["spec"].get("storageClassName", "")),
@@ -181,7 +156,7 @@ def _claim_problem(store: Store, namespace: str, name: str) -> str:
     claim = store.get(CLAIMS, namespace, name)
     if claim is None:
         return "volume doesnt exist"
-    if "deletionTimestamp" in claim.obj["metadata"]:
+    if claim.deleting:
         return "volume is being deleted"
     if not is_bound(claim.obj):
         return "volume not bound"

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.conditions import drop, holds, make, put
 from app.devcluster.apiserver.deletion import DeleteOptions, delete
-from app.devcluster.apiserver.objects import Stored
+from app.devcluster.apiserver.objects import phase_of, with_status
 from app.devcluster.apiserver.registry import VIRTUAL_MACHINE_INSTANCES, VIRTUAL_MACHINES
 from app.devcluster.apiserver.status import ApiError, Json, conflict, not_found
+from app.devcluster.apiserver.store import Stored
 from app.devcluster.kubevirt.admission import VALIDATOR, check_snapshotted
 from app.devcluster.kubevirt.vm_controller import instance_of, strategy_of
-from app.devcluster.kubevirt.vmi_controller import FINAL, phase_of
+from app.devcluster.kubevirt.vmi_controller import FINAL
 
 GROUP = "subresources.kubevirt.io"
 VERSIONS = ("v1", "v1alpha3")
@@ -69,7 +70,7 @@ class Subresources:
         if strategy == "Always":
             self._set_strategy(stored, "Halted")
         elif instance is not None:
-            self._request(stored, {"action": "Stop", "uid": instance.obj["metadata"]["uid"]})
+            self._request(stored, {"action": "Stop", "uid": instance.uid})
         return 202
 
     def _restart(self, namespace: str, name: str) -> int:
@@ -77,11 +78,10 @@ class Subresources:
         instance = instance_of(self._api, stored.obj)
         if instance is None:
             raise self._refused("virtualmachine", name, "VM is not running: Halted")
-        metadata = instance.obj["metadata"]
         if strategy_of(stored.obj) in {"Manual", "RerunOnFailure"}:
-            self._request(stored, {"action": "Stop", "uid": metadata["uid"]}, {"action": "Start"})
-        elif "deletionTimestamp" not in metadata:
-            delete(self._api, VIRTUAL_MACHINE_INSTANCES, namespace, name, DeleteOptions(uid=metadata["uid"]))
+            self._request(stored, {"action": "Stop", "uid": instance.uid}, {"action": "Start"})
+        elif not instance.deleting:
+            delete(self._api, VIRTUAL_MACHINE_INSTANCES, namespace, name, DeleteOptions(uid=instance.uid))
         return 202
 
     def _pause(self, namespace: str, name: str) -> int:
@@ -141,9 +141,7 @@ class Subresources:
         self._api.modify(VIRTUAL_MACHINES, stored, change)
 
     def _request(self, stored: Stored, *requests: Json) -> None:
-        status = {**(stored.obj.get("status") or {}), "stateChangeRequests": list(requests)}
-        self._api.modify(VIRTUAL_MACHINES, stored, lambda vm: {**vm, "status": status})
+        self._api.modify(VIRTUAL_MACHINES, stored, lambda vm: with_status(vm, stateChangeRequests=list(requests)))
 
     def _set_conditions(self, stored: Stored, conditions: list[Json]) -> None:
-        status = {**stored.obj["status"], "conditions": conditions}
-        self._api.modify(VIRTUAL_MACHINE_INSTANCES, stored, lambda vmi: {**vmi, "status": status})
+        self._api.modify(VIRTUAL_MACHINE_INSTANCES, stored, lambda vmi: with_status(vmi, conditions=conditions))

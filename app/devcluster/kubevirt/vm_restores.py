@@ -1,114 +1,81 @@
-"""VirtualMachineRestores and VirtualMachineClones: from a snapshot to a VM with claims of its own (KubeVirt v1.9.0)."""
+"""VirtualMachineRestores: from a snapshot to a VM with claims of its own (KubeVirt v1.9.0)."""
 
 import json
-import uuid
+
+from typing_extensions import override
 
 from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.conditions import find
-from app.devcluster.apiserver.deletion import DeleteOptions, delete
-from app.devcluster.apiserver.garbage import without_finalizer
-from app.devcluster.apiserver.objects import Change, Key, Stored
-from app.devcluster.apiserver.registry import (
-    CLAIMS,
-    VIRTUAL_MACHINES,
-    VM_CLONES,
-    VM_RESTORES,
-    VM_SNAPSHOT_CONTENTS,
-    VM_SNAPSHOTS,
+from app.devcluster.apiserver.controller import KindController
+from app.devcluster.apiserver.objects import (
+    finalizers_of,
+    labels_of,
+    new_object,
+    phase_of,
+    status_of,
+    with_annotations,
+    with_finalizer,
+    without_finalizer,
 )
+from app.devcluster.apiserver.registry import CLAIMS, VIRTUAL_MACHINES, VM_RESTORES, VM_SNAPSHOT_CONTENTS, VM_SNAPSHOTS
 from app.devcluster.apiserver.status import Json
-from app.devcluster.apiserver.times import stamp
-from app.devcluster.apiserver.work import WorkQueue
+from app.devcluster.apiserver.store import Change, Store, Stored
 from app.devcluster.durations import Durations
-from app.devcluster.kubevirt.admission import Webhooks
-from app.devcluster.kubevirt.launcher import OBSERVED, claim_of
-from app.devcluster.kubevirt.snapshot_conditions import owned_by, progress, with_finalizer
-from app.devcluster.storage.driver import PROTECTION
+from app.devcluster.kubevirt.admission import with_machine_defaults
+from app.devcluster.kubevirt.launcher import OBSERVED
+from app.devcluster.kubevirt.snapshot_conditions import progress
+from app.devcluster.storage.driver import build_claim
+from app.devcluster.storage.volumes import claim_of
 
 _PROTECTION = "snapshot.kubevirt.io/vmrestore-protection"
 _LAST = "restore.kubevirt.io/lastRestoreUID"
-_DOMAIN = "/spec/template/spec/domain"
-_Item = tuple[str, Key]
 
 
-class RestoreController:
-    """Restores to a VM that is not there make a halted one; a clone is a restore that forgets identities."""
+class RestoreController(KindController):
+    """A restore to a VM that is not there makes a halted one."""
+
+    resource = VM_RESTORES
 
     def __init__(self, api: Api, durations: Durations) -> None:
-        self._api = api
-        self._webhooks = Webhooks(api.store)
-        self._queue: WorkQueue[_Item] = WorkQueue("restore", self._visit, api.clock, durations.reaction)
-        self._unsubscribe = api.store.subscribe(self._notice)
+        super().__init__(api, durations.reaction)
 
-    def resume(self) -> None:
-        for resource in (VM_RESTORES, VM_CLONES):
-            for stored in self._api.store.each(resource):
-                self._queue.add((resource.id, _key(stored)))
+    @override
+    def _react(self, change: Change) -> None:
+        if change.resource in {CLAIMS, VM_SNAPSHOTS}:
+            for stored in self._store.rows(VM_RESTORES, change.key[0]):
+                self._queue.add(stored.key)
 
-    def stop(self) -> None:
-        self._unsubscribe()
-        self._queue.stop()
-
-    @property
-    def idle(self) -> bool:
-        return self._queue.idle
-
-    def _notice(self, change: Change) -> None:
-        if change.resource in {VM_RESTORES, VM_CLONES}:
-            self._queue.add((change.resource.id, change.key))
-        if change.resource in {CLAIMS, VM_SNAPSHOTS, VM_RESTORES}:
-            for resource in (VM_RESTORES, VM_CLONES):
-                for stored in self._api.store.rows(resource, change.key[0]):
-                    if not _is_over(stored.obj):
-                        self._queue.add((resource.id, _key(stored)))
-
-    def _visit(self, item: _Item) -> None:
-        resource_id, key = item
-        if resource_id == VM_CLONES.id:
-            clone = self._api.store.get(VM_CLONES, *key)
-            if clone is not None and "deletionTimestamp" not in clone.obj["metadata"]:
-                self._clone(key, clone)
-            return
-        restore = self._api.store.get(VM_RESTORES, *key)
-        if restore is not None:
-            self._restore(key, restore)
-
-    # Restores
-
-    def _restore(self, key: Key, stored: Stored) -> None:
-        metadata, status = stored.obj["metadata"], stored.obj.get("status") or {}
-        if "deletionTimestamp" in metadata:
+    @override
+    def _reconcile(self, stored: Stored) -> None:
+        status = status_of(stored.obj)
+        if stored.deleting:
             gone = (False, "VM restore is deleting")
-            self._tell(stored, {}, gone, gone)
-            latest = self._api.store.get(VM_RESTORES, *key)
-            if latest is not None:
-                self._api.modify(VM_RESTORES, latest, lambda obj: without_finalizer(obj, _PROTECTION))
+            told = self._tell(stored, {}, gone, gone)
+            self._api.modify(VM_RESTORES, told, lambda obj: without_finalizer(obj, _PROTECTION))
+        elif status.get("complete"):
             return
-        if status.get("complete"):
-            return
-        if not status:
+        elif not status:
             begun = "Initializing VirtualMachineRestore"
             self._tell(stored, {"complete": False}, (True, begun), (False, begun))
-        elif _PROTECTION not in metadata.get("finalizers", ()):
+        elif _PROTECTION not in finalizers_of(stored.obj):
             self._api.modify(VM_RESTORES, stored, lambda obj: with_finalizer(obj, _PROTECTION))
         else:
-            self._restore_volumes(key, stored)
+            self._restore_volumes(stored)
 
-    def _restore_volumes(self, key: Key, stored: Stored) -> None:
-        content = self._content(key[0], stored.obj["spec"]["virtualMachineSnapshotName"])
+    def _restore_volumes(self, stored: Stored) -> None:
+        content = content_of(self._store, stored.key[0], stored.obj["spec"]["virtualMachineSnapshotName"])
         if content is None:
             return
-        uid = stored.obj["metadata"]["uid"]
         restores = [
             {
-                "persistentVolumeClaim": f"restore-{uid}-{backup['volumeName']}",
+                "persistentVolumeClaim": f"restore-{stored.uid}-{backup['volumeName']}",
                 "volumeName": backup["volumeName"],
                 "volumeSnapshotName": backup["volumeSnapshotName"],
             }
             for backup in content["spec"]["volumeBackups"]
         ]
         claims = [self._claim(stored.obj, content, item) for item in restores]
-        if any(claim.obj["status"]["phase"] != "Bound" for claim in claims):
+        if any(phase_of(claim.obj) != "Bound" for claim in claims):
             self._tell(stored, {"restores": restores}, (True, "Creating new PVCs"), (False, "Waiting for new PVCs"))
             return
         told = find(stored.obj["status"].get("conditions"), "Progressing") or {}
@@ -118,163 +85,69 @@ class RestoreController:
             )
             return
         self._make_target(stored.obj, content["spec"]["source"]["virtualMachine"], restores)
-        facts = {"complete": True, "restoreTime": stamp(self._api.clock.now()), "restores": restores}
+        facts = {"complete": True, "restoreTime": self._moment(), "restores": restores}
         self._tell(stored, facts, (False, "Operation complete"), (True, "Operation complete"))
 
-    def _content(self, namespace: str, snapshot_name: str) -> Json | None:
-        """The content of a snapshot that is ready."""
-        snapshot = self._api.store.get(VM_SNAPSHOTS, namespace, snapshot_name)
-        status = (snapshot.obj.get("status") or {}) if snapshot else {}
-        if not status.get("readyToUse"):
-            return None
-        content = self._api.store.get(VM_SNAPSHOT_CONTENTS, namespace, status["virtualMachineSnapshotContentName"])
-        return content.obj if content else None
-
     def _claim(self, restore: Json, content: Json, item: Json) -> Stored:
-        metadata = restore["metadata"]
-        found = self._api.store.get(CLAIMS, metadata["namespace"], item["persistentVolumeClaim"])
+        found = self._store.get(CLAIMS, restore["metadata"]["namespace"], item["persistentVolumeClaim"])
         if found is not None:
             return found
         source = content["spec"]["source"]["virtualMachine"]["metadata"]
         backup = next(one for one in content["spec"]["volumeBackups"] if one["volumeName"] == item["volumeName"])
         given = backup["persistentVolumeClaim"]["spec"]
+        kept = {key: value for key, value in given.items() if key not in {"volumeName", "dataSource", "dataSourceRef"}}
         origin = {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": item["volumeSnapshotName"]}
-        claim = {
-            "apiVersion": CLAIMS.api_version,
-            "kind": CLAIMS.kind,
-            "metadata": {
-                "name": item["persistentVolumeClaim"],
-                "namespace": metadata["namespace"],
-                "uid": str(uuid.uuid4()),
-                "creationTimestamp": stamp(self._api.clock.now()),
-                "labels": {
-                    "restore.kubevirt.io/source-vm-name": source["name"],
-                    "restore.kubevirt.io/source-vm-namespace": source["namespace"],
-                },
-                "annotations": {_LAST: _restore_id(restore), "restore.kubevirt.io/name": metadata["name"]},
-                "finalizers": [PROTECTION],
+        claim = build_claim(
+            item["persistentVolumeClaim"],
+            restore,
+            {**kept, "dataSource": origin, "dataSourceRef": origin},
+            self._api.clock.now(),
+            labels={
+                "restore.kubevirt.io/source-vm-name": source["name"],
+                "restore.kubevirt.io/source-vm-namespace": source["namespace"],
             },
-            "spec": {
-                **{
-                    key: value
-                    for key, value in given.items()
-                    if key not in {"volumeName", "dataSource", "dataSourceRef"}
-                },
-                "dataSource": origin,
-                "dataSourceRef": origin,
-            },
-            "status": {"phase": "Pending"},
-        }
-        return self._api.store.put(CLAIMS, claim)
+            annotations={_LAST: _restore_id(restore), "restore.kubevirt.io/name": restore["metadata"]["name"]},
+        )
+        return self._store.put(CLAIMS, claim)
 
     def _make_target(self, restore: Json, source: Json, restores: list[Json]) -> None:
         namespace, target = restore["metadata"]["namespace"], restore["spec"]["target"]["name"]
         claims = {item["volumeName"]: item["persistentVolumeClaim"] for item in restores}
-        spec = _with_claims(source["spec"], claims)
-        existing = self._api.store.get(VIRTUAL_MACHINES, namespace, target)
+        mark = {_LAST: _restore_id(restore)}
+        existing = self._store.get(VIRTUAL_MACHINES, namespace, target)
         if existing is not None:
-            volumes = _with_claims(existing.obj["spec"], claims)
-            self._api.modify(VIRTUAL_MACHINES, existing, lambda obj: _marked({**obj, "spec": volumes}, restore))
+            spec = _with_claims(existing.obj["spec"], claims)
+            self._api.modify(VIRTUAL_MACHINES, existing, lambda obj: {**with_annotations(obj, mark), "spec": spec})
             return
-        spec = {**spec, "runStrategy": "Halted"}
+        machine = new_object(
+            VIRTUAL_MACHINES,
+            target,
+            namespace,
+            self._api.clock.now(),
+            annotations={**OBSERVED, **mark},
+            labels=labels_of(source),
+        )
+        spec = {**_with_claims(source["spec"], claims), "runStrategy": "Halted"}
         spec.pop("running", None)
-        machine = {
-            "apiVersion": VIRTUAL_MACHINES.api_version,
-            "kind": VIRTUAL_MACHINES.kind,
-            "metadata": {
-                "annotations": dict(OBSERVED),
-                "creationTimestamp": stamp(self._api.clock.now()),
-                "generation": 1,
-                "labels": source["metadata"].get("labels") or {},
-                "name": target,
-                "namespace": namespace,
-                "uid": str(uuid.uuid4()),
-            },
-            "spec": spec,
-        }
+        machine = {**machine, "spec": spec}
         for patch in restore["spec"].get("patches", ()):
             machine = _blanked(machine, json.loads(patch))
-        machine = self._webhooks.mutate(VIRTUAL_MACHINES, _marked(machine, restore), None)
-        self._api.store.put(VIRTUAL_MACHINES, machine)
+        self._store.put(VIRTUAL_MACHINES, with_machine_defaults(machine))
 
-    def _tell(self, stored: Stored, facts: Json, progressing: tuple[bool, str], ready: tuple[bool, str]) -> None:
-        old = stored.obj.get("status") or {}
+    def _tell(self, stored: Stored, facts: Json, progressing: tuple[bool, str], ready: tuple[bool, str]) -> Stored:
+        old = status_of(stored.obj)
         conditions = progress(old.get("conditions"), progressing, ready, self._api.clock.now())
-        self._api.modify(VM_RESTORES, stored, lambda obj: {**obj, "status": {**old, **facts, "conditions": conditions}})
+        return self._modify_status(stored, {**old, **facts, "conditions": conditions})
 
-    # Clones
 
-    def _clone(self, key: Key, stored: Stored) -> None:
-        clone, status = stored.obj, stored.obj.get("status") or {}
-        if _is_over(clone):
-            return
-        uid = clone["metadata"]["uid"]
-        source, snapshot_name = clone["spec"]["source"], clone["spec"]["source"]["name"]
-        if source["kind"] == "VirtualMachine":
-            snapshot_name = f"tmp-snapshot-{uid}"
-            if self._api.store.get(VM_SNAPSHOTS, key[0], snapshot_name) is None:
-                self._api.store.put(VM_SNAPSHOTS, self._snapshot(clone, snapshot_name))
-                self._tell_clone(stored, {"phase": "SnapshotInProgress", "snapshotName": snapshot_name})
-                return
-        if self._content(key[0], snapshot_name) is None:
-            return
-        name = f"tmp-restore-{uid}"
-        restore = self._api.store.get(VM_RESTORES, key[0], name)
-        if restore is None:
-            self._api.store.put(VM_RESTORES, self._make_restore(clone, name, snapshot_name))
-            self._tell_clone(stored, {"phase": "RestoreInProgress", "restoreName": name})
-        elif (restore.obj.get("status") or {}).get("complete"):
-            target = restore.obj["spec"]["target"]["name"]
-            done = {"phase": "Succeeded", "targetName": target}
-            now = self._api.clock.now()
-            done["conditions"] = progress(status.get("conditions"), (False, "Ready"), (True, "Ready"), now)
-            self._api.modify(VM_CLONES, stored, lambda obj: {**obj, "status": done})
-            delete(self._api, VM_RESTORES, key[0], name, DeleteOptions())
-            if source["kind"] == "VirtualMachine":
-                delete(self._api, VM_SNAPSHOTS, key[0], snapshot_name, DeleteOptions())
-
-    def _snapshot(self, clone: Json, name: str) -> Json:
-        return {
-            **self._owned(clone, VM_SNAPSHOTS.api_version, VM_SNAPSHOTS.kind, name),
-            "spec": {"source": clone["spec"]["source"]},
-        }
-
-    def _make_restore(self, clone: Json, name: str, snapshot_name: str) -> Json:
-        target = clone["spec"].get("target") or {"apiGroup": "kubevirt.io", "kind": "VirtualMachine"}
-        target = {
-            **target,
-            "name": target.get("name") or f"clone-{clone['spec']['source']['name']}-{clone['metadata']['uid'][:5]}",
-        }
-        paths = [f"{_DOMAIN}/devices/interfaces/0/macAddress", f"{_DOMAIN}/firmware/serial", f"{_DOMAIN}/firmware/uuid"]
-        patches = [json.dumps({"op": "replace", "path": path, "value": ""}, separators=(",", ":")) for path in paths]
-        spec = {
-            "patches": patches,
-            "target": target,
-            "targetReadinessPolicy": "WaitGracePeriod",
-            "virtualMachineSnapshotName": snapshot_name,
-        }
-        return {**self._owned(clone, VM_RESTORES.api_version, VM_RESTORES.kind, name), "spec": spec}
-
-    def _owned(self, clone: Json, api_version: str, kind: str, name: str) -> Json:
-        return {
-            "apiVersion": api_version,
-            "kind": kind,
-            "metadata": {
-                "creationTimestamp": stamp(self._api.clock.now()),
-                "generation": 1,
-                "name": name,
-                "namespace": clone["metadata"]["namespace"],
-                "ownerReferences": owned_by(clone),
-                "uid": str(uuid.uuid4()),
-            },
-        }
-
-    def _tell_clone(self, stored: Stored, facts: Json) -> None:
-        still = "Still processing"
-        conditions = progress(
-            (stored.obj.get("status") or {}).get("conditions"), (True, still), (False, still), self._api.clock.now()
-        )
-        self._api.modify(VM_CLONES, stored, lambda obj: {**obj, "status": {**facts, "conditions": conditions}})
+def content_of(store: Store, namespace: str, snapshot_name: str) -> Json | None:
+    """The content of a snapshot that is ready."""
+    snapshot = store.get(VM_SNAPSHOTS, namespace, snapshot_name)
+    status = status_of(snapshot.obj) if snapshot else {}
+    if not status.get("readyToUse"):
+        return None
+    content = store.get(VM_SNAPSHOT_CONTENTS, namespace, status["virtualMachineSnapshotContentName"])
+    return content.obj if content else None
 
 
 def _with_claims(spec: Json, claims: dict[str, str]) -> Json:
@@ -309,21 +182,5 @@ def _blanked(obj: Json, patch: Json) -> Json:
     return result if isinstance(result, dict) else obj
 
 
-def _marked(machine: Json, restore: Json) -> Json:
-    metadata = machine["metadata"]
-    annotations = {**(metadata.get("annotations") or {}), _LAST: _restore_id(restore)}
-    return {**machine, "metadata": {**metadata, "annotations": annotations}}
-
-
 def _restore_id(restore: Json) -> str:
     return f"{restore['metadata']['name']}-{restore['metadata']['uid']}"
-
-
-def _is_over(obj: Json) -> bool:
-    status = obj.get("status") or {}
-    return bool(status.get("complete")) or status.get("phase") in {"Succeeded", "Failed"}
-
-
-def _key(stored: Stored) -> Key:
-    metadata = stored.obj["metadata"]
-    return (metadata["namespace"], metadata["name"])

@@ -6,10 +6,18 @@ As KubeVirt v1.9.0: an error of a VolumeSnapshot shows in `status.error` at once
 
 import re
 
+from typing_extensions import override
+
 from app.devcluster.apiserver.api import Api
-from app.devcluster.apiserver.deletion import DeleteOptions, delete
-from app.devcluster.apiserver.garbage import without_finalizer
-from app.devcluster.apiserver.objects import Change, Key, Stored
+from app.devcluster.apiserver.controller import KindController
+from app.devcluster.apiserver.objects import (
+    finalizers_of,
+    phase_of,
+    status_of,
+    with_finalizer,
+    with_status,
+    without_finalizer,
+)
 from app.devcluster.apiserver.registry import (
     CLAIMS,
     PODS,
@@ -19,12 +27,11 @@ from app.devcluster.apiserver.registry import (
     VOLUME_SNAPSHOTS,
 )
 from app.devcluster.apiserver.status import Json
-from app.devcluster.apiserver.times import parse_stamp, stamp
-from app.devcluster.apiserver.work import Timers, WorkQueue
+from app.devcluster.apiserver.store import Change, Stored
+from app.devcluster.apiserver.times import parse_stamp
 from app.devcluster.durations import Durations
-from app.devcluster.faults.faults import FaultBook
-from app.devcluster.kubevirt.launcher import claim_of
-from app.devcluster.kubevirt.snapshot_conditions import FAILED, progress, with_finalizer
+from app.devcluster.faults.book import FaultBook
+from app.devcluster.kubevirt.snapshot_conditions import progress
 from app.devcluster.kubevirt.snapshot_sources import (
     CONTENT_PROTECTION,
     PARTIAL,
@@ -35,6 +42,7 @@ from app.devcluster.kubevirt.snapshot_sources import (
     told_of,
     volumes_of,
 )
+from app.devcluster.storage.volumes import claim_of
 
 _PROTECTION = "snapshot.kubevirt.io/vmsnapshot-protection"
 _LOCK = "snapshot.kubevirt.io/snapshot-source-protection"
@@ -45,124 +53,105 @@ _SHORTEST_DEFAULT = 3.0
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
-class SnapshotController:
+class SnapshotController(KindController):
+    resource = VM_SNAPSHOTS
+
     def __init__(self, api: Api, durations: Durations, faults: FaultBook) -> None:
-        self._api = api
+        super().__init__(api, durations.reaction)
         self._durations = durations
         self._faults = faults
-        self._timers: Timers[str] = Timers(api.clock)
-        self._queue: WorkQueue[Key] = WorkQueue("snapshot", self._visit, api.clock, durations.reaction)
-        self._unsubscribe = api.store.subscribe(self._notice)
 
-    def resume(self) -> None:
-        for stored in self._api.store.each(VM_SNAPSHOTS):
-            self._queue.add((stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"]))
-
-    def stop(self) -> None:
-        self._unsubscribe()
-        self._queue.stop()
-        self._timers.cancel_all()
-
-    @property
-    def idle(self) -> bool:
-        return self._queue.idle
-
-    def _notice(self, change: Change) -> None:
-        if change.resource is VM_SNAPSHOTS:
-            if change.new is None:
-                self._timers.cancel(change.last.obj["metadata"]["uid"])
-            self._queue.add(change.key)
-        elif change.resource in {VM_SNAPSHOT_CONTENTS, VOLUME_SNAPSHOTS, VIRTUAL_MACHINES, CLAIMS} or (
+    @override
+    def _react(self, change: Change) -> None:
+        if change.resource in {VM_SNAPSHOT_CONTENTS, VOLUME_SNAPSHOTS, VIRTUAL_MACHINES, CLAIMS} or (
             change.resource is PODS and change.new is None
         ):
-            for stored in self._api.store.rows(VM_SNAPSHOTS, change.key[0]):
-                if (stored.obj.get("status") or {}).get("phase") != "Succeeded":
-                    self._queue.add((change.key[0], stored.obj["metadata"]["name"]))
+            for stored in self._store.rows(VM_SNAPSHOTS, change.key[0]):
+                if phase_of(stored.obj) != "Succeeded":
+                    self._queue.add(stored.key)
 
-    def _visit(self, key: Key) -> None:
-        stored = self._api.store.get(VM_SNAPSHOTS, *key)
-        if stored is None:
-            return
+    @override
+    def _reconcile(self, stored: Stored) -> None:
         snapshot = stored.obj
-        if "deletionTimestamp" in snapshot["metadata"]:
-            self._let_go(key, stored)
-            return
-        if _PROTECTION not in snapshot["metadata"].get("finalizers", ()):
+        if stored.deleting:
+            self._let_go(stored)
+        elif _PROTECTION not in finalizers_of(snapshot):
             self._api.modify(VM_SNAPSHOTS, stored, lambda obj: with_finalizer(obj, _PROTECTION))
+        elif phase_of(snapshot) in _OVER:
             return
-        status = snapshot.get("status") or {}
-        if status.get("phase") in _OVER:
-            return
-        if self._is_late(key, snapshot):
-            self._give_up(key, stored)
-            return
-        machine = self._api.store.get(VIRTUAL_MACHINES, key[0], snapshot["spec"]["source"]["name"])
+        elif self._is_late(stored):
+            self._give_up(stored)
+        else:
+            self._advance(stored)
+
+    def _advance(self, stored: Stored) -> None:
+        namespace, name = stored.key
+        machine = self._store.get(VIRTUAL_MACHINES, namespace, stored.obj["spec"]["source"]["name"])
         if machine is None:
             self._tell(stored, {"phase": "InProgress", "readyToUse": False}, (False, "Source does not exist"))
-        elif "sourceUID" not in status:
-            facts = {"phase": "InProgress", "readyToUse": False, "sourceUID": machine.obj["metadata"]["uid"]}
-            self._tell(stored, {**facts, **indications(self._api.store, machine.obj)}, (False, "Source not locked"))
-        elif not _is_locked(machine.obj, key[1]):
+        elif "sourceUID" not in status_of(stored.obj):
+            facts = {"phase": "InProgress", "readyToUse": False, "sourceUID": machine.uid}
+            self._tell(stored, {**facts, **indications(self._store, machine.obj)}, (False, "Source not locked"))
+        elif not _is_locked(machine.obj, name):
             self._lock(stored, machine)
         else:
-            self._take(key, stored, machine)
+            self._take(stored, machine)
 
-    def _is_late(self, key: Key, snapshot: Json) -> bool:
+    def _is_late(self, stored: Stored) -> bool:
         """Whether the deadline has passed; where not, it is looked at again then.
 
         Creation is stamped in whole seconds, cut off: the part of a second that this may have cost is given back.
         """
-        given = snapshot["spec"].get("failureDeadline")
+        given = stored.obj["spec"].get("failureDeadline")
         shortest = max(self._durations.snapshot_deadline, _SHORTEST_DEFAULT)
         seconds = shortest if given is None else _seconds(given)
         if not seconds:
             return False
-        age = (self._api.clock.now() - parse_stamp(snapshot["metadata"]["creationTimestamp"])).total_seconds()
+        age = (self._api.clock.now() - parse_stamp(stored.obj["metadata"]["creationTimestamp"])).total_seconds()
         left = seconds - max(0.0, age - 1)
         if left <= 0:
             return True
-        self._timers.ensure(snapshot["metadata"]["uid"], "deadline", left, lambda: self._queue.add(key))
+        self._timers.ensure(stored.uid, "deadline", left, lambda: self._queue.add(stored.key))
         return False
 
-    def _give_up(self, key: Key, stored: Stored) -> None:
+    def _give_up(self, stored: Stored) -> None:
         facts = {"phase": "Failed", "readyToUse": False}
         self._tell(stored, facts, (False, "Operation failed"), failure=(True, "snapshot deadline exceeded"))
-        self._drop_content(key, stored.obj)
-        self._unlock_source(key, stored.obj)
+        self._drop_content(stored)
+        self._unlock_source(stored)
 
     def _lock(self, stored: Stored, machine: Stored) -> None:
         name = stored.obj["metadata"]["name"]
-        problem = lock_problem(self._api.store, machine.obj, name)
+        problem = lock_problem(self._store, machine.obj, name)
         if problem:
             self._tell(stored, {}, (False, f"Source not locked {problem}"))
             return
 
         def lock(vm: Json) -> Json:
-            locked = with_finalizer(vm, _LOCK)
-            return {**locked, "status": {**(vm.get("status") or {}), "snapshotInProgress": name}}
+            return with_status(with_finalizer(vm, _LOCK), snapshotInProgress=name)
 
         self._api.modify(VIRTUAL_MACHINES, machine, lock)
         self._tell(stored, {}, _TAKING)
 
     def _unlock(self, machine: Stored) -> None:
         def unlock(vm: Json) -> Json:
-            status = {key: value for key, value in (vm.get("status") or {}).items() if key != "snapshotInProgress"}
+            status = {key: value for key, value in status_of(vm).items() if key != "snapshotInProgress"}
             return {**without_finalizer(vm, _LOCK), "status": status}
 
         self._api.modify(VIRTUAL_MACHINES, machine, unlock)
 
-    def _take(self, key: Key, stored: Stored, machine: Stored) -> None:
+    def _take(self, stored: Stored, machine: Stored) -> None:
         name = _content_name(stored.obj)
-        content = self._api.store.get(VM_SNAPSHOT_CONTENTS, key[0], name)
-        moment = stamp(self._api.clock.now())
+        content = self._store.get(VM_SNAPSHOT_CONTENTS, stored.key[0], name)
+        now = self._api.clock.now()
         if content is None:
             left_out = self._left_out(stored.obj, machine.obj)
-            built = build_content(self._api.store, name, stored.obj, machine.obj, left_out, moment)
-            content = self._api.store.put(VM_SNAPSHOT_CONTENTS, built)
+            built = build_content(self._store, name, stored.obj, machine.obj, left_out, now)
+            content = self._store.put(VM_SNAPSHOT_CONTENTS, built)
             for backup in built["spec"]["volumeBackups"]:
-                volume_snapshot = build_volume_snapshot(self._api.store, content.obj, backup, moment)
-                self._api.store.put(VOLUME_SNAPSHOTS, volume_snapshot)
-        told = self._content_status(content.obj, moment)
+                volume_snapshot = build_volume_snapshot(self._store, content.obj, backup, now)
+                self._store.put(VOLUME_SNAPSHOTS, volume_snapshot)
+        told = self._content_status(content.obj, self._moment())
         self._api.modify(VM_SNAPSHOT_CONTENTS, content, lambda obj: {**obj, "status": told})
         error = {"error": told["error"]} if "error" in told else {}
         if not told["readyToUse"]:
@@ -194,22 +183,22 @@ class SnapshotController:
         missing: list[str] = []
         for backup in content["spec"].get("volumeBackups", ()):
             name = backup["volumeSnapshotName"]
-            taken = self._api.store.get(VOLUME_SNAPSHOTS, namespace, name)
+            taken = self._store.get(VOLUME_SNAPSHOTS, namespace, name)
             if taken is None:
                 missing.append(name)
                 continue
-            status = taken.obj.get("status") or {}
-            known = {part: status[part] for part in ("creationTime", "readyToUse", "error") if part in status}
+            status = status_of(taken.obj)
+            known: Json = {part: status[part] for part in ("creationTime", "readyToUse", "error") if part in status}
             statuses.append({**known, "volumeSnapshotName": name})
             if "error" in status:
                 problems.append(f"VolumeSnapshot {name} error: {status['error'].get('message', '')}")
         told: Json = {"readyToUse": not missing and all(item.get("readyToUse") for item in statuses)}
         told["volumeSnapshotStatus"] = statuses
         if told["readyToUse"]:
-            told["creationTime"] = (content.get("status") or {}).get("creationTime", moment)
+            told["creationTime"] = status_of(content).get("creationTime", moment)
         elif missing or problems:
             message = f"VolumeSnapshots ({','.join(missing)}) missing" if missing else problems[0]
-            old = (content.get("status") or {}).get("error") or {}
+            old = status_of(content).get("error") or {}
             told["error"] = old if old.get("message") == message else {"message": message, "time": moment}
         return told
 
@@ -224,7 +213,7 @@ class SnapshotController:
             }
         }
         if any(claim_of(item) for item in excluded):
-            facts |= told_of([*(snapshot.get("status") or {}).get("indications", ()), PARTIAL])
+            facts |= told_of([*status_of(snapshot).get("indications", ()), PARTIAL])
         return facts
 
     def _tell(
@@ -235,32 +224,31 @@ class SnapshotController:
         ready: tuple[bool, str] = (False, "Not ready"),
         failure: tuple[bool, str] | None = None,
     ) -> None:
-        old = {key: value for key, value in (stored.obj.get("status") or {}).items() if key != "error" or failure}
-        more = {} if failure is None else {FAILED: failure}
+        old = {key: value for key, value in status_of(stored.obj).items() if key != "error" or failure}
+        more = {} if failure is None else {"Failure": failure}
         conditions = progress(old.get("conditions"), progressing, ready, self._api.clock.now(), **more)
-        self._api.modify(
-            VM_SNAPSHOTS, stored, lambda obj: {**obj, "status": {**old, **facts, "conditions": conditions}}
-        )
+        self._modify_status(stored, {**old, **facts, "conditions": conditions})
 
-    def _let_go(self, key: Key, stored: Stored) -> None:
-        ready = (stored.obj.get("status") or {}).get("readyToUse")
-        if stored.obj["spec"].get("deletionPolicy", "Delete") == "Delete" or not ready:
-            self._drop_content(key, stored.obj)
-        self._unlock_source(key, stored.obj)
+    def _let_go(self, stored: Stored) -> None:
+        if stored.obj["spec"].get("deletionPolicy", "Delete") == "Delete" or not status_of(stored.obj).get(
+            "readyToUse"
+        ):
+            self._drop_content(stored)
+        self._unlock_source(stored)
         self._api.modify(VM_SNAPSHOTS, stored, lambda obj: without_finalizer(obj, _PROTECTION))
 
-    def _drop_content(self, key: Key, snapshot: Json) -> None:
-        name = _content_name(snapshot)
-        if self._api.store.get(VM_SNAPSHOT_CONTENTS, key[0], name) is None:
-            return
-        delete(self._api, VM_SNAPSHOT_CONTENTS, key[0], name, DeleteOptions())
-        content = self._api.store.get(VM_SNAPSHOT_CONTENTS, key[0], name)
+    def _drop_content(self, stored: Stored) -> None:
+        key = (stored.key[0], _content_name(stored.obj))
+        content = self._store.get(VM_SNAPSHOT_CONTENTS, *key)
+        if content is not None:
+            self._delete(VM_SNAPSHOT_CONTENTS, content)
+            content = self._store.get(VM_SNAPSHOT_CONTENTS, *key)
         if content is not None:
             self._api.modify(VM_SNAPSHOT_CONTENTS, content, lambda obj: without_finalizer(obj, CONTENT_PROTECTION))
 
-    def _unlock_source(self, key: Key, snapshot: Json) -> None:
-        machine = self._api.store.get(VIRTUAL_MACHINES, key[0], snapshot["spec"]["source"]["name"])
-        if machine is not None and (machine.obj.get("status") or {}).get("snapshotInProgress") == key[1]:
+    def _unlock_source(self, stored: Stored) -> None:
+        machine = self._store.get(VIRTUAL_MACHINES, stored.key[0], stored.obj["spec"]["source"]["name"])
+        if machine is not None and status_of(machine.obj).get("snapshotInProgress") == stored.key[1]:
             self._unlock(machine)
 
 
@@ -269,8 +257,8 @@ def _content_name(snapshot: Json) -> str:
 
 
 def _is_locked(vm: Json, snapshot_name: str) -> bool:
-    locked_for = (vm.get("status") or {}).get("snapshotInProgress")
-    return locked_for == snapshot_name and _LOCK in vm["metadata"].get("finalizers", ())
+    locked_for = status_of(vm).get("snapshotInProgress")
+    return locked_for == snapshot_name and _LOCK in finalizers_of(vm)
 
 
 def _seconds(duration: str) -> float:

@@ -2,19 +2,31 @@
 
 from collections.abc import Callable
 
+from typing_extensions import override
+
 from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.conditions import drop, find, make, put
-from app.devcluster.apiserver.deletion import DeleteOptions, delete
-from app.devcluster.apiserver.garbage import without_finalizer
-from app.devcluster.apiserver.objects import Change, Key, Stored
-from app.devcluster.apiserver.registry import CLAIMS, DATA_VOLUMES, PODS, VIRTUAL_MACHINE_INSTANCES, by_id
+from app.devcluster.apiserver.controller import KindController
+from app.devcluster.apiserver.objects import (
+    annotations_of,
+    finalizers_of,
+    is_deleting,
+    labels_of,
+    phase_of,
+    with_annotations,
+    with_metadata,
+    with_status,
+    without_finalizer,
+)
+from app.devcluster.apiserver.pod_images import LAUNCHER_IMAGE
+from app.devcluster.apiserver.registry import CLAIMS, DATA_VOLUMES, PODS, VIRTUAL_MACHINE_INSTANCES
 from app.devcluster.apiserver.status import ApiError, Json
+from app.devcluster.apiserver.store import Change, Stored
 from app.devcluster.apiserver.times import stamp
-from app.devcluster.apiserver.work import WorkQueue
 from app.devcluster.durations import Durations, Jitter
-from app.devcluster.kubevirt.launcher import LAUNCHER_IMAGE, OBSERVED, VM_FINALIZER, VMI_FINALIZERS, build_pod, claim_of
+from app.devcluster.kubevirt.launcher import OBSERVED, VM_FINALIZER, VMI_FINALIZERS, build_pod
 from app.devcluster.kubevirt.launcher_resources import memory_overhead
-from app.devcluster.storage.volumes import is_populated
+from app.devcluster.storage.volumes import claim_of, is_populated
 
 FINAL = frozenset({"Succeeded", "Failed"})
 _PULL_ERRORS = ("ErrImagePull", "ImagePullBackOff")
@@ -32,11 +44,8 @@ _VOLUMES_NOT_READY = {
     "reason": "NotAllDVsReady",
     "status": "False",
 }
-_MIRRORED = ("PodScheduled",)
-
-
-def phase_of(vmi: Json) -> str:
-    return str(vmi.get("status", {}).get("phase", ""))
+_NO_POD = ("PodNotExists", "virt-launcher pod has not yet been scheduled")
+_NOT_RUNNING = ("GuestNotRunning", "Guest VM is not reported as running")
 
 
 def with_phase(vmi: Json, phase: str, moment: str, **status: object) -> Json:
@@ -51,56 +60,39 @@ def pod_of(api: Api, vmi: Json) -> Stored | None:
     going = None
     for resource_id, key in api.store.dependents(vmi["metadata"]["uid"]):
         if resource_id == PODS.id:
-            pod = api.store.get(by_id(resource_id), *key)
-            if pod is not None and "deletionTimestamp" not in pod.obj["metadata"]:
+            pod = api.store.get(PODS, *key)
+            if pod is not None and not pod.deleting:
                 return pod
             going = pod or going
     return going
 
 
-class InstanceController:
+class InstanceController(KindController):
+    resource = VIRTUAL_MACHINE_INSTANCES
+
     def __init__(self, api: Api, durations: Durations, names: Jitter, refuse_pod: Callable[[Json], str | None]) -> None:
         """`refuse_pod` says why a pod may not be created (a quota), or None."""
-        self._api = api
+        super().__init__(api, durations.reaction)
         self._names = names
         self._refuse_pod = refuse_pod
-        self._queue: WorkQueue[Key] = WorkQueue("vmi", self._visit, api.clock, durations.reaction)
-        self._unsubscribe = api.store.subscribe(self._notice)
 
-    def resume(self) -> None:
-        for stored in self._api.store.each(VIRTUAL_MACHINE_INSTANCES):
-            self._queue.add((stored.obj["metadata"]["namespace"], stored.obj["metadata"]["name"]))
-
-    def stop(self) -> None:
-        self._unsubscribe()
-        self._queue.stop()
-
-    @property
-    def idle(self) -> bool:
-        return self._queue.idle
-
-    def _notice(self, change: Change) -> None:
-        if change.resource is VIRTUAL_MACHINE_INSTANCES:
-            self._queue.add(change.key)
-        elif change.resource is PODS:
-            for reference in change.last.obj["metadata"].get("ownerReferences", ()):
-                if reference["kind"] == "VirtualMachineInstance":
-                    self._queue.add((change.key[0], reference["name"]))
+    @override
+    def _react(self, change: Change) -> None:
+        if change.resource is PODS:
+            self._queue_owners(change)
         if change.resource in {CLAIMS, DATA_VOLUMES} or (change.resource is PODS and change.new is None):
-            for stored in self._api.store.rows(VIRTUAL_MACHINE_INSTANCES, change.key[0]):
+            for stored in self._store.rows(VIRTUAL_MACHINE_INSTANCES, change.key[0]):
                 if phase_of(stored.obj) == "Pending":
-                    self._queue.add((change.key[0], stored.obj["metadata"]["name"]))
+                    self._queue.add(stored.key)
 
-    def _visit(self, key: Key) -> None:
-        stored = self._api.store.get(VIRTUAL_MACHINE_INSTANCES, *key)
-        if stored is None:
-            return
+    @override
+    def _reconcile(self, stored: Stored) -> None:
         vmi = stored.obj
-        if not set(OBSERVED) <= set(vmi["metadata"].get("annotations") or {}):
-            self._write(stored, _observe)
+        if not OBSERVED.keys() <= annotations_of(vmi).keys():
+            self._write(stored, lambda obj: with_annotations(obj, OBSERVED))
             return
         pod = pod_of(self._api, vmi)
-        if "deletionTimestamp" in vmi["metadata"]:
+        if stored.deleting:
             self._let_go(stored, pod)
         elif phase_of(vmi) == "Pending" and pod is None:
             self._start(stored)
@@ -126,27 +118,13 @@ class InstanceController:
                 return
             message = f'failed to create virtual machine pod: pods "{pod["metadata"]["name"]}" is forbidden: {refusal}'
             failed = make("Synchronized", False, now, reason="FailedCreate", message=message, probed=True)
-            absent = make(
-                "Ready",
-                False,
-                now,
-                reason="PodNotExists",
-                message="virt-launcher pod has not yet been scheduled",
-                probed=True,
-            )
-            self._write(stored, lambda obj: _with_conditions(obj, put(put(_conditions(obj), absent), failed)))
+            conditions = put(put(_conditions(vmi), self._podless_condition()), failed)
+            self._write(stored, lambda obj: _with_conditions(obj, conditions))
             return
-        created = self._api.store.put(PODS, pod)
+        created = self._store.put(PODS, pod)
 
         def scheduling(obj: Json) -> Json:
-            ready = make(
-                "Ready",
-                False,
-                now,
-                reason="GuestNotRunning",
-                message="Guest VM is not reported as running",
-                probed=True,
-            )
+            ready = make("Ready", False, now, reason=_NOT_RUNNING[0], message=_NOT_RUNNING[1], probed=True)
             kept = drop(_conditions(obj), "Synchronized", "PodScheduled", "DataVolumesReady")
             if any("dataVolume" in volume for volume in obj["spec"].get("volumes", ())):
                 kept = put(kept, _VOLUMES_READY)
@@ -154,7 +132,7 @@ class InstanceController:
                 obj,
                 "Scheduling",
                 stamp(now),
-                activePods={created.obj["metadata"]["uid"]: ""},
+                activePods={created.uid: ""},
                 conditions=put(kept, ready),
                 launcherContainerImageVersion=LAUNCHER_IMAGE,
                 memory={**obj["status"].get("memory", {}), "memoryOverhead": str(memory_overhead(obj["spec"]))},
@@ -167,10 +145,10 @@ class InstanceController:
         if pod is None:
             if phase_of(vmi) in FINAL:
                 return vmi
-            lost = with_phase(vmi, "Failed", stamp(self._api.clock.now()))
+            lost = with_phase(vmi, "Failed", self._moment())
             return self._with_ready(lost, None)
         status = vmi["status"]
-        pods = {pod.obj["metadata"]["uid"]: pod.obj["spec"].get("nodeName", "")}
+        pods = {pod.uid: pod.obj["spec"].get("nodeName", "")}
         if phase_of(vmi) == "Scheduling":
             vmi = self._follow_scheduling(vmi, pod.obj)
             status = vmi["status"]
@@ -192,7 +170,7 @@ class InstanceController:
         if scheduled is not None and scheduled["status"] == "False":
             conditions = put(conditions, scheduled)
         else:
-            conditions = drop(conditions, *_MIRRORED)
+            conditions = drop(conditions, "PodScheduled")
         waiting = next(
             (
                 container["state"]["waiting"]
@@ -212,10 +190,6 @@ class InstanceController:
 
     def _scheduled(self, vmi: Json, pod: Json) -> Json:
         node = pod["spec"]["nodeName"]
-        metadata = {
-            **vmi["metadata"],
-            "labels": {**(vmi["metadata"].get("labels") or {}), "kubevirt.io/nodeName": node},
-        }
         interfaces = [
             {"name": item["name"], "podInterfaceName": f"eth{number}"}
             for number, item in enumerate(vmi["spec"]["domain"]["devices"].get("interfaces", ()))
@@ -228,10 +202,11 @@ class InstanceController:
         ]
         if volumes:
             status["volumeStatus"] = volumes
-        return with_phase({**vmi, "metadata": metadata}, "Scheduled", stamp(self._api.clock.now()), **status)
+        labelled = with_metadata(vmi, labels={**labels_of(vmi), "kubevirt.io/nodeName": node})
+        return with_phase(labelled, "Scheduled", self._moment(), **status)
 
     def _volume_status(self, volume: Json, namespace: str) -> Json:
-        claim = self._api.store.get(CLAIMS, namespace, claim_of(volume))
+        claim = self._store.get(CLAIMS, namespace, claim_of(volume))
         if claim is None:
             return {"name": volume["name"], "target": ""}
         spec, status = claim.obj["spec"], claim.obj["status"]
@@ -246,38 +221,32 @@ class InstanceController:
         return {"name": volume["name"], "persistentVolumeClaimInfo": information, "target": ""}
 
     def _with_ready(self, vmi: Json, pod: Json | None) -> Json:
-        now = self._api.clock.now()
         if pod is None:
-            reason, message = "PodNotExists", "virt-launcher pod has not yet been scheduled"
-        elif "deletionTimestamp" in pod["metadata"]:
-            reason, message = "PodTerminating", "virt-launcher pod is terminating"
+            why = _NO_POD
+        elif is_deleting(pod):
+            why = "PodTerminating", "virt-launcher pod is terminating"
         elif phase_of(vmi) != "Running":
-            reason, message = "GuestNotRunning", "Guest VM is not reported as running"
+            why = _NOT_RUNNING
         else:
             ready = find(pod["status"].get("conditions"), "Ready")
-            if ready is None:
-                reason, message = "PodConditionMissing", "virt-launcher pod is missing the Ready condition"
-            else:
+            if ready is not None:
                 return _with_conditions(vmi, put(_conditions(vmi), ready))
-        condition = make("Ready", False, now, reason=reason, message=message, probed=True)
+            why = "PodConditionMissing", "virt-launcher pod is missing the Ready condition"
+        condition = make("Ready", False, self._api.clock.now(), reason=why[0], message=why[1], probed=True)
         return _with_conditions(vmi, put(_conditions(vmi), condition))
 
     def _let_go(self, stored: Stored, pod: Stored | None) -> None:
         vmi = stored.obj
-        finalizers = vmi["metadata"].get("finalizers", ())
+        finalizers = finalizers_of(vmi)
         if pod is not None:
-            metadata = pod.obj["metadata"]
-            if "deletionTimestamp" not in metadata:
-                uid = metadata["uid"]
-                delete(self._api, PODS, metadata["namespace"], metadata["name"], DeleteOptions(uid=uid))
-                pod = pod_of(self._api, vmi)
+            self._delete(PODS, pod)
+            pod = pod_of(self._api, vmi)
         if pod is not None:
             followed = self._follow(vmi, pod)
             if followed is vmi and phase_of(vmi) in FINAL and VM_FINALIZER in finalizers:
                 followed = without_finalizer(vmi, VM_FINALIZER)
             self._write(stored, lambda _: followed)
-            return
-        if VM_FINALIZER in finalizers:
+        elif VM_FINALIZER in finalizers:
             self._write(stored, lambda obj: without_finalizer(obj, VM_FINALIZER))
         elif VMI_FINALIZERS[1] in finalizers:
             self._write(stored, lambda obj: without_finalizer(self._podless(obj), VMI_FINALIZERS[1]))
@@ -294,42 +263,29 @@ class InstanceController:
         namespace = vmi["metadata"]["namespace"]
         for volume in vmi["spec"].get("volumes", ()):
             name = claim_of(volume)
-            if name and self._api.store.get(CLAIMS, namespace, name) is None:
+            if name and self._store.get(CLAIMS, namespace, name) is None:
                 return f"PVC {namespace}/{name} does not exist, waiting for it to appear"
         return None
 
     def _is_populating(self, vmi: Json) -> bool:
         namespace = vmi["metadata"]["namespace"]
-        claims = [self._api.store.get(CLAIMS, namespace, claim_of(volume)) for volume in vmi["spec"].get("volumes", ())]
-        return any(claim is not None and not is_populated(self._api.store, claim.obj) for claim in claims)
+        claims = [self._store.get(CLAIMS, namespace, claim_of(volume)) for volume in vmi["spec"].get("volumes", ())]
+        return any(claim is not None and not is_populated(self._store, claim.obj) for claim in claims)
 
     def _populating(self, vmi: Json) -> Json:
-        absent = make(
-            "Ready",
-            False,
-            self._api.clock.now(),
-            reason="PodNotExists",
-            message="virt-launcher pod has not yet been scheduled",
-            probed=True,
-        )
-        conditions = put(drop(_conditions(vmi), "Synchronized", "PodScheduled"), absent)
+        conditions = put(drop(_conditions(vmi), "Synchronized", "PodScheduled"), self._podless_condition())
         return _with_conditions(vmi, put(conditions, _VOLUMES_NOT_READY))
 
     def _waiting(self, vmi: Json, message: str) -> Json:
         now = self._api.clock.now()
-        ready = make(
-            "Ready",
-            False,
-            now,
-            reason="PodNotExists",
-            message="virt-launcher pod has not yet been scheduled",
-            probed=True,
-        )
-        conditions = put(_conditions(vmi), ready)
+        conditions = put(_conditions(vmi), self._podless_condition())
         conditions = put(conditions, make("Synchronized", False, now, reason="FailedPvcNotFound", message=message))
         unscheduled = make("PodScheduled", False, now, reason="Unschedulable", message=message)
         conditions = put(conditions, {**unscheduled, "lastTransitionTime": None})
         return _with_conditions(vmi, conditions)
+
+    def _podless_condition(self) -> Json:
+        return make("Ready", False, self._api.clock.now(), reason=_NO_POD[0], message=_NO_POD[1], probed=True)
 
     def _write(self, stored: Stored, change: Callable[[Json], Json]) -> None:
         try:
@@ -345,11 +301,4 @@ def _conditions(vmi: Json) -> list[Json]:
 
 
 def _with_conditions(vmi: Json, conditions: list[Json]) -> Json:
-    if conditions == _conditions(vmi):
-        return vmi
-    return {**vmi, "status": {**vmi["status"], "conditions": conditions}}
-
-
-def _observe(vmi: Json) -> Json:
-    metadata = vmi["metadata"]
-    return {**vmi, "metadata": {**metadata, "annotations": {**(metadata.get("annotations") or {}), **OBSERVED}}}
+    return vmi if conditions == _conditions(vmi) else with_status(vmi, conditions=conditions)

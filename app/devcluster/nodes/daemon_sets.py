@@ -4,23 +4,21 @@ That is what brings an image near before a VM needs it: the pod's images stay in
 """
 
 import hashlib
-import uuid
 from typing import NamedTuple
 
 import orjson
+from typing_extensions import override
 
 from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.conditions import holds
-from app.devcluster.apiserver.deletion import DeleteOptions, delete
-from app.devcluster.apiserver.objects import Change, Key, Stored
+from app.devcluster.apiserver.controller import KindController
+from app.devcluster.apiserver.objects import annotations_of, labels_of, new_object, owned_by
+from app.devcluster.apiserver.pod_resources import qos_class
 from app.devcluster.apiserver.registry import DAEMON_SETS, NODES, PODS
 from app.devcluster.apiserver.status import Json
-from app.devcluster.apiserver.times import stamp
-from app.devcluster.apiserver.work import WorkQueue
+from app.devcluster.apiserver.store import Change, Stored
 from app.devcluster.durations import Durations, Jitter
-from app.devcluster.kubevirt.snapshot_conditions import owned_by
 from app.devcluster.scheduling.node_terms import matches_node, named_nodes, untolerated
-from app.devcluster.scheduling.pod_requests import qos_class
 
 _TOLERATED = (
     ("node.kubernetes.io/not-ready", "NoExecute"),
@@ -43,53 +41,37 @@ class _Verdict(NamedTuple):
     """One that is there already may stay."""
 
 
-class DaemonSetController:
+class DaemonSetController(KindController):
+    resource = DAEMON_SETS
+
     def __init__(self, api: Api, durations: Durations, jitter: Jitter) -> None:
-        self._api = api
+        super().__init__(api, durations.reaction)
         self._jitter = jitter
-        self._queue: WorkQueue[Key] = WorkQueue("daemonset", self._visit, api.clock, durations.reaction)
-        self._unsubscribe = api.store.subscribe(self._notice)
 
-    def resume(self) -> None:
-        for stored in self._api.store.each(DAEMON_SETS):
-            self._queue.add(_key(stored))
-
-    def stop(self) -> None:
-        self._unsubscribe()
-        self._queue.stop()
-
-    @property
-    def idle(self) -> bool:
-        return self._queue.idle
-
-    def _notice(self, change: Change) -> None:
-        if change.resource is DAEMON_SETS:
-            self._queue.add(change.key)
-        elif change.resource is NODES:
+    @override
+    def _react(self, change: Change) -> None:
+        if change.resource is NODES:
             self.resume()
         elif change.resource is PODS:
-            for reference in change.last.obj["metadata"].get("ownerReferences", ()):
-                if reference["kind"] == DAEMON_SETS.kind:
-                    self._queue.add((change.key[0], reference["name"]))
+            self._queue_owners(change)
 
-    def _visit(self, key: Key) -> None:
-        stored = self._api.store.get(DAEMON_SETS, *key)
-        if stored is None or "deletionTimestamp" in stored.obj["metadata"]:
+    @override
+    def _reconcile(self, stored: Stored) -> None:
+        if stored.deleting:
             return
         daemon_set = stored.obj
         pods = self._pods(daemon_set)
-        verdicts = {node.obj["metadata"]["name"]: _judge(daemon_set, node.obj) for node in self._api.store.rows(NODES)}
+        verdicts = {node.obj["metadata"]["name"]: _judge(daemon_set, node.obj) for node in self._store.rows(NODES)}
         for name, pod in list(pods.items()):
             verdict = verdicts.get(name)
             if verdict is None or not verdict.stays:
-                self._remove(pod)
+                self._delete(PODS, pod)
                 del pods[name]
         self._replace_outdated(daemon_set, pods)
         for name, verdict in verdicts.items():
             if verdict.runs and name not in pods:
-                pods[name] = self._api.store.put(PODS, self._pod(daemon_set, name))
-        status = _status(daemon_set, pods, verdicts)
-        self._api.modify(DAEMON_SETS, stored, lambda obj: {**obj, "status": status})
+                pods[name] = self._store.put(PODS, self._pod(daemon_set, name))
+        self._modify_status(stored, _status(daemon_set, pods, verdicts))
 
     def _replace_outdated(self, daemon_set: Json, pods: dict[str, Stored]) -> None:
         """Pods of another template go: at once where they are not ready, else one at a time while all others are."""
@@ -101,46 +83,36 @@ class DaemonSetController:
         if not unready and all(_is_ready(pod.obj) for pod in pods.values()):
             unready = outdated[:1]
         for name in unready:
-            self._remove(pods.pop(name))
+            self._delete(PODS, pods.pop(name))
 
     def _pods(self, daemon_set: Json) -> dict[str, Stored]:
         """Its pods by the node they are on, or meant for."""
         found: dict[str, Stored] = {}
-        for resource_id, key in self._api.store.dependents(daemon_set["metadata"]["uid"]):
-            pod = self._api.store.get(PODS, *key) if resource_id == PODS.id else None
-            if pod is not None and "deletionTimestamp" not in pod.obj["metadata"]:
+        for resource_id, key in self._store.dependents(daemon_set["metadata"]["uid"]):
+            pod = self._store.get(PODS, *key) if resource_id == PODS.id else None
+            if pod is not None and not pod.deleting:
                 node = pod.obj["spec"].get("nodeName") or min(named_nodes(pod.obj) or {""})
                 if node in found:
-                    self._remove(pod)
+                    self._delete(PODS, pod)
                 else:
                     found[node] = pod
         return found
 
     def _pod(self, daemon_set: Json, node: str) -> Json:
         metadata, template = daemon_set["metadata"], daemon_set["spec"]["template"]
-        given = template.get("metadata") or {}
-        pod_metadata: Json = {
-            "creationTimestamp": stamp(self._api.clock.now()),
-            "generateName": f"{metadata['name']}-",
-            "labels": {**(given.get("labels") or {}), _REVISION: _revision(daemon_set)},
-            "name": f"{metadata['name']}-{self._jitter.token()}",
-            "namespace": metadata["namespace"],
-            "ownerReferences": owned_by(daemon_set),
-            "uid": str(uuid.uuid4()),
-        }
-        if given.get("annotations"):
-            pod_metadata["annotations"] = given["annotations"]
-        return {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": pod_metadata,
-            "spec": _pod_spec(daemon_set, node),
-            "status": {"phase": "Pending", "qosClass": qos_class(template["spec"])},
-        }
-
-    def _remove(self, pod: Stored) -> None:
-        metadata = pod.obj["metadata"]
-        delete(self._api, PODS, metadata["namespace"], metadata["name"], DeleteOptions(uid=metadata["uid"]))
+        more: Json = {"annotations": annotations_of(template)} if annotations_of(template) else {}
+        pod = new_object(
+            PODS,
+            f"{metadata['name']}-{self._jitter.token()}",
+            metadata["namespace"],
+            self._api.clock.now(),
+            generateName=f"{metadata['name']}-",
+            labels={**labels_of(template), _REVISION: _revision(daemon_set)},
+            ownerReferences=owned_by(daemon_set),
+            **more,
+        )
+        status = {"phase": "Pending", "qosClass": qos_class(template["spec"])}
+        return {**pod, "spec": _pod_spec(daemon_set, node), "status": status}
 
 
 def _judge(daemon_set: Json, node: Json) -> _Verdict:
@@ -192,15 +164,10 @@ def _is_ready(pod: Json) -> bool:
 
 
 def _is_current(daemon_set: Json, pod: Json) -> bool:
-    return bool((pod["metadata"].get("labels") or {}).get(_REVISION) == _revision(daemon_set))
+    return labels_of(pod).get(_REVISION) == _revision(daemon_set)
 
 
 def _revision(daemon_set: Json) -> str:
     """Names the template by its content."""
     text = orjson.dumps(daemon_set["spec"]["template"], option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(text).hexdigest()[:10]
-
-
-def _key(stored: Stored) -> Key:
-    metadata = stored.obj["metadata"]
-    return (metadata["namespace"], metadata["name"])

@@ -1,12 +1,11 @@
 """Which images each node holds: a finite cache, told in the node's status as a kubelet tells it."""
 
-import hashlib
 from collections import OrderedDict
 
-from app.devcluster.apiserver.objects import Store
+from app.devcluster.apiserver.pod_images import LAUNCHER_IMAGE, pinned_name, pod_images
 from app.devcluster.apiserver.registry import NODES, PODS
 from app.devcluster.apiserver.status import Json
-from app.devcluster.kubevirt.launcher import LAUNCHER_IMAGE
+from app.devcluster.apiserver.store import Store
 
 IMAGE_CACHE_SLOTS = 20
 IMAGE_BYTES = 512 * 2**20
@@ -36,7 +35,7 @@ class ImageCache:
 
     def missing(self, node: str, pod: Json) -> list[str]:
         held = self._held.setdefault(node, OrderedDict())
-        return [image for image in images(pod) if image not in held]
+        return [image for image in pod_images(pod) if image not in held]
 
     def holds(self, node: str, image: str) -> bool:
         return image in self._held.get(node, ())
@@ -45,7 +44,7 @@ class ImageCache:
         self._keep(node, [image])
 
     def use(self, node: str, pod: Json) -> None:
-        self._keep(node, images(pod))
+        self._keep(node, pod_images(pod))
 
     def introduce(self, node: str, slots: int | None) -> None:
         """Begin to tell a node's images, or change its slots; None for as many as the others have."""
@@ -86,7 +85,7 @@ class ImageCache:
         used = {*wanted}
         for pod in self._store.each(PODS):
             if pod.obj["spec"].get("nodeName") == node and pod.obj["status"].get("phase") not in _ENDED:
-                used.update(images(pod.obj))
+                used.update(pod_images(pod.obj))
         for image in [image for image in held if image not in used]:
             if len(held) <= self._slots_of(node):
                 return
@@ -98,28 +97,6 @@ class ImageCache:
         if stored is not None and stored.obj["status"].get("images") != told:
             status = {**stored.obj["status"], "images": told}
             self._store.put(NODES, {**stored.obj, "status": status})
-
-
-def images(pod: Json) -> list[str]:
-    """Images a node must have before the pod starts, each once; the launcher's own is on every node."""
-    spec = pod["spec"]
-    found = [item["image"] for item in (*(spec.get("initContainers") or ()), *spec["containers"])]
-    found += [item["image"]["reference"] for item in spec.get("volumes") or () if "image" in item]
-    return [image for image in dict.fromkeys(found) if image != LAUNCHER_IMAGE]
-
-
-def digest(image: str) -> str:
-    """The digest that the image's reference names, or one made from it."""
-    _, marked, given = image.partition("@")
-    return given if marked else f"sha256:{hashlib.sha256(image.encode()).hexdigest()}"
-
-
-def pinned_name(image: str) -> str:
-    """The image by its digest."""
-    name = image.partition("@")[0]
-    if ":" in name.rpartition("/")[2]:
-        name = name.rpartition(":")[0]
-    return f"{name}@{digest(image)}"
 
 
 def _describe(image: str) -> Json:

@@ -7,24 +7,22 @@ from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.work import Timers
 from app.devcluster.clock import Clock
 from app.devcluster.durations import Durations, Jitter
-from app.devcluster.faults.faults import Fault
+from app.devcluster.faults.book import Fault
 from app.devcluster.nodes.image_cache import ImageCache
 from app.devcluster.nodes.pod_status import Refusal, waiting_reason
-
-PULL_ERRORS = frozenset({"ErrImagePull", "ImagePullBackOff"})
+from app.devcluster.nodes.power import NodePower
 
 _Pull = tuple[str, str]
 
 
 class ImagePuller:
     def __init__(
-        self, clock: Clock, durations: Durations, jitter: Jitter, images: ImageCache, is_dead: Callable[[str], bool]
+        self, clock: Clock, durations: Durations, jitter: Jitter, images: ImageCache, power: NodePower
     ) -> None:
-        """A pull that ends on a node which is dead by then brings nothing."""
         self._durations = durations
         self._jitter = jitter
         self._images = images
-        self._is_dead = is_dead
+        self._power = power
         self._timers: Timers[_Pull] = Timers(clock)
         self._waiting: dict[_Pull, dict[str, Callable[[], None]]] = {}
 
@@ -41,23 +39,24 @@ class ImagePuller:
             self._timers.ensure(pull, "pull", delay, partial(self._end, pull))
         return not missing
 
-    def never_pulled(self, node: str, pod: Json) -> Refusal | None:
-        """The first image that is missing and must not be pulled."""
-        spec = pod["spec"]
-        for item in (*(spec.get("initContainers") or ()), *spec["containers"]):
-            if item.get("imagePullPolicy") == "Never" and not self._images.holds(node, item["image"]):
-                message = f'Container image "{item["image"]}" is not present with pull policy of Never'
-                return Refusal(item["image"], "ErrImageNeverPull", message)
-        return None
-
     def _end(self, pull: _Pull) -> None:
         node, image = pull
         waiting = self._waiting.pop(pull, {})
-        if self._is_dead(node):
-            return
+        if self._power.is_off(node):
+            return  # a node that is off by then has got nothing
         self._images.add(node, image)
         for then in waiting.values():
             then()
+
+
+def never_pulled(images: ImageCache, node: str, pod: Json) -> Refusal | None:
+    """For the first image that is missing there and must not be pulled."""
+    spec = pod["spec"]
+    for item in (*(spec.get("initContainers") or ()), *spec["containers"]):
+        if item.get("imagePullPolicy") == "Never" and not images.holds(node, item["image"]):
+            message = f'Container image "{item["image"]}" is not present with pull policy of Never'
+            return Refusal(item["image"], "ErrImageNeverPull", message)
+    return None
 
 
 def refuse_pull(pod: Json, image: str, fault: Fault) -> Refusal:

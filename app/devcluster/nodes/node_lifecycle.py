@@ -5,15 +5,16 @@ from collections.abc import Callable
 from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.conditions import make, put
 from app.devcluster.apiserver.deletion import DeleteOptions, delete
-from app.devcluster.apiserver.objects import Change, Stored
+from app.devcluster.apiserver.objects import labels_of, with_metadata, with_status
 from app.devcluster.apiserver.registry import NODES, PODS
-from app.devcluster.apiserver.status import Json, not_found
+from app.devcluster.apiserver.status import Json
+from app.devcluster.apiserver.store import Change, Stored
 from app.devcluster.apiserver.times import stamp
 from app.devcluster.clock import Timer
 from app.devcluster.durations import Durations
 from app.devcluster.nodes.image_cache import ImageCache
-from app.devcluster.nodes.node_agent import NodeAgent
 from app.devcluster.nodes.nodes import ready_conditions
+from app.devcluster.nodes.power import NodePower
 from app.devcluster.scheduling.node_terms import tolerates
 
 _TAINT = "node.kubernetes.io/unreachable"
@@ -25,10 +26,10 @@ class NodeLifecycle:
     node is back or taken away. A node that comes back takes new VMs `node_return` later.
     """
 
-    def __init__(self, api: Api, durations: Durations, agent: NodeAgent, images: ImageCache) -> None:
+    def __init__(self, api: Api, durations: Durations, power: NodePower, images: ImageCache) -> None:
         self._api = api
         self._durations = durations
-        self._agent = agent
+        self._power = power
         self._images = images
         self._timers: dict[str, list[Timer]] = {}
         self._unsubscribe = api.store.subscribe(self._notice)
@@ -37,7 +38,7 @@ class NodeLifecycle:
         """Nodes that were dead when the state was saved are dead still."""
         for stored in self._api.store.each(NODES):
             if any(item["key"] == _TAINT for item in stored.obj["spec"].get("taints", ())):
-                self._agent.freeze(stored.obj["metadata"]["name"])
+                self._power.switch_off(stored.obj["metadata"]["name"])
 
     def stop(self) -> None:
         self._unsubscribe()
@@ -46,9 +47,9 @@ class NodeLifecycle:
 
     def kill(self, name: str) -> None:
         """Power off. Raises ApiError 404 for a node that is not there."""
-        self._node(name)
+        self._api.get(NODES, "", name)
         self._cancel(name)
-        self._agent.freeze(name)
+        self._power.switch_off(name)
         clock, grace = self._api.clock, self._durations.node_grace
         self._timers[name] = [
             clock.call_later(grace, lambda: self._miss(name)),
@@ -57,20 +58,16 @@ class NodeLifecycle:
 
     def revive(self, name: str) -> None:
         """Power on again: guests that were not evicted turn out to be running still."""
-        self._node(name)
+        self._api.get(NODES, "", name)
         self._cancel(name)
         self._change(name, self._alive)
-        self._agent.thaw(name)
-        timer = self._api.clock.call_later(self._durations.node_return, lambda: self._change(name, _open))
+        self._power.switch_on(name)
+        timer = self._api.clock.call_later(self._durations.node_return, lambda: self._set_schedulable(name, "true"))
         self._timers[name] = [timer]
-
-    def find(self, name: str) -> Stored:
-        """Raises ApiError 404 for a node that is not there."""
-        return self._node(name)
 
     def remove(self, name: str) -> None:
         """Take the node out of the cluster, and what ran on it with it."""
-        self._node(name)
+        self._api.get(NODES, "", name)
         self._api.store.remove(NODES, "", name)
 
     def _notice(self, change: Change) -> None:
@@ -83,9 +80,8 @@ class NodeLifecycle:
         self._cancel(name)
         self._images.forget(name)
         for pod in self._pods(name):
-            metadata = pod.obj["metadata"]
-            self._api.store.remove(PODS, metadata["namespace"], metadata["name"])
-        self._agent.thaw(name)
+            self._api.store.remove(PODS, *pod.key)
+        self._power.switch_on(name)
 
     def _expel(self, node: Json) -> None:
         """Delete the pods that do not tolerate a NoExecute taint, but for those of silence, which have their time."""
@@ -93,9 +89,9 @@ class NodeLifecycle:
         if not taints:
             return
         for pod in self._pods(node["metadata"]["name"]):
-            metadata, tolerations = pod.obj["metadata"], pod.obj["spec"].get("tolerations") or ()
-            if "deletionTimestamp" not in metadata and not all(tolerates(tolerations, item) for item in taints):
-                delete(self._api, PODS, metadata["namespace"], metadata["name"], DeleteOptions(uid=metadata["uid"]))
+            tolerations = pod.obj["spec"].get("tolerations") or ()
+            if not pod.deleting and not all(tolerates(tolerations, item) for item in taints):
+                delete(self._api, PODS, *pod.key, DeleteOptions(uid=pod.uid))
 
     def _miss(self, name: str) -> None:
         now = self._api.clock.now()
@@ -114,14 +110,13 @@ class NodeLifecycle:
 
     def _unready(self, pod: Json) -> Json:
         conditions = put(pod["status"].get("conditions"), make("Ready", False, self._api.clock.now()))
-        return {**pod, "status": {**pod["status"], "conditions": conditions}}
+        return with_status(pod, conditions=conditions)
 
     def _evict(self, name: str) -> None:
-        self._change(name, _close)
+        self._set_schedulable(name, "false")
         for pod in self._pods(name):
-            metadata = pod.obj["metadata"]
-            if "deletionTimestamp" not in metadata and not _stays(pod.obj):
-                delete(self._api, PODS, metadata["namespace"], metadata["name"], DeleteOptions(uid=metadata["uid"]))
+            if not pod.deleting and not _stays(pod.obj):
+                delete(self._api, PODS, *pod.key, DeleteOptions(uid=pod.uid))
 
     def _alive(self, node: Json) -> Json:
         taints = _own_taints(node)
@@ -134,16 +129,14 @@ class NodeLifecycle:
     def _pods(self, name: str) -> list[Stored]:
         return [pod for pod in self._api.store.each(PODS) if pod.obj["spec"].get("nodeName") == name]
 
-    def _node(self, name: str) -> Stored:
-        stored = self._api.store.get(NODES, "", name)
-        if stored is None:
-            raise not_found("", "nodes", name)
-        return stored
-
     def _change(self, name: str, change: Callable[[Json], Json]) -> None:
         stored = self._api.store.get(NODES, "", name)
         if stored is not None:
             self._api.modify(NODES, stored, change)
+
+    def _set_schedulable(self, name: str, value: str) -> None:
+        """KubeVirt's own mark, by which it chooses nodes for VMs."""
+        self._change(name, lambda node: with_metadata(node, labels={**labels_of(node), _SCHEDULABLE: value}))
 
     def _cancel(self, name: str) -> None:
         for timer in self._timers.pop(name, ()):
@@ -160,16 +153,3 @@ def _stays(pod: Json) -> bool:
     taint = {"key": _TAINT, "effect": "NoExecute"}
     lasting = [item for item in pod["spec"].get("tolerations") or () if "tolerationSeconds" not in item]
     return tolerates(lasting, taint)
-
-
-def _close(node: Json) -> Json:
-    return _labelled(node, "false")
-
-
-def _open(node: Json) -> Json:
-    return _labelled(node, "true")
-
-
-def _labelled(node: Json, value: str) -> Json:
-    metadata = node["metadata"]
-    return {**node, "metadata": {**metadata, "labels": {**metadata["labels"], _SCHEDULABLE: value}}}

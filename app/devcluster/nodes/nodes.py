@@ -1,18 +1,14 @@
-"""Nodes: their objects, and what pods ask for on each."""
+"""The objects of nodes: built from a shape, and given another one."""
 
 import json
-import uuid
-from collections.abc import Collection
 from datetime import datetime
 
-from app.devcluster.apiserver.objects import Change, Store
+from app.devcluster.apiserver.objects import annotations_of, new_object
 from app.devcluster.apiserver.quantities import whole
-from app.devcluster.apiserver.registry import PODS
+from app.devcluster.apiserver.registry import NODES
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.times import stamp
 from app.devcluster.nodes.node_shapes import NodeShape, change_shape
-from app.devcluster.scheduling.pod_requests import pod_requests
-from app.devcluster.scheduling.pod_terms import has_pod_terms
 
 SHAPE = "devcluster/shape"
 """The annotation that keeps a node's shape, so that it can be changed member by member."""
@@ -25,20 +21,13 @@ def build_node(name: str, shape: NodeShape, number: int, now: datetime) -> Json:
     if taints:
         spec["taints"] = taints
     zone = shape.zone or f"zone-{'abc'[number % 3]}"
+    annotations = {
+        "kubevirt.io/heartbeat": stamp(now),
+        "node.alpha.kubernetes.io/ttl": "0",
+        SHAPE: json.dumps({**shape.as_json(), "zone": zone}),
+    }
     return {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {
-            "name": name,
-            "uid": str(uuid.uuid4()),
-            "creationTimestamp": stamp(now),
-            "labels": _labels(name, shape, zone),
-            "annotations": {
-                "kubevirt.io/heartbeat": stamp(now),
-                "node.alpha.kubernetes.io/ttl": "0",
-                SHAPE: json.dumps({**shape.as_json(), "zone": zone}),
-            },
-        },
+        **new_object(NODES, name, "", now, labels=_labels(name, shape, zone), annotations=annotations),
         "spec": spec,
         "status": {
             **_room(shape),
@@ -66,7 +55,7 @@ def build_node(name: str, shape: NodeShape, number: int, now: datetime) -> Json:
 
 def shape_of(node: Json) -> NodeShape:
     """As the node was ordered; the default for one of a saved cluster that told none."""
-    kept = (node["metadata"].get("annotations") or {}).get(SHAPE)
+    kept = annotations_of(node).get(SHAPE)
     return change_shape(NodeShape(), json.loads(kept)) if kept else NodeShape()
 
 
@@ -83,7 +72,7 @@ def reshape(node: Json, shape: NodeShape) -> Json:
     spec = {**node["spec"], "taints": [*taints, *shape.taint_objects()]}
     if not spec["taints"]:
         del spec["taints"]
-    annotations = {**(metadata.get("annotations") or {}), SHAPE: json.dumps({**shape.as_json(), "zone": zone})}
+    annotations = {**annotations_of(node), SHAPE: json.dumps({**shape.as_json(), "zone": zone})}
     return {
         **node,
         "metadata": {**metadata, "labels": labels, "annotations": annotations},
@@ -157,67 +146,6 @@ def ready_conditions(now: datetime, *, alive: bool = True) -> list[Json]:
         }
         for kind, status, reason, message in rows
     ]
-
-
-class Ledger:
-    """What pods ask for on each node, kept up to date from the store's changes."""
-
-    def __init__(self, store: Store) -> None:
-        self._asked: dict[str, tuple[str, dict[str, int]]] = {}
-        self._pods: dict[str, dict[str, Json]] = {}
-        self._with_terms: dict[str, dict[str, Json]] = {}
-        self._used: dict[str, dict[str, int]] = {}
-        for stored in store.each(PODS):
-            self._enter(stored.obj)
-        self._unsubscribe = store.subscribe(self._notice)
-
-    def stop(self) -> None:
-        self._unsubscribe()
-
-    def used(self, node: str) -> dict[str, int]:
-        return self._used.get(node, {})
-
-    def pods_on(self, node: str) -> Collection[Json]:
-        """Pods that are bound there and have not ended; those that are going away are among them."""
-        return self._pods.get(node, {}).values()
-
-    def pods_with_terms(self, node: str) -> Collection[Json]:
-        """Those of them that have affinity or anti-affinity to other pods."""
-        return self._with_terms.get(node, {}).values()
-
-    def _notice(self, change: Change) -> None:
-        if change.resource is not PODS:
-            return
-        if change.new is None:
-            self._leave(change.last.obj["metadata"]["uid"])
-        else:
-            self._enter(change.new.obj)
-
-    def _enter(self, pod: Json) -> None:
-        uid = pod["metadata"]["uid"]
-        node = pod["spec"].get("nodeName")
-        ended = pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}
-        if not node or ended:
-            self._leave(uid)
-            return
-        self._pods.setdefault(node, {})[uid] = pod
-        if has_pod_terms(pod):
-            self._with_terms.setdefault(node, {})[uid] = pod
-        if uid in self._asked:
-            return
-        asked = pod_requests(pod)
-        self._asked[uid] = (node, asked)
-        used = self._used.setdefault(node, {})
-        for name, amount in asked.items():
-            used[name] = used.get(name, 0) + amount
-
-    def _leave(self, uid: str) -> None:
-        node, asked = self._asked.pop(uid, ("", {}))
-        self._pods.get(node, {}).pop(uid, None)
-        self._with_terms.get(node, {}).pop(uid, None)
-        used = self._used.get(node, {})
-        for name, amount in asked.items():
-            used[name] -= amount
 
 
 def _usable(memory: int) -> int:

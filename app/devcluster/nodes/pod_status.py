@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import NamedTuple
 
-from app.devcluster.apiserver.conditions import make, put
+from app.devcluster.apiserver.conditions import holds, make, put
+from app.devcluster.apiserver.pod_images import pinned_name
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.times import stamp
-from app.devcluster.nodes.image_cache import pinned_name
 
 
 class Refusal(NamedTuple):
@@ -96,10 +96,7 @@ def waiting_reason(pod: Json, image: str) -> str:
 
 
 def is_initialized(pod: Json) -> bool:
-    conditions = pod["status"].get("conditions") or ()
-    return "startTime" in pod["status"] and any(
-        item["type"] == "PodReadyToStartContainers" and item["status"] == "True" for item in conditions
-    )
+    return "startTime" in pod["status"] and holds(pod["status"].get("conditions"), "PodReadyToStartContainers")
 
 
 def unready_message(pod: Json) -> str:

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from app.devcluster.apiserver.pod_resources import allocatable
 from app.devcluster.apiserver.status import Json
 from app.devcluster.scheduling.node_terms import is_closed, matches_node, named_nodes, untolerated
-from app.devcluster.scheduling.pod_requests import allocatable
 
 _NOT_NAMED = "node(s) didn't satisfy plugin(s) [NodeAffinity]"
 

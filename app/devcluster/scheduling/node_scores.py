@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+from app.devcluster.apiserver.pod_images import pod_images
+from app.devcluster.apiserver.pod_resources import allocatable
 from app.devcluster.apiserver.status import Json
-from app.devcluster.nodes.image_cache import images
 from app.devcluster.scheduling.node_terms import preference, untolerated
-from app.devcluster.scheduling.pod_requests import allocatable
 from app.devcluster.scheduling.pod_terms import PodTerms
 from app.devcluster.scheduling.spreading import Spread
 
@@ -63,7 +63,7 @@ def _room(shares: tuple[Fraction, ...]) -> int:
 
 def _nearness(pod: Json, node: Json, everywhere: Sequence[Json]) -> int:
     """ImageLocality: the bytes the node has already, each image weighed by how many nodes have it."""
-    wanted = images(pod)
+    wanted = pod_images(pod)
     total = 0
     for image in wanted:
         size = _held_bytes(node, image)

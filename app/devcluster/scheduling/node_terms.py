@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from app.devcluster.apiserver.label_rules import rule_holds
+from app.devcluster.apiserver.label_selectors import rule_holds
 from app.devcluster.apiserver.status import Json
 
 UNSCHEDULABLE = "node.kubernetes.io/unschedulable"

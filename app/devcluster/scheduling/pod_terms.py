@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from app.devcluster.apiserver.label_rules import selects, with_keys
+from app.devcluster.apiserver.label_selectors import selects, with_keys
 from app.devcluster.apiserver.status import Json
 
 AFFINITY = "node(s) didn't match pod affinity rules"

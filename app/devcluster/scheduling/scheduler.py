@@ -2,19 +2,21 @@
 
 from collections.abc import Callable
 
+from typing_extensions import override
+
 from app.devcluster.apiserver.api import Api
-from app.devcluster.apiserver.conditions import find
-from app.devcluster.apiserver.objects import Change, Key, Stored
+from app.devcluster.apiserver.conditions import find, make
+from app.devcluster.apiserver.controller import KindController
+from app.devcluster.apiserver.objects import Key, labels_of, phase_of, with_status
+from app.devcluster.apiserver.pod_resources import pod_requests
 from app.devcluster.apiserver.registry import CLAIMS, NAMESPACES, NODES, PODS
 from app.devcluster.apiserver.status import Json
-from app.devcluster.apiserver.times import stamp
-from app.devcluster.apiserver.work import Timers, WorkQueue
+from app.devcluster.apiserver.store import Change, Stored
 from app.devcluster.durations import Durations, Jitter
-from app.devcluster.nodes.nodes import Ledger
+from app.devcluster.scheduling.ledger import Ledger
 from app.devcluster.scheduling.node_fit import Refusal, explain, refuse_load, refuse_node
 from app.devcluster.scheduling.node_scores import choose_node
 from app.devcluster.scheduling.node_terms import named_nodes
-from app.devcluster.scheduling.pod_requests import pod_requests
 from app.devcluster.scheduling.pod_terms import PodTerms, has_pod_terms
 from app.devcluster.scheduling.spreading import Spread, rules_of
 from app.devcluster.storage.volumes import scheduling_hold
@@ -22,38 +24,30 @@ from app.devcluster.storage.volumes import scheduling_hold
 _NAME = "default-scheduler"
 
 
-class Scheduler:
+class Scheduler(KindController):
     """A pod waits `durations.schedule`, then is bound; one that fits nowhere is tried again when room may have come."""
 
+    resource = PODS
+
     def __init__(self, api: Api, ledger: Ledger, durations: Durations, jitter: Jitter) -> None:
-        self._api = api
+        super().__init__(api)
         self._ledger = ledger
         self._durations = durations
         self._jitter = jitter
-        self._timers: Timers[str] = Timers(api.clock)
         self._waiting: dict[Key, None] = {}
-        self._queue: WorkQueue[Key] = WorkQueue("scheduler", self._visit, api.clock)
-        self._unsubscribe = api.store.subscribe(self._notice)
 
+    @override
     def resume(self) -> None:
-        for stored in self._api.store.each(PODS):
+        for stored in self._store.each(PODS):
             self._consider(stored)
 
-    def stop(self) -> None:
-        self._unsubscribe()
-        self._queue.stop()
-        self._timers.cancel_all()
-
-    @property
-    def idle(self) -> bool:
-        return self._queue.idle
-
+    @override
     def _notice(self, change: Change) -> None:
         if change.resource is NODES or change.resource is CLAIMS:
             self._retry()
         elif change.resource is PODS:
             if change.new is None:
-                self._timers.cancel(change.last.obj["metadata"]["uid"])
+                self._forget(change.last.uid)
                 self._waiting.pop(change.key, None)
                 self._retry()
             elif change.old is None:
@@ -64,42 +58,39 @@ class Scheduler:
                 self._retry(only=_looks_at_others)
 
     def _consider(self, stored: Stored) -> None:
-        pod = stored.obj
-        if pod["spec"].get("nodeName") or "deletionTimestamp" in pod["metadata"]:
+        spec = stored.obj["spec"]
+        if spec.get("nodeName") or stored.deleting or spec.get("schedulerName", _NAME) != _NAME:
             return
-        if pod["spec"].get("schedulerName", _NAME) != _NAME:
-            return
-        key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
         delay = self._jitter.spread(self._durations.schedule)
-        self._timers.ensure(pod["metadata"]["uid"], "schedule", delay, lambda: self._queue.add(key))
+        self._timers.ensure(stored.uid, "schedule", delay, lambda: self._queue.add(stored.key))
 
     def _retry(self, only: Callable[[Json], bool] | None = None) -> None:
         for key in self._waiting:
-            stored = self._api.store.get(PODS, *key) if only else None
+            stored = self._store.get(PODS, *key) if only else None
             if only is None or (stored is not None and only(stored.obj)):
                 self._queue.add(key)
 
-    def _visit(self, key: Key) -> None:
-        stored = self._api.store.get(PODS, *key)
-        self._waiting.pop(key, None)
-        if stored is None or stored.obj["spec"].get("nodeName") or "deletionTimestamp" in stored.obj["metadata"]:
+    @override
+    def _reconcile(self, stored: Stored) -> None:
+        self._waiting.pop(stored.key, None)
+        if stored.obj["spec"].get("nodeName") or stored.deleting:
             return
-        hold = scheduling_hold(self._api.store, stored.obj)
+        hold = scheduling_hold(self._store, stored.obj)
         if hold is None and named_nodes(stored.obj) == set():
             hold = "pod affinity terms conflict"
         if hold == "":
-            self._waiting[key] = None
+            self._waiting[stored.key] = None
             return
         node, refusal = self._choose(stored.obj) if hold is None else (None, self._held(hold))
         if node is None:
-            self._waiting[key] = None
+            self._waiting[stored.key] = None
             self._api.modify(PODS, stored, lambda pod: self._unschedulable(pod, refusal))
         else:
             self._api.modify(PODS, stored, lambda pod: self._bound(pod, node))
 
     def _choose(self, pod: Json) -> tuple[str | None, str]:
         asked = pod_requests(pod)
-        nodes = [stored.obj for stored in self._api.store.rows(NODES)]
+        nodes = [stored.obj for stored in self._store.rows(NODES)]
         pods_on = self._ledger.pods_on
         relevant = pods_on if has_pod_terms(pod) else self._ledger.pods_with_terms
         placed = ((other, node) for node in nodes for other in relevant(node["metadata"]["name"]))
@@ -124,11 +115,11 @@ class Scheduler:
         return str(best["metadata"]["name"]), ""
 
     def _namespace_labels(self, name: str) -> dict[str, str]:
-        stored = self._api.store.get(NAMESPACES, "", name)
-        return (stored.obj["metadata"].get("labels") or {}) if stored else {}
+        stored = self._store.get(NAMESPACES, "", name)
+        return labels_of(stored.obj) if stored else {}
 
     def _held(self, why: str) -> str:
-        nodes = sum(1 for _ in self._api.store.each(NODES))
+        nodes = sum(1 for _ in self._store.each(NODES))
         return (
             f"0/{nodes} nodes are available: {why}. no new claims to deallocate, preemption: 0/{nodes} nodes are "
             f"available: {nodes} Preemption is not helpful for scheduling."
@@ -138,29 +129,19 @@ class Scheduler:
         condition = find(pod["status"].get("conditions"), "PodScheduled")
         if condition is not None and condition.get("message") == refusal:
             return pod
-        now = stamp(self._api.clock.now())
         failed = {
             "lastProbeTime": None,
-            "lastTransitionTime": condition["lastTransitionTime"] if condition is not None else now,
+            "lastTransitionTime": condition["lastTransitionTime"] if condition is not None else self._moment(),
             "message": refusal,
             "reason": "Unschedulable",
             "status": "False",
             "type": "PodScheduled",
         }
-        return {**pod, "status": {**pod["status"], "conditions": [failed]}}
+        return with_status(pod, conditions=[failed])
 
     def _bound(self, pod: Json, node: str) -> Json:
-        scheduled = {
-            "lastProbeTime": None,
-            "lastTransitionTime": stamp(self._api.clock.now()),
-            "status": "True",
-            "type": "PodScheduled",
-        }
-        return {
-            **pod,
-            "spec": {**pod["spec"], "nodeName": node},
-            "status": {**pod["status"], "conditions": [scheduled]},
-        }
+        scheduled = make("PodScheduled", True, self._api.clock.now())
+        return {**with_status(pod, conditions=[scheduled]), "spec": {**pod["spec"], "nodeName": node}}
 
 
 def _refusal(found: tuple[str, bool] | None) -> Refusal | None:
@@ -168,7 +149,7 @@ def _refusal(found: tuple[str, bool] | None) -> Refusal | None:
 
 
 def _has_ended(pod: Json) -> bool:
-    return pod["status"].get("phase") in {"Succeeded", "Failed"}
+    return phase_of(pod) in {"Succeeded", "Failed"}
 
 
 def _looks_new(old: Json, new: Json) -> bool:

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from app.devcluster.apiserver.label_rules import selects, with_keys
+from app.devcluster.apiserver.label_selectors import selects, with_keys
 from app.devcluster.apiserver.status import Json
 from app.devcluster.scheduling.node_terms import matches_node, untolerated
 

@@ -4,11 +4,12 @@
 and a claim of `local-wait` binds only when something uses it.
 """
 
-import uuid
+from datetime import datetime
 
-from app.devcluster.apiserver.objects import Store
+from app.devcluster.apiserver.objects import annotations_of, new_object, status_of
 from app.devcluster.apiserver.registry import STORAGE_CLASSES, STORAGE_PROFILES, VOLUME_SNAPSHOT_CLASSES, Resource
 from app.devcluster.apiserver.status import ApiError, Json
+from app.devcluster.apiserver.store import Store
 
 STORAGE_CLASS = "standard"
 SNAPSHOT_CLASS = "devcluster-snapshots"
@@ -21,16 +22,16 @@ _DEFAULT_SNAPSHOTS = "snapshot.storage.kubernetes.io/is-default-class"
 CLONE_STRATEGY = "cdi.kubevirt.io/clone-strategy"
 
 
-def storage_objects(moment: str) -> list[tuple[Resource, Json]]:
+def storage_objects(now: datetime) -> list[tuple[Resource, Json]]:
     """The classes every dev cluster has."""
     clone = {CLONE_STRATEGY: "csi-clone"}
     return [
-        _class(STORAGE_CLASS, PROVISIONER, moment, annotations={_DEFAULT: "true", **clone}),
-        _class("fast-ssd", PROVISIONER, moment, annotations=clone),
-        _class("no-snapshots", _PLAIN, moment),
-        _class("local-wait", _LOCAL, moment, binding="WaitForFirstConsumer", annotations=clone),
-        _snapshot_class(SNAPSHOT_CLASS, PROVISIONER, moment),
-        _snapshot_class("local-snapshots", _LOCAL, moment),
+        _class(STORAGE_CLASS, PROVISIONER, now, annotations={_DEFAULT: "true", **clone}),
+        _class("fast-ssd", PROVISIONER, now, annotations=clone),
+        _class("no-snapshots", _PLAIN, now),
+        _class("local-wait", _LOCAL, now, binding="WaitForFirstConsumer", annotations=clone),
+        _snapshot_class(SNAPSHOT_CLASS, PROVISIONER, now),
+        _snapshot_class("local-snapshots", _LOCAL, now),
     ]
 
 
@@ -39,7 +40,7 @@ def default_class(store: Store, *, for_machines: bool = False) -> str:
     marks = (_DEFAULT_FOR_VMS, _DEFAULT) if for_machines else (_DEFAULT,)
     for mark in marks:
         for stored in store.rows(STORAGE_CLASSES):
-            if (stored.obj["metadata"].get("annotations") or {}).get(mark) == "true":
+            if annotations_of(stored.obj).get(mark) == "true":
                 return str(stored.obj["metadata"]["name"])
     return ""
 
@@ -63,14 +64,14 @@ def snapshot_class_of(store: Store, name: str, *, profiled: bool = True) -> str:
     if storage_class is None:
         return ""
     profile = store.get(STORAGE_PROFILES, "", name) if profiled else None
-    chosen = ((profile.obj.get("status") or {}).get("snapshotClass") or "") if profile else ""
+    chosen = (status_of(profile.obj).get("snapshotClass") or "") if profile else ""
     if chosen:
         return chosen if store.get(VOLUME_SNAPSHOT_CLASSES, "", chosen) else ""
     matching = [
         item.obj for item in store.rows(VOLUME_SNAPSHOT_CLASSES) if item.obj["driver"] == storage_class["provisioner"]
     ]
     if len(matching) > 1:
-        marked = [item for item in matching if _DEFAULT_SNAPSHOTS in (item["metadata"].get("annotations") or {})]
+        marked = [item for item in matching if _DEFAULT_SNAPSHOTS in annotations_of(item)]
         if not marked:
             raise ApiError(500, "InternalError", f"{len(matching)} matching VolumeSnapshotClasses for {name}")
         matching = marked
@@ -78,15 +79,11 @@ def snapshot_class_of(store: Store, name: str, *, profiled: bool = True) -> str:
 
 
 def _class(
-    name: str, provisioner: str, moment: str, *, binding: str = "Immediate", annotations: dict[str, str] | None = None
+    name: str, provisioner: str, now: datetime, *, binding: str = "Immediate", annotations: dict[str, str] | None = None
 ) -> tuple[Resource, Json]:
-    metadata: Json = {"name": name, "uid": str(uuid.uuid4()), "creationTimestamp": moment}
-    if annotations:
-        metadata["annotations"] = annotations
+    more = {"annotations": annotations} if annotations else {}
     return STORAGE_CLASSES, {
-        "apiVersion": STORAGE_CLASSES.api_version,
-        "kind": STORAGE_CLASSES.kind,
-        "metadata": metadata,
+        **new_object(STORAGE_CLASSES, name, "", now, **more),
         "provisioner": provisioner,
         "reclaimPolicy": "Delete",
         "volumeBindingMode": binding,
@@ -94,11 +91,6 @@ def _class(
     }
 
 
-def _snapshot_class(name: str, driver: str, moment: str) -> tuple[Resource, Json]:
-    return VOLUME_SNAPSHOT_CLASSES, {
-        "apiVersion": VOLUME_SNAPSHOT_CLASSES.api_version,
-        "kind": VOLUME_SNAPSHOT_CLASSES.kind,
-        "metadata": {"name": name, "uid": str(uuid.uuid4()), "creationTimestamp": moment},
-        "driver": driver,
-        "deletionPolicy": "Delete",
-    }
+def _snapshot_class(name: str, driver: str, now: datetime) -> tuple[Resource, Json]:
+    snapshot_class = new_object(VOLUME_SNAPSHOT_CLASSES, name, "", now)
+    return VOLUME_SNAPSHOT_CLASSES, {**snapshot_class, "driver": driver, "deletionPolicy": "Delete"}

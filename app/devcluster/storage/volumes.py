@@ -4,11 +4,19 @@ A PersistentVolume stands for a bound claim's data, a VolumeSnapshotContent for 
 of this cluster's own where a guest has booted from the data: a copy of it boots faster. Copies inherit it.
 """
 
-import uuid
+from collections.abc import Collection
+from datetime import datetime
 
 from app.devcluster.apiserver.api import Api
-from app.devcluster.apiserver.conditions import holds
-from app.devcluster.apiserver.objects import Change, Store
+from app.devcluster.apiserver.conditions import find, holds
+from app.devcluster.apiserver.objects import (
+    annotations_of,
+    new_object,
+    owners_of,
+    phase_of,
+    status_of,
+    with_annotations,
+)
 from app.devcluster.apiserver.registry import (
     CLAIMS,
     DATA_VOLUMES,
@@ -18,8 +26,8 @@ from app.devcluster.apiserver.registry import (
     VOLUME_SNAPSHOT_CONTENTS,
 )
 from app.devcluster.apiserver.status import Json
+from app.devcluster.apiserver.store import Change, Store, Stored
 from app.devcluster.durations import Durations
-from app.devcluster.kubevirt.launcher import claim_of
 from app.devcluster.storage.storage_classes import find_class, waits_for_consumer
 
 _BOOTED = "devcluster/booted"
@@ -65,15 +73,15 @@ def boot_seconds(store: Store, vmi: Json, durations: Durations) -> float:
 
 def has_booted(store: Store, namespace: str, claim_name: str) -> bool:
     claim = store.get(CLAIMS, namespace, claim_name)
-    volume = store.get(PERSISTENT_VOLUMES, "", _volume_name(claim.obj)) if claim else None
+    volume = store.get(PERSISTENT_VOLUMES, "", volume_name(claim.obj)) if claim else None
     return volume is not None and _is_marked(volume.obj)
 
 
 def mark_booted(api: Api, namespace: str, claim_name: str) -> None:
     claim = api.store.get(CLAIMS, namespace, claim_name)
-    volume = api.store.get(PERSISTENT_VOLUMES, "", _volume_name(claim.obj)) if claim else None
+    volume = api.store.get(PERSISTENT_VOLUMES, "", volume_name(claim.obj)) if claim else None
     if volume is not None:
-        api.modify(PERSISTENT_VOLUMES, volume, _marked)
+        api.modify(PERSISTENT_VOLUMES, volume, lambda obj: with_annotations(obj, {_BOOTED: "true"}))
 
 
 def snapshot_has_booted(store: Store, snapshot: Json) -> bool:
@@ -87,46 +95,52 @@ def snapshot_driver(store: Store, snapshot: Json) -> str:
     return str(content.obj["spec"]["driver"]) if content else ""
 
 
-def unbound_claim(store: Store, pod: Json) -> Json | None:
-    """A claim of the pod that has no volume yet."""
-    for volume in pod["spec"].get("volumes", ()):
-        name = (volume.get("persistentVolumeClaim") or {}).get("claimName", "")
-        claim = store.get(CLAIMS, pod["metadata"]["namespace"], name)
-        if claim is not None and not is_bound(claim.obj):
-            return claim.obj
-    return None
-
-
 def scheduling_hold(store: Store, pod: Json) -> str | None:
-    """Why the scheduler must not bind the pod yet: for its volumes. None where it may; empty where the wait is no fault."""
-    claim = unbound_claim(store, pod)
-    if claim is None:
+    """Why the scheduler must not bind the pod yet, because of its volumes.
+
+    None where it may; empty where it only waits for a volume that is made once the pod is there.
+    """
+    claims = (store.get(CLAIMS, pod["metadata"]["namespace"], name) for name in claims_of(pod["spec"]))
+    unbound = next((claim.obj for claim in claims if claim is not None and not is_bound(claim.obj)), None)
+    if unbound is None:
         return None
-    if waits_for_consumer(find_class(store, claim["spec"].get("storageClassName", ""))):
+    if waits_for_consumer(find_class(store, unbound["spec"].get("storageClassName", ""))):
         return ""
     return "pod has unbound immediate PersistentVolumeClaims"
 
 
+def claim_of(volume: Json) -> str:
+    """The claim behind a volume of a pod or a VMI; empty for other kinds. A DataVolume's claim has its name."""
+    named = (volume.get("persistentVolumeClaim") or {}).get("claimName") or (volume.get("dataVolume") or {}).get("name")
+    return str(named or "")
+
+
+def claims_of(spec: Json) -> list[str]:
+    """The claims behind the volumes of a pod's or a VMI's spec."""
+    return [name for volume in spec.get("volumes") or () if (name := claim_of(volume))]
+
+
+def pods_using(store: Store, namespace: str, claims: Collection[str]) -> list[Stored]:
+    """The pods that use one of the claims."""
+    return [pod for pod in store.rows(PODS, namespace) if not set(claims).isdisjoint(claims_of(pod.obj["spec"]))]
+
+
 def has_consumer(store: Store, namespace: str, claim_name: str) -> bool:
     """Whether a pod uses the claim, or a VMI does: for that one virt-controller starts a pod at once."""
-    return any(
-        any((volume.get("persistentVolumeClaim") or {}).get("claimName") == claim_name for volume in _volumes(pod.obj))
-        for pod in store.each(PODS)
-        if pod.obj["metadata"]["namespace"] == namespace
-    ) or any(
-        any(claim_of(volume) == claim_name for volume in _volumes(vmi.obj))
-        for vmi in store.each(VIRTUAL_MACHINE_INSTANCES)
-        if vmi.obj["metadata"]["namespace"] == namespace and "deletionTimestamp" not in vmi.obj["metadata"]
+    return bool(pods_using(store, namespace, [claim_name])) or any(
+        claim_name in claims_of(vmi.obj["spec"])
+        for vmi in store.rows(VIRTUAL_MACHINE_INSTANCES, namespace)
+        if not vmi.deleting
     )
 
 
 def is_bound(claim: Json) -> bool:
-    return (claim.get("status") or {}).get("phase") == "Bound"
+    return phase_of(claim) == "Bound"
 
 
 def filler_of(store: Store, claim: Json) -> Json | None:
     """The DataVolume that fills the claim."""
-    for owner in claim["metadata"].get("ownerReferences", ()):
+    for owner in owners_of(claim):
         if owner["kind"] == DATA_VOLUMES.kind:
             found = store.by_uid(owner["uid"])
             return found[1].obj if found else None
@@ -136,26 +150,29 @@ def filler_of(store: Store, claim: Json) -> Json | None:
 def is_populated(store: Store, claim: Json) -> bool:
     """Whether the data are all there; a claim that no DataVolume fills is taken as it is."""
     filler = filler_of(store, claim)
-    return filler is None or (filler.get("status") or {}).get("phase") == "Succeeded"
+    return filler is None or phase_of(filler) == "Succeeded"
+
+
+def has_failed_attempt(data_volume: Json) -> bool:
+    """Whether the last attempt of the import ended in an error; another one follows."""
+    running = find(status_of(data_volume).get("conditions"), "Running") or {}
+    return running.get("status") == "False" and running.get("reason") in {"Error", "ImagePullFailed"}
 
 
 def content_name(snapshot: Json) -> str:
     return f"snapcontent-{snapshot['metadata']['uid']}"
 
 
-def build_volume(claim: Json, provisioner: str, moment: str, *, booted: bool) -> Json:
+def volume_name(claim: Json) -> str:
+    return f"pvc-{claim['metadata']['uid']}"
+
+
+def build_volume(claim: Json, provisioner: str, now: datetime, *, booted: bool) -> Json:
     """The volume that a claim is bound to."""
     metadata, spec = claim["metadata"], claim["spec"]
     annotations = {"pv.kubernetes.io/provisioned-by": provisioner, **({_BOOTED: "true"} if booted else {})}
     return {
-        "apiVersion": PERSISTENT_VOLUMES.api_version,
-        "kind": PERSISTENT_VOLUMES.kind,
-        "metadata": {
-            "name": _volume_name(claim),
-            "uid": str(uuid.uuid4()),
-            "creationTimestamp": moment,
-            "annotations": annotations,
-        },
+        **new_object(PERSISTENT_VOLUMES, volume_name(claim), "", now, annotations=annotations),
         "spec": {
             "accessModes": spec["accessModes"],
             "capacity": {"storage": spec["resources"]["requests"]["storage"]},
@@ -166,7 +183,7 @@ def build_volume(claim: Json, provisioner: str, moment: str, *, booted: bool) ->
                 "namespace": metadata["namespace"],
                 "uid": metadata["uid"],
             },
-            "csi": {"driver": provisioner, "volumeHandle": _volume_name(claim)},
+            "csi": {"driver": provisioner, "volumeHandle": volume_name(claim)},
             "persistentVolumeReclaimPolicy": "Delete",
             "storageClassName": spec.get("storageClassName", ""),
             "volumeMode": spec.get("volumeMode", "Filesystem"),
@@ -175,21 +192,12 @@ def build_volume(claim: Json, provisioner: str, moment: str, *, booted: bool) ->
     }
 
 
-def build_content(snapshot: Json, claim: Json, driver: str, moment: str, *, booted: bool) -> Json:
+def build_content(snapshot: Json, claim: Json, driver: str, now: datetime, *, booted: bool) -> Json:
     """The content of a snapshot that is ready."""
     metadata = snapshot["metadata"]
-    own: Json = {
-        "name": content_name(snapshot),
-        "uid": str(uuid.uuid4()),
-        "creationTimestamp": moment,
-        "generation": 1,
-    }
-    if booted:
-        own["annotations"] = {_BOOTED: "true"}
+    more = {"annotations": {_BOOTED: "true"}} if booted else {}
     return {
-        "apiVersion": VOLUME_SNAPSHOT_CONTENTS.api_version,
-        "kind": VOLUME_SNAPSHOT_CONTENTS.kind,
-        "metadata": own,
+        **new_object(VOLUME_SNAPSHOT_CONTENTS, content_name(snapshot), "", now, **more),
         "spec": {
             "deletionPolicy": "Delete",
             "driver": driver,
@@ -207,19 +215,5 @@ def build_content(snapshot: Json, claim: Json, driver: str, moment: str, *, boot
     }
 
 
-def _volumes(obj: Json) -> list[Json]:
-    volumes: list[Json] = obj["spec"].get("volumes") or []
-    return volumes
-
-
-def _volume_name(claim: Json) -> str:
-    return f"pvc-{claim['metadata']['uid']}"
-
-
 def _is_marked(obj: Json) -> bool:
-    return (obj["metadata"].get("annotations") or {}).get(_BOOTED) == "true"
-
-
-def _marked(obj: Json) -> Json:
-    metadata = obj["metadata"]
-    return {**obj, "metadata": {**metadata, "annotations": {**(metadata.get("annotations") or {}), _BOOTED: "true"}}}
+    return annotations_of(obj).get(_BOOTED) == "true"

@@ -167,7 +167,6 @@ async def test_nothing_is_left_behind_by_many_vms(bench):
 
     cluster = bench.cluster
     assert (await bench.get("/devcluster/v1/state"))["virtualmachines"]["total"] == 0
-    assert cluster.agent._timers._running == {}
-    assert cluster.agent._shut_down == set()
+    assert [controller for controller in cluster._controllers if controller._timers._running] == []
     assert cluster.store._dependents == {}
     assert all(not any(cluster.ledger.used(f"node{number}").values()) for number in (1, 2, 3))

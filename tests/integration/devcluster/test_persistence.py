@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 
 from app.devcluster import DevCluster, DevClusterConfig, ManualClock
-from app.devcluster.apiserver.objects import Store
 from app.devcluster.apiserver.persistence import StateFile
 from app.devcluster.apiserver.registry import SECRETS
+from app.devcluster.apiserver.store import Store
 from tests.support.devcluster_bench import INSTANCES, MACHINES, Bench, machine, until
 from tests.support.devcluster_disks import (
     CLAIMS,

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.devcluster.apiserver.objects import Gone, Store
 from app.devcluster.apiserver.quantities import Quantity, parse_quantity, whole
 from app.devcluster.apiserver.registry import SECRETS
+from app.devcluster.apiserver.store import Gone, Store
 from app.devcluster.apiserver.work import Timers, WorkQueue
 from app.devcluster.clock import ManualClock
 

@@ -4,10 +4,10 @@ from datetime import UTC, datetime
 
 import pytest
 
+from app.devcluster.apiserver.pod_resources import pod_requests, qos_class
 from app.devcluster.kubevirt.instances import build_instance
 from app.devcluster.kubevirt.launcher import build_pod
 from app.devcluster.kubevirt.launcher_resources import memory_overhead
-from app.devcluster.scheduling.pod_requests import pod_requests, qos_class
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 HUGE = {"hugepages": {"pageSize": "2Mi"}}

@@ -11,14 +11,16 @@ from app.compute.kubevirt.templates.demand import demand_of
 from app.compute.kubevirt.templates.expand import expand
 from app.compute.kubevirt.templates.manifests import vm_manifest
 from app.devcluster import Durations, ManualClock, NodeShape
+from app.devcluster.apiserver.admission import Admission
 from app.devcluster.apiserver.api import Api
-from app.devcluster.apiserver.objects import Store
 from app.devcluster.apiserver.registry import NODES, PODS
+from app.devcluster.apiserver.store import Store
 from app.devcluster.durations import Jitter
-from app.devcluster.kubevirt.admission import Webhooks
+from app.devcluster.kubevirt.admission import KubeVirtWebhooks
 from app.devcluster.kubevirt.instances import build_instance
 from app.devcluster.kubevirt.launcher import build_pod
-from app.devcluster.nodes.nodes import Ledger, build_node
+from app.devcluster.nodes.nodes import build_node
+from app.devcluster.scheduling.ledger import Ledger
 from app.devcluster.scheduling.scheduler import Scheduler
 from app.domain.capacity import fit
 from app.domain.observation import WarmWhen
@@ -139,7 +141,7 @@ class Cluster:
         durations, jitter = Durations(), Jitter(0, 0.0)
         self.ledger = Ledger(self.store)
         self.scheduler = Scheduler(
-            Api(self.store, self.clock, Webhooks(self.store), jitter), self.ledger, durations, jitter
+            Api(self.store, self.clock, Admission(KubeVirtWebhooks()), jitter), self.ledger, durations, jitter
         )
         self.clock.busy.append(lambda: not self.scheduler.idle)
         for number, shape in enumerate(shapes, start=1):

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from app.compute.kubevirt.templates.demand import demand_of
 from app.compute.kubevirt.templates.expand import expand
 from app.compute.kubevirt.templates.manifests import vm_manifest
+from app.devcluster.apiserver.pod_resources import pod_requests
 from app.devcluster.kubevirt.instances import build_instance
 from app.devcluster.kubevirt.launcher import build_pod
-from app.devcluster.scheduling.pod_requests import pod_requests
 from app.domain.observation import WarmWhen
 from app.domain.placement import Placement
 from app.errors import TemplateRefused

@@ -10,7 +10,7 @@ import structlog
 import yaml
 from aiohttp import web
 
-from app.devcluster.apiserver import discovery, registry, scale
+from app.devcluster.apiserver import registry
 from app.devcluster.apiserver.access import Subject, authenticate, authorize
 from app.devcluster.apiserver.api import Api, WriteOptions, Written
 from app.devcluster.apiserver.decoding import Decoded, decode_object, decode_options, decode_patch
@@ -26,13 +26,13 @@ from app.devcluster.apiserver.listing import (
     render_partial,
     render_table,
 )
-from app.devcluster.apiserver.objects import Stored
 from app.devcluster.apiserver.registry import Resource
 from app.devcluster.apiserver.requests import Answer, Target, content_type_of, negotiate, parse_target
 from app.devcluster.apiserver.status import ApiError, Json, PlainError, bad_option
 from app.devcluster.apiserver.watch import Watch
 from app.devcluster.faults.disruptions import Disruptions
 from app.devcluster.kubevirt.subresources import GROUP, VERSIONS, Subresources
+from app.devcluster.server import discovery, scale
 
 BODY_LIMIT = 3 * 2**20
 BOOKMARK_SECONDS = 60.0
@@ -235,8 +235,7 @@ class ApiServer:
         listed = ListOptions.parse(call.resource, call.request.query)
         page = list_page(self._api.store, call.resource, call.target.namespace, listed)
         for stored in page.rows:
-            metadata = stored.obj["metadata"]
-            delete(self._api, call.resource, metadata.get("namespace", ""), metadata["name"], options)
+            delete(self._api, call.resource, *stored.key, options)
         return _render(call.answer, render_list(call.resource, page))
 
     async def _watch(self, call: Call, options: ListOptions) -> web.StreamResponse:
@@ -330,11 +329,7 @@ def _refusal(error: ApiError) -> web.Response:
 
 
 def _written(answer: Answer, written: Written) -> web.Response:
-    return _render(answer, _raw(written.stored), 201 if written.created else 200, written.warnings)
-
-
-def _raw(stored: Stored) -> bytes:
-    return stored.raw
+    return _render(answer, written.stored.raw, 201 if written.created else 200, written.warnings)
 
 
 def _write_options(request: web.Request, kind: str) -> WriteOptions:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from app.devcluster.apiserver.selectors import Requirement, parse_labels
+from app.devcluster.apiserver.query_selectors import Requirement, parse_labels
 from app.devcluster.apiserver.status import ApiError, Json, bad_request
 from app.devcluster.durations import Jitter
 
@@ -38,7 +38,7 @@ class Fault:
     """One order. Empty matchers match anything; `name` and `namespace` are globs, `labels` a label selector.
 
     `count` strikes and it is spent (None: no end). For guest and storage faults a strike is an object: one that was struck
-    stays so for as long as the fault stands; for `import-fails` a strike is one attempt. `settings` depend on the kind: see `app.devcluster.admin`.
+    stays so for as long as the fault stands; for `import-fails` a strike is one attempt. `settings` depend on the kind: see `app.devcluster.server.admin`.
     """
 
     id: str

@@ -1,9 +1,10 @@
 """What CDI v1.66.0's validators refuse in DataVolumes and DataImportCrons, in their own words."""
 
-from app.devcluster.apiserver.objects import Store
+from app.devcluster.apiserver.objects import annotations_of, owners_of
 from app.devcluster.apiserver.quantities import whole
 from app.devcluster.apiserver.registry import CLAIMS
-from app.devcluster.apiserver.status import Json
+from app.devcluster.apiserver.status import Json, cause
+from app.devcluster.apiserver.store import Store
 from app.devcluster.cdi.cron_schedule import Schedule
 
 _MEBI = 2**20
@@ -15,14 +16,14 @@ _COLLECTING = frozenset({"Never", "Outdated"})
 def check_volume(store: Store, volume: Json, old: Json | None) -> list[Json]:
     if old is not None:
         changed = old.get("spec") != volume.get("spec")
-        return [_cause("FieldValueDuplicate", "Cannot update DataVolume Spec", "DataVolume.Spec")] if changed else []
+        return [cause("FieldValueDuplicate", "Cannot update DataVolume Spec", "DataVolume.Spec")] if changed else []
     metadata = volume["metadata"]
     claim = store.get(CLAIMS, metadata["namespace"], metadata.get("name", ""))
-    if claim is not None and (metadata.get("annotations") or {}).get(_ADOPTION) != "true":
-        owners = claim.obj["metadata"].get("ownerReferences", ())
-        if not any(owner.get("controller") and owner["kind"] == "DataVolume" for owner in owners):
-            told = f"Destination PVC {metadata['namespace']}/{metadata['name']} already exists"
-            return [_cause("FieldValueDuplicate", told, "DataVolume.Name")]
+    owners = owners_of(claim.obj) if claim else []
+    filled = any(owner.get("controller") and owner["kind"] == "DataVolume" for owner in owners)
+    if claim is not None and not filled and annotations_of(volume).get(_ADOPTION) != "true":
+        told = f"Destination PVC {metadata['namespace']}/{metadata['name']} already exists"
+        return [cause("FieldValueDuplicate", told, "DataVolume.Name")]
     return _check_spec(volume["spec"], "spec")
 
 
@@ -33,7 +34,7 @@ def check_cron(cron: Json, old: Json | None) -> list[Json]:
     if old is not None:
         changed = old.get("spec") != spec
         told = "Cannot update DataImportCron Spec"
-        return [_cause("FieldValueDuplicate", told, "DataImportCron.Spec")] if changed else []
+        return [cause("FieldValueDuplicate", told, "DataImportCron.Spec")] if changed else []
     template = spec["template"]["spec"]
     source = template.get("source") or {}
     if "registry" not in source and "pvc" not in source:
@@ -105,8 +106,4 @@ def _is_schedule(text: str) -> bool:
 
 
 def _invalid(message: str, field: str) -> Json:
-    return _cause("FieldValueInvalid", message, field)
-
-
-def _cause(reason: str, message: str, field: str) -> Json:
-    return {"reason": reason, "message": message, "field": field}
+    return cause("FieldValueInvalid", message, field)

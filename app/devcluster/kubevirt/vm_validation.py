@@ -3,16 +3,15 @@
 import re
 from collections.abc import Callable, Iterable
 
-from app.devcluster.apiserver.quantities import is_quantity, parse_quantity
-from app.devcluster.apiserver.status import Json
-from app.devcluster.kubevirt.placement_rules import PLACEMENT_CHECKS, check_cpu_range, check_pinned_count
+from app.devcluster.apiserver.quantities import QUANTITY_RULE, is_quantity, parse_quantity
+from app.devcluster.apiserver.status import Json, cause
+from app.devcluster.kubevirt.placement_validation import PLACEMENT_CHECKS, check_cpu_range, check_pinned_count
 
 _STRATEGIES = frozenset({"Always", "Halted", "Manual", "RerunOnFailure", "Once", "WaitAsReceiver"})
 _BUSES = ("virtio", "scsi", "sata", "usb")
 _MODELS = frozenset({"e1000", "e1000e", "igb", "ne2k_pci", "pcnet", "rtl8139", "virtio"})
 _EVICTIONS = frozenset({"None", "LiveMigrate", "LiveMigrateIfPossible", "External"})
 _MAC = re.compile(r"([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}")
-_QUANTITY_RULE = "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
 _RESERVED_LABELS = frozenset(
     {
         "kubevirt.io/created-by",
@@ -91,7 +90,7 @@ def _check_hugepages(spec: Json, where: str) -> list[Json]:
         return []
     field = f"{where}.domain.memory.hugepages.pageSize"
     if not is_quantity(size):
-        return [_wrong(f"{field} '{size}': {_QUANTITY_RULE}", field)]
+        return [_wrong(f"{field} '{size}': {QUANTITY_RULE}", field)]
     requested = _requests(domain).get("memory")
     amount = parse_quantity(requested if requested is not None else memory.get("guest", 0))
     page = parse_quantity(size)
@@ -330,4 +329,4 @@ def _limits(domain: Json) -> Json:
 
 
 def _wrong(message: str, field: str) -> Json:
-    return {"reason": "FieldValueInvalid", "message": message, "field": field}
+    return cause("FieldValueInvalid", message, field)

@@ -1,7 +1,7 @@
 """The scale subresource: a view of a pool's replicas that can be written."""
 
-from app.devcluster.apiserver.objects import Stored
 from app.devcluster.apiserver.status import Json
+from app.devcluster.apiserver.store import Stored
 
 _KEPT = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
 

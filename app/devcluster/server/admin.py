@@ -57,21 +57,56 @@ VirtualMachineSnapshot, or a VolumeSnapshot that belongs to none). What was stru
 
 import json
 from collections import Counter
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
 
 import orjson
 from aiohttp import web
 
+from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.conditions import find, holds
+from app.devcluster.apiserver.objects import is_deleting, phase_of, status_of
 from app.devcluster.apiserver.registry import NODES, PODS, VIRTUAL_MACHINE_INSTANCES, VIRTUAL_MACHINES
-from app.devcluster.apiserver.status import ApiError, Json, already_exists, bad_request, not_found
+from app.devcluster.apiserver.status import ApiError, Json, already_exists, bad_request
+from app.devcluster.apiserver.store import Store
+from app.devcluster.apiserver.watch import Watch
+from app.devcluster.cdi.data_import_crons import DataImportCronController
 from app.devcluster.cdi.image_sources import set_digest
-from app.devcluster.cluster_parts import Parts
-from app.devcluster.kubevirt.vmi_controller import phase_of
+from app.devcluster.faults.book import FaultBook
+from app.devcluster.nodes.image_cache import ImageCache
+from app.devcluster.nodes.node_lifecycle import NodeLifecycle
 from app.devcluster.nodes.node_shapes import NodeShape, change_shape
 from app.devcluster.nodes.nodes import shape_of
+from app.devcluster.nodes.power import NodePower
+from app.devcluster.scheduling.ledger import Ledger
 
 PREFIX = "/devcluster/v1/"
+
+
+class Parts(Protocol):
+    """What the admin API may reach of a cluster."""
+
+    store: Store
+    api: Api
+    crons: DataImportCronController
+    faults: FaultBook
+    power: NodePower
+    lifecycle: NodeLifecycle
+    ledger: Ledger
+    images: ImageCache
+
+    @property
+    def watches(self) -> Collection[Watch]: ...
+
+    def add_node(self, name: str, shape: NodeShape | None = None) -> None: ...
+
+    def change_node(self, name: str, given: Mapping[str, Any]) -> None: ...
+
+    def add_namespace(self, name: str) -> None: ...
+
+    def order_restart(self, *, kill: bool, down: float, starting: float) -> None: ...
+
+    def reset(self) -> None: ...
 
 
 class Admin:
@@ -121,7 +156,7 @@ class Admin:
                 raise ApiError(
                     404,
                     "NotFound",
-                    f"{request.method} {request.path} is not served; see app.devcluster.admin for what is",
+                    f"{request.method} {request.path} is not served; see app.devcluster.server.admin for what is",
                 )
 
     async def _faults(self, request: web.Request, rest: list[str]) -> tuple[Any, int]:
@@ -151,16 +186,13 @@ class Admin:
                 if self._parts.store.get(NODES, "", name) is not None:
                     raise already_exists("", "nodes", name)
                 self._parts.add_node(name, _shape(NodeShape(), {key: given[key] for key in given if key != "name"}))
-                stored = self._parts.store.get(NODES, "", name)
-                if stored is None:
-                    raise not_found("", "nodes", name)
-                return self._describe(stored.obj), 201
+                return self._describe(self._parts.api.get(NODES, "", name).obj), 201
             case ("PATCH", name):
-                stored = lifecycle.find(name)
+                stored = self._parts.api.get(NODES, "", name)
                 given = await _read(request)
                 _shape(shape_of(stored.obj), given)
                 self._parts.change_node(name, given)
-                return self._describe(lifecycle.find(name).obj), 200
+                return self._describe(self._parts.api.get(NODES, "", name).obj), 200
             case ("DELETE", name):
                 lifecycle.remove(name)
             case ("POST", name, "kill"):
@@ -180,7 +212,7 @@ class Admin:
         ready = find(node["status"]["conditions"], "Ready") or {}
         return {
             "name": name,
-            "alive": not self._parts.agent.is_dead(name),
+            "alive": not self._parts.power.is_off(name),
             "ready": ready.get("status"),
             "used": {kind: amount for kind, amount in self._parts.ledger.used(name).items() if amount},
             "allocatable": node["status"]["allocatable"],
@@ -192,12 +224,12 @@ class Admin:
         store = self._parts.store
         machines = [stored.obj for stored in store.each(VIRTUAL_MACHINES)]
         instances = [stored.obj for stored in store.each(VIRTUAL_MACHINE_INSTANCES)]
-        printable = Counter((vm.get("status") or {}).get("printableStatus", "") for vm in machines)
+        printable = Counter(status_of(vm).get("printableStatus", "") for vm in machines)
         warm = sum(
             1
             for vmi in instances
             if phase_of(vmi) == "Running"
-            and "deletionTimestamp" not in vmi["metadata"]
+            and not is_deleting(vmi)
             and all(holds(vmi["status"].get("conditions"), kind) for kind in ("Ready", "AgentConnected"))
             and not holds(vmi["status"].get("conditions"), "Paused")
         )
