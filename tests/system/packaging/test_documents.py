@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
+from app.config import Settings
 from scripts.reference import pages
 from tests.support.checkout import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")])
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
 OPENAPI = json.loads((ROOT / "openapi" / "openapi.json").read_text(encoding="utf-8"))
+READ_ELSEWHERE = {"EMBERPOOL_SERVER", "EMBERPOOL_TEST_POSTGRES_BIN"}  # by the client commands, and by the tests
 REFUSED_ON_PURPOSE = {"size": -1, "template": {"image": "a", "memory": "64Mi"}}
 
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -57,6 +59,20 @@ def test_each_file_that_is_named_exists(path):
 @each_document
 def test_each_make_target_that_is_named_exists(path):
     assert set(re.findall(r"(?:^ +|`)make ([a-z]+)", text_of(path), flags=re.MULTILINE)) <= TARGETS
+
+
+@each_document
+def test_each_variable_that_is_named_is_read_somewhere(path):
+    read = {f"EMBERPOOL_{name.upper()}" for name in Settings.model_fields} | READ_ELSEWHERE
+    assert set(re.findall(r"\bEMBERPOOL_[A-Z_]*[A-Z]\b", text_of(path))) <= read
+
+
+def test_each_log_event_that_operators_are_told_of_is_written():
+    named = set(re.findall(r"`((?:claim|loop|pool|vm|watch)\.[a-z_]+)`", text_of(ROOT / "docs" / "operations.md")))
+    code = "\n".join(map(text_of, ROOT.glob("app/**/*.py")))
+    assert named
+    for event in named:
+        assert f'"{event}"' in code, event
 
 
 def test_the_generated_pages_say_what_the_code_says():
