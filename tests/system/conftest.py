@@ -7,10 +7,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.support.postgres import database_url, postgres, template_database
+from tests.support.postgres import database_url, empty_database_url, postgres, template_database
 from tests.support.processes import Cluster, Service
 
-__all__ = ["cluster", "database_url", "postgres", "replica", "session", "template_database"]
+__all__ = ["cluster", "database_url", "empty_database_url", "postgres", "replica", "session", "template_database"]
 
 
 @pytest.fixture
