@@ -1,9 +1,9 @@
-# Everything runs in .venv, made on first use from the locks in requirements/. `make` alone lists the targets.
+# Everything runs in .venv, which is created on first use from the locks in requirements/. `make` alone lists the targets.
 
 PYTHON ?= python3
 # Arguments for `up`, `demo`, `bench` and `pytest`, as in: make up ARGS="--port 9000"
 ARGS ?=
-# Test processes side by side: more than cores, as many tests wait for timers and other processes most of their time.
+# Test processes side by side. More than there are cores, because many tests mostly wait for timers and for other processes.
 JOBS ?= 3
 
 BIN := .venv/bin
@@ -12,7 +12,7 @@ RUNTIME := .venv/.runtime-installed
 DEV := .venv/.dev-installed
 DOCS := .venv/.docs-installed
 BENCH := .venv/.bench-installed
-# One floor for all platforms and Python versions that pyproject.toml allows; versions in the locks are kept unless asked: make lock ARGS=--upgrade
+# One lock for all platforms and Python versions that pyproject.toml allows. Locked versions are kept; `make lock ARGS=--upgrade` takes newer ones.
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header
 
 .DEFAULT_GOAL := help
@@ -22,45 +22,45 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-in
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
-demo: $(RUNTIME) ## Set everything up and see pools, claims and every path to a VM, once
+demo: $(RUNTIME) ## Install everything and show pools, claims and every path to a VM
 	$(BIN)/emberpool demo $(ARGS)
 
 test: lint docs pytest ## Everything that must pass: format, lint, types, import contracts, documents, tests
 
-lint: $(DEV) ## The checks without the tests
+lint: $(DEV) ## Only the checks without the tests: format, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-pytest: $(DEV) $(DOCS) ## The tests alone; migrations, and drift of what is generated, are among them
+pytest: $(DEV) $(DOCS) ## Only the tests; they include migrations and generated files
 	$(BIN)/pytest -n $(JOBS) --dist loadscope $(ARGS)
 
-docs: $(DOCS) ## Build the documents into build/site; a link that leads nowhere is an error
+docs: $(DOCS) ## Build the documents into build/site; a broken link is an error
 	$(BIN)/zensical build --strict
 
-up: $(RUNTIME) ## Serve with a Postgres and a dev cluster of our own, until stopped
+up: $(RUNTIME) ## Serve with an embedded Postgres and a dev cluster, until stopped
 	$(BIN)/emberpool up $(ARGS)
 
-bench: $(BENCH) ## What a claim costs, with the bounds that it has to keep (needs wrk)
+bench: $(BENCH) ## Measure what a claim costs, and check its bounds (needs wrk)
 	$(BIN)/python -m bench.claims $(ARGS)
 
-soak: $(RUNTIME) ## 20 pools, faults on, kills; invariants checked at the end
+soak: $(RUNTIME) ## Run the service under faults and kills, and check its invariants
 	$(BIN)/python -m bench.soak $(ARGS)
 
-openapi: $(RUNTIME) ## Write openapi/openapi.json anew
+openapi: $(RUNTIME) ## Generate openapi/openapi.json
 	mkdir -p openapi
 	$(BIN)/emberpool openapi > openapi/openapi.json.new
 	mv openapi/openapi.json.new openapi/openapi.json
 
-reference: $(RUNTIME) ## Write the generated pages anew: docs/settings.md and docs/metrics.md
+reference: $(RUNTIME) ## Generate docs/settings.md and docs/metrics.md
 	$(BIN)/python -m scripts.reference
 
-fmt: $(DEV) ## Format, and repair what the linter can
+fmt: $(DEV) ## Format, and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: $(BIN)/pip ## Resolve the dependencies anew into requirements/
+lock: $(BIN)/pip ## Resolve the dependencies into requirements/
 	$(PIP) install uv
 	$(LOCK) pyproject.toml --group dev -o requirements/dev.txt $(ARGS)
 	$(LOCK) pyproject.toml -c requirements/dev.txt -o requirements/runtime.txt $(ARGS)
@@ -72,10 +72,10 @@ dist: $(DEV) ## Build the wheel and the source distribution into dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 
-clean: ## Remove .venv and what the tools cache; data of `up` stays
+clean: ## Remove .venv, caches and builds; the data of `up` stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 
-# setuptools comes from a lock, and builds the project without fetching anything.
+# setuptools comes from a lock, so that the project is built without a download.
 $(RUNTIME): requirements/runtime.txt requirements/build.txt pyproject.toml | $(BIN)/pip
 	$(PIP) install --require-hashes -r requirements/runtime.txt -r requirements/build.txt
 	$(PIP) install --no-deps --no-build-isolation --editable .
