@@ -1,1 +1,1 @@
-"""The compute protocol over KubeVirt. Nothing else in the service speaks Kubernetes."""
+"""Implements the compute layer for KubeVirt. Nothing else in the service knows Kubernetes."""

@@ -1,9 +1,10 @@
-"""The calls to the Kubernetes API that we make, typed, each error translated. Only this module and `faults` know the library.
+"""The calls to the Kubernetes API that we make, typed, with their errors translated. Only this module and `errors` know the
+library.
 
-What is particular about kubernetes_asyncio (36.1): a dict as the body of a PATCH goes as a JSON patch unless the content type is
-given; `_preload_content=False` hands back the bare response whatever its status; and its `Watch` opens a session of its own,
-takes up a silent or closed watch again without a word, and resumes once from the resourceVersion that had just been answered
-with 410. So the stream of a watch is read here.
+Particulars of kubernetes_asyncio (36.1): it sends a dict as the body of a PATCH as a JSON patch unless the content type is given;
+with `_preload_content=False` it returns the bare response whatever its status; its `Watch` opens a session of its own, silently
+resumes a silent or closed watch, and resumes once from a resourceVersion that was just answered with 410. That is why this module
+reads the stream of a watch itself.
 """
 
 import asyncio
@@ -22,25 +23,25 @@ from app.compute.kubevirt.kinds import Kind, Manifest
 from app.config import Settings
 from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterRefused, ClusterUnavailable, WatchExpired
 
-# Unknown fields are pruned in silence otherwise.
+# Without it the API server silently drops unknown fields.
 _STRICT = {"fieldValidation": "Strict", "fieldManager": labels.MANAGER}
 _JSON = "application/json"
 _MERGE = "application/merge-patch+json"
 _JSON_PATCH = "application/json-patch+json"
 _PAGE_SIZE = 500
 _LIST_ATTEMPTS = 3
-_SPARE_CONNECTIONS = 8  # beside those that provision: two watches, a list, the checks of pools being written
+_SPARE_CONNECTIONS = 8  # besides those that create VMs: two watches, a list, the checks of pools that are being written
 
 
 class AlreadyExists(ClusterError):
-    """The name of an object that was to be created is taken. It never leaves `cluster`."""
+    """The name of the object to create is taken. This error never leaves `kubevirt`."""
 
 
 class KubeVirtClient:
-    """Objects of every kind that we know, in the one namespace of the settings or, where the kind has none, in the cluster."""
+    """Objects of every kind that we know, in the namespace of the settings, or in the cluster if the kind has no namespace."""
 
     def __init__(self, settings: Settings, configuration: kubernetes.Configuration) -> None:
-        """Needs a running event loop, and makes no call."""
+        """Needs a running event loop. Makes no call."""
         configuration.connection_pool_maxsize = settings.provision_concurrency + _SPARE_CONNECTIONS
         self._client = kubernetes.ApiClient(configuration)
         self._client.user_agent = labels.MANAGER
@@ -55,10 +56,10 @@ class KubeVirtClient:
         return _as_object(answer)
 
     async def create(self, kind: Kind, body: Manifest, *, dry_run: bool = False) -> Manifest:
-        """Raises AlreadyExists where the name is taken.
+        """Raises AlreadyExists if the name is taken.
 
-        Any other 409 on a create is a quota that another create is just counting itself into (the API server's quota
-        admission): it is ClusterUnavailable, for the same call succeeds a moment later.
+        Any other 409 on a create means that another create is updating the same quota at the same time (the API server's quota
+        admission). The same call succeeds a moment later, so it becomes ClusterUnavailable.
         """
         doing = f"{'try' if dry_run else 'create'} {kind}/{body['metadata']['name']}"
         options = {**_STRICT, "dryRun": "All"} if dry_run else _STRICT
@@ -75,7 +76,7 @@ class KubeVirtClient:
         return _as_object(answer)
 
     async def delete(self, kind: Kind, name: str, uid: str, *, propagation: str = "Foreground") -> Manifest:
-        """The object, going; or a Status, where it went at once. A delete of that UID alone."""
+        """Deletes exactly that UID. Returns the object if it still exists, or a Status if it is gone at once."""
         with translating(f"delete {kind}/{name}"):
             options = {
                 "apiVersion": "v1",
@@ -87,8 +88,8 @@ class KubeVirtClient:
         return _as_object(answer or {})  # a 202 may come without a body
 
     async def merge(self, kind: Kind, name: str, uid: str, patch: Manifest) -> Manifest:
-        """A JSON merge patch of that UID alone. Raises ClusterConflict where the name belongs to another one."""
-        # A uid cannot be changed, so that a patch which names another one is invalid: the guard that we want.
+        """A JSON merge patch of exactly that UID. Raises ClusterConflict if another object has the name."""
+        # A uid cannot be changed: the API server refuses a patch that names another one.
         body = {**patch, "metadata": {**patch.get("metadata", {}), "uid": uid}}
         try:
             with translating(f"change {kind}/{name}"):
@@ -98,13 +99,13 @@ class KubeVirtClient:
         except ClusterRefused as error:
             if any(problem.field == "metadata.uid" for problem in error.problems):
                 raise ClusterConflict(
-                    f"{kind}/{name} is another one by now: its UID is not {uid}; it is left as it is."
+                    f"{kind}/{name} is another object by now: its UID is not {uid}. It was not changed."
                 ) from error
             raise
         return _as_object(answer)
 
     async def patch(self, kind: Kind, name: str, steps: list[Manifest]) -> Manifest:
-        """A JSON patch. One whose `test` fails is a ClusterRefused, as the API server answers it with 422."""
+        """A JSON patch. If one of its `test` steps fails, the API server answers 422, which is ClusterRefused."""
         with translating(f"change {kind}/{name}"):
             answer = await self._call(
                 "PATCH", kind.path(self._namespace, name), body=steps, query=_STRICT, content_type=_JSON_PATCH
@@ -112,7 +113,7 @@ class KubeVirtClient:
         return _as_object(answer)
 
     async def versions(self, group: str) -> tuple[str, ...]:
-        """The versions in which the cluster serves an API group, as it prefers them; none where it does not know it."""
+        """The versions in which the cluster serves an API group, the preferred one first; empty if it does not know the group."""
         try:
             with translating(f"ask for the versions of {group}"):
                 answer = _as_object(await self._call("GET", f"/apis/{group}"))
@@ -121,14 +122,14 @@ class KubeVirtClient:
         return tuple(str(each["version"]) for each in answer.get("versions") or [])
 
     async def list_all(self, kind: Kind, *, selector: str | None = None) -> tuple[list[Manifest], str]:
-        """Every object with our labels, and the resourceVersion from which a watch goes on.
+        """Every object with our labels, and the resourceVersion from which to watch.
 
-        `selector` takes the place of our labels; the empty one selects everything.
+        `selector` replaces the selector of our labels; an empty one selects everything.
         """
         for _ in range(_LIST_ATTEMPTS):
             try:
                 return await self._list_pages(kind, self._selector if selector is None else selector)
-            except WatchExpired:  # the pages took longer than the server keeps their moment: begin again
+            except WatchExpired:  # reading the pages took longer than the server keeps that version: start again
                 continue
         raise ClusterUnavailable(
             f"The list of {kind} expired {_LIST_ATTEMPTS} times before its last page.", retry_after=1
@@ -137,10 +138,10 @@ class KubeVirtClient:
     async def watch(
         self, kind: Kind, resource_version: str, *, selector: str | None = None
     ) -> AsyncGenerator[Manifest, None]:
-        """The events of objects with our labels, bookmarks too, until the server ends the watch.
+        """The events of objects with our labels, including bookmarks, until the server ends the watch.
 
-        Raises WatchExpired (410, as an answer or as an event), ClusterUnavailable where it breaks or is silent for longer
-        than `watch_silence_seconds`.
+        Raises WatchExpired (410, as an answer or as an event), and ClusterUnavailable if the watch breaks or is silent for
+        longer than `watch_silence_seconds`.
         """
         doing = f"watch {kind}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=self._silence)
@@ -182,8 +183,9 @@ class KubeVirtClient:
         query: dict[str, str] | None = None,
         content_type: str = _JSON,
     ) -> object:
-        """One request; the answer's JSON, whatever its kind. The library's own methods know built-in kinds by other names
-        than custom ones, and read no body of a 202.
+        """One request. Returns the JSON of the answer, whatever its kind.
+
+        The library's own methods name built-in kinds differently from custom ones, and do not read the body of a 202.
         """
         headers = {"Accept": _JSON, **({"Content-Type": content_type} if body is not None else {})}
         answer: object = await self._client.call_api(
@@ -239,7 +241,7 @@ class KubeVirtClient:
                 return None
             event = _as_object(orjson.loads(line))
         if not isinstance(event.get("type"), str):
-            raise ClusterError(f"The cluster sent what is no event of a watch; could not {doing}.")
+            raise ClusterError(f"The cluster sent something that is not a watch event; could not {doing}.")
         if event["type"] == "ERROR":
             status = event.get("object") or {}
             raise translate(int(status.get("code") or 500), status, None, doing)
@@ -247,7 +249,7 @@ class KubeVirtClient:
 
 
 async def configure(settings: Settings) -> kubernetes.Configuration:
-    """Where the cluster is, and who we are there. Raises ClusterError where the kubeconfig or service account cannot be used."""
+    """The address of the cluster and our credentials. Raises ClusterError if the kubeconfig or service account cannot be used."""
     configuration = kubernetes.Configuration()
     try:
         if settings.kubeconfig is None:
@@ -261,7 +263,7 @@ async def configure(settings: Settings) -> kubernetes.Configuration:
                 persist_config=False,  # it is the user's file
             )
             _renew_by_plugin(loader, configuration)
-    except Exception as error:  # the library raises whatever a wrong file makes it stumble over
+    except Exception as error:  # for a wrong file the library raises errors of any kind
         where = settings.kubeconfig or "the service account of this pod"
         raise ClusterError(
             f"{where} cannot be used to reach the cluster ({error}): set EMBERPOOL_KUBECONFIG (and EMBERPOOL_KUBE_CONTEXT) "
@@ -271,12 +273,12 @@ async def configure(settings: Settings) -> kubernetes.Configuration:
 
 
 def _renew_by_plugin(loader: Any, configuration: kubernetes.Configuration) -> None:
-    """Lets an exec plugin's token be renewed before a call, once it has expired: the library reads it only once."""
+    """Renews the token of an exec plugin before a call once it has expired; the library itself reads it only once."""
     if not hasattr(loader, "exec_plugin_expiry"):
         return
 
     async def renew(current: kubernetes.Configuration) -> None:
-        await loader.load_from_exec_plugin()  # runs the plugin only after the expiry that it gave
+        await loader.load_from_exec_plugin()  # runs the plugin only after the token has expired
         current.api_key["BearerToken"] = loader.token
 
     configuration.refresh_api_key_hook = renew
@@ -285,6 +287,6 @@ def _renew_by_plugin(loader: Any, configuration: kubernetes.Configuration) -> No
 def _as_object(answer: object) -> Manifest:
     if not isinstance(answer, dict):
         raise ClusterError(
-            "The cluster's answer is no JSON object: is there a proxy between, or another server at its address?"
+            "The cluster's answer is not a JSON object: is there a proxy in between, or another server at its address?"
         )
     return answer

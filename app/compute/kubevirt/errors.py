@@ -1,4 +1,4 @@
-"""The cluster's errors to our own, once: `with translating("create the VM x"):` around each call, the cause chained."""
+"""Translates the cluster's errors to our own: `with translating("create the VM x"):` around each call. The cause is chained."""
 
 import json
 import re
@@ -23,17 +23,17 @@ from app.errors import (
 )
 
 DEFAULT_RETRY_AFTER = 5.0
-"""Seconds, where the cluster names none. A starting API server says 5 (Kubernetes v1.36, recorded)."""
+"""Seconds to wait if the cluster names none. An API server that is starting says 5 (Kubernetes v1.36, recorded)."""
 
 _LONGEST_RETRY_AFTER = 3600.0
 _STRICT_DECODING = re.compile(r'(?:unknown|duplicate) field "([^"]+)"')
 _FIELD_IN_TEXT = re.compile(r"\b(?:spec|metadata)(?:\.\w+|\[\d+\])+")
-_LONGEST_TEXT = 2000  # of an answer that is no Status: a proxy's page of HTML can be long
+_LONGEST_TEXT = 2000  # characters of an answer that is not a Status, such as a proxy's HTML page
 
 
 @contextmanager
 def translating(doing: str) -> Iterator[None]:
-    """`doing` completes "the cluster could not ..." in the message."""
+    """`doing` completes "could not ..." in the message."""
     try:
         yield
     except ApiException as error:
@@ -51,14 +51,14 @@ def translating(doing: str) -> Iterator[None]:
             f"The cluster's credentials cannot be renewed ({_name(error)}); could not {doing}.",
             retry_after=DEFAULT_RETRY_AFTER,
         ) from error
-    except (ValueError, LookupError) as error:  # an answer that is no JSON, or no UTF-8
+    except (ValueError, LookupError) as error:  # the answer is not JSON, or not UTF-8
         raise ClusterError(f"The cluster's answer cannot be read ({_name(error)}); could not {doing}.") from error
 
 
 def translate(code: int, status: Manifest, headers: object, doing: str) -> EmberpoolError:
-    """An answer of HTTP status `code` with a Kubernetes Status as its body (`{"message": ...}` where it was none).
+    """The error for an answer with HTTP status `code` and a Kubernetes Status as its body (`{"message": ...}` if it had none).
 
-    An ERROR event of a watch carries the same Status, and its `code`.
+    An ERROR event of a watch has the same Status and `code`.
     """
     message = str(status.get("message") or f"HTTP {code}")
     detail = f"{message.rstrip('.')}; could not {doing}."
@@ -82,14 +82,15 @@ def translate(code: int, status: Manifest, headers: object, doing: str) -> Ember
 
 
 def reason_of(error: ApiException) -> str:
-    """The Status's `reason` (`AlreadyExists`, `Conflict`, ...); empty where the body is no Status."""
+    """The `reason` of the Status (`AlreadyExists`, `Conflict`, ...); empty if the body is not a Status."""
     return str(_read_status(error.body, error.reason).get("reason") or "")
 
 
 def find_problems(status: Manifest) -> tuple[FieldProblem, ...]:
-    """Every field that a refusal names, as the cluster names it; the whole message under no field where it names none.
+    """Every field that a refusal names, in the cluster's notation. If it names none: the whole message, without a field.
 
-    In order of trust: `details.causes[].field`, a strict decoding error's quoted fields, a path somewhere in the text.
+    The most reliable source counts: `details.causes[].field`, then the quoted fields of a strict decoding error, then a path
+    somewhere in the text.
     """
     message = str(status.get("message") or "")
     causes = (status.get("details") or {}).get("causes") or []
@@ -106,7 +107,7 @@ def find_problems(status: Manifest) -> tuple[FieldProblem, ...]:
 
 def _read_field(cause: Manifest, message: str) -> str | None:
     field = cause.get("field")
-    if isinstance(field, str) and field and not field.startswith("<"):  # "<nil>" stands for no field
+    if isinstance(field, str) and field and not field.startswith("<"):  # "<nil>" means no field
         return field
     return next(iter(_first_path(str(cause.get("message") or message))), None)
 
@@ -132,7 +133,7 @@ def _read_retry_after(status: Manifest, headers: object) -> float:
     for value in (get("Retry-After") if get else None, (status.get("details") or {}).get("retryAfterSeconds")):
         try:
             seconds = float(str(value))
-        except ValueError:  # also where there is none; the header may hold a date, which API servers never send
+        except ValueError:  # missing, or a date, which API servers never send
             continue
         if 0 <= seconds <= _LONGEST_RETRY_AFTER:
             return seconds

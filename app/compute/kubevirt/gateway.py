@@ -1,4 +1,4 @@
-"""The Gateway over a real KubeVirt cluster (>= 1.7), or over whatever speaks its API."""
+"""The Gateway for KubeVirt (>= 1.7), or for anything that has its API."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
@@ -39,18 +39,18 @@ _log = structlog.get_logger(__name__)
 
 
 async def connect(settings: Settings) -> "KubeVirtGateway":
-    """Reads the kubeconfig, or the pod's service account. Makes no call: a cluster that is away is told by the first one.
+    """Reads the kubeconfig or the pod's service account. Raises ClusterError if neither can be used.
 
-    Raises ClusterError where neither can be used.
+    Makes no call to the cluster: the first call shows whether it can be reached.
     """
     return KubeVirtGateway(settings, KubeVirtClient(settings, await configure(settings)))
 
 
 class KubeVirtGateway:
-    """See `Gateway`, whose contract this is."""
+    """Implements `Gateway`."""
 
     def __init__(self, settings: Settings, client: KubeVirtClient) -> None:
-        """Owns the client, and closes it."""
+        """Owns the client and closes it."""
         self._settings = settings
         self._client = client
         self.snapshots = KubeVirtSnapshots(settings, client)
@@ -132,7 +132,7 @@ class KubeVirtGateway:
             if await self._has_uid(name, uid):
                 raise
             return False
-        return answer.get("kind") != "Status"  # a Status: it had no finalizer, and went at once
+        return answer.get("kind") != "Status"  # a Status means that it had no finalizer and is gone
 
     async def label_claim(self, *, name: str, uid: str, claim_id: str, called: str | None = None) -> None:
         await self._client.merge(VMS, name, uid, {"metadata": claim_marks(claim_id, called)})
@@ -166,14 +166,14 @@ class KubeVirtGateway:
         await self._client.close()
 
     async def snapshot(self) -> Snapshot:
-        """Both kinds, listed whole."""
+        """A complete list of both kinds."""
         began_at = datetime.now(UTC)
         vms, vm_version = await self._client.list_all(VMS)
         vmis, vmi_version = await self._client.list_all(VMIS)
         return Snapshot(vms, vmis, vm_version, vmi_version, began_at)
 
     def watch(self, kind: Kind, resource_version: str) -> AsyncGenerator[Manifest, None]:
-        """The events of one kind; see `KubeVirtClient.watch`."""
+        """The watch events of one kind; see `KubeVirtClient.watch`."""
         return self._client.watch(kind, resource_version)
 
     def _within(self, template: VmTemplate) -> VmTemplate:
@@ -201,12 +201,12 @@ class KubeVirtGateway:
         try:
             vm = await self._client.get(VMS, name)
         except ClusterNotFound as error:
-            # It was there, and is going or gone: the name must not be used again.
+            # It existed a moment ago: the name must not be used again.
             raise ClusterConflict(
-                f"VM {name} existed already, and went while it was read; a new VM needs a new name."
+                f"VM {name} existed already and was deleted before it could be read. A new VM needs a new name."
             ) from error
         if not self._is_ours(vm) or (vm["metadata"].get("labels") or {}).get(labels.VM_ID) != vm_id:
-            raise ClusterConflict(f"The name {name} belongs to a VM that is not ours; it is left as it is.")
+            raise ClusterConflict(f"The name {name} belongs to a VM that is not ours. It was not changed.")
         return vm
 
     def _is_ours(self, vm: Manifest) -> bool:

@@ -1,4 +1,4 @@
-"""The kinds of objects that we read or write, and where the API server keeps them."""
+"""The kinds of objects that we read or write, and their paths on the API server."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,7 +19,7 @@ def opened(spec: VmSpec) -> Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`group` is empty for the core API. As text it is its plural, for messages."""
+    """`group` is empty for the core API. Its text form is the plural, for messages."""
 
     group: str
     version: str
@@ -32,7 +32,7 @@ class Kind:
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str, name: str | None = None) -> str:
-        """Of one object, or of all of them in the namespace (of a kind without namespaces: in the cluster)."""
+        """The path of one object, or of all objects in the namespace (in the cluster, if the kind has no namespace)."""
         root = f"/apis/{self.api_version}" if self.group else f"/api/{self.version}"
         where = f"/namespaces/{quote(namespace, safe='')}" if self.namespaced else ""
         return f"{root}{where}/{self.plural}" + (f"/{quote(name, safe='')}" if name is not None else "")
@@ -45,7 +45,7 @@ class Kind:
 VMS = Kind("kubevirt.io", "v1", "virtualmachines", "VirtualMachine")
 VMIS = Kind("kubevirt.io", "v1", "virtualmachineinstances", "VirtualMachineInstance")
 VM_POOLS = Kind("pool.kubevirt.io", "v1beta1", "virtualmachinepools", "VirtualMachinePool")
-"""Served in this version since KubeVirt 1.7, and before as v1alpha1 alone."""
+"""KubeVirt 1.7 and later serve this version; earlier ones serve v1alpha1 only."""
 CLAIMS = Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 VM_SNAPSHOTS = Kind("snapshot.kubevirt.io", "v1beta1", "virtualmachinesnapshots", "VirtualMachineSnapshot")
 VM_SNAPSHOT_CONTENTS = Kind(
@@ -58,4 +58,4 @@ DAEMON_SETS = Kind("apps", "v1", "daemonsets", "DaemonSet")
 PODS = Kind("", "v1", "pods", "Pod")
 NODES = Kind("", "v1", "nodes", "Node", namespaced=False)
 ALL_PODS = Kind("", "v1", "pods", "Pod", namespaced=False)
-"""Of every namespace: what takes room on the nodes. It is only ever listed and watched."""
+"""Pods of every namespace, which use capacity of the nodes. We only list and watch them."""

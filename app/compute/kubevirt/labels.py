@@ -1,4 +1,4 @@
-"""The labels by which our objects are known, in the cluster and to each other."""
+"""The labels by which we find our objects in the cluster, and what belongs together."""
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "emberpool"
@@ -7,18 +7,18 @@ INSTANCE = f"{PREFIX}instance"
 POOL = f"{PREFIX}pool"
 VM_ID = f"{PREFIX}vm-id"
 POOL_ID = f"{PREFIX}pool-id"
-"""What a VirtualMachinePool of ours selects by: the id of the pool that it stands for."""
+"""The id of the pool. A VirtualMachinePool of ours selects its VMs by it."""
 CLAIM = f"{PREFIX}claim"
 NAME = f"{PREFIX}name"
-"""What people call the claim: its label `name`."""
+"""The name that people gave the claim (its label `name`)."""
 SNAPSHOT = f"{PREFIX}snapshot"
 TAKE = f"{PREFIX}take"
 PRELOAD = f"{PREFIX}preload-id"
 GENERATION = f"{PREFIX}generation"
 REVISION = f"{PREFIX}revision"
-"""An annotation: the revision of the template that a VirtualMachinePool makes its VMs from."""
+"""An annotation: the revision of the template from which a VirtualMachinePool makes its VMs."""
 MEMBERS = f"{PREFIX}members"
-"""A finalizer: a VirtualMachinePool that is deleted waits until its VMs are detached."""
+"""A finalizer: a VirtualMachinePool that is being deleted waits until its VMs are detached."""
 
 
 def is_ours(key: str) -> bool:

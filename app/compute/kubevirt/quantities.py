@@ -1,4 +1,4 @@
-"""Kubernetes quantities (`2Gi`, `500m`, `1e3`), read exactly."""
+"""Reads Kubernetes quantities (`2Gi`, `500m`, `1e3`) exactly."""
 
 import re
 from fractions import Fraction
@@ -10,13 +10,13 @@ _SCALES = {
     **{suffix: Fraction(1, 1000**power) for power, suffix in enumerate(("m", "u", "n"), start=1)},
 }
 _LONGEST = 63
-_LARGEST_EXPONENT = 27  # far above an exbibyte, and small enough that no input makes us compute huge powers
+_LARGEST_EXPONENT = 27  # far above an exbibyte, and small enough to keep the powers small whatever the input
 
 
 def parse_quantity(value: object) -> Fraction:
-    """The number that a quantity stands for. Raises ValueError with a sentence that says how to write one.
+    """The number that a quantity means. Raises ValueError with a sentence that says how to write one.
 
-    Takes what a custom resource's schema takes: a string or an integer. A float is refused, as the API server refuses it.
+    It accepts what the schema of a custom resource accepts: a string or an integer. The API server refuses a float, and so do we.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return Fraction(value)

@@ -1,7 +1,7 @@
-"""Snapshots of VMs' disks in the cluster: KubeVirt's VirtualMachineSnapshot, and the VolumeSnapshots that it makes.
+"""Snapshots of VMs' disks: KubeVirt's VirtualMachineSnapshot, and the VolumeSnapshots that it creates.
 
-A VirtualMachineSnapshot has one VolumeSnapshot for each volume that can have one: a claim whose storage class has a
-VolumeSnapshotClass. The rest is left out without an error (KubeVirt v1.9.0), so that what is in it is read from its end.
+A VirtualMachineSnapshot has one VolumeSnapshot for each volume that can have one: a PVC whose storage class has a
+VolumeSnapshotClass. The other volumes are left out without an error (KubeVirt v1.9.0), so its contents are known only at its end.
 """
 
 import copy
@@ -31,7 +31,7 @@ _DEFAULT_INTERFACES: list[Manifest] = [{"name": "default", "masquerade": {}}]
 
 
 class KubeVirtSnapshots:
-    """See `SnapshotGateway`, whose contract this is."""
+    """Implements `SnapshotGateway`."""
 
     def __init__(self, settings: Settings, client: KubeVirtClient) -> None:
         self._settings = settings
@@ -66,7 +66,7 @@ class KubeVirtSnapshots:
             found = await self.look(name)
             if found is None or found.take_id != take_id:
                 raise ClusterConflict(
-                    f"The name {name} belongs to a VirtualMachineSnapshot that is not ours; it is left as it is."
+                    f"The name {name} belongs to a VirtualMachineSnapshot that is not ours. It was not changed."
                 ) from error
             return found
 
@@ -78,7 +78,7 @@ class KubeVirtSnapshots:
 
     async def disks(self, sight: Sight) -> tuple[SnapshotDisk, ...]:
         if sight.content is None:
-            raise ClusterError(f"VirtualMachineSnapshot {sight.name} is ready, and names no content.")
+            raise ClusterError(f"VirtualMachineSnapshot {sight.name} is ready but names no content.")
         content = await self._client.get(VM_SNAPSHOT_CONTENTS, sight.content)
         found = []
         for backup in content["spec"].get("volumeBackups") or []:
@@ -105,7 +105,7 @@ class KubeVirtSnapshots:
             if now is not None and now.uid == uid:
                 raise
             return False
-        return answer.get("kind") != "Status"  # a Status: it had no finalizer, and went at once
+        return answer.get("kind") != "Status"  # a Status means that it had no finalizer and is gone
 
     async def all(self) -> tuple[Sight, ...]:
         found, _ = await self._client.list_all(VM_SNAPSHOTS)
@@ -115,7 +115,7 @@ class KubeVirtSnapshots:
 def snapshot_manifest(
     *, name: str, namespace: str, instance: str, snapshot: str, take_id: str, vm: str, deadline_seconds: int
 ) -> Manifest:
-    """The VirtualMachineSnapshot of one take. What it holds goes with it."""
+    """The VirtualMachineSnapshot of one take. Its contents are deleted with it."""
     return {
         "apiVersion": VM_SNAPSHOTS.api_version,
         "kind": VM_SNAPSHOTS.name,
@@ -138,21 +138,21 @@ def snapshot_manifest(
 
 
 def judge_volume(volume: Manifest) -> VolumeVerdict:
-    """Whether a volume of that kind can be in a snapshot at all."""
+    """Whether a volume of this kind can be in a snapshot."""
     name = volume["name"]
     if any(key in volume for key in _COPIED):
         return VolumeVerdict(name, enabled=True)
     kind = next((key for key in volume if key != "name"), "nothing")
     why = {
         "containerDisk": "a container disk is read from its image at each boot and cannot be snapshotted",
-        "emptyDisk": "an empty disk is made anew at each boot and cannot be snapshotted",
-        "ephemeral": "an ephemeral disk loses its writes at each stop and cannot be snapshotted",
+        "emptyDisk": "an empty disk is created again at each boot and cannot be snapshotted",
+        "ephemeral": "an ephemeral disk loses its data at each stop and cannot be snapshotted",
     }.get(kind, f"a {kind} volume has no disk that could be snapshotted")
     return VolumeVerdict(name, enabled=False, reason=why)
 
 
 def read_source(vm: Manifest) -> SourceVm:
-    """A VirtualMachine as the cluster has it; KubeVirt's own word on each volume, where it has said one."""
+    """Reads a VirtualMachine of the cluster. KubeVirt's own status of a volume counts, if there is one."""
     status = vm.get("status") or {}
     said = {each["name"]: each for each in status.get("volumeSnapshotStatuses") or []}
     halted = vm["spec"].get("runStrategy") == _HALTED or vm["spec"].get("running") is False
@@ -168,7 +168,7 @@ def read_source(vm: Manifest) -> SourceVm:
 
 
 def read_sight(snapshot: Manifest) -> Sight:
-    """A VirtualMachineSnapshot as the cluster has it."""
+    """Reads a VirtualMachineSnapshot of the cluster."""
     metadata, status = snapshot["metadata"], snapshot.get("status") or {}
     volumes = status.get("snapshotVolumes") or {}
     conditions = {each.get("type"): each for each in status.get("conditions") or []}
@@ -196,13 +196,13 @@ def read_sight(snapshot: Manifest) -> Sight:
 
 
 def read_disk(backup: Manifest, volume_snapshot: Manifest) -> SnapshotDisk:
-    """One volume of a VirtualMachineSnapshotContent, and its VolumeSnapshot."""
+    """Reads one volume of a VirtualMachineSnapshotContent and its VolumeSnapshot."""
     spec = backup["persistentVolumeClaim"]["spec"]
     asked = ((spec.get("resources") or {}).get("requests") or {}).get("storage")
     holds = (volume_snapshot.get("status") or {}).get("restoreSize")
     sizes = [str(size) for size in (asked, holds) if size is not None]
     if not sizes:
-        raise ClusterError(f"The size of VolumeSnapshot {backup['volumeSnapshotName']} is told nowhere.")
+        raise ClusterError(f"The cluster does not tell the size of VolumeSnapshot {backup['volumeSnapshotName']}.")
     return SnapshotDisk(
         volume=backup["volumeName"],
         volume_snapshot=backup["volumeSnapshotName"],
@@ -217,7 +217,9 @@ def _number(size: str) -> Any:
     try:
         return parse_quantity(size)
     except ValueError as error:
-        raise ClusterError(f"The cluster tells a disk's size as {size!r}, which is none: {error}.") from error
+        raise ClusterError(
+            f"The cluster tells the size of a disk as {size!r}, which cannot be read: it {error}."
+        ) from error
 
 
 def _volumes(spec: Manifest) -> list[Manifest]:
@@ -228,12 +230,12 @@ def _volumes(spec: Manifest) -> list[Manifest]:
 def _verdict(volume: Manifest, said: Manifest | None) -> VolumeVerdict:
     ours = judge_volume(volume)
     if said is None or not ours.enabled:
-        return ours  # in our words, where KubeVirt would only name the kind of volume
+        return ours  # our reason is better: KubeVirt only names the kind of volume
     return VolumeVerdict(ours.name, enabled=bool(said.get("enabled")), reason=said.get("reason"))
 
 
 def _shape(spec: Manifest) -> str | None:
-    """The shape of a VM in the cluster, without what admission filled in (KubeVirt v1.9.0): nobody wishes for that."""
+    """The shape of a VM in the cluster, without the defaults that admission filled in (KubeVirt v1.9.0)."""
     spec = copy.deepcopy(spec)
     vmi = spec["template"]["spec"]
     domain = vmi.get("domain") or {}
@@ -251,5 +253,5 @@ def _shape(spec: Manifest) -> str | None:
         del vmi["networks"], devices["interfaces"]
     try:
         return shape_of(spec)
-    except (KeyError, TypeError, AttributeError):  # a VM of other makers' may be written in ways that ours never are
+    except (KeyError, TypeError, AttributeError):  # a VM that others created may be written in ways that ours never are
         return None

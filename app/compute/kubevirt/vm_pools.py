@@ -1,8 +1,8 @@
-"""KubeVirt's VirtualMachinePools: made, changed, their VMs detached, let go.
+"""KubeVirt's VirtualMachinePools: creates and changes them, detaches their VMs, deletes them.
 
-Every change is a JSON patch that names the UID, and tests what it read: one that fails its test is a 422, and is read for again
-(recorded from KubeVirt v1.9.0). The controller is only ever let create: both strategies `unmanaged`, no autohealing, which would
-act on every VM of the namespace.
+Every change is a JSON patch that names the UID and tests what was read before. If a test fails, the API server answers 422, and we
+read the object again (recorded from KubeVirt v1.9.0). The controller may only create VMs: both strategies are `unmanaged`, and
+autohealing, which would act on every VM of the namespace, is off.
 """
 
 import copy
@@ -22,12 +22,12 @@ from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterRe
 _UNMANAGED: Manifest = {"unmanaged": {}}
 _CONTROLLER = "pool.kubevirt.io/finalizer"
 _VERSIONS = ("v1beta1", "v1alpha1")
-_NAME_LIMIT = 57  # the controller puts an index of up to five digits behind the names of DataVolumes
+_NAME_LIMIT = 57  # the controller appends an index of up to five digits to the names of DataVolumes
 _ATTEMPTS = 6
 
 
 class KubeVirtVmPools:
-    """See `VmPoolGateway`, whose contract this is."""
+    """Implements `VmPoolGateway`."""
 
     def __init__(self, settings: Settings, client: KubeVirtClient) -> None:
         self._settings = settings
@@ -55,7 +55,7 @@ class KubeVirtVmPools:
         try:
             return self._read(await self._client.get(kind, name))
         except ClusterNotFound:
-            # An API server that has just started may not know the kind yet, and answers the same: then this raises.
+            # An API server that has just started answers the same while it does not know the kind yet: then this raises.
             await self._client.list_all(kind)
             return None
 
@@ -67,7 +67,7 @@ class KubeVirtVmPools:
             found = await self.look(order.name)
             if found is None or found.pool_id != str(order.pool_id):
                 raise ClusterConflict(
-                    f"The name {order.name} belongs to a VirtualMachinePool that is not ours; it is left as it is."
+                    f"The name {order.name} belongs to a VirtualMachinePool that is not ours. It was not changed."
                 ) from error
             return found
 
@@ -92,7 +92,7 @@ class KubeVirtVmPools:
         for _ in range(_ATTEMPTS):
             vm = await self._client.get(VMS, name)
             if vm["metadata"].get("uid") != uid:
-                raise ClusterNotFound(f"VM {name} is another one by now: its UID is not {uid}.")
+                raise ClusterNotFound(f"VM {name} is another VM by now: its UID is not {uid}.")
             steps = detach_steps(vm, claim_id)
             if steps is None:
                 if claim_id is not None and (vm["metadata"].get("labels") or {}).get(labels.CLAIM) != claim_id:
@@ -100,7 +100,7 @@ class KubeVirtVmPools:
                 return
             try:
                 await self._client.patch(VMS, name, steps)
-            except ClusterRefused as error:  # somebody else wrote between: read it again
+            except ClusterRefused as error:  # somebody else wrote in between: read it again
                 refused = error
             else:
                 return
@@ -121,7 +121,7 @@ class KubeVirtVmPools:
                 await self._client.patch(await self._kind(), seen.name, steps)
             except ClusterNotFound:
                 return
-            except ClusterRefused:  # its controllers take their own finalizers at the same time
+            except ClusterRefused:  # its controllers remove their own finalizers at the same time
                 if attempt == _ATTEMPTS:
                     raise
                 found = await self.look(seen.name)
@@ -161,7 +161,7 @@ class KubeVirtVmPools:
         )
 
     async def enroll(self, order: VmPoolOrder, owner: str) -> int:
-        """A VM's label makes it known to us, its VMI's lets us see it run, and its template's marks the VMIs to come."""
+        """Labels the VM and its VMI, so that our watches include them, and the VM's template for later VMIs."""
         wanted = self._our_labels(order)
         vms, _ = await self._client.list_all(VMS, selector="")
         count = 0
@@ -174,14 +174,14 @@ class KubeVirtVmPools:
                 vmi = await self._client.get(VMIS, name)
                 await self._client.merge(VMIS, name, vmi["metadata"]["uid"], {"metadata": {"labels": wanted}})
             except ClusterNotFound:
-                pass  # it has none yet: the one to come has them from the template
+                pass  # it has no VMI yet: a later one gets the labels from the template
             body = {"metadata": {"labels": wanted}, "spec": {"template": {"metadata": {"labels": wanted}}}}
             await self._client.merge(VMS, name, uid, body)
             count += 1
         return count
 
     async def _kind(self) -> Kind:
-        """In the newest version that the cluster serves. Raises ClusterNotFound where it serves none that we speak."""
+        """The kind in the newest version that the cluster serves. Raises ClusterNotFound if we know none of its versions."""
         if self._served is None:
             served = await self._client.versions(VM_POOLS.group)
             version = next((each for each in _VERSIONS if each in served), None)
@@ -212,8 +212,8 @@ class KubeVirtVmPools:
         }
 
     def _template(self, order: VmPoolOrder, selected: dict[str, str]) -> Manifest:
-        """Labels and annotations of the pod are the VM's too, as on a VM that we make ourselves. `selected`: labels that the
-        VirtualMachinePool selects by, which a template must have (KubeVirt v1.9.0).
+        """The VM gets the labels and annotations of its VMI, as a VM that we create ourselves does. `selected`: the labels by which
+        the VirtualMachinePool selects; KubeVirt v1.9.0 requires them in the template.
         """
         spec = copy.deepcopy(begin(opened(order.spec), order.start, vm=order.name, namespace=self._settings.namespace))
         rename_data_volumes(spec, order.name, limit=_NAME_LIMIT)
@@ -272,9 +272,9 @@ class KubeVirtVmPools:
 
 
 def detach_steps(vm: Manifest, claim_id: str | None) -> list[Manifest] | None:
-    """The one patch that takes a VM from its VirtualMachinePool, as it was read; None where it has none.
+    """The patch that takes a VM, as it was read, out of its VirtualMachinePool; None if it is in none.
 
-    All at once: without the label alone the pool would wedge, and between two patches its controller could act.
+    It must be one patch: with only the label removed the pool gets stuck, and between two patches its controller could act.
     """
     metadata = vm["metadata"]
     owners = metadata.get("ownerReferences") or []
@@ -317,7 +317,7 @@ def _has(metadata: Manifest, wanted: dict[str, str]) -> bool:
 
 
 def _selected(spec: Manifest) -> dict[str, str]:
-    """What a template must have for the selector; where that is more than labels, all that the template has now."""
+    """The labels that the selector requires of a template. If it has more than labels: all labels that the template has now."""
     selector = spec.get("selector") or {}
     if selector.get("matchExpressions"):
         return dict(((spec.get("virtualMachineTemplate") or {}).get("metadata") or {}).get("labels") or {})

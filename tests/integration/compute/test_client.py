@@ -121,8 +121,8 @@ async def test_a_conflict_with_a_quota_is_tried_again_later(tmp_path):
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
-        (says_text("<html>log in</html>"), ClusterError, "no JSON object"),
-        (says([1]), ClusterError, "no JSON object"),
+        (says_text("<html>log in</html>"), ClusterError, "not a JSON object"),
+        (says([1]), ClusterError, "not a JSON object"),
         (says_text("<html>502</html>", 502), ClusterUnavailable, "502"),
         (says_text("404 page not found", 404, "text/plain"), ClusterError, "page not found"),
         (fails("slow down", 429, "TooManyRequests", retryAfterSeconds=3), ClusterUnavailable, "slow down"),
@@ -199,8 +199,8 @@ class TestWatch:
             (says_text("<html>unavailable</html>", 503), ClusterUnavailable, "503"),
             (streams(BOOKMARK, after=cut), ClusterUnavailable, "cannot be reached"),
             (streams(b'{"type": "ADD'), ClusterError, "cannot be read"),
-            (streams(b"[]\n"), ClusterError, "no JSON object"),
-            (says({"kind": "VirtualMachineList", "items": []}), ClusterError, "no event"),
+            (streams(b"[]\n"), ClusterError, "not a JSON object"),
+            (says({"kind": "VirtualMachineList", "items": []}), ClusterError, "not a watch event"),
             (streams({"type": "ERROR", "object": {"message": "odd"}}), ClusterUnavailable, "odd"),
         ],
     )

@@ -72,7 +72,7 @@ class TestVolumes:
             ({"dataVolume": {"name": "a"}}, True, None),
             ({"persistentVolumeClaim": {"claimName": "a"}}, True, None),
             ({"containerDisk": {"image": "a"}}, False, "a container disk is read from its image at each boot"),
-            ({"emptyDisk": {"capacity": "1Gi"}}, False, "an empty disk is made anew"),
+            ({"emptyDisk": {"capacity": "1Gi"}}, False, "an empty disk is created again"),
             ({"ephemeral": {"persistentVolumeClaim": {"claimName": "a"}}}, False, "an ephemeral disk loses"),
             ({"cloudInitNoCloud": {"userData": "x"}}, False, "a cloudInitNoCloud volume has no disk"),
         ],
@@ -265,7 +265,7 @@ class TestOnADevCluster:
         await eventually(lambda: _gone(gateway, {"name": "ready-x", "uid": None, "take_id": TAKE_ID}))
 
     async def test_stopped_it_stays_stopped_and_only_that_uid_is(self, gateway, source):
-        with pytest.raises(ClusterConflict, match="another one"):
+        with pytest.raises(ClusterConflict, match="another object"):
             await gateway.snapshots.stop(name=source.name, uid=str(new_id()))
         with pytest.raises(ClusterNotFound):
             await gateway.snapshots.stop(name="nobody", uid=source.uid)

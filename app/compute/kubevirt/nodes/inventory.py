@@ -1,8 +1,8 @@
-"""What is known of nodes between two lists: nodes and pods come on watches of their own, and are put together here. Pure.
+"""Combines the watch of nodes and the watch of pods: what each node offers, and what its pods use of it. Pure.
 
-Of a pod only what it takes is kept. Requests are counted as kube-scheduler counts them (Kubernetes 1.36): containers that run
-side by side add up, init containers that end count where they alone ask for more, what the pod asks for as a whole goes
-before its containers, and a pod that has ended takes nothing.
+Of a pod only its requests are kept, counted as kube-scheduler counts them (Kubernetes 1.36): containers that run side by side are
+added up; an init container that ends counts if it alone requests more; a request of the pod as a whole replaces those of its
+containers; a pod that has ended uses nothing.
 """
 
 from collections import Counter
@@ -17,14 +17,14 @@ from app.compute.kubevirt.quantities import parse_quantity
 from app.compute.kubevirt.templates.demand import REQUIRED, Amounts, counted
 from app.domain.nodes import CPU, HUGEPAGES, MEMORY, Node, Taint
 
-_CREATED_BY = "kubevirt.io/created-by"  # on a launcher pod: the UID of its instance (KubeVirt v1.9.0)
+_CREATED_BY = "kubevirt.io/created-by"  # on a launcher pod: the UID of its VMI (KubeVirt v1.9.0)
 _ENDED = frozenset({"Succeeded", "Failed"})
-_MOST_IMAGES = 100  # a kubelet tells 50 by default
+_MOST_IMAGES = 100  # a kubelet reports 50 by default
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """One pod on a node. `pinned`: its exclusive CPUs, in thousandths; `vms` and `repels`: see `Node`."""
+    """One pod on a node. `pinned`: its exclusive CPUs, in thousandths. For `vms` and `repels` see `Node`."""
 
     node: str
     amounts: Mapping[str, int]
@@ -42,7 +42,7 @@ class _Load:
 
 
 class NodeInventory:
-    """Nodes by name, and what each of their pods takes. `namespace`: where our VMs are, or will be."""
+    """Nodes by name, and what each of their pods uses. `namespace`: where our VMs are."""
 
     def __init__(
         self, nodes: Iterable[Manifest], pods: Iterable[Manifest], *, namespace: str = "", pods_seen: bool = True
@@ -75,7 +75,7 @@ class NodeInventory:
         )
 
     def put_node(self, node: Manifest) -> tuple[str, ...]:
-        """The names of nodes that look otherwise now."""
+        """Returns the names of the nodes that changed by it."""
         name = str(node["metadata"]["name"])
         facts = _facts(node)
         if self._nodes.get(name) == facts:
@@ -87,7 +87,7 @@ class NodeInventory:
         self._nodes.pop(name, None)
 
     def put_pod(self, pod: Manifest, *, deleted: bool = False) -> tuple[str, ...]:
-        """Likewise."""
+        """Returns the names of the nodes that changed by it."""
         uid = str(pod["metadata"]["uid"])
         before = self._pods.get(uid)
         after = None if deleted else _read_pod(pod, self._namespace)
@@ -141,7 +141,7 @@ def _pins(node_labels: Mapping[str, str]) -> bool:
 
 
 def _offered(amounts: object) -> dict[str, int]:
-    """Rounded up, as the scheduler rounds them; `pods` is a resource like others here."""
+    """Rounded up, as the scheduler does it. `pods` is a resource like the others."""
     if not isinstance(amounts, dict):
         return {}
     read = {str(name): parse_quantity(value) for name, value in amounts.items()}
@@ -149,7 +149,7 @@ def _offered(amounts: object) -> dict[str, int]:
 
 
 def _read_pod(pod: Manifest, namespace: str) -> _Placed | None:
-    """None where it takes nothing: it is on no node yet, or has ended."""
+    """None if it uses nothing: it has no node yet, or it has ended."""
     spec = pod.get("spec") or {}
     node = spec.get("nodeName")
     if not node or (pod.get("status") or {}).get("phase") in _ENDED:
@@ -161,8 +161,9 @@ def _read_pod(pod: Manifest, namespace: str) -> _Placed | None:
 
 
 def _repels(pod: Manifest, namespace: str) -> bool:
-    """Whether a required anti-affinity of it looks at pods of that namespace; which of them is not compared. Without namespaces
-    and a selector of them it looks at its own (Kubernetes 1.36, `PodAffinityTerm`).
+    """Whether the pod has a required anti-affinity that covers pods of that namespace. Which pods it selects is not compared.
+
+    A term that names no namespace covers the pod's own (Kubernetes 1.36, `PodAffinityTerm`).
     """
     rules = ((pod.get("spec") or {}).get("affinity") or {}).get("podAntiAffinity") or {}
     own = pod["metadata"].get("namespace")
@@ -188,7 +189,7 @@ def _requests(spec: Manifest) -> Amounts:
             _add(asked, beside)
             _raise(peak, asked)
     _raise(total, peak)
-    # A pod may ask as a whole for CPU, memory and hugepages, and for these alone (Kubernetes 1.34).
+    # A pod as a whole may request CPU, memory and hugepages, and nothing else (Kubernetes 1.34).
     whole = _asked(spec)
     total.update(
         {name: amount for name, amount in whole.items() if name in {CPU, MEMORY} or name.startswith(HUGEPAGES)}
@@ -198,14 +199,14 @@ def _requests(spec: Manifest) -> Amounts:
 
 
 def _asked(holder: Manifest) -> Amounts:
-    """A limit without a request is one."""
+    """A limit without a request counts as the request."""
     resources = holder.get("resources") or {}
     given = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
     return {str(name): parse_quantity(value) for name, value in given.items()}
 
 
 def _pinned(pod: Manifest) -> int:
-    """Whole CPUs of a Guaranteed pod's containers are theirs alone, under a static CPU manager (Kubernetes 1.36)."""
+    """With a static CPU manager, containers of a Guaranteed pod have their whole CPUs to themselves (Kubernetes 1.36)."""
     if (pod.get("status") or {}).get("qosClass") != "Guaranteed":
         return 0
     spec = pod.get("spec") or {}

@@ -1,4 +1,4 @@
-"""The PreloadGateway over a real cluster: see its protocol, whose contract this is."""
+"""Implements `PreloadGateway` with CDI's DataVolumes and DataImportCrons, and with DaemonSets."""
 
 import re
 from uuid import UUID
@@ -62,7 +62,7 @@ _log = structlog.get_logger(__name__)
 
 class KubeVirtPreloads:
     def __init__(self, settings: Settings, client: KubeVirtClient) -> None:
-        """The client is somebody else's, who closes it."""
+        """Does not own the client."""
         self._settings = settings
         self._client = client
 
@@ -80,7 +80,7 @@ class KubeVirtPreloads:
             return
         except ClusterRefused as error:
             raise PreloadRefused(
-                f"The cluster refuses what would bring the image near: {error.detail}",
+                f"The cluster refuses the object that would preload the image: {error.detail}",
                 problems=[FieldProblem(_locate(problem.field), problem.message) for problem in error.problems],
             ) from error
         except ClusterNotFound as error:
@@ -118,7 +118,7 @@ class KubeVirtPreloads:
         if not is_populated(claim):
             phase = (claim.get("status") or {}).get("phase") or "unknown"
             return Present(None, f"PVC {name} of namespace {namespace} is not bound and filled yet ({phase})")
-        return Present(read_claim(claim), f"uses PVC {name} of namespace {namespace}, which was there already")
+        return Present(read_claim(claim), f"uses PVC {name} of namespace {namespace}, which existed already")
 
     async def clones(self, volume: Volume) -> tuple[str, ...]:
         found = await self._client.list_all(DATA_VOLUMES, selector="")
@@ -148,7 +148,7 @@ class KubeVirtPreloads:
         )
 
     async def _list(self, kind: Kind, selector: str) -> list[Manifest]:
-        """Nothing where the cluster does not know the kind: a cluster without CDI can still pull images."""
+        """Empty if the cluster does not know the kind: a cluster without CDI can still pull images."""
         try:
             whole = f"{labels.selector(self._settings.instance)},{selector}"
             return (await self._client.list_all(kind, selector=whole))[0]
@@ -189,10 +189,12 @@ class KubeVirtPreloads:
         name = body["metadata"]["name"]
         found = await self._find(kind, name)
         if found is None:
-            raise ClusterConflict(f"{kind.name} {name} existed already, and went while it was read; it is made anew.")
+            raise ClusterConflict(
+                f"{kind.name} {name} existed already and was deleted before it could be read. It will be created again."
+            )
         theirs, ours = found["metadata"].get("labels") or {}, body["metadata"]["labels"]
         if any(theirs.get(key) != value for key, value in ours.items()):
-            raise ClusterConflict(f"The name {name} belongs to a {kind.name} that is not ours; it is left as it is.")
+            raise ClusterConflict(f"The name {name} belongs to a {kind.name} that is not ours. It was not changed.")
 
 
 def _owned(pods: list[Manifest], daemon_set: Manifest) -> list[Manifest]:
@@ -204,12 +206,12 @@ def _owned(pods: list[Manifest], daemon_set: Manifest) -> list[Manifest]:
 
 def _without(kind: Kind, error: ClusterNotFound) -> ClusterError:
     return ClusterError(
-        f"The cluster knows no {kind.name}, or not the namespace: is CDI installed there? It said: {error.detail}"
+        f"The cluster does not know {kind.name}, or the namespace: is CDI installed? The cluster said: {error.detail}"
     )
 
 
 def _locate(field: str) -> str:
-    """The field of our object, as the cluster names it, to the field of the preload that its author wrote."""
+    """Turns the field of our object, as the cluster names it, into the field of the preload that its author wrote."""
     at = re.sub(r"^(spec\.)?(template\.spec\.|Template\.)?(spec\.)?", "", field)
     for theirs, ours in _FIELDS.items():
         if at == theirs or at.startswith((f"{theirs}.", f"{theirs}[")):

@@ -1,8 +1,8 @@
-"""What brings an image near: the DataVolume, DataImportCron or DaemonSet of one generation of a preload. Pure.
+"""Builds the DataVolume, DataImportCron or DaemonSet of one generation of a preload. Pure.
 
-A container disk's image has nothing in it that could run, so that a pod cannot simply be made of it. As KubeVirt itself does
-for such disks, a first container puts a static binary into a volume that the pod shares, and the image's container runs that.
-It runs as long as the preload exists: what a running pod uses is never collected by a kubelet.
+The image of a container disk contains no program, so a pod cannot run it as it is. As KubeVirt itself does for such disks, an init
+container copies a static binary into a volume that the pod shares, and the image's container runs that binary. It runs as long as
+the preload exists: a kubelet never deletes an image that a running pod uses.
 """
 
 from app.compute.kubevirt import labels
@@ -14,9 +14,9 @@ IMAGE_CONTAINER = "image"
 _BINARY = "busybox"
 _SHARED = "/emberpool"
 _ANNOTATIONS = {
-    # Else a class that binds late would wait for a VM, and import only then (CDI v1.66.0).
+    # Otherwise a storage class that binds late waits for a VM and imports only then (CDI v1.66.0).
     "cdi.kubevirt.io/storage.bind.immediate.requested": "true",
-    # Until v1.62 or so CDI could be told to delete a DataVolume once it is complete; ours is how the volume is known.
+    # Until about v1.62 CDI could be configured to delete a DataVolume once it is complete; we find the volume by its DataVolume.
     "cdi.kubevirt.io/storage.deleteAfterCompletion": "false",
 }
 _NODES_FOR_VMS = {"kubevirt.io/schedulable": "true"}
@@ -31,7 +31,7 @@ _NEXT_TO_NOTHING: Manifest = {"requests": {"cpu": "1m", "memory": "4Mi"}, "limit
 
 
 def build(order: PreloadOrder, *, namespace: str, instance: str, helper_image: str) -> tuple[Kind, Manifest]:
-    """The object, and what kind it is of. `helper_image` brings the static binary, for container images."""
+    """The object and its kind. `helper_image` contains the static binary for container images."""
     if order.spec.is_container:
         kind, spec = DAEMON_SETS, _daemon_set(order, instance, helper_image)
     elif order.spec.schedule is not None:
@@ -63,9 +63,9 @@ def _import_cron(order: PreloadOrder, namespace: str) -> Manifest:
         "schedule": spec.schedule,
         "managedDataSource": preload_object_name(order.name, order.preload_id, order.generation),
         "garbageCollect": "Outdated",
-        "retentionPolicy": "None",  # its imports go with it
+        "retentionPolicy": "None",  # its imports are deleted with it
         **({"importsToKeep": spec.keep} if spec.keep is not None else {}),
-        # No annotations: its schema has none there (CDI v1.66.0), and CDI has these imports bind at once by itself.
+        # No annotations: the schema has none here (CDI v1.66.0), and CDI itself lets these imports bind at once.
         "template": {"spec": spec.data_volume(namespace)},
     }
 

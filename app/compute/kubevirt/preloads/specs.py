@@ -1,4 +1,4 @@
-"""What would bring the images of a template near, read from its expanded spec. Pure."""
+"""Reads from an expanded spec which preloads would bring its images near. Pure."""
 
 from contextlib import suppress
 from typing import Any
@@ -29,8 +29,8 @@ _SOURCES = {
 
 
 def specs_of(vm_spec: Manifest) -> tuple[PreloadSpec, ...]:
-    """One for each image that its disks are made from, but for PVCs, which are near already. Those that no preload can
-    bring (fields that we do not know of) are left out.
+    """One preload for each image from which the disks are made. PVCs are left out, as they are near already, and so are images with
+    fields that no preload has.
     """
     templates = {each["metadata"]["name"]: each.get("spec") or {} for each in vm_spec.get("dataVolumeTemplates") or []}
     vmi = vm_spec["template"]["spec"]

@@ -1,4 +1,4 @@
-"""What a preload's objects show, read. Pure. Phases, conditions and progress as CDI v1.66.0 writes them."""
+"""Reads the status of a preload's objects. Pure. Phases, conditions and progress are those of CDI v1.66.0."""
 
 from fractions import Fraction
 from uuid import UUID
@@ -28,7 +28,7 @@ _POD_PHASE = "cdi.kubevirt.io/storage.pod.phase"
 
 
 def read_volume_object(volume: Manifest, claim: Volume | None) -> Seen:
-    """A DataVolume; `claim` is what it holds, where it is complete and its PVC is there."""
+    """Reads a DataVolume. `claim` is its PVC, if it is complete and the PVC exists."""
     status = volume.get("status") or {}
     spec = volume.get("spec") or {}
     phase = str(status.get("phase") or "")
@@ -45,7 +45,7 @@ def read_volume_object(volume: Manifest, claim: Volume | None) -> Seen:
 
 
 def read_cron(cron: Manifest, current: Manifest | None, held: Volume | None) -> Seen:
-    """A DataImportCron; `current` is the DataVolume that it imports into now, `held` what it imported last."""
+    """Reads a DataImportCron. `current` is the DataVolume of the running import, `held` the result of the last one."""
     status = cron.get("status") or {}
     told = read_volume_object(current, None) if current is not None else None
     return Seen(
@@ -61,7 +61,7 @@ def read_cron(cron: Manifest, current: Manifest | None, held: Volume | None) -> 
 
 
 def read_daemon_set(daemon_set: Manifest, pods: list[Manifest]) -> Seen:
-    """`pods` are its own. How many it wants is not known before its controller has looked at it."""
+    """Reads a DaemonSet and its `pods`. The number of pods it wants is unknown until its controller has processed it."""
     status = daemon_set.get("status") or {}
     counted = int(status.get("observedGeneration") or 0) >= int(daemon_set["metadata"].get("generation") or 1)
     nodes = tuple(sorted((_pull(pod) for pod in pods if not _is_going(pod)), key=lambda each: each.node))
@@ -75,12 +75,12 @@ def read_daemon_set(daemon_set: Manifest, pods: list[Manifest]) -> Seen:
 
 
 def read_bare(kind: ObjectKind, thing: Manifest) -> Seen:
-    """Who it is, and no more."""
+    """Reads only the identity of an object."""
     return Seen(**_identity(kind, thing))
 
 
 def read_claim(claim: Manifest) -> Volume:
-    """A PVC, as what to clone from: its size is what it has, which may be more than was asked for."""
+    """Reads a PVC as a source for clones. Its size is its capacity, which may be more than was requested."""
     spec = claim.get("spec") or {}
     has = ((claim.get("status") or {}).get("capacity") or {}).get("storage")
     asked = _request(spec)
@@ -95,7 +95,7 @@ def read_claim(claim: Manifest) -> Volume:
 
 
 def read_snapshot(snapshot: Manifest, storage: Manifest) -> Volume:
-    """A VolumeSnapshot that a schedule keeps its import in; `storage` is what was asked for the import."""
+    """Reads a VolumeSnapshot in which a schedule keeps its import. `storage` is what the import requested."""
     status = snapshot.get("status") or {}
     sizes = [size for size in (status.get("restoreSize"), _request(storage)) if size is not None]
     return Volume(
@@ -109,7 +109,7 @@ def read_snapshot(snapshot: Manifest, storage: Manifest) -> Volume:
 
 
 def is_populated(claim: Manifest) -> bool:
-    """Whether a PVC that others made is bound, and CDI (where it fills it) is done."""
+    """Whether a PVC that others created is bound, and filled if CDI fills it."""
     annotations = claim["metadata"].get("annotations") or {}
     bound = (claim.get("status") or {}).get("phase") == "Bound"
     return bound and annotations.get(_POD_PHASE, COMPLETE) == COMPLETE and not _is_going(claim)
@@ -152,7 +152,7 @@ def _is_going(thing: Manifest) -> bool:
 
 
 def _percent(value: object) -> float | None:
-    """`"43.2%"`; `"N/A"` where CDI cannot tell."""
+    """CDI writes `"43.2%"`, or `"N/A"` if it does not know."""
     try:
         return min(100.0, max(0.0, float(str(value).removesuffix("%"))))
     except ValueError:
@@ -160,7 +160,7 @@ def _percent(value: object) -> float | None:
 
 
 def _trouble(conditions: list[Manifest] | None, kinds: tuple[str, ...]) -> str | None:
-    """Reason and message of the first condition of these kinds that is False and says why."""
+    """Reason and message of the first condition of these kinds that is False and has a reason."""
     told = {str(each.get("type")): each for each in conditions or ()}
     for kind in kinds:
         condition = told.get(kind) or {}
@@ -193,7 +193,7 @@ def _pull(pod: Manifest) -> NodePull:
 
 
 def _meant_for(pod: Manifest) -> str:
-    """The node of a DaemonSet's pod that is not bound yet: its controller names it in the affinity."""
+    """The node of a DaemonSet's pod that is not bound yet, which its controller writes into the affinity."""
     affinity = ((pod.get("spec") or {}).get("affinity") or {}).get("nodeAffinity") or {}
     terms = (affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get("nodeSelectorTerms") or []
     for term in terms:

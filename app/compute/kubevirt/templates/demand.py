@@ -1,8 +1,8 @@
-"""What the pod of one VM will ask of a node: KubeVirt's own costs included. Pure.
+"""What the pod of one VM requests from a node, including KubeVirt's own overhead. Pure.
 
-As virt-controller v1.9.0 renders it from the VMI that its webhooks complete, on a cluster with KubeVirt's defaults (a tenth of
-a CPU for a vCPU, no memory overcommit, no additional overhead ratio, serial console logged); what an operator set otherwise
-in the KubeVirt resource is not known here. A VM that is sized by an instance type has no demand that could be told.
+This follows virt-controller v1.9.0, which renders the pod from the VMI that its webhooks complete, on a cluster with KubeVirt's
+defaults (a tenth of a CPU for a vCPU, no memory overcommit, no additional overhead ratio, serial console logged). Other settings
+in the KubeVirt resource are not known here. The demand of a VM that is sized by an instance type cannot be computed.
 """
 
 import math
@@ -40,7 +40,7 @@ _OBSOLETE_MODEL = "node-labeller.kubevirt.io/obsolete-host-model"
 
 
 def demand_of(spec: Manifest) -> Demand | None:
-    """Of an expanded VirtualMachine's `spec`; None where an instance type or a preference decides."""
+    """The demand of an expanded VirtualMachine's `spec`; None if an instance type or a preference decides it."""
     if spec.get("instancetype") is not None or spec.get("preference") is not None:
         return None
     vmi = spec["template"]["spec"]
@@ -55,12 +55,12 @@ def demand_of(spec: Manifest) -> Demand | None:
 
 
 def counted(amounts: Amounts) -> dict[str, int]:
-    """As the scheduler counts one pod: CPU in thousandths, all else whole, rounded up; and the pod itself."""
+    """As the scheduler counts one pod: CPU in thousandths, everything else in whole units, rounded up; and the pod itself."""
     return {PODS: 1, **{name: math.ceil(value * 1000 if name == CPU else value) for name, value in amounts.items()}}
 
 
 def _pod_amounts(vmi: Manifest, annotations: Manifest) -> Amounts:
-    """Containers that run side by side add up; one that ends before they start counts where it alone asks for more."""
+    """Containers that run side by side are added up. One that ends before they start counts if it alone requests more."""
     guaranteed = _is_guaranteed(vmi["domain"])
     total = _compute(vmi, annotations, guaranteed=guaranteed)
     devices = vmi["domain"].get("devices") or {}
@@ -80,7 +80,7 @@ def _pod_amounts(vmi: Manifest, annotations: Manifest) -> Amounts:
 
 
 def _compute(vmi: Manifest, annotations: Manifest, *, guaranteed: bool) -> Amounts:
-    """Of the container that runs QEMU."""
+    """The requests of the container that runs QEMU."""
     domain = vmi["domain"]
     resources = domain.get("resources") or {}
     limits = _amounts(resources.get("limits"))
@@ -93,7 +93,7 @@ def _compute(vmi: Manifest, annotations: Manifest, *, guaranteed: bool) -> Amoun
     if cpu.get("dedicatedCpuPlacement"):
         asked[CPU] = Fraction(count_pod_cpus(domain, vcpus, even=EVEN_PARITY in annotations))
     elif not asked.get(CPU):
-        # A limit alone is also the request.
+        # A limit without a request is also the request.
         io_threads = int((domain.get("ioThreads") or {}).get("supplementalPoolThreadCount") or 0)
         asked[CPU] = limits.get(CPU) or _CPU_SHARE * (vcpus + io_threads)
     asked[_STORAGE] = asked.get(_STORAGE, Fraction(0)) + _EPHEMERAL
@@ -108,12 +108,12 @@ def _compute(vmi: Manifest, annotations: Manifest, *, guaranteed: bool) -> Amoun
         asked[MEMORY] = wanted + (Fraction(0) if resources.get("overcommitGuestOverhead") else overhead)
     for name, amount in _devices(domain.get("devices") or {}).items():
         asked[name] = asked.get(name, Fraction(0)) + amount
-    # The API server takes a limit for a request that is missing.
+    # The API server uses the limit for a missing request.
     return {**{name: amount for name, amount in limits.items() if name not in {CPU, MEMORY}}, **asked}
 
 
 def _guest_memory(memory: Manifest, asked: Amounts, limits: Amounts) -> Fraction | None:
-    """A guest whose memory is not given gets what is requested, or limited, or one huge page."""
+    """A guest without a given memory gets what is requested, otherwise the limit, otherwise one huge page."""
     if memory.get("guest") is not None:
         return parse_quantity(memory["guest"])
     if asked.get(MEMORY) or limits.get(MEMORY):
@@ -123,7 +123,7 @@ def _guest_memory(memory: Manifest, asked: Amounts, limits: Amounts) -> Fraction
 
 
 def _memory_overhead(vmi: Manifest, vcpus: int, requested: Fraction | None, *, guaranteed: bool) -> Fraction:
-    """What a VMI costs beyond its guest's memory; the share for page tables is of an explicit request, in thousands of bytes."""
+    """The memory of a VMI beyond that of its guest. Page tables are a share of an explicit request, in thousands of bytes."""
     domain = vmi["domain"]
     devices = domain.get("devices") or {}
     thousands = math.ceil((requested or 0) / 1000)
@@ -152,7 +152,7 @@ def _memory_overhead(vmi: Manifest, vcpus: int, requested: Fraction | None, *, g
 
 
 def _is_guaranteed(domain: Manifest) -> bool:
-    """Pinned, or requests and limits of both CPU and memory are given and the same."""
+    """Whether CPUs are pinned, or requests and limits of both CPU and memory are given and equal."""
     if (domain.get("cpu") or {}).get("dedicatedCpuPlacement"):
         return True
     resources = domain.get("resources") or {}
@@ -168,7 +168,7 @@ def _devices(devices: Manifest) -> Amounts:
     pod_network = devices.get("autoattachPodInterface", True)
     if interfaces or pod_network:
         names.append("tun")
-    # An interface that the webhooks add has no model, which is virtio.
+    # An interface that the webhooks add has no model, which means virtio.
     if any(item.get("model", "virtio") in ("", "virtio") for item in interfaces) or (not interfaces and pod_network):
         names.append("vhost-net")
     if devices.get("autoattachVSOCK"):
@@ -207,7 +207,7 @@ def _selector(vmi: Manifest) -> dict[str, str]:
 
 
 def _terms(vmi: Manifest) -> tuple[NodeTerm, ...] | None:
-    """The VM's own, and what its CPU rules out added to each: an obsolete host model, and forbidden features."""
+    """The VM's own terms, each with what its CPU excludes: obsolete host models and forbidden features."""
     cpu = vmi["domain"].get("cpu") or {}
     absent = [_OBSOLETE_MODEL] if cpu.get("model", "host-model") == "host-model" else []
     absent += [

@@ -1,19 +1,19 @@
-"""A pool's template, as users write it, to the `spec` of a VirtualMachine. Pure.
+"""Turns a template, as users write it, into the `spec` of a VirtualMachine. Pure.
 
-Four forms are taken, told apart by their keys:
+There are four forms, which differ by their keys:
 
 - short: `{image, cpu?, memory, root_disk?, storage_class?, disk?, user_data?, labels?}`. The VM boots from `image`: a container
-  disk, or a disk image that is imported for it, given as `http(s)://...`, or `docker://...` where it lies in a registry. An
-  imported boot disk is `root_disk` large. `image` may be missing where the VM starts from a snapshot or a preload. `disk`
-  adds an empty second disk of that size. `user_data` is cloud-init's (NoCloud). The guest is not asked to shut down before
-  its VM is deleted: a released VM is never used again, and loses what it wrote.
+  disk, or a disk image that is imported for it, written as `http(s)://...`, or as `docker://...` if it is in a registry.
+  `root_disk` is the size of an imported boot disk. `image` may be missing if the VM starts from a snapshot or a preload. `disk`
+  adds an empty second disk of that size. `user_data` is for cloud-init (NoCloud). The guest is not asked to shut down before its
+  VM is deleted: a released VM is never used again, and what it wrote is lost.
 - a VMI template: `{metadata?, spec: {domain, volumes, ...}}`, what a VirtualMachine has as `spec.template`.
 - a VirtualMachine's spec: `{runStrategy?, template, dataVolumeTemplates?, ...}`.
 - a VirtualMachine, or a VirtualMachinePool's template: `{metadata?, spec: {runStrategy?, template, ...}}`.
 
-What is filled in: `runStrategy: Always`, a virtio disk for each volume that has none, where the pool goes by the guest
-agent, a readiness probe that asks it, and the placement; without one, a pool's VMs are spread over the nodes. `running: true`
-becomes `runStrategy: Always` (`running` is deprecated).
+Filled in are: `runStrategy: Always`; a virtio disk for each volume without a disk; if the pool waits for the guest agent, a
+readiness probe that asks the agent; and the placement. Without a placement, the VMs of a pool are spread over the nodes.
+`running: true` becomes `runStrategy: Always` (`running` is deprecated).
 """
 
 import copy
@@ -64,8 +64,8 @@ _SHORT_FIELDS = {
 _IMPORTS = {"http://": "http", "https://": "http", "docker://": "registry"}
 _ROOT_DISK = "10Gi"
 
-# Often enough that a claim never meets a guest that stopped answering long ago, and rarely enough for hundreds of VMs: each
-# ping is a process in the VM's pod.
+# Often enough that a claim does not get a guest that stopped answering long ago, and rarely enough for hundreds of VMs: each ping
+# starts a process in the VM's pod.
 _AGENT_PROBE = {
     "guestAgentPing": {},
     "initialDelaySeconds": 2,
@@ -73,7 +73,7 @@ _AGENT_PROBE = {
     "timeoutSeconds": 2,
     "failureThreshold": 3,
 }
-_USER_DATA_LIMIT = 2048  # bytes that KubeVirt v1.9.0 takes inline
+_USER_DATA_LIMIT = 2048  # bytes that KubeVirt v1.9.0 accepts inline
 
 
 def expand(
@@ -84,10 +84,10 @@ def expand(
     diskless: bool = False,
     full_cores: bool = False,
 ) -> VmTemplate:
-    """Raises TemplateRefused with every problem that our own rules find. A change of what is filled in rotates every pool.
+    """Raises TemplateRefused with every problem that our own rules find.
 
-    `where` it may run is written into the spec; see `placement.place`, also for `full_cores`. `diskless`: its VMs get a disk
-    from what they start from, so that the short form may do without an image.
+    If this function fills in anything else than before, every pool rotates. `where` is the placement; see `placement.place`, also
+    for `full_cores`. `diskless`: the VMs get a disk from what they start from, so the short form needs no image.
     """
     problems = Problems()
     written = _read(template, problems)
@@ -132,7 +132,7 @@ def give_time_to_stop(spec: Manifest, seconds: int) -> Manifest:
 
 
 def locate(form: TemplateForm, field: str) -> str:
-    """The field of a VirtualMachine, as the cluster names it, to the field of the template that its author wrote."""
+    """Turns a field of a VirtualMachine, as the cluster names it, into the field of the template that its author wrote."""
     if form is TemplateForm.SHORT:
         return next((short for long, short in _SHORT_FIELDS.items() if _below(field, long) is not None), ROOT)
     field = field.replace("dataVolumeTemplate[", "dataVolumeTemplates[")  # KubeVirt v1.9.0 drops the s
@@ -143,7 +143,7 @@ def locate(form: TemplateForm, field: str) -> str:
     if in_vm is not None:
         return _VM_ROOTS[form] + in_vm if form in _VM_ROOTS else ROOT
     if any(_below(field, f"metadata.{key}") is not None for key in ("labels", "annotations")):
-        # The VM's own are those of its VMI template too: see `manifests.vm_manifest`.
+        # The VM has the same ones as its VMI template: see `manifests.vm_manifest`.
         return f"{ROOT if form is TemplateForm.VM else _VMI_ROOTS[form]}.{field}"
     return ROOT
 
@@ -154,14 +154,14 @@ def _below(field: str, prefix: str) -> str | None:
 
 
 def _read(template: object, problems: Problems) -> Manifest:
-    """A copy that is JSON through and through: YAML also has dates, and a Postgres JSON column takes no NUL."""
+    """A copy that holds only JSON: YAML also has dates, and a JSON column of Postgres accepts no NUL character."""
     try:
         text = json.dumps(template, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        problems.add(ROOT, f"holds a value that JSON cannot express ({error})")
+        problems.add(ROOT, f"contains a value that JSON cannot express ({error})")
         return {}
     if re.search(r"(?<!\\)(?:\\\\)*\\u0000", text):
-        problems.add(ROOT, "holds a NUL character, which no field of a VM can have")
+        problems.add(ROOT, "contains a NUL character, which no field of a VM can have")
         return {}
     written = json.loads(text)
     if not isinstance(written, dict):
@@ -188,7 +188,7 @@ def _expand_short(written: Manifest, problems: Problems, *, diskless: bool) -> M
     for key in unknown:
         problems.add(f"{ROOT}.{key}", _explain_unknown(key))
     if unknown and not written.keys() & set(_SHORT_KEYS):
-        return {}  # a long form gone wrong: what the short one misses would only confuse
+        return {}  # it was meant as a long form: what the short one lacks would only confuse
     sources = _boot_disk(written, problems, diskless=diskless)
     imported = _import(written, problems) if "dataVolume" in sources.get("boot", {}) else None
     cores = rules.check_cores(written.get("cpu", 1), f"{ROOT}.cpu", problems)
@@ -219,13 +219,13 @@ def _expand_short(written: Manifest, problems: Problems, *, diskless: bool) -> M
 
 
 def _boot_disk(written: Manifest, problems: Problems, *, diskless: bool) -> dict[str, Manifest]:
-    """The volume that the VM boots from, by its name; none where it gets its disk from what it starts from."""
+    """The volume that the VM boots from, by its name; empty if the VM gets its disk from what it starts from."""
     image = written.get("image")
     imports = isinstance(image, str) and image.startswith(tuple(_IMPORTS))
     for key in ("root_disk", "storage_class"):
         if not imports and written.get(key) is not None:
             problems.add(
-                f"{ROOT}.{key}", "goes only with an image that is imported: one given as http(s):// or docker://"
+                f"{ROOT}.{key}", "needs an image that is imported: one that begins with http(s):// or docker://"
             )
     if image is None and diskless:
         return {}
@@ -238,16 +238,16 @@ def _boot_disk(written: Manifest, problems: Problems, *, diskless: bool) -> dict
     elif not imports and "://" in image:
         problems.add(
             f"{ROOT}.image",
-            f"cannot be imported from {image.partition('://')[0]}: give http(s)://, docker://, or the reference of a "
+            f"cannot be imported from {image.partition('://')[0]}: use http(s)://, docker://, or the reference of a "
             "container disk; for other sources write a KubeVirt template with dataVolumeTemplates",
         )
     elif imports and image in _IMPORTS:
-        problems.add(f"{ROOT}.image", "is no more than the beginning of a URL: say where the image lies")
+        problems.add(f"{ROOT}.image", "is only the beginning of a URL: add where the image is")
     return {"boot": {"dataVolume": {"name": "boot"}} if imports else {"containerDisk": {"image": image}}}
 
 
 def _import(written: Manifest, problems: Problems) -> Manifest:
-    """The DataVolume template of a boot disk whose image is imported."""
+    """The DataVolume template of a boot disk with an imported image."""
     image, size, storage_class = written["image"], written.get("root_disk"), written.get("storage_class")
     storage: Manifest = {"resources": {"requests": {"storage": _ROOT_DISK if size is None else size}}}
     if size is not None:
@@ -263,7 +263,7 @@ def _import(written: Manifest, problems: Problems) -> Manifest:
 def _explain_unknown(key: str) -> str:
     if key in {"domain", "volumes", "networks"}:
         return "belongs below `spec`, as in a VirtualMachine's `spec.template`"
-    return f"is no key of the short form ({', '.join(_SHORT_KEYS)}); for more, write a KubeVirt template with `spec`"
+    return f"is not a key of the short form ({', '.join(_SHORT_KEYS)}); for other fields write a KubeVirt template with `spec`"
 
 
 def _check_user_data(value: object, problems: Problems) -> None:
@@ -272,7 +272,7 @@ def _check_user_data(value: object, problems: Problems) -> None:
     elif len(value.encode()) > _USER_DATA_LIMIT:
         problems.add(
             f"{ROOT}.user_data",
-            f"is longer than the {_USER_DATA_LIMIT} bytes that KubeVirt takes inline: put it into a Secret and write a "
+            f"is longer than the {_USER_DATA_LIMIT} bytes that KubeVirt accepts inline: put it into a Secret and write a "
             "KubeVirt template whose cloudInitNoCloud volume has a secretRef",
         )
 
@@ -303,7 +303,7 @@ def _check_wrapper(written: Manifest, form: TemplateForm, problems: Problems) ->
     kind = "VirtualMachine" if form is TemplateForm.VM else "VirtualMachineInstance"
     for key in written:
         if key not in _WRAPPER_KEYS:
-            problems.add(f"{ROOT}.{key}", "does not go beside `spec` here: only `metadata` does")
+            problems.add(f"{ROOT}.{key}", "is not allowed beside `spec` here: only `metadata` is")
     if written.get("kind", kind) != kind:
         problems.add(f"{ROOT}.kind", f"must be {kind} for a template of this shape, or be left out")
     version = written.get("apiVersion", "kubevirt.io/v1")
@@ -316,7 +316,7 @@ def _pick(mapping: Manifest, *keys: str) -> Manifest:
 
 
 def _merge_metadata(vmi_template: Manifest, vm_metadata: Manifest) -> None:
-    """The labels and annotations of the VM go to its VMI as well, whose own come first: one spec carries them all."""
+    """Adds the labels and annotations of the VM to those of its VMI, which take precedence."""
     own = vmi_template.pop("metadata", None) or {}
     merged = {key: {**(vm_metadata.get(key) or {}), **(own.get(key) or {})} for key in ("labels", "annotations")}
     if kept := {key: value for key, value in merged.items() if value}:
@@ -325,7 +325,7 @@ def _merge_metadata(vmi_template: Manifest, vm_metadata: Manifest) -> None:
 
 def _attach_volumes(vmi_spec: Manifest) -> None:
     devices = vmi_spec["domain"].get("devices") or {}
-    vmi_spec["domain"]["devices"] = devices  # the schema asks for it, also where it is empty (KubeVirt v1.9.0)
+    vmi_spec["domain"]["devices"] = devices  # the schema requires it, even if it is empty (KubeVirt v1.9.0)
     attached = {device["name"] for kind in ("disks", "filesystems") for device in devices.get(kind) or []}
     missing = [
         {"name": volume["name"], "disk": {"bus": "virtio"}}

@@ -1,7 +1,6 @@
-"""That the fields of a template which we read ourselves are of the type that KubeVirt v1.9.0 gives them.
+"""Checks that the fields of a template that we read ourselves have the type that KubeVirt v1.9.0 gives them.
 
-The cluster's dry run judges all types, but shapes, demands and placement are read before it is asked. A field that is null counts as
-left out.
+The cluster's dry run checks all types, but we read shape, demand and placement before it. A field that is null counts as missing.
 """
 
 from collections.abc import Callable, Iterator
@@ -53,7 +52,7 @@ _TYPES: Final = (
 
 
 def check_types(spec: Manifest, locate: Callable[[str], str], problems: Problems) -> None:
-    """Of a VirtualMachine's `spec`; `locate`: from the cluster's name of a field to the place where its author wrote it."""
+    """Checks a VirtualMachine's `spec`. `locate` turns the cluster's name of a field into the place where its author wrote it."""
     for path, wanted, words in _TYPES:
         for value, at in _find({"spec": spec}, path.split("."), "", problems, locate):
             if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
@@ -67,7 +66,7 @@ def _find(
     problems: Problems,
     locate: Callable[[str], str],
 ) -> Iterator[tuple[object, str]]:
-    """The values at a path, each with where it is; what is of another type on the way is told by its own row, or is a problem."""
+    """The values at a path, each with its place. A wrong type on the way is a problem of its own, or of another row of `_TYPES`."""
     if not path:
         yield parent, at
         return

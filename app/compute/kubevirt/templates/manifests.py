@@ -1,4 +1,4 @@
-"""From an expanded template to the VirtualMachine that is sent to the cluster. Pure."""
+"""Turns an expanded template into the VirtualMachine that is sent to the cluster. Pure."""
 
 import copy
 import hashlib
@@ -12,14 +12,14 @@ API_VERSION = "kubevirt.io/v1"
 _NAME_LIMIT = 63  # a PVC's name becomes a label value of the pods that CDI starts for it
 _DIGEST_CHARS = 16
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
-"""What Kubernetes takes for the value of a label."""
+"""What Kubernetes accepts as the value of a label."""
 
 
 def vm_manifest(*, name: str, namespace: str, instance: str, pool: str, vm_id: str, spec: Manifest) -> Manifest:
     """The VirtualMachine `name`, made from an expanded `spec`.
 
-    The template's labels and annotations and our own labels are on the VM and on its VMI alike: a VMI inherits those of
-    `spec.template.metadata`. DataVolume templates get names of this VM's own, and its volumes follow.
+    The VM and its VMI get the template's labels and annotations and our own labels; a VMI inherits those of
+    `spec.template.metadata`. DataVolume templates, and the volumes that refer to them, get names that only this VM has.
     """
     spec = copy.deepcopy(spec)
     rename_data_volumes(spec, name)
@@ -40,7 +40,7 @@ def vm_manifest(*, name: str, namespace: str, instance: str, pool: str, vm_id: s
 
 
 def claim_marks(claim_id: str, called: str | None) -> Manifest:
-    """The metadata by which a claimed VM tells whose it is. `called` is a label where it can be one, else an annotation."""
+    """The metadata that marks a claimed VM. `called` becomes a label if it can be one, otherwise an annotation."""
     marks: Manifest = {"labels": {labels.CLAIM: claim_id}}
     if called is not None and _LABEL_VALUE.fullmatch(called):
         marks["labels"][labels.NAME] = called
@@ -50,10 +50,10 @@ def claim_marks(claim_id: str, called: str | None) -> Manifest:
 
 
 def data_volume_name(vm: str, template: str, *, limit: int = _NAME_LIMIT) -> str:
-    """The name of one VM's own copy of a DataVolume template, at most `limit` characters.
+    """The name of one VM's copy of a DataVolume template, at most `limit` characters long.
 
-    Two VMs must never share it: KubeVirt v1.9.0 looks a DataVolume up by name alone, so that a VM would boot another's
-    disk. A name that has to be cut ends in a hash of the whole.
+    Two VMs must never share it: KubeVirt v1.9.0 looks up a DataVolume by its name alone, so a VM would boot another VM's disk. A
+    name that is cut ends in a hash of the whole name.
     """
     whole = f"{vm}-{template}"
     if len(whole) <= limit:
@@ -63,7 +63,7 @@ def data_volume_name(vm: str, template: str, *, limit: int = _NAME_LIMIT) -> str
 
 
 def rename_data_volumes(spec: Manifest, owner: str, *, limit: int = _NAME_LIMIT) -> None:
-    """Gives the DataVolume templates of a VM's spec, and all that names them, names of `owner`'s own. Changes `spec`."""
+    """Gives the DataVolume templates of a spec, and all references to them, names that only `owner` has. Changes `spec`."""
     renamed: dict[str, str] = {}
     for template in spec.get("dataVolumeTemplates") or []:
         old = template["metadata"]["name"]
@@ -84,7 +84,7 @@ def _our_labels(*, instance: str, pool: str, vm_id: str) -> dict[str, str]:
 
 
 def _disk_references(volume: Manifest) -> list[tuple[Manifest, str]]:
-    """Where a volume names a DataVolume, or the PVC of the same name that CDI makes for it."""
+    """The places where a volume names a DataVolume, or the PVC of the same name that CDI creates for it."""
     ephemeral = (volume.get("ephemeral") or {}).get("persistentVolumeClaim")
     found = (
         (volume.get("dataVolume"), "name"),

@@ -1,8 +1,8 @@
-"""A `placement`, and the same written as KubeVirt's own fields, in an expanded spec: merged, made consistent, and judged. Pure.
+"""Writes a `placement` into an expanded spec, merges it with KubeVirt's own fields for the same, and finds contradictions. Pure.
 
-KubeVirt v1.9.0: pinned CPUs are whole, their request and limit the same, and so are those of memory where both are given; its
-renderer then gives the pod the same of each. What is judged here its validator would refuse too, in other words and later,
-or would not: hugepages that no page divides, and CPUs that a kubelet with `full-pcpus-only` turns away.
+KubeVirt v1.9.0: pinned CPUs are whole, and their request equals their limit, as do those of memory if both are given; its renderer
+gives the pod the same amounts. Most contradictions found here its validator refuses too, later and in other words. It does not
+refuse memory that is not a multiple of the huge page, nor CPUs that a kubelet with `full-pcpus-only` rejects.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from app.domain.placement import Aspect, Contradiction, Placement, Spread, Terms
 ROOT = "placement"
 VMI = "spec.template.spec"
 EVEN_PARITY = "alpha.kubevirt.io/EmulatorThreadCompleteToEvenParity"
-"""On a VM: its emulator gets a second CPU where that makes their number even."""
+"""An annotation of a VM: its emulator gets a second CPU if that makes the number of CPUs even."""
 
 Locate = Callable[[str], str]
-"""From a field of a VirtualMachine to where its author wrote it."""
+"""Turns a field of a VirtualMachine into the place where its author wrote it."""
 
 _DOMAIN = f"{VMI}.domain"
 _FIELDS = {
@@ -42,9 +42,9 @@ _FRAGMENT = ("nodeSelector", "affinity", "tolerations", "topologySpreadConstrain
 
 
 def place(spec: Manifest, placement: Placement | None, locate: Locate, problems: Problems, *, full_cores: bool) -> None:
-    """Writes `placement` into an expanded VirtualMachine's spec, and adds what contradicts itself to `problems`.
+    """Writes `placement` into an expanded VirtualMachine's spec, and adds contradictions to `problems`.
 
-    `full_cores`: the nodes' CPU managers give out whole cores. A VM with an isolated emulator then asks for an even number.
+    `full_cores`: the CPU managers of the nodes assign whole cores. A VM with an isolated emulator then asks for an even number of CPUs.
     """
     placement = placement or Placement()
     vmi = spec["template"]["spec"]
@@ -64,14 +64,14 @@ def place(spec: Manifest, placement: Placement | None, locate: Locate, problems:
 
 
 def fragment_of(spec: Manifest) -> Manifest:
-    """What of an expanded spec says where its VM may run, and on what terms."""
+    """The part of an expanded spec that says where its VM may run and on what terms."""
     vmi = spec["template"]["spec"]
     domain = {key: vmi["domain"][key] for key in ("cpu", "memory", "resources") if vmi["domain"].get(key)}
     return {"domain": domain, **{key: vmi[key] for key in _FRAGMENT if vmi.get(key)}}
 
 
 def terms_of(spec: Manifest) -> Terms:
-    """What an expanded spec asks for, whoever wrote it. Its quantities are quantities: the rules for templates saw to that."""
+    """What an expanded spec asks for, from the placement or from the template. Its quantities are valid: `rules` checked them."""
     domain = spec["template"]["spec"]["domain"]
     cpu, memory, resources = domain.get("cpu") or {}, domain.get("memory") or {}, domain.get("resources") or {}
     requests, limits = resources.get("requests") or {}, resources.get("limits") or {}
@@ -96,7 +96,7 @@ def terms_of(spec: Manifest) -> Terms:
 
 
 def count_cpus(cpu: Manifest, resources: Manifest) -> int:
-    """The vCPUs of a VM: of its topology, with members that are not given left out; else what its resources say; at least 1."""
+    """The vCPUs of a VM: the product of what its topology gives, otherwise the CPUs of its resources; at least 1."""
     counted = 0
     for name in ("cores", "sockets", "threads"):
         if cpu.get(name):
@@ -111,7 +111,7 @@ def count_cpus(cpu: Manifest, resources: Manifest) -> int:
 
 
 def count_pod_cpus(domain: Manifest, vcpus: int, *, even: bool) -> int:
-    """The CPUs that the pod of a pinned VM gets (KubeVirt v1.9.0). `even`: the VM carries EVEN_PARITY."""
+    """The CPUs that the pod of a pinned VM gets (KubeVirt v1.9.0). `even`: the VM has EVEN_PARITY."""
     io_threads = int((domain.get("ioThreads") or {}).get("supplementalPoolThreadCount") or 0)
     cpus = vcpus + io_threads
     if (domain.get("cpu") or {}).get("isolateEmulatorThread"):
@@ -138,7 +138,7 @@ def _write_domain(domain: Manifest, placement: Placement, locate: Locate, proble
         section = domain[part] = domain.get(part) or {}
         if section.get(key) not in (None, value):
             at = locate(f"{_DOMAIN}.{part}.{key}")
-            problems.add(f"{ROOT}.{field}", f"is not what {at} of the template says: write it in one of the two")
+            problems.add(f"{ROOT}.{field}", f"differs from {at} of the template: write it in only one of the two")
         else:
             section[key] = value
 
@@ -150,12 +150,14 @@ def _write_nodes(vmi: Manifest, placement: Placement, locate: Locate, problems: 
             if own.get(key, value) != value:
                 problems.add(
                     f"{ROOT}.node_selector.{key}",
-                    f"is {value!r}, and {own[key]!r} in the template: write it in one of the two",
+                    f"is {value!r} here and {own[key]!r} in the template: write it in only one of the two",
                 )
         vmi["nodeSelector"] = {**own, **placement.node_selector}
     if placement.affinity is not None:
         if vmi.get("affinity") not in (None, {}, placement.affinity):
-            problems.add(f"{ROOT}.affinity", "is in the template already, and another: write it in one of the two")
+            problems.add(
+                f"{ROOT}.affinity", "differs from the affinity of the template: write it in only one of the two"
+            )
         vmi["affinity"] = placement.affinity
     if placement.tolerations:
         own_tolerations = vmi.get("tolerations")
@@ -165,7 +167,7 @@ def _write_nodes(vmi: Manifest, placement: Placement, locate: Locate, problems: 
 
 
 def _check_shapes(vmi: Manifest, placement: Placement, locate: Locate, problems: Problems) -> None:
-    """As far as we read them ourselves; what stands in them is for the cluster's dry run to judge."""
+    """Checks only the types that we read ourselves; the cluster's dry run checks the rest."""
     for key, ours in (("tolerations", bool(placement.tolerations)), ("topologySpreadConstraints", False)):
         value = vmi.get(key)
         if value is not None and not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
@@ -196,14 +198,14 @@ def _check_affinity(vmi: Manifest, at: str, problems: Problems) -> None:
 
 
 def _spread(vmi: Manifest, placement: Placement, locate: Locate, problems: Problems) -> None:
-    """The pods of one pool, told by their labels, whatever the pool's name: the scheduler takes it from the pod itself
-    (`matchLabelKeys`, on by default since Kubernetes 1.27). Softly: a skewed VM is better than none.
+    """Spreads the pods of one pool. The scheduler takes the pool's name from the pod's labels (`matchLabelKeys`, on by default since
+    Kubernetes 1.27). The constraint is soft: an unevenly placed VM is better than none.
     """
     own = vmi.get("topologySpreadConstraints")
     if own:
         if placement.spread is not None:
             at = locate(f"{VMI}.topologySpreadConstraints")
-            problems.add(f"{ROOT}.spread", f"and {at} of the template both say how to spread: keep one of the two")
+            problems.add(f"{ROOT}.spread", f"and {at} of the template both say how to spread: keep only one of the two")
         return
     spread = placement.spread or Spread.NODES
     if spread is Spread.NONE:
@@ -220,7 +222,7 @@ def _spread(vmi: Manifest, placement: Placement, locate: Locate, problems: Probl
 
 
 def _even_out(domain: Manifest) -> None:
-    """Of CPU and memory, what is given as a request or as a limit alone is given as both."""
+    """A request of CPU or memory without a limit becomes the limit too, and the other way round."""
     resources = domain.get("resources") or {}
     requests, limits = dict(resources.get("requests") or {}), dict(resources.get("limits") or {})
     for name in ("cpu", "memory"):
@@ -233,7 +235,7 @@ def _even_out(domain: Manifest) -> None:
 
 
 def _field(found: Contradiction, placement: Placement, locate: Locate) -> str:
-    """Where the author asked for what cannot be: in the placement, where it says so, else in the template."""
+    """Where the author wrote it: in the placement if it is there, otherwise in the template."""
     asked: dict[str, object] = placement.model_dump()
     return f"{ROOT}.{found.aspect}" if asked.get(found.aspect) else locate(_FIELDS[found.aspect])
 

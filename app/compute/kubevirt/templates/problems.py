@@ -1,25 +1,25 @@
-"""What is wrong with one document, collected so that its author sees all of it at once."""
+"""Collects everything that is wrong with a template, so that its author sees all of it at once."""
 
 from app.compute.kubevirt.kinds import Manifest
 from app.errors import FieldProblem
 
 
 class Problems:
-    """Fields are dotted paths; a position in a list stands in brackets, as the cluster writes it."""
+    """Fields are dotted paths with list positions in brackets, as the cluster writes them."""
 
     def __init__(self) -> None:
         self._found: dict[FieldProblem, None] = {}
 
     @property
     def found(self) -> tuple[FieldProblem, ...]:
-        """In the order of finding, each once."""
+        """In the order in which they were found, each once."""
         return tuple(self._found)
 
     def add(self, field: str, message: str) -> None:
         self._found[FieldProblem(field, message)] = None
 
     def mapping(self, parent: Manifest, key: str, path: str) -> Manifest:
-        """The mapping at `key`; an empty one where there is none, or where there is something else (a problem)."""
+        """The mapping at `key`; empty if there is none, or if it is something else, which is a problem."""
         value = parent.get(key)
         if value is None:
             return {}
@@ -29,7 +29,7 @@ class Problems:
         return {}
 
     def mappings(self, parent: Manifest, key: str, path: str) -> list[tuple[Manifest, str]]:
-        """The mappings in the list at `key`, each with its path; what is none is a problem."""
+        """The mappings in the list at `key`, each with its path. Anything else is a problem."""
         value = parent.get(key)
         if value is None:
             return []

@@ -1,7 +1,8 @@
-"""Our own rules for a template: what the cluster would take and yet never make a warm VM of, and what is ours to set.
+"""Our own rules for a template: they refuse what the cluster accepts although the VM can never become warm, and what only the
+service may set.
 
-What the cluster itself refuses well is left to its dry run. Recorded on KubeVirt v1.9.0: a VM with no memory is accepted and
-fails at its first start; `guest: 0` is accepted and runs.
+Whatever the cluster refuses with a good message is left to its dry run. Recorded on KubeVirt v1.9.0: a VM with no memory is
+accepted and fails at its first start; `guest: 0` is accepted and runs.
 """
 
 from app.compute.kubevirt import labels
@@ -15,7 +16,7 @@ _RUNNING_STRATEGIES = ("Always", "RerunOnFailure", "Once")
 _IDLE_STRATEGIES = ("Halted", "Manual", "WaitAsReceiver")
 _METADATA_KEYS = ("labels", "annotations")
 _NAMING_KEYS = ("name", "generateName", "namespace", "uid")
-# Labels of a VMI that KubeVirt's own components alone may set (KubeVirt v1.9.0, vmi-create-admitter).
+# Labels of a VMI that only KubeVirt's own components may set (KubeVirt v1.9.0, vmi-create-admitter).
 _RESERVED_LABELS = frozenset(
     f"kubevirt.io/{name}"
     for name in (
@@ -48,15 +49,15 @@ def check_labels(value: object, path: str, problems: Problems, *, on_vmi: bool) 
 
 
 def check_vm_spec(spec: Manifest, path: str, problems: Problems) -> None:
-    """What a VM's spec has beside its VMI template."""
+    """The fields of a VM's spec other than its VMI template."""
     running, strategy = spec.get("running"), spec.get("runStrategy")
     if running is not None and strategy is not None:
         problems.add(f"{path}.running", "excludes runStrategy: keep runStrategy, `running` is deprecated")
     elif running is not None and running is not True:
-        problems.add(f"{path}.running", "must be true: a pool keeps VMs that run")
+        problems.add(f"{path}.running", "must be true: a pool keeps running VMs")
     if strategy in _IDLE_STRATEGIES:
         problems.add(
-            f"{path}.runStrategy", f"{strategy} does not start the VM, and a pool keeps VMs that run: write Always"
+            f"{path}.runStrategy", f"{strategy} does not start the VM, and a pool keeps running VMs: write Always"
         )
     elif strategy is not None and strategy not in _RUNNING_STRATEGIES:
         problems.add(f"{path}.runStrategy", f"must be one of {', '.join(_RUNNING_STRATEGIES)}; got {strategy!r}")
@@ -64,7 +65,7 @@ def check_vm_spec(spec: Manifest, path: str, problems: Problems) -> None:
 
 
 def check_vmi_template(vm_spec: Manifest, path: str, problems: Problems) -> None:
-    """The VMI template of a VM's spec. `path` is where the author wrote it."""
+    """The VMI template of a VM's spec. `path` is where its author wrote it."""
     template = vm_spec.get("template")
     if not isinstance(template, dict):
         problems.add(path, "must be a mapping with `spec`")
@@ -74,12 +75,12 @@ def check_vmi_template(vm_spec: Manifest, path: str, problems: Problems) -> None
     at = f"{path}.spec"
     if not spec:
         if not template.get("spec"):
-            problems.add(at, "is empty: it must say at least the domain's memory")
+            problems.add(at, "is empty: it needs at least the domain's memory")
         return
     if spec.get("startStrategy") == "Paused":
         problems.add(
             f"{at}.startStrategy",
-            "Paused starts the VM with its guest not booted, so it would never be warm: leave it out",
+            "Paused starts the VM without booting its guest, so it would never be warm: leave it out",
         )
     if not isinstance(spec.get("domain"), dict):
         problems.add(f"{at}.domain", "is missing: it must be a mapping with the VM's memory, CPUs and devices")
@@ -93,7 +94,7 @@ def check_vmi_template(vm_spec: Manifest, path: str, problems: Problems) -> None
 
 
 def check_positive(value: object, path: str, problems: Problems) -> None:
-    """A quantity above zero."""
+    """Adds a problem unless the value is a quantity above zero."""
     try:
         number = parse_quantity(value)
     except ValueError as error:
@@ -104,7 +105,7 @@ def check_positive(value: object, path: str, problems: Problems) -> None:
 
 
 def check_cores(value: object, path: str, problems: Problems) -> int:
-    """A number of CPUs as the short form takes it (`2`, `"2"`, `2.0`), to an integer; 1 where it is none (a problem)."""
+    """Reads a number of CPUs of the short form (`2`, `"2"`, `2.0`). Anything else is a problem, and counts as 1."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     try:

@@ -1,7 +1,7 @@
-"""What makes two VMs interchangeable: the shape of a VM, and the images that it boots from. Pure.
+"""The shape of a VM, which is equal for interchangeable VMs, and the images that it boots from. Pure.
 
-Everything counts that changes what boots: disks and where they come from, CPU, memory, firmware, devices, networks,
-placement, what cloud-init is told. Names, labels and annotations do not, nor does how the cluster watches over the guest.
+Everything that changes what boots is part of the shape: disks and their sources, CPU, memory, firmware, devices, networks,
+placement, cloud-init data. Names, labels and annotations are not, nor are probes and shutdown times.
 """
 
 import copy
@@ -24,7 +24,7 @@ _WITHOUT_EFFECT = (
 )
 _CPU_DEFAULTS = {"cores": 1, "sockets": 1, "threads": 1}
 _QUANTITIES = frozenset({"guest", "maxGuest", "pageSize", "memory", "cpu", "storage", "capacity", "ephemeral-storage"})
-# Empty ones say nothing. Others do: `efi: {}` asks for UEFI.
+# These mean nothing when they are empty. Others do: `efi: {}` asks for UEFI.
 _CONTAINERS = frozenset(
     {
         "devices",
@@ -49,7 +49,7 @@ _SOURCES = {
 
 
 def shape_of(spec: Manifest) -> str:
-    """The fingerprint of an expanded VirtualMachine's `spec`: equal for specs that boot the same VM."""
+    """Equal for expanded specs that boot the same VM."""
     spec = copy.deepcopy(spec)
     vmi = spec["template"]["spec"]
     for key in _WITHOUT_EFFECT:
@@ -80,7 +80,7 @@ def fingerprint(value: object) -> str:
 
 
 def images_of(spec: Manifest) -> tuple[ImageRef, ...]:
-    """The images that an expanded spec's disks come from, in the order of its volumes, each once."""
+    """The images from which the disks of an expanded spec are made, in the order of its volumes, each once."""
     found: dict[ImageRef, None] = {}
     templates = {template["metadata"]["name"]: template for template in spec.get("dataVolumeTemplates") or []}
     for volume in spec["template"]["spec"].get("volumes") or []:
@@ -91,7 +91,7 @@ def images_of(spec: Manifest) -> tuple[ImageRef, ...]:
 
 
 def image_of_source(source: Manifest) -> ImageRef | None:
-    """The image behind a DataVolume's `source`; None: it has none that can be named (blank, upload, snapshot)."""
+    """The image of a DataVolume's `source`; None if it has none (blank, upload, snapshot)."""
     for key, (kind, field) in _SOURCES.items():
         reference = (source.get(key) or {}).get(field)
         if isinstance(reference, str):
@@ -112,7 +112,7 @@ def _image_of(volume: Manifest, templates: dict[str, Manifest]) -> ImageRef | No
 
 
 def _volumes(spec: Manifest, vmi: Manifest) -> dict[str, Any]:
-    """The content of each volume by its name; a DataVolume template stands in for its name, which each VM changes."""
+    """The content of each volume by its name. The spec of a DataVolume template replaces its name, which differs in each VM."""
     templates = {
         template["metadata"]["name"]: template.get("spec") for template in spec.get("dataVolumeTemplates") or []
     }
@@ -129,7 +129,7 @@ def _volumes(spec: Manifest, vmi: Manifest) -> dict[str, Any]:
 
 
 def _disks(devices: Manifest, contents: dict[str, Any]) -> list[Any]:
-    """Disks in their order, for it is the boot order where none is given; then volumes without a disk."""
+    """The disks in their order, which is the boot order if none is given, then the volumes without a disk."""
     disks: list[Any] = []
     for kind in ("disks", "filesystems"):
         for device in devices.get(kind) or []:
@@ -139,7 +139,7 @@ def _disks(devices: Manifest, contents: dict[str, Any]) -> list[Any]:
 
 
 def _canonical(value: Any, key: str = "") -> Any:
-    """Without what says nothing, and quantities as numbers: `2Gi` and `2048Mi` are the same memory."""
+    """Without empty values, and with quantities as numbers: `2Gi` and `2048Mi` are the same memory."""
     if isinstance(value, dict):
         kept = {name: _canonical(item, name) for name, item in value.items()}
         return {

@@ -1,8 +1,8 @@
-"""What a VM starts from, put into its spec: disks that begin with a snapshot's, or with a preload's. Pure.
+"""Puts what a VM starts from into its spec: disks with the content of a snapshot or of a preload. Pure.
 
-A snapshot's disks are claims with a VolumeSnapshot as their source, in the VM's own namespace: the storage copies them with
-no step of CDI's between. They belong to their VM, and so are made after it; KubeVirt v1.9.0 waits for a claim that is missing
-and goes on once it is there. A preload's disk is cloned by a DataVolume of the VM's.
+The disks of a snapshot are PersistentVolumeClaims (PVCs) with a VolumeSnapshot as their source, in the VM's own namespace: the
+storage copies them without CDI. They belong to their VM and are therefore created after it; KubeVirt v1.9.0 waits for a missing
+PVC and continues once it exists. The disk of a preload is cloned by a DataVolume of the VM.
 """
 
 import copy
@@ -31,7 +31,7 @@ _NO_DISKS = frozenset(
 
 
 def begin(spec: Manifest, start: Start, *, vm: str, namespace: str) -> Manifest:
-    """The expanded `spec` of the VM named `vm`, its disks beginning with what `start` holds."""
+    """The expanded `spec` for the VM named `vm`, with disks that begin with the content of `start`. `spec` is not changed."""
     match start:
         case None:
             return spec
@@ -44,7 +44,7 @@ def begin(spec: Manifest, start: Start, *, vm: str, namespace: str) -> Manifest:
 
 
 def has_own_disk(spec: Manifest) -> bool:
-    """Whether an expanded spec brings a disk with content, beside what cloud-init and the like are told by."""
+    """Whether an expanded spec has a disk with content, not counting the volumes that carry configuration."""
     blank = {
         template["metadata"]["name"]
         for template in spec.get("dataVolumeTemplates") or []
@@ -55,7 +55,7 @@ def has_own_disk(spec: Manifest) -> bool:
 
 
 def claims_of(vm: Manifest, start: Start) -> list[Manifest]:
-    """The claims that a VM from a snapshot needs beside it, each owned by the VM as the cluster has it."""
+    """The PVCs that a VM from a snapshot needs, each owned by `vm`, which is the VM as the cluster returned it."""
     if not isinstance(start, FromSnapshot):
         return []
     metadata = vm["metadata"]
@@ -146,7 +146,7 @@ def _drop_template(spec: Manifest, name: str | None) -> None:
 
 
 def _make_room(volume: Manifest, size: str) -> None:
-    """A clone must be as large as what it is cloned from (CDI v1.66)."""
+    """A clone must be at least as large as its source (CDI v1.66)."""
     target = volume.get("storage") or volume.get("pvc") or {}
     requests = target.setdefault("resources", {}).setdefault("requests", {})
     asked = requests.get("storage")
@@ -155,7 +155,7 @@ def _make_room(volume: Manifest, size: str) -> None:
 
 
 def _add_first(vmi: Manifest, volumes: list[Manifest]) -> None:
-    """Before the others: the first disk is what boots where no order is given."""
+    """Puts the volumes before the others: if no order is given, the VM boots from the first disk."""
     if not volumes:
         return
     vmi["volumes"] = [*volumes, *(vmi.get("volumes") or [])]

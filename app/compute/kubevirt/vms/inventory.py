@@ -1,4 +1,4 @@
-"""What is known of our VMs between two lists: VMs and VMIs come on watches of their own, and are put together here. Pure."""
+"""Combines the watch of VMs and the watch of their VMIs into one observation of each VM. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ Change = Changed | Gone
 
 @dataclass(slots=True)
 class Inventory:
-    """VMs and VMIs by name, trimmed, and what was last said of each VM."""
+    """VMs and VMIs by name, trimmed, and the last observation of each VM."""
 
     _vms: dict[str, Manifest] = field(default_factory=dict)
     _vmis: dict[str, Manifest] = field(default_factory=dict)
     _last: dict[str, Observation] = field(default_factory=dict)
 
     def replace(self, vms: Iterable[Manifest], vmis: Iterable[Manifest]) -> list[Gone]:
-        """Takes a whole list for the truth. Gives back the VMs that were known and are not in it."""
+        """Replaces everything by a complete list. Returns the known VMs that are not in it."""
         before = self._last
         self._vms = {_name(vm): trim(vm) for vm in vms}
         self._vmis = {_name(vmi): trim(vmi) for vmi in vmis}
@@ -35,7 +35,7 @@ class Inventory:
         return tuple(self._last.values())
 
     def apply_vm(self, kind: str, vm: Manifest) -> list[Change]:
-        """One watch event of a VM. A label that was taken away also ends it: the VM is no longer ours."""
+        """One watch event of a VM. A VM that lost our label is gone too: it is no longer ours."""
         name = _name(vm)
         changes: list[Change] = []
         known = self._last.get(name)
@@ -49,7 +49,7 @@ class Inventory:
         return changes
 
     def apply_vmi(self, kind: str, vmi: Manifest) -> list[Change]:
-        """One watch event of a VMI. It says nothing as long as its VM is unknown."""
+        """One watch event of a VMI. It has no effect as long as its VM is unknown."""
         name = _name(vmi)
         if kind != "DELETED":
             self._vmis[name] = trim(vmi)
@@ -58,7 +58,7 @@ class Inventory:
         return self._observe(name) if name in self._vms else []
 
     def _observe(self, name: str) -> list[Change]:
-        """Nothing where the VM looks as before: most events of a VM change nothing that we read."""
+        """Empty if the observation is the same as before: most events change nothing that we read."""
         observation = observe_vm(self._vms[name], self._vmis.get(name))
         if self._last.get(name) == observation:
             return []

@@ -1,7 +1,7 @@
-"""From a VirtualMachine and its VirtualMachineInstance, as the cluster sends them, to an Observation. Pure.
+"""Turns a VirtualMachine and its VirtualMachineInstance, as the cluster sends them, into an Observation. Pure.
 
-The two objects come on watches of their own, so that one may be older than the other. A VMI that runs settles it: what its VM
-still says of a failed start is of an earlier try. Words and conditions are those of KubeVirt v1.9.0.
+The two objects come from separate watches, so one may be older than the other. If the VMI runs, a failed start that its VM still
+reports is from an earlier attempt. Statuses and conditions are those of KubeVirt v1.9.0.
 """
 
 import ipaddress
@@ -14,7 +14,7 @@ from app.compute.kubevirt.kinds import Manifest
 from app.domain.observation import Failure, Observation, PodTimes
 
 _ENDED_PHASES = ("Failed", "Succeeded")
-# A VM's printableStatus in which KubeVirt goes on trying, and succeeds once the cause is gone.
+# While a VM has one of these as its printableStatus, KubeVirt keeps trying and succeeds once the cause is gone.
 _TRANSIENT_STATUSES = frozenset(
     {
         "ErrorUnschedulable",
@@ -31,9 +31,9 @@ _FINAL_SYNC_REASONS = frozenset({"FailedCreate"})
 
 
 def observe_vm(vm: Manifest, vmi: Manifest | None) -> Observation:
-    """`vmi` may be any VMI of the VM's name: one that another VM owns is left out of account.
+    """`vmi` may be any VMI with the VM's name; one that another VM owns is ignored.
 
-    A VMI that is being deleted is as good as none: its phase is None, and nothing of it is ready.
+    A VMI that is being deleted counts as none: its phase is None, and it is not ready.
     """
     metadata = vm.get("metadata") or {}
     uid = str(metadata.get("uid") or "")
@@ -77,7 +77,7 @@ def observe_vm(vm: Manifest, vmi: Manifest | None) -> Observation:
 
 
 def observe_pod(pod: Manifest) -> tuple[str | None, PodTimes]:
-    """The `vm_id` of a virt-launcher pod's VM, as its label says, and its times. KubeVirt v1.9.0 gives a pod its VMI's labels."""
+    """The `vm_id` in the labels of a virt-launcher pod, and the pod's times. KubeVirt v1.9.0 copies the VMI's labels to the pod."""
     status = pod.get("status") or {}
     scheduled = next(
         (
@@ -97,7 +97,7 @@ def observe_pod(pod: Manifest) -> tuple[str | None, PodTimes]:
 
 
 def trim(item: Manifest) -> Manifest:
-    """What `observe_vm` reads of a VM or VMI, and no more: a cache of thousands need not hold their specs."""
+    """Only what `observe_vm` reads of a VM or VMI, so that a cache of thousands does not hold their specs."""
     metadata, status = item.get("metadata") or {}, item.get("status") or {}
     kept = ("name", "namespace", "uid", "labels", "creationTimestamp", "deletionTimestamp", "ownerReferences")
     revision = (metadata.get("annotations") or {}).get(labels.REVISION)
@@ -138,7 +138,7 @@ def _conditions(status: Manifest) -> Iterator[tuple[str, Manifest]]:
 
 
 def _find_failure(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
-    """The gravest thing that is reported, those that will not heal first."""
+    """The most serious failure that is reported: first those that do not go away by themselves."""
     return (
         _find_crash(vm_status, vmi_status)
         or _find_refused_start(vm_status, vmi_status)
@@ -150,7 +150,7 @@ def _find_crash(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
     printable = vm_status.get("printableStatus")
     start_failure = vm_status.get("startFailure") or {}
     times = start_failure.get("consecutiveFailCount") or 0
-    # The count stays while the next try starts: it tells of the failure also to those who missed the status itself.
+    # The count stays while the next attempt starts, so it shows the failure even if the status itself was missed.
     if printable == "CrashLoopBackOff" or times:
         again = start_failure.get("retryAfterTimestamp")
         message = f"the VM stopped before its guest ran, {times or 1} time{'s' if times > 1 else ''} in a row"
@@ -163,7 +163,7 @@ def _find_crash(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
 
 
 def _find_refused_start(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
-    """KubeVirt could not make the VMI (condition Failure of the VM), or the VMI its pod (Synchronized of the VMI)."""
+    """KubeVirt could not create the VMI (condition Failure of the VM) or its pod (condition Synchronized of the VMI)."""
     for kind, condition in _conditions(vm_status):
         if kind == "Failure" and condition.get("status") == "True":
             return _failure_of(condition)
@@ -178,7 +178,7 @@ def _find_refused_start(vm_status: Manifest, vmi_status: Manifest) -> Failure | 
 
 
 def _find_wait(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
-    """What KubeVirt waits for. The VM's printableStatus is the word that `kubectl get vm` shows; a condition says it whole."""
+    """What KubeVirt is waiting for. `kubectl get vm` shows the printableStatus; a condition has the full message."""
     printable = vm_status.get("printableStatus")
     waiting = [
         condition
@@ -201,7 +201,7 @@ def _failure_of(condition: Manifest) -> Failure:
 
 
 def _read_addresses(vmi_status: Manifest) -> list[str]:
-    """Those that a client can use, in the order of the interfaces, each once: an agent also reports link-local ones."""
+    """The addresses that a client can use, in the order of the interfaces. Agents also report link-local ones; they are left out."""
     found: dict[str, None] = {}
     for interface in vmi_status.get("interfaces") or []:
         for text in interface.get("ipAddresses") or [interface.get("ipAddress")]:

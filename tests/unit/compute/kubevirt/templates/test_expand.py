@@ -269,7 +269,7 @@ class TestRefusals:
         ("change", "field", "message"),
         [
             ({"running": True}, "running", "excludes runStrategy"),
-            ({"runStrategy": ..., "running": False}, "running", "VMs that run"),
+            ({"runStrategy": ..., "running": False}, "running", "running VMs"),
             ({"runStrategy": ..., "running": "yes"}, "running", "must be true"),
             ({"runStrategy": "Halted"}, "runStrategy", "does not start"),
             ({"runStrategy": "Manual"}, "runStrategy", "does not start"),
@@ -303,7 +303,7 @@ class TestRefusals:
             ({"image": "a b"}, "image", "container disk"),
             ({"image": 5}, "image", "container disk"),
             ({"image": "ftp://images.example/fedora"}, "image", "cannot be imported from ftp"),
-            ({"image": "https://"}, "image", "say where the image lies"),
+            ({"image": "https://"}, "image", "add where the image is"),
             ({"root_disk": "10Gi"}, "root_disk", "an image that is imported"),
             ({"storage_class": "fast"}, "storage_class", "an image that is imported"),
             ({"image": "https://images.example/a", "root_disk": "x"}, "root_disk", "must be a quantity"),
@@ -319,7 +319,7 @@ class TestRefusals:
             ({"user_data": ""}, "user_data", "a string"),
             ({"user_data": "é" * 1025}, "user_data", "2048 bytes"),
             ({"labels": {"emberpool.io/x": "y"}}, "labels.emberpool.io/x", "set by the service"),
-            ({"gpu": 1}, "gpu", "no key of the short form"),
+            ({"gpu": 1}, "gpu", "not a key of the short form"),
         ],
     )
     def test_the_short_form(self, change, field, message):
