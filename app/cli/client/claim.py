@@ -91,7 +91,7 @@ def _claim(service: Service, body: Json, key: str, wait: float) -> Json:
     except KeyboardInterrupt:
         if claimed:  # else the service frees its place by itself
             service.ask("DELETE", f"/v1/claims/{claimed['id']}")
-        tell("Broken off: the claim is given up.")
+        tell("Interrupted: the claim is released.")
         raise
     return claimed
 

@@ -93,7 +93,7 @@ def test_a_claim_that_is_broken_off_while_it_waits_is_released(capsys):
     with pytest.raises(KeyboardInterrupt):
         claiming._claim(asked, {"pool": "web"}, "k", 60)
     assert calls == [("POST", "/v1/claim"), ("GET", "/v1/claims/c"), ("DELETE", "/v1/claims/c")]
-    assert "Broken off: the claim is given up." in capsys.readouterr().err
+    assert "Interrupted: the claim is released." in capsys.readouterr().err
 
 
 def test_following_shows_changes_alone(capsys):
