@@ -1,1 +1,1 @@
-"""Kubernetes-style manifests, as users write them, to requests for what the service has. Pure, and knows no HTTP."""
+"""Translates Kubernetes-style manifests, as users write them, into requests of this service's own API. Pure; no HTTP."""

@@ -1,8 +1,8 @@
-"""From the bytes of a body to its documents, whatever those bytes are.
+"""Reads the documents of a request body. The body may hold any bytes.
 
-A document is what JSON can express. YAML is read as `kubectl` reads it where PyYAML would not: dates and base-60 numbers
-stay the text that they are. Aliases are expanded, and what they expand to counts as if it were written out, so that no
-small text becomes a large document.
+A document holds only what JSON can express. YAML is read as `kubectl` reads it: dates and base-60 numbers stay text, other than
+in PyYAML. Aliases are expanded, and what they expand to counts as if it were written out, so that a small text cannot become a
+large document.
 """
 
 import copy
@@ -19,31 +19,31 @@ from app.errors import MalformedBody
 Json = dict[str, Any]
 MAX_DOCUMENTS: Final = 100
 MAX_VALUES: Final = 20_000
-"""Mappings, lists and values of all documents together, a long text counting once for every 256 characters. A
-VirtualMachine has about a hundred.
+"""The most mappings, lists and values of all documents together. A long text counts once for every 256 characters.
+A VirtualMachine has about a hundred values.
 """
 MAX_DEPTH: Final = 64
 
 _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's where the wheel brings it: it reads a megabyte in a tenth of a second."""
+"""libyaml's loader if it is installed: it reads a megabyte in a tenth of a second."""
 _TAG: Final = "tag:yaml.org,2002:"
 _MERGE: Final = "<<"
 _LONG_TEXT: Final = 256
 _SHOWN: Final = 64
 _INTEGERS: Final = range(-(2**63), 2**63)
-"""What the cluster's JSON and Postgres take."""
+"""The integers that the cluster's JSON and Postgres accept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document. `path` is where it stands in the body (`documents[1]`); `lines` gives a field's line by its path."""
+    """One document. `path` is its position in the body (`documents[1]`); `lines` maps the path of a field to its line."""
 
     path: str
     body: Json
     lines: dict[str, int] = field(default_factory=dict)
 
     def line(self, path: str) -> int | None:
-        """The line of the field, or of the nearest one around it; None: not known."""
+        """The line of the field, or of the nearest field that contains it; None if unknown."""
         while path:
             if path in self.lines:
                 return self.lines[path]
@@ -52,7 +52,7 @@ class Document:
 
 
 def read_yaml(data: bytes) -> list[Document]:
-    """The documents of a YAML stream, empty ones left out. Raises MalformedBody with line and column."""
+    """The documents of a YAML stream, without empty ones. Raises MalformedBody with line and column."""
     text = _decode(data)
     try:
         return _checked(_Builder(_LOADER(text)).documents())
@@ -64,13 +64,13 @@ def read_json(data: bytes) -> list[Document]:
     """A JSON mapping as one document. Raises MalformedBody."""
     text = _decode(data)
     try:
-        body = json.loads(text, object_pairs_hook=_refuse_twice, parse_constant=_refuse_constant)
+        body = json.loads(text, object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise MalformedBody(f"the body is not JSON in {_at(error.lineno, error.colno)}: {error.msg}") from error
+        raise MalformedBody(f"the body is not JSON at {_at(error.lineno, error.colno)}: {error.msg}") from error
     except RecursionError as error:
         raise _too_deep() from error
     except ValueError as error:  # a number of thousands of digits
-        raise MalformedBody(f"the body is not JSON that can be read: {error}") from error
+        raise MalformedBody(f"the body is not readable JSON: {error}") from error
     _measure(body)
     return _checked([("documents[0]", body, {})])
 
@@ -84,14 +84,14 @@ def _checked(found: Iterable[tuple[str, Any, dict[str, int]]]) -> list[Document]
             )
         documents.extend(_unpack(Document(path, body, lines)))
     if not documents:
-        raise MalformedBody("the body holds no document; send at least one manifest")
+        raise MalformedBody("the body has no document; send at least one manifest")
     if len(documents) > MAX_DOCUMENTS:
         raise _too_many()
     return documents
 
 
 def _unpack(document: Document) -> Iterator[Document]:
-    """The items of a List, as `kubectl get -o yaml` writes them; anything else as it is."""
+    """The items of a `kind: List`, which `kubectl get -o yaml` writes; any other document unchanged."""
     items = document.body.get("items")
     if document.body.get("kind") != "List" or not isinstance(items, list):
         yield document
@@ -109,11 +109,11 @@ def _decode(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise MalformedBody(f"the body is not UTF-8: its byte {error.start} cannot be read") from error
+        raise MalformedBody(f"the body is not UTF-8: byte {error.start} is invalid") from error
 
 
 class _Builder:
-    """Values from the parser's events, counted as they come."""
+    """Builds values from the parser's events, and counts them as they come."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -158,7 +158,7 @@ class _Builder:
 
     def _alias(self, event: Any, depth: int) -> tuple[Any, int]:
         if event.anchor not in self._anchors:
-            raise MalformedBody(f"in {_mark(event)} *{event.anchor} stands for nothing that is complete before it")
+            raise MalformedBody(f"{_mark(event)}: *{event.anchor} does not refer to a value that is complete before it")
         value, size, height = self._anchors[event.anchor]
         self._count(size)
         if depth + height > MAX_DEPTH:
@@ -188,14 +188,14 @@ class _Builder:
             key, is_merge = self._key(key_event)
             at = f"{path}.{key}"
             if key in own:
-                raise MalformedBody(f"in {_mark(key_event)} the key {key!r} stands a second time; keep one of them")
+                raise MalformedBody(f"{_mark(key_event)}: the key {key!r} is repeated; keep one of them")
             self._lines[at] = key_event.start_mark.line + 1
             value, below = self._value(self._loader.get_event(), at, depth + 1)
             height = max(height, below + 1)
             if is_merge:
                 for source in reversed(value if isinstance(value, list) else [value]):
                     if not isinstance(source, dict):
-                        raise MalformedBody(f"in {_mark(key_event)} << takes mappings, not {_describe(source)}")
+                        raise MalformedBody(f"{_mark(key_event)}: << merges mappings, not {_describe(source)}")
                     merged |= source
             else:
                 own[key] = value
@@ -204,19 +204,19 @@ class _Builder:
     def _key(self, event: Any) -> tuple[str, bool]:
         """The key, and whether it is `<<`, which merges."""
         if not isinstance(event, yaml.ScalarEvent):
-            raise MalformedBody(f"in {_mark(event)} a key is no text; keys of a manifest are words")
+            raise MalformedBody(f"{_mark(event)}: a key is not text")
         self._count(_weight(event.value))
         if event.value == _MERGE and event.tag is None and event.implicit[0]:
             return _MERGE, True
         key = self._scalar(event)
         if not isinstance(key, str):
-            raise MalformedBody(f"in {_mark(event)} the key {event.value} is {_describe(key)}; put it in quotes")
+            raise MalformedBody(f"{_mark(event)}: the key {event.value} is {_describe(key)}; put it in quotes")
         return key, False
 
     def _scalar(self, event: Any) -> Any:
         tag = event.tag or self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)
         text: str = event.value
-        _refuse_unspeakable(text, _mark(event))
+        _refuse_unstorable(text, _mark(event))
         match tag.removeprefix(_TAG):
             case "str" | "timestamp":
                 return text
@@ -226,25 +226,25 @@ class _Builder:
                 if ":" in text:  # 12:30 is the number 750 in YAML 1.1
                     return text
                 return self._number(event, tag, kind)
-            case "merge" | "value":  # plain `<<` and `=`, in the place of a value
+            case "merge" | "value":  # plain `<<` and `=`, as a value
                 return text
             case _:
-                raise MalformedBody(f"in {_mark(event)} the tag {event.tag} is not known here; leave it out")
+                raise MalformedBody(f"{_mark(event)}: the tag {event.tag} is not supported; leave it out")
 
     def _number(self, event: Any, tag: str, kind: str) -> bool | int | float:
         node = yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark)
         try:
             value = self._loader.construct_object(node)
         except (ValueError, KeyError, OverflowError) as error:
-            raise MalformedBody(f"in {_mark(event)} {event.value[:_SHOWN]!r} is no {kind}") from error
+            raise MalformedBody(f"{_mark(event)}: {event.value[:_SHOWN]!r} is not a valid {kind}") from error
         if not isinstance(value, bool | int | float):
-            raise MalformedBody(f"in {_mark(event)} {event.value[:_SHOWN]!r} is no {kind}")
+            raise MalformedBody(f"{_mark(event)}: {event.value[:_SHOWN]!r} is not a valid {kind}")
         _refuse_odd_number(value, _mark(event))
         return value
 
     def _expect_plain(self, event: Any, kind: str) -> None:
         if event.tag not in {None, "!", _TAG + kind}:
-            raise MalformedBody(f"in {_mark(event)} the tag {event.tag} is not known here; leave it out")
+            raise MalformedBody(f"{_mark(event)}: the tag {event.tag} is not supported; leave it out")
 
     def _count(self, values: int) -> None:
         self._values += values
@@ -253,7 +253,7 @@ class _Builder:
 
 
 def _measure(body: Any) -> None:
-    """The bounds that the builder keeps, for what another parser read."""
+    """Checks the limits that the builder checks, for a body that another parser has read."""
     values = 0
     level = [body]
     for _ in range(MAX_DEPTH + 1):
@@ -264,16 +264,16 @@ def _measure(body: Any) -> None:
         for value in level:
             if isinstance(value, dict):
                 for key in value:
-                    _refuse_unspeakable(key, "a key")
+                    _refuse_unstorable(key, "a key of the body")
                     values += _weight(key)
                 below.extend(value.values())
             elif isinstance(value, list):
                 below.extend(value)
             elif isinstance(value, str):
-                _refuse_unspeakable(value, "a value")
+                _refuse_unstorable(value, "a value of the body")
                 values += _weight(value) - 1
             elif isinstance(value, int | float):
-                _refuse_odd_number(value, "a value")
+                _refuse_odd_number(value, "a value of the body")
         if not below:
             return
         level = below
@@ -287,37 +287,37 @@ def _weight(text: str) -> int:
 def _refuse_odd_number(value: float, where: str) -> None:
     if isinstance(value, int):
         if value not in _INTEGERS:
-            raise MalformedBody(f"in {where} stands a number beyond 64 bits; where it is a name, put it in quotes")
+            raise MalformedBody(f"{where}: the number has more than 64 bits; if it is a name, put it in quotes")
     elif not math.isfinite(value):
-        raise MalformedBody(f"in {where} stands {value}, which is no number that JSON has")
+        raise MalformedBody(f"{where}: JSON cannot express {value}")
 
 
-def _refuse_unspeakable(text: str, where: str) -> None:
-    """What neither Postgres nor the cluster takes."""
+def _refuse_unstorable(text: str, where: str) -> None:
+    """Refuses text that neither Postgres nor the cluster accepts."""
     if "\0" in text:
-        raise MalformedBody(f"in {where} stands a NUL character, which no field can have")
+        raise MalformedBody(f"{where}: no field may contain a NUL character")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise MalformedBody(f"in {where} stands half a surrogate pair, which is no character")
+        raise MalformedBody(f"{where}: half a surrogate pair is not a character")
 
 
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> Json:
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> Json:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise MalformedBody(f"the key {twice!r} stands twice in one mapping; keep one of them")
+        raise MalformedBody(f"the key {twice!r} is repeated in one mapping; keep one of them")
     return found
 
 
 def _refuse_constant(text: str) -> Any:
-    raise MalformedBody(f"{text} is no number that JSON has")
+    raise MalformedBody(f"{text} is not a number in JSON")
 
 
 def _malformed(error: yaml.YAMLError, text: str) -> MalformedBody:
     if isinstance(error, yaml.reader.ReaderError):
-        return MalformedBody(f"the body is not YAML: the character U+{_code(error.character):04X} has no place in it")
+        return MalformedBody(f"the body is not YAML: the character U+{_code(error.character):04X} is not allowed in it")
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    where = f" in {_at(mark.line + 1, mark.column + 1)}" if mark is not None else ""
+    where = f" at {_at(mark.line + 1, mark.column + 1)}" if mark is not None else ""
     problem = getattr(error, "problem", None) or "it cannot be parsed"
     context = getattr(error, "context", None)
     hint = "; indent with spaces, never with tabs" if mark is not None and _is_tab(text, mark) else ""
@@ -325,7 +325,7 @@ def _malformed(error: yaml.YAMLError, text: str) -> MalformedBody:
 
 
 def _code(character: int | str) -> int:
-    """PyYAML tells the character, libyaml its code."""
+    """PyYAML reports the character, libyaml its code."""
     return ord(character) if isinstance(character, str) else int(character)
 
 
@@ -336,17 +336,17 @@ def _is_tab(text: str, mark: Any) -> bool:
 
 
 def _too_deep() -> MalformedBody:
-    return MalformedBody(f"the body is nested more than {MAX_DEPTH} deep; no manifest is")
+    return MalformedBody(f"the body is nested more than {MAX_DEPTH} levels deep")
 
 
 def _too_large() -> MalformedBody:
     return MalformedBody(
-        f"the body holds more than {MAX_VALUES} values, what its aliases stand for counted in; send fewer documents at once"
+        f"the body has more than {MAX_VALUES} values, with aliases expanded; send fewer documents at once"
     )
 
 
 def _too_many() -> MalformedBody:
-    return MalformedBody(f"the body holds more than {MAX_DOCUMENTS} documents; send them in parts")
+    return MalformedBody(f"the body has more than {MAX_DOCUMENTS} documents; send them in several requests")
 
 
 def _describe(value: Any) -> str:
@@ -354,7 +354,7 @@ def _describe(value: Any) -> str:
         case None:
             return "nothing"
         case bool():
-            return "true or false, to YAML"
+            return "a boolean in YAML"
         case int() | float():
             return "a number"
         case str():

@@ -1,4 +1,4 @@
-"""Reading a document field by field: what is not known is a problem, with what may have been meant."""
+"""Reads a document field by field. An unknown field is a problem, reported with the known field that is most like it."""
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping
@@ -13,7 +13,7 @@ _MISSING = "is missing"
 
 
 class Findings:
-    """What is wrong with one document, and what is to be told of it."""
+    """The problems of one document, and the notes about its translation."""
 
     def __init__(self, document: Document) -> None:
         self._document = document
@@ -35,7 +35,7 @@ class Findings:
 
     def refuse(self, path: str, message: str) -> None:
         if message.startswith(_MISSING) and any(path.startswith(f"{absent}.") for absent in self._absent):
-            return  # what it would be in is missing, and that is told
+            return  # the field around it is missing, which is reported already
         if message.startswith(_MISSING):
             self._absent.add(path)
         self._problems[located(self._document, path, message)] = None
@@ -45,7 +45,7 @@ class Findings:
 
 
 class Part:
-    """One mapping of a document, at `path`. A field that is null counts as left out, as the cluster counts it."""
+    """One mapping of a document, at `path`. A field that is null counts as absent, as in Kubernetes."""
 
     def __init__(self, value: Json, path: str, findings: Findings) -> None:
         self.value = value
@@ -70,7 +70,7 @@ class Part:
         self.findings.note(sentence)
 
     def allow(self, known: Collection[str], *, refused: Mapping[str, str] | None = None) -> None:
-        """Refuses all fields but the known ones; `refused` has the reasons for those that exist, and yet are not honoured."""
+        """Refuses every unknown field. `refused` gives the reason for fields that Kubernetes knows and this service does not support."""
         reasons = refused or {}
         for key in self.value:
             if key in reasons:
@@ -83,7 +83,7 @@ class Part:
         return self.value.get(key)
 
     def part(self, key: str, *, required: bool = False) -> "Part":
-        """The mapping at `key`; an empty one where there is none, or where it is something else (a problem)."""
+        """The mapping at `key`; an empty one if it is absent, or if it is something else (a problem)."""
         value = self.value.get(key)
         if value is None and required:
             self.refuse(key, "is missing")
@@ -92,14 +92,14 @@ class Part:
         return Part(value if isinstance(value, dict) else {}, self.at(key), self.findings)
 
     def parts(self, key: str) -> "Iterator[Part]":
-        """The mappings in the list at `key`; what is none is left to whoever reads it next."""
+        """The mappings in the list at `key`. Other items are skipped: a later check reports them."""
         value = self.value.get(key)
         for index, item in enumerate(value if isinstance(value, list) else ()):
             if isinstance(item, dict):
                 yield Part(item, f"{self.at(key)}[{index}]", self.findings)
 
     def text(self, key: str, *, required: bool = False) -> str | None:
-        """The text at `key`; None where there is none (a problem, where it is required) or something else (a problem)."""
+        """The text at `key`; None if it is absent (a problem if `required`) or something else (a problem)."""
         value = self.value.get(key)
         if isinstance(value, str) and value:
             return value
@@ -111,15 +111,15 @@ class Part:
 
 
 def unknown(what: str, word: str, known: Collection[str]) -> str:
-    """The sentence for a word that is none of the known ones."""
+    """The message for a word that is not among the known ones."""
     meant = suggest(word, known)
     if meant is not None:
-        return f"there is no such {what}; did you mean `{meant}`?"
-    return f"there is no such {what}; known here: {', '.join(sorted(known))}"
+        return f"is not a known {what}; did you mean `{meant}`?"
+    return f"is not a known {what}; known are: {', '.join(sorted(known))}"
 
 
 def suggest(word: str, known: Collection[str]) -> str | None:
-    """The known word that was probably meant."""
+    """The known word that is most like `word`; None if none is close."""
     folded = {each.casefold(): each for each in known}
     found = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=_CLOSE)
     return folded[found[0]] if found else None

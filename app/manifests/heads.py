@@ -1,4 +1,4 @@
-"""What every document begins with: apiVersion, kind and metadata. And our own settings, which stand in its annotations."""
+"""Reads what every document begins with: apiVersion, kind and metadata, and this service's settings in its annotations."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from app.manifests.requests import Json
 PREFIX: Final = "emberpool.io/"
 _NAME: Final = re.compile(POOL_NAME_PATTERN)
 _NAME_RULE: Final = (
-    "must be 1 to 63 lower-case letters, digits and '-', and begin and end with a letter or digit; it is {!r}"
+    "must have 1 to 63 lower-case letters, digits and '-', and begin and end with a letter or digit; it is {!r}"
 )
 _WRITTEN_BY_THE_CLUSTER: Final = (
     "creationTimestamp",
@@ -27,19 +27,18 @@ _WRITTEN_BY_THE_CLUSTER: Final = (
 )
 _METADATA: Final = ("name", "namespace", "labels", "annotations", *_WRITTEN_BY_THE_CLUSTER)
 _REFUSED_METADATA: Final = {
-    "generateName": "cannot be honoured: what has no name of its own cannot be found when the manifest is applied again; "
-    "write metadata.name",
-    "ownerReferences": "cannot be honoured: what this service makes belongs to it; leave it out",
-    "finalizers": "cannot be honoured: leave it out",
-    "deletionTimestamp": "is of an object that is being deleted; leave it out",
-    "deletionGracePeriodSeconds": "is of an object that is being deleted; leave it out",
+    "generateName": "is not supported: a generated name cannot be found when the manifest is applied again; write metadata.name",
+    "ownerReferences": "is not supported: the service owns what it creates; leave it out",
+    "finalizers": "is not supported; leave it out",
+    "deletionTimestamp": "belongs to an object that is being deleted; leave it out",
+    "deletionGracePeriodSeconds": "belongs to an object that is being deleted; leave it out",
 }
 _TOP: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentKind:
-    """One kind that is taken, and the versions of its group under which users know it."""
+    """One supported kind, and the supported versions of its group."""
 
     name: str
     group: str
@@ -56,7 +55,7 @@ class DocumentKind:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A document whose kind is known. `annotations` are all of them, `labels` as written."""
+    """A document whose kind is supported. `annotations` holds all annotations; `labels` are as written."""
 
     kind: str
     name: str
@@ -70,7 +69,7 @@ class Head:
 
 
 def read_kind(document: Document, kinds: Mapping[str, DocumentKind], findings: Findings) -> DocumentKind | None:
-    """None: it is none that is taken here (a problem)."""
+    """None if the kind is not supported (a problem)."""
     root = Part(document.body, document.path, findings)
     name = root.text("kind", required=True)
     version = root.text("apiVersion", required=name is not None)
@@ -78,35 +77,33 @@ def read_kind(document: Document, kinds: Mapping[str, DocumentKind], findings: F
         return None
     kind = kinds.get(name)
     if kind is None:
-        root.refuse("kind", f"{name!r} is not taken here: {unknown('kind', name, kinds)}")
+        root.refuse("kind", f"{name!r} {unknown('kind', name, kinds)}")
         return None
     if version is not None and not kind.takes(version):
-        root.refuse("apiVersion", f"a {name} is of {kind.api_versions}; it says {version!r}")
+        root.refuse("apiVersion", f"must be {kind.api_versions} for a {name}; it is {version!r}")
     return kind
 
 
 def read_head(document: Document, kind: DocumentKind, namespace: str, findings: Findings) -> Head:
-    """The document's metadata, checked; its name is empty where it has none that can be used (a problem)."""
+    """The document's metadata, checked. Its name is empty if it has no valid name (a problem)."""
     root = Part(document.body, document.path, findings)
     root.allow(_TOP)
     if "status" in root:
-        root.note("status is what the cluster once wrote, and was left out")
+        root.note("status was ignored: it is written by the cluster")
     metadata = root.part("metadata", required=True)
     metadata.allow(_METADATA, refused=_REFUSED_METADATA)
     if any(key in metadata for key in _WRITTEN_BY_THE_CLUSTER):
-        metadata.note("what the cluster writes into metadata (uid, resourceVersion and the like) was left out")
+        metadata.note("metadata that the cluster writes (uid, resourceVersion and the like) was ignored")
     name = metadata.text("name", required="metadata" in root) or ""
     if name and not _NAME.fullmatch(name):
         metadata.refuse("name", _NAME_RULE.format(name))
     given = metadata.text("namespace")
     if given is not None and given != namespace:
-        metadata.refuse(
-            "namespace", f"this service works in namespace {namespace!r} alone; leave it out, or write that"
-        )
+        metadata.refuse("namespace", f"must be {namespace!r}, the only namespace of this service; or leave it out")
     labels = metadata.part("labels")
     for key, value in labels.value.items():
         if not isinstance(value, str):
-            labels.refuse(key, f"must be text, in quotes; got {value!r}")
+            labels.refuse(key, f"must be text in quotes, got {value!r}")
     annotations = metadata.part("annotations")
     return Head(
         kind=kind.name,
@@ -125,7 +122,7 @@ def as_text(text: str) -> str:
 
 
 def as_value(text: str) -> Any:
-    """A number, true, false, a list or a mapping where the text is one as JSON; else the text."""
+    """The value of the text as JSON; the text itself if it is not JSON."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -139,9 +136,9 @@ def as_list(text: str) -> list[Any]:
 
 
 def read_settings(head: Head, known: Mapping[str, tuple[str, Reader]]) -> tuple[Json, dict[str, str]]:
-    """Our own annotations, by the fields that they set, and where each was written or would be.
+    """The fields that our annotations set, with their values; and by field the place of its annotation, written or not.
 
-    `known`: by the annotation's name without its prefix, the field and how to read it. Other annotations are not kept.
+    `known` maps an annotation's name, without its prefix, to the field and its reader. Other annotations are not kept.
     """
     found: Json = {}
     annotations = head.annotations
@@ -155,7 +152,7 @@ def read_settings(head: Head, known: Mapping[str, tuple[str, Reader]]) -> tuple[
         if setting not in known:
             annotations.refuse(key, unknown("setting", setting, known))
         elif isinstance(value, dict | list) or value is None:
-            annotations.refuse(key, "must be text: the value of an annotation is")
+            annotations.refuse(key, "must be text, as every value of an annotation")
         else:
             name, read = known[setting]
             found[name] = read(value) if isinstance(value, str) else value
@@ -163,5 +160,5 @@ def read_settings(head: Head, known: Mapping[str, tuple[str, Reader]]) -> tuple[
 
 
 def settings_of(fields: Mapping[str, Any], *, without: frozenset[str]) -> dict[str, tuple[str, Reader]]:
-    """Each field of a model as a setting: `max_vms` is set by `emberpool.io/max-vms`."""
+    """A setting for each field of a model: `emberpool.io/max-vms` sets `max_vms`."""
     return {name.replace("_", "-"): (name, as_value) for name in fields if name not in without}

@@ -1,7 +1,7 @@
-"""Volumes that name a preload: where a VM uses a DataVolume of that name, it gets a clone of the preload's volume.
+"""Links volumes to preloads: a VM that uses a DataVolume with the name of a preload gets a clone of the preload's volume.
 
-In Kubernetes such a VM would use the very DataVolume. Here each VM has a disk of its own: the volume becomes a
-dataVolumeTemplate that imports the preload's image, which a start from the preload makes a clone.
+In Kubernetes, the VM would use the DataVolume itself. Here each VM has its own disk: the volume becomes a dataVolumeTemplate that
+imports the preload's image, and a start from the preload turns that import into a clone.
 """
 
 import copy
@@ -14,15 +14,15 @@ from app.manifests.requests import Json, Resource, ResourceRequest
 
 
 def names_of_volumes(request: ResourceRequest) -> frozenset[str]:
-    """The DataVolumes and claims that the request's VM uses, and no template of its own makes."""
+    """The DataVolumes and PersistentVolumeClaims that the request's VM uses without having a template for them."""
     vm_spec = _vm_spec(request.body.get(_ROOTS.get(request.resource, "")))
     return frozenset(name for _, name, _ in _borrowed(vm_spec)) if vm_spec is not None else frozenset()
 
 
 def link(request: ResourceRequest, preloads: Mapping[str, PreloadSpec], *, namespace: str) -> ResourceRequest:
-    """The request with its volumes made from those of the `preloads` that they name; the same where they name none.
+    """The request with each volume that names one of the `preloads` turned into a clone of it.
 
-    `namespace` is where an image's claim lies that names none.
+    `namespace` is the namespace of an image that is a PersistentVolumeClaim without one.
     """
     root = _ROOTS.get(request.resource, "")
     written = request.body.get(root)
@@ -47,7 +47,7 @@ def link(request: ResourceRequest, preloads: Mapping[str, PreloadSpec], *, names
         ]
         volume.pop("persistentVolumeClaim", None)
         volume["dataVolume"] = {"name": name}
-        told = f"{place.removeprefix(request.document.path + '.')} is a volume of each VM's own"
+        told = f"{place.removeprefix(request.document.path + '.')} became a disk of each VM"
         if "start_from" in body:
             notes.append(f"{told}, made from the image of preload {name}")
             continue
@@ -67,7 +67,7 @@ def _is_vmi(written: Json) -> bool:
 
 
 def _vm_spec(written: Any) -> Json | None:
-    """The part of a template that may have dataVolumeTemplates; of a VMI template one that stands for it."""
+    """The part of a template that may have dataVolumeTemplates; a VMI template is wrapped into one."""
     if not isinstance(written, dict):
         return None
     if _is_vmi(written):
@@ -87,7 +87,7 @@ def _path_of_volumes(written: Any) -> str:
 
 
 def _borrowed(vm_spec: Json) -> Iterator[tuple[int, str, Json]]:
-    """Position, the DataVolume's or claim's name, and the volume."""
+    """The position of each such volume, the name of its DataVolume or PersistentVolumeClaim, and the volume."""
     own = set(_names(vm_spec.get("dataVolumeTemplates")))
     template = vm_spec.get("template")
     inner = template.get("spec") if isinstance(template, dict) else None

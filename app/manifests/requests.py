@@ -1,4 +1,4 @@
-"""What a document asks for, in the words of this service's own API."""
+"""What a document asks for, in terms of this service's own API."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,7 +11,7 @@ Json = dict[str, Any]
 
 
 class Resource(StrEnum):
-    """What a document becomes; the value is its path below `/v1`."""
+    """The resource that a document describes; the value is its path below `/v1`."""
 
     POOL = "pools"
     SNAPSHOT = "snapshots"
@@ -30,13 +30,12 @@ VIRTUAL_MACHINE: Final = "VirtualMachine"
 
 @dataclass(frozen=True, slots=True)
 class ResourceRequest:
-    """One document, translated and not yet compared with what is there.
+    """One document, translated and not yet compared with what exists.
 
-    `body` is what the API takes: of a pool the body of its PUT, of a snapshot that of its POST, of a preload that of its PUT, of
-    a VM that of a claim. `places` says where in the document its fields were written, or would be, by the field of `body` (dotted); the place of
-    fields that are not in it is below that of the empty one.
-    `references` are the resources that it refers to, with the place of the reference. `notes` say what was
-    translated, and how. `valid` False: something is wrong with the document, and the request only says what it would have made.
+    `body` is the body of the API request: PUT for a pool or preload, POST for a snapshot or claim. `places` maps a field of `body`
+    (dotted) to its place in the document, also if it is not written there; a field that is not in it is below the place of
+    the empty field. `references` are the resources that the document refers to, with the places of the references. `notes` say
+    how it was translated. If `valid` is false, the document has problems and the request only tells what it refers to.
     """
 
     document: Document
@@ -54,7 +53,7 @@ class ResourceRequest:
         return self.resource, self.name
 
     def place(self, field_path: str) -> str:
-        """Where in the body of the request a field of `body` was written: as near as is known."""
+        """The place in the document of a field of `body`, as precise as it is known."""
         known = field_path
         while known and known not in self.places:
             known = known[: max(known.rfind("."), known.rfind("["), 0)]
@@ -63,11 +62,11 @@ class ResourceRequest:
         return f"{self.places['']}.{field_path}" if field_path and "" in self.places else self.document.path
 
     def problem(self, field_path: str, message: str) -> FieldProblem:
-        """What is wrong with a field of `body`, told where its author wrote it."""
+        """A problem of a field of `body`, at its place in the document."""
         return located(self.document, self.place(field_path), message)
 
 
 def located(document: Document, path: str, message: str) -> FieldProblem:
-    """With the line, where it is known."""
+    """A problem with its line in the message, if the line is known."""
     line = document.line(path)
     return FieldProblem(path, message if line is None else f"{message} (line {line})")

@@ -1,4 +1,4 @@
-"""A VirtualMachineSnapshot to a snapshot: of a VM, or of a pool's template."""
+"""Translates a VirtualMachineSnapshot into a snapshot of a VM, or of a VM made from a pool's template."""
 
 import re
 from typing import Final
@@ -21,9 +21,7 @@ _DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", 
 
 
 def translate_snapshot(document: Document, head: Head) -> ResourceRequest:
-    """`emberpool.io/source-pool` in the place of `spec.source` takes the snapshot from a pool's template; so does a source of
-    kind VirtualMachinePool.
-    """
+    """The source is a pool if it has the kind VirtualMachinePool, or if the annotation `emberpool.io/source-pool` names it."""
     spec = head.spec
     body, places = read_settings(head, _SETTINGS)
     body["name"] = head.name
@@ -32,7 +30,7 @@ def translate_snapshot(document: Document, head: Head) -> ResourceRequest:
     spec.allow(("source", "deletionPolicy", "failureDeadline"))
     _read_deadline(spec, body, places)
     if spec.get("deletionPolicy") not in {None, "Delete"}:
-        spec.refuse("deletionPolicy", "must be Delete: a snapshot's content goes with it")
+        spec.refuse("deletionPolicy", "must be Delete: the content is deleted with the snapshot")
     pool = body.pop(_SOURCE_POOL, None)
     place = places.pop(_SOURCE_POOL, "")
     references: dict[Reference, str] = {}
@@ -41,7 +39,9 @@ def translate_snapshot(document: Document, head: Head) -> ResourceRequest:
     else:
         source = (_POOL, pool, place)
         if "source" in spec:
-            spec.refuse("source", f"and the annotation {spec.findings.relative(place)} name two sources: keep one")
+            spec.refuse(
+                "source", f"and the annotation {spec.findings.relative(place)} name two sources; keep one of them"
+            )
     if source is not None:
         kind, name, place = source
         word, resource = ("pool", Resource.POOL) if kind == _POOL else ("vm", Resource.CLAIM)
@@ -49,20 +49,20 @@ def translate_snapshot(document: Document, head: Head) -> ResourceRequest:
         places["source"] = places[f"source.{word}"] = place
         references[resource, name] = place
     if head.labels:
-        spec.note("metadata.labels are not kept: a snapshot has none")
+        spec.note("metadata.labels were ignored: a snapshot has no labels")
     return ResourceRequest(
         document, head.kind, Resource.SNAPSHOT, head.name, body, places, references, head.findings.notes
     )
 
 
 def _read_deadline(spec: Part, body: Json, places: dict[str, str]) -> None:
-    """`failureDeadline` as Go writes durations: `10m`, `1h30m0s`."""
+    """`failureDeadline` is a duration as Go writes it: `10m`, `1h30m0s`."""
     deadline = spec.text("failureDeadline")
     if deadline is None:
         return
     if "timeout_seconds" in body:
         where = spec.findings.relative(places["timeout_seconds"])
-        spec.refuse("failureDeadline", f"is another word for {where}: keep one of them")
+        spec.refuse("failureDeadline", f"means the same as {where}: keep one of them")
     elif (match := _DURATION.fullmatch(deadline)) is None:
         spec.refuse(
             "failureDeadline", f"must be a duration in hours, minutes and seconds, such as 10m; it is {deadline!r}"
@@ -74,17 +74,17 @@ def _read_deadline(spec: Part, body: Json, places: dict[str, str]) -> None:
 
 
 def _read_source(spec: Part) -> tuple[str, str, str] | None:
-    """Kind, name and the name's place."""
+    """The kind, the name and the place of the name."""
     if "source" not in spec:
-        spec.refuse("source", "is missing: it says which VirtualMachine to take the snapshot of, by kind and name")
+        spec.refuse("source", "is missing: write the kind and name of the VirtualMachine to take the snapshot of")
         return None
     source = spec.part("source")
     source.allow(("apiGroup", "kind", "name"))
     kind, name = source.text("kind", required=True), source.text("name", required=True)
     if kind is not None and kind not in _GROUPS:
-        source.refuse("kind", f"{kind!r} is not taken here: {unknown('kind', kind, _GROUPS)}")
+        source.refuse("kind", f"{kind!r} {unknown('kind', kind, _GROUPS)}")
         return None
     group = source.text("apiGroup")
     if kind is not None and group is not None and group.partition("/")[0] != _GROUPS[kind]:
-        source.refuse("apiGroup", f"a {kind} is of {_GROUPS[kind]}; it says {group!r}")
+        source.refuse("apiGroup", f"must be {_GROUPS[kind]} for a {kind}; it is {group!r}")
     return (kind, name, source.at("name")) if kind is not None and name is not None else None

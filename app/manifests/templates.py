@@ -1,4 +1,4 @@
-"""What a VM template says that is not the cluster's: the snapshot that it starts from."""
+"""The parts of a VM template that this service adds to KubeVirt's: what the VM starts from."""
 
 import copy
 from typing import Final
@@ -8,17 +8,17 @@ from app.manifests.requests import Json, Reference, Resource
 
 START_SETTINGS: Final = ("start-from-snapshot", "start-from-preload")
 _NO_MEMORY: Final = (
-    "its disks begin with the snapshot's content, and its guest boots: KubeVirt keeps no memory of a guest"
+    "the disks start with the snapshot's content and the guest boots, as a snapshot in KubeVirt has no memory"
 )
 _NO_DISKS: Final = frozenset(
     {"cloudInitNoCloud", "cloudInitConfigDrive", "configMap", "secret", "sysprep", "serviceAccount", "downwardAPI"}
 )
 
 
-def take_start(vmi: Part, settings: Json, places: dict[str, str]) -> tuple[Json | None, dict[Reference, str]]:
-    """Where the VM starts from, and what that refers to; None: from its own template alone.
+def read_start(vmi: Part, settings: Json, places: dict[str, str]) -> tuple[Json | None, dict[Reference, str]]:
+    """What the VM starts from, and the reference to it; None if it starts from its own template only.
 
-    Said in `vmi`, a VMI's spec, by `snapshot.name`, which is taken out of it, or by an annotation, which `settings` loses.
+    It is written as `snapshot.name` in `vmi`, a VMI's spec, or as an annotation in `settings`. Either is removed there.
     """
     found: list[tuple[Resource, str, str]] = []
     for setting, resource in zip(START_SETTINGS, (Resource.SNAPSHOT, Resource.PRELOAD), strict=True):
@@ -35,9 +35,7 @@ def take_start(vmi: Part, settings: Json, places: dict[str, str]) -> tuple[Json 
     if not found:
         return None, {}
     if len(found) > 1:
-        vmi.findings.refuse(
-            found[1][2], f"a VM starts from one thing, and {vmi.findings.relative(found[0][2])} names one already"
-        )
+        vmi.findings.refuse(found[1][2], f"is a second source: {vmi.findings.relative(found[0][2])} names one already")
     resource, name, place = found[0]
     word = "snapshot" if resource is Resource.SNAPSHOT else "preload"
     places["start_from"] = place
@@ -46,13 +44,13 @@ def take_start(vmi: Part, settings: Json, places: dict[str, str]) -> tuple[Json 
 
 
 def has_disk(vmi: Part) -> bool:
-    """Whether the template brings a disk that a guest can boot from, beside what cloud-init and the like are told by."""
+    """Whether the template has a disk that a guest can boot from; volumes for cloud-init and the like do not count."""
     volumes = vmi.get("volumes")
     if not isinstance(volumes, list):
         return False
     return any(isinstance(volume, dict) and not volume.keys() & _NO_DISKS for volume in volumes)
 
 
-def own_copy(part: Part) -> Part:
-    """To be changed: the document stays as it was written."""
+def copy_part(part: Part) -> Part:
+    """A copy that may be changed, so that the document stays as it was written."""
     return Part(copy.deepcopy(part.value), part.path, part.findings)

@@ -1,4 +1,4 @@
-"""All documents of a body to requests, in the order in which they can be fulfilled."""
+"""Translates all documents of a body into requests, and orders them so that each follows what it refers to."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -24,9 +24,9 @@ _KINDS: Final = {name: kind for name, (kind, _) in _TRANSLATORS.items()}
 
 
 def translate(documents: Sequence[Document], *, namespace: str) -> tuple[list[ResourceRequest], list[FieldProblem]]:
-    """The request of each document that has one, in the documents' order, and everything that is wrong with any of them.
+    """The request of each document that has one, in the documents' order, and the problems of all documents.
 
-    No two requests are for the same thing.
+    No two requests are for the same resource.
     """
     requests: list[ResourceRequest] = []
     problems: list[FieldProblem] = []
@@ -48,7 +48,7 @@ def translate(documents: Sequence[Document], *, namespace: str) -> tuple[list[Re
 
 
 def order(requests: Sequence[ResourceRequest]) -> tuple[list[ResourceRequest], list[FieldProblem]]:
-    """What others need comes before them, else the order of the documents. A circle of references is a problem."""
+    """Each request after those that it refers to, else in the documents' order. A circle of references is a problem."""
     by_key = {request.key: request for request in requests}
     sorter = TopologicalSorter(
         {request.key: [need for need in request.references if need in by_key] for request in requests}
@@ -59,7 +59,7 @@ def order(requests: Sequence[ResourceRequest]) -> tuple[list[ResourceRequest], l
         around: list[Reference] = error.args[1]
         request, needed = by_key[around[1]], around[0]
         others = " and ".join(by_key[key].document.path for key in dict.fromkeys(around))
-        message = f"{others} refer to each other in a circle, so that none of them can be first"
+        message = f"{others} refer to each other in a circle"
         return [], [located(request.document, request.references[needed], message)]
     position = {request.key: number for number, request in enumerate(requests)}
     found: list[ResourceRequest] = []

@@ -1,4 +1,4 @@
-"""A VirtualMachine to a claim for a VM of its own: from whatever is fastest, and kept for as long as a lease may be."""
+"""Translates a VirtualMachine into a claim that describes its VM, with the longest lease."""
 
 from typing import Final
 
@@ -7,14 +7,14 @@ from app.manifests.documents import Document
 from app.manifests.fields import Part
 from app.manifests.heads import PREFIX, DocumentKind, Head, as_list, as_text, as_value, read_settings
 from app.manifests.requests import VIRTUAL_MACHINE, Json, Resource, ResourceRequest
-from app.manifests.templates import START_SETTINGS, has_disk, own_copy, take_start
+from app.manifests.templates import START_SETTINGS, copy_part, has_disk, read_start
 
 KIND: Final = DocumentKind(VIRTUAL_MACHINE, "kubevirt.io", ("v1", "v1alpha3"))
 NAME_LABEL: Final = "name"
 """The claim's label that carries the VirtualMachine's name: claims are found by it."""
 _SPEC: Final = ("running", "runStrategy", "template", "dataVolumeTemplates", "instancetype", "preference")
-_UNHONOURED: Final = {
-    "updateVolumesStrategy": "is not honoured: a VM's disks are not changed in place; leave it out",
+_UNSUPPORTED: Final = {
+    "updateVolumesStrategy": "is not supported: a VM's disks are not changed in place; leave it out",
 }
 _SETTINGS: Final = {
     "warm-when": ("warm_when", as_text),
@@ -31,24 +31,22 @@ _LABEL_NAME: Final = 63
 
 def translate_machine(document: Document, head: Head) -> ResourceRequest:
     body, places = read_settings(head, _SETTINGS)
-    spec = own_copy(head.spec)
+    spec = copy_part(head.spec)
     places[""] = spec.path
     places["vm"] = spec.path
-    spec.allow(_SPEC, refused=_UNHONOURED)
+    spec.allow(_SPEC, refused=_UNSUPPORTED)
     _settle_strategy(spec)
     if "template" not in spec:
-        spec.refuse("template", "is missing: it is the VM, with spec.domain and spec.volumes")
+        spec.refuse("template", "is missing: it describes the VM, with spec.domain and spec.volumes")
     vmi = spec.part("template").part("spec")
-    start, references = take_start(vmi, body, places)
+    start, references = read_start(vmi, body, places)
     if start is not None:
         body["start_from"] = start
     elif not has_disk(vmi) and "warm_when" not in body:
         body["warm_when"] = "running"
-        spec.note(
-            "the VM has no disk, so that no guest agent will ever answer: it counts as ready once it runs (warm_when: running)"
-        )
+        spec.note("the VM has no disk and so no guest agent: it counts as ready once it runs (warm_when: running)")
     spec.note(
-        "the VM's name in the cluster is the service's own; once it is there, "
+        "the service generates the VM's name in the cluster; "
         f"kubectl get vm -l {PREFIX}{NAME_LABEL}={head.name} finds it"
     )
     if "lease_seconds" not in body:
@@ -63,10 +61,10 @@ def translate_machine(document: Document, head: Head) -> ResourceRequest:
 
 
 def _settle_strategy(spec: Part) -> None:
-    """To `runStrategy`: what it must be is left to the rules for templates, except that it runs at all."""
+    """Turns `running` into `runStrategy`. A VM that would not run is refused; the rules for templates check the rest."""
     running, strategy = spec.get("running"), spec.get("runStrategy")
     if running is not None and strategy is not None:
-        spec.refuse("running", "excludes runStrategy: keep runStrategy, `running` is deprecated")
+        spec.refuse("running", "and runStrategy exclude each other: keep runStrategy, as `running` is deprecated")
     elif running is False or strategy in {"Halted", "Manual"}:
         key = "running" if running is False else "runStrategy"
         spec.refuse(
@@ -80,11 +78,11 @@ def _settle_strategy(spec: Part) -> None:
         spec.refuse("running", "must be true or false")
     elif strategy is None:
         spec.value["runStrategy"] = "Always"
-        spec.note("spec says neither running nor runStrategy: it became runStrategy Always")
+        spec.note("spec has neither running nor runStrategy: runStrategy became Always")
 
 
 def _labels(head: Head, places: dict[str, str]) -> Json:
-    """The claim's labels: the VirtualMachine's own, and its name."""
+    """The labels of the claim: the VirtualMachine's labels, and its name as the label `name`."""
     at = f"{head.spec.path.removesuffix('.spec')}.metadata"
     places["labels"] = f"{at}.labels"
     places[f"labels.{NAME_LABEL}"] = f"{at}.name"
@@ -92,18 +90,20 @@ def _labels(head: Head, places: dict[str, str]) -> Json:
     for key, value in head.labels.items():
         if key == NAME_LABEL and value != head.name:
             head.findings.refuse(
-                f"{at}.labels.{key}", f"is the claim's label for the VM's name, {head.name!r}: leave it out"
+                f"{at}.labels.{key}",
+                f"must be {head.name!r}, as this label of the claim holds the VM's name; or leave it out",
             )
         elif len(key) > _LABEL_NAME:
             head.findings.refuse(
-                f"{at}.labels.{key}", f"is longer than the {_LABEL_NAME} characters that a claim's label has"
+                f"{at}.labels.{key}",
+                f"is longer than {_LABEL_NAME} characters, the limit for the name of a claim's label",
             )
         else:
             labels[key] = value
     if len(labels) > _LABELS:
         head.findings.refuse(
-            f"{at}.labels", f"are more than {_LABELS - 1}, the most that a claim takes beside the name"
+            f"{at}.labels", f"are more than {_LABELS - 1}, the most that a claim can have beside its name"
         )
     elif len(labels) > 1:
-        head.findings.note("metadata.labels became the claim's")
+        head.findings.note("metadata.labels became the labels of the claim")
     return labels

@@ -1,4 +1,4 @@
-"""Words of a VM template (KubeVirt v1.9.0), to guess what a misspelt one was meant to be. What is taken, the cluster decides."""
+"""Field names of a VM template (KubeVirt v1.9.0), for suggestions. Which fields are allowed, the cluster decides."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""A DataVolume, or a DataImportCron, to a preload: the image is brought into a volume, and VMs start from clones of it."""
+"""Translates a DataVolume or a DataImportCron into a preload: the image is imported into a volume, and VMs start from clones."""
 
 import re
 from typing import Final
@@ -13,7 +13,7 @@ DATA_VOLUME: Final = DocumentKind("DataVolume", "cdi.kubevirt.io", ("v1beta1",))
 IMPORT_CRON: Final = DocumentKind("DataImportCron", "cdi.kubevirt.io", ("v1beta1",))
 _SOURCES: Final = tuple(kind for kind in PreloadImage.model_fields if kind != "container")
 _NO_IMAGE: Final = {
-    kind: f"is not honoured: a preload brings an image near ({', '.join(_SOURCES)}), and this is none"
+    kind: f"is not supported: a preload imports an image ({', '.join(_SOURCES)})"
     for kind in ("blank", "upload", "snapshot", "imageio", "vddk")
 }
 _SOURCE_FIELDS: Final = {
@@ -23,25 +23,25 @@ _SOURCE_FIELDS: Final = {
     "gcs": ("url", "secretRef"),
     "pvc": ("name", "namespace"),
 }
-_SOURCE_UNHONOURED: Final = {
-    "insecureSkipVerify": "is not honoured: put the server's CA into a ConfigMap and name it as certConfigMap",
-    "imageStream": "is not honoured: name the image by its url",
-    "platform": "is not honoured: name the image of the platform by its url",
+_SOURCE_UNSUPPORTED: Final = {
+    "insecureSkipVerify": "is not supported: put the server's CA into a ConfigMap and name it as certConfigMap",
+    "imageStream": "is not supported: name the image by its url",
+    "platform": "is not supported: name the image of the platform by its url",
 }
-_SPEC_UNHONOURED: Final = {
-    "sourceRef": "is not honoured: name the image itself as source",
-    "checkpoints": "is not honoured: a preload is imported whole; leave it out",
-    "finalCheckpoint": "is not honoured: a preload is imported whole; leave it out",
-    "preallocation": "is not honoured: leave it out",
-    "priorityClassName": "is not honoured: leave it out",
-    "serviceAccountName": "is not honoured: leave it out",
+_SPEC_UNSUPPORTED: Final = {
+    "sourceRef": "is not supported: name the image itself as source",
+    "checkpoints": "is not supported: a preload is imported as a whole; leave it out",
+    "finalCheckpoint": "is not supported: a preload is imported as a whole; leave it out",
+    "preallocation": "is not supported; leave it out",
+    "priorityClassName": "is not supported; leave it out",
+    "serviceAccountName": "is not supported; leave it out",
 }
 _VOLUME: Final = {"accessModes": "access_modes", "storageClassName": "storage_class", "volumeMode": "volume_mode"}
-_VOLUME_UNHONOURED: Final = dict.fromkeys(
+_VOLUME_UNSUPPORTED: Final = dict.fromkeys(
     ("dataSource", "dataSourceRef", "selector", "volumeName", "volumeAttributesClassName"),
-    "is not honoured: the storage class alone decides on the volume; leave it out",
+    "is not supported: only the storage class can be chosen; leave it out",
 )
-_CRON_UNHONOURED: Final = {"serviceAccountName": "is not honoured: leave it out"}
+_CRON_UNSUPPORTED: Final = {"serviceAccountName": "is not supported; leave it out"}
 _CRON_SETTINGS: Final = {"ttl-seconds": ("ttl_seconds", as_value)}
 _SETTINGS: Final = {"schedule": ("schedule", as_text), "keep": ("keep", as_value), **_CRON_SETTINGS}
 
@@ -57,21 +57,21 @@ def translate_import_cron(document: Document, head: Head) -> ResourceRequest:
     body, places = read_settings(head, _CRON_SETTINGS)
     spec.allow(
         ("template", "schedule", "importsToKeep", "managedDataSource", "garbageCollect", "retentionPolicy"),
-        refused=_CRON_UNHONOURED,
+        refused=_CRON_UNSUPPORTED,
     )
     for word, name in {"schedule": "schedule", "importsToKeep": "keep"}.items():
         if word in spec:
             body[name], places[name] = spec.get(word), spec.at(word)
     if "schedule" not in spec:
-        spec.refuse("schedule", "is missing: when to look for a newer image, in cron's five fields")
+        spec.refuse("schedule", "is missing: write when to look for a newer image, in the five fields of cron")
     if (source := spec.text("managedDataSource")) is not None:
         spec.note(
-            f"spec.managedDataSource {source} was left out: pools and VMs start from it by start_from: {{preload: {head.name}}}"
+            f"spec.managedDataSource {source} was ignored: pools and VMs start from the preload with start_from: {{preload: {head.name}}}"
         )
     if spec.get("garbageCollect") not in {None, "Outdated"}:
-        spec.refuse("garbageCollect", "must be Outdated: imports beyond importsToKeep are removed")
+        spec.refuse("garbageCollect", "must be Outdated: older imports than importsToKeep are removed")
     if spec.get("retentionPolicy") not in {None, "None"}:
-        spec.refuse("retentionPolicy", "must be None: what was imported goes with its preload")
+        spec.refuse("retentionPolicy", "must be None: the imports are deleted with their preload")
     template = spec.part("template", required=True)
     template.allow(("metadata", "spec"))
     _read_volume(template.part("spec", required="template" in spec), body, places)
@@ -81,18 +81,18 @@ def translate_import_cron(document: Document, head: Head) -> ResourceRequest:
 def _request(document: Document, head: Head, body: Json, places: dict[str, str]) -> ResourceRequest:
     places[""] = head.spec.path
     if head.labels:
-        head.findings.note("metadata.labels are not kept: a preload has none")
+        head.findings.note("metadata.labels were ignored: a preload has no labels")
     head.findings.note(
-        f"the volume's name in the cluster is the service's own; VMs start from it by start_from: {{preload: {head.name}}}"
+        f"the service generates the volume's name in the cluster; VMs start from it with start_from: {{preload: {head.name}}}"
     )
     return ResourceRequest(document, head.kind, Resource.PRELOAD, head.name, body, places, {}, head.findings.notes)
 
 
 def _read_volume(spec: Part, body: Json, places: dict[str, str]) -> None:
     """A DataVolume's spec."""
-    spec.allow(("source", "pvc", "storage", "contentType", "preloadPolicy"), refused=_SPEC_UNHONOURED)
+    spec.allow(("source", "pvc", "storage", "contentType", "preloadPolicy"), refused=_SPEC_UNSUPPORTED)
     if spec.get("contentType") not in {None, "kubevirt"}:
-        spec.refuse("contentType", "must be kubevirt: VMs boot from a preload, and an archive is no disk")
+        spec.refuse("contentType", "must be kubevirt: VMs boot from a preload, and an archive is not a disk")
     if "preloadPolicy" in spec:
         body["policy"], places["policy"] = spec.get("preloadPolicy"), spec.at("preloadPolicy")
     source = spec.part("source", required="sourceRef" not in spec)
@@ -100,15 +100,15 @@ def _read_volume(spec: Part, body: Json, places: dict[str, str]) -> None:
     if isinstance(spec.get("source"), dict):
         _read_source(source, body, places)
     if "pvc" in spec and "storage" in spec:
-        spec.refuse("storage", "excludes pvc: keep one of them")
+        spec.refuse("storage", "and pvc exclude each other: keep one of them")
     key = "pvc" if "pvc" in spec else "storage"
     volume = spec.part(key)
-    volume.allow((*_VOLUME, "resources"), refused=_VOLUME_UNHONOURED)
+    volume.allow((*_VOLUME, "resources"), refused=_VOLUME_UNSUPPORTED)
     for word, name in _VOLUME.items():
         if word in volume:
             body[name], places[name] = volume.get(word), volume.at(word)
     resources = volume.part("resources")
-    resources.allow(("requests",), refused={"limits": "is not honoured: requests.storage is the volume's size"})
+    resources.allow(("requests",), refused={"limits": "is not supported: requests.storage is the volume's size"})
     requests = resources.part("requests")
     requests.allow(("storage",))
     places["size"] = requests.at("storage")
@@ -127,14 +127,14 @@ def _read_source(source: Part, body: Json, places: dict[str, str]) -> None:
         elif kind in source:
             found.append(kind)
     if len(found) > 1:
-        source.refuse(found[1], f"excludes {found[0]}: an image comes from one place")
+        source.refuse(found[1], f"and {found[0]} exclude each other: an image has one source")
     if not found:
         if not source.value:
-            source.findings.refuse(source.path, f"must name where the image comes from: one of {', '.join(_SOURCES)}")
+            source.findings.refuse(source.path, f"must name the source of the image: one of {', '.join(_SOURCES)}")
         return
     kind = found[0]
     given = source.part(kind)
-    given.allow(_SOURCE_FIELDS[kind], refused=_SOURCE_UNHONOURED)
+    given.allow(_SOURCE_FIELDS[kind], refused=_SOURCE_UNSUPPORTED)
     body["image"] = {kind: {_snake(key): value for key, value in given.value.items() if value is not None}}
     places[f"image.{kind}"] = given.path
     for key in given.value:

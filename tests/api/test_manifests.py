@@ -93,11 +93,11 @@ async def test_json_is_taken_too(server):
 async def test_anything_else_is_not(server):
     answer = await apply(server, kind="text/plain", body=b"a: 1")
     check(answer, Refused(415, "unsupported-media-type", says="send YAML as application/yaml"))
-    for body, says in ((b"", "holds no document"), (b"a: [", "not YAML in line "), (b"\xff", "not UTF-8")):
+    for body, says in ((b"", "has no document"), (b"a: [", "not YAML at line "), (b"\xff", "not UTF-8")):
         check(await apply(server, body=body), Refused(400, "malformed-body", says=says))
     check(
         await apply(server, body=b"{", kind="application/json"),
-        Refused(400, "malformed-body", says="not JSON in line 1"),
+        Refused(400, "malformed-body", says="not JSON at line 1"),
     )
     check(await apply(server, body=b"a: " + b"x" * 2_000_000), Refused(413, "body-too-large"))
 

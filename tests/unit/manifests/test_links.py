@@ -47,7 +47,7 @@ def test_a_vm_gets_a_clone(volume):
     assert linked.body["start_from"] == {"preload": "near"}
     assert linked.references == {(Resource.PRELOAD, "near"): "documents[0].spec.template.spec.volumes[1]"}
     assert linked.place("start_from.preload") == "documents[0].spec.template.spec.volumes[1]"
-    assert linked.notes[-1] == "spec.template.spec.volumes[1] is a volume of each VM's own, a clone of preload near"
+    assert linked.notes[-1] == "spec.template.spec.volumes[1] became a disk of each VM, a clone of preload near"
     assert request.body["vm"]["template"]["spec"]["volumes"][1] == volume
 
 
