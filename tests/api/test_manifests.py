@@ -107,7 +107,7 @@ async def test_a_pool_is_created_changed_and_unchanged(server):
     assert (await server.client.get("/v1/pools/cycle")).status_code == 404
     (created,) = await applied(server, pool(name="cycle", size=0))
     assert created["action"] == "created"
-    assert created["became"] == {"resource": "pools", "name": "cycle", "href": "/v1/pools/cycle", "state": None}
+    assert created["resource"] == {"type": "pools", "name": "cycle", "href": "/v1/pools/cycle", "state": None}
     assert await actions(server, pool(name="cycle", size=0)) == ["unchanged"]
     changed = annotated(pool(name="cycle", size=0), max_vms="7", default_lease_seconds="60")
     assert await actions(server, changed, dry_run=True) == ["changed"]
@@ -211,8 +211,8 @@ async def test_a_preload_of_another_image_is_refused_before_it_is_there(server):
 async def test_a_vm_is_one_claim_until_it_is_released(server):
     written = machine(name="single")
     (first,) = await applied(server, written)
-    assert (first["action"], first["became"]["state"]) == ("created", "pending")
-    href = first["became"]["href"]
+    assert (first["action"], first["resource"]["state"]) == ("created", "pending")
+    href = first["resource"]["href"]
 
     async def bound():
         claim = (await server.client.get(href)).json()
@@ -222,7 +222,7 @@ async def test_a_vm_is_one_claim_until_it_is_released(server):
     assert (claim["labels"], claim["path"], claim["pool"]) == ({"name": "single"}, "cold", None)
     for dry_run in (True, False):
         (again,) = await applied(server, written, dry_run=dry_run)
-        assert (again["action"], again["became"]["href"], again["became"]["state"]) == ("unchanged", href, "bound")
+        assert (again["action"], again["resource"]["href"], again["resource"]["state"]) == ("unchanged", href, "bound")
     assert any("its lease ends at" in note for note in again["notes"])
 
     found = await refused(server, annotated(written, lease_seconds="60"))
@@ -232,8 +232,8 @@ async def test_a_vm_is_one_claim_until_it_is_released(server):
     await server.client.delete(href)
     (new,) = await applied(server, annotated(written, lease_seconds="60"))
     assert new["action"] == "created"
-    assert new["became"]["href"] != href
-    assert (await server.client.get(new["became"]["href"])).json()["lease_seconds"] == 60
+    assert new["resource"]["href"] != href
+    assert (await server.client.get(new["resource"]["href"])).json()["lease_seconds"] == 60
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ async def test_many_at_once_make_one_claim(server):
     written = machine(name="raced")
     made = await asyncio.gather(*(applied(server, written) for _ in range(6)))
     assert sorted(documents[0]["action"] for documents in made) == ["created", *["unchanged"] * 5]
-    assert len({documents[0]["became"]["href"] for documents in made}) == 1
+    assert len({documents[0]["resource"]["href"] for documents in made}) == 1
     found = await server.client.get("/v1/claims", params={"label": "name=raced"})
     assert len(found.json()["items"]) == 1
 
@@ -329,7 +329,7 @@ async def test_a_vm_of_a_pools_shape_is_served_warm(server):
 
     await until(full)
     (made,) = await applied(server, machine(name="quick"))
-    assert made["became"]["state"] == "bound"
+    assert made["resource"]["state"] == "bound"
     assert "it was served warm, by pool 'shaped'" in made["notes"]
     assert await actions(server, machine(name="quick")) == ["unchanged"]
 
@@ -351,7 +351,7 @@ async def test_documents_may_refer_to_what_comes_after_them(server):
     assert await actions(server, *documents) == ["unchanged"] * 4
 
     async def bound():
-        claim = (await server.client.get(made[0]["became"]["href"])).json()
+        claim = (await server.client.get(made[0]["resource"]["href"])).json()
         assert claim["state"] in {"pending", "bound"}, claim
         return claim if claim["state"] == "bound" else None
 
@@ -369,7 +369,7 @@ async def test_a_vm_of_a_manifest_can_be_snapshotted_by_its_name(server):
     (made,) = await applied(server, source)
 
     async def bound():
-        claim = (await server.client.get(made["became"]["href"])).json()
+        claim = (await server.client.get(made["resource"]["href"])).json()
         return claim if claim["state"] == "bound" else None
 
     claim = await until(bound)

@@ -1,4 +1,4 @@
-"""Kubernetes-style manifests: many documents in one body, all of them or none."""
+"""Applies Kubernetes-style manifests: several documents in one body, all of them or none."""
 
 import asyncio
 from importlib import resources
@@ -48,22 +48,22 @@ _BODY: Final = {
 router = APIRouter(tags=["manifests"])
 
 
-class Became(BaseModel):
-    """What the document is here."""
+class AppliedResource(BaseModel):
+    """The resource that the document describes."""
 
-    resource: Resource
-    name: str = Field(description="Of a VirtualMachine: the claim's label `name`.")
-    href: str | None = Field(description="Where to look at it. null: it is not there yet.")
-    state: str | None = Field(description="Of a claim, a snapshot or a preload: how it stands.")
+    type: Resource
+    name: str = Field(description="The name of the resource. For a claim: its label `name`.")
+    href: str | None = Field(description="The path of the resource; null if it does not exist yet.")
+    state: str | None = Field(description="The state of a claim, snapshot or preload.")
 
 
-class AppliedView(BaseModel):
-    document: str = Field(description="Where it stands in the body.")
+class AppliedDocument(BaseModel):
+    document: str = Field(description="The position of the document in the body.")
     kind: str
     name: str
-    action: WriteOutcome = Field(description="With `dry_run`: what would be done.")
-    became: Became
-    notes: list[str] = Field(description="What was translated, and how; what was left out, and why.")
+    action: WriteOutcome = Field(description="What was done; with `dry_run`, what would be done.")
+    resource: AppliedResource
+    notes: list[str] = Field(description="How the document was translated, and what was ignored and why.")
 
     @classmethod
     def of(cls, applied: Applied) -> Self:
@@ -73,21 +73,21 @@ class AppliedView(BaseModel):
             kind=request.kind,
             name=request.name,
             action=outcome.action,
-            became=Became(resource=request.resource, name=request.name, href=outcome.href, state=outcome.state),
+            resource=AppliedResource(type=request.resource, name=request.name, href=outcome.href, state=outcome.state),
             notes=[*request.notes, *outcome.notes],
         )
 
 
 class ManifestsView(BaseModel):
     dry_run: bool
-    documents: list[AppliedView]
+    documents: list[AppliedDocument]
 
 
 @router.post(
     PATH,
     operation_id="applyManifests",
-    summary="Make what Kubernetes-style manifests ask for",
-    response_description="Each document, what was done for it, and what it became",
+    summary="Apply Kubernetes-style manifests",
+    response_description="Each document, what was done, and the resource that it describes",
     openapi_extra={"requestBody": _BODY},
     responses=responses(
         *(ManifestRefused, InvalidRequest, MalformedBody, BodyTooLarge, UnsupportedMediaType),
@@ -100,19 +100,21 @@ async def apply(
     *,
     dry_run: Annotated[bool, Query(description="Check everything, and change nothing.")] = False,
 ) -> ManifestsView:
-    """VirtualMachinePool, VirtualMachineSnapshot, VirtualMachine, DataVolume and DataImportCron, as users write them. All
-    documents are checked before the first is applied, by our own rules and by the cluster's dry run: where one is refused,
-    nothing is changed, and `errors` names each document, field and reason. They may refer to each other in any order. The
-    same body again changes nothing, and says `unchanged`.
+    """Applies documents of kind VirtualMachinePool, VirtualMachineSnapshot, VirtualMachine, DataVolume and DataImportCron.
 
-    A VirtualMachine becomes a claim with the label `name`, for 30 days where it does not say otherwise; while that lasts the VM
-    is not changed in place. What a manifest has no field for is set by annotations `emberpool.io/<setting>`: of a pool every
-    field of its spec (`max-vms`, `warm-when`, `placement` as JSON, ...); of a VirtualMachine `lease-seconds`, `warm-when`, `paths`,
-    `deadline-seconds`, `remember`, `placement`; of both `start-from-snapshot` and `start-from-preload`; of a snapshot `source-pool`,
-    `quiesce`, `refresh`, `keep`, `timeout-seconds`; of a DataVolume `schedule`, `keep`, `ttl-seconds`.
+    All documents are checked before the first is applied, by the service's own rules and by a dry run in the cluster. If one is
+    refused, nothing is changed, and `errors` names each document, field and reason. Documents may refer to each other in any
+    order. The same body again changes nothing, and each `action` is `unchanged`.
+
+    A VirtualMachine becomes a claim with the label `name`. Its lease is 30 days unless the manifest sets another; until the claim
+    ends, the VM is not changed in place. Annotations `emberpool.io/<setting>` set what a manifest has no field for. For a pool:
+    every field of its spec (`max-vms`, `warm-when`, `placement` as JSON, ...). For a VirtualMachine: `lease-seconds`, `warm-when`,
+    `paths`, `deadline-seconds`, `remember` and `placement`. For both: `start-from-snapshot` and `start-from-preload`. For a
+    snapshot: `source-pool`, `quiesce`, `refresh`, `keep` and `timeout-seconds`. For a DataVolume: `schedule`, `keep` and
+    `ttl-seconds`.
     """
     body = await request.body()
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     documents = await asyncio.to_thread(read_json if kind == _JSON else read_yaml, body)
     applied = await svc.manifests.apply(documents, dry_run=dry_run)
-    return ManifestsView(dry_run=dry_run, documents=[AppliedView.of(each) for each in applied])
+    return ManifestsView(dry_run=dry_run, documents=[AppliedDocument.of(each) for each in applied])

@@ -1,1 +1,1 @@
-"""The commands for people at a terminal: clients of the service like any other, over HTTP alone."""
+"""The client commands. They use the service only over HTTP, as any other client does."""

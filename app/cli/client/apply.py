@@ -1,4 +1,4 @@
-"""`emberpool apply`: makes what manifests ask for, and shows it coming where that is wanted."""
+"""`emberpool apply`: applies manifests, and shows the progress if that is wanted."""
 
 from typing import Annotated, Final
 
@@ -14,22 +14,24 @@ _COLUMNS: Final = (
     Column("KIND", lambda document: str(document["kind"])),
     Column("NAME", lambda document: str(document["name"])),
     Column("ACTION", lambda document: str(document["action"])),
-    Column("BECAME", lambda document: document["became"]["href"] or str(document["became"]["resource"])),
+    Column("RESOURCE", lambda document: document["resource"]["href"] or str(document["resource"]["type"])),
 )
 
 
 def apply(
     *,
-    file: Annotated[str, typer.Option("--file", "-f", help="YAML with any number of documents; -: standard input.")],
+    file: Annotated[
+        str, typer.Option("--file", "-f", help="A YAML file with any number of documents; -: standard input.")
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and change nothing.")] = False,
     output: OutputForm = Output.TABLE,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Wait until everything is there, and show how far it is.")
+        bool, typer.Option("--watch", "-w", help="Wait until everything is ready, and show the progress.")
     ] = False,
     server: Server = DEFAULT_SERVER,
     token: Token = None,
 ) -> None:
-    """Make what manifests ask for: all documents or, where one is refused, none. Doing so again changes nothing."""
+    """Apply manifests: all documents, or none if one is refused. Applying them again changes nothing."""
     body = read_file(file)
     with connect(server, token) as service:
         applied = _apply(service, body, dry_run=dry_run)
@@ -44,7 +46,7 @@ def apply(
         else:
             print_data(console, output, applied)
         if watch and not dry_run:
-            watch_progress(service, [document["became"]["href"] for document in applied["documents"]])
+            watch_progress(service, [document["resource"]["href"] for document in applied["documents"]])
 
 
 def _apply(service: Service, body: bytes, *, dry_run: bool) -> Json:

@@ -1,4 +1,4 @@
-"""`emberpool claim`: a VM, now or as soon as there is one."""
+"""`emberpool claim`: claims a VM, now or as soon as one is ready."""
 
 import sys
 import time
@@ -18,36 +18,40 @@ from app.config import MAX_WAIT_SECONDS
 from app.errors import EmberpoolError
 from app.manifests.requests import Resource
 
-_PATIENCE_SECONDS: Final = 30.0
-_LOOK_SECONDS: Final = 10.0
-"""How often what a waiting claim is told of is read anew; the VM itself is told of at once."""
+_TIMEOUT_SECONDS: Final = 30.0
+_REFRESH_SECONDS: Final = 10.0
+"""How often the reason and the estimate of a waiting claim are read again. The VM itself is reported at once."""
 
 
 class StillWaiting(EmberpoolError):
     code = "still-waiting"
-    title = "No VM is there yet"
+    title = "No VM is ready yet"
 
 
 def claim(
     pool: Annotated[str | None, typer.Argument(help="The pool to claim from.")] = None,
     *,
     file: Annotated[
-        str | None, typer.Option("--file", "-f", help="Instead of a pool: a VirtualMachine, or a template, as YAML.")
+        str | None,
+        typer.Option("--file", "-f", help="Instead of a pool: a YAML file with a VirtualMachine or a template."),
     ] = None,
-    wait: Annotated[float, typer.Option(min=0, help="Wait so many seconds where no VM is ready.")] = 0,
-    lease: Annotated[int | None, typer.Option(min=1, help="Seconds after which the claim ends by itself.")] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait if no VM is ready.")] = 0,
+    lease: Annotated[
+        int | None,
+        typer.Option(min=1, help="Lease in seconds; the claim is released when it expires. Default: the pool's."),
+    ] = None,
     path: Annotated[
-        list[str] | None, typer.Option(help="Allow only this way: pool, snapshot, preload or cold. May be repeated.")
+        list[str] | None, typer.Option(help="Allow only this path: pool, snapshot, preload or cold. May be repeated.")
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Kept with the claim. May be repeated.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A label of the claim. May be repeated.")
     ] = None,
-    key: Annotated[str | None, typer.Option(help="The same key gets the same claim again.")] = None,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key returns the same claim.")] = None,
     output: OutputForm = Output.TABLE,
     server: Server = DEFAULT_SERVER,
     token: Token = None,
 ) -> None:
-    """Claim a VM from a pool, or one as a file describes it, by the fastest path there is."""
+    """Claim a VM from a pool, or a VM that a file describes, by the fastest path."""
     body = _body(pool, file)
     body["labels"] = {**body.get("labels", {}), **_labels(label or [])}
     if lease is not None:
@@ -64,32 +68,32 @@ def claim(
         print_data(console, output, claimed)
     if claimed["state"] == "pending" and wait:
         raise StillWaiting(
-            f"claim {claimed['id']} waits on ({claimed['reason']}); `emberpool get claims {claimed['id']}` shows it, "
-            f"`emberpool release {claimed['id']}` gives it up"
+            f"claim {claimed['id']} still waits ({claimed['reason']}); `emberpool get claims {claimed['id']}` shows it, and "
+            f"`emberpool release {claimed['id']}` releases it"
         )
 
 
 def _claim(service: Service, body: Json, key: str, wait: float) -> Json:
-    """The claim once it is bound, or when the wait is over. Broken off by Ctrl-C, it is released where it still waits."""
+    """Returns the claim once it is bound, or when the wait is over. Ctrl-C releases it."""
     give_up = time.monotonic() + wait
     first = min(wait, MAX_WAIT_SECONDS)
     claimed: Json = {}
     console = make_console(sys.stderr)
     try:
-        with console.status("Waits for a VM.") if console.is_terminal else nullcontext() as status:
+        with console.status("Waiting for a VM.") if console.is_terminal else nullcontext() as status:
             claimed = service.ask(
                 "POST",
                 "/v1/claim",
                 json={**body, "wait_seconds": first},
                 headers={"Idempotency-Key": key},
-                timeout=_PATIENCE_SECONDS + first,
+                timeout=_TIMEOUT_SECONDS + first,
             ).body
             while claimed["state"] == "pending" and (left := give_up - time.monotonic()) > 0:
                 if status is not None:
-                    status.update(escape(_tell_wait(claimed)))
-                claimed = service.get(f"/v1/claims/{claimed['id']}", wait_seconds=min(left, _LOOK_SECONDS))
+                    status.update(escape(_describe_wait(claimed)))
+                claimed = service.get(f"/v1/claims/{claimed['id']}", wait_seconds=min(left, _REFRESH_SECONDS))
     except KeyboardInterrupt:
-        if claimed:  # else the service frees its place by itself
+        if claimed:  # otherwise the service notices that the client has disconnected
             service.ask("DELETE", f"/v1/claims/{claimed['id']}")
         tell("Interrupted: the claim is released.")
         raise
@@ -98,7 +102,7 @@ def _claim(service: Service, body: Json, key: str, wait: float) -> Json:
 
 def _body(pool: str | None, file: str | None) -> Json:
     if (pool is None) == (file is None):
-        raise typer.BadParameter("name a POOL, or a file with -f, and not both")
+        raise typer.BadParameter("give either a POOL, or a file with -f")
     if file is None:
         return {"pool": pool}
     documents = read_documents(file)
@@ -113,21 +117,21 @@ def _labels(given: list[str]) -> dict[str, str]:
     for each in given:
         name, equals, value = each.partition("=")
         if not (name and equals):
-            raise typer.BadParameter(f"--label: {each!r} is no NAME=VALUE")
+            raise typer.BadParameter(f"--label: {each!r} is not NAME=VALUE")
         labels[name] = value
     return labels
 
 
 def _explain(claimed: Json) -> None:
-    """Why this path, where it was chosen among several."""
+    """Tells why this path was chosen, and what the claim waits for."""
     choice = claimed.get("choice")
     if choice is not None:
         tell(f"Path {choice['path']}: {choice['reason']}.")
     if claimed["state"] == "pending":
-        tell(_tell_wait(claimed))
+        tell(_describe_wait(claimed))
 
 
-def _tell_wait(claimed: Json) -> str:
+def _describe_wait(claimed: Json) -> str:
     estimate = claimed["estimate"]
     expected = f" Expected in {seconds(estimate['seconds'])}: {estimate['basis']}." if estimate is not None else ""
-    return f"It waits: {claimed['reason']}.{expected}"
+    return f"Waiting: {claimed['reason']}.{expected}"

@@ -1,4 +1,4 @@
-"""The files that commands are given, `-` for standard input."""
+"""Reads the files that commands are given; `-` is standard input."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ def read_file(name: str) -> bytes:
 
 
 def read_documents(name: str) -> list[Document]:
-    """Raises FileUnusable where it is no YAML, with line and column."""
+    """Raises FileUnusable with line and column if the file is not YAML."""
     try:
         return read_yaml(read_file(name))
     except MalformedBody as error:
@@ -35,11 +35,11 @@ def read_documents(name: str) -> list[Document]:
 
 
 def read_request(name: str, resource: Resource) -> ResourceRequest:
-    """The one document of the file, which must become that resource. Raises FileUnusable with all that is wrong with it."""
+    """The only document of the file, which must describe that kind of resource. Raises FileUnusable with all problems."""
     documents = read_documents(name)
     if len(documents) != 1:
         raise FileUnusable(
-            f"{name} holds {len(documents)} documents, and one is wanted here; `emberpool apply` takes many"
+            f"{name} has {len(documents)} documents, and this command takes one; `emberpool apply` takes several"
         )
     requests, problems = translate(documents, namespace=_namespace(documents[0].body))
     if problems:
@@ -48,13 +48,13 @@ def read_request(name: str, resource: Resource) -> ResourceRequest:
     request = requests[0]
     if request.resource is not resource:
         raise FileUnusable(
-            f"{name}: documents[0].kind is {request.kind}, which becomes one of {request.resource}, not of {resource}"
+            f"{name}: documents[0].kind is {request.kind}, which describes one of {request.resource}, not of {resource}"
         )
     return request
 
 
 def _namespace(body: Json) -> str:
-    """Which namespace is the right one only the service knows."""
+    """The document's own namespace: only the service knows which one is right."""
     metadata = body.get("metadata")
     given = metadata.get("namespace") if isinstance(metadata, dict) else None
     return given if isinstance(given, str) else ""

@@ -1,4 +1,4 @@
-"""`emberpool get`: what there is, once or as it changes."""
+"""`emberpool get`: lists resources, once or as they change."""
 
 import dataclasses
 import time
@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from app.cli.client.listings import LISTINGS, Kind, Listing, Wanted, find_all, find_one
+from app.cli.client.listings import LISTINGS, Filters, Kind, Listing, find_all, find_one
 from app.cli.client.options import OutputForm, Server, Token, connect
 from app.cli.client.printing import Json, Output, make_console, print_data, print_table, tabulate, tell
 from app.cli.client.service import DEFAULT_SERVER
@@ -17,28 +17,28 @@ from app.cli.client.service import DEFAULT_SERVER
 
 def get(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
-    name: Annotated[str | None, typer.Argument(help="One of them, by its name; a claim or VM also by its id.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The name of one of them; for a claim or VM also its id.")] = None,
     *,
-    pool: Annotated[str | None, typer.Option(help="Claims and VMs of this pool only.")] = None,
-    state: Annotated[str | None, typer.Option(help="Claims and VMs in this state only.")] = None,
-    label: Annotated[str | None, typer.Option(help="Claims with this label only.", metavar="NAME=VALUE")] = None,
-    shape: Annotated[str | None, typer.Option(help="Claims and paths of this shape only.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also claims and VMs that have ended.")] = False,
+    pool: Annotated[str | None, typer.Option(help="Only claims and VMs of this pool.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only claims and VMs in this state.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only claims with this label.", metavar="NAME=VALUE")] = None,
+    shape: Annotated[str | None, typer.Option(help="Only claims and paths of this shape.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Include claims and VMs that have ended.")] = False,
     output: OutputForm = Output.TABLE,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show changes until Ctrl-C.")] = False,
     server: Server = DEFAULT_SERVER,
     token: Token = None,
 ) -> None:
     """List pools, claims, VMs, snapshots, preloads, paths or nodes; or show one of them."""
-    wanted = Wanted(pool=pool, state=state, label=label, shape=shape, everything=everything)
-    if kind is Kind.PATHS and name is not None:  # a path is one of each shape
-        wanted, name = dataclasses.replace(wanted, path=name), None
+    filters = Filters(pool=pool, state=state, label=label, shape=shape, everything=everything)
+    if kind is Kind.PATHS and name is not None:  # each shape has its own row for a path
+        filters, name = dataclasses.replace(filters, path=name), None
     listing = LISTINGS[kind]
-    _refuse_filters(kind, listing, wanted, name)
+    _refuse_filters(kind, listing, filters, name)
     with connect(server, token) as service:
 
         def look() -> list[Json]:
-            return [find_one(service, kind, name)] if name is not None else list(find_all(service, kind, wanted))
+            return [find_one(service, kind, name)] if name is not None else list(find_all(service, kind, filters))
 
         if watch:
             follow(look, listing, output)
@@ -60,7 +60,7 @@ def follow(
     *,
     pause: Callable[[], None] = lambda: time.sleep(1),
 ) -> None:
-    """Shows what there is until Ctrl-C: on a terminal as a table that changes, else a line (or a document) for each change."""
+    """Shows the resources until Ctrl-C: on a terminal as a live table, else with a line (or a document) for each change."""
     console = make_console()
     try:
         if console.is_terminal and output is Output.TABLE:
@@ -97,12 +97,12 @@ def _follow_changes(
         pause()
 
 
-def _refuse_filters(kind: Kind, listing: Listing, wanted: Wanted, name: str | None) -> None:
+def _refuse_filters(kind: Kind, listing: Listing, filters: Filters, name: str | None) -> None:
     for option in ("pool", "state", "label", "shape", "everything"):
-        if not getattr(wanted, option):
+        if not getattr(filters, option):
             continue
         flag = "--all" if option == "everything" else f"--{option}"
         if name is not None:
-            raise typer.BadParameter(f"{flag} narrows a list, and {name} names one of them: leave one out")
+            raise typer.BadParameter(f"{flag} filters a list, and {name} names a single one: leave one of them out")
         if option not in listing.filters:
-            raise typer.BadParameter(f"{flag} does not go with {kind}")
+            raise typer.BadParameter(f"{flag} does not apply to {kind}")

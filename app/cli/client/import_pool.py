@@ -1,4 +1,4 @@
-"""`emberpool import-pool`: takes over a VirtualMachinePool that is there already."""
+"""`emberpool import-pool`: takes over an existing VirtualMachinePool."""
 
 from typing import Annotated
 
@@ -14,16 +14,18 @@ _COLUMNS = (Column("VM", lambda item: str(item["vm"])), Column("BECOMES", lambda
 def import_pool(
     vm_pool: Annotated[str, typer.Argument(help="The VirtualMachinePool.", metavar="NAMESPACE/NAME")],
     *,
-    name: Annotated[str | None, typer.Option(help="What the pool is to be called; as it is called there.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The name of the new pool. Default: the name of the VirtualMachinePool.")
+    ] = None,
     warm_when: Annotated[
-        str, typer.Option(help="What proves that its guests have booted: agent, ready or running.")
+        str, typer.Option(help="What shows that a guest has booted: agent, ready or running.")
     ] = "agent",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
     output: OutputForm = Output.TABLE,
     server: Server = DEFAULT_SERVER,
     token: Token = None,
 ) -> None:
-    """Make a pool of a VirtualMachinePool that is there already. Its VMs become the pool's as they run."""
+    """Turn an existing VirtualMachinePool into a pool. Its running VMs become the pool's and are not restarted."""
     namespace, slash, found = vm_pool.rpartition("/")
     if not (slash and namespace and found):
         raise typer.BadParameter(f"{vm_pool!r} is not NAMESPACE/NAME, such as default/web-servers")

@@ -1,4 +1,4 @@
-"""What can be listed, where the service has it, and which columns people want to see of it."""
+"""What `get` can list: the routes, the filters and the columns of each kind."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ from app.cli.client.service import PAGE, Service
 from app.errors import EmberpoolError
 
 LIVE_CLAIMS: Final = ("bound", "pending")
-_PAGE_OF_SHAPES: Final = 100
-"""The most shapes that one page of paths is about."""
+_PATHS_PAGE: Final = 100
+"""The most shapes on one page of paths."""
 
 
 class Kind(StrEnum):
@@ -25,14 +25,14 @@ class Kind(StrEnum):
     NODES = "nodes"
 
 
-class NotThere(EmberpoolError):
-    code = "not-there"
-    title = "There is no such thing"
+class NotFound(EmberpoolError):
+    code = "not-found"
+    title = "Not found"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a list is narrowed to. `everything`: what has ended, too."""
+class Filters:
+    """Which items to list. `everything` includes what has ended."""
 
     path: str | None = None
     pool: str | None = None
@@ -44,30 +44,30 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """`filters` are the fields of Wanted that it knows."""
+    """`filters` are the fields of Filters that apply to it."""
 
     columns: tuple[Column, ...]
     filters: frozenset[str] = field(default_factory=frozenset)
 
 
-def find_all(service: Service, kind: Kind, wanted: Wanted) -> Iterator[Json]:
+def find_all(service: Service, kind: Kind, filters: Filters) -> Iterator[Json]:
     query = {
         name: value
         for name in sorted(LISTINGS[kind].filters - {"everything"})
-        if (value := getattr(wanted, name)) is not None
+        if (value := getattr(filters, name)) is not None
     }
-    if kind is Kind.VMS and wanted.everything:
+    if kind is Kind.VMS and filters.everything:
         query["ended"] = "true"
-    if kind is Kind.CLAIMS and not wanted.everything and wanted.state is None:
+    if kind is Kind.CLAIMS and not filters.everything and filters.state is None:
         for state in LIVE_CLAIMS:
             yield from service.pages("/v1/claims", {**query, "state": state})
         return
-    page = _PAGE_OF_SHAPES if kind is Kind.PATHS else PAGE
+    page = _PATHS_PAGE if kind is Kind.PATHS else PAGE
     yield from service.pages(f"/v1/{kind}", query, page=page)
 
 
 def find_one(service: Service, kind: Kind, name: str) -> Json:
-    """By name, or by id where it has one. Raises NotThere."""
+    """By name; a claim or VM also by id. Raises NotFound."""
     match kind:
         case Kind.CLAIMS:
             return find_claim(service, name)
@@ -78,14 +78,16 @@ def find_one(service: Service, kind: Kind, name: str) -> Json:
 
 
 def find_claim(service: Service, name: str) -> Json:
-    """By its id, or by its label `name`: the one that lives, else the newest that ended. Raises NotThere."""
+    """By id, or by the label `name`: the claim that has not ended, else the one that ended last. Raises NotFound."""
     if is_id(name):
         return service.get(f"/v1/claims/{name}")
     for state in (*LIVE_CLAIMS, None):
         query = {"label": f"name={name}"} | ({"state": state} if state is not None else {})
         for claim in service.pages("/v1/claims", query, limit=1):
             return claim
-    raise NotThere(f"no claim has the id or the label name={name}; `emberpool get claims` lists them all")
+    raise NotFound(
+        f"no claim has the id or the label name={name}; `emberpool get claims` lists those that have not ended"
+    )
 
 
 def is_id(name: str) -> bool:
@@ -97,7 +99,7 @@ def is_id(name: str) -> bool:
 
 
 def name_of(claim: Json) -> str:
-    """What people call a claim: its label `name`, else its id."""
+    """The claim's label `name`, else its id."""
     return str(claim["labels"].get("name") or claim["id"])
 
 
@@ -107,11 +109,11 @@ def _find_vm(service: Service, name: str) -> Json:
     for vm in service.pages("/v1/vms"):
         if vm["name"] == name:
             return service.get(f"/v1/vms/{vm['id']}")
-    raise NotThere(f"no VM that lives has the id or the name {name}; `emberpool get vms` lists them")
+    raise NotFound(f"no VM has the id or the name {name}; `emberpool get vms` lists those that have not ended")
 
 
 def _of(*keys: str) -> Callable[[Json], str]:
-    """The cell of a field, found key by key; `-` where one of them is missing or null."""
+    """The cell of a nested field; `-` if it is missing or null."""
 
     def cell(item: Json) -> str:
         found: object = item

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they open."""
+"""Options that several commands share."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -8,23 +8,23 @@ import typer
 from app.cli.client.printing import Output
 from app.cli.client.service import DEFAULT_SERVER, Service
 
-Server = Annotated[str, typer.Option(envvar="EMBERPOOL_SERVER", help="Where the service is.", metavar="URL")]
+Server = Annotated[str, typer.Option(envvar="EMBERPOOL_SERVER", help="The URL of the service.", metavar="URL")]
 Token = Annotated[
     str | None,
-    typer.Option(envvar="EMBERPOOL_API_TOKEN", help="What it asks for, where it does.", show_envvar=True),
+    typer.Option(envvar="EMBERPOOL_API_TOKEN", help="The API token, if the service requires one.", show_envvar=True),
 ]
 OutputForm = Annotated[Output, typer.Option("--output", "-o", help="table, json or yaml.")]
 
 
 def connect(server: str, token: str | None) -> Service:
-    """Raises a usage error where `server` is no URL."""
+    """A usage error if `server` is not a URL, or the token cannot be sent."""
     try:
         parts = urlsplit(server)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         usable = False
     if not usable:
-        raise typer.BadParameter(f"--server: {server!r} is no http or https URL, such as {DEFAULT_SERVER}")
+        raise typer.BadParameter(f"--server: {server!r} is not an http or https URL such as {DEFAULT_SERVER}")
     if token is not None and not (token.isascii() and token.isprintable()):
-        raise typer.BadParameter("--token: a token is printable ASCII, in one line")
+        raise typer.BadParameter("--token: a token is one line of printable ASCII")
     return Service(server, token)

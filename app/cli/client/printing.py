@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, JSON or YAML for programs. On what is no terminal without colour, and unwrapped."""
+"""What the commands print: tables for people, JSON or YAML for programs. Without a terminal there is no colour and no wrapping."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ class Output(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`ticks`: it changes with the time alone, which is no change worth telling."""
+    """`ticks`: the cell changes with time, which is not a change of the resource."""
 
     name: str
     cell: Callable[[Json], str]
@@ -41,7 +41,7 @@ class Column:
 
 
 def make_console(file: TextIO | None = None) -> Console:
-    """Of stdout as it is now, or of `file`."""
+    """A console on the current stdout, or on `file`."""
     file = file or sys.stdout
     if file.isatty():
         return Console(file=file, highlight=False)
@@ -49,7 +49,7 @@ def make_console(file: TextIO | None = None) -> Console:
 
 
 def print_data(console: Console, output: Output, data: Any) -> None:
-    """As JSON or YAML: the service's own answer, whole."""
+    """Prints the service's whole answer as JSON or YAML."""
     text = (
         json.dumps(data, indent=2, ensure_ascii=False) + "\n"
         if output is Output.JSON
@@ -69,7 +69,7 @@ def tabulate(columns: Sequence[Column], items: Iterable[Json], *, header: bool =
 
 
 def print_table(console: Console, columns: Sequence[Column], items: Iterable[Json], *, header: bool = True) -> None:
-    """Without the spaces that would fill each line up."""
+    """Prints a table without trailing spaces."""
     table = tabulate(columns, items, header=header)
     if console.is_terminal:
         console.print(table)
@@ -82,12 +82,12 @@ def print_table(console: Console, columns: Sequence[Column], items: Iterable[Jso
 
 
 def tell(sentence: str) -> None:
-    """To a person, beside the output that may go to a program."""
+    """Prints a sentence for people to stderr, as stdout may go to a program."""
     make_console(sys.stderr).print(Text(sentence), soft_wrap=True)
 
 
 def text(value: object) -> str:
-    """A cell: `-` where there is nothing."""
+    """The text of a cell; `-` if there is no value."""
     if value is None or value in ("", [], {}):
         return "-"
     if isinstance(value, list | tuple):
@@ -96,7 +96,7 @@ def text(value: object) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration as precise as anybody reads one."""
+    """A duration, rounded for reading."""
     if value is None:
         return "-"
     if value < 1:
@@ -111,7 +111,7 @@ def seconds(value: float | None) -> str:
 
 
 def since(moment: str | None) -> str:
-    """How long ago an answer's time is."""
+    """The time that has passed since `moment`."""
     return "-" if moment is None else seconds(max(0.0, (datetime.now(UTC) - read_time(moment)).total_seconds()))
 
 
@@ -128,7 +128,7 @@ def size(value: float | None) -> str:
     if value is None:
         return "-"
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:  # noqa: PLR2004 - the next unit
+        if value < 1024:  # noqa: PLR2004 - the factor between two units
             return f"{value:.0f}{unit}" if unit == "B" else f"{value:.1f}{unit}"
         value /= 1024
     return f"{value:.1f}TiB"

@@ -1,4 +1,4 @@
-"""The commands of clients, put into the program; or on their own, where one of them is all that was asked for."""
+"""The client commands as a program of their own, which starts without importing the service; or mounted in the whole program."""
 
 import sys
 from collections.abc import Callable
@@ -25,38 +25,38 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
 
 
 def takes(arguments: list[str]) -> bool:
-    """Whether a command line is for one of the clients."""
+    """Whether a command line is for a client command."""
     return bool(arguments) and arguments[0] in _COMMANDS
 
 
 def mount(app: typer.Typer) -> None:
-    """Adds them to the program."""
+    """Adds the client commands to the program."""
     for name, command in _COMMANDS.items():
         app.command(name)(command)
 
 
 def main() -> None:
-    """Runs the command, and reads nothing of the service for it: a client is to start at once."""
+    """Runs a client command without importing the service, so that it starts at once."""
     alone = typer.Typer(name="emberpool", add_completion=False, pretty_exceptions_enable=False)
     mount(alone)
     run(alone)
 
 
 def run(app: typer.Typer) -> None:
-    """Runs the command; an error of ours is one sentence, and exit code 1."""
+    """Runs the command. An error of ours is printed as one sentence, with exit code 1."""
     try:
         app()
     except EmberpoolError as error:
-        _complain(error.title, error.detail)
+        _print_error(error.title, error.detail)
         sys.exit(1)
     except OSError as error:
-        _complain("The system says no", f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        _print_error("The system refused", f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(1)
 
 
-def _complain(title: str, detail: str) -> None:
+def _print_error(title: str, detail: str) -> None:
     word, _, _ = detail.partition(" ")
-    # An address and a field stay as they are written.
+    # The name of an address or of a field is not capitalised.
     begun = detail if ":" in word else detail[:1].upper() + detail[1:]
     sentence = begun + ("" if detail.endswith((".", "!", "?")) else ".")
     Console(stderr=True).print(Text.assemble((f"{title}.", "red"), " ", sentence), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""How far what was asked for is: a bar for each on a terminal, else a line for each change."""
+"""Shows the progress of resources: a bar for each on a terminal, else a line for each change."""
 
 import sys
 import time
@@ -14,23 +14,23 @@ from app.cli.client.printing import Json, make_console, seconds, tell
 from app.cli.client.service import Service
 from app.errors import EmberpoolError
 
-_LOOK_SECONDS: Final = 0.5
+_REFRESH_SECONDS: Final = 0.5
 _FAILED: Final = frozenset({"failed", "absent", "expired", "released", "stalled", "paused", "drained", "deleting"})
-"""States that nothing leaves by itself, or not soon."""
+"""States that a resource does not leave by itself, or not soon."""
 
 
-class NotReached(EmberpoolError):
-    code = "not-reached"
-    title = "Not everything came to be"
+class NotReady(EmberpoolError):
+    code = "not-ready"
+    title = "Not everything is ready"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How one thing stands. `share` from 0 to 1; `failed`: it will not get there by itself. `guess` changes with the time alone."""
+class ItemProgress:
+    """The progress of one resource. `share` is from 0 to 1; with `failed` it will not get to 1 by itself. `guess` changes with time."""
 
     what: str
     share: float
-    told: str
+    text: str
     failed: bool = False
     guess: str = ""
 
@@ -40,79 +40,79 @@ class Standing:
 
 
 def watch_progress(
-    service: Service, hrefs: Sequence[str], *, pause: Callable[[], None] = lambda: time.sleep(_LOOK_SECONDS)
+    service: Service, hrefs: Sequence[str], *, pause: Callable[[], None] = lambda: time.sleep(_REFRESH_SECONDS)
 ) -> None:
-    """Returns when everything is there. Raises NotReached where something failed for good, once the rest is there."""
+    """Returns when everything is ready. If something failed, raises NotReady once the rest is ready."""
     console = make_console(sys.stderr)
     show = _bars if console.is_terminal else _lines
-    standings = show(service, hrefs, console, pause)
-    failed = [standing for standing in standings if standing.failed]
+    items = show(service, hrefs, console, pause)
+    failed = [item for item in items if item.failed]
     if failed:
-        raise NotReached("; ".join(f"{standing.what}: {standing.told}" for standing in failed))
+        raise NotReady("; ".join(f"{item.what}: {item.text}" for item in failed))
 
 
-def stand(href: str, found: Json) -> Standing:
-    """How the thing at `href`, a path below /v1, stands."""
+def progress_of(href: str, found: Json) -> ItemProgress:
+    """The progress of the resource at `href`, a path below /v1."""
     kind, name = href.removeprefix("/v1/").split("/", 1)
     state = str(found["status"]["phase"] if kind == "pools" else found["state"])
     what = f"{kind}/{name_of(found) if kind == 'claims' else name}"
     reason = (found.get("status") or found).get("reason")
     guess = ""
-    told = f"{state}: {reason}" if reason and state in _FAILED | {"pending", "degraded"} else state
+    text = f"{state}: {reason}" if reason and state in _FAILED | {"pending", "degraded"} else state
     match kind:
         case "pools":
             counts, size = found["status"]["counts"], found["spec"]["size"]
             share = min(1.0, counts["ready"] / size) if size else 1.0
-            told = f"{counts['ready']}/{size} ready" + ("" if share >= 1 or told == "filling" else f", {told}")
+            text = f"{counts['ready']}/{size} ready" + ("" if share >= 1 or text == "filling" else f", {text}")
         case "claims":
             share = 1.0 if state == "bound" else 0.0
             if state == "bound":
-                told = f"{found['vm']['name']} at {', '.join(found['vm']['addresses']) or 'no address yet'}"
+                text = f"{found['vm']['name']} at {', '.join(found['vm']['addresses']) or 'no address yet'}"
             elif found["estimate"] is not None:
                 guess = f", expected in {seconds(found['estimate']['seconds'])}"
         case _:
             percent = (found.get("progress") or {}).get("percent")
             share = 1.0 if state == "ready" else min(0.99, (percent or 0) / 100)
             if percent is not None and state != "ready":
-                told = f"{told}, {percent:.0f} %"
-    return Standing(what, share, told, failed=share < 1 and state in _FAILED, guess=guess)
+                text = f"{text}, {percent:.0f} %"
+    return ItemProgress(what, share, text, failed=share < 1 and state in _FAILED, guess=guess)
 
 
-def _look(service: Service, hrefs: Sequence[str]) -> list[Standing]:
-    return [stand(href, service.get(href)) for href in hrefs]
+def _look(service: Service, hrefs: Sequence[str]) -> list[ItemProgress]:
+    return [progress_of(href, service.get(href)) for href in hrefs]
 
 
-def _bars(service: Service, hrefs: Sequence[str], console: Console, pause: Callable[[], None]) -> list[Standing]:
+def _bars(service: Service, hrefs: Sequence[str], console: Console, pause: Callable[[], None]) -> list[ItemProgress]:
     what = TextColumn("{task.description}", markup=False)
-    columns = (what, BarColumn(), TextColumn("{task.fields[told]}", markup=False), TimeElapsedColumn())
+    columns = (what, BarColumn(), TextColumn("{task.fields[text]}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        tasks = {href: progress.add_task(href, total=1.0, told="") for href in hrefs}
+        tasks = {href: progress.add_task(href, total=1.0, text="") for href in hrefs}
         while True:
-            standings = _look(service, hrefs)
-            for href, standing in zip(hrefs, standings, strict=True):
+            items = _look(service, hrefs)
+            for href, item in zip(hrefs, items, strict=True):
                 progress.update(
                     tasks[href],
-                    description=standing.what,
-                    completed=standing.share,
-                    told=standing.told + standing.guess,
+                    description=item.what,
+                    completed=item.share,
+                    text=item.text + item.guess,
                 )
-            if _settled(standings):
-                return standings
+            if _settled(items):
+                return items
             pause()
 
 
-def _lines(service: Service, hrefs: Sequence[str], _console: Console, pause: Callable[[], None]) -> list[Standing]:
+def _lines(service: Service, hrefs: Sequence[str], _console: Console, pause: Callable[[], None]) -> list[ItemProgress]:
     last: dict[str, str] = {}
     while True:
-        standings = _look(service, hrefs)
-        for standing in standings:
-            if last.get(standing.what) != standing.told:
-                last[standing.what] = standing.told
-                tell(f"{standing.what}: {standing.told}")
-        if _settled(standings):
-            return standings
+        items = _look(service, hrefs)
+        for item in items:
+            if last.get(item.what) != item.text:
+                last[item.what] = item.text
+                tell(f"{item.what}: {item.text}")
+        if _settled(items):
+            return items
         pause()
 
 
-def _settled(standings: Sequence[Standing]) -> bool:
-    return all(standing.done or standing.failed for standing in standings)
+def _settled(items: Sequence[ItemProgress]) -> bool:
+    return all(item.done or item.failed for item in items)

@@ -1,4 +1,4 @@
-"""`emberpool release`: gives VMs back."""
+"""`emberpool release`: releases claims."""
 
 from typing import Annotated
 
@@ -11,18 +11,18 @@ from app.cli.client.service import DEFAULT_SERVER
 
 
 def release(
-    claims: Annotated[list[str], typer.Argument(help="Claims: ids, or the names of their labels `name`.")],
+    claims: Annotated[list[str], typer.Argument(help="The claims: their ids, or their labels `name`.")],
     *,
     output: OutputForm = Output.TABLE,
     server: Server = DEFAULT_SERVER,
     token: Token = None,
 ) -> None:
-    """Release claims. Their VMs are destroyed; one that has ended already stays as it ended."""
+    """Release claims. Their VMs are destroyed. A claim that has already ended is left as it is."""
     with connect(server, token) as service:
         found = [find_claim(service, name) for name in dict.fromkeys(claims)]
         for claim in found:
             if claim["ended_at"] is not None:
-                tell(f"Claim {name_of(claim)} had ended before: {claim['state']}.")
+                tell(f"Claim {name_of(claim)} had already ended: {claim['state']}.")
         released = [service.ask("DELETE", f"/v1/claims/{claim['id']}").body for claim in found]
     console = make_console()
     if output is Output.TABLE:

@@ -1,4 +1,4 @@
-"""The service as the commands see it: asked over HTTP, asked again where a connection broke, and its errors in sentences."""
+"""The commands' HTTP client: it sends a request again if the connection broke, and raises errors as sentences."""
 
 import random
 import time
@@ -15,18 +15,18 @@ Query = Mapping[str, str | int]
 DEFAULT_SERVER: Final = "http://127.0.0.1:8080"
 _TRIES: Final = 5
 _FIRST_PAUSE_SECONDS: Final = 0.2
-_PATIENCE_SECONDS: Final = 30.0
+_TIMEOUT_SECONDS: Final = 30.0
 PAGE: Final = 500
 _UNPROCESSABLE: Final = 422
 _NOT_FOUND: Final = 404
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
-class ServiceSaysNo(EmberpoolError):
-    """`code` and `status` are those of the service's problem."""
+class ServiceRefused(EmberpoolError):
+    """`problem_code` and `problem_status` are those of the service's problem."""
 
-    code = "service-says-no"
-    title = "The service says no"
+    code = "service-refused"
+    title = "The service refused the request"
 
     def __init__(self, detail: str, *, problem_code: str, problem_status: int) -> None:
         super().__init__(detail)
@@ -38,8 +38,8 @@ class ServiceSaysNo(EmberpoolError):
         return self.problem_status == _NOT_FOUND
 
 
-class ServiceAway(EmberpoolError):
-    code = "service-away"
+class ServiceUnreachable(EmberpoolError):
+    code = "service-unreachable"
     title = "The service does not answer"
 
 
@@ -50,7 +50,7 @@ class Answer(NamedTuple):
 
 
 class Service:
-    """One connection to the service at `server`, an http or https URL. Asking raises ServiceSaysNo and ServiceAway."""
+    """A client of the service at `server`, an http or https URL. Every request raises ServiceRefused and ServiceUnreachable."""
 
     def __init__(
         self,
@@ -65,9 +65,9 @@ class Service:
         self._client = httpx.Client(
             base_url=self.server,
             headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=_PATIENCE_SECONDS,
+            timeout=_TIMEOUT_SECONDS,
             transport=transport,
-            # A proxy of the environment is for what is far away.
+            # A proxy from the environment is not for this machine.
             trust_env=urlsplit(server).hostname not in _LOOPBACK,
         )
 
@@ -78,21 +78,21 @@ class Service:
         self._client.close()
 
     def get(self, path: str, query: Query | None = None, *, wait_seconds: float = 0) -> Json:
-        """With `wait_seconds` the answer may take so long."""
+        """`wait_seconds`: how long the service may wait before it answers."""
         params = {**(query or {}), **({"wait_seconds": wait_seconds} if wait_seconds else {})}
-        return self.ask("GET", path, params=params, timeout=_PATIENCE_SECONDS + wait_seconds).body
+        return self.ask("GET", path, params=params, timeout=_TIMEOUT_SECONDS + wait_seconds).body
 
     def ask(self, method: str, path: str, **request: Any) -> Answer:
-        """One request that may be repeated: nothing is done twice by it, and so it is sent again where a connection broke."""
+        """Sends a request that is idempotent, and so sends it again if the connection broke."""
         for number in range(1, _TRIES + 1):
             try:
                 answer = self._client.request(method, path, **request)
                 break
             except httpx.TransportError as error:
                 if number == _TRIES or isinstance(error, httpx.UnsupportedProtocol | httpx.ReadTimeout):
-                    raise self._away(error) from error
+                    raise self._unreachable(error) from error
                 longest = _FIRST_PAUSE_SECONDS * 2 ** (number - 1)
-                self._pause(random.uniform(longest / 2, longest))  # noqa: S311 - a pause is no secret
+                self._pause(random.uniform(longest / 2, longest))  # noqa: S311 - the pause is not a secret
         else:
             raise AssertionError("the last try raises")
         return Answer(answer.status_code, self._read(method, path, answer), answer.headers)
@@ -100,7 +100,7 @@ class Service:
     def pages(
         self, path: str, query: Query | None = None, *, limit: int | None = None, page: int = PAGE
     ) -> Iterator[Json]:
-        """All items of a list, or the first `limit`; asked for by `page` at a time."""
+        """All items of a list, or the first `limit`; `page` items for each request."""
         left, asked = limit, dict(query or {})
         while True:
             found = self.get(path, {**asked, "limit": page if left is None else min(page, left)})
@@ -114,30 +114,30 @@ class Service:
         try:
             body = answer.json()
         except ValueError as error:
-            raise self._foreign(method, path, answer) from error
+            raise self._not_emberpool(method, path, answer) from error
         if not isinstance(body, dict):
-            raise self._foreign(method, path, answer)
+            raise self._not_emberpool(method, path, answer)
         if not answer.is_error:
             return body
         if "detail" not in body or "code" not in body:
-            raise self._foreign(method, path, answer)
-        raise ServiceSaysNo(_tell(body), problem_code=str(body["code"]), problem_status=answer.status_code)
+            raise self._not_emberpool(method, path, answer)
+        raise ServiceRefused(_tell(body), problem_code=str(body["code"]), problem_status=answer.status_code)
 
-    def _foreign(self, method: str, path: str, answer: httpx.Response) -> ServiceAway:
-        return ServiceAway(
-            f"what answers at {self.server} is no Emberpool: {method} {path} gave HTTP {answer.status_code} without JSON of ours; "
-            "give its address with --server or EMBERPOOL_SERVER"
+    def _not_emberpool(self, method: str, path: str, answer: httpx.Response) -> ServiceUnreachable:
+        return ServiceUnreachable(
+            f"{self.server} is not an Emberpool service: {method} {path} gave HTTP {answer.status_code} without its JSON; "
+            "set the address of the service with --server or EMBERPOOL_SERVER"
         )
 
-    def _away(self, error: httpx.TransportError) -> ServiceAway:
+    def _unreachable(self, error: httpx.TransportError) -> ServiceUnreachable:
         reason = str(error) or type(error).__name__
-        return ServiceAway(
-            f"{self.server}: {reason}; start it (emberpool up), or give its address with --server or EMBERPOOL_SERVER"
+        return ServiceUnreachable(
+            f"{self.server}: {reason}; start the service (emberpool up), or set its address with --server or EMBERPOOL_SERVER"
         )
 
 
 def _tell(problem: Json) -> str:
-    """The problem's sentence; where it is about several fields, a line for each."""
+    """The problem's sentence; for a refused manifest, a line for each field."""
     errors = problem.get("errors") or []
     if problem["code"] != "manifest-refused" or not errors:
         return str(problem["detail"])

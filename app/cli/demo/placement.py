@@ -40,7 +40,7 @@ async def show_placement(client: Client, machines: bytes, console: Console) -> N
     with Board(console) as board:
         for document, told in zip(applied["documents"], MACHINES.values(), strict=True):
             with board.step(document["name"]):
-                claim = await client.bound(await client.ask("GET", document["became"]["href"]))
+                claim = await client.bound(await client.ask("GET", document["resource"]["href"]))
                 node = await _see(client, claim["vm"]["node"], told)
             took = in_time(claim["timings"]["wait"])
             say(

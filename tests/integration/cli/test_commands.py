@@ -27,7 +27,7 @@ async def test_apply_says_what_it_did(run, tmp_path):
     first = await run("apply", "-f", str(file))
     assert first.code == 0
     assert [line.split() for line in first.out.splitlines()] == [
-        ["KIND", "NAME", "ACTION", "BECAME"],
+        ["KIND", "NAME", "ACTION", "RESOURCE"],
         ["VirtualMachinePool", "applied", "created", "/v1/pools/applied"],
     ]
     assert all(line == line.rstrip() for line in first.out.splitlines())
@@ -47,10 +47,10 @@ async def test_apply_tells_every_refusal_in_a_line(run):
     said = await run("apply", "-f", "-", stdin=as_yaml(pool(name="a", minAvailible=1), {"kind": "Pod"}))
     assert (said.code, said.out) == (1, "")
     assert (
-        "The service says no. 2 of 2 documents are refused, and nothing was changed: documents[0].spec.minAvailible:"
+        "The service refused the request. 2 of 2 documents are refused, and nothing was changed: documents[0].spec.minAvailible:"
         in said.err
     )
-    assert "documents[1].kind: 'Pod' is not taken here" in said.err
+    assert "documents[1].kind: 'Pod' is not a known kind" in said.err
 
 
 async def test_apply_watches_until_all_is_there(run):
@@ -96,7 +96,7 @@ async def test_claim_get_and_release(run, server):
     assert (released.code, "released" in released.out) == (0, True)
     again = await run("release", claim["id"], "-o", "json")
     assert json.loads(again.out)["items"][0]["state"] == "released"
-    assert "had ended before: released." in again.err
+    assert "had already ended: released." in again.err
     assert claim["id"] not in (await run("get", "claims", "--pool", "web")).out
     assert claim["id"] in (await run("get", "claims", "--pool", "web", "--all")).out
 
@@ -130,7 +130,7 @@ async def test_a_wait_that_was_too_short_is_told(run, server):
     assert first["state"] == "bound"
     said = await run("claim", "busy", "--wait", "0.2")
     assert said.code == 1
-    assert any(words in said.err for words in ("No VM is there yet. Claim", "The service says no. "))
+    assert any(words in said.err for words in ("No VM is ready yet. Claim", "The service refused the request. "))
 
 
 async def test_get_lists_each_kind(run, server):
@@ -148,23 +148,23 @@ async def test_get_lists_each_kind(run, server):
     [
         (["apply"], 2, "Missing option '--file'"),
         (["apply", "-f", "/none"], 1, "The file cannot be used. /none: No such file or directory."),
-        (["claim"], 2, "name a POOL, or a file with -f, and not both"),
-        (["claim", "a", "-f", "b"], 2, "name a POOL, or a file with -f, and not both"),
-        (["claim", "nowhere"], 1, "The service says no. No pool is named 'nowhere'"),
-        (["claim", "a", "--label", "x"], 2, "--label: 'x' is no NAME=VALUE"),
+        (["claim"], 2, "give either a POOL, or a file with -f"),
+        (["claim", "a", "-f", "b"], 2, "give either a POOL, or a file with -f"),
+        (["claim", "nowhere"], 1, "The service refused the request. No pool is named 'nowhere'"),
+        (["claim", "a", "--label", "x"], 2, "--label: 'x' is not NAME=VALUE"),
         (["claim", "a", "--path", "warp"], 1, "paths.0: Input should be 'pool', 'snapshot', 'preload' or 'cold'"),
         (["claim", "a", "--wait", "-1"], 2, "Invalid value for '--wait'"),
         (["get", "pods"], 2, "'pods' is not one of"),
-        (["get", "pools", "nowhere"], 1, "The service says no. No pool is named 'nowhere'"),
-        (["get", "claims", "nowhere"], 1, "There is no such thing. No claim has the id or the label name=nowhere"),
-        (["get", "vms", "nowhere"], 1, "There is no such thing. No VM that lives has the id or the name nowhere"),
-        (["get", "pools", "--label", "a=b"], 2, "--label does not go with pools"),
-        (["get", "claims", "a", "--all"], 2, "--all narrows a list"),
+        (["get", "pools", "nowhere"], 1, "The service refused the request. No pool is named 'nowhere'"),
+        (["get", "claims", "nowhere"], 1, "Not found. No claim has the id or the label name=nowhere"),
+        (["get", "vms", "nowhere"], 1, "Not found. No VM has the id or the name nowhere"),
+        (["get", "pools", "--label", "a=b"], 2, "--label does not apply to pools"),
+        (["get", "claims", "a", "--all"], 2, "--all filters a list"),
         (["get", "claims", "--label", "x"], 1, "label: a label filter is name=value"),
         (["release"], 2, "Missing argument '"),
-        (["release", "nowhere"], 1, "There is no such thing. No claim has the id or the label name=nowhere"),
-        (["get", "pools", "--server", "nowhere"], 2, "--server: 'nowhere' is no http or https URL"),
-        (["get", "pools", "--server", "http://127.0.0.1:x"], 2, "is no http or https URL"),
+        (["release", "nowhere"], 1, "Not found. No claim has the id or the label name=nowhere"),
+        (["get", "pools", "--server", "nowhere"], 2, "--server: 'nowhere' is not an http or https URL"),
+        (["get", "pools", "--server", "http://127.0.0.1:x"], 2, "is not an http or https URL"),
     ],
 )
 async def test_what_is_wrong_is_one_sentence(run, arguments, code, sentence):
@@ -177,9 +177,12 @@ async def test_what_is_wrong_is_one_sentence(run, arguments, code, sentence):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (b"a: [", "-: the body is not YAML in line "),
-        (as_yaml(machine(name="a"), machine(name="b")), "- holds 2 documents, and one is wanted here"),
-        (as_yaml(pool(name="a")), "documents[0].kind is VirtualMachinePool, which becomes one of pools, not of claims"),
+        (b"a: [", "-: the body is not YAML at line "),
+        (as_yaml(machine(name="a"), machine(name="b")), "- has 2 documents, and this command takes one"),
+        (
+            as_yaml(pool(name="a")),
+            "documents[0].kind is VirtualMachinePool, which describes one of pools, not of claims",
+        ),
         (as_yaml(machine(name="a", runing=True)), "did you mean `running`?"),
     ],
 )

@@ -122,10 +122,10 @@ async def works(place: Place, run, body: bytes) -> None:
     made = await place.apply(run, body)
     assert [each["action"] for each in made] == ["created"] * len(made)
     again = await place.apply(run, body)
-    assert [(each["action"], each["became"]["href"]) for each in again] == [
-        ("unchanged", each["became"]["href"]) for each in made
+    assert [(each["action"], each["resource"]["href"]) for each in again] == [
+        ("unchanged", each["resource"]["href"]) for each in made
     ]
-    hrefs = [each["became"]["href"] for each in made]
+    hrefs = [each["resource"]["href"] for each in made]
     await asyncio.gather(*(there(place, href) for href in hrefs))
     assert [each["action"] for each in await place.apply(run, body)] == ["unchanged"] * len(made)
     for href in reversed(hrefs):

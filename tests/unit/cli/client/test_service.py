@@ -7,8 +7,8 @@ from app.cli.client import claim as claiming
 from app.cli.client.get import follow
 from app.cli.client.listings import LISTINGS, Kind
 from app.cli.client.printing import Output, seconds, size
-from app.cli.client.progress import NotReached, stand, watch_progress
-from app.cli.client.service import Service, ServiceAway, ServiceSaysNo
+from app.cli.client.progress import NotReady, progress_of, watch_progress
+from app.cli.client.service import Service, ServiceRefused, ServiceUnreachable
 from tests.support.flaky_transport import Flaky
 
 
@@ -35,7 +35,7 @@ def test_a_broken_connection_is_tried_again_with_the_same_key():
 def test_one_that_stays_broken_is_told():
     transport = Flaky(*[httpx.ConnectError] * 9, answer=answer())
     asked, _ = service(transport)
-    with pytest.raises(ServiceAway, match="http://emberpool: broken; start it"):
+    with pytest.raises(ServiceUnreachable, match="http://emberpool: broken; start the service"):
         asked.get("/v1/pools")
     assert len(transport.requests) == 5
 
@@ -46,13 +46,13 @@ def test_one_that_stays_broken_is_told():
 )
 def test_what_is_another_service_is_told(other):
     asked, _ = service(Flaky(answer=other))
-    with pytest.raises(ServiceAway, match="what answers at http://emberpool is no Emberpool"):
+    with pytest.raises(ServiceUnreachable, match="http://emberpool is not an Emberpool service"):
         asked.get("/v1/pools")
 
 
 def test_a_problem_is_its_sentence():
     asked, _ = service(Flaky(answer=answer(404, code="pool-not-found", detail="no pool is named 'x'")))
-    with pytest.raises(ServiceSaysNo, match="no pool is named 'x'") as raised:
+    with pytest.raises(ServiceRefused, match="no pool is named 'x'") as raised:
         asked.get("/v1/pools/x")
     assert raised.value.is_not_found
 
@@ -156,21 +156,21 @@ def test_progress_ends_with_the_last_thing(capsys):
 def test_a_pool_that_nobody_fills_is_not_waited_for(phase):
     pool = pool_at(1)
     pool["status"] |= {"phase": phase, "reason": "because"}
-    standing = stand("/v1/pools/web", pool)
-    assert (standing.failed, standing.told) == (True, f"1/2 ready, {phase}: because")
+    item = progress_of("/v1/pools/web", pool)
+    assert (item.failed, item.text) == (True, f"1/2 ready, {phase}: because")
 
 
 def test_progress_says_what_failed(capsys):
     failed = {"state": "failed", "reason": "ImportFailed: 404", "progress": {"percent": 60.0}}
     asked = Service("http://emberpool", transport=httpx.MockTransport(lambda _: answer(**failed)))
-    with pytest.raises(NotReached, match="preloads/near: failed: ImportFailed: 404"):
+    with pytest.raises(NotReady, match="preloads/near: failed: ImportFailed: 404"):
         watch_progress(asked, ["/v1/preloads/near"], pause=lambda: None)
     assert capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("state", "share"), [("taking", 0.0), ("ready", 1.0)])
 def test_a_snapshot_has_no_percentage(state, share):
-    assert stand("/v1/snapshots/taken", {"state": state, "reason": None}).share == share
+    assert progress_of("/v1/snapshots/taken", {"state": state, "reason": None}).share == share
 
 
 def test_durations_and_sizes_are_for_people():

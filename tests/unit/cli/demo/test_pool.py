@@ -38,14 +38,14 @@ def test_the_example_becomes_the_body_of_a_put():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("a: [1\nb", "is not YAML in line "),
-        ("", "holds no document"),
+        ("a: [1\nb", "is not YAML at line "),
+        ("", "has no document"),
         ("- 1", "documents[0] is a list"),
         (f"{POOL}---{POOL}", "documents[0] makes pool 'tiny' already"),
         (f"{POOL}---{POOL.replace('tiny', 'other')}", "must hold one document, of kind VirtualMachinePool"),
-        ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}", "documents[0].kind: 'Pod' is not taken here"),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}", "documents[0].kind: 'Pod' is not a known kind"),
         ("apiVersion: pool.kubevirt.io/v1\nkind: VirtualMachinePool", "documents[0].metadata: is missing"),
-        (POOL + "  minAvailible: 1", "there is no such field; did you mean `minAvailable`?"),
+        (POOL + "  minAvailible: 1", "is not a known field; did you mean `minAvailable`?"),
         (POOL.replace("size: 2", "size: 0"), "spec.size is 0"),
     ],
 )
