@@ -1,7 +1,7 @@
-"""Whether VMs fit on the nodes as they were seen last: for people who ask, for pools that are written, and for planning.
+"""Whether VMs fit on the nodes as last observed: for clients that ask, for pools that are written, and for planning.
 
-Nothing here ever holds up what it cannot judge. Where nodes are not seen, or were seen too long ago, where an instance type
-decides what a VM costs, the answer is that nothing is known, and VMs are made as if they fitted: the scheduler decides.
+What is unknown holds nothing up. If the nodes are not observed, if the last observation is too old, or if an instance type decides
+what a VM needs, the answer is that nothing is known, and VMs are created as if they fit: the scheduler decides.
 """
 
 import time
@@ -22,7 +22,7 @@ from app.store.pools import rows as pool_rows
 from app.store.rows import PoolRow
 
 FACTS_SECONDS = 60.0
-"""What was seen of the nodes counts for so long after the last sign of life from whoever watches them."""
+"""How long observations of nodes count after the last sign of life of the watch."""
 _EVER_SECONDS = 10.0
 _REMEMBERED = 500
 _TOLD = 20
@@ -30,10 +30,10 @@ NOT_WATCHED = "nodes are not watched: EMBERPOOL_WATCH_NODES is off, or no worker
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """How nodes are seen. `stale_reason`: why nothing can be said of them; None: what is known is current.
+class NodesStatus:
+    """How current the observations of nodes are. `stale_reason`: why they are stale or missing; None if they are current.
 
-    `pods_hidden`: why what runs on them is not known. `age_seconds`: since the watch last gave a sign of life.
+    `pods_hidden`: why the pods on the nodes cannot be read. `age_seconds`: since the last sign of life of the watch.
     """
 
     stale_reason: str | None
@@ -43,19 +43,21 @@ class Sight:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`fits` None: nothing is known, for the reason in `unseen`. `fit` None: likewise."""
+    """`fits` and `fit` are None if nothing is known; `unseen` says why."""
 
     fits: bool | None
     fit: Fit | None
     demand: Demand | None
-    sight: Sight
+    status: NodesStatus
     unseen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How many more VMs of a pool the nodes take now, beside all that is on its way; None: nothing is known, or nobody is to
-    wait for it. `note` says so in words, `capacity_problem` why the nodes could never take as many as its size; `never_fits`: not one.
+    """How many more VMs of a pool fit now, after all VMs that are being created; None if that is unknown or does not matter.
+
+    `note` says it in words. `capacity_problem`: why the nodes could never take as many VMs as the pool's size. `never_fits`: they
+    could not even take one.
     """
 
     count: int | None = None
@@ -64,37 +66,37 @@ class Room:
     never_fits: bool = False
 
 
-async def see(tx: Tx) -> Sight:
-    """How nodes are seen at this moment."""
+async def nodes_status(tx: Tx) -> NodesStatus:
+    """How current the observations of nodes are now."""
     state = await watches.get(tx, node_rows.WATCH)
     if state is None:
-        return Sight(NOT_WATCHED)
+        return NodesStatus(NOT_WATCHED)
     if state.age_seconds is None:
-        return Sight(f"nodes could not be listed yet: {state.broken_reason}")
+        return NodesStatus(f"nodes could not be listed yet: {state.broken_reason}")
     pods = await watches.get(tx, node_rows.PODS_WATCH)
     hidden = pods.broken_reason if pods is not None else None
     if state.age_seconds > FACTS_SECONDS:
         why = f": {state.broken_reason}" if state.broken_reason else ""
-        stale = f"nodes were seen {state.age_seconds:.0f} s ago for the last time{why}"
-        return Sight(stale, hidden, state.age_seconds)
-    return Sight(None, hidden, state.age_seconds)
+        stale = f"nodes were last observed {state.age_seconds:.0f} s ago{why}"
+        return NodesStatus(stale, hidden, state.age_seconds)
+    return NodesStatus(None, hidden, state.age_seconds)
 
 
 async def check_fit(tx: Tx, demand: Demand | None, count: int) -> Answer:
     """Whether `count` VMs fit now."""
-    sight = await see(tx)
+    status = await nodes_status(tx)
     if demand is None:
-        unknown = ("an instance type or a preference decides what the VM asks for, and is not read here",)
-        return Answer(None, None, None, sight, unknown)
-    if sight.stale_reason is not None:
-        return Answer(None, None, demand, sight, (sight.stale_reason, *demand.unseen))
+        unknown = ("an instance type or a preference decides what the VM needs, and the service does not read it",)
+        return Answer(None, None, None, status, unknown)
+    if status.stale_reason is not None:
+        return Answer(None, None, demand, status, (status.stale_reason, *demand.unseen))
     found = fit(await node_rows.read_all(tx), demand)
-    return Answer(found.now >= count, found, demand, sight, found.unseen)
+    return Answer(found.now >= count, found, demand, status, found.unseen)
 
 
 async def require_fit(tx: Tx, demand: Demand | None, count: int = 1, *, of_pool: bool = True) -> None:
-    """Raises Unschedulable where the nodes could never take `count` such VMs, even with nothing else on them."""
-    if demand is None or (await see(tx)).stale_reason is not None:
+    """Raises Unschedulable if the nodes could never take `count` such VMs, even with nothing else on them."""
+    if demand is None or (await nodes_status(tx)).stale_reason is not None:
         return
     nodes = await node_rows.read_all(tx)
     ever = fit(nodes, demand).ever
@@ -111,16 +113,14 @@ async def require_fit(tx: Tx, demand: Demand | None, count: int = 1, *, of_pool:
         advice = "Ask for less"
     raise Unschedulable(
         f"{what}: {tell(missing)}. {advice}, or for what the nodes have"
-        f"{'; allow_unschedulable takes the pool all the same' if of_pool else ''}",
+        f"{'; allow_unschedulable accepts the pool anyway' if of_pool else ''}",
         problems=problems,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Ever:
-    """How many VMs fit on the nodes with nothing else on them, as it was at some time of the process's clock; where those were
-    too few, what was missing.
-    """
+    """How many VMs fitted on the empty nodes at time `at` of the process's clock, and what was missing if they were too few."""
 
     at: float
     count: int
@@ -128,7 +128,7 @@ class _Ever:
 
 
 class Placing:
-    """One process's view of the nodes, for planning: what it has read it keeps, and reads only what is newer."""
+    """A process's copy of the nodes for planning. It reads only nodes that changed since the last read."""
 
     def __init__(self, gateway: Gateway, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._gateway = gateway
@@ -139,16 +139,14 @@ class Placing:
         self._ever: dict[str, _Ever] = {}
 
     async def look(self, tx: Tx, pool: PoolRow, *, wants_more: bool) -> Room:
-        """How many more VMs of the pool there is room for; `wants_more` False: only whether its size could ever be had, as it was
-        found a moment ago.
-        """
+        """How many more VMs of the pool fit. With `wants_more` False: only whether its size could ever fit, from a recent result."""
         demand = self._demand_of(pool.revision, pool.vm_spec)
         if demand is None or pool.deleting_at is not None:
             return Room()
         size = max(1, pool.spec.size)
         if not wants_more and (known := self._known(pool.revision, size)) is not None:
             return Room(capacity_problem=_capacity_problem(known, size), never_fits=not known.count)
-        if (await see(tx)).stale_reason is not None:
+        if (await nodes_status(tx)).stale_reason is not None:
             self._ever.pop(pool.revision, None)
             return Room()
         await self._refresh(tx)
@@ -160,8 +158,8 @@ class Placing:
         if not wants_more or pool.spec.allow_unschedulable:
             return Room(capacity_problem=problem, never_fits=not ever.count)
         note = (
-            f"the nodes have room for {found.now} more VMs of this pool at the moment ({tell(found.missing)}); more are made as "
-            "soon as there is more"
+            f"the nodes have room for {found.now} more VMs of this pool at the moment ({tell(found.missing)}); more are created as "
+            "soon as there is room"
         )
         return Room(count=found.now, note=note, capacity_problem=problem, never_fits=not ever.count)
 
@@ -190,7 +188,7 @@ class Placing:
         return self._ever[revision]
 
     async def _on_their_way(self, tx: Tx, nodes: list[Node]) -> list[tuple[Demand, int]]:
-        """What VMs of every pool will ask for that are on no node yet: their room is taken already."""
+        """The demand of VMs of any pool that have no node yet: their room is already taken."""
         found = []
         placed = [UUID(vm_id) for node in nodes for vm_id in node.vms]
         for group in await node_rows.unplaced(tx, placed, seconds=FACTS_SECONDS):
@@ -216,6 +214,6 @@ def _capacity_problem(ever: _Ever, size: int) -> str | None:
 
 
 def _forget_oldest(kept: dict[str, Any]) -> None:
-    """Before one more is kept."""
+    """Makes room for one more entry."""
     while len(kept) >= _REMEMBERED:
         kept.pop(next(iter(kept)))

@@ -1,4 +1,4 @@
-"""Of what a pool's snapshots are made now, and how far the VM is that is booted for one."""
+"""What a snapshot of a pool is made from, and how far the VM is that boots for it."""
 
 from app.compute.gateway import Gateway
 from app.compute.vms import VmTemplate
@@ -15,10 +15,10 @@ from app.store.snapshots.rows import SnapshotRow
 
 
 def made_from(gateway: Gateway, pool: PoolRow, snapshot: SnapshotSpec) -> tuple[VmTemplate, PoolSpec]:
-    """What a VM of the pool is made from for that snapshot.
+    """The template and the pool spec of the VM that is booted for the snapshot.
 
-    One that starts from the snapshot itself starts cold: else nothing would ever be taken anew. One that is to be stopped gets
-    the time to: pools' VMs may have none, as what they wrote is never read again.
+    If the pool starts from this very snapshot, the VM starts cold, as the snapshot would never change otherwise. If the VM is
+    stopped for the snapshot, its guest gets time to shut down; VMs of a pool may have none, as nobody reads what they wrote.
     """
     start = pool.spec.start_from
     spec = shape_spec(
@@ -32,7 +32,7 @@ def made_from(gateway: Gateway, pool: PoolRow, snapshot: SnapshotSpec) -> tuple[
 
 
 async def origin_of(tx: Tx, gateway: Gateway, row: SnapshotRow) -> Origin | None:
-    """None: of a VM, or its pool is gone."""
+    """What the snapshot would be made from now; None if its source is a VM, or if its pool is gone."""
     if row.spec.source.pool is None:
         return None
     pool = await pool_rows.get(tx, row.spec.source.pool)
@@ -45,7 +45,7 @@ async def origin_of(tx: Tx, gateway: Gateway, row: SnapshotRow) -> Origin | None
 
 
 async def claim_facts(tx: Tx, claim: ClaimRow) -> ClaimFacts:
-    """Our claim on a take's VM, and what its hidden pool says while it waits."""
+    """Our claim on the VM of a take, and the state of its on-demand pool while it waits."""
     stalled = trouble = None
     if claim.state is ClaimState.PENDING:
         pool = await pool_rows.get_by_id(tx, claim.pool_id)

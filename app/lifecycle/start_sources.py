@@ -1,4 +1,4 @@
-"""From the name of a snapshot or preload to what a VM is to start from, as it stands at this moment."""
+"""Finds what a VM starts from, given the name of a snapshot or preload."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,7 @@ from app.store.snapshots import sources as snapshots
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
-    """Its source is not ready; `reason` says what is waited for, in words."""
+    """The source is not ready. `reason` says what the VM waits for."""
 
     reason: str
 
@@ -23,9 +23,9 @@ class NotYet:
 async def resolve_start(
     tx: Tx, path: StartPath, source: str | None, *, asked_at: datetime | None = None
 ) -> Start | NotYet:
-    """What a VM of that path starts from now. Where its source is no more it starts from its template alone.
+    """What a VM of that path starts from now. If its source was deleted, it starts from its template alone (None).
 
-    `asked_at`: when the cluster was first asked for it, so that asking again is asking for the same.
+    `asked_at`: when the VM was first requested from the cluster, so that a repeated request is for the same content.
     """
     if source is None:
         return None
@@ -38,7 +38,7 @@ async def resolve_start(
 
 
 async def note_on_start(tx: Tx, path: StartPath, source: str | None) -> tuple[str, ...]:
-    """What keeps VMs of that path from their source, in words for whoever looks at their pool; empty: nothing does."""
+    """Why VMs of that path cannot start from their source at the moment, as notes for their pool; empty if they can."""
     start = await resolve_start(tx, path, source)
     if isinstance(start, NotYet):
         return (f"waits: {start.reason}",)
@@ -48,10 +48,10 @@ async def note_on_start(tx: Tx, path: StartPath, source: str | None) -> tuple[st
 
 
 async def require_source(tx: Tx, start_from: StartFrom | None, template: VmTemplate | None = None) -> None:
-    """Raises InvalidRequest, with the field, where what VMs are to start from does not exist; until `tx` ends it stays.
+    """Raises InvalidRequest, with the field, if the source of VMs does not exist, or is a preload of another image than the
+    template's. The source cannot be deleted until `tx` ends.
 
-    One that is not ready yet will do: they wait for it. A preload whose image is none that a VM of the `template` boots from
-    is refused, too.
+    The source need not be ready: VMs wait for it.
     """
     if start_from is None:
         return
@@ -60,14 +60,14 @@ async def require_source(tx: Tx, start_from: StartFrom | None, template: VmTempl
             raise _refused("snapshot", f"there is no snapshot {start_from.snapshot!r}; POST /v1/snapshots takes one")
     elif await preloads.hold(tx, start_from.source) is None:
         raise _refused(
-            "preload", f"there is no preload {start_from.source!r}; PUT /v1/preloads/{start_from.source} makes one"
+            "preload", f"there is no preload {start_from.source!r}; PUT /v1/preloads/{start_from.source} creates it"
         )
     elif template is not None:
         await require_use(tx, start_from, template)
 
 
 async def require_use(tx: Tx, start_from: StartFrom | None, template: VmTemplate) -> None:
-    """Raises InvalidRequest where a preload's image has nothing to do with the template: it has disks, and none is of it."""
+    """Raises InvalidRequest if the source is a preload, and the template has disks of its own but none of the preload's image."""
     if start_from is None or start_from.preload is None:
         return
     image = await preloads.hold(tx, start_from.preload)
@@ -76,7 +76,7 @@ async def require_use(tx: Tx, start_from: StartFrom | None, template: VmTemplate
 
 
 def refuse_other_image(preload: str, image: ImageRef, template: VmTemplate) -> None:
-    """Raises InvalidRequest where the image that the preload holds is none that a VM of the template boots from."""
+    """Raises InvalidRequest if the template has disks of its own but none of the preload's image."""
     if image in template.images or not template.has_own_disk:
         return
     theirs = ", ".join(each.reference for each in template.images) or "nothing that could be preloaded"

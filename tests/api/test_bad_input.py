@@ -107,7 +107,7 @@ async def test_a_name_that_no_cluster_would_take_is_refused(server, name):
 @pytest.mark.parametrize(
     ("body", "refused"),
     [
-        ({"pool": "nowhere"}, Refused(404, "pool-not-found", says="PUT /v1/pools/nowhere makes one")),
+        ({"pool": "nowhere"}, Refused(404, "pool-not-found", says="PUT /v1/pools/nowhere creates it")),
         ({}, Refused(422, "invalid-request", "pool", says="this field is required")),
         ({"pool": "target", "path": ["pool"]}, Refused(422, "invalid-request", "path", says="check its spelling")),
         ({"pool": "target", "paths": ["cold"]}, Refused(422, "invalid-request", "paths", says="'pool' alone")),

@@ -143,7 +143,7 @@ async def test_a_template_that_never_boots_stalls_the_pool_until_it_is_resumed(s
 async def test_a_pool_that_does_not_exist(server, method, path):
     check(
         await server.client.request(method, path),
-        Refused(404, "pool-not-found", says="PUT /v1/pools/none makes one"),
+        Refused(404, "pool-not-found", says="PUT /v1/pools/none creates it"),
     )
 
 

@@ -251,7 +251,7 @@ async def test_a_wrong_body_is_refused_with_its_field(server, body, field, says)
     answer = await server.client.put("/v1/preloads/wrong", json=body)
     check(answer, Refused(422, "invalid-request", field, says))
     missing = await server.client.get("/v1/preloads/wrong")
-    check(missing, Refused(404, "preload-not-found", says="PUT /v1/preloads/wrong makes one"))
+    check(missing, Refused(404, "preload-not-found", says="PUT /v1/preloads/wrong creates it"))
 
 
 async def test_one_that_is_not_there_is_said_so_by_every_route(server):

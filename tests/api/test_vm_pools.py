@@ -33,7 +33,7 @@ async def test_what_stands_behind_it_cannot_be_changed(server):
     refused = await server.client.put("/v1/pools/plain", json={**body, "backing": "VirtualMachinePool"})
     assert refused.status_code == 422
     assert [error["field"] for error in refused.json()["errors"]] == ["backing"]
-    assert "stays so" in refused.json()["detail"]
+    assert "cannot be changed" in refused.json()["detail"]
 
 
 async def test_a_snapshot_and_a_virtual_machine_pool_do_not_go_together(server):

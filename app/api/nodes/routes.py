@@ -9,7 +9,7 @@ from app.api.nodes.schemas import NodePage, NodesObservation, NodeView, NodeWith
 from app.api.pages import After, Limit, cut, decode
 from app.api.problems import responses
 from app.errors import NodeNotFound
-from app.lifecycle.placement import see
+from app.lifecycle.placement import nodes_status
 from app.store import nodes as node_rows
 
 router = APIRouter(prefix="/v1/nodes", tags=["nodes"])
@@ -25,12 +25,12 @@ router = APIRouter(prefix="/v1/nodes", tags=["nodes"])
 async def list_nodes(svc: Svc, limit: Limit = 100, after: After = None) -> NodePage:
     """Ordered by name. One worker watches the nodes for all replicas; `observation` says how current and complete the data is."""
     async with svc.db.begin() as tx:
-        sight = await see(tx)
+        status = await nodes_status(tx)
         found = await node_rows.page(tx, after=decode(after) or "", limit=limit + 1)
         nodes, following = cut(found, limit, lambda node: node.name)
         vms = await node_rows.count_vms(tx, [node.name for node in nodes])
     items = [NodeView.of(node, vms[node.name]) for node in nodes]
-    return NodePage(items=items, next=following, observation=NodesObservation.of(sight))
+    return NodePage(items=items, next=following, observation=NodesObservation.of(status))
 
 
 @router.get(
@@ -56,8 +56,8 @@ async def get_node(
         node = await node_rows.get(tx, name)
         vms = await node_rows.count_vms(tx, [name])
         on_it = await node_rows.vms_on(tx, name)
-        sight = await see(tx)
+        status = await nodes_status(tx)
     if node is None:
-        known = "GET /v1/nodes lists them" if sight.stale_reason is None else sight.stale_reason
+        known = "GET /v1/nodes lists them" if status.stale_reason is None else status.stale_reason
         raise NodeNotFound(f"no node is named {name!r}; {known}")
     return NodeWithVms.with_vms(node, vms[name], on_it)

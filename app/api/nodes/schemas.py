@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from app.api.pages import Page
 from app.api.views import View
 from app.domain.nodes import CPU, HUGEPAGES, KVM, MEMORY, PODS, Node
-from app.lifecycle.placement import Sight
+from app.lifecycle.placement import NodesStatus
 from app.store.nodes import VmOnNode
 
 
@@ -103,9 +103,9 @@ class NodesObservation(BaseModel):
     )
 
     @classmethod
-    def of(cls, sight: Sight) -> Self:
-        age = None if sight.age_seconds is None else round(sight.age_seconds, 1)
-        return cls(age_seconds=age, stale_reason=sight.stale_reason, pods_unknown_reason=sight.pods_hidden)
+    def of(cls, status: NodesStatus) -> Self:
+        age = None if status.age_seconds is None else round(status.age_seconds, 1)
+        return cls(age_seconds=age, stale_reason=status.stale_reason, pods_unknown_reason=status.pods_hidden)
 
 
 class NodePage(Page[NodeView]):

@@ -113,5 +113,5 @@ class PlacementAnswer(BaseModel):
             unchecked=list(answer.unseen),
             demand=DemandView.of(answer.demand) if answer.demand is not None else None,
             fragment=fragment,
-            observation=NodesObservation.of(answer.sight),
+            observation=NodesObservation.of(answer.status),
         )

@@ -1,4 +1,4 @@
-"""Writing pools: the cluster is asked first, with no transaction open, and then one transaction writes what it said yes to."""
+"""Writes pools: first checks them with the cluster, without a transaction, then writes them in one transaction."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -117,9 +117,9 @@ async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) ->
 
 
 async def delete_pool(db: Database, name: str, *, force: bool) -> PoolRow:
-    """Begins the end of a pool: unclaimed VMs go, waiting claims fail, claimed VMs are kept until released.
+    """Starts to delete a pool: unclaimed VMs are deleted, waiting claims fail, claimed VMs stay until they are released.
 
-    With `force` the claimed ones are released now. Asking again is allowed, also to add `force`. Raises PoolNotFound.
+    With `force` the claimed VMs are released now. It may be called again, also to add `force`. Raises PoolNotFound.
     """
     async with db.begin() as tx:
         pool = await _existing(tx, name, lock=True)
@@ -144,7 +144,7 @@ async def delete_pool(db: Database, name: str, *, force: bool) -> PoolRow:
 
 
 async def replenish_pool(db: Database, name: str) -> PoolRow:
-    """Fills the pool up to its size once, also one without auto_replenish."""
+    """Fills the pool up to its size once, even if it has no auto_replenish."""
     async with db.begin() as tx:
         pool = await _existing(tx, name, lock=True)
         _refuse_deleting(pool)
@@ -155,7 +155,7 @@ async def replenish_pool(db: Database, name: str) -> PoolRow:
 
 
 async def pause_pool(db: Database, name: str) -> PoolRow:
-    """Nothing is created or removed for the pool until it is resumed; its warm VMs can be claimed all the same."""
+    """Until the pool is resumed no VM is created or removed for it. Its warm VMs can still be claimed."""
     async with db.begin() as tx:
         pool = await _existing(tx, name, lock=True)
         _refuse_deleting(pool)
@@ -166,7 +166,7 @@ async def pause_pool(db: Database, name: str) -> PoolRow:
 
 
 async def resume_pool(db: Database, name: str) -> PoolRow:
-    """Ends a pause, closes the breaker and forgets the backoff."""
+    """Ends a pause, closes the breaker and clears the backoff."""
     async with db.begin() as tx:
         pool = await _existing(tx, name, lock=True)
         _refuse_deleting(pool)
@@ -179,7 +179,7 @@ async def resume_pool(db: Database, name: str) -> PoolRow:
 
 
 def no_such_pool(name: str) -> PoolNotFound:
-    return PoolNotFound(f"no pool is named {name!r}; GET /v1/pools lists them, PUT /v1/pools/{name} makes one")
+    return PoolNotFound(f"no pool is named {name!r}; GET /v1/pools lists them, PUT /v1/pools/{name} creates it")
 
 
 def _version(pool: PoolRow | None) -> tuple[UUID, int] | None:
@@ -223,21 +223,21 @@ async def _again(tx: Tx, pool: PoolRow) -> PoolRow:
 def _refuse_deleting(pool: PoolRow | None) -> None:
     if pool is not None and pool.deleting_at is not None:
         raise PoolBeingDeleted(
-            f"pool {pool.name!r} is being deleted and its name is free once its last VM has gone; "
+            f"pool {pool.name!r} is being deleted; its name is free once its last VM is gone. "
             f"DELETE /v1/pools/{pool.name}?force=true releases its claims now"
         )
 
 
 def _refuse_other_backing(pool: PoolRow | None, spec: PoolSpec) -> None:
-    """A VM is made by one of two hands, and which it was stays with it: a pool is of one kind for its life."""
+    """The backing decides who creates a VM and who deletes it, so a pool keeps its backing."""
     if pool is None or pool.spec.backing is spec.backing:
         return
-    message = f"pool {pool.name!r} is {pool.spec.backing}, and stays so; to change that, make a pool of another name and delete this one"
-    raise InvalidRequest(f"backing: {message}. Nothing was changed", problems=[FieldProblem("backing", message)])
+    message = f"cannot be changed (it is {pool.spec.backing}); create another pool and delete this one"
+    raise InvalidRequest(f"backing {message}. Nothing was changed", problems=[FieldProblem("backing", message)])
 
 
 def _asks_for_more(before: PoolRow | None, spec: PoolSpec, revision: str) -> bool:
-    """A pool that fits no more may be changed in all else, and made smaller."""
+    """Whether the pool needs more of the nodes. A pool that no longer fits may be changed otherwise, and made smaller."""
     if before is None or before.revision != revision or before.spec.allow_unschedulable:
         return True
     return spec.size > before.spec.size

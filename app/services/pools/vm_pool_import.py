@@ -1,4 +1,4 @@
-"""Taking over a VirtualMachinePool that somebody made: it becomes a pool, and its VMs become the pool's, as they run."""
+"""Imports a VirtualMachinePool that somebody else created: it becomes a pool, and its running VMs become the pool's."""
 
 from dataclasses import dataclass
 
@@ -26,9 +26,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """What taking a VirtualMachinePool over changes, in sentences, and which VMs become the pool's. `pool` None: nothing was
-    done, it was only looked at.
-    """
+    """What importing a VirtualMachinePool changes, in sentences, and which VMs become the pool's. `pool` is None in a dry run."""
 
     vm_pool: str
     name: str
@@ -41,9 +39,9 @@ class Import:
 async def import_vm_pool(
     db: Database, gateway: Gateway, *, vm_pool: str, name: str, warm_when: WarmWhen, dry_run: bool
 ) -> Import:
-    """Makes pool `name` of the VirtualMachinePool: its template is the pool's, its replicas are the size. No VM is restarted or
-    removed by that. With `dry_run` nothing is written anywhere.
+    """Creates pool `name` from the VirtualMachinePool's template, with its replicas as size. No VM is restarted or removed.
 
+    With `dry_run` nothing is written anywhere.
     Raises ClusterNotFound, Conflict where it belongs to a pool or is being deleted or the name is taken, InvalidRequest where
     it cannot be a pool, and what `prepare_pool` raises.
     """
@@ -89,24 +87,24 @@ async def import_vm_pool(
 
 
 def tell_changes(found: FoundVmPool, pool: str) -> tuple[str, ...]:
-    """What becomes of it in the cluster, one sentence each."""
+    """What changes in the cluster, one sentence each."""
     told = [
         f"{strategy} becomes unmanaged: the cluster creates VMs, and no longer changes or deletes them"
         for strategy in found.managed
     ]
     if found.heals:
-        told.append("autohealing is taken out: pool health is judged here, and it acts on every VM of the namespace")
-    told.append("it, its template, its VMs and their running instances get the labels by which they are known here")
-    told.append("it gets a finalizer, so that its VMs can be detached before it goes where somebody deletes it")
-    told.append(
-        "its template is written again as the pool's, which new VMs are made from; those that run stay as they are"
-    )
-    if found.sight.paused:
-        told.append("it is paused, and stays so until somebody resumes it in the cluster")
-    if found.members:
         told.append(
-            f"{len(found.members)} VMs become warm VMs of pool {pool!r} as they run; none is restarted or removed"
+            "autohealing is removed: it acts on every VM of the namespace, and the service checks health itself"
         )
+    told.append(
+        "the VirtualMachinePool, its template, its VMs and their running instances get the labels of this service"
+    )
+    told.append("it gets a finalizer, so that its VMs can be detached before it is deleted")
+    told.append("its template is replaced by the pool's, from which new VMs are made; running VMs stay as they are")
+    if found.sight.paused:
+        told.append("it is paused and stays paused until somebody resumes it in the cluster")
+    if found.members:
+        told.append(f"{len(found.members)} running VMs become warm VMs of pool {pool!r}; none is restarted or removed")
     return tuple(told)
 
 

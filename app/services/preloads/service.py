@@ -1,4 +1,4 @@
-"""Writing preloads: the cluster is asked first, with no transaction open; what must then be done there is derived from the rows."""
+"""Writes preloads: first checks them with the cluster, without a transaction, then writes them. The reconciler does the rest."""
 
 import hashlib
 import re
@@ -55,7 +55,7 @@ class PreparedPreload:
 async def prepare_preload(
     db: Database, gateway: Gateway, name: str, spec: PreloadSpec, *, automatic: bool = False
 ) -> PreparedPreload:
-    """Checks the preload without writing anything; the cluster is asked only if the image would be imported anew.
+    """Checks the preload without writing anything. The cluster is asked only if the image would be imported again.
 
     `automatic`: it is deleted when it is unused. Raises PreloadRefused, PreloadBeingDeleted, ClusterError (no CDI),
     ClusterUnavailable.
@@ -73,9 +73,9 @@ async def prepare_preload(
 
 
 async def commit_preload(db: Database, prepared: PreparedPreload) -> WrittenPreload:
-    """Writes what was prepared; an image to be imported anew is imported by the reconciler. Raises Overtaken.
+    """Writes what was prepared. Raises Overtaken. If the image must be imported again, the reconciler does that.
 
-    If it is another image than before, nothing serves until it is imported.
+    If it is another image than before, VMs do not start from the preload until it is imported.
     """
     name, spec, image, automatic = prepared.name, prepared.spec, prepared.image, prepared.automatic
     async with db.begin() as tx:
@@ -118,9 +118,9 @@ async def put_preload(
 
 
 async def refresh_preload(db: Database, name: str) -> PreloadRow:
-    """Imports or pulls the image anew; what serves now goes on until that is ready.
+    """Imports or pulls the image again. VMs start from the present content until the new one is ready. Raises PreloadNotFound.
 
-    Where the policy goes by what stands in the namespace already, that is looked at anew. Raises PreloadNotFound.
+    If the policy uses a volume that exists in the namespace, that volume is looked up again.
     """
     async with db.begin() as tx:
         preload = await existing(tx, name, lock=True)
@@ -133,17 +133,17 @@ async def refresh_preload(db: Database, name: str) -> PreloadRow:
 
 
 async def delete_preload(db: Database, name: str, *, force: bool) -> PreloadRow:
-    """Begins its end: its objects are removed from the cluster; a volume that was there before it stays.
+    """Starts to delete a preload: its objects are removed from the cluster; a volume that existed before it stays. May be repeated.
 
-    Raises PreloadNotFound, and PreloadInUse where a pool starts from it or a VM is being made from it, but for `force`:
-    such VMs start cold from then on. Asking again is allowed.
+    Raises PreloadNotFound, and PreloadInUse if a pool starts from it or a VM is being created from it. With `force` such VMs start
+    cold from then on.
     """
     async with db.begin() as tx:
         preload = await existing(tx, name, lock=True)
         if preload.deleting_at is None:
             pools, making = await preload_rows.users(tx, name)
             if (pools or making) and not force:
-                raise PreloadInUse(f"preload {name!r} {_usage(pools, making)}; delete it with ?force=true all the same")
+                raise PreloadInUse(f"preload {name!r} {_usage(pools, making)}; use ?force=true to delete it anyway")
             await preload_rows.begin_delete(tx, preload.id)
             await events.record(tx, "preload.deleting", preload=name, force=force)
             await notify(tx, Topic.PRELOAD)
@@ -161,9 +161,9 @@ async def ensure_preload(
     size: str | None = None,
     storage_class: str | None = None,
 ) -> PreloadRow | None:
-    """The preload that brings `image` near: one that there is, or a new one; None for a PVC, which is near already.
+    """The preload of `image`: an existing one, or a new one. None for a PVC, which needs no preload.
 
-    A disk image goes into a volume of `size` (10 GiB where none is given). Raises as `put_preload` does.
+    A disk image is imported into a volume of `size`, by default 10 GiB. Raises what `put_preload` raises.
     """
     if image.kind is ImageKind.PVC:
         return None
@@ -177,7 +177,7 @@ async def ensure_preload(
 async def ensure_preloads(
     db: Database, gateway: Gateway, template: VmTemplate, *, automatic: bool = True
 ) -> list[PreloadRow]:
-    """One for each image that the template's disks are made from, as large as the template asks. Raises as `put_preload` does."""
+    """One preload for each image of the template, as large as the template asks. Raises what `put_preload` raises."""
     specs = gateway.preloads.specs_for(template.spec)
     return [await _ensure(db, gateway, spec, automatic=automatic) for spec in specs]
 
@@ -187,7 +187,7 @@ async def existing(tx: Tx, name: str, *, lock: bool = False) -> PreloadRow:
     preload = await preload_rows.get(tx, name, lock=lock)
     if preload is None:
         raise PreloadNotFound(
-            f"no preload is named {name!r}; GET /v1/preloads lists them, PUT /v1/preloads/{name} makes one"
+            f"no preload is named {name!r}; GET /v1/preloads lists them, PUT /v1/preloads/{name} creates it"
         )
     return preload
 
@@ -209,7 +209,7 @@ async def _ensure(db: Database, gateway: Gateway, spec: PreloadSpec, *, automati
 
 
 def _name_for(image: ImageRef) -> str:
-    """For people the image's last word, and of the whole of it a hash."""
+    """The last part of the image's reference, for people, and a hash of all of it."""
     word = re.sub(r"[^a-z0-9]+", "-", image.reference.lower().rstrip("/").rpartition("/")[2]).strip("-")
     digest = hashlib.sha256(f"{image.kind} {image.reference}".encode()).hexdigest()[:_HASH]
     return f"{word[:_LONGEST_WORD].strip('-') or 'image'}-{digest}"
@@ -234,5 +234,5 @@ def _usage(pools: list[str], making: int) -> str:
 def _refuse_deleting(preload: PreloadRow | None) -> None:
     if preload is not None and preload.deleting_at is not None:
         raise PreloadBeingDeleted(
-            f"preload {preload.name!r} is being deleted, and its name is free once the cluster has let go of it"
+            f"preload {preload.name!r} is being deleted; its name is free once its objects are gone from the cluster"
         )

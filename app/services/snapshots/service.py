@@ -1,7 +1,4 @@
-"""Asking for snapshots and letting them go: what speaks against it is found out first, and then one transaction writes it.
-
-The work itself is the workers': see `taking`.
-"""
+"""Creates, refreshes and deletes snapshots: first checks, then writes in one transaction. `reconcilers.snapshots` takes them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,7 +115,9 @@ async def create_snapshot(db: Database, gateway: Gateway, spec: SnapshotSpec) ->
 
 
 async def refresh_snapshot(db: Database, name: str) -> SnapshotRow:
-    """Takes a new one now; where one is being taken already, that is the new one. Raises SnapshotNotFound, SnapshotBeingDeleted."""
+    """Takes a new snapshot now. If one is already in progress, it counts as the refresh. Raises SnapshotNotFound,
+    SnapshotBeingDeleted.
+    """
     async with db.begin() as tx:
         row = await _existing(tx, name)
         _refuse_deleting(row)
@@ -132,10 +131,10 @@ async def refresh_snapshot(db: Database, name: str) -> SnapshotRow:
 
 
 async def delete_snapshot(db: Database, gateway: Gateway, name: str, *, force: bool) -> SnapshotRow:
-    """Begins the end of a snapshot: nothing starts from it any more, and the cluster's objects go. Asking again is allowed.
+    """Starts to delete a snapshot: nothing starts from it any more, and its objects in the cluster are deleted. May be repeated.
 
-    Raises SnapshotNotFound; SnapshotInUse where pools start from it: with `force` they start cold from then on, and only
-    those that could not, as their template has no disk of its own, are in the way.
+    Raises SnapshotNotFound, and SnapshotInUse if pools start from it. With `force` those pools start cold from then on; SnapshotInUse
+    is raised only if one cannot, because its template has no disk of its own.
     """
     async with db.begin() as tx:
         row = await _existing(tx, name)
@@ -144,12 +143,12 @@ async def delete_snapshot(db: Database, gateway: Gateway, name: str, *, force: b
             if users and not force:
                 raise SnapshotInUse(
                     f"VMs of the pools {_quoted(list(users))} start from snapshot {name!r}; change their start_from, or delete "
-                    "it with ?force=true: they start cold from then on"
+                    "it with ?force=true, and they start cold from then on"
                 )
             diskless = [pool for pool, spec in users.items() if not gateway.reopen(spec).has_own_disk]
             if diskless:
                 raise SnapshotInUse(
-                    f"the pools {_quoted(diskless)} have no disk but that of snapshot {name!r}, and could not start cold; "
+                    f"the pools {_quoted(diskless)} have no disk other than that of snapshot {name!r}, so they could not start cold; "
                     "change or delete them first"
                 )
             await snapshot_rows.begin_delete(tx, row.id)
@@ -167,7 +166,7 @@ def no_such_snapshot(name: str) -> SnapshotNotFound:
 
 
 def refuse_without_disks(what: str, field: str, volumes: Sequence[VolumeVerdict]) -> None:
-    """Raises SnapshotRefused where nothing of it could be in a snapshot, with each volume's reason."""
+    """Raises SnapshotRefused, with a reason for each volume, if none of the volumes can be in a snapshot."""
     if any(volume.enabled for volume in volumes):
         return
     reasons = "; ".join(f"{volume.name}: {volume.reason}" for volume in volumes) or "it has no volumes"
@@ -180,21 +179,21 @@ def refuse_without_disks(what: str, field: str, volumes: Sequence[VolumeVerdict]
 
 
 async def _known(tx: Tx, spec: SnapshotSpec) -> SnapshotRow | None:
-    """The snapshot that has the name, where it is the one that is asked for."""
+    """The snapshot with this name, if there is one. Raises Conflict if its spec differs."""
     row = await snapshot_rows.get(tx, spec.name)
     if row is None:
         return None
     _refuse_deleting(row)
     was, asked = row.spec.model_dump(mode="json"), spec.model_dump(mode="json")
     problems = [
-        FieldProblem(key, f"it is {was[key]!r} there, and {asked[key]!r} here")
+        FieldProblem(key, f"the snapshot has {was[key]!r}, the request has {asked[key]!r}")
         for key in asked
         if was[key] != asked[key]
     ]
     if problems:
         differs = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
         raise Conflict(
-            f"a snapshot {spec.name!r} exists, and is another one: {differs}. Take another name, or delete that one first",
+            f"snapshot {spec.name!r} exists with another spec: {differs}. Choose another name, or delete that snapshot first",
             problems=problems,
         )
     return row
@@ -204,7 +203,7 @@ async def _check_vm(gateway: Gateway, name: str) -> None:
     vm = await gateway.snapshots.source(name)
     if vm is None or vm.deleting:
         gone = "is being deleted" if vm is not None else "does not exist in the namespace"
-        raise VmNotFound(f"source.vm: VM {name!r} {gone}; name one that stands there")
+        raise VmNotFound(f"source.vm: VM {name!r} {gone}; name a VM that exists")
     refuse_without_disks(f"VM {name!r}", "source.vm", vm.volumes)
 
 
@@ -215,9 +214,9 @@ async def _check_pool(db: Database, gateway: Gateway, name: str, snapshot: Snaps
     if pool is None or pool.kind == KIND:
         raise no_such_pool(name)
     if pool.deleting_at is not None:
-        raise PoolBeingDeleted(f"pool {name!r} is being deleted; take a snapshot of another one")
+        raise PoolBeingDeleted(f"pool {name!r} is being deleted; take a snapshot of another pool")
     template, spec = made_from(gateway, pool, snapshot)
-    if spec.start_from is None:  # else what it starts from brings it a disk
+    if spec.start_from is None:  # otherwise it gets a disk from what it starts from
         verdicts = gateway.snapshots.judge(template.spec)
         refuse_without_disks(f"pool {name!r}", "source.pool", verdicts)
     return pool.revision
@@ -240,7 +239,7 @@ async def _existing(tx: Tx, name: str) -> SnapshotRow:
 def _refuse_deleting(row: SnapshotRow) -> None:
     if row.deleting_at is not None:
         raise SnapshotBeingDeleted(
-            f"snapshot {row.name!r} is being deleted, and its name is free once the cluster holds nothing of it any more"
+            f"snapshot {row.name!r} is being deleted; its name is free once its objects are gone from the cluster"
         )
 
 

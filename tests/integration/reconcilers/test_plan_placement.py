@@ -7,7 +7,7 @@ import pytest
 from app.domain.nodes import SCHEDULABLE, Demand, Node
 from app.domain.states import VmState
 from app.errors import Unschedulable
-from app.lifecycle.placement import FACTS_SECONDS, Placing, check_fit, see
+from app.lifecycle.placement import FACTS_SECONDS, Placing, check_fit, nodes_status
 from app.reconcilers.pools.plan_pool import plan_next_pool
 from app.services.pools.service import put_pool
 from app.store import nodes
@@ -290,12 +290,12 @@ class TestChecking:
         assert (await self.check(db, None)).unseen[0].startswith("an instance type")
         query = "UPDATE watch SET heard_at = now() - interval '1 hour', broken_since = now(), broken_reason = 'cut'"
         await execute(db, query)
-        assert (await self.check(db, VM)).unseen == ("nodes were seen 3600 s ago for the last time: cut",)
+        assert (await self.check(db, VM)).unseen == ("nodes were last observed 3600 s ago: cut",)
 
     async def test_pods_that_are_hidden_are_told(self, db):
         await show(db, replace(NODE, used=None))
         async with db.begin() as tx:
             await watches.write_broken(tx, nodes.PODS_WATCH, holder="one", reason="pods is forbidden")
-            assert (await see(tx)).pods_hidden == "pods is forbidden"
+            assert (await nodes_status(tx)).pods_hidden == "pods is forbidden"
         answer = await self.check(db, VM)
         assert (answer.fits, answer.unseen) == (True, ("what runs on the nodes cannot be seen, and counts as nothing",))

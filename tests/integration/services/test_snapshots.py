@@ -60,7 +60,7 @@ async def test_preparing_tells_the_outcome_and_writes_nothing(db, gateway):
 
 async def test_another_one_under_the_name_is_refused_by_what_differs(db, gateway):
     await create_snapshot(db, gateway, wanted())
-    with pytest.raises(Conflict, match="keep: it is 1 there, and 2 here") as error:
+    with pytest.raises(Conflict, match="keep: the snapshot has 1, the request has 2") as error:
         await create_snapshot(db, gateway, wanted(keep=2))
     assert [problem.field for problem in error.value.problems] == ["keep"]
 

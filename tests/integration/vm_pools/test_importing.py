@@ -79,8 +79,8 @@ async def test_a_dry_run_says_what_would_change_and_changes_nothing(world):
     for words in (
         "updateStrategy becomes unmanaged",
         "scaleInStrategy becomes",
-        "autohealing is taken out",
-        "3 VMs become",
+        "autohealing is removed",
+        "3 running VMs become",
     ):
         assert words in told
     assert await world.vm_pools() == before

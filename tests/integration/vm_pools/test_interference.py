@@ -263,7 +263,7 @@ async def test_what_no_row_knows_goes_and_what_somebody_else_made_stays(world):
 
 async def test_what_stands_behind_a_pool_stays(world):
     await world.put(size=1)
-    with pytest.raises(InvalidRequest, match="backing: pool 'web' is VirtualMachinePool, and stays so"):
+    with pytest.raises(InvalidRequest, match=r"backing cannot be changed \(it is VirtualMachinePool\)"):
         await world.put(size=1, backing=Backing.VIRTUAL_MACHINE)
 
 
