@@ -165,7 +165,7 @@ async def test_another_body_under_the_name_is_refused_by_what_differs(server, se
     await server.put("twice", size=0, template=template())
     await service.post("/v1/snapshots", json={"name": "twice", "source": {"pool": "twice"}})
     answer = await service.post("/v1/snapshots", json={"name": "twice", "source": {"pool": "twice"}, "keep": 3})
-    check(answer, Refused(409, "conflict", "keep", "it is 1 there, and 3 here"))
+    check(answer, Refused(409, "conflict", "keep", "the snapshot has 1, the request has 3"))
     await service.delete("/v1/snapshots/twice", params={"force": True})
     answer = await service.post("/v1/snapshots", json={"name": "twice", "source": {"pool": "twice"}})
     if answer.status_code != 202:  # it may be gone already
