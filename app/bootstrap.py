@@ -16,7 +16,7 @@ from app.services.claims.service import ClaimService
 from app.services.claims.waiters import Waiters
 from app.services.manifests.handlers import make_manifest_service
 from app.services.paths.selector import PathSelector
-from app.store.claims.warm import ClaimLane
+from app.store.claims.warm import WarmClaimStore
 from app.store.database import Database
 from app.store.notices import Listener, Topic
 
@@ -34,12 +34,12 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
     async with AsyncExitStack() as closing:
         db = Database(url, pool_size=settings.database_pool_size)
         closing.push_async_callback(db.close)
-        lane = ClaimLane(url)
-        closing.push_async_callback(lane.close)
+        warm_claims = WarmClaimStore(url)
+        closing.push_async_callback(warm_claims.close)
         gateway = await connect(settings)
         closing.push_async_callback(gateway.close)
-        room = Waiters(db, lane)
-        claim_service = ClaimService(db, lane, room, settings)
+        waiters = Waiters(db, warm_claims)
+        claim_service = ClaimService(db, warm_claims, waiters, settings)
         path_selector = PathSelector(db, gateway, claim_service, settings)
         tail = EventTail(db)
         listener = Listener(url)
@@ -48,8 +48,8 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         if settings.role is not Role.WORKER:
             listener.on(Topic.POOL, claim_service.forget_pools)
             listener.on(Topic.POOL, path_selector.forget_pools)
-            listener.on(Topic.SETTLED, room.wake)
-            parts |= {"claim_service": claim_service.run, "room": room.run, "tail": tail.run}
+            listener.on(Topic.SETTLED, waiters.wake)
+            parts |= {"claim_service": claim_service.run, "waiters": waiters.run, "tail": tail.run}
             try:
                 await claim_service.warm_up()
             except DatabaseUnavailable as error:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
+from app.domain.claims import ClaimRequest, NewClaim
 from app.ids import new_id
-from app.store.claims.warm import ClaimLane, ClaimRequest
+from app.store.claims.warm import WarmClaimStore
 from bench.load import Client, Load, hammer, quantile
 from bench.rig import connected, cpu_seconds, fill, make_pool, postmaster, serve_api, serve_yardstick
 from bench.waiters import serve_waiters
@@ -241,16 +242,17 @@ async def _take_turns(bench: Bench, clients: dict[int, Client], top_up: Callable
 
 async def _churn(url: str, pool_id: UUID, count: int) -> None:
     """Claims `count` VMs as the service does, in its own statement."""
-    lane = ClaimLane(url, connections=1)
+    warm_claims = WarmClaimStore(url, connections=1)
+    request = ClaimRequest("bench", 0, 3600, {}, None, "")
     try:
         for start in range(0, count, 500):
             size = min(500, count - start)
-            requests = [ClaimRequest(new_id(), None, "", 3600, "{}") for _ in range(size)]
-            outcomes = await lane.claim(pool_id, requests)
+            new = [NewClaim(new_id(), 3600, request) for _ in range(size)]
+            outcomes = await warm_claims.claim(pool_id, new)
             if None in outcomes:
                 raise SystemExit("the churn ran out of VMs")
     finally:
-        await lane.close()
+        await warm_claims.close()
 
 
 def _ratios(after: Taken, before: Taken, share: float) -> tuple[float, ...]:

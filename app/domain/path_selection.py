@@ -1,7 +1,7 @@
-"""Which way a claim that describes its VM is served, and why not by each other: pure, from what there is and what was measured.
+"""Selects the path of a claim that describes its VM, and says why, from what there is and what was measured.
 
-The order is that of `StartPath`: a pool's next VM, a snapshot, a preload, cold. What was measured for this very shape overrules
-it, where there is enough of it. A pool is waited for where its next VM comes sooner than the best other way.
+Paths are preferred in the order of `StartPath`: a pool's next VM, a snapshot, a preload, cold. Enough measurements of the same
+shape overrule that order. A claim waits for a pool's next VM where that comes sooner than a VM on the best other path.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,17 +14,18 @@ from app.domain.pools import StartFrom
 from app.domain.statistics import BootTimes
 
 ENOUGH = 5
-"""So often must each of two paths have been measured for a shape before their medians overrule the order."""
+"""How often each of two paths must have been measured for a shape before their medians overrule the order."""
 
 NO_DATA = BootTimes()
 
 
 @dataclass(frozen=True, slots=True)
 class PathOption:
-    """One way for one shape. `source` names the pool, snapshot or preload; `why` says in words why it is not available.
+    """One path for one shape. `source` names the pool, snapshot or preload; `why` says in words why it is not available.
 
-    `own` is what was measured for this shape, `overall` for this path over all shapes. A pool's are the time until
-    its next VM, told by `basis`; `on_its_way`: that VM is being made already. `note` is told where it is taken.
+    `own` was measured for this shape, `overall` for this path over all shapes; for a pool both are the time until its next
+    VM, and `basis` says what that is based on. `on_its_way`: that VM is being made already. `waits_for_source`: the source
+    is not ready, and the claim wants nothing else. `note` is added to the reason where the path is chosen.
     """
 
     path: StartPath
@@ -35,12 +36,13 @@ class PathOption:
     overall: BootTimes = NO_DATA
     basis: str | None = None
     on_its_way: bool = False
+    waits_for_source: bool = False
     note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PathEstimate:
-    """Seconds until the VM is there, and what that is based on, in words. None: nothing was measured."""
+    """Seconds until the VM is ready, and what that is based on, in words. None: nothing was measured."""
 
     p50: float | None
     p95: float | None
@@ -50,7 +52,7 @@ class PathEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Considered:
-    """`why`: not available, or not taken though it is; None: it was taken."""
+    """`why`: why the path is not available or was not chosen; None: it was chosen."""
 
     path: StartPath
     source: str | None
@@ -61,31 +63,32 @@ class Considered:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The path to take, from what, why, and what was thought of each path, fastest first."""
+    """The chosen path, its source and the reason, and what was considered of each path, fastest first."""
 
     path: StartPath
     source: str | None
     reason: str
     considered: tuple[Considered, ...]
+    waits_for_source: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class NoChoice:
-    """No path can be taken. `too_slow`: there are some, and each has been measured to take longer than the deadline."""
+    """No path can be chosen. `too_slow`: some are available, and each was measured to take longer than the deadline."""
 
     considered: tuple[Considered, ...]
     too_slow: bool = False
 
     @property
     def reason(self) -> str:
-        """Why not, path by path."""
+        """Why no path was chosen, path by path."""
         return "; ".join(f"{each.path}: {each.why}" for each in self.considered if each.why)
 
 
 def choose(
     options: Sequence[PathOption], allowed: Collection[StartPath], deadline_seconds: float | None = None
 ) -> Choice | NoChoice:
-    """One of the `options`, which hold at most one a path, in the order of `StartPath`."""
+    """Chooses one of the `options`, which hold at most one for each path, in the order of `StartPath`."""
     allowed_ones = [option for option in options if option.path in allowed]
     usable = [option for option in allowed_ones if option.available]
     fitting = [option for option in usable if not _is_too_slow(option, deadline_seconds)]
@@ -102,7 +105,7 @@ def choose(
     )
     if chosen is None:
         return NoChoice(considered, too_slow=bool(usable))
-    return Choice(chosen.path, chosen.source, _why(chosen, fitting), considered)
+    return Choice(chosen.path, chosen.source, _why(chosen, fitting), considered, chosen.waits_for_source)
 
 
 def estimate(option: PathOption) -> PathEstimate:
@@ -120,7 +123,7 @@ def estimate(option: PathOption) -> PathEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A path that a claim was moved away from, and why."""
+    """A path that failed and that the claim was moved away from, and why."""
 
     path: StartPath
     source: str | None
@@ -130,9 +133,9 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A choice as a claim keeps it. `tried` is in the order of time.
+    """A choice as a claim keeps it. `tried` lists the paths that failed before, oldest first.
 
-    `start_from`: what its client wanted it to start from, and nothing else.
+    `start_from`: what the client wants the VM to start from, and from nothing else.
     """
 
     path: StartPath
@@ -161,7 +164,7 @@ class Record:
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> "Record":
-        """From `as_json`, without what was considered: that is of a moment that has passed."""
+        """From `as_json`, without what was considered, which is no longer true."""
         forced, deadline_at = stored.get("start_from"), stored.get("deadline_at")
         return cls(
             path=StartPath(stored["path"]),
@@ -177,7 +180,7 @@ class Record:
         )
 
     def gave_up(self, reason: str, now: datetime) -> "Record":
-        """The path that was chosen has come to nothing."""
+        """The path that was chosen has failed."""
         return replace(self, tried=(*self.tried, Tried(self.path, self.source, reason, now)))
 
     def followed_by(self, choice: Choice, now: datetime) -> "Record":
@@ -225,7 +228,7 @@ def considered_as_json(considered: Sequence[Considered]) -> list[dict[str, Any]]
 
 
 def _is_too_slow(option: PathOption, deadline_seconds: float | None) -> bool:
-    """Only what was measured for this shape can say so."""
+    """Only measurements of this shape can say so."""
     p95 = option.own.p95 if option.own.count else None
     return deadline_seconds is not None and p95 is not None and p95 > deadline_seconds
 
@@ -247,7 +250,7 @@ def _is_measured_faster(one: PathOption, other: PathOption) -> bool:
 
 
 def _comes_sooner(pool: PathOption, other: PathOption) -> bool:
-    """Where one of the two was never measured: a VM that is on its way has a start over one that is yet to begin."""
+    """Where one of the two was never measured, a VM that is being made already counts as sooner than one that is not."""
     mine, its = estimate(pool).p50, estimate(other).p50
     if mine is not None and its is not None:
         return mine <= its
@@ -269,7 +272,7 @@ def _why(chosen: PathOption, fitting: Sequence[PathOption]) -> str:
     ahead = [
         other for other in fitting if other.path is not StartPath.POOL and _place(other.path) < _place(chosen.path)
     ]
-    why = "measured to be the fastest" if ahead else "the fastest way there is"
+    why = "measured to be the fastest" if ahead else "the fastest path available"
     noted = f" ({chosen.note})" if chosen.note else ""
     return f"{what}{noted}: {why}{about}"
 
@@ -286,11 +289,11 @@ def _why_not(
     if _is_too_slow(option, deadline_seconds):
         return f"its measured p95 of {_say(option.own.p95)} is beyond the deadline of {_say(deadline_seconds)}"
     if chosen is None or _place(option.path) > _place(chosen.path):
-        return "not needed: a faster path is there"
+        return "not needed: a faster path is available"
     mine, its = estimate(option), estimate(chosen)
     if mine.p50 is not None and its.p50 is not None:
         return f"slower: {_say(mine.p50)} ({mine.basis}) against {_say(its.p50)} ({its.basis})"
-    return f"no VM of it is on its way yet, and {chosen.path} begins at once"
+    return f"no VM of it is being made yet, and {chosen.path} starts at once"
 
 
 def _place(path: StartPath) -> int:

@@ -1,4 +1,4 @@
-"""Ending a claim, with all that follows from it."""
+"""Releasing a claim: its VM is destroyed, its pool is planned again and its waiting clients are told."""
 
 from uuid import UUID
 

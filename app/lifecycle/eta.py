@@ -1,4 +1,4 @@
-"""How a pool stands for one more claim: what it has, whether another VM will come, and when."""
+"""Whether and when a pool has a VM for one more claim."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -13,8 +13,8 @@ from app.store.vms.observed import database_now
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
-    """A pool as it stood a moment ago: good enough to say why nothing is warm, and whether anything will be."""
+class PoolStatus:
+    """A pool and its counts, read a moment ago: enough to say why no VM is ready, and whether one will be."""
 
     pool: PoolRow
     counts: PoolCounts
@@ -22,19 +22,21 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredBoots:
-    """`of` says whose they are, in words; `of_shape`: they tell of the pool's own shape, and may so rule a deadline out."""
+    """`of` says in words whose boots these are. `of_shape`: they were measured for the pool's own shape, so a deadline may be
+    refused because of them.
+    """
 
     times: BootTimes
     of: str
     of_shape: bool
 
 
-async def look_at(tx: Tx, pool: PoolRow) -> Outlook:
-    return Outlook(pool, await statistics.count(tx, pool.id))
+async def read_status(tx: Tx, pool: PoolRow) -> PoolStatus:
+    return PoolStatus(pool, await statistics.count(tx, pool.id))
 
 
 async def estimate_in_pool(tx: Tx, pool_id: UUID, claim_id: UUID | None) -> WaitEstimate:
-    """How long the claim waits in the pool's queue; None: one that would come behind all others."""
+    """How long the claim waits in the pool's queue. `claim_id` None: a claim that joins it now."""
     pool = await pool_rows.get_by_id(tx, pool_id)
     if pool is None:
         return WaitEstimate(None, "its pool is gone")
@@ -54,9 +56,9 @@ async def estimate_in_pool(tx: Tx, pool_id: UUID, claim_id: UUID | None) -> Wait
 
 
 async def measure_boots(tx: Tx, pool: PoolRow) -> MeasuredBoots:
-    """Its own; where it has none, what its shape took by the same path wherever one was made, and then what all shapes did.
+    """The pool's own boot times; where it has none, those of its shape on the same path in any pool, then those of all shapes.
 
-    A hidden pool's own are its shape's by that path, and it may be younger than those.
+    An on-demand pool takes those of its shape: it may be younger than they are.
     """
     if pool.kind == "pool":
         own = (await statistics.of_pools(tx, [pool.id]))[pool.id].boots
@@ -70,7 +72,7 @@ async def measure_boots(tx: Tx, pool: PoolRow) -> MeasuredBoots:
 
 
 def why_none_will_come(pool: PoolRow, claimed: int, wait_seconds: float) -> str | None:
-    """Why the pool makes no new VM for a claim, in words. Where only `max_vms` is in the way, who waits may outlast it."""
+    """Why the pool makes no new VM for a claim, in words. `max_vms` is no reason for a claim that can wait for a release."""
     if pool.deleting_at is not None:
         return "it is being deleted"
     if pool.stalled_at is not None:
@@ -78,7 +80,7 @@ def why_none_will_come(pool: PoolRow, claimed: int, wait_seconds: float) -> str 
     if pool.paused:
         return "it is paused"
     if not pool.spec.auto_replenish:
-        return "it does not refill by itself: call replenish"
+        return "auto_replenish is off: call replenish"
     if pool.spec.max_vms is not None and claimed >= pool.spec.max_vms and wait_seconds <= 0:
         return f"all of its max_vms ({pool.spec.max_vms}) are claimed"
     return None

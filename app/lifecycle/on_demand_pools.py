@@ -1,7 +1,7 @@
-"""Hidden pools: one for each shape and way to start it, made when a claim first needs it and gone when none has for long.
+"""On-demand pools: one for each shape and path, made when a claim first needs it and deleted when none has for a long time.
 
-The VMs that a claim without a pool, or a snapshot, needs are made by what makes those of pools: a hidden pool is of no
-size, and one VM is planned for each claim in its queue.
+The VMs for claims that describe them, and for snapshots, are made as the VMs of pools are: an on-demand pool has size 0, and
+one VM is planned for each claim in its queue.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ from app.domain.placement import Placement
 from app.domain.pools import PoolSpec, StartFrom, revision_of
 from app.errors import NoPath
 from app.ids import new_id
+from app.lifecycle.start_sources import NotYet, resolve_start
 from app.store.database import Database, Tx
-from app.store.pools import on_demand as shapes
+from app.store.pools import on_demand, statistics
 from app.store.pools import rows as pool_rows
-from app.store.pools import statistics
 from app.store.rows import PoolRow
 
 KIND = "on_demand"
@@ -33,7 +33,7 @@ _FULL_RETRY_SECONDS = 30.0
 log = structlog.get_logger(__name__)
 
 
-def shape_spec(
+def on_demand_spec(
     template: dict[str, object],
     *,
     warm_when: WarmWhen = WarmWhen.AGENT,
@@ -41,7 +41,7 @@ def shape_spec(
     placement: Placement | None = None,
     boot_timeout_seconds: int = 600,
 ) -> PoolSpec:
-    """What a hidden pool is asked to be: as many VMs as claims wait, at once, on leases of any length."""
+    """The spec of an on-demand pool: as many VMs as claims wait, all at once, on leases of any length."""
     return PoolSpec(
         size=0,
         template=template,
@@ -55,19 +55,19 @@ def shape_spec(
 
 
 def on_demand_name(template: VmTemplate, spec: PoolSpec) -> str:
-    """The same for the same VMs made in the same way. With dots, so that it is no name that a user can give."""
+    """The same for the same VMs made in the same way. It has dots, which a user's pool name cannot have."""
     identity = (revision_of(template.fingerprint, spec), spec.warm_when, str(spec.boot_timeout_seconds))
     made_from = hashlib.sha256("\n".join(identity).encode()).hexdigest()
     return f"shape.{template.shape[:_HASH]}.{spec.path}.{made_from[:_HASH]}"
 
 
 async def ensure_on_demand_pool(tx: Tx, template: VmTemplate, spec: PoolSpec) -> PoolRow:
-    """The hidden pool for this template and `spec.start_from`, made where there is none; it stays until `tx` ends.
+    """The on-demand pool for this template and `spec.start_from`, made where there is none; it is locked until `tx` ends.
 
-    Whoever puts a claim into it does so in `tx`: one that nothing hangs on may be gone after it.
+    A claim is put into it in the same `tx`: an empty one may be deleted after that.
     """
     name = on_demand_name(template, spec)
-    found = await shapes.hidden(tx, name)
+    found = await on_demand.lock(tx, name)
     while found is None:
         made = await pool_rows.insert(
             tx,
@@ -80,13 +80,13 @@ async def ensure_on_demand_pool(tx: Tx, template: VmTemplate, spec: PoolSpec) ->
             kind=KIND,
         )
         if made:
-            log.info("shape.pool_made", pool=name, shape=template.shape, path=spec.path, source=spec.source)
-        found = await shapes.hidden(tx, name)
+            log.info("on_demand_pool.made", pool=name, shape=template.shape, path=spec.path, source=spec.source)
+        found = await on_demand.lock(tx, name)
     return found
 
 
 def start_of(choice: Choice) -> StartFrom | None:
-    """What the VMs of the choice's hidden pool start from; None: from their template alone."""
+    """What the VMs of the choice's on-demand pool start from; None: from their template alone."""
     if choice.path is StartPath.SNAPSHOT:
         return StartFrom(snapshot=choice.source)
     if choice.path is StartPath.PRELOAD:
@@ -95,38 +95,45 @@ def start_of(choice: Choice) -> StartFrom | None:
 
 
 async def enter_pool(tx: Tx, choice: Choice, template: VmTemplate, spec: PoolSpec, *, max_pending: int) -> PoolRow:
-    """The pool in whose queue the choice's claim waits: the user's that was chosen, or the hidden one of that `spec`.
+    """The pool in whose queue a claim with this choice waits: the user's pool, or the on-demand pool of `spec`.
 
-    Failures of a hidden pool that rested long enough to be chosen again are forgotten. Raises NoPath where its queue is full,
-    or the user's pool has gone.
+    What was chosen is checked again. Raises NoPath where it is gone or its queue is full. Forgets the failures of an on-demand
+    pool, which has rested long enough if it was chosen again.
     """
     if choice.path is StartPath.POOL:
-        found = await pool_rows.get(tx, choice.source or "")
-        if found is None or found.deleting_at is not None:
-            raise NoPath(f"pool {choice.source!r} was deleted at the same moment; try again", retry_after=1)
-        return found
-    pool = await ensure_on_demand_pool(tx, template, spec)
-    if pool.stalled_at is not None:
-        await pool_rows.forgive(tx, [pool.id])
+        pool = await pool_rows.get(tx, choice.source or "")
+        if pool is None or pool.deleting_at is not None or pool.shape != template.shape:
+            raise _gone(f"pool {choice.source!r} was deleted or changed")
+    else:
+        start = await resolve_start(tx, choice.path, choice.source)
+        if (start is None and choice.source is not None) or (isinstance(start, NotYet) and not choice.waits_for_source):
+            raise _gone(f"{choice.path} {choice.source!r} is no longer ready")
+        pool = await ensure_on_demand_pool(tx, template, spec)
+        if pool.stalled_at is not None:
+            await pool_rows.forgive(tx, [pool.id])
     waiting = (await statistics.count(tx, pool.id)).waiting
     if waiting >= max_pending:
         raise NoPath(
-            f"{waiting} claims wait already for VMs of this shape, as many as may", retry_after=_FULL_RETRY_SECONDS
+            f"{waiting} claims wait already for VMs of this shape, which is the limit", retry_after=_FULL_RETRY_SECONDS
         )
     return pool
 
 
 def rests_until(pool: PoolRow, *, seconds: float) -> datetime | None:
-    """When a hidden pool whose VMs failed may be tried again; None: it did not fail. Nobody can resume it but time."""
+    """When an on-demand pool whose VMs failed may be tried again; None: none failed. Users cannot resume such a pool."""
     if pool.stalled_at is not None:
         return pool.stalled_at + timedelta(seconds=seconds)
     return pool.backoff_until
 
 
 async def retire_idle_pools(db: Database, *, idle_seconds: float = IDLE_SECONDS) -> bool:
-    """Drops hidden pools that nobody has needed for so long; True where there may be more."""
+    """Deletes on-demand pools that no claim has needed for `idle_seconds`; True where there may be more."""
     async with db.begin() as tx:
-        gone = await shapes.retire_idle(tx, seconds=idle_seconds, limit=_RETIRE_AT_ONCE)
+        gone = await on_demand.retire_idle(tx, seconds=idle_seconds, limit=_RETIRE_AT_ONCE)
     if gone:
-        log.info("shape.pools_retired", count=len(gone))
+        log.info("on_demand_pools.retired", count=len(gone))
     return len(gone) == _RETIRE_AT_ONCE
+
+
+def _gone(what: str) -> NoPath:
+    return NoPath(f"{what} at the same moment; try again", retry_after=1)

@@ -1,4 +1,4 @@
-"""What ways there are to a VM of one shape at this moment, each with what it would take or why it is not open."""
+"""The paths to a VM of one shape as they are now, each with how long it takes, or why it is not available."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,12 +16,10 @@ from app.domain.statistics import BootTimes
 from app.lifecycle.eta import estimate_in_pool, measure_boots, why_none_will_come
 from app.lifecycle.on_demand_pools import rests_until
 from app.lifecycle.start_sources import NotYet, resolve_start
-from app.store import path_times as paths
+from app.store import path_times
 from app.store.database import Tx
-from app.store.path_times import PathTimes
-from app.store.pools import on_demand as shapes
-from app.store.pools import statistics
-from app.store.pools.on_demand import ServingPool
+from app.store.pools import on_demand, statistics
+from app.store.pools.on_demand import OnDemandPool, ServingPool
 from app.store.preloads import sources as preloads
 from app.store.preloads.sources import PreloadOption
 from app.store.rows import PoolRow
@@ -33,7 +31,7 @@ _STRENGTH = (WarmWhen.RUNNING, WarmWhen.READY, WarmWhen.AGENT)
 
 @dataclass(frozen=True, slots=True)
 class VmTerms:
-    """A VM as a claim describes it. `start_from`: nothing else will do."""
+    """A VM as a claim describes it. `start_from`: it must start from this and from nothing else."""
 
     template: VmTemplate
     warm_when: WarmWhen
@@ -43,7 +41,7 @@ class VmTerms:
 
 @dataclass(frozen=True, slots=True)
 class OptionRules:
-    """`rest_seconds`: so long a way whose VMs failed too often is left alone. `max_pending`: claims that may wait in one queue."""
+    """`rest_seconds`: how long a path is not used after its VMs failed. `max_pending`: how many claims may wait in one queue."""
 
     rest_seconds: float
     max_pending: int
@@ -54,27 +52,27 @@ class OptionRules:
 
 
 async def read_options(tx: Tx, terms: VmTerms, rules: OptionRules) -> list[PathOption]:
-    """One option a path, in the order of `StartPath`."""
+    """One option for each path, in the order of `StartPath`."""
     shape = terms.template.shape
-    own, overall = await paths.starts_of_shape(tx, shape), await paths.starts_overall(tx)
-    resting = _Resting(await shapes.hidden_of_shape(tx, shape), rules.rest_seconds, await database_now(tx))
+    own, overall = await path_times.starts_of_shape(tx, shape), await path_times.starts_overall(tx)
+    pools, now = await on_demand.of_shape(tx, shape), await database_now(tx)
     found = [await _pool_option(tx, terms, rules)]
     for option in (await _snapshot_option(tx, terms), await _preload_option(tx, terms), _cold_option(terms)):
-        open_ = resting.close(option)
-        found.append(_measured(open_, own, overall))
+        checked = _unless_closed(option, pools, rules, now)
+        found.append(replace(checked, own=own.of(option.path), overall=overall.of(option.path)))
     return found
 
 
-def unfit(serving: ServingPool, terms: VmTerms) -> str | None:
+def why_unsuitable(serving: ServingPool, terms: VmTerms) -> str | None:
     """Why a pool of the shape cannot serve these terms, in words; None: it can."""
     pool = serving.pool
     named = f"pool {pool.name!r}"
     if pool.deleting_at is not None:
         return f"{named} is being deleted"
     if _STRENGTH.index(pool.spec.warm_when) < _STRENGTH.index(terms.warm_when):
-        return f"{named} takes a VM for warm when it is {pool.spec.warm_when}, not {terms.warm_when}"
+        return f"a VM of {named} counts as warm when it is {pool.spec.warm_when}, not {terms.warm_when}"
     if terms.start_from is not None and pool.spec.start_from != terms.start_from:
-        return f"the VMs of {named} start otherwise"
+        return f"the VMs of {named} start from something else"
     if terms.lease_seconds is not None and terms.lease_seconds > pool.spec.max_lease_seconds:
         return f"{named} gives leases of up to {pool.spec.max_lease_seconds} s"
     if serving.mixed:
@@ -83,11 +81,11 @@ def unfit(serving: ServingPool, terms: VmTerms) -> str | None:
 
 
 async def _pool_option(tx: Tx, terms: VmTerms, rules: OptionRules) -> PathOption:
-    """The pool whose next VM comes soonest. That none is ready is known: a warm one was asked for before."""
+    """The pool whose next VM comes soonest. None has a ready VM: that was tried before."""
     reasons: list[str] = []
     best: PathOption | None = None
-    for serving in await shapes.serving(tx, terms.template.shape):
-        why_not = unfit(serving, terms)
+    for serving in await on_demand.serving(tx, terms.template.shape):
+        why_not = why_unsuitable(serving, terms)
         option = await _next_vm(tx, serving.pool, rules) if why_not is None else None
         if option is None or not option.available:
             reasons.append((option.why if option else why_not) or "")
@@ -126,7 +124,7 @@ async def _next_vm(tx: Tx, pool: PoolRow, rules: OptionRules) -> PathOption:
     return PathOption(
         StartPath.POOL,
         pool.name,
-        why=f"{empty}; its next one is there in about {told.seconds:.0f} s",
+        why=f"{empty}; its next one is ready in about {told.seconds:.0f} s",
         own=times if measured.of_shape else NO_DATA,
         overall=times,
         basis=told.basis,
@@ -162,18 +160,18 @@ async def _preload_option(tx: Tx, terms: VmTerms) -> PathOption:
 
 def _cold_option(terms: VmTerms) -> PathOption:
     if terms.start_from is not None:
-        return PathOption(
-            StartPath.COLD, available=False, why=f"the claim starts from {terms.start_from.source!r} alone"
-        )
+        return PathOption(StartPath.COLD, available=False, why=f"the claim must start from {terms.start_from.source!r}")
     return PathOption(StartPath.COLD)
 
 
 async def _forced(tx: Tx, path: StartPath, start_from: StartFrom) -> PathOption:
     if start_from.path is not path:
-        return PathOption(path, available=False, why=f"the claim starts from {start_from.source!r} alone")
+        return PathOption(path, available=False, why=f"the claim must start from {start_from.source!r}")
     start = await resolve_start(tx, path, start_from.source)
-    if isinstance(start, NotYet):  # the claim wants nothing else, and so it waits for that
-        return PathOption(path, start_from.source, basis=f"it waits first: {start.reason}")
+    if isinstance(start, NotYet):  # the claim must start from this, so it waits
+        return PathOption(
+            path, start_from.source, waits_for_source=True, basis=f"it waits for its source first: {start.reason}"
+        )
     if start is None:
         return PathOption(
             path, start_from.source, available=False, why=f"there is no {path} {start_from.source!r} any more"
@@ -181,34 +179,30 @@ async def _forced(tx: Tx, path: StartPath, start_from: StartFrom) -> PathOption:
     return PathOption(path, start_from.source)
 
 
-class _Resting:
-    """Ways whose last VMs failed, by their hidden pools: left alone for a while, since nobody can resume them but time."""
+def _unless_closed(option: PathOption, pools: Iterable[OnDemandPool], rules: OptionRules, now: datetime) -> PathOption:
+    """The option; not available where the queue of its on-demand pool is full, or its last VMs failed a short while ago.
 
-    def __init__(self, pools: Iterable[PoolRow], rest_seconds: float, now: datetime) -> None:
-        self._pools = list(pools)
-        self._rest_seconds = rest_seconds
-        self._now = now
-
-    def close(self, option: PathOption) -> PathOption:
-        """The option, not available where its way rests. A cold start is what is left: only too many failures close it."""
-        for pool in self._pools:
-            if (pool.path, pool.source) != (option.path, option.source if option.path is not StartPath.COLD else None):
-                continue
-            until = rests_until(pool, seconds=self._rest_seconds)
-            if until is None or until <= self._now or (option.path is StartPath.COLD and pool.stalled_at is None):
-                continue
-            failed = f"{pool.consecutive_failures} VMs in a row" if pool.consecutive_failures > 1 else "its last VM"
-            why = f"{failed} failed: {pool.last_failure}; tried again after {until.isoformat(timespec='seconds')}"
+    A cold start is the last resort: one failure does not close it, only its breaker does.
+    """
+    source = option.source if option.path is not StartPath.COLD else None
+    for each in pools:
+        pool = each.pool
+        if (pool.path, pool.source) != (option.path, source):
+            continue
+        if each.waiting >= rules.max_pending:
+            why = f"{each.waiting} claims wait already for such a VM, which is the limit"
             return PathOption(option.path, option.source, available=False, why=why)
-        return option
-
-
-def _measured(option: PathOption, own: PathTimes, overall: PathTimes) -> PathOption:
-    return replace(option, own=own.of(option.path), overall=overall.of(option.path))
+        until = rests_until(pool, seconds=rules.rest_seconds)
+        if until is None or until <= now or (option.path is StartPath.COLD and pool.stalled_at is None):
+            continue
+        failed = f"{pool.consecutive_failures} VMs in a row" if pool.consecutive_failures > 1 else "its last VM"
+        why = f"{failed} failed: {pool.last_failure}; tried again after {until.isoformat(timespec='seconds')}"
+        return PathOption(option.path, option.source, available=False, why=why)
+    return option
 
 
 def _on_nodes(preload: PreloadOption) -> str | None:
-    """A VM that comes to another node pulls its image all the same."""
+    """A note where the image is not on all nodes: a VM on another node has to pull it."""
     if preload.on_nodes is None or preload.of_nodes is None or preload.on_nodes >= preload.of_nodes:
         return None
     return f"its image is on {preload.on_nodes} of {preload.of_nodes} nodes"

@@ -5,7 +5,7 @@ from app.compute.vms import VmTemplate
 from app.domain.pools import PoolSpec, revision_of
 from app.domain.snapshots import SHUTDOWN_SECONDS, ClaimFacts, Origin, SnapshotSpec
 from app.domain.states import ClaimState
-from app.lifecycle.on_demand_pools import shape_spec
+from app.lifecycle.on_demand_pools import on_demand_spec
 from app.store.database import Tx
 from app.store.pools import planning
 from app.store.pools import rows as pool_rows
@@ -21,7 +21,7 @@ def made_from(gateway: Gateway, pool: PoolRow, snapshot: SnapshotSpec) -> tuple[
     stopped for the snapshot, its guest gets time to shut down; VMs of a pool may have none, as nobody reads what they wrote.
     """
     start = pool.spec.start_from
-    spec = shape_spec(
+    spec = on_demand_spec(
         pool.spec.template,
         start_from=None if start is not None and start.snapshot == snapshot.name else start,
         placement=pool.spec.placement,

@@ -1,4 +1,4 @@
-"""One read for all who ask the same at the same moment."""
+"""One read for all callers that need the same value at the same moment."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
@@ -9,7 +9,7 @@ Value = TypeVar("Value")
 
 
 class SingleFlight(Generic[Key, Value]):
-    """Runs `read` once for a key at a time. Whoever is cancelled leaves the read to the others; an error is everybody's."""
+    """Runs `read` once for a key at a time. A caller that is cancelled leaves the read to the others; all get its error."""
 
     def __init__(self, read: Callable[[Key], Awaitable[Value]]) -> None:
         self._read = read
@@ -22,7 +22,7 @@ class SingleFlight(Generic[Key, Value]):
         return await asyncio.shield(running if running is not None else self._start(key))
 
     def begin(self, key: Key) -> None:
-        """Begins a read, unless one is under way; nobody waits for it here."""
+        """Starts a read, unless one is under way, and does not wait for it."""
         if key not in self._running:
             self._start(key)
 
@@ -34,13 +34,13 @@ class SingleFlight(Generic[Key, Value]):
         following = self._next.get(key)
         if following is None:
             following = self._next[key] = asyncio.ensure_future(self._follow(key, running))
-            following.add_done_callback(_hush)
+            following.add_done_callback(_mark_seen)
         return await asyncio.shield(following)
 
     def _start(self, key: Key) -> "asyncio.Future[Value]":
         running = self._running[key] = asyncio.ensure_future(self._read(key))
         running.add_done_callback(lambda done: self._end(key, done))
-        running.add_done_callback(_hush)
+        running.add_done_callback(_mark_seen)
         return running
 
     async def _follow(self, key: Key, running: "asyncio.Future[Value]") -> Value:
@@ -54,7 +54,7 @@ class SingleFlight(Generic[Key, Value]):
             del self._running[key]
 
 
-def _hush(done: "asyncio.Future[Value]") -> None:
-    """Whoever waited has had the error; nobody waiting is no fault."""
+def _mark_seen(done: "asyncio.Future[Value]") -> None:
+    """Marks the error as seen: every caller that waited has it."""
     if not done.cancelled():
         done.exception()

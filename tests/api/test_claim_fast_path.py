@@ -310,7 +310,7 @@ async def test_a_key_gets_its_claim_again(server, port):
 async def test_a_claim_that_finds_none_goes_on_as_ever_and_is_asked_for_once(server, port, monkeypatch):
     await learned(server, "dry", size=0, max_vms=0)
     looks = []
-    lane = server.services.claim_service._lane
+    lane = server.services.claim_service._store
     look = lane.claim
 
     async def noted(pool_id, requests, **how):
@@ -361,11 +361,15 @@ async def test_a_client_that_leaves_before_its_statement_takes_nothing(server, p
 
 
 async def _asks(server, count):
-    return sum(len(batcher._asks) for batcher in server.services.claim_service._batchers.values()) == count
+    return sum(len(batcher._entries) for batcher in server.services.claim_service._batchers.values()) == count
 
 
 async def _gone(server):
-    return all(ask.asker.has_left() for one in server.services.claim_service._batchers.values() for ask in one._asks)
+    return all(
+        ask.recipient.is_disconnected()
+        for one in server.services.claim_service._batchers.values()
+        for ask in one._entries
+    )
 
 
 async def test_claims_are_counted(server, port):

@@ -6,16 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from app.domain.claims import KnownClaim, NewClaim, Outcome
 from app.ids import new_id
 from app.services.claims.batcher import ClaimBatcher
-from app.store.claims.warm import ClaimRequest, Known, Outcome
+from tests.support.rows import request as new_claim
 
-Answer = Callable[[Sequence[ClaimRequest], bool], list[Outcome]]
+Answer = Callable[[Sequence[NewClaim], bool], list[Outcome]]
 
 
-def answer_all(requests: Sequence[ClaimRequest], from_start: bool) -> list[Outcome]:  # noqa: FBT001 - as a lane is asked
+def answer_all(requests: Sequence[NewClaim], from_start: bool) -> list[Outcome]:  # noqa: FBT001 - as a lane is asked
     """To each request an outcome that names its own claim."""
-    return [Known(request.claim_id) for request in requests]
+    return [KnownClaim(request.id) for request in requests]
 
 
 @dataclass(eq=False)
@@ -23,7 +24,7 @@ class Statement:
     """One statement of the lane: in flight until `end`."""
 
     pool_id: UUID
-    requests: list[ClaimRequest]
+    requests: list[NewClaim]
     from_start: bool
     ended: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -36,11 +37,11 @@ class Statement:
     @property
     def bodies(self) -> list[str]:
         """What marks the requests in these tests."""
-        return [request.request_hash for request in self.requests]
+        return [new.request.request_hash for new in self.requests]
 
 
 class ScriptedLane:
-    """Stands in for a ClaimLane. `answer` gives the outcomes of a statement; what it raises the statement raises."""
+    """Stands in for a WarmClaimStore. `answer` gives the outcomes of a statement; what it raises the statement raises."""
 
     def __init__(self, answer: Answer = answer_all) -> None:
         self.answer = answer
@@ -50,7 +51,7 @@ class ScriptedLane:
         self._news = asyncio.Event()
 
     async def claim(
-        self, pool_id: UUID, requests: Sequence[ClaimRequest], *, from_start: bool = False, **_: Any
+        self, pool_id: UUID, requests: Sequence[NewClaim], *, from_start: bool = False, **_: Any
     ) -> list[Outcome]:
         statement = Statement(pool_id, list(requests), from_start)
         self.statements.append(statement)
@@ -94,8 +95,8 @@ class Desk:
         self.batcher = ClaimBatcher(self.lane, self.pool_id, self.told.append)  # type: ignore[arg-type]
 
     def ask(self, body: str, key: str | None = None, **how: bool) -> "asyncio.Task[Outcome]":
-        request = ClaimRequest(new_id(), key, body, 60, "{}")
-        return asyncio.create_task(self.batcher.claim(request, **how), name=body)
+        claim = new_claim(key, body=body)
+        return asyncio.create_task(self.batcher.claim(claim, **how), name=body)
 
     async def arrive(self, *bodies: str) -> list["asyncio.Task[Outcome]"]:
         """Requests that have all arrived when this returns, in this order."""

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from app.config import Settings
-from app.services.claims.queue import NewClaim
+from app.domain.claims import ClaimRequest
 from app.services.claims.service import ClaimService
 from app.services.claims.waiters import Waiters
-from app.store.claims.warm import ClaimLane
+from app.store.claims.warm import WarmClaimStore
 from app.store.database import Database
 from app.store.notices import Listener, Topic
 
@@ -19,14 +19,14 @@ async def stays_connected() -> None:
 
 
 def new_claim(pool="web", *, wait=0.0, lease=None, key=None, body="body", labels=None):
-    return NewClaim(pool, wait, lease, labels or {}, key, body)
+    return ClaimRequest(pool, wait, lease, labels or {}, key, body)
 
 
 @asynccontextmanager
 async def run_claim_service(url: str, **given) -> AsyncIterator[ClaimService]:
     """One process's claims, with all that runs beside them."""
     database = Database(url)
-    lane = ClaimLane(url)
+    lane = WarmClaimStore(url)
     room = Waiters(database, lane)
     claim_service = ClaimService(database, lane, room, Settings(**given))
     listener = Listener(url)

@@ -2,6 +2,7 @@
 
 from app.compute.vms import VmTemplate
 from app.config import Settings
+from app.domain.claims import DescribedClaimRequest
 from app.domain.observation import Failure, WarmWhen
 from app.domain.paths import ImageKind
 from app.ids import new_id
@@ -13,9 +14,9 @@ from app.reconcilers.vms.remover import Removal
 from app.reconcilers.vms.status_writer import Observing
 from app.services.claims.service import ClaimService
 from app.services.claims.waiters import Waiters
-from app.services.paths.selector import NewDescribedClaim, PathSelector
+from app.services.paths.selector import PathSelector
 from app.services.pools.service import put_pool
-from app.store.claims.warm import ClaimLane
+from app.store.claims.warm import WarmClaimStore
 from app.store.database import Database
 from tests.support.claim_services import stays_connected
 from tests.support.rows import execute, fetch, scalar, spec
@@ -31,8 +32,8 @@ SETTINGS = {
 CRASHED = Failure("CrashLoopBackOff", "the guest does not start")
 
 
-def vm_wish(**given) -> NewDescribedClaim:
-    return NewDescribedClaim(**{"vm": TEMPLATE, **given})
+def vm_wish(**given) -> DescribedClaimRequest:
+    return DescribedClaimRequest(**{"vm": TEMPLATE, **given})
 
 
 class Process:
@@ -42,8 +43,9 @@ class Process:
         given = Settings(**{**SETTINGS, **settings})
         self.db = db
         self.gateway = gateway
-        self.lane = ClaimLane(db.url)
-        self.claim_service = ClaimService(db, self.lane, Waiters(db, self.lane), given)
+        self.lane = WarmClaimStore(db.url)
+        self.waiters = Waiters(db, self.lane)
+        self.claim_service = ClaimService(db, self.lane, self.waiters, given)
         self.path_selector = PathSelector(db, gateway, self.claim_service, given)
         self.rerouting = Rerouting(db, gateway, given)
         self.reap = Reap(db, given)

@@ -1,17 +1,16 @@
 """Rows to test with, made by the store's own functions, so that a scene is one that the program could have made."""
 
 import asyncio
-import json
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 
 from sqlalchemy import text
 
+from app.domain.claims import ClaimRequest, NewClaim
 from app.domain.pools import PoolSpec
 from app.domain.states import VmState
 from app.ids import new_id, vm_name
-from app.store.claims.warm import ClaimRequest
 from app.store.database import Database
 from app.store.pools import rows as pools
 from app.store.vms import observed, work
@@ -80,7 +79,8 @@ def sighting(vm_id, **given):
 
 
 def request(key=None, *, body="body", seconds=60, labels=None):
-    return ClaimRequest(new_id(), key, body, seconds, json.dumps(labels or {}))
+    """A claim that is about to be made."""
+    return NewClaim(new_id(), seconds, ClaimRequest("web", 0, seconds, labels or {}, key, body))
 
 
 async def fetch(db: Database, query, **params):

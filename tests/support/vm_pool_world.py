@@ -9,7 +9,7 @@ from app.compute.kubevirt.kinds import VM_POOLS, VMS
 from app.config import Settings
 from app.domain.vm_pools import Backing
 from app.errors import ClusterNotFound
-from app.services.claims.service import ClaimService, WarmClaim
+from app.services.claims.service import ClaimService
 from app.services.pools.service import put_pool
 from app.store.database import Database
 from tests.support import store_invariants as invariants
@@ -41,7 +41,7 @@ class World:
     async def claim(self, *, wait=20.0, lease=None):
         """A claim that is bound; its id, and its VM's UID."""
         answer = await self.claim_service.claim(new_claim(wait=wait, lease=lease), stays_connected)
-        claim_id = answer.bound.claim_id if isinstance(answer, WarmClaim) else answer.claim.id
+        claim_id = answer.claim.id
         uid = await scalar(
             self.db, "SELECT v.uid FROM claim c JOIN vm v ON v.id = c.vm_id WHERE c.id = :id", id=claim_id
         )

@@ -8,6 +8,7 @@ from app.api.claims.fast_path.route import Key, fingerprint, refuse_odd_key, war
 from app.api.claims.schemas import BatchBody, BatchView, ClaimView
 from app.api.dependencies import Services, services
 from app.api.problems import responses
+from app.domain.claims import ClaimRequest, WarmClaim
 from app.errors import (
     BodyTooLarge,
     DatabaseUnavailable,
@@ -20,8 +21,6 @@ from app.errors import (
     PoolNotFound,
     UnsupportedMediaType,
 )
-from app.services.claims.queue import NewClaim
-from app.services.claims.service import WarmClaim
 
 router = APIRouter(tags=["claims"])
 
@@ -31,7 +30,7 @@ router = APIRouter(tags=["claims"])
     operation_id="claimBatch",
     summary="Claim many VMs at once",
     status_code=201,
-    response_description="Bound, each its own claim: as many as were ready, in one statement",
+    response_description="The bound claims, one for each VM: as many as were ready",
     responses=responses(
         *(PoolNotFound, PoolBeingDeleted, InvalidRequest, LeaseTooLong, IdempotencyKeyReused, MalformedBody),
         *(BodyTooLarge, UnsupportedMediaType, NoWarmVm, DatabaseUnavailable),
@@ -40,11 +39,11 @@ router = APIRouter(tags=["claims"])
 async def claim_batch(
     body: BatchBody, svc: Annotated[Services, Depends(services)], idempotency_key: Key = None
 ) -> BatchView:
-    """Nobody waits here: what is not ready is `missing`, and where nothing is ready, or fewer than `all_or_nothing` asks for,
-    the answer is a 503 with `Retry-After` and none is claimed. A retry with the same key gets the same claims.
+    """A batch does not wait: `missing` says how many VMs were not ready. Where none is ready, or with `all_or_nothing` fewer than
+    `count`, the answer is a 503 with `Retry-After` and nothing is claimed. A retry with the same key gets the same claims.
     """
     refuse_odd_key(idempotency_key)
-    wish = NewClaim(
+    request = ClaimRequest(
         pool=body.pool,
         wait_seconds=0,
         lease_seconds=body.lease_seconds,
@@ -52,7 +51,7 @@ async def claim_batch(
         key=idempotency_key,
         request_hash=fingerprint(body) if idempotency_key is not None else "",
     )
-    answers = await svc.claim_service.claim_batch(wish, count=body.count, all_or_nothing=body.all_or_nothing)
+    answers = await svc.claim_service.claim_batch(request, count=body.count, all_or_nothing=body.all_or_nothing)
     namespace = svc.settings.namespace
     claims = [
         warm_view(answer, namespace)

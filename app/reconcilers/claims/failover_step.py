@@ -16,7 +16,7 @@ from app.domain.path_selection import Choice, NoChoice, PathOption, Record, choo
 from app.domain.paths import StartPath
 from app.domain.states import ClaimState
 from app.errors import NoPath
-from app.lifecycle.on_demand_pools import enter_pool, shape_spec, start_of
+from app.lifecycle.on_demand_pools import enter_pool, on_demand_spec, start_of
 from app.lifecycle.path_options import OptionRules, VmTerms, read_options
 from app.lifecycle.start_sources import NotYet, resolve_start
 from app.store.claims import described as rerouting
@@ -53,7 +53,7 @@ class Rerouting:
 
     async def _reroute(self, tx: Tx, stuck: StuckClaim) -> bool:
         """Whether the claim waits there no more."""
-        if not await rerouting.hold(tx, stuck):
+        if not await rerouting.lock(tx, stuck):
             return False
         claim = await claims.get(tx, stuck.id)
         pool = await pool_rows.get_by_id(tx, stuck.pool_id)
@@ -70,7 +70,7 @@ class Rerouting:
                 return False  # where it waits there is more hope than anywhere else
             await self._fail(tx, claim, f"no path is left. {choice.reason}")
             return True
-        spec = shape_spec(
+        spec = on_demand_spec(
             pool.spec.template,
             start_from=start_of(choice),
             warm_when=pool.spec.warm_when,

@@ -46,7 +46,7 @@ class Reap:
 
     async def _end_leases(self) -> bool:
         async with self._db.begin() as tx:
-            over = await claims.leases_over(tx, limit=_BATCH)
+            over = await claims.expired_leases(tx, limit=_BATCH)
             ended = await claims.end(
                 tx, over, ClaimState.EXPIRED, sources=[ClaimState.BOUND], reason="its lease ended and was not renewed"
             )
@@ -62,7 +62,7 @@ class Reap:
 
     async def _end_waits(self) -> bool:
         async with self._db.begin() as tx:
-            over = await claims.waited_out(tx, limit=_BATCH)
+            over = await claims.expired_places(tx, limit=_BATCH)
             why = "no VM became ready by its deadline, or in the time that a claim may wait"
             ended = await claims.end(tx, over, ClaimState.FAILED, sources=[ClaimState.PENDING], reason=why)
             await notify_settled(tx, [claim_id for claim_id, _, _ in ended])

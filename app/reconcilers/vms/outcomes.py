@@ -90,7 +90,7 @@ async def give_up(tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, rules
     that never came up counts against its pool.
     """
     requeued = False
-    if vm.state is VmState.CLAIMED and vm.claim_id is not None and await claims.holds_vm(tx, vm.claim_id, vm.id):
+    if vm.state is VmState.CLAIMED and vm.claim_id is not None and await claims.has_vm(tx, vm.claim_id, vm.id):
         if vm.facts.claimed_at is not None and now - vm.facts.claimed_at <= rules.replace_window:
             requeued = await claims.requeue(
                 tx, vm.claim_id, vm_id=vm.id, reason=reason, pending_seconds=rules.pending_seconds

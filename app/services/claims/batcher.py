@@ -1,8 +1,8 @@
-"""Claims that arrive while a statement is in flight go together in the next one: one commit for all of them.
+"""Combines claims: those that arrive while a statement is in flight go together in the next one, with one commit for all.
 
-One batcher a pool and process. Each request keeps its own claim, key and answer: a request whose client left before its
-statement takes no VM, a key that comes twice waits for the statement after, and where a statement fails for a reason of
-its content its requests are asked again one by one, so that only the guilty one hears of it.
+There is one batcher for each pool and process. Each claim keeps its own id, key and answer. A request whose client
+disconnects before its statement is sent takes no VM. A key that arrives twice waits for the statement after. Where a
+statement fails because of its content, its claims are sent again one by one, so that only the faulty one gets the error.
 """
 
 import asyncio
@@ -13,54 +13,55 @@ from uuid import UUID
 
 from typing_extensions import override
 
+from app.domain.claims import NewClaim, Outcome
 from app.errors import EmberpoolError
-from app.store.claims.warm import ClaimLane, ClaimRequest, Outcome
+from app.store.claims.warm import WarmClaimStore
 
 _BATCH = 64
-_AT_ONCE = 4
+_ANSWERS_AT_ONCE = 4
 
 
-class Asker(Protocol):
-    """Who asks for a claim, and waits for its outcome without a task of its own."""
+class Recipient(Protocol):
+    """Receives the outcome of a claim by a call, so that no task has to wait for it."""
 
-    def has_left(self) -> bool:
-        """Whether nobody waits any more: what is not sent yet is not sent then."""
+    def is_disconnected(self) -> bool:
+        """Whether nobody waits any more: a claim that was not sent yet is then dropped."""
 
-    def hear(self, request: ClaimRequest, outcome: Outcome | Exception) -> None:
-        """Called once, unless it has left; must not raise."""
+    def receive(self, claim: NewClaim, outcome: Outcome | Exception) -> None:
+        """Called once, unless disconnected; must not raise."""
 
 
-class _Ask(NamedTuple):
-    request: ClaimRequest
-    asker: Asker
+class _Entry(NamedTuple):
+    claim: NewClaim
+    recipient: Recipient
     from_start: bool
 
 
 class ClaimBatcher:
-    """The claims of one pool in one process. `on_claimed` is told of each statement that had an answer."""
+    """The claims of one pool in one process. `on_claimed` is called after each statement that claimed anything."""
 
-    def __init__(self, lane: ClaimLane, pool_id: UUID, on_claimed: Callable[[UUID], None]) -> None:
-        self._lane = lane
+    def __init__(self, store: WarmClaimStore, pool_id: UUID, on_claimed: Callable[[UUID], None]) -> None:
+        self._store = store
         self._pool_id = pool_id
         self._on_claimed = on_claimed
-        self._asks: deque[_Ask] = deque()
+        self._entries: deque[_Entry] = deque()
         self._running: asyncio.Task[None] | None = None
 
     @property
     def is_idle(self) -> bool:
         return self._running is None
 
-    async def claim(self, request: ClaimRequest, *, from_start: bool = False) -> Outcome:
-        """As `ask`. Cancelled before its statement it takes nothing; after it, the claim stands."""
-        waits = _Waits()
-        self.ask(request, waits, from_start=from_start)
-        return await waits.answer
+    async def claim(self, claim: NewClaim, *, from_start: bool = False) -> Outcome:
+        """As `submit`, and waits. Cancelled before its statement is sent it takes nothing; after that, the claim stands."""
+        waiting = _Waiting()
+        self.submit(claim, waiting, from_start=from_start)
+        return await waiting.answer
 
-    def ask(self, request: ClaimRequest, asker: Asker, *, from_start: bool = False) -> None:
-        """The asker will hear the outcome for one request, after a look from the hint and, before "none" is believed, one
-        from the true start (`from_start`: that one alone).
+    def submit(self, claim: NewClaim, recipient: Recipient, *, from_start: bool = False) -> None:
+        """The recipient gets the outcome: of a look from the hint and, before "none" is believed, of one from the true
+        start of the queue (`from_start`: of that one alone).
         """
-        self._asks.append(_Ask(request, asker, from_start))
+        self._entries.append(_Entry(claim, recipient, from_start))
         if self._running is None:
             self._running = asyncio.create_task(self._run(), name=f"batcher-{self._pool_id}")
 
@@ -71,82 +72,82 @@ class ClaimBatcher:
         finally:
             self._running = None
 
-    def _next_batch(self) -> list[_Ask]:
-        batch: list[_Ask] = []
+    def _next_batch(self) -> list[_Entry]:
+        batch: list[_Entry] = []
         keys: set[str] = set()
-        later: list[_Ask] = []
-        while self._asks and len(batch) < _BATCH:
-            ask = self._asks.popleft()
-            if ask.asker.has_left():
+        later: list[_Entry] = []
+        while self._entries and len(batch) < _BATCH:
+            entry = self._entries.popleft()
+            if entry.recipient.is_disconnected():
                 continue
-            key = ask.request.key
+            key = entry.claim.request.key
             if key is not None and key in keys:
-                later.append(ask)
+                later.append(entry)
                 continue
             if key is not None:
                 keys.add(key)
-            batch.append(ask)
-        self._asks.extendleft(reversed(later))
+            batch.append(entry)
+        self._entries.extendleft(reversed(later))
         return batch
 
-    async def _serve(self, batch: list[_Ask]) -> None:
+    async def _serve(self, batch: list[_Entry]) -> None:
         try:
             await self._send(batch)
         except EmberpoolError as error:
-            _tell((ask, error) for ask in batch)
-        except Exception as error:  # noqa: BLE001 - whatever it was, no request may hang for it
+            _answer((entry, error) for entry in batch)
+        except Exception as error:  # noqa: BLE001 - whatever it is, every request must be answered
             if len(batch) == 1:
-                _tell([(batch[0], error)])
+                _answer([(batch[0], error)])
                 return
-            for ask in batch:
-                if not ask.asker.has_left():  # its client may have left while the others were asked
-                    await self._serve([ask])
+            for entry in batch:
+                if not entry.recipient.is_disconnected():  # it may have disconnected while the others were served
+                    await self._serve([entry])
 
-    async def _send(self, batch: list[_Ask]) -> None:
-        from_start = any(ask.from_start for ask in batch)
-        outcomes = await self._lane.claim(self._pool_id, [ask.request for ask in batch], from_start=from_start)
-        told: list[tuple[_Ask, Outcome]] = []
-        again: list[_Ask] = []
-        for ask, outcome in zip(batch, outcomes, strict=True):
-            if outcome is None and not ask.from_start:
-                again.append(ask._replace(from_start=True))
+    async def _send(self, batch: list[_Entry]) -> None:
+        from_start = any(entry.from_start for entry in batch)
+        outcomes = await self._store.claim(self._pool_id, [entry.claim for entry in batch], from_start=from_start)
+        answers: list[tuple[_Entry, Outcome]] = []
+        again: list[_Entry] = []
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            if outcome is None and not entry.from_start:
+                again.append(entry._replace(from_start=True))
             else:
-                told.append((ask, outcome))
-        self._asks.extendleft(reversed(again))  # before those that came after them
+                answers.append((entry, outcome))
+        self._entries.extendleft(reversed(again))  # before those that came after them
         if any(outcomes):
             self._on_claimed(self._pool_id)
-        if self._asks:
+        if self._entries:
             # The next statement first: Postgres works on it while these answers are written.
-            asyncio.get_running_loop().call_soon(_tell_by_and_by, told)
+            asyncio.get_running_loop().call_soon(_answer_in_turns, answers)
         else:
-            _tell_by_and_by(told)
+            _answer_in_turns(answers)
 
 
-def _tell_by_and_by(told: list[tuple[_Ask, Outcome]]) -> None:
-    """A few in each turn of the loop: what is written goes out at a turn's end, and then Postgres' next answer is looked for."""
-    _tell(told[:_AT_ONCE])
-    if rest := told[_AT_ONCE:]:
-        asyncio.get_running_loop().call_soon(_tell_by_and_by, rest)
+def _answer_in_turns(answers: list[tuple[_Entry, Outcome]]) -> None:
+    """A few in each turn of the loop: sockets are flushed at the end of a turn, and then Postgres' next answer is read."""
+    _answer(answers[:_ANSWERS_AT_ONCE])
+    if rest := answers[_ANSWERS_AT_ONCE:]:
+        asyncio.get_running_loop().call_soon(_answer_in_turns, rest)
 
 
-def _tell(told: Iterable[tuple[_Ask, Outcome | Exception]]) -> None:
-    for ask, outcome in told:
-        if not ask.asker.has_left():
-            ask.asker.hear(ask.request, outcome)
+def _answer(answers: Iterable[tuple[_Entry, Outcome | Exception]]) -> None:
+    for entry, outcome in answers:
+        if not entry.recipient.is_disconnected():
+            entry.recipient.receive(entry.claim, outcome)
 
 
-class _Waits(Asker):
-    """A coroutine that waits, in a future's form."""
+class _Waiting(Recipient):
+    """A coroutine that waits for a future."""
 
     def __init__(self) -> None:
         self.answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
     @override
-    def has_left(self) -> bool:
+    def is_disconnected(self) -> bool:
         return self.answer.done()
 
     @override
-    def hear(self, request: ClaimRequest, outcome: Outcome | Exception) -> None:
+    def receive(self, claim: NewClaim, outcome: Outcome | Exception) -> None:
         if isinstance(outcome, Exception):
             self.answer.set_exception(outcome)
         else:

@@ -1,4 +1,4 @@
-"""Writes to a claim that exists: its lease, and its end. And the sentences about claims that several writes share."""
+"""Changes of an existing claim: renewing its lease and releasing it. And the refusals that several services share."""
 
 from uuid import UUID
 
@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 
 async def renew_claim(db: Database, claim_id: UUID, lease_seconds: int | None) -> ClaimRow:
-    """Sets the lease to `lease_seconds` from now (None: its own length again).
+    """Sets the lease to `lease_seconds` from now (None: the claim's own `lease_seconds`).
 
     Raises ClaimNotFound, ClaimEnded, Conflict (it has no VM yet), LeaseTooLong.
     """
@@ -32,7 +32,7 @@ async def renew_claim(db: Database, claim_id: UUID, lease_seconds: int | None) -
 
 
 async def release_claim(db: Database, claim_id: UUID) -> ClaimRow:
-    """Ends a claim and destroys its VM; one that has ended stays as it ended. Raises ClaimNotFound."""
+    """Ends a claim and destroys its VM; a claim that has ended is not changed. Raises ClaimNotFound."""
     async with db.begin() as tx:
         ended = await release(tx, claim_id, reason="released by its client")
         claim = await _existing(tx, claim_id)
@@ -42,11 +42,11 @@ async def release_claim(db: Database, claim_id: UUID) -> ClaimRow:
 
 
 def no_such_claim(claim_id: UUID) -> ClaimNotFound:
-    return ClaimNotFound(f"no claim has the id {claim_id}; ended claims are forgotten after a time")
+    return ClaimNotFound(f"no claim has the id {claim_id}; ended claims are deleted after some days")
 
 
 def refuse_long_lease(seconds: int, limit: int, pool: str) -> None:
-    """Raises LeaseTooLong above the pool's limit."""
+    """Raises LeaseTooLong where the lease is above the pool's limit."""
     if seconds > limit:
         message = f"pool {pool!r} gives leases of up to {limit} s; ask for less and renew, or raise max_lease_seconds"
         raise LeaseTooLong(

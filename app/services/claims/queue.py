@@ -1,37 +1,40 @@
-"""Claims that no warm VM could serve at once: a place in their pool's queue, kept in the database, in order of arrival.
+"""Claims that no warm VM could serve at once: each gets a place in its pool's queue, kept in the database.
 
-What keeps the promise is the row; the waiting request is only one of those that look at it. A client that goes away frees
-its place: at once without an idempotency key, after a short while with one, for the retry that may be on its way.
+The queue is served in order of arrival. The row keeps the promise; the request that waits only reads it. A client that
+disconnects gives up its place: at once without an idempotency key, with one after a short while, so that a retry finds it.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal
 from uuid import UUID
 
 import structlog
 
+from app.compute.vms import VmTemplate
 from app.concurrency import first_of
 from app.config import Settings
-from app.domain.placement import Prefer
+from app.domain.claims import ClaimRequest, NewClaim
+from app.domain.path_selection import Choice
+from app.domain.pools import PoolSpec
 from app.domain.states import CLAIM_ENDED, ClaimState
 from app.domain.statistics import WaitEstimate
 from app.errors import DatabaseUnavailable, IdempotencyKeyReused, NoPath, NoWarmVm, PoolBeingDeleted
-from app.lifecycle.eta import Outlook, estimate_in_pool, look_at, why_none_will_come
+from app.lifecycle.eta import PoolStatus, estimate_in_pool, read_status, why_none_will_come
+from app.lifecycle.on_demand_pools import enter_pool
 from app.services.claims.lifecycle import no_such_claim
 from app.services.claims.waiters import Waiters
 from app.services.pools.service import no_such_pool
 from app.services.single_flight import SingleFlight
 from app.store.claims import rows as claims
 from app.store.claims.rows import StoredChoice
-from app.store.claims.warm import ClaimRequest
 from app.store.database import Database, Tx, overrun
 from app.store.notices import notify_settled
 from app.store.pools import rows as pool_rows
-from app.store.rows import ClaimRow, PoolRow
+from app.store.rows import ClaimRow
 
 _RETRY_WINDOW_SECONDS = 15.0
 _JOINS_AT_ONCE = 4
@@ -40,29 +43,13 @@ _DEFAULT_RETRY_AFTER = 30.0
 _RETRY_AFTER_BOUNDS = (1.0, 300.0)
 log = structlog.get_logger(__name__)
 
-_Result = TypeVar("_Result")
 UntilDisconnected = Callable[[], Awaitable[None]]
-"""Returns when the client of a request has left."""
-
-
-class NewClaim(NamedTuple):
-    """A client's wish. `request_hash` is over the whole body: the same key must come with the same one.
-
-    `pool` is empty where the client described its VM and names none.
-    """
-
-    pool: str
-    wait_seconds: float
-    lease_seconds: int | None
-    labels: dict[str, str]
-    key: str | None
-    request_hash: str
-    prefer: Prefer | None = None
+"""Returns when the client of a request has disconnected."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredClaim:
-    """Served from its row: after a wait, still waiting (`estimate` says how long), or `replayed` for its idempotency key."""
+    """A claim as its row says: after a wait, still pending (with an `estimate`), or `replayed` for its idempotency key."""
 
     claim: ClaimRow
     replayed: bool = False
@@ -70,133 +57,138 @@ class StoredClaim:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """The queue that was chosen for a claim which describes its VM, and why."""
+class ChosenPath:
+    """How a claim that describes its VM is to be served: decided once, and carried from there to the claim's row.
 
-    pool: PoolRow
-    wish: StoredChoice
-    reason: str
+    `stored` is the choice as the row keeps it. `template` and `spec` make the on-demand pool, where the choice needs one.
+    """
 
-
-Choosing = Callable[[Tx], Awaitable[Chosen]]
-"""Chooses in the transaction that writes the claim's place."""
+    choice: Choice
+    stored: StoredChoice
+    template: VmTemplate
+    spec: PoolSpec
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """A request's place in a queue, held by it until then; None: it may not have been written."""
+class Place:
+    """A claim's place in a queue. `claim_id` is another claim's where that one has the idempotency key.
+
+    `expires_at`: until when the place is kept, where that is known. `answer`: the claim as it was written, for a request
+    that does not wait.
+    """
 
     claim_id: UUID
     keyed: bool
-    held_until: datetime | None = None
     pool_id: UUID | None = None
+    expires_at: datetime | None = None
+    answer: StoredClaim | None = None
 
 
 class ClaimQueue:
-    """Joining the queue, waiting in it, and leaving it. `on_joined` is told of pools whose queue has grown.
+    """Joining a queue, waiting in it, and leaving it. `on_joined` is called with each pool whose queue has grown.
 
-    A thousand clients may find a pool empty in the same moment, so what they all ask is asked once: how the pool stands,
-    and whether a VM became ready meanwhile. Each pays for its own place alone, and only so many places are written at
-    once that claims of other pools still get their turn.
+    A thousand clients may find a pool empty at the same moment, so what they all need is read once: the pool's status, and
+    whether a VM became ready meanwhile. Only a few places are written at a time, so that claims of other pools get their turn.
     """
 
-    def __init__(self, db: Database, room: Waiters, settings: Settings, on_joined: Callable[[UUID], None]) -> None:
+    def __init__(self, db: Database, waiters: Waiters, settings: Settings, on_joined: Callable[[UUID], None]) -> None:
         self._db = db
-        self._room = room
+        self._waiters = waiters
         self._on_joined = on_joined
         self._pending_seconds = settings.pending_seconds
         self._max_pending = settings.max_pending_per_pool
-        self._outlooks: SingleFlight[str, Outlook] = SingleFlight(self._look_at_pool)
-        self._matches: SingleFlight[UUID, None] = SingleFlight(self._match)
+        self._statuses: SingleFlight[str, PoolStatus] = SingleFlight(self._read_status)
+        self._matches: SingleFlight[UUID, frozenset[UUID]] = SingleFlight(self._match)
         self._turn = asyncio.Semaphore(_JOINS_AT_ONCE)
 
-    async def join(self, wish: NewClaim, request: ClaimRequest, until_disconnected: UntilDisconnected) -> StoredClaim:
-        """A place for a claim that found no warm VM, and the wait for it. Raises NoWarmVm, PoolBeingDeleted, PoolNotFound."""
+    async def join(self, claim: NewClaim, until_disconnected: UntilDisconnected) -> StoredClaim:
+        """Takes a place for a claim that found no warm VM, and waits. Raises NoWarmVm, PoolBeingDeleted, PoolNotFound."""
         async with self._in_turn(until_disconnected):
-            outlook = await self._outlooks.get(wish.pool)
-            pool = outlook.pool
+            status = await self._statuses.get(claim.request.pool)
+            pool = status.pool
             if pool.deleting_at is not None:
                 raise PoolBeingDeleted(f"pool {pool.name!r} is being deleted; claim from another pool")
-            reason = await self._why_not_warm(outlook, wish)
+            reason = await self._why_not_warm(status, claim.request)
+            async with self.kept(_unwritten(claim)), self._db.begin() as tx:
+                place = await self._write(tx, claim, pool.id, reason)
+        return await self.follow(place, claim, until_disconnected)
 
-            async def in_pool(_: Tx) -> tuple[PoolRow, str, StoredChoice | None]:
-                return pool, reason, None
+    async def enter(self, chosen: ChosenPath, claim: NewClaim, until_disconnected: UntilDisconnected) -> Place:
+        """Takes a place for a claim that describes its VM, on the chosen path.
 
-            place = _Place(request.claim_id, keyed=wish.key is not None)
-            place = await self._or_leave(place, self._insert(in_pool, wish, request))
-        return await self._follow(place, wish, request, until_disconnected)
-
-    async def join_chosen(
-        self,
-        choosing: Choosing,
-        wish: NewClaim,
-        request: ClaimRequest,
-        until_disconnected: UntilDisconnected,
-        *,
-        then: Callable[[UUID], Awaitable[None]] | None = None,
-    ) -> StoredClaim:
-        """The same for a claim that describes its VM, in the queue that `choosing` gives. `then` is done, with the claim's id,
-        once the place is written and before it is waited for. Raises NoWarmVm, and what `choosing` raises.
+        What was chosen is checked again in the same transaction: raises NoPath where it is not there any more or its queue is
+        full, and NoWarmVm where the client has disconnected. Nothing is written then.
         """
+        async with self._in_turn(until_disconnected), self.kept(_unwritten(claim)), self._db.begin() as tx:
+            pool = await enter_pool(tx, chosen.choice, chosen.template, chosen.spec, max_pending=self._max_pending)
+            return await self._write(tx, claim, pool.id, chosen.choice.reason, chosen.stored)
 
-        async def in_chosen(tx: Tx) -> tuple[PoolRow, str, StoredChoice | None]:
-            chosen = await choosing(tx)
-            return chosen.pool, chosen.reason, chosen.wish
+    async def follow(self, place: Place, claim: NewClaim, until_disconnected: UntilDisconnected) -> StoredClaim:
+        """What comes after the place was written: one more look for a ready VM, and the wait."""
+        if place.pool_id is not None:
+            self._on_joined(place.pool_id)
+        if place.claim_id != claim.id:
+            return await self.replay(place.claim_id, claim.request, until_disconnected)
+        async with self.kept(place):
+            # A VM may have become ready between the last look and this place. Whoever made it ready looks for waiting claims
+            # after its commit, and we look for ready VMs after ours: at least one of the two sees both.
+            bound = await self._look_again(place.pool_id) if place.pool_id is not None else frozenset()
+            if place.answer is not None and place.claim_id not in bound:
+                return await self._conclude(place.answer)
+            return await self._wait(place, claim.request, until_disconnected)
 
-        place = _Place(request.claim_id, keyed=wish.key is not None)
-        async with self._in_turn(until_disconnected):
-            place = await self._or_leave(place, self._insert(in_chosen, wish, request))
-        if then is not None and place.claim_id == request.claim_id:
-            await self._or_leave(place, then(place.claim_id))
-        return await self._follow(place, wish, request, until_disconnected)
-
-    async def replay(self, claim_id: UUID, wish: NewClaim, until_disconnected: UntilDisconnected) -> StoredClaim:
-        """The claim that an idempotency key belongs to. Raises IdempotencyKeyReused where its body was another."""
-        known = await self.recall(claim_id, wish)
-        if known.claim.state is not ClaimState.PENDING:
-            return known
+    async def replay(self, claim_id: UUID, request: ClaimRequest, until_disconnected: UntilDisconnected) -> StoredClaim:
+        """The claim that an idempotency key belongs to. Raises IdempotencyKeyReused where its request had another body."""
         async with self._db.begin() as tx:
-            held_until = await claims.hold_place(tx, claim_id, seconds=self._pending_seconds)
-        place = _Place(claim_id, keyed=True, held_until=held_until)
-        return await self._or_leave(place, self._wait(place, wish, until_disconnected, replayed=True))
+            claim = await _get(tx, claim_id)
+            _refuse_other_body(claim, request)
+            if claim.state is not ClaimState.PENDING:
+                return StoredClaim(claim, replayed=True)
+            expires_at = await claims.keep_place(tx, claim_id, seconds=self._pending_seconds)
+        place = Place(claim_id, keyed=True, expires_at=expires_at)
+        async with self.kept(place):
+            return await self._wait(place, request, until_disconnected, replayed=True)
 
-    async def recall(self, claim_id: UUID, wish: NewClaim) -> StoredClaim:
-        """The same, as it stands, with no wait."""
-        claim = await self._get(claim_id)
-        if claim.request_hash != wish.request_hash:
-            raise IdempotencyKeyReused(
-                f"this Idempotency-Key belongs to claim {claim.id}, which was made with another body; "
-                "send the same body to get that claim, or a new key to make a new one"
-            )
+    async def recall(self, claim_id: UUID, request: ClaimRequest) -> StoredClaim:
+        """The same as it is now, without waiting."""
+        async with self._db.begin() as tx:
+            claim = await _get(tx, claim_id)
+        _refuse_other_body(claim, request)
         return StoredClaim(claim, replayed=True)
 
     async def refuse_batch(self, pool_name: str, count: int, *, all_or_nothing: bool) -> NoWarmVm:
         """The refusal of a batch that got nothing. Raises PoolNotFound, PoolBeingDeleted."""
-        outlook = await self._outlooks.get(pool_name)
-        if outlook.pool.deleting_at is not None:
+        status = await self._statuses.get(pool_name)
+        if status.pool.deleting_at is not None:
             raise PoolBeingDeleted(f"pool {pool_name!r} is being deleted; claim from another pool")
-        estimate = await self._estimate(outlook.pool.id, None)
-        ready = outlook.counts.ready
+        estimate = await self._estimate(status.pool.id)
         asked = f"{count} were asked for, all or nothing" if all_or_nothing else f"{count} were asked for"
         return NoWarmVm(
-            f"pool {pool_name!r} has {ready} ready VMs and {asked}; none was claimed",
+            f"pool {pool_name!r} has {status.counts.ready} ready VMs and {asked}; none was claimed",
             retry_after=_retry_after(estimate.seconds),
         )
 
     async def look(self, claim_id: UUID, seconds: float, until_disconnected: UntilDisconnected) -> StoredClaim:
         """The claim, after waiting up to `seconds` for it to leave `pending`. Raises ClaimNotFound."""
-        claim = await self._get(claim_id)
-        if claim.state is ClaimState.PENDING and seconds > 0:
-            waited, _ = await self._until_bound(claim_id, seconds, until_disconnected)
-            claim = waited or await self._get(claim_id)
-        if claim.state is not ClaimState.PENDING:
-            return StoredClaim(claim)
-        return StoredClaim(claim, estimate=await self._estimate(claim.pool_id, claim.id))
+        found = await self._read(claim_id)
+        if found.claim.state is not ClaimState.PENDING or seconds <= 0:
+            return found
+        settled, _ = await self._until_settled(claim_id, seconds, until_disconnected)
+        return StoredClaim(settled) if settled is not None else await self._read(claim_id)
+
+    @asynccontextmanager
+    async def kept(self, place: Place) -> AsyncIterator[None]:
+        """The steps of a claim that has, or may have, its place: where they are broken off the place is given up."""
+        try:
+            yield
+        except (asyncio.CancelledError, DatabaseUnavailable):
+            await asyncio.shield(self._leave(place))
+            raise
 
     @asynccontextmanager
     async def _in_turn(self, until_disconnected: UntilDisconnected) -> AsyncIterator[None]:
-        """A turn to write a place. Whose client leaves before it takes none: retries would else queue up behind requests that
-        nobody waits for, and the more so the slower it goes. Raises NoWarmVm, DatabaseUnavailable; nothing is written then.
+        """A turn to write a place. A client that disconnects before its turn gives it up: otherwise retries would queue behind
+        requests that nobody waits for. Raises NoWarmVm, DatabaseUnavailable; nothing is written then.
         """
         if self._turn.locked():
             await self._await_turn(until_disconnected)
@@ -215,7 +207,7 @@ class ClaimQueue:
             if not done:
                 raise overrun()
             if done != [acquiring]:
-                raise NoWarmVm("its client left before the claim had a place in the queue", retry_after=1)
+                raise NoWarmVm("the client disconnected before the claim had a place in the queue", retry_after=1)
             acquired = True
         finally:
             if not acquired:
@@ -223,140 +215,122 @@ class ClaimQueue:
                 acquiring.add_done_callback(self._pass_turn_on)
 
     def _pass_turn_on(self, acquiring: "asyncio.Task[Literal[True]]") -> None:
-        """A turn that came just when it was not wanted any more."""
+        """The turn came just when it was no longer wanted."""
         if not acquiring.cancelled():
             self._turn.release()
 
-    async def _look_once_more(self, pool_id: UUID) -> None:
+    async def _write(
+        self, tx: Tx, claim: NewClaim, pool_id: UUID, reason: str, choice: StoredChoice | None = None
+    ) -> Place:
+        request = claim.request
+        claim_id = await claims.insert_pending(
+            tx,
+            claim_id=claim.id,
+            pool_id=pool_id,
+            key=request.key,
+            request_hash=request.request_hash,
+            labels=request.labels,
+            lease_seconds=claim.lease_seconds,
+            pending_seconds=self._pending_seconds,
+            reason=reason,
+            choice=choice,
+        )
+        keyed = request.key is not None
+        if claim_id != claim.id:
+            return Place(claim_id, keyed, pool_id)
+        expires_at = None
+        if keyed or choice is not None:
+            expires_at = await claims.keep_place(tx, claim_id, seconds=self._pending_seconds)
+        answer = await _read(tx, claim_id) if request.wait_seconds <= 0 else None
+        return Place(claim_id, keyed, pool_id, expires_at, answer)
+
+    async def _look_again(self, pool_id: UUID) -> frozenset[UUID]:
+        """The claims that were bound by one more look, whosever they are."""
         try:
-            await self._matches.get_fresh(pool_id)
+            return await self._matches.get_fresh(pool_id)
         except DatabaseUnavailable:
-            log.info("claim.match_left_to_polling")  # the place is written; whoever is back first looks
+            log.info("claim.match_left_to_polling")  # the place is written; a reconciler binds it
+            return frozenset()
 
-    async def _follow(
-        self, place: _Place, wish: NewClaim, request: ClaimRequest, until_disconnected: UntilDisconnected
-    ) -> StoredClaim:
-        """What comes after the place was written."""
-        if place.pool_id is not None:
-            self._on_joined(place.pool_id)
-        if place.claim_id != request.claim_id:
-            return await self.replay(place.claim_id, wish, until_disconnected)
-        # A VM may have become ready between the last look and the place in the queue: whoever made it ready looks for
-        # waiting claims after its commit, we look for ready VMs after ours, so that one of the two sees both.
-        if place.pool_id is not None:
-            await self._or_leave(place, self._look_once_more(place.pool_id))
-        return await self._or_leave(place, self._wait(place, wish, until_disconnected, replayed=False))
-
-    async def _insert(
-        self,
-        where: Callable[[Tx], Awaitable[tuple[PoolRow, str, StoredChoice | None]]],
-        wish: NewClaim,
-        request: ClaimRequest,
-    ) -> _Place:
-        async with self._db.begin() as tx:
-            pool, reason, vm = await where(tx)
-            claim_id = await claims.insert_pending(
-                tx,
-                claim_id=request.claim_id,
-                pool_id=pool.id,
-                key=request.key,
-                request_hash=request.request_hash,
-                labels=wish.labels,
-                lease_seconds=request.lease_seconds,
-                pending_seconds=self._pending_seconds,
-                reason=reason,
-                wish=vm,
-            )
-            place = _Place(claim_id, keyed=request.key is not None, pool_id=pool.id)
-            if claim_id != request.claim_id or (request.key is None and vm is None):
-                return place
-            held_until = await claims.hold_place(tx, claim_id, seconds=self._pending_seconds)
-        return replace(place, held_until=held_until)
-
-    async def _or_leave(self, place: _Place, step: Awaitable[_Result]) -> _Result:
-        """A step of a claim that has, or may have, its place by now: where the step is broken off the place is freed."""
-        try:
-            return await step
-        except (asyncio.CancelledError, DatabaseUnavailable):
-            await asyncio.shield(self._leave(place))
-            raise
-
-    async def _look_at_pool(self, name: str) -> Outlook:
+    async def _read_status(self, name: str) -> PoolStatus:
         async with self._db.begin() as tx:
             pool = await pool_rows.get(tx, name)
             if pool is None:
                 raise no_such_pool(name)
-            return await look_at(tx, pool)
+            return await read_status(tx, pool)
 
-    async def _match(self, pool_id: UUID) -> None:
+    async def _match(self, pool_id: UUID) -> frozenset[UUID]:
         async with self._db.begin() as tx:
             bound = await claims.bind_pending(tx, pool_id)
             await notify_settled(tx, bound)
         if bound:
             self._on_joined(pool_id)
+        return frozenset(bound)
 
-    async def _why_not_warm(self, outlook: Outlook, wish: NewClaim) -> str:
+    async def _why_not_warm(self, status: PoolStatus, request: ClaimRequest) -> str:
         """The reason, in words. Raises NoWarmVm where no VM would come, or the queue is full."""
-        pool, counts = outlook.pool, outlook.counts
+        pool, counts = status.pool, status.counts
         empty = f"pool {pool.name!r} has no ready VM ({counts.in_flight} on their way, {counts.claimed} claimed)"
         if counts.waiting >= self._max_pending:
             raise NoWarmVm(
-                f"{empty}, and {counts.waiting} claims wait already, as many as may", retry_after=_DEFAULT_RETRY_AFTER
+                f"{empty}, and {counts.waiting} claims wait already, which is the limit",
+                retry_after=_DEFAULT_RETRY_AFTER,
             )
         if counts.ready > counts.waiting:
-            return f"pool {pool.name!r} has ready VMs, and each was just in another's hand"
+            return f"all ready VMs of pool {pool.name!r} were being claimed by other requests"
         if counts.in_flight - (counts.planned if pool.paused else 0) > counts.waiting:
             return empty
-        because = why_none_will_come(pool, counts.claimed, wish.wait_seconds)
+        because = why_none_will_come(pool, counts.claimed, request.wait_seconds)
         if because is not None:
-            estimate = await self._estimate(pool.id, None)
+            estimate = await self._estimate(pool.id)
             raise NoWarmVm(f"{empty}, and {because}", retry_after=_retry_after(estimate.seconds))
         return empty
 
     async def _wait(
-        self, place: _Place, wish: NewClaim, until_disconnected: UntilDisconnected, *, replayed: bool
+        self, place: Place, request: ClaimRequest, until_disconnected: UntilDisconnected, *, replayed: bool = False
     ) -> StoredClaim:
-        claim_id, claim, gone = place.claim_id, None, False
-        if wish.wait_seconds > 0:
-            claim, gone = await self._until_bound(claim_id, wish.wait_seconds, until_disconnected)
-        if gone:
+        settled, disconnected = None, False
+        if request.wait_seconds > 0:
+            settled, disconnected = await self._until_settled(place.claim_id, request.wait_seconds, until_disconnected)
+        if disconnected:
             await self._leave(place)
-        if claim is None:
-            claim = await self._get(claim_id)
+        found = StoredClaim(settled) if settled is not None else await self._read(place.claim_id)
+        return await self._conclude(found, replayed=replayed)
+
+    async def _conclude(self, found: StoredClaim, *, replayed: bool = False) -> StoredClaim:
+        """The answer to a claim that has waited as long as it may. Raises NoWarmVm, NoPath where it will get no VM."""
+        claim, estimate = found.claim, found.estimate
         if claim.state in CLAIM_ENDED and claim.vm_id is None:
             refusal = NoPath if claim.allowed is not None else NoWarmVm
             raise refusal(f"the claim ended before it got a VM: {claim.reason}", retry_after=_DEFAULT_RETRY_AFTER)
-        if claim.state is not ClaimState.PENDING:
-            return StoredClaim(claim, replayed=replayed)
-        estimate = await self._estimate(claim.pool_id, claim.id)
-        if estimate.seconds is None and claim.allowed is None:
-            await self._give_up(claim_id)
+        if estimate is not None and estimate.seconds is None and claim.allowed is None:
+            await self._give_up(claim.id)
             raise NoWarmVm(
                 f"{claim.reason}, and none comes by itself: {estimate.basis}", retry_after=_DEFAULT_RETRY_AFTER
             )
-        return StoredClaim(claim, replayed=replayed, estimate=estimate)
+        return StoredClaim(claim, replayed, estimate)
 
-    async def _until_bound(
+    async def _until_settled(
         self, claim_id: UUID, seconds: float, until_disconnected: UntilDisconnected
     ) -> tuple[ClaimRow | None, bool]:
-        """The claim once it is pending no more (None: not in time), and whether its client left before."""
-        waiting = asyncio.create_task(self._room.wait(claim_id, seconds))
+        """The claim once it is no longer pending (None: not in time), and whether its client disconnected before."""
+        waiting = asyncio.create_task(self._waiters.wait(claim_id, seconds))
         try:
             done = await first_of(waiting, until_disconnected())
         finally:
             waiting.cancel()
         return (waiting.result(), False) if waiting in done else (None, True)
 
-    async def _leave(self, place: _Place) -> None:
-        """With a key the place is kept for a while; where a retry has held it since, on any replica, it is that one's."""
+    async def _leave(self, place: Place) -> None:
+        """With a key the place is kept for a short while, unless a retry, on any replica, has extended it since."""
         if not place.keyed:
             await self._give_up(place.claim_id)
             return
         try:
             async with self._db.begin() as tx:
-                await claims.hold_place(tx, place.claim_id, seconds=_RETRY_WINDOW_SECONDS, held_until=place.held_until)
+                await claims.keep_place(tx, place.claim_id, seconds=_RETRY_WINDOW_SECONDS, expires_at=place.expires_at)
         except DatabaseUnavailable:
-            log.info("claim.place_not_freed", claim=str(place.claim_id))  # its own time limit will
+            log.info("claim.place_not_freed", claim=str(place.claim_id))  # it expires by itself
 
     async def _give_up(self, claim_id: UUID) -> None:
         why = "nobody waits for it any more"
@@ -366,16 +340,40 @@ class ClaimQueue:
         except DatabaseUnavailable:
             log.info("claim.place_not_freed", claim=str(claim_id))
 
-    async def _estimate(self, pool_id: UUID, claim_id: UUID | None) -> WaitEstimate:
+    async def _estimate(self, pool_id: UUID) -> WaitEstimate:
         async with self._db.begin() as tx:
-            return await estimate_in_pool(tx, pool_id, claim_id)
+            return await estimate_in_pool(tx, pool_id, None)
 
-    async def _get(self, claim_id: UUID) -> ClaimRow:
+    async def _read(self, claim_id: UUID) -> StoredClaim:
         async with self._db.begin() as tx:
-            claim = await claims.get(tx, claim_id)
-        if claim is None:
-            raise no_such_claim(claim_id)
-        return claim
+            return await _read(tx, claim_id)
+
+
+async def _read(tx: Tx, claim_id: UUID) -> StoredClaim:
+    """The claim; while it is pending, with an estimate. Raises ClaimNotFound."""
+    claim = await _get(tx, claim_id)
+    if claim.state is not ClaimState.PENDING:
+        return StoredClaim(claim)
+    return StoredClaim(claim, estimate=await estimate_in_pool(tx, claim.pool_id, claim_id))
+
+
+async def _get(tx: Tx, claim_id: UUID) -> ClaimRow:
+    claim = await claims.get(tx, claim_id)
+    if claim is None:
+        raise no_such_claim(claim_id)
+    return claim
+
+
+def _unwritten(claim: NewClaim) -> Place:
+    return Place(claim.id, keyed=claim.request.key is not None)
+
+
+def _refuse_other_body(claim: ClaimRow, request: ClaimRequest) -> None:
+    if claim.request_hash != request.request_hash:
+        raise IdempotencyKeyReused(
+            f"this Idempotency-Key belongs to claim {claim.id}, which was made with another body; "
+            "send the same body to get that claim, or a new key to make a new one"
+        )
 
 
 def _retry_after(seconds: float | None) -> float:

@@ -1,7 +1,7 @@
-"""Requests that wait for a claim to leave `pending`, and how they hear of it.
+"""Requests that wait for a claim to leave `pending`, and how they learn of it.
 
-A notice names the claims that are settled, and wakes those that wait for them; once a second all others look for
-themselves, so that a lost notice costs a second and no more. One query serves all waiters that a look is for.
+A notice names the claims that are settled, and wakes the requests that wait for them. Once a second all are checked, so that
+a lost notice costs one second at most. One query serves all waiting requests.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from app.concurrency import first_of
 from app.domain.states import ClaimState
 from app.errors import DatabaseUnavailable
 from app.store.claims import rows as claims
-from app.store.claims.warm import ClaimLane
+from app.store.claims.warm import WarmClaimStore
 from app.store.database import Database
 from app.store.rows import ClaimRow
 
@@ -24,18 +24,18 @@ log = structlog.get_logger(__name__)
 
 
 class Waiters:
-    """All waiting requests of one process. `run` must be running for anybody to be woken; once it has ended nobody waits."""
+    """All waiting requests of one process. They are woken while `run` runs; once it has ended nobody waits."""
 
-    def __init__(self, db: Database, lane: ClaimLane) -> None:
+    def __init__(self, db: Database, store: WarmClaimStore) -> None:
         self._db = db
-        self._lane = lane
+        self._store = store
         self._waiters: dict[UUID, set[asyncio.Future[ClaimRow | None]]] = defaultdict(set)
         self._closed = False
         self._named: set[UUID] = set()
         self._wake = asyncio.Event()
 
     def wake(self, payload: str = "") -> None:
-        """Looks at once at the claims that a notice names, as far as anybody waits for them; without names at all of them."""
+        """Has the claims that a notice names checked at once, as far as anybody waits for them; without names, all of them."""
         if not self._waiters:
             return
         named = self._waiters if not payload else {UUID(name) for name in payload.split(",")} & self._waiters.keys()
@@ -44,7 +44,7 @@ class Waiters:
             self._wake.set()
 
     async def wait(self, claim_id: UUID, seconds: float) -> ClaimRow | None:
-        """The claim as soon as it is pending no more; None where it still was after `seconds`, or at the stop."""
+        """The claim as soon as it is no longer pending; None where it still was after `seconds`, or at the stop."""
         if self._closed:
             return None
         waiter: asyncio.Future[ClaimRow | None] = asyncio.get_running_loop().create_future()
@@ -61,9 +61,8 @@ class Waiters:
                 del self._waiters[claim_id]
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Wakes waiters until `stop`, and lets them go then: the claims keep their places, other replicas can be asked.
-
-        A database that is away is waited for.
+        """Wakes waiting requests until `stop`, and then ends their wait: the claims keep their places, and other replicas serve
+        them. While the database is away it tries again.
         """
         looked_at_all = 0.0
         while not stop.is_set():
@@ -73,7 +72,7 @@ class Waiters:
                     self._named.update(await self._find_settled())
                 await self._tell(self._take_named())
             except DatabaseUnavailable:
-                log.debug("waiting_room.database_away")
+                log.debug("waiters.database_away")
             await first_of(stop.wait(), self._wake.wait(), timeout=_POLL_SECONDS)
         self._closed = True
         for waiters in self._waiters.values():
@@ -82,7 +81,7 @@ class Waiters:
                     waiter.set_result(None)
 
     async def _find_settled(self) -> list[UUID]:
-        """Of all that somebody waits for, those that are pending no more: a thousand still pending cost next to nothing."""
+        """The claims that somebody waits for and that are no longer pending: a thousand pending ones cost next to nothing."""
         if not self._waiters:
             return []
         async with self._db.read() as tx:
@@ -96,7 +95,7 @@ class Waiters:
     async def _tell(self, named: list[UUID]) -> None:
         if not named:
             return
-        for claim in await self._lane.read(named):
+        for claim in await self._store.read(named):
             if claim.state is not ClaimState.PENDING:
                 for waiter in self._waiters.get(claim.id, ()):
                     if not waiter.done():

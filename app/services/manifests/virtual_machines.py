@@ -10,6 +10,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from app.config import MAX_LEASE_SECONDS
+from app.domain.claims import DescribedClaimRequest, WarmClaim
 from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
 from app.domain.placement import Placement
@@ -17,9 +18,9 @@ from app.domain.pools import Count, StartFrom
 from app.domain.states import ClaimState
 from app.errors import Conflict
 from app.manifests.requests import VIRTUAL_MACHINE, ResourceRequest
-from app.services.claims.service import ClaimAnswer, WarmClaim
+from app.services.claims.service import ClaimAnswer
 from app.services.manifests.service import Coming, Outcome, Prepared, validated
-from app.services.paths.selector import NewDescribedClaim, PathSelector
+from app.services.paths.selector import PathSelector
 from app.services.writes import WriteOutcome, overtaken
 from app.store.claims import of_manifests as manifest_claims
 from app.store.database import Database
@@ -54,7 +55,7 @@ class VirtualMachineHandler:
         self._db = db
         self._path_selector = path_selector
 
-    async def prepare(self, request: ResourceRequest, coming: Coming) -> Prepared[NewDescribedClaim | None]:
+    async def prepare(self, request: ResourceRequest, coming: Coming) -> Prepared[DescribedClaimRequest | None]:
         spec = validated(request, VmClaim)
         known = await self._known(request, spec)
         if known is not None:
@@ -63,7 +64,7 @@ class VirtualMachineHandler:
         await self._path_selector.check(claim, source_is_coming=bool(request.references.keys() & coming.keys()))
         return Prepared(request, Outcome(WriteOutcome.CREATED, None), claim)
 
-    async def commit(self, prepared: Prepared[NewDescribedClaim | None]) -> Outcome:
+    async def commit(self, prepared: Prepared[DescribedClaimRequest | None]) -> Outcome:
         request, claim = prepared.request, prepared.plan
         known = await self._known(request, validated(request, VmClaim))
         if known is not None:
@@ -88,8 +89,8 @@ class VirtualMachineHandler:
         return Outcome(WriteOutcome.UNCHANGED, _href(claim.id), str(claim.state), _lease_notes(claim))
 
 
-def _claim_of(request: ResourceRequest, spec: VmClaim) -> NewDescribedClaim:
-    return NewDescribedClaim(
+def _claim_of(request: ResourceRequest, spec: VmClaim) -> DescribedClaimRequest:
+    return DescribedClaimRequest(
         vm=spec.vm,
         paths=spec.paths,
         warm_when=spec.warm_when,
@@ -111,20 +112,20 @@ def _content(spec: VmClaim) -> str:
 
 def _outcome_of(answer: ClaimAnswer) -> Outcome:
     if isinstance(answer, WarmClaim):
-        bound = answer.bound
-        path = f"it was served warm, by pool {answer.pool!r}"
+        claim = answer.claim
+        path = f"it was served warm, by pool {claim.request.pool!r}"
         return Outcome(
             WriteOutcome.CREATED,
-            _href(bound.claim_id),
+            _href(claim.id),
             str(ClaimState.BOUND),
-            (path, _lease(bound.claim_id, bound.lease_expires_at)),
+            (path, _lease(claim.id, answer.lease_expires_at)),
         )
-    claim = answer.claim
-    notes = _lease_notes(claim)
-    if claim.state is ClaimState.PENDING:
-        notes = (f"it is on its way: {claim.reason}",)
+    stored = answer.claim
+    notes = _lease_notes(stored)
+    if stored.state is ClaimState.PENDING:
+        notes = (f"it is on its way: {stored.reason}",)
     action = WriteOutcome.UNCHANGED if answer.replayed else WriteOutcome.CREATED
-    return Outcome(action, _href(claim.id), str(claim.state), notes)
+    return Outcome(action, _href(stored.id), str(stored.state), notes)
 
 
 def _lease_notes(claim: ClaimRow) -> tuple[str, ...]:

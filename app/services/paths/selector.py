@@ -1,15 +1,16 @@
-"""A claim that describes its VM: the fastest path to one is found, and the claim is served by it like any other.
+"""Claims that describe their VM: each is served by the fastest path there is, decided once.
 
-A pool of the same shape serves it warm, by the claim of every day. Else it gets a place in a queue: of that pool, where its
-next VM comes soonest, or of a hidden pool that stands for the path (`shapes`), for which one VM is then made.
+A user's pool of the same shape serves such a claim warm, like any other. Otherwise a path is chosen from what there is now
+(`path_options`), and the claim takes a place in a queue: that of a user's pool whose next VM comes soonest, or that of the
+on-demand pool for the path (`on_demand_pools`), which makes one VM for it. The choice is a value: it is made in one
+transaction, the cluster checks a new template with no transaction open, and the transaction that writes the place checks only
+that what was chosen is still there.
 """
 
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -18,10 +19,9 @@ import structlog
 from app.compute.gateway import Gateway
 from app.compute.vms import VmTemplate
 from app.config import Settings
-from app.domain.observation import WarmWhen
+from app.domain.claims import DescribedClaimRequest, KnownClaim, NewClaim, WarmClaim
 from app.domain.path_selection import Choice, NoChoice, Record, choose
 from app.domain.paths import StartPath
-from app.domain.placement import Placement, Prefer
 from app.domain.pools import PoolSpec, StartFrom
 from app.domain.states import VmState
 from app.errors import (
@@ -29,28 +29,25 @@ from app.errors import (
     DeadlineTooShort,
     FieldProblem,
     InvalidRequest,
-    LeaseTooLong,
     NoPath,
-    PoolNotFound,
     TemplateRefused,
 )
 from app.ids import new_id
-from app.lifecycle.on_demand_pools import enter_pool, on_demand_name, shape_spec, start_of
-from app.lifecycle.path_options import OptionRules, VmTerms, read_options, unfit
+from app.lifecycle.on_demand_pools import enter_pool, on_demand_name, on_demand_spec, start_of
+from app.lifecycle.path_options import OptionRules, VmTerms, read_options, why_unsuitable
 from app.lifecycle.placement import require_fit
 from app.lifecycle.start_sources import require_source
 from app.services.claims.lifecycle import release_claim
-from app.services.claims.queue import Chosen, NewClaim, StoredClaim, UntilDisconnected
-from app.services.claims.service import ClaimAnswer, ClaimService, WarmClaim
+from app.services.claims.queue import ChosenPath, Place, StoredClaim, UntilDisconnected
+from app.services.claims.service import ClaimAnswer, ClaimService
 from app.services.paths.remember import remember
 from app.services.single_flight import SingleFlight
-from app.store.claims import described as rerouting
+from app.store.claims import described as described_claims
 from app.store.claims import rows as claims
 from app.store.claims.rows import StoredChoice
-from app.store.claims.warm import ClaimRequest, Known
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
-from app.store.pools import on_demand as shapes
+from app.store.pools import on_demand
 from app.store.pools import rows as pool_rows
 from app.store.pools.on_demand import ServingPool
 from app.store.vms import rows as vms
@@ -58,40 +55,19 @@ from app.store.vms.observed import database_now
 from app.telemetry import VM_CLAIMS
 
 _DEFAULT_LEASE_SECONDS = 3600
-_FACTS_SECONDS = 2.0
-_FACTS_KEPT = 1000
+_CACHE_SECONDS = 2.0
+_CACHE_SIZE = 1000
 _NO_PATH_RETRY_SECONDS = 30.0
+_DECISIONS = 3
+"""How often a claim is decided anew where what was chosen has gone before its place was written."""
 log = structlog.get_logger(__name__)
-
-
-class NewDescribedClaim(NamedTuple):
-    """A client's wish that describes its VM. `paths` are those that may serve it; `start_from` leaves one of them, and a pool's."""
-
-    vm: dict[str, Any]
-    paths: tuple[StartPath, ...] = tuple(StartPath)
-    warm_when: WarmWhen = WarmWhen.AGENT
-    start_from: StartFrom | None = None
-    placement: Placement | None = None
-    prefer: Prefer | None = None
-    deadline_seconds: float | None = None
-    remember: bool = False
-    wait_seconds: float = 0.0
-    lease_seconds: int | None = None
-    labels: Mapping[str, str] = MappingProxyType({})
-    key: str | None = None
-    request_hash: str = ""
-
-    def in_pool(self, pool: str) -> NewClaim:
-        """The same wish, addressed to a pool."""
-        labels = dict(self.labels)
-        return NewClaim(pool, self.wait_seconds, self.lease_seconds, labels, self.key, self.request_hash, self.prefer)
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A wish, understood."""
+    """A request, with its template expanded and the paths that it allows."""
 
-    wish: NewDescribedClaim
+    request: DescribedClaimRequest
     terms: VmTerms
     allowed: tuple[StartPath, ...]
 
@@ -100,9 +76,14 @@ class _Wanted:
         return self.terms.template.shape
 
     def spec(self, start_from: StartFrom | None) -> PoolSpec:
-        """Of the hidden pool whose VMs start from there."""
-        wish = self.wish
-        return shape_spec(wish.vm, start_from=start_from, warm_when=wish.warm_when, placement=wish.placement)
+        """Of the on-demand pool whose VMs start from there."""
+        request = self.request
+        return on_demand_spec(
+            request.vm, start_from=start_from, warm_when=request.warm_when, placement=request.placement
+        )
+
+    def stored(self, record: Record) -> StoredChoice:
+        return StoredChoice(self.shape, record.as_json(), tuple(str(path) for path in self.allowed))
 
 
 class PathSelector:
@@ -112,6 +93,7 @@ class PathSelector:
         self._db = db
         self._gateway = gateway
         self._claim_service = claim_service
+        self._queue = claim_service.queue
         self._rules = OptionRules.of(settings)
         self._pending_seconds = settings.pending_seconds
         self._expanded: dict[bytes, VmTemplate] = {}
@@ -119,245 +101,257 @@ class PathSelector:
         self._reading: SingleFlight[str, list[ServingPool]] = SingleFlight(self._read_serving)
 
     def forget_pools(self, _payload: str = "") -> None:
-        """What was known of the pools may have changed."""
+        """Pools may have changed: what is cached of them is dropped."""
         self._serving.clear()
 
-    async def claim(self, wish: NewDescribedClaim, until_disconnected: UntilDisconnected) -> ClaimAnswer:
-        """Serves one wish; `until_disconnected` is only awaited while the claim waits.
+    async def claim(self, request: DescribedClaimRequest, until_disconnected: UntilDisconnected) -> ClaimAnswer:
+        """Serves one request; `until_disconnected` is only awaited while the claim waits.
 
         Raises TemplateRefused, Unschedulable, InvalidRequest, LeaseTooLong, IdempotencyKeyReused, NoPath (with `retry_after`),
         DeadlineTooShort, ClusterUnavailable and ClusterError (from the dry run of a new shape), DatabaseUnavailable.
         """
-        if wish.key is not None:  # before all else: what its claim starts from may be gone, and the claim stands
-            async with self._db.begin() as tx:
-                known = await claims.by_key(tx, wish.key)
-            if known is not None:
-                return await self._claim_service.queue.replay(known, wish.in_pool(""), until_disconnected)
-        wanted = await self._understand(wish)
+        wanted = self._understand(request)
+        known, pools = await self._look(wanted)
+        if known is not None:
+            return await self._queue.replay(known, request.in_pool(), until_disconnected)
         if StartPath.POOL in wanted.allowed:
-            served = await self._claim_warm(wanted, until_disconnected)
+            served = await self._claim_warm(wanted, pools, until_disconnected)
             if served is not None:
                 return served
-        await self._check_new(wanted)
-        request = ClaimRequest(
-            claim_id=new_id(),
-            key=wish.key,
-            request_hash=wish.request_hash,
-            lease_seconds=wish.lease_seconds or _DEFAULT_LEASE_SECONDS,
-            labels=orjson.dumps(dict(wish.labels)).decode(),
-        )
+        claim = NewClaim(new_id(), request.lease_seconds or _DEFAULT_LEASE_SECONDS, request.in_pool())
+        choice, place = await self._enter_queue(wanted, claim, until_disconnected)
+        if place.claim_id == claim.id:
+            VM_CLAIMS.labels(path=choice.path).inc()
+            if request.remember:
+                async with self._queue.kept(place):
+                    await self._remember(wanted, claim.id, choice)
+        return await self._queue.follow(place, claim, until_disconnected)
 
-        taken = ""
+    async def check(self, request: DescribedClaimRequest, *, source_is_coming: bool = False) -> None:
+        """Finds out what speaks against the request now, and writes nothing. Raises what `claim` raises.
 
-        async def choosing(tx: Tx) -> Chosen:
-            nonlocal taken
-            chosen = await self._place(tx, wanted)
-            taken = chosen.wish.choice["path"]
-            return chosen
-
-        async def then(claim_id: UUID) -> None:
-            VM_CLAIMS.labels(path=taken).inc()
-            await self._remember(wanted, claim_id)
-
-        return await self._claim_service.queue.join_chosen(
-            choosing, wish.in_pool(""), request, until_disconnected, then=then
-        )
-
-    async def check(self, wish: NewDescribedClaim, *, source_is_coming: bool = False) -> None:
-        """What speaks against the wish at this moment, found out without writing anything. Raises what `claim` raises.
-
-        `source_is_coming`: what it starts from need not be there yet.
+        `source_is_coming`: what the VM starts from need not exist yet.
         """
-        wanted = await self._understand(wish, source_is_coming=source_is_coming)
-        if source_is_coming:
-            async with self._db.begin() as tx:
+        wanted = self._understand(request)
+        async with self._db.begin() as tx:
+            if source_is_coming:
                 await require_fit(tx, self._gateway.demand(wanted.terms.template.spec), of_pool=False)
+                unchecked = True
+            else:
+                await require_source(tx, request.start_from)
+                _, unchecked = await self._choose(tx, wanted)
+        if unchecked:
             await self._dry_run(wanted)
-        else:
-            await self._check_new(wanted)
 
-    async def _understand(self, wish: NewDescribedClaim, *, source_is_coming: bool = False) -> _Wanted:
-        template = self._expand(wish)
-        allowed = wish.paths
-        if wish.start_from is not None:
-            if not source_is_coming:
-                async with self._db.begin() as tx:
-                    await require_source(tx, wish.start_from)
-            allowed = tuple(path for path in wish.paths if path in {StartPath.POOL, wish.start_from.path})
+    def _understand(self, request: DescribedClaimRequest) -> _Wanted:
+        allowed = request.paths
+        if request.start_from is not None:
+            allowed = tuple(path for path in allowed if path in {StartPath.POOL, request.start_from.path})
             if not allowed:
-                message = f"start_from asks for {wish.start_from.path}, which is not among them"
+                message = f"start_from asks for {request.start_from.path}, which is not among them"
                 raise InvalidRequest(
                     f"paths: {message}. Nothing was changed", problems=[FieldProblem("paths", message)]
                 )
-        return _Wanted(wish, VmTerms(template, wish.warm_when, wish.start_from, wish.lease_seconds), allowed)
+        terms = VmTerms(self._expand(request), request.warm_when, request.start_from, request.lease_seconds)
+        return _Wanted(request, terms, allowed)
 
-    def _expand(self, wish: NewDescribedClaim) -> VmTemplate:
-        """What was wished for is mostly wished for again, and expanding it takes as long as a warm claim does."""
-        written = (wish.vm, wish.warm_when, wish.placement and wish.placement.model_dump(), wish.start_from is not None)
-        key = orjson.dumps(written)
+    def _expand(self, request: DescribedClaimRequest) -> VmTemplate:
+        """Cached: most requests repeat an earlier one, and expanding a template takes as long as a warm claim."""
+        diskless, placement = request.start_from is not None, request.placement
+        key = orjson.dumps((request.vm, request.warm_when, placement and placement.model_dump(), diskless))
         template = self._expanded.get(key)
         if template is None:
             try:
-                template = self._gateway.expand(
-                    wish.vm, wish.warm_when, wish.placement, diskless=wish.start_from is not None
-                )
+                template = self._gateway.expand(request.vm, request.warm_when, placement, diskless=diskless)
             except TemplateRefused as error:
                 raise _as_vm(error) from error
-            if len(self._expanded) >= _FACTS_KEPT:
+            if len(self._expanded) >= _CACHE_SIZE:
                 self._expanded.clear()
             self._expanded[key] = template
         return template
 
-    async def _claim_warm(self, wanted: _Wanted, until_disconnected: UntilDisconnected) -> ClaimAnswer | None:
+    async def _look(self, wanted: _Wanted) -> tuple[UUID | None, list[ServingPool]]:
+        """The claim that has the idempotency key, or the pools of the shape; in one transaction at most.
+
+        Raises InvalidRequest where what the VM should start from does not exist. A claim that has the key stands all the same.
+        """
+        request = wanted.request
+        pools = self._recall(wanted.shape)
+        if request.key is None and request.start_from is None:
+            return None, await self._reading.get(wanted.shape) if pools is None else pools
+        async with self._db.begin() as tx:
+            known = await claims.by_key(tx, request.key) if request.key is not None else None
+            if known is None:
+                await require_source(tx, request.start_from)
+                if pools is None:
+                    pools = await on_demand.serving(tx, wanted.shape)
+        return known, pools or []
+
+    async def _claim_warm(
+        self, wanted: _Wanted, pools: list[ServingPool], until_disconnected: UntilDisconnected
+    ) -> ClaimAnswer | None:
         """From the first pool of the shape that has a VM ready."""
-        wish = wanted.wish
-        for serving in await self._pools(wanted.shape):
-            if unfit(serving, wanted.terms) is not None:
+        request = wanted.request
+        for serving in pools:
+            if why_unsuitable(serving, wanted.terms) is not None:
                 continue
-            name = serving.pool.name
-            try:
-                answer = await self._claim_service.claim_warm(wish.in_pool(name))
-            except (PoolNotFound, LeaseTooLong):
-                continue
-            if isinstance(answer, Known):
-                return await self._claim_service.queue.replay(answer.claim_id, wish.in_pool(""), until_disconnected)
-            if isinstance(answer, WarmClaim):
-                return await self._explain(wanted, answer, until_disconnected)
+            outcome = await self._claim_service.claim_warm(serving.pool, request.in_pool(serving.pool.name))
+            if isinstance(outcome, KnownClaim):
+                return await self._queue.replay(outcome.claim_id, request.in_pool(), until_disconnected)
+            if outcome is not None:
+                return await self._explain(wanted, outcome, until_disconnected)
         return None
 
-    async def _explain(self, wanted: _Wanted, answer: WarmClaim, until_disconnected: UntilDisconnected) -> ClaimAnswer:
-        """The answer to a claim that got a warm VM, with what it asked for written beside it."""
-        reason = f"pool {answer.pool!r} had a VM of this shape ready"
-        record = Record(
-            StartPath.POOL, answer.pool, reason, answer.bound.created_at, start_from=wanted.wish.start_from
-        ).as_json()
-        written = StoredChoice(wanted.shape, record, tuple(str(path) for path in wanted.allowed))
-        claim_id = answer.bound.claim_id
+    async def _explain(self, wanted: _Wanted, warm: WarmClaim, until_disconnected: UntilDisconnected) -> ClaimAnswer:
+        """The answer to a claim that got a warm VM. The choice is written to its row."""
+        pool, claim_id = warm.claim.request.pool, warm.claim.id
+        reason = f"pool {pool!r} had a VM of this shape ready"
+        record = Record(StartPath.POOL, pool, reason, warm.created_at, start_from=wanted.request.start_from)
+        written = wanted.stored(record)
         try:
             async with self._db.begin() as tx:
-                same = await rerouting.explain(tx, claim_id, written)
+                same_shape = await described_claims.explain(tx, claim_id, written)
         except DatabaseUnavailable:
-            log.info("claim.not_explained", claim=str(claim_id))  # it stands, and the answer says it all
-            same = True
-        if not same:
-            return await self._exchange(wanted, answer, until_disconnected)
+            log.info("claim.not_explained", claim=str(claim_id))  # the claim stands, and the answer says it all
+            same_shape = True
+        if not same_shape:
+            return await self._exchange(wanted, warm, until_disconnected)
         VM_CLAIMS.labels(path=StartPath.POOL).inc()
-        if wanted.wish.remember:
-            record["remembered"] = await self._remember(wanted, claim_id)
-        return answer._replace(shape=wanted.shape, choice=record)
+        choice = written.choice
+        if wanted.request.remember:
+            choice = {**choice, "remembered": await self._remember(wanted, claim_id)}
+        return warm._replace(shape=wanted.shape, choice=choice)
 
-    async def _exchange(self, wanted: _Wanted, answer: WarmClaim, until_disconnected: UntilDisconnected) -> StoredClaim:
-        """The pool's template has changed since it was looked at, and the VM is of the old one: another one is waited for."""
-        bound = answer.bound
+    async def _exchange(self, wanted: _Wanted, warm: WarmClaim, until_disconnected: UntilDisconnected) -> StoredClaim:
+        """The pool's template has changed since the pool was read, and the VM has the old shape: the claim waits for another."""
         self.forget_pools()
+        claim_id = warm.claim.id
         why = "the VM was made from an older template of the pool, with another shape"
         try:
             async with self._db.begin() as tx:
-                chosen = await self._place(tx, wanted)
+                chosen, _ = await self._choose(tx, wanted)
+                choice = chosen.choice
+                pool = await enter_pool(tx, choice, chosen.template, chosen.spec, max_pending=self._rules.max_pending)
                 if await claims.requeue(
-                    tx, bound.claim_id, vm_id=bound.vm_id, reason=why, pending_seconds=self._pending_seconds
+                    tx, claim_id, vm_id=warm.vm_id, reason=why, pending_seconds=self._pending_seconds
                 ):
-                    await vms.release(tx, [bound.vm_id], sources=[VmState.CLAIMED], reason=why)
-                    await rerouting.explain(tx, bound.claim_id, chosen.wish, whatever_vm=True)
-                    await rerouting.move(
+                    await vms.release(tx, [warm.vm_id], sources=[VmState.CLAIMED], reason=why)
+                    await described_claims.explain(tx, claim_id, chosen.stored, whatever_vm=True)
+                    await described_claims.move(
                         tx,
-                        bound.claim_id,
-                        pool_id=chosen.pool.id,
-                        path=chosen.wish.choice["path"],
-                        choice=chosen.wish.choice,
-                        reason=chosen.reason,
+                        claim_id,
+                        pool_id=pool.id,
+                        path=choice.path,
+                        choice=chosen.stored.choice,
+                        reason=choice.reason,
                     )
-                    await pool_rows.plan_soon(tx, chosen.pool.id)
+                    await pool_rows.plan_soon(tx, pool.id)
                     await notify(tx, Topic.REMOVE)
         except (NoPath, DeadlineTooShort):
-            await release_claim(self._db, bound.claim_id)
+            await release_claim(self._db, claim_id)
             raise
-        return await self._claim_service.queue.look(bound.claim_id, wanted.wish.wait_seconds, until_disconnected)
+        return await self._queue.look(claim_id, wanted.request.wait_seconds, until_disconnected)
 
-    async def _check_new(self, wanted: _Wanted) -> None:
-        """Refuses early, and has the cluster look at a template that no VM was made of yet, with no transaction open."""
-        async with self._db.begin() as tx:
-            choice = await self._choose(tx, wanted)
-            if choice.path is StartPath.POOL:
-                return
-            name = on_demand_name(wanted.terms.template, wanted.spec(start_of(choice)))
-            if await shapes.hidden(tx, name) is not None:
-                return
-            await require_fit(tx, self._gateway.demand(wanted.terms.template.spec), of_pool=False)
-        await self._dry_run(wanted)
+    async def _enter_queue(
+        self, wanted: _Wanted, claim: NewClaim, until_disconnected: UntilDisconnected
+    ) -> tuple[Choice, Place]:
+        """Decides and takes a place; again where what was chosen has gone before the place was written."""
+        decision = 1
+        while True:
+            async with self._db.begin() as tx:
+                chosen, unchecked = await self._choose(tx, wanted)
+            if unchecked:
+                await self._dry_run(wanted)
+            try:
+                return chosen.choice, await self._queue.enter(chosen, claim, until_disconnected)
+            except NoPath as error:
+                if decision == _DECISIONS:
+                    raise
+                decision += 1
+                log.info("claim.decided_again", claim=str(claim.id), decision=decision, reason=error.detail)
+
+    async def _choose(self, tx: Tx, wanted: _Wanted) -> tuple[ChosenPath, bool]:
+        """The choice, and whether the cluster should check the template because no VM was made of it yet.
+
+        Raises NoPath, DeadlineTooShort, Unschedulable.
+        """
+        request = wanted.request
+        choice = choose(await read_options(tx, wanted.terms, self._rules), wanted.allowed, request.deadline_seconds)
+        if isinstance(choice, NoChoice):
+            raise _refusal(choice, request.deadline_seconds)
+        template, spec = wanted.terms.template, wanted.spec(start_of(choice))
+        unchecked = (
+            choice.path is not StartPath.POOL and await on_demand.lock(tx, on_demand_name(template, spec)) is None
+        )
+        if unchecked:
+            await require_fit(tx, self._gateway.demand(template.spec), of_pool=False)
+        record = Record.of(
+            choice,
+            now=await database_now(tx),
+            deadline_seconds=request.deadline_seconds,
+            start_from=request.start_from,
+        )
+        return ChosenPath(choice, wanted.stored(record), template, spec), unchecked
 
     async def _dry_run(self, wanted: _Wanted) -> None:
+        """Called with no transaction open."""
         try:
             await self._gateway.check(wanted.terms.template)
         except TemplateRefused as error:
             raise _as_vm(error) from error
 
-    async def _place(self, tx: Tx, wanted: _Wanted) -> Chosen:
-        choice = await self._choose(tx, wanted)
-        now = await database_now(tx)
-        record = Record.of(
-            choice, now=now, deadline_seconds=wanted.wish.deadline_seconds, start_from=wanted.wish.start_from
-        )
-        vm = StoredChoice(wanted.shape, record.as_json(), tuple(str(path) for path in wanted.allowed))
-        pool = await enter_pool(
-            tx, choice, wanted.terms.template, wanted.spec(start_of(choice)), max_pending=self._rules.max_pending
-        )
-        return Chosen(pool, vm, choice.reason)
+    async def _remember(self, wanted: _Wanted, claim_id: UUID, choice: Choice | None = None) -> dict[str, Any]:
+        """What was kept for the next claim of this shape. A failure is part of the answer, and the claim stands.
 
-    async def _choose(self, tx: Tx, wanted: _Wanted) -> Choice:
-        options = await read_options(tx, wanted.terms, self._rules)
-        choice = choose(options, wanted.allowed, wanted.wish.deadline_seconds)
-        if isinstance(choice, NoChoice):
-            raise _refusal(choice, wanted.wish.deadline_seconds)
-        return choice
-
-    async def _remember(self, wanted: _Wanted, claim_id: UUID) -> dict[str, Any] | None:
-        """What was kept for the next claim of this shape; whatever goes wrong with it is told, and the claim stands."""
-        wish = wanted.wish
-        if not wish.remember:
-            return None
+        `choice`: the path that was just chosen; None: the claim was warm.
+        """
+        request = wanted.request
+        start_from = request.start_from
+        if start_from is None:
+            if choice is None or choice.path is StartPath.POOL:
+                start_from = await self._fastest_start(wanted)
+            else:
+                start_from = start_of(choice)
         remembered = await remember(
             self._db,
             self._gateway,
             wanted.terms.template,
             PoolSpec(
                 size=1,
-                template=wish.vm,
-                start_from=wish.start_from or await self._fastest_start(wanted),
-                placement=wish.placement,
-                warm_when=wish.warm_when,
+                template=request.vm,
+                start_from=start_from,
+                placement=request.placement,
+                warm_when=request.warm_when,
             ),
-            images=wish.start_from is None,
+            images=request.start_from is None,
         )
         self.forget_pools()
         try:
             async with self._db.begin() as tx:
-                await rerouting.remember(tx, claim_id, remembered)
+                await described_claims.remember(tx, claim_id, remembered)
         except DatabaseUnavailable:
             log.info("claim.remembered_not_noted", claim=str(claim_id))
         return remembered
 
     async def _fastest_start(self, wanted: _Wanted) -> StartFrom | None:
-        """What VMs of the shape start from soonest at this moment, by the paths that the claim allows."""
+        """What VMs of the shape start from fastest now, by the paths that the claim allows."""
         starts = [path for path in wanted.allowed if path is not StartPath.POOL]
         try:
             async with self._db.begin() as tx:
                 choice = choose(await read_options(tx, wanted.terms, self._rules), starts)
         except DatabaseUnavailable:
-            return None  # which the pool is not made without, either
+            return None  # no pool can be made then either
         return start_of(choice) if isinstance(choice, Choice) else None
 
-    async def _pools(self, shape: str) -> list[ServingPool]:
+    def _recall(self, shape: str) -> list[ServingPool] | None:
         known = self._serving.get(shape)
-        if known is not None and known[0] > time.monotonic():
-            return known[1]
-        return await self._reading.get(shape)
+        return known[1] if known is not None and known[0] > time.monotonic() else None
 
     async def _read_serving(self, shape: str) -> list[ServingPool]:
-        good_until = time.monotonic() + _FACTS_SECONDS
+        good_until = time.monotonic() + _CACHE_SECONDS
         async with self._db.begin() as tx:
-            found = await shapes.serving(tx, shape)
-        if len(self._serving) >= _FACTS_KEPT:
+            found = await on_demand.serving(tx, shape)
+        if len(self._serving) >= _CACHE_SIZE:
             self._serving.clear()
         self._serving[shape] = (good_until, found)
         return found
@@ -366,13 +360,13 @@ class PathSelector:
 def _refusal(choice: NoChoice, deadline_seconds: float | None) -> NoPath | DeadlineTooShort:
     if choice.too_slow:
         return DeadlineTooShort(
-            f"no path to a VM of this shape is known to be there within {deadline_seconds:.1f} s. {choice.reason}; "
+            f"no path to a VM of this shape is known to take less than {deadline_seconds:.1f} s. {choice.reason}; "
             "leave the deadline out, or make it longer"
         )
     return NoPath(f"no path to a VM of this shape is open. {choice.reason}", retry_after=_NO_PATH_RETRY_SECONDS)
 
 
 def _as_vm(error: TemplateRefused) -> TemplateRefused:
-    """A refusal of a pool's template, told of the claim's field `vm`."""
+    """A refusal of a pool's template, reworded for the claim's field `vm`."""
     problems = [FieldProblem(re.sub(r"^template\b", "vm", each.field), each.message) for each in error.problems]
     return TemplateRefused(re.sub(r"\btemplate(?=\.\w|:|\[)", "vm", error.detail), problems=problems)

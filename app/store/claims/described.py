@@ -1,6 +1,6 @@
-"""Claims that described their VM, and what was chosen for them: written down, and changed where it came to nothing.
+"""Claims that describe their VM: the choice that was made for each, and its change to another path.
 
-Rows are locked in the order of `claims`: a place in a queue, then the claim.
+Rows are locked in the order of `store.claims.rows`: a place in a queue, then the claim.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _REMEMBER = text("""
     UPDATE claim SET choice = choice || jsonb_build_object('remembered', CAST(:remembered AS jsonb)) WHERE id = :id AND choice IS NOT NULL
 """).bindparams(bindparam("remembered", type_=JSONB))
 
-# Pools in trouble are few, and whoever waits long in a hidden one is looked at again: its source may have gone.
+# Few pools are in trouble. A claim that waits long in an on-demand pool is looked at too: its source may be gone.
 _STUCK = text("""
     SELECT q.claim_id, q.pool_id FROM claim_queue q JOIN claim c ON c.id = q.claim_id JOIN pool p ON p.id = q.pool_id
     WHERE c.allowed IS NOT NULL AND c.state = 'pending' AND (
@@ -54,36 +54,36 @@ class StuckClaim:
     pool_id: UUID
 
 
-async def explain(tx: AsyncConnection, claim_id: UUID, wish: StoredChoice, *, whatever_vm: bool = False) -> bool:
-    """Writes a claim's wish beside it. False where its VM is not of that shape, and nothing was written.
+async def explain(tx: AsyncConnection, claim_id: UUID, written: StoredChoice, *, whatever_vm: bool = False) -> bool:
+    """Writes the choice to the claim's row. False where the claim's VM does not have that shape: nothing was written.
 
-    With `whatever_vm` that is not looked at.
+    With `whatever_vm` the VM's shape is not checked.
     """
     params = {
         "id": claim_id,
-        "shape": wish.shape,
-        "choice": wish.choice,
-        "allowed": list(wish.allowed),
+        "shape": written.shape,
+        "choice": written.choice,
+        "allowed": list(written.allowed),
         "whatever": whatever_vm,
     }
     return (await tx.execute(_EXPLAIN, params)).first() is not None
 
 
 async def remember(tx: AsyncConnection, claim_id: UUID, remembered: dict[str, Any]) -> None:
-    """Writes down what was kept for the next claim of the same shape."""
+    """Writes to the claim's row what was kept for the next claim of the same shape."""
     await tx.execute(_REMEMBER, {"id": claim_id, "remembered": remembered})
 
 
 async def stuck(tx: AsyncConnection, *, patience_seconds: float, limit: int) -> list[StuckClaim]:
-    """Some of the claims that wait where no VM may come: their pool is stalled, paused or going, a VM of theirs failed, or is
-    put off for long. In any order, so that those with no other path hide nobody.
+    """Some of the claims that may wait in vain: their pool is stalled, paused or being deleted, or one of its VMs failed or has
+    been waiting for its source for long. In random order, so that claims with no other path do not hide the rest.
     """
     rows = await tx.execute(_STUCK, {"patience": patience_seconds, "limit": limit})
     return [StuckClaim(row.claim_id, row.pool_id) for row in rows]
 
 
-async def hold(tx: AsyncConnection, claim: StuckClaim) -> bool:
-    """Locks the claim with its place until `tx` ends; False where it waits there no more, or is just being served."""
+async def lock(tx: AsyncConnection, claim: StuckClaim) -> bool:
+    """Locks the claim with its place until `tx` ends; False where it no longer waits there, or is being served."""
     if (await tx.execute(_LOCK_PLACE, {"id": claim.id, "pool_id": claim.pool_id})).first() is None:
         return False
     return (await tx.execute(_LOCK_CLAIM, {"id": claim.id})).first() is not None
@@ -92,7 +92,7 @@ async def hold(tx: AsyncConnection, claim: StuckClaim) -> bool:
 async def move(
     tx: AsyncConnection, claim_id: UUID, *, pool_id: UUID, path: str, choice: dict[str, Any], reason: str
 ) -> None:
-    """Takes a pending claim that the caller holds out of its queue, to the end of another's."""
+    """Moves a pending claim, which the caller has locked, to the end of another pool's queue."""
     params = {"id": claim_id, "pool_id": pool_id, "path": path, "choice": choice, "reason": reason}
     await tx.execute(_MOVE, params)
     await tx.execute(_QUEUE, {"id": claim_id, "pool_id": pool_id})

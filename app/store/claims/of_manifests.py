@@ -1,4 +1,4 @@
-"""The claims that manifests made, found by the key that the document's name gives."""
+"""Claims that were made from manifests. Each is found by a key made from the document's name."""
 
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
@@ -14,11 +14,11 @@ _FREE = text("UPDATE claim SET idem_key = NULL WHERE idem_key = :key AND state =
 
 
 async def by_key(tx: AsyncConnection, key: str) -> ClaimRow | None:
-    """The claim that was made with the idempotency key."""
+    """The claim that has the idempotency key."""
     row = (await tx.execute(_BY_KEY, {"key": key})).mappings().first()
     return read_claim(row) if row else None
 
 
 async def free_key(tx: AsyncConnection, key: str) -> None:
-    """Lets the key make a new claim where that of the last one has ended."""
+    """Frees the key of a claim that has ended, so that it can make a new one."""
     await tx.execute(_FREE, {"key": key, "ended": sorted(CLAIM_ENDED)})

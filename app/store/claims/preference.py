@@ -1,25 +1,25 @@
-"""The claim of one warm VM that is as wished, in two short statements of one transaction: a look at the head of the queue, and
-the claim of the best place there that nobody else takes at this moment.
+"""The claim of a preferred warm VM, in two short statements of one transaction: a look at the head of the queue of ready VMs,
+and the claim of the best of those that nobody else is claiming.
 
-What it costs does not grow with the pool or its history: it looks at so many places and so many of the latest claims, and no
-more. It is for claims that have a wish alone; all others are combined (`claim_lane`).
+Its cost does not grow with the pool or its history: it looks at a fixed number of ready VMs and of the latest claims. It is
+only for claims with a preference; all others are combined (`store.claims.warm`).
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.claims import NewClaim, WarmClaim
 from app.domain.placement import WarmPlace
-from app.store.claims.warm import Bound, ClaimRequest
 
 LOOKED_AT = 64
-"""So many places of the queue, and so many of the pool's latest claims."""
+"""How many ready VMs, and how many of the pool's latest claims, are looked at."""
 
-# For this transaction alone. A plan that was made while the tables were young would read them whole for good.
+# For this transaction alone. A plan made while the tables were small would go on scanning them.
 _WALK_INDEXES = text(
     "SELECT set_config('enable_seqscan', 'off', true), set_config('plan_cache_mode', 'force_custom_plan', true)"
 )
@@ -35,7 +35,7 @@ _LATEST = text("""
       AND v.node IS NOT NULL GROUP BY v.node
 """)
 
-# As in the claim lane: whoever has the lock of a place has the VM, and a place that another has is passed over.
+# As in `store.claims.warm`: whoever locks the row in ready_slot has the VM, and rows locked by others are skipped.
 _TAKE = text("""
 WITH locked AS MATERIALIZED (
     SELECT ctid AS tid, vm_id, name, node, addresses, ready_at, boot_seconds FROM ready_slot
@@ -61,12 +61,12 @@ FROM locked l LEFT JOIN made m USING (vm_id)
 
 @dataclass(frozen=True, slots=True)
 class KeyTaken:
-    """Another claim has the idempotency key: nothing was taken."""
+    """Another claim has the idempotency key; nothing was taken."""
 
 
 async def head(tx: AsyncConnection, pool_id: UUID, *, from_seq: int) -> list[WarmPlace]:
-    """The places at the head of the pool's queue, from a sequence number on, with the zones of their nodes. What the transaction
-    does from then on walks indexes.
+    """The head of the pool's queue of ready VMs, from a sequence number on, with their nodes' zones. From then on the
+    transaction's statements use indexes only.
     """
     await tx.execute(_WALK_INDEXES)
     rows = (await tx.execute(_HEAD, {"pool_id": pool_id, "from_seq": from_seq, "limit": LOOKED_AT})).all()
@@ -76,37 +76,23 @@ async def head(tx: AsyncConnection, pool_id: UUID, *, from_seq: int) -> list[War
 
 
 async def latest_by_node(tx: AsyncConnection, pool_id: UUID) -> Mapping[str, int]:
-    """On which nodes the VMs of the pool's latest claims are, as far as they are bound."""
+    """How many VMs of the pool's latest claims are on each node, counting bound claims only."""
     rows = await tx.execute(_LATEST, {"pool_id": pool_id, "limit": LOOKED_AT})
     return {row.node: row.n for row in rows}
 
 
-async def take(
-    tx: AsyncConnection, pool_id: UUID, request: ClaimRequest, seqs: Sequence[int]
-) -> Bound | KeyTaken | None:
-    """Claims the first of these places that nobody else takes; None: all of them are gone."""
+async def take(tx: AsyncConnection, pool_id: UUID, claim: NewClaim, seqs: Sequence[int]) -> WarmClaim | KeyTaken | None:
+    """Claims the first of these ready VMs that nobody else is claiming; None: all of them are gone."""
     params = {
         "pool_id": pool_id,
         "seqs": list(seqs),
-        "claim_id": request.claim_id,
-        "key": request.key,
-        "hash": request.request_hash,
-        "labels": request.labels,
-        "lease": request.lease_seconds,
+        "claim_id": claim.id,
+        "key": claim.request.key,
+        "hash": claim.request.request_hash,
+        "labels": json.dumps(claim.request.labels),
+        "lease": claim.lease_seconds,
     }
     row = (await tx.execute(_TAKE, params)).first()
     if row is None:
         return None
-    if not row.made:
-        return KeyTaken()
-    return Bound(
-        request.claim_id,
-        row.vm_id,
-        row.name,
-        row.node,
-        tuple(row.addresses),
-        row.ready_at,
-        row.boot_seconds,
-        row.created_at,
-        row.created_at + timedelta(seconds=request.lease_seconds),
-    )
+    return WarmClaim(claim, *row[:7]) if row.made else KeyTaken()

@@ -1,6 +1,6 @@
-"""Claims: those that wait, their binding in order of arrival, leases, ends, and reads. The warm path is in `claim_lane`.
+"""Claims: their queue, binding in order of arrival, leases, ends, and reads. The warm path is in `store.claims.warm`.
 
-Rows are locked in one order everywhere, so that nobody waits in a circle: a place in a queue, then the claim, then the VM.
+Rows are locked in one order everywhere, so that there are no deadlocks: a place in a queue, then the claim, then the VM.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ _INSERT_PENDING = text("""
 """).bindparams(bindparam("labels", type_=JSONB), bindparam("choice", type_=JSONB(none_as_null=True)))
 _BY_KEY = text("SELECT id FROM claim WHERE idem_key = :key")
 
-# A waiting claim's row is locked through the queue; both queues are walked in order, and what others hold is passed over.
+# A waiting claim is locked by its row in claim_queue. Both queues are read in order, and rows locked by others are skipped.
 _BIND = text("""
     WITH waiting AS MATERIALIZED (
         SELECT ctid AS tid, seq, claim_id FROM claim_queue WHERE pool_id = :pool_id
@@ -92,7 +92,7 @@ _END = text("""
 """)
 
 _LEAVE_QUEUE = text("DELETE FROM claim_queue WHERE claim_id = ANY(CAST(:ids AS uuid[]))")
-_STAND_AGAIN = text("SELECT 1 FROM claim_queue WHERE claim_id = ANY(CAST(:ids AS uuid[])) LIMIT 1")
+_QUEUED_AGAIN = text("SELECT 1 FROM claim_queue WHERE claim_id = ANY(CAST(:ids AS uuid[])) LIMIT 1")
 
 _RENEW = text("""
     WITH renewed AS (
@@ -102,23 +102,23 @@ _RENEW = text("""
         SELECT 'claim.renewed', pool_id, vm_id, id, jsonb_build_object('lease_expires_at', lease_expires_at) FROM renewed)
     SELECT id FROM renewed
 """)
-_HOLD = text("""
+_KEEP_PLACE = text("""
     UPDATE claim SET pending_until = least(
         now() + make_interval(secs => :seconds), (choice->>'deadline_at')::timestamptz)
-    WHERE id = :id AND state = 'pending' AND (CAST(:held AS timestamptz) IS NULL OR pending_until = :held)
+    WHERE id = :id AND state = 'pending' AND (CAST(:expected AS timestamptz) IS NULL OR pending_until = :expected)
     RETURNING pending_until
 """)
 
-_LEASES_OVER = text("""
+_EXPIRED_LEASES = text("""
     SELECT id FROM claim WHERE state = 'bound' AND lease_expires_at < now()
     ORDER BY lease_expires_at LIMIT :limit FOR UPDATE SKIP LOCKED
 """)
-_WAITED_OUT = text("""
+_EXPIRED_PLACES = text("""
     SELECT c.id FROM claim_queue q JOIN claim c ON c.id = q.claim_id WHERE c.pending_until < now()
     ORDER BY q.seq LIMIT :limit FOR UPDATE OF q, c SKIP LOCKED
 """)
 
-# Before all who came later: the front of the queue, which is the lowest sequence number. Its deadline was met once.
+# The claim goes to the front of the queue, with the lowest sequence number. It met its deadline, which no longer applies.
 _REQUEUE = text("""
     WITH again AS (
         UPDATE claim SET state = 'pending', vm_id = NULL, bound_at = NULL, lease_expires_at = NULL, reason = :reason,
@@ -134,7 +134,7 @@ _REQUEUE = text("""
     SELECT id FROM again
 """)
 
-_HOLDS_VM = text("SELECT id FROM claim WHERE id = :id AND state = 'bound' AND vm_id = :vm_id FOR UPDATE")
+_HAS_VM = text("SELECT id FROM claim WHERE id = :id AND state = 'bound' AND vm_id = :vm_id FOR UPDATE")
 
 _PENDING_OF_POOL = text("""
     SELECT q.claim_id FROM claim_queue q JOIN claim c ON c.id = q.claim_id WHERE q.pool_id = :pool_id AND c.allowed IS NULL
@@ -148,7 +148,7 @@ _PRUNE = text("""
 
 @dataclass(frozen=True, slots=True)
 class StoredChoice:
-    """What a claim that names no pool asks for: the shape, the paths that it allows, and `choice`, the one that was taken."""
+    """What a claim that describes its VM keeps: the shape, the paths that it allows, and `choice`, the one that was chosen."""
 
     shape: str
     choice: dict[str, Any]
@@ -161,7 +161,7 @@ async def get(tx: AsyncConnection, claim_id: UUID) -> ClaimRow | None:
 
 
 async def settled(tx: AsyncConnection, claim_ids: Sequence[UUID]) -> list[UUID]:
-    """Those of the claims that are pending no more."""
+    """Those of the claims that are no longer pending."""
     return [row.id for row in await tx.execute(_SETTLED, {"ids": list(claim_ids)})]
 
 
@@ -198,9 +198,9 @@ async def insert_pending(
     lease_seconds: int,
     pending_seconds: float,
     reason: str,
-    wish: StoredChoice | None = None,
+    choice: StoredChoice | None = None,
 ) -> UUID:
-    """Puts a claim at the end of its pool's queue. Where its key belongs to a claim already, that one's id comes back."""
+    """Adds a claim to the end of its pool's queue. Returns its id, or that of the claim that has its key already."""
     params: dict[str, Any] = {
         "id": claim_id,
         "pool_id": pool_id,
@@ -210,9 +210,9 @@ async def insert_pending(
         "lease_seconds": lease_seconds,
         "seconds": pending_seconds,
         "reason": reason,
-        "shape": wish.shape if wish else None,
-        "choice": wish.choice if wish else None,
-        "allowed": list(wish.allowed) if wish else None,
+        "shape": choice.shape if choice else None,
+        "choice": choice.choice if choice else None,
+        "allowed": list(choice.allowed) if choice else None,
     }
     if (await tx.execute(_INSERT_PENDING, params)).first() is not None:
         return claim_id
@@ -227,7 +227,7 @@ async def by_key(tx: AsyncConnection, key: str) -> UUID | None:
 
 
 async def bind_pending(tx: AsyncConnection, pool_id: UUID, *, limit: int = 500) -> list[UUID]:
-    """Gives ready VMs to waiting claims, both in order; the claims that are bound now."""
+    """Binds waiting claims to ready VMs, both in order. Returns the claims that were bound."""
     return [row.id for row in await tx.execute(_BIND, {"pool_id": pool_id, "limit": limit})]
 
 
@@ -238,9 +238,9 @@ async def pools_with_pending(tx: AsyncConnection) -> list[UUID]:
 async def end(
     tx: AsyncConnection, claim_ids: Sequence[UUID], target: ClaimState, *, sources: Sequence[ClaimState], reason: str
 ) -> list[tuple[UUID, UUID, UUID | None]]:
-    """Ends those of the claims that are in one of `sources`: (claim, pool, VM to release) of each.
+    """Ends those of the claims that are in one of `sources`. Returns (claim, pool, VM to release) of each.
 
-    A claim that failed before it had a VM gives its idempotency key back, so that a retry tries again.
+    A claim that fails before it has a VM frees its idempotency key, so that a retry makes a new claim.
     """
     for source in sources:
         check_claim_transition(source, target)
@@ -254,9 +254,9 @@ async def end(
             ended = [(row.id, row.pool_id, row.vm_id) for row in await tx.execute(_END, params)]
             ids = [claim_id for claim_id, _, _ in ended]
             await tx.execute(_LEAVE_QUEUE, {"ids": list(places.intersection(ids))})
-            # A claim that went back into the queue while its end waited for its row has a place that was not there to be
-            # locked. Who locks that now waits for the claim: to take it from here would be a circle, so all begins anew.
-            if (await tx.execute(_STAND_AGAIN, {"ids": ids})).first() is None:
+            # A claim that was requeued while this transaction waited for its row has a place that was not locked here.
+            # Whoever locks that place waits for the claim, so deleting it now could deadlock: start again.
+            if (await tx.execute(_QUEUED_AGAIN, {"ids": ids})).first() is None:
                 break
             await attempt.rollback()
     return ended
@@ -267,41 +267,41 @@ async def renew(tx: AsyncConnection, claim_id: UUID, *, seconds: int) -> bool:
     return (await tx.execute(_RENEW, {"id": claim_id, "seconds": seconds})).first() is not None
 
 
-async def hold_place(
-    tx: AsyncConnection, claim_id: UUID, *, seconds: float, held_until: datetime | None = None
+async def keep_place(
+    tx: AsyncConnection, claim_id: UUID, *, seconds: float, expires_at: datetime | None = None
 ) -> datetime | None:
-    """A pending claim keeps its place for so long from now, and no longer: until when. None where nothing was changed.
+    """Has the place of a pending claim expire in `seconds`, and returns when that is. None: nothing was changed.
 
-    With `held_until` only where the place is still held until then, and nobody else has held it since.
+    With `expires_at` only where the place still expires then, and no other request has changed that.
     """
-    params = {"id": claim_id, "seconds": seconds, "held": held_until}
-    until: datetime | None = (await tx.execute(_HOLD, params)).scalar()
+    params = {"id": claim_id, "seconds": seconds, "expected": expires_at}
+    until: datetime | None = (await tx.execute(_KEEP_PLACE, params)).scalar()
     return until
 
 
-async def leases_over(tx: AsyncConnection, *, limit: int) -> list[UUID]:
-    """Bound claims past their lease, locked until `tx` ends. One that somebody renews this moment is passed over."""
-    return [row.id for row in await tx.execute(_LEASES_OVER, {"limit": limit})]
+async def expired_leases(tx: AsyncConnection, *, limit: int) -> list[UUID]:
+    """Bound claims whose lease has expired, locked until `tx` ends. One that is being renewed is skipped."""
+    return [row.id for row in await tx.execute(_EXPIRED_LEASES, {"limit": limit})]
 
 
-async def waited_out(tx: AsyncConnection, *, limit: int) -> list[UUID]:
-    """Pending claims past their time, locked with their places until `tx` ends. One that is just held or bound is passed over."""
-    return [row.id for row in await tx.execute(_WAITED_OUT, {"limit": limit})]
+async def expired_places(tx: AsyncConnection, *, limit: int) -> list[UUID]:
+    """Pending claims whose place has expired, locked with it until `tx` ends. One that is being kept or bound is skipped."""
+    return [row.id for row in await tx.execute(_EXPIRED_PLACES, {"limit": limit})]
 
 
 async def requeue(tx: AsyncConnection, claim_id: UUID, *, vm_id: UUID, reason: str, pending_seconds: float) -> bool:
-    """A bound claim whose VM died goes back to the front of the queue; False where it no longer holds that VM."""
+    """Puts a bound claim whose VM died back to the front of the queue; False where it is no longer bound to that VM."""
     params = {"id": claim_id, "vm_id": vm_id, "reason": reason, "seconds": pending_seconds}
     return (await tx.execute(_REQUEUE, params)).first() is not None
 
 
-async def holds_vm(tx: AsyncConnection, claim_id: UUID, vm_id: UUID) -> bool:
+async def has_vm(tx: AsyncConnection, claim_id: UUID, vm_id: UUID) -> bool:
     """Whether the claim is bound to that VM; its row is locked until `tx` ends."""
-    return (await tx.execute(_HOLDS_VM, {"id": claim_id, "vm_id": vm_id})).first() is not None
+    return (await tx.execute(_HAS_VM, {"id": claim_id, "vm_id": vm_id})).first() is not None
 
 
 async def pending_of_pool(tx: AsyncConnection, pool_id: UUID) -> list[UUID]:
-    """Claims that name the pool. One that described its VM can wait elsewhere, and is moved (`store.rerouting`)."""
+    """Pending claims that name the pool. One that describes its VM is moved to another path instead (`store.claims.described`)."""
     return [row.claim_id for row in await tx.execute(_PENDING_OF_POOL, {"pool_id": pool_id})]
 
 
@@ -310,5 +310,5 @@ async def bound_of_pool(tx: AsyncConnection, pool_id: UUID) -> list[UUID]:
 
 
 async def prune(tx: AsyncConnection, *, seconds: float, limit: int) -> int:
-    """Drops up to `limit` claims that ended more than `seconds` ago, and says how many."""
+    """Deletes up to `limit` claims that ended more than `seconds` ago; returns how many."""
     return (await tx.execute(_PRUNE, {"seconds": seconds, "limit": limit})).rowcount

@@ -1,32 +1,32 @@
-"""The claim of warm VMs: one statement for many requests, on the driver's own prepared statement.
+"""The claim of warm VMs: one statement for many claims, prepared by the driver itself.
 
-Constant time, whatever the size of the pool or its history: a claim begins at a hint, the first sequence number that this
-process has not seen claimed, and so never walks the dead entries that an old snapshot keeps at the head of the index. A
-hint is only a hint. Sequences commit out of order and other processes roll back, so rows can lie below it: `lower_hints`
-puts it right in the background, and a caller asks again from the true start before it says "none".
+It takes constant time, whatever the size of the pool or its history: a claim begins at a hint, the first sequence number
+that this process has not seen claimed, and so never walks the dead entries that an old snapshot keeps at the head of the
+index. A hint may be wrong. Sequence numbers commit out of order and other processes roll back, so rows can lie below it:
+`lower_hints` corrects it in the background, and a caller looks again from the true start before it says "none".
 
-One statement moves everything: the claim, the queue, the VM's row and the history. Nothing in it notifies, and no row of
-the pool's is written: either would make claims wait for each other.
+One statement writes everything: the claim, the queue, the VM's row and the history. It sends no notice and writes no row of
+the pool: either would make claims wait for each other.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 import orjson
 
+from app.domain.claims import KnownClaim, NewClaim, Outcome, WarmClaim
 from app.store.database import busy, driver_dsn, is_away, is_busy, unavailable
 from app.store.rows import CLAIM_COLUMNS, CLAIM_TABLES, ClaimRow, read_claim
 
 _CONNECT_SECONDS = 5.0
 _STATEMENT_SECONDS = 15.0
-# One generic plan for good. Made on a young database it would read the claims whole, since they are few, and go on doing so
-# when they are many (measured: 40 to 500 microseconds a claim after 6,000 claims); every table here has its index.
+# One generic plan for the life of a connection. Made while the tables are small it would scan them, and go on scanning when
+# they are large (measured: from 40 to 500 microseconds a claim after 6,000 claims). Every table here has its index.
 _SESSION = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -34,10 +34,10 @@ _SESSION = {
     "application_name": "emberpool-claims",
 }
 
-# $1 pool, $2 hint, then one array entry a request: $3 claim ids, $4 lease seconds, $5 labels, $6 idempotency keys, $7 request
-# hashes. $8: the requests are one batch, which a key of it that is known makes an old one: nothing is added to it. $9: all
-# of them or none. No join to an updated or deleted table: under a generic plan Postgres reads such a table whole. Keys are inserted
-# in one order, so that two processes with the same keys do not wait for each other in a circle.
+# $1 pool, $2 hint, then one array entry for each claim: $3 ids, $4 lease seconds, $5 labels, $6 idempotency keys, $7 request
+# hashes. $8: the claims are one batch; where one of its keys is known the batch was made before, and nothing is added to it.
+# $9: all of them or none. No join to an updated or deleted table: under a generic plan Postgres scans such a table. Keys are
+# inserted in one order, so that two processes with the same keys cannot deadlock.
 _CLAIM = """
 WITH req AS MATERIALIZED (
     SELECT r.id, r.key, r.hash, r.lease, r.labels, r.ord, c.id AS known
@@ -74,8 +74,8 @@ UNION ALL
 SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, ord, NULL, false, known FROM req WHERE known IS NOT NULL
 """
 
-# The same for requests without a key: nothing can be in their way, so that every VM that is picked is claimed, and the joins
-# fall away ($1 to $5; Postgres 18: 16 claims cost it 370 microseconds of CPU, 470 in the statement above).
+# The same for claims without a key: nothing can conflict with them, so every VM that is picked is claimed and no join is
+# needed ($1 to $5; on Postgres 18, 16 claims cost 370 microseconds of CPU, and 470 in the statement above).
 _CLAIM_KEYLESS = """
 WITH picked AS MATERIALIZED (SELECT *, row_number() OVER () AS n FROM (
     SELECT ctid AS tid, seq, vm_id, name, node, addresses, ready_at, boot_seconds FROM ready_slot
@@ -95,7 +95,7 @@ noted AS (INSERT INTO event (type, pool_id, vm_id, claim_id, data)
 SELECT vm_id, name, node, addresses, ready_at, boot_seconds, now() AS created_at, n, seq FROM picked
 """
 
-# A batch yields whole: where another process has taken one of its keys meanwhile, it fails and takes nothing.
+# A batch fails as a whole, and takes nothing, where another process has taken one of its keys meanwhile.
 _CLAIM_BATCH = _CLAIM.replace("ON CONFLICT (idem_key) WHERE idem_key IS NOT NULL DO NOTHING", "")
 
 _LOWEST = """
@@ -113,42 +113,8 @@ FROM claim c JOIN vm v ON v.id = c.vm_id WHERE c.id = ANY($1::uuid[]) AND c.stat
 _READ = f"SELECT {CLAIM_COLUMNS} FROM {CLAIM_TABLES} WHERE c.id = ANY($1::uuid[])"
 
 
-class ClaimRequest(NamedTuple):
-    """One request for one warm VM. `claim_id` is made by the caller; `labels` is JSON."""
-
-    claim_id: UUID
-    key: str | None
-    request_hash: str
-    lease_seconds: int
-    labels: str
-
-
-class Bound(NamedTuple):
-    """A warm VM, claimed: what the answer needs, with no further read."""
-
-    claim_id: UUID
-    vm_id: UUID
-    name: str
-    node: str | None
-    addresses: tuple[str, ...]
-    ready_at: datetime
-    boot_seconds: float | None
-    created_at: datetime
-    lease_expires_at: datetime
-
-
-class Known(NamedTuple):
-    """The idempotency key belongs to an earlier claim already: that one is the answer, if its body was the same."""
-
-    claim_id: UUID
-
-
-Outcome = Bound | Known | None
-"""None: no warm VM for this request in this look."""
-
-
-class ClaimLane:
-    """The connections of the claim path and the hints of one process."""
+class WarmClaimStore:
+    """The connections of the claim path, and one process's hints: for each pool, where its queue of ready VMs begins."""
 
     def __init__(self, url: str, *, connections: int = 3) -> None:
         self._dsn = driver_dsn(url)
@@ -157,69 +123,69 @@ class ClaimLane:
         for _ in range(connections):
             self._idle.put_nowait(None)
         self._hints: dict[UUID, int] = {}
-        self._lowered: dict[
-            UUID, int
-        ] = {}  # how often; a statement raises no hint that was lowered while it was in flight
+        # How often each hint was lowered: a statement does not raise one that was lowered while it was in flight.
+        self._lowered: dict[UUID, int] = {}
 
     async def claim(
         self,
         pool_id: UUID,
-        requests: Sequence[ClaimRequest],
+        new: Sequence[NewClaim],
         *,
         from_start: bool = False,
         batch: bool = False,
         all_or_nothing: bool = False,
     ) -> list[Outcome]:
-        """Serves each request, in their order, as far as warm VMs go; the outcomes in the same order.
+        """Serves each claim, in their order, as far as there are ready VMs; the outcomes come in the same order.
 
-        No two requests may carry the same key: the later one would be taken for a conflict with another process.
-        `from_start` looks below the hint too. With `batch` the requests belong together: where one of their keys is known,
-        or becomes known at the same moment, all answers are those of the first time. Raises DatabaseUnavailable; a connection
-        that breaks after Postgres has committed is found out by asking again, so that no VM is claimed for nobody while its
-        client waits.
+        No two claims may have the same key: the later one would be taken for a conflict with another process.
+        `from_start` looks below the hint too. With `batch` the claims belong together: where one of their keys is known,
+        or becomes known at the same moment, all answers are those of the first time. Raises DatabaseUnavailable. Where a
+        connection breaks, it asks again whether Postgres has committed, so that no VM is claimed for a client that waits and
+        is told otherwise.
         """
         hint = 0 if from_start else self._hints.get(pool_id, 0)
         lowered = self._lowered.get(pool_id, 0)
-        keyless = not batch and all(r.key is None for r in requests)
+        keyless = not batch and all(claim.request.key is None for claim in new)
         statement = _CLAIM_KEYLESS if keyless else _CLAIM_BATCH if batch else _CLAIM
+        labels = [_encode_json(claim.request.labels) if claim.request.labels else "{}" for claim in new]
         arguments: list[object] = [
-            *(pool_id, hint, [r.claim_id for r in requests]),
-            *([r.lease_seconds for r in requests], [r.labels for r in requests]),
+            *(pool_id, hint, [claim.id for claim in new], [claim.lease_seconds for claim in new], labels)
         ]
         if not keyless:
-            arguments += [[r.key for r in requests], [r.request_hash for r in requests], batch, all_or_nothing]
+            arguments += [[claim.request.key for claim in new], [claim.request.request_hash for claim in new]]
+            arguments += [batch, all_or_nothing]
         try:
             async with self._connection() as connection:
                 rows = await connection.fetch(statement, *arguments)
         except asyncpg.UniqueViolationError:
-            # Another process's batch of these keys has committed since; the next look sees it.
+            # Another process has committed a batch with these keys meanwhile; the next look sees it.
             again = {"from_start": from_start, "batch": batch, "all_or_nothing": all_or_nothing}
-            return await self.claim(pool_id, requests, **again)
+            return await self.claim(pool_id, new, **again)
         except Exception as error:
-            if not from_start:  # another statement may have gone past what this one had in hand
+            if not from_start:  # another statement may have moved the hint past the rows that this one had locked
                 self._lower(pool_id, hint)
             if is_busy(error):
                 raise busy() from error
             if not is_away(error):
                 raise
-            return await self._settle(requests, error)
-        outcomes: list[Outcome] = [None] * len(requests)
+            return await self._settle(new, error)
+        outcomes: list[Outcome] = [None] * len(new)
         taken: list[int] = []
         left: list[int] = []
         for row in rows:
             place = row["n"] - 1
             if keyless or row["made"]:
-                outcomes[place] = _bound(requests[place], row)
+                outcomes[place] = _warm(new[place], row)
                 taken.append(row["seq"])
             elif row["known"] is not None:
-                outcomes[place] = Known(row["known"])
+                outcomes[place] = KnownClaim(row["known"])
             else:
                 left.append(row["seq"])
         self._learn(pool_id, taken, left, from_start=from_start, lowered=lowered)
         return outcomes
 
     async def read(self, claim_ids: Sequence[UUID]) -> list[ClaimRow]:
-        """The claims, in one way to and fro: for those whose clients wait this moment. Raises DatabaseUnavailable."""
+        """The claims, in one round trip, for clients that are waiting. Raises DatabaseUnavailable."""
         try:
             async with self._connection() as connection:
                 rows = await connection.fetch(_READ, list(claim_ids))
@@ -230,8 +196,8 @@ class ClaimLane:
         return [read_claim(dict(row)) for row in rows]
 
     async def warm_up(self) -> None:
-        """Connects and plans ahead on every connection, so that no claim waits for either. Raises DatabaseUnavailable."""
-        # Side by side, since a connection that came back would be the next one again.
+        """Connects and plans the statements on every connection, so that no claim waits for that. Raises DatabaseUnavailable."""
+        # All at once: one after another would take the same connection each time.
         for result in await asyncio.gather(*(self._warm_one() for _ in range(self._size)), return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
@@ -248,10 +214,8 @@ class ClaimLane:
             raise
 
     async def lower_hints(self, pool_ids: Iterable[UUID] | None = None) -> None:
-        """Moves hints down to where rows really begin; up only through claims. Without `pool_ids` for every pool known here;
-        those of deleted pools are forgotten.
-
-        Raises DatabaseUnavailable.
+        """Moves hints down to where rows really begin; only claims move them up. Without `pool_ids`: of every pool known
+        here. Forgets the hints of deleted pools. Raises DatabaseUnavailable.
         """
         asked = list(self._hints if pool_ids is None else pool_ids)
         if not asked:
@@ -278,8 +242,8 @@ class ClaimLane:
                     await connection.close(timeout=2)
 
     def _learn(self, pool_id: UUID, taken: list[int], left: list[int], *, from_start: bool, lowered: int) -> None:
-        """The hint after a statement: past what it took, but not past a VM whose claim another process's key won (`left`),
-        nor past what the hint was lowered to while the statement was in flight.
+        """Sets the hint after a statement: past what it took, but not past a VM that it had to leave (`left`) because another
+        process won the key, nor past what the hint was lowered to while the statement was in flight.
         """
         if left:
             self._hints[pool_id] = min(left)
@@ -293,11 +257,11 @@ class ClaimLane:
             self._hints[pool_id] = hint
             self._lowered[pool_id] = self._lowered.get(pool_id, 0) + 1
 
-    async def _settle(self, requests: Sequence[ClaimRequest], error: Exception) -> list[Outcome]:
-        """After a broken connection: what was committed counts; where nothing was, nobody is told otherwise."""
+    async def _settle(self, new: Sequence[NewClaim], error: Exception) -> list[Outcome]:
+        """After a broken connection: what was committed counts; where nothing was, DatabaseUnavailable is raised."""
         try:
             async with self._connection() as connection:
-                rows = await connection.fetch(_SETTLED, [r.claim_id for r in requests])
+                rows = await connection.fetch(_SETTLED, [claim.id for claim in new])
         except Exception as again:
             if is_away(again):
                 raise unavailable() from error
@@ -305,18 +269,18 @@ class ClaimLane:
         if not rows:
             raise unavailable() from error
         found = {row["id"]: row for row in rows}
-        return [_bound(r, found[r.claim_id]) if r.claim_id in found else None for r in requests]
+        return [_warm(claim, found[claim.id]) if claim.id in found else None for claim in new]
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
-        """One of the connections, made again where it was lost. It goes back however the block ends."""
+        """One of the connections, opened again where it was lost. It is given back however the block ends."""
         connection = await self._idle.get()
         try:
             if connection is None or connection.is_closed():
                 connection = await self._connect()
             yield connection
         except BaseException:
-            # The state of the wire is unknown: the next user gets a new connection.
+            # The connection's state is unknown: the next user gets a new one.
             if connection is not None:
                 connection.terminate()
                 connection = None
@@ -335,13 +299,9 @@ class ClaimLane:
         return connection
 
 
-def _bound(request: ClaimRequest, row: Any) -> Bound:
-    """From a row that begins with what a `Bound` needs, in this order."""
-    vm_id, name, node, addresses, ready_at, boot_seconds, created_at = row[:7]
-    lease_expires_at = created_at + timedelta(seconds=request.lease_seconds)
-    return Bound(
-        *(request.claim_id, vm_id, name, node, tuple(addresses), ready_at, boot_seconds, created_at, lease_expires_at)
-    )
+def _warm(claim: NewClaim, row: Any) -> WarmClaim:
+    """From a row that begins with the VM's columns, in the order of WarmClaim's fields."""
+    return WarmClaim(claim, *row[:7])
 
 
 def _encode_json(value: object) -> str:

@@ -1,12 +1,13 @@
-"""Pools by the shape of their VMs: those that serve a shape warm, and the hidden ones that stand for one shape and path.
+"""Pools by the shape of their VMs: users' pools that serve a shape warm, and the on-demand pools of one shape and path.
 
-A hidden pool (`kind` 'on_demand') is of no size and shown to nobody: its VMs are made for the claims in its queue. It is not
-deleted in steps as others are: it goes in one, once nothing hangs on it, and whoever puts a claim into it holds its row.
+An on-demand pool has size 0 and users do not see it: its VMs are made for the claims in its queue. It is deleted in one step,
+once it has no VM and no claim; whoever puts a claim into it locks its row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
@@ -15,21 +16,21 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.ids import lowest_id_at
 from app.store.rows import POOL_COLUMNS, PoolRow, read_pool
 
-_HIDDEN = text(f"""
+_BY_NAME = text(f"""
     SELECT {POOL_COLUMNS} FROM pool p WHERE p.name = :name AND p.kind = 'on_demand' AND p.deleted_at IS NULL FOR NO KEY UPDATE OF p
 """)
-# Of the pool's ready VMs every one must be of the shape: while a new template rotates them, a claim could get an old one.
+# `mixed`: while a new template replaces the pool's VMs, a claim could get one of the old template.
 _SERVING = text(f"""
     SELECT {POOL_COLUMNS}, EXISTS (
         SELECT 1 FROM vm v WHERE v.pool_id = p.id AND v.ended_at IS NULL AND v.state IN ('creating', 'booting', 'ready')
           AND v.revision <> p.revision AND v.shape IS DISTINCT FROM p.shape) AS mixed
     FROM pool p WHERE p.shape = :shape AND p.kind = 'pool' AND p.deleted_at IS NULL ORDER BY p.name LIMIT 50
 """)
-_HIDDEN_OF_SHAPE = text(f"""
-    SELECT {POOL_COLUMNS} FROM pool p WHERE p.shape = :shape AND p.kind = 'on_demand' AND p.deleted_at IS NULL
+_OF_SHAPE = text(f"""
+    SELECT {POOL_COLUMNS}, (SELECT count(*) FROM claim_queue q WHERE q.pool_id = p.id) AS waiting FROM pool p WHERE p.shape = :shape AND p.kind = 'on_demand' AND p.deleted_at IS NULL
 """)
 
-# A planner that has the pool's plan is let be, for it may be about to make a VM.
+# A pool that is being planned is skipped: the planner may be about to make a VM.
 _IDLE = text("""
     SELECT q.pool_id FROM pool_plan q JOIN pool p ON p.id = q.pool_id
     WHERE p.kind = 'on_demand' AND p.deleted_at IS NULL AND p.created_at < now() - make_interval(secs => :seconds)
@@ -55,34 +56,43 @@ class ServingPool:
     mixed: bool
 
 
-async def hidden(tx: AsyncConnection, name: str) -> PoolRow | None:
-    """The hidden pool of that name, which stays until `tx` ends."""
-    row = (await tx.execute(_HIDDEN, {"name": name})).mappings().first()
+@dataclass(frozen=True, slots=True)
+class OnDemandPool:
+    """`waiting`: how many claims are in its queue."""
+
+    pool: PoolRow
+    waiting: int
+
+
+async def lock(tx: AsyncConnection, name: str) -> PoolRow | None:
+    """The on-demand pool of that name, locked so that it is not retired before `tx` ends."""
+    row = (await tx.execute(_BY_NAME, {"name": name})).mappings().first()
     return read_pool(row) if row else None
 
 
 async def serving(tx: AsyncConnection, shape: str) -> list[ServingPool]:
-    """The users' pools of that shape, by name; those that are being deleted among them."""
-    rows = (await tx.execute(_SERVING, {"shape": shape})).mappings()
-    return [
-        ServingPool(read_pool({key: value for key, value in row.items() if key != "mixed"}), row["mixed"])
-        for row in rows
-    ]
+    """The users' pools of that shape, by name, including those that are being deleted."""
+    return [ServingPool(*_with(row, "mixed")) for row in (await tx.execute(_SERVING, {"shape": shape})).mappings()]
 
 
-async def hidden_of_shape(tx: AsyncConnection, shape: str) -> list[PoolRow]:
-    return [read_pool(row) for row in (await tx.execute(_HIDDEN_OF_SHAPE, {"shape": shape})).mappings()]
+async def of_shape(tx: AsyncConnection, shape: str) -> list[OnDemandPool]:
+    return [OnDemandPool(*_with(row, "waiting")) for row in (await tx.execute(_OF_SHAPE, {"shape": shape})).mappings()]
 
 
 async def retire_idle(tx: AsyncConnection, *, seconds: float, limit: int) -> list[UUID]:
-    """Drops hidden pools that have no VM and no waiting claim, and were given none for `seconds`; which ones."""
+    """Deletes on-demand pools that have no VM and no waiting claim and got no claim for `seconds`; returns which ones."""
     since = lowest_id_at(datetime.now(UTC) - timedelta(seconds=seconds))
     idle = [row.pool_id for row in await tx.execute(_IDLE, {"seconds": seconds, "since": since, "limit": limit})]
     return await _retire(tx, idle) if idle else []
 
 
 async def _retire(tx: AsyncConnection, ids: Sequence[UUID]) -> list[UUID]:
-    """A look of its own: a claim that was put in before the rows were locked shows only now."""
+    """In a statement of its own, which sees a claim that was added before the rows were locked."""
     gone = [row.id for row in await tx.execute(_RETIRE, {"ids": list(ids)})]
     await tx.execute(_DROP_PLANS, {"ids": gone})
     return gone
+
+
+def _with(row: Mapping[Any, Any], extra: str) -> tuple[PoolRow, Any]:
+    """A pool, and one more column of its row."""
+    return read_pool({key: value for key, value in row.items() if key != extra}), row[extra]

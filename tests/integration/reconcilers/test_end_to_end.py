@@ -2,8 +2,8 @@
 
 from app.compute.kubevirt.gateway import connect
 from app.config import Settings
+from app.domain.claims import WarmClaim
 from app.services.claims.lifecycle import release_claim
-from app.services.claims.service import WarmClaim
 from app.services.pools.service import put_pool
 from tests.support import store_invariants as invariants
 from tests.support.claim_services import new_claim, run_claim_service, stays_connected
@@ -29,16 +29,16 @@ async def test_a_pool_on_a_cluster_fills_is_claimed_from_and_refills(db, dev_clu
             await settles(db, ready=2)
             answer = await claim_service.claim(new_claim(labels={"job": "1"}), stays_connected)
             assert isinstance(answer, WarmClaim)
-            assert answer.bound.node
-            assert answer.bound.addresses
+            assert answer.node
+            assert answer.addresses
             await settles(db, ready=2, claimed=1)
 
             async def labelled():
                 listed = await gateway.list_vms()
-                return str(answer.bound.claim_id) in {vm.claim_id for vm in listed.observations}
+                return str(answer.claim.id) in {vm.claim_id for vm in listed.observations}
 
             await eventually(labelled)
-            await release_claim(db, answer.bound.claim_id)
+            await release_claim(db, answer.claim.id)
             await settles(db, ready=2)
 
             async def gone():

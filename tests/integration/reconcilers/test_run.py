@@ -25,7 +25,7 @@ async def test_two_replicas_fill_a_pool_once_and_backfill_what_is_claimed(db, wa
         await settles(db, ready=6)
         answers = await asyncio.gather(*(claim_service.claim(new_claim(wait=30), stays_connected) for _ in range(4)))
         await settles(db, ready=6, claimed=4)
-        ids = [answer.bound.claim_id if hasattr(answer, "bound") else answer.claim.id for answer in answers]
+        ids = [answer.claim.id for answer in answers]
         for claim_id in ids[:2]:
             await release_claim(db, claim_id)
         await settles(db, ready=6, claimed=2)
@@ -79,7 +79,7 @@ async def test_a_cluster_that_goes_away_and_comes_back_costs_nothing_but_time(db
         await put_pool(db, warm_cluster, "web", spec(size=3))
         await settles(db, ready=3)
         answer = await claim_service.claim(new_claim(wait=30), stays_connected)
-        await release_claim(db, answer.bound.claim_id if hasattr(answer, "bound") else answer.claim.id)
+        await release_claim(db, answer.claim.id)
         await settles(db, ready=3)
     assert await scalar(db, "SELECT last_failure FROM pool") is None
 

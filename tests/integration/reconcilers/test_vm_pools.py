@@ -16,7 +16,7 @@ from app.reconcilers.vms.remover import Removal
 from app.reconcilers.vms.status_writer import Observing
 from app.services.claims.lifecycle import release_claim
 from app.services.pools.service import delete_pool, put_pool
-from app.store.claims.warm import ClaimLane
+from app.store.claims.warm import WarmClaimStore
 from app.store.pools.planning import last_plan
 from tests.support import store_invariants as invariants
 from tests.support.rows import execute, fetch, request, scalar, spec
@@ -96,7 +96,7 @@ class World:
 async def take(db, *, labels=None):
     """A warm VM is claimed; its row."""
     pool_id = await scalar(db, "SELECT id FROM pool WHERE deleted_at IS NULL")
-    lane = ClaimLane(db.url)
+    lane = WarmClaimStore(db.url)
     try:
         await lane.claim(pool_id, [request(labels=labels)])
     finally:

@@ -15,7 +15,7 @@ from app.errors import (
 from app.reconcilers.vms.creator import Provision
 from app.reconcilers.vms.labeler import Labelling
 from app.reconcilers.vms.remover import Removal
-from app.store.claims.warm import ClaimLane
+from app.store.claims.warm import WarmClaimStore
 from tests.support.rows import execute, fetch, make_pool, make_ready, make_vms, request, scalar, state_of
 
 
@@ -234,7 +234,7 @@ async def test_a_removal_that_fails_is_tried_again(db, gateway, provision, remov
 async def claimed(db, gateway, provision):
     (vm_id,) = await made(db, gateway, provision)
     await make_ready(db, [vm_id])
-    lane = ClaimLane(db.url)
+    lane = WarmClaimStore(db.url)
     pool_id = await scalar(db, "SELECT id FROM pool")
     (bound,) = await lane.claim(pool_id, [request()])
     await lane.close()

@@ -9,12 +9,12 @@ import pytest
 from sqlalchemy import make_url
 
 from app.config import Settings
+from app.domain.claims import WarmClaim
 from app.errors import DatabaseUnavailable
 from app.ids import new_id
 from app.reconcilers.pools.plan_pool import plan_next_pool
 from app.reconcilers.vms.status_writer import Observing
 from app.services.claims.lifecycle import release_claim, renew_claim
-from app.services.claims.service import WarmClaim
 from app.services.pools.service import delete_pool, pause_pool, put_pool, replenish_pool, resume_pool
 from app.store.claims import rows as claims
 from app.store.database import Database

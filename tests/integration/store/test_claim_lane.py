@@ -11,10 +11,11 @@ from uuid import uuid4
 
 import pytest
 
+from app.domain.claims import KnownClaim, WarmClaim
 from app.domain.states import ClaimState, VmState
 from app.errors import DatabaseUnavailable
 from app.store.claims import rows as claims
-from app.store.claims.warm import Bound, ClaimLane, Known
+from app.store.claims.warm import WarmClaimStore
 from app.store.vms import rows as vms
 from tests.support import store_invariants as invariants
 from tests.support.rows import (
@@ -33,14 +34,14 @@ from tests.support.rows import (
 
 @pytest.fixture
 async def lane(db):
-    lane = ClaimLane(db.url)
+    lane = WarmClaimStore(db.url)
     yield lane
     await lane.close()
 
 
 @pytest.fixture
 async def other(db):
-    lane = ClaimLane(db.url)
+    lane = WarmClaimStore(db.url)
     yield lane
     await lane.close()
 
@@ -48,7 +49,7 @@ async def other(db):
 async def claim_all(lane, pool, requests, **how):
     """The outcome of each request by its claim id."""
     outcomes = await lane.claim(pool.id, requests, **how)
-    return dict(zip((one.claim_id for one in requests), outcomes, strict=True))
+    return dict(zip((one.id for one in requests), outcomes, strict=True))
 
 
 async def claim_one(lane, pool, key=None, **how):
@@ -61,16 +62,16 @@ async def test_requests_are_served_in_their_order_with_the_vms_in_theirs(db, lan
     ready = await make_vms(db, pool, 3)
     asked = [request(labels={"n": str(n)}, seconds=30 + n) for n in range(4)]
     outcomes = await claim_all(lane, pool, asked)
-    bound = [outcomes[one.claim_id] for one in asked]
+    bound = [outcomes[one.id] for one in asked]
     assert [b.vm_id for b in bound[:3]] == ready
     assert bound[3] is None, "there is none for the fourth"
     first = bound[0]
-    assert isinstance(first, Bound)
-    assert (first.claim_id, first.node, first.addresses) == (asked[0].claim_id, "node-1", ("10.0.0.1",))
+    assert isinstance(first, WarmClaim)
+    assert (first.claim.id, first.node, first.addresses) == (asked[0].id, "node-1", ["10.0.0.1"])
     assert first.boot_seconds is not None
     assert (first.lease_expires_at - first.created_at).total_seconds() == pytest.approx(30)
     async with db.begin() as tx:
-        row = await claims.get(tx, asked[1].claim_id)
+        row = await claims.get(tx, asked[1].id)
     assert row is not None
     assert (row.state, row.labels, row.lease_seconds, row.path) == (ClaimState.BOUND, {"n": "1"}, 31, "pool")
     assert [await state_of(db, vm_id) for vm_id in ready] == [VmState.CLAIMED] * 3
@@ -95,13 +96,13 @@ async def test_a_key_that_was_used_leads_to_its_claim_and_takes_no_vm(db, lane, 
     pool = await make_pool(db)
     await make_vms(db, pool, 3)
     first = await claim_one(lane, pool, "k")
-    assert isinstance(first, Bound)
+    assert isinstance(first, WarmClaim)
     for process in (lane, other):
-        assert await claim_one(process, pool, "k") == Known(first.claim_id)
+        assert await claim_one(process, pool, "k") == KnownClaim(first.claim.id)
     fresh, again = request("new"), request("k")
     outcomes = await claim_all(lane, pool, [again, fresh])
-    assert outcomes[again.claim_id] == Known(first.claim_id)
-    assert isinstance(outcomes[fresh.claim_id], Bound)
+    assert outcomes[again.id] == KnownClaim(first.claim.id)
+    assert isinstance(outcomes[fresh.id], WarmClaim)
     assert await scalar(db, "SELECT count(*) FROM ready_slot") == 1
 
 
@@ -120,16 +121,16 @@ async def test_two_lanes_with_one_key_at_the_same_moment_make_one_claim_and_stra
         second = asyncio.create_task(other.claim(pool.id, [request("k"), request("x")]))
         await blocked(db, 2)
     winner = await first
-    assert isinstance(winner, Bound)
+    assert isinstance(winner, WarmClaim)
     assert winner.vm_id == ready[0]
     loser, beside = await second
     assert loser is None, "it has to ask again"
-    assert isinstance(beside, Bound)
+    assert isinstance(beside, WarmClaim)
     assert beside.vm_id == ready[2]
     left = await claim_one(other, pool)
-    assert isinstance(left, Bound), "at the hint, with no look from the start"
+    assert isinstance(left, WarmClaim), "at the hint, with no look from the start"
     assert left.vm_id == ready[1]
-    assert await claim_one(other, pool, "k", from_start=True) == Known(winner.claim_id)
+    assert await claim_one(other, pool, "k", from_start=True) == KnownClaim(winner.claim.id)
 
 
 async def test_two_lanes_with_the_same_keys_in_opposite_order_do_not_wait_in_a_circle(db, lane, other):
@@ -162,11 +163,12 @@ async def test_nothing_is_stranded_where_two_lanes_meet_on_many_keys(db, lane, o
                 order.remove(key)
             outcomes = await claim_all(process, pool, list(batch.values()))
             for key, asked in batch.items():
-                outcome = outcomes[asked.claim_id]
+                outcome = outcomes[asked.id]
                 if outcome is None:
                     (outcome,) = await process.claim(pool.id, [asked], from_start=True)
                 assert outcome is not None, "there are more VMs than keys"
-                answers.setdefault(key, set()).add(outcome.claim_id)
+                claim_id = outcome.claim_id if isinstance(outcome, KnownClaim) else outcome.claim.id
+                answers.setdefault(key, set()).add(claim_id)
         return answers
 
     results = await asyncio.gather(client(lane, 1), client(lane, 2), client(other, 3), client(other, 4))
@@ -195,11 +197,11 @@ async def test_a_row_below_the_hint_is_found_from_the_start_or_once_the_hint_is_
         await vms.move(slow, [late], VmState.READY, sources=[VmState.BOOTING])
         await make_ready(db, [early])
         taken = await claim_one(lane, pool)
-        assert isinstance(taken, Bound)
+        assert isinstance(taken, WarmClaim)
         assert taken.vm_id == early
     assert await claim_one(lane, pool) is None
     found = await claim_one(lane, pool, from_start=True)
-    assert isinstance(found, Bound)
+    assert isinstance(found, WarmClaim)
     assert found.vm_id == late
 
     again = await make_vms(db, pool, 3)
@@ -207,7 +209,7 @@ async def test_a_row_below_the_hint_is_found_from_the_start_or_once_the_hint_is_
     assert await claim_one(lane, pool) is None
     await lane.lower_hints()
     outcome = await claim_one(lane, pool)
-    assert isinstance(outcome, Bound)
+    assert isinstance(outcome, WarmClaim)
     assert outcome.vm_id == again[0]
 
 
@@ -252,14 +254,14 @@ async def test_a_statement_that_fails_leaves_nothing_below_the_hint(db, lane):
 async def test_labels_and_leases_are_each_requests_own(db, lane):
     pool = await make_pool(db)
     await make_vms(db, pool, 3)
-    asked = [request(None, seconds=60 + n)._replace(labels=f'{{"n": "{n}"}}') for n in range(3)]
+    asked = [request(None, seconds=60 + n, labels={"n": str(n)}) for n in range(3)]
     outcomes = await lane.claim(pool.id, asked)
     rows = {row["id"]: row for row in await fetch(db, "SELECT * FROM claim")}
     vm_rows = {row["claim_id"]: row for row in await fetch(db, "SELECT * FROM vm")}
     for n, (one, bound) in enumerate(zip(asked, outcomes, strict=True)):
-        row = rows[one.claim_id]
-        assert bound.claim_id == one.claim_id
-        assert row["vm_id"] == bound.vm_id == vm_rows[one.claim_id]["id"]
+        row = rows[one.id]
+        assert bound.claim.id == one.id
+        assert row["vm_id"] == bound.vm_id == vm_rows[one.id]["id"]
         assert (row["labels"], row["lease_seconds"]) == ({"n": str(n)}, 60 + n)
         assert row["lease_expires_at"] == bound.lease_expires_at
         assert row["idem_key"] is None
@@ -289,7 +291,7 @@ async def test_a_vm_that_another_is_taking_is_passed_over_without_waiting(db, la
     async with db.begin() as tx:
         await vms.take_from_queue(tx, pool.id, ready[:1], floor=0)
         taken = await claim_one(lane, pool)
-        assert isinstance(taken, Bound)
+        assert isinstance(taken, WarmClaim)
         assert taken.vm_id == ready[1]
         await vms.leave_ready(tx, ready[:1], reason="above the size")
 
@@ -301,22 +303,22 @@ async def test_a_request_that_cannot_be_written_raises_what_it_is(db, lane):
         with pytest.raises(Exception, match=r"invalid input for query argument") as caught:
             await lane.claim(pool.id, [bad])
         assert not isinstance(caught.value, DatabaseUnavailable)
-    assert isinstance(await claim_one(lane, pool), Bound)
+    assert isinstance(await claim_one(lane, pool), WarmClaim)
 
 
 async def test_a_connection_that_breaks_is_made_again(db, lane):
     pool = await make_pool(db)
     await make_vms(db, pool, 3)
-    assert isinstance(await claim_one(lane, pool), Bound)
+    assert isinstance(await claim_one(lane, pool), WarmClaim)
     await execute(
         db,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND application_name = 'emberpool-claims'",
     )
     with contextlib.suppress(DatabaseUnavailable):  # unless its end was read already, and a new one was made at once
-        assert isinstance(await claim_one(lane, pool), Bound)
+        assert isinstance(await claim_one(lane, pool), WarmClaim)
     await invariants.check(db)
-    assert isinstance(await claim_one(lane, pool), Bound)
+    assert isinstance(await claim_one(lane, pool), WarmClaim)
 
 
 async def test_an_answer_that_is_lost_after_the_commit_is_found_by_asking_again(db, lane, monkeypatch):
@@ -340,7 +342,7 @@ async def test_an_answer_that_is_lost_after_the_commit_is_found_by_asking_again(
     lane._idle.get_nowait()
     lane._idle.put_nowait(Breaks())
     bound, nothing = await lane.claim(pool.id, [asked, empty_handed])
-    assert isinstance(bound, Bound)
+    assert isinstance(bound, WarmClaim)
     assert bound.vm_id == ready[0]
     assert (bound.node, bound.addresses) == ("node-1", ("10.0.0.1",))
     assert nothing is None
@@ -349,9 +351,9 @@ async def test_an_answer_that_is_lost_after_the_commit_is_found_by_asking_again(
 async def test_a_claim_is_read_as_the_store_reads_it(db, lane):
     pool = await make_pool(db)
     await make_vms(db, pool, 1)
-    bound = await lane.claim(pool.id, [request("k")._replace(labels='{"job": "1"}')])
-    assert isinstance(bound[0], Bound)
-    (read,) = await lane.read([bound[0].claim_id, uuid4()])
+    bound = await lane.claim(pool.id, [request("k", labels={"job": "1"})])
+    assert isinstance(bound[0], WarmClaim)
+    (read,) = await lane.read([bound[0].claim.id, uuid4()])
     async with db.begin() as tx:
-        assert read == await claims.get(tx, bound[0].claim_id)
+        assert read == await claims.get(tx, bound[0].claim.id)
     assert read.labels == {"job": "1"}

@@ -4,7 +4,7 @@ import asyncio
 
 from app.domain.states import ClaimState, VmState
 from app.store.claims import rows as claims
-from app.store.claims.warm import ClaimLane
+from app.store.claims.warm import WarmClaimStore
 from app.store.vms import rows as vms
 from tests.support import store_invariants as invariants
 from tests.support.claim_rows import bind, end, wait_for_vm
@@ -19,7 +19,7 @@ class Bustle:
     def __init__(self, db, pool):
         self.db = db
         self.pool = pool
-        self.lane = ClaimLane(db.url)
+        self.lane = WarmClaimStore(db.url)
 
     async def arrive(self):
         for _ in range(2 * _ROUNDS):
@@ -48,7 +48,7 @@ class Bustle:
         for _ in range(_ROUNDS):
             for row in await fetch(self.db, "SELECT id FROM claim WHERE state = 'pending' ORDER BY random() LIMIT 2"):
                 async with self.db.begin() as tx:
-                    await claims.hold_place(tx, row["id"], seconds=60)
+                    await claims.keep_place(tx, row["id"], seconds=60)
 
     async def die(self):
         for _ in range(_ROUNDS):
@@ -56,7 +56,7 @@ class Bustle:
                 self.db, "SELECT id, vm_id FROM claim WHERE state = 'bound' ORDER BY random() LIMIT 1"
             ):
                 async with self.db.begin() as tx:
-                    if await claims.holds_vm(tx, row["id"], row["vm_id"]):
+                    if await claims.has_vm(tx, row["id"], row["vm_id"]):
                         await claims.requeue(tx, row["id"], vm_id=row["vm_id"], reason="dead", pending_seconds=60)
                         await vms.move(tx, [row["vm_id"]], VmState.LOST, sources=[VmState.CLAIMED], reason="dead")
                         await claims.bind_pending(tx, self.pool.id)
@@ -64,10 +64,10 @@ class Bustle:
     async def reap(self):
         for _ in range(_ROUNDS):
             async with self.db.begin() as tx:
-                over = await claims.leases_over(tx, limit=2)
+                over = await claims.expired_leases(tx, limit=2)
                 ended = await claims.end(tx, over, ClaimState.EXPIRED, sources=[ClaimState.BOUND], reason="over")
                 await vms.release(tx, [v for _, _, v in ended if v], sources=[VmState.CLAIMED], reason="over")
-                late = await claims.waited_out(tx, limit=2)
+                late = await claims.expired_places(tx, limit=2)
                 await claims.end(tx, late, ClaimState.FAILED, sources=[ClaimState.PENDING], reason="late")
 
     async def hurry(self):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from app.store.claims.warm import ClaimLane
+from app.store.claims.warm import WarmClaimStore
 from tests.support.query_plans import ROWS, nodes
 from tests.support.rows import execute, make_pool, request
 
@@ -60,7 +60,7 @@ def _literal(value, kind):
 @pytest.mark.parametrize("keyed", [True, False])
 async def test_the_plan_walks_indexes_from_the_hint(big, keyed):
     db, pool = big
-    lane = ClaimLane(db.url)
+    lane = WarmClaimStore(db.url)
     await lane.lower_hints([pool.id])
     hint = lane._hints[pool.id] + ROWS // 2
     for count in (1, 64):
@@ -84,7 +84,7 @@ async def test_a_plan_made_while_the_tables_were_empty_walks_indexes_too(db, key
     """A lane prepares its statement once, often on a young database; what it plans then it keeps."""
     pool = await make_pool(db)
     await execute(db, "ANALYZE")
-    lane = ClaimLane(db.url)
+    lane = WarmClaimStore(db.url)
     plan = await explain(lane, pool, [request(key)], hint=0)
     await lane.close()
     assert not [n for n in plan if n["Node Type"] == "Seq Scan" and n["Relation Name"] in _BIG]

@@ -125,8 +125,8 @@ async def test_leases_that_are_over_are_found_oldest_first(db):
         query = "UPDATE claim SET lease_expires_at = now() - make_interval(secs => :n) WHERE id = :id"
         await execute(db, query, id=claim.id, n=number + 1)
     async with db.begin() as tx:
-        assert await claims.leases_over(tx, limit=10) == [held[1].id, held[0].id]
-        assert await claims.leases_over(tx, limit=1) == [held[1].id]
+        assert await claims.expired_leases(tx, limit=10) == [held[1].id, held[0].id]
+        assert await claims.expired_leases(tx, limit=1) == [held[1].id]
 
 
 async def test_a_lease_that_is_renewed_at_the_moment_of_its_end_goes_on(db):
@@ -137,7 +137,7 @@ async def test_a_lease_that_is_renewed_at_the_moment_of_its_end_goes_on(db):
 
     async def reap():
         async with db.begin() as tx:
-            over = await claims.leases_over(tx, limit=10)
+            over = await claims.expired_leases(tx, limit=10)
             return await claims.end(tx, over, ClaimState.EXPIRED, sources=[ClaimState.BOUND], reason="over")
 
     async with db.begin() as tx:
@@ -158,7 +158,7 @@ async def test_a_lease_that_was_found_over_is_not_renewed_any_more(db):
             return await claims.renew(tx, held.id, seconds=500)
 
     async with db.begin() as tx:
-        over = await claims.leases_over(tx, limit=10)
+        over = await claims.expired_leases(tx, limit=10)
         renewing = asyncio.create_task(renew())
         await blocked(db)
         await claims.end(tx, over, ClaimState.EXPIRED, sources=[ClaimState.BOUND], reason="over")
@@ -172,11 +172,11 @@ async def test_those_that_waited_too_long_are_found_unless_they_held_their_place
     query = "UPDATE claim SET pending_until = now() - interval '1 second' WHERE id = ANY(:ids)"
     await execute(db, query, ids=[late, held])
     async with db.begin() as holding:
-        await claims.hold_place(holding, held, seconds=100)
+        await claims.keep_place(holding, held, seconds=100)
         async with db.begin() as tx:
-            assert await claims.waited_out(tx, limit=10) == [late], "one that is being held is passed over"
+            assert await claims.expired_places(tx, limit=10) == [late], "one that is being held is passed over"
     async with db.begin() as tx:
-        assert await claims.waited_out(tx, limit=10) == [late]
+        assert await claims.expired_places(tx, limit=10) == [late]
         assert await claims.pools_with_pending(tx) == [pool.id]
         assert set(await claims.pending_of_pool(tx, pool.id)) == {late, held, young}
 
@@ -186,11 +186,11 @@ async def test_a_claim_whose_vm_died_waits_before_all_others(db):
     held = await bound_claim(db, pool)
     other = await wait_for_vm(db, pool)
     async with db.begin() as tx:
-        assert await claims.holds_vm(tx, held.id, held.vm_id)
+        assert await claims.has_vm(tx, held.id, held.vm_id)
         assert not await claims.requeue(tx, held.id, vm_id=uuid4(), reason="dead", pending_seconds=60)
         assert await claims.requeue(tx, held.id, vm_id=held.vm_id, reason="dead", pending_seconds=60)
         await vms.move(tx, [held.vm_id], VmState.FAILED, sources=[VmState.CLAIMED], reason="dead")
-        assert not await claims.holds_vm(tx, held.id, held.vm_id)
+        assert not await claims.has_vm(tx, held.id, held.vm_id)
     waiting = await get(db, held.id)
     assert (waiting.state, waiting.vm_id, waiting.bound_at) == (ClaimState.PENDING, None, None)
     (replaced,) = waiting.replacements

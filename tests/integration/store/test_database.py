@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from app.errors import DatabaseUnavailable
-from app.store.claims.warm import ClaimLane
+from app.store.claims.warm import WarmClaimStore
 from app.store.database import Database, driver_dsn, is_away
 from tests.support.rows import make_pool, make_vms, scalar
 
@@ -32,7 +32,7 @@ def test_a_socket_folder_stays_in_the_url():
 async def test_what_libpq_takes_in_a_url_is_taken_everywhere(db):
     """Managed databases hand out URLs with `sslmode`: one way to read them for transactions and for claims."""
     url = f"{db.url}{'&' if '?' in db.url else '?'}sslmode=prefer"
-    database, lane = Database(url), ClaimLane(url)
+    database, lane = Database(url), WarmClaimStore(url)
     async with database.read() as tx:
         assert (await tx.execute(text("SHOW application_name"))).scalar() == "emberpool"
     await lane.warm_up()

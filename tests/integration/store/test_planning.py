@@ -7,7 +7,7 @@ from uuid import UUID
 from app.domain.states import ClaimState, VmState
 from app.ids import lowest_id_at, new_id
 from app.store.claims import rows as claims
-from app.store.claims.warm import ClaimLane
+from app.store.claims.warm import WarmClaimStore
 from app.store.pools import planning
 from app.store.pools import rows as pools
 from app.store.vms import rows as vms
@@ -25,7 +25,7 @@ async def snapshot(db, pool):
 
 
 async def claim(db, pool, count=1):
-    lane = ClaimLane(db.url)
+    lane = WarmClaimStore(db.url)
     outcomes = await lane.claim(pool.id, [request() for _ in range(count)])
     await lane.close()
     return [outcome.claim_id for outcome in outcomes if outcome is not None]
@@ -131,7 +131,7 @@ async def test_a_snapshot_is_of_one_moment(db):
     done = asyncio.Event()
 
     async def keep_claiming():
-        lane = ClaimLane(db.url)
+        lane = WarmClaimStore(db.url)
         for _ in range(60):
             await lane.claim(pool.id, [request()])
         await lane.close()

@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from app.domain.states import VmState
-from app.store.claims.warm import ClaimLane
+from app.store.claims.warm import WarmClaimStore
 from app.store.vms import rows as vms
 from app.store.vms import work
 from tests.support.rows import execute, fetch, make_pool, make_vms, request, scalar, state_of
@@ -194,7 +194,7 @@ async def test_what_is_handed_back_is_taken_at_once(db):
 
 
 async def claim(db, pool):
-    lane = ClaimLane(db.url)
+    lane = WarmClaimStore(db.url)
     (outcome,) = await lane.claim(pool.id, [request()])
     await lane.close()
     assert outcome is not None

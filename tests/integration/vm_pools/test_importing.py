@@ -103,7 +103,7 @@ async def test_its_vms_become_the_pools_as_they_run(world):
     claimed = await scalar(world.db, "SELECT v.uid FROM claim c JOIN vm v ON v.id = c.vm_id")
     assert claimed in uids
     await world.agrees(ready=3, claimed=1)
-    await release_claim(world.db, answer.bound.claim_id)
+    await release_claim(world.db, answer.claim.id)
     await world.agrees(ready=3)
     made = [vm for uid, vm in (await world.objects()).items() if uid not in uids]
     assert made, "what was claimed is replaced from the pool's template"

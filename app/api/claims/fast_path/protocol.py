@@ -1,12 +1,12 @@
-"""The shorter road of `POST /v1/claim`, below ASGI: from the bytes of a request to those of its answer, with no task between.
+"""The fast path of `POST /v1/claim`, below ASGI: from the bytes of a request to those of its answer, without a task.
 
-A connection speaks uvicorn's HTTP protocol. A request that is a plain claim (one that came whole, in HTTP/1.1, with a length,
-and that the edge admits) is handed to the claim route from here, and where a warm VM is its answer that is written at once. All else goes
-uvicorn's ordinary way through ASGI: every other request, every claim in an unusual form, and every plain claim that turns
-out to be anything but warm, which takes with it what was found so far.
+A connection speaks uvicorn's HTTP protocol. A request that is a plain claim (complete, HTTP/1.1, with a length, and admitted
+by the edge) goes from here straight to the claim route, and a warm answer is written at once. All else goes uvicorn's ordinary
+way through ASGI: every other request, every claim in an unusual form, and every plain claim that turns out not to be warm,
+which takes along what was found so far.
 
-The same head means the same from one request to the next, so it is parsed once. What ASGI costs a claim: 20 of 50
-microseconds of CPU, a task and two turns of the loop among them.
+The same head means the same on every request, so it is parsed once. ASGI would cost a claim 20 of 50 microseconds of CPU,
+with a task and two turns of the event loop.
 """
 
 import time
@@ -17,11 +17,10 @@ from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.claims.fast_path import route as claim_route
-from app.api.claims.fast_path.route import BEGUN, Begun, ClaimRoute, header
+from app.api.claims.fast_path.route import SUBMITTED, ClaimRoute, Submitted, header
 from app.api.edge import Edge
+from app.domain.claims import NewClaim, Outcome, WarmClaim
 from app.errors import EmberpoolError
-from app.services.claims.queue import NewClaim
-from app.store.claims.warm import Bound, ClaimRequest, Outcome
 
 _REQUEST_LINE = f"POST {claim_route.PATH} HTTP/1.1\r\n".encode()
 _END = b"\r\n\r\n"
@@ -31,14 +30,14 @@ _NOT_PLAIN = {b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer"}
 
 
 class Head(NamedTuple):
-    """What a plain claim's head says: the bytes of its body, and its idempotency key."""
+    """The content of a plain claim's head: the length of its body in bytes, and its idempotency key."""
 
     length: int
     key: str | None
 
 
 class Shortcut:
-    """What all connections of a process share: the heads that they have sent, and where claims go."""
+    """What all connections of a process share: the heads that were parsed, and the claim route."""
 
     def __init__(self, edge: Edge, route: ClaimRoute) -> None:
         self.route = route
@@ -48,11 +47,11 @@ class Shortcut:
         self._answer = b""
 
     def read(self, head: bytes) -> Head | None:
-        """A head with its empty line; None where it is not that of a plain claim, or the edge would refuse it."""
+        """Reads a head, with its empty line. None where it is not a plain claim's, or the edge would refuse it."""
         return self._heads.get(head) or self._parse(head)
 
     def answer_head(self, default: list[tuple[bytes, bytes]]) -> bytes:
-        """The head of a warm answer up to its length. `default`: uvicorn's own headers, another list once a second."""
+        """The head of a warm answer up to its length. `default`: uvicorn's own headers, a new list every second."""
         if default is not self._default:
             lines = [b"HTTP/1.1 201 Created\r\n", *(b"%s: %s\r\n" % each for each in default)]
             self._answer = b"".join([*lines, b"content-type: application/json\r\ncontent-length: "])
@@ -75,7 +74,7 @@ class Shortcut:
         except EmberpoolError:
             return None
         found = Head(int(lengths[0]), header(scope, b"idempotency-key"))
-        if found.key is None and len(head) <= _MAX_HEAD:  # with a key none comes twice
+        if found.key is None and len(head) <= _MAX_HEAD:  # a head with a key does not come again
             if len(self._heads) >= _MAX_HEADS:
                 self._heads.clear()
             self._heads[head] = found
@@ -83,61 +82,58 @@ class Shortcut:
 
 
 class ClaimProtocol(HttpToolsProtocol):
-    """One connection. While a claim of its own is in flight, what comes after it on the connection is held."""
+    """One connection. While its claim is in flight, further requests on the connection wait."""
 
     shortcut: ClassVar[Shortcut]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._wish: NewClaim | None = None  # of the claim in flight
+        self._in_flight = False  # a claim was submitted and has no outcome yet
         self._data = b""
-        self._held = b""
+        self._waiting = b""  # what came after the claim in flight
         self._began = 0.0
         self._answered_at = 0.0
-        self._begun: Begun | None = None
+        self._submitted: Submitted | None = None
         self._unanswered = 0  # requests that went the ordinary way
-        self._midway = False  # the parser has seen a part of a request, or will see none any more
+        self._midway = False  # the parser has seen part of a request, or the connection is no longer HTTP
         self._stopping = False
 
     @override
     def data_received(self, data: bytes) -> None:
-        if self._wish is not None:
-            self._held += data
+        if self._in_flight:
+            self._waiting += data
             self.flow.pause_reading()
-        elif not (data.startswith(_REQUEST_LINE) and self._is_free() and self._begin(data)):
+        elif not (data.startswith(_REQUEST_LINE) and self._is_free() and self._submit(data)):
             super().data_received(data)
 
-    def has_left(self) -> bool:
+    def is_disconnected(self) -> bool:
         return self.transport.is_closing()
 
-    def hear(self, request: ClaimRequest, outcome: Outcome | Exception) -> None:
+    def receive(self, claim: NewClaim, outcome: Outcome | Exception) -> None:
         """The outcome of the claim in flight."""
-        wish = self._wish
-        if wish is None:
-            raise AssertionError("no claim of this connection is in flight")
-        self._wish = None
-        if isinstance(outcome, Bound):
+        self._in_flight = False
+        if isinstance(outcome, WarmClaim):
             try:
-                body = self.shortcut.route.render_bound(wish, request, outcome)
+                body = self.shortcut.route.render(outcome)
             except Exception as error:  # noqa: BLE001 - the claims of others wait behind this one
                 outcome = error
             else:
                 self._answer(body)
                 return
-        self._begun = Begun(wish, request, outcome, self._began)
+        self._submitted = Submitted(claim, outcome, self._began)
         super().data_received(self._data)
         if self._stopping:
             self.cycle.keep_alive = False
-        self._take_up_held()
+        self._resume()
 
     @override
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._midway = True
         self._unanswered += 1
-        if self._begun is not None:
-            self.scope["state"][BEGUN] = self._begun
-            self._begun = None
+        if self._submitted is not None:
+            self.scope["state"][SUBMITTED] = self._submitted
+            self._submitted = None
 
     @override
     def on_message_complete(self) -> None:
@@ -151,16 +147,16 @@ class ClaimProtocol(HttpToolsProtocol):
 
     @override
     def shutdown(self) -> None:
-        if self._wish is None:
-            super().shutdown()
-        else:
+        if self._in_flight:
             self._stopping = True
+        else:
+            super().shutdown()
 
     @override
     def timeout_keep_alive_handler(self) -> None:
-        """Claims leave the timer as it is, which would cost as much as parsing them: it asks when it goes off."""
+        """Claims do not reset the timer, which would cost as much as parsing them: when it fires it checks the idle time."""
         self.timeout_keep_alive_task = None
-        idle = 0.0 if self._wish is not None else self.loop.time() - self._answered_at
+        idle = 0.0 if self._in_flight else self.loop.time() - self._answered_at
         if idle >= self.timeout_keep_alive or self.transport.is_closing():
             super().timeout_keep_alive_handler()
         else:
@@ -172,15 +168,15 @@ class ClaimProtocol(HttpToolsProtocol):
             self._midway or self.flow.write_paused or self.root_path or self._unanswered or self.transport.is_closing()
         )
 
-    def _begin(self, data: bytes) -> bool:
+    def _submit(self, data: bytes) -> bool:
         end = data.find(_END) + len(_END)
         head = self.shortcut.read(data[:end])
         if head is None or len(data) != end + head.length:
             return False
         self._began = time.perf_counter()
-        self._wish = self.shortcut.route.begin(data[end:], head.key, self)
         self._data = data
-        return self._wish is not None
+        self._in_flight = self.shortcut.route.submit(data[end:], head.key, self)
+        return self._in_flight
 
     def _answer(self, body: bytes) -> None:
         close = b"\r\nconnection: close" if self._stopping else b""
@@ -194,21 +190,21 @@ class ClaimProtocol(HttpToolsProtocol):
         self._answered_at = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._keep_alive(self.timeout_keep_alive)
-        if self._held:
-            self._take_up_held()
+        if self._waiting:
+            self._resume()
 
     def _keep_alive(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
-    def _take_up_held(self) -> None:
+    def _resume(self) -> None:
         self.flow.resume_reading()
-        if self._held:
-            held, self._held = self._held, b""
-            self.data_received(held)
+        if self._waiting:
+            waiting, self._waiting = self._waiting, b""
+            self.data_received(waiting)
 
 
 def protocol(edge: Edge) -> type[HttpToolsProtocol]:
-    """What uvicorn is to speak on the connections of an application behind this edge."""
+    """The protocol that uvicorn speaks on the connections of an application behind this edge."""
     if edge.claim is None:
         return HttpToolsProtocol
     return type("BoundClaimProtocol", (ClaimProtocol,), {"shortcut": Shortcut(edge, edge.claim)})

@@ -1,10 +1,10 @@
-"""`POST /v1/claim`, the one route that has to be quick.
+"""`POST /v1/claim`, the one route that has to be fast.
 
-It is documented like every other, by the signature of `claim`. What serves it is `ClaimRoute`, which is reached by two shorter
-roads than the router, since the framework's own way from a body to an answer costs more than the claim itself (an empty
-POST 65 microseconds of CPU, a claim 30). A plain claim, with a warm VM for an answer, is taken from its connection
-(`claim_protocol`); every other comes as ASGI, handed over by the edge before any routing. Checks at the edge, validation,
-the use case, metrics and the rendering of errors are the same as everywhere.
+It is documented like every other route, by the signature of `claim`. `ClaimRoute` serves it and bypasses the router, because
+the framework's way from a body to an answer costs more than the claim itself (an empty POST 65 microseconds of CPU, a claim
+30). A plain claim that a warm VM answers is served directly on its connection (`protocol`); every other claim comes through
+ASGI, from the edge and before any routing. The checks at the edge, the validation, the service, the metrics and the rendering
+of errors are the same as everywhere.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.claims.schemas import ClaimBody, ClaimView
 from app.api.dependencies import Services
 from app.api.problems import explain, render, render_crash, responses
+from app.domain.claims import ClaimRequest, DescribedClaimRequest, NewClaim, Outcome, WarmClaim
 from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
 from app.domain.states import ClaimState
@@ -46,16 +47,14 @@ from app.errors import (
     Unschedulable,
     UnsupportedMediaType,
 )
-from app.services.claims.batcher import Asker
-from app.services.claims.queue import NewClaim, StoredClaim, UntilDisconnected
-from app.services.claims.service import ClaimAnswer, WarmClaim
-from app.services.paths.selector import NewDescribedClaim
-from app.store.claims.warm import Bound, ClaimRequest, Outcome
+from app.services.claims.batcher import Recipient
+from app.services.claims.queue import StoredClaim, UntilDisconnected
+from app.services.claims.service import ClaimAnswer
 from app.telemetry import CLAIM_SECONDS, REQUESTS
 
 PATH = "/v1/claim"
 MAX_KEY = 255
-_SHORT = 1000  # bytes of a body that is worth remembering
+_MAX_CACHED_BODY = 1000  # bytes
 _METRICS: dict[tuple[str, int], tuple[Histogram, Counter]] = {}
 
 
@@ -73,10 +72,10 @@ router = APIRouter(tags=["claims"])
     status_code=201,
     response_description="Bound: the VM is yours until the lease ends",
     responses={
-        200: {"model": ClaimView, "description": "The idempotency key's claim, which has ended meanwhile"},
+        200: {"model": ClaimView, "description": "The claim that has the idempotency key; it has ended"},
         202: {
             "model": ClaimView,
-            "description": "Pending: none was warm, the next is yours; `Location` is where to wait for it",
+            "description": "Pending: no VM was ready, and the claim is in the queue; wait for it at `Location`",
             "headers": {"Location": {"schema": {"type": "string"}, "description": "The claim"}},
         },
         **responses(
@@ -90,51 +89,52 @@ async def claim(
     body: ClaimBody,  # noqa: ARG001 - the signature is the documentation
     idempotency_key: Key = None,  # noqa: ARG001 - likewise
 ) -> ClaimView:
-    """A warm VM in milliseconds. Where none is ready: with `wait_seconds` the request waits in order of arrival; then the claim
-    stays in the pool's queue (202), or is refused with `Retry-After` where no VM would come (503).
+    """Returns a warm VM in milliseconds. Where none is ready the claim joins the pool's queue, which is served in order of
+    arrival: the request waits for up to `wait_seconds`, and then returns the pending claim (202). Where no VM would come the
+    claim is refused with `Retry-After` (503).
 
-    With `vm` instead of `pool` the VM comes by the fastest path that is open: a pool of the same shape, a snapshot, a preloaded
-    image, cold. `choice` says which, and why not by each other; `timings.stages` later says what took how long.
+    With `vm` instead of `pool` the VM comes by the fastest available path: a pool of the same shape, a snapshot, a preloaded
+    image, or a cold start. `choice` says which path was chosen and why the others were not; `timings.stages` says later how
+    long each stage took.
     """
-    raise AssertionError("the edge hands this route's requests to ClaimRoute")
+    raise AssertionError("the edge passes this route's requests to ClaimRoute")
 
 
-class Begun(NamedTuple):
-    """A claim that its connection has asked for already, and what came of it; `began` is of `time.perf_counter`."""
+class Submitted(NamedTuple):
+    """A claim that its connection has submitted already, with the outcome; `began` is a time of `time.perf_counter`."""
 
-    wish: NewClaim
-    request: ClaimRequest
+    claim: NewClaim
     outcome: Outcome | Exception
     began: float
 
 
-BEGUN = "begun_claim"
-"""Where a request's `Begun` is in its scope's state."""
+SUBMITTED = "submitted_claim"
+"""The key of a request's `Submitted` in its scope's state."""
 
 
 class ClaimRoute:
-    """An ASGI application for `POST /v1/claim` alone; `begin` and `render_bound` are the same without ASGI."""
+    """An ASGI application for `POST /v1/claim` alone; `submit` and `render` do the same without ASGI."""
 
     def __init__(self, services: Services) -> None:
         self._claim_service = services.claim_service
-        self._chooser = services.path_selector
+        self._path_selector = services.path_selector
         self._namespace = services.settings.namespace
 
-    def begin(self, body: bytes, key: str | None, asker: Asker) -> NewClaim | None:
-        """Asks for a warm VM; the asker hears of it. None: the request has to go the ordinary way, and nothing was asked."""
+    def submit(self, body: bytes, key: str | None, recipient: Recipient) -> bool:
+        """Submits a claim, whose outcome the recipient gets. False: nothing was submitted, and ASGI has to serve the request."""
         try:
-            wish = parse(body, key) if key is not None or len(body) > _SHORT else _parse_again(body)
-            return wish if isinstance(wish, NewClaim) and self._claim_service.ask(wish, asker) else None
-        except Exception:  # noqa: BLE001 - the ordinary way meets it again, and tells it
-            return None
+            request = parse(body, key) if key is not None or len(body) > _MAX_CACHED_BODY else _parse_cached(body)
+            return isinstance(request, ClaimRequest) and self._claim_service.submit(request, recipient)
+        except Exception:  # noqa: BLE001 - it is raised again on the way through ASGI, and answered there
+            return False
 
-    def render_bound(self, wish: NewClaim, request: ClaimRequest, bound: Bound) -> bytes:
+    def render(self, warm: WarmClaim) -> bytes:
         """The body of a warm answer."""
-        return render_warm(WarmClaim(wish.pool, wish.labels, request.lease_seconds, bound), self._namespace)
+        return render_warm(warm, self._namespace)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun: Begun | None = scope.get("state", {}).get(BEGUN)
-        began = time.perf_counter() if begun is None else begun.began
+        submitted: Submitted | None = scope.get("state", {}).get(SUBMITTED)
+        began = time.perf_counter() if submitted is None else submitted.began
         outcome, status = "error", 500
 
         async def until_disconnected() -> None:
@@ -142,7 +142,7 @@ class ClaimRoute:
                 pass
 
         try:
-            answer = await self._claim(scope, await _read(receive), begun, until_disconnected)
+            answer = await self._claim(scope, await _read(receive), submitted, until_disconnected)
             if isinstance(answer, WarmClaim):
                 outcome, status = "warm", 201
                 await _send(send, status, render_warm(answer, self._namespace))
@@ -159,46 +159,46 @@ class ClaimRoute:
             observe(outcome, status, time.perf_counter() - began)
 
     async def _claim(
-        self, scope: Scope, body: bytes, begun: Begun | None, until_disconnected: UntilDisconnected
+        self, scope: Scope, body: bytes, submitted: Submitted | None, until_disconnected: UntilDisconnected
     ) -> ClaimAnswer:
-        if begun is None:
-            wish = parse(body, header(scope, b"idempotency-key"))
-            if isinstance(wish, NewDescribedClaim):
-                return await self._chooser.claim(wish, until_disconnected)
-            return await self._claim_service.claim(wish, until_disconnected)
-        if isinstance(begun.outcome, Exception):
-            raise begun.outcome
-        return await self._claim_service.conclude(begun.wish, begun.request, begun.outcome, until_disconnected)
+        if submitted is None:
+            request = parse(body, header(scope, b"idempotency-key"))
+            if isinstance(request, DescribedClaimRequest):
+                return await self._path_selector.claim(request, until_disconnected)
+            return await self._claim_service.claim(request, until_disconnected)
+        if isinstance(submitted.outcome, Exception):
+            raise submitted.outcome
+        return await self._claim_service.conclude(submitted.claim, submitted.outcome, until_disconnected)
 
 
-def parse(body: bytes, key: str | None) -> NewClaim | NewDescribedClaim:
-    """Raises InvalidRequest, MalformedBody."""
+def parse(raw: bytes, key: str | None) -> ClaimRequest | DescribedClaimRequest:
+    """Raises InvalidRequest, MalformedBody, TemplateRefused."""
     try:
-        wish = ClaimBody.model_validate_json(body)
+        body = ClaimBody.model_validate_json(raw)
     except ValidationError as error:
         raise explain(error) from error
     refuse_odd_key(key)
-    if wish.pool is None:
-        return _vm_claim(wish, key)
-    return NewClaim(
-        pool=wish.pool,
-        wait_seconds=wish.wait_seconds,
-        lease_seconds=wish.lease_seconds,
-        labels=wish.labels,
+    if body.pool is None:
+        return _described(body, key)
+    return ClaimRequest(
+        pool=body.pool,
+        wait_seconds=body.wait_seconds,
+        lease_seconds=body.lease_seconds,
+        labels=body.labels,
         key=key,
-        request_hash=fingerprint(wish, leave_out={"paths"}) if key is not None else "",
-        prefer=wish.prefer,
+        request_hash=fingerprint(body, leave_out={"paths"}) if key is not None else "",
+        prefer=body.prefer,
     )
 
 
 @lru_cache(maxsize=1000)
-def _parse_again(body: bytes) -> NewClaim | NewDescribedClaim:
-    """The same bytes are the same wish; who claims without a key mostly sends what it has sent before."""
-    return parse(body, None)
+def _parse_cached(raw: bytes) -> ClaimRequest | DescribedClaimRequest:
+    """The same bytes are the same request, and most clients without a key send the same body each time."""
+    return parse(raw, None)
 
 
 def refuse_odd_key(key: str | None) -> None:
-    """Raises InvalidRequest for an idempotency key that is none."""
+    """Raises InvalidRequest for an invalid idempotency key."""
     if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
         message = f"between 1 and {MAX_KEY} printable characters, a UUID for example"
         raise InvalidRequest(f"Idempotency-Key: {message}", problems=[FieldProblem("Idempotency-Key", message)])
@@ -219,7 +219,7 @@ def render_stored(answer: StoredClaim, namespace: str) -> tuple[str, Response]:
 
 
 def render_warm(answer: WarmClaim, namespace: str) -> bytes:
-    """A ClaimView as JSON, without building one (a test holds the two together)."""
+    """A ClaimView as JSON, without building one (a test holds the two to the same content)."""
     return orjson.dumps(_describe_warm(answer, namespace), option=orjson.OPT_UTC_Z)
 
 
@@ -228,44 +228,45 @@ def warm_view(answer: WarmClaim, namespace: str) -> ClaimView:
     return ClaimView.model_validate(_describe_warm(answer, namespace))
 
 
-def fingerprint(wish: BaseModel, *, leave_out: set[str] | None = None) -> str:
-    """What an idempotency key is tied to: the body as it was understood, whatever its spelling.
+def fingerprint(body: BaseModel, *, leave_out: set[str] | None = None) -> str:
+    """The hash of a body that an idempotency key is tied to. It is of the body's meaning, not of its spelling.
 
-    What was left out and what was given as its default are the same, so that a later field changes no hash of an earlier body.
+    A field that is left out and one that is given its default count as the same, so that a field that is added to the API
+    later changes no hash.
     """
-    body = wish.model_dump(mode="json", exclude=leave_out, exclude_defaults=True)
-    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    content = body.model_dump(mode="json", exclude=leave_out, exclude_defaults=True)
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def _vm_claim(wish: ClaimBody, key: str | None) -> NewDescribedClaim:
-    """Raises InvalidRequest where neither a pool nor a VM is asked for, TemplateRefused for a VM that cannot be told."""
-    if wish.vm is None:
+def _described(body: ClaimBody, key: str | None) -> DescribedClaimRequest:
+    """Raises InvalidRequest where there is neither a pool nor a VM, TemplateRefused for a VM that is not valid JSON."""
+    if body.vm is None:
         message = "this field is required, or `vm` in its place"
         raise InvalidRequest(f"pool: {message}. Nothing was changed", problems=[FieldProblem("pool", message)])
     try:
-        orjson.dumps(wish.vm)
-    except orjson.JSONEncodeError as error:  # half a surrogate, an integer beyond 64 bits, nesting without end
+        orjson.dumps(body.vm)
+    except orjson.JSONEncodeError as error:  # half a surrogate pair, an integer beyond 64 bits, too deep nesting
         message = f"cannot be sent to the cluster: {error}"
         raise TemplateRefused(f"vm: {message}", problems=[FieldProblem("vm", message)]) from error
-    return NewDescribedClaim(
-        vm=wish.vm,
-        paths=wish.paths or tuple(StartPath),
-        warm_when=wish.warm_when or WarmWhen.AGENT,
-        start_from=wish.start_from,
-        placement=wish.placement,
-        prefer=wish.prefer,
-        deadline_seconds=wish.deadline_seconds,
-        remember=wish.remember,
-        wait_seconds=wish.wait_seconds,
-        lease_seconds=wish.lease_seconds,
-        labels=wish.labels,
+    return DescribedClaimRequest(
+        vm=body.vm,
+        paths=body.paths or tuple(StartPath),
+        warm_when=body.warm_when or WarmWhen.AGENT,
+        start_from=body.start_from,
+        placement=body.placement,
+        prefer=body.prefer,
+        deadline_seconds=body.deadline_seconds,
+        remember=body.remember,
+        wait_seconds=body.wait_seconds,
+        lease_seconds=body.lease_seconds,
+        labels=body.labels,
         key=key,
-        request_hash=fingerprint(wish) if key is not None else "",
+        request_hash=fingerprint(body) if key is not None else "",
     )
 
 
 def header(scope: Scope, name: bytes) -> str | None:
-    """The first header of that name, which is in lower case."""
+    """The first header of that name; the name is in lower case."""
     for key, value in scope["headers"]:
         if key == name:
             found: bytes = value
@@ -284,44 +285,44 @@ def observe(outcome: str, status: int, seconds: float) -> None:
     count.inc()
 
 
-def _describe_warm(answer: WarmClaim, namespace: str) -> dict[str, Any]:
-    bound = answer.bound
+def _describe_warm(warm: WarmClaim, namespace: str) -> dict[str, Any]:
+    claim, created_at = warm.claim, warm.created_at
     return {
-        "id": bound.claim_id,
-        "pool": answer.pool,
-        "shape": answer.shape,
+        "id": claim.id,
+        "pool": claim.request.pool,
+        "shape": warm.shape,
         "state": "bound",
         "path": "pool",
-        "choice": _told_choice(answer.choice) if answer.choice else None,
-        "remembered": answer.choice.get("remembered") if answer.choice else None,
+        "choice": _public_choice(warm.choice) if warm.choice else None,
+        "remembered": warm.choice.get("remembered") if warm.choice else None,
         "vm": {
-            "id": str(bound.vm_id),
-            "name": bound.name,
+            "id": str(warm.vm_id),
+            "name": warm.vm_name,
             "namespace": namespace,
-            "node": bound.node,
-            "addresses": bound.addresses,
+            "node": warm.node,
+            "addresses": warm.addresses,
             "health": None,
         },
-        "labels": answer.labels,
-        "lease_seconds": answer.lease_seconds,
-        "lease_expires_at": bound.lease_expires_at,
-        "created_at": bound.created_at,
-        "bound_at": bound.created_at,
+        "labels": claim.request.labels,
+        "lease_seconds": claim.lease_seconds,
+        "lease_expires_at": warm.lease_expires_at,
+        "created_at": created_at,
+        "bound_at": created_at,
         "ended_at": None,
         "reason": None,
         "replacements": [],
         "estimate": None,
         "timings": {
             "wait": 0.0,
-            "boot": None if bound.boot_seconds is None else round(bound.boot_seconds, 3),
-            "warm": round((bound.created_at - bound.ready_at).total_seconds(), 3),
+            "boot": None if warm.boot_seconds is None else round(warm.boot_seconds, 3),
+            "warm": round((created_at - warm.ready_at).total_seconds(), 3),
             "stages": None,
         },
     }
 
 
-def _told_choice(choice: dict[str, Any]) -> dict[str, Any]:
-    """Of a stored choice what a client is told."""
+def _public_choice(choice: dict[str, Any]) -> dict[str, Any]:
+    """The part of a stored choice that clients see."""
     return {key: choice[key] for key in ("path", "source", "reason", "at", "deadline_at", "considered", "tried")}
 
 

@@ -4,10 +4,11 @@ import asyncio
 
 import pytest
 
+from app.domain.claims import KnownClaim, NewClaim, WarmClaim
 from app.errors import DatabaseUnavailable
 from app.ids import new_id
 from app.services.claims.batcher import ClaimBatcher
-from app.store.claims.warm import Bound, ClaimLane, ClaimRequest, Known
+from app.store.claims.warm import WarmClaimStore
 from tests.support.rows import eventually, make_pool, make_vms, request, scalar
 
 
@@ -15,7 +16,7 @@ class Lane:
     """A lane whose statements are told what to answer, and wait until they are let go."""
 
     def __init__(self):
-        self.batches: list[list[ClaimRequest]] = []
+        self.batches: list[list[NewClaim]] = []
         self.from_start: list[bool] = []
         self.go = asyncio.Event()
         self.error_of = {}
@@ -25,9 +26,9 @@ class Lane:
         self.from_start.append(from_start)
         await self.go.wait()
         for one in requests:
-            if one.request_hash in self.error_of:
-                raise self.error_of[one.request_hash]
-        return [Known(one.claim_id) for one in requests]
+            if one.request.request_hash in self.error_of:
+                raise self.error_of[one.request.request_hash]
+        return [KnownClaim(one.id) for one in requests]
 
 
 async def started(lane, batches=1):
@@ -62,8 +63,8 @@ async def test_each_gets_its_own_answer_in_order():
     shared, _ = batcher(lane)
     asked = [request() for _ in range(10)]
     answers = await asyncio.gather(*(shared.claim(one) for one in asked))
-    assert [answer.claim_id for answer in answers] == [one.claim_id for one in asked]
-    assert [one.claim_id for batch in lane.batches for one in batch] == [one.claim_id for one in asked]
+    assert [answer.claim_id for answer in answers] == [one.id for one in asked]
+    assert [one.id for batch in lane.batches for one in batch] == [one.id for one in asked]
 
 
 async def test_a_key_that_comes_twice_waits_for_the_statement_after():
@@ -76,7 +77,11 @@ async def test_a_key_that_comes_twice_waits_for_the_statement_after():
     await asyncio.sleep(0)
     lane.go.set()
     await asyncio.gather(blocker, *asked)
-    assert [[one.key for one in batch] for batch in lane.batches[1:]] == [["a", "b", None, None], ["a", "b"], ["a"]]
+    assert [[one.request.key for one in batch] for batch in lane.batches[1:]] == [
+        ["a", "b", None, None],
+        ["a", "b"],
+        ["a"],
+    ]
 
 
 async def test_one_that_cannot_be_written_does_not_spoil_the_others():
@@ -90,8 +95,8 @@ async def test_one_that_cannot_be_written_does_not_spoil_the_others():
     lane.go.set()
     good, bad, fine = await asyncio.gather(*asked, return_exceptions=True)
     await blocker
-    assert isinstance(good, Known)
-    assert isinstance(fine, Known)
+    assert isinstance(good, KnownClaim)
+    assert isinstance(fine, KnownClaim)
     assert isinstance(bad, ValueError)
 
 
@@ -104,7 +109,7 @@ async def test_an_absent_database_is_told_to_all_and_the_next_is_served():
     assert [type(result) for result in results] == [DatabaseUnavailable] * 3
     assert [len(batch) for batch in lane.batches] == [3], "asking one by one would not help"
     lane.error_of.clear()
-    assert isinstance(await shared.claim(request()), Known)
+    assert isinstance(await shared.claim(request()), KnownClaim)
 
 
 async def test_a_request_whose_client_left_before_its_statement_takes_nothing():
@@ -117,7 +122,7 @@ async def test_a_request_whose_client_left_before_its_statement_takes_nothing():
     leaves.cancel()
     lane.go.set()
     await asyncio.gather(blocker, stays)
-    assert [one.request_hash for batch in lane.batches[1:] for one in batch] == ["stays"]
+    assert [one.request.request_hash for batch in lane.batches[1:] for one in batch] == ["stays"]
     with pytest.raises(asyncio.CancelledError):
         await leaves
 
@@ -137,7 +142,7 @@ async def test_a_look_from_the_start_is_one_for_all_that_go_with_it():
 async def test_a_request_that_is_cancelled_after_its_statement_is_found_by_its_key(db):
     pool = await make_pool(db)
     (vm_id,) = await make_vms(db, pool, 1)
-    lane = ClaimLane(db.url)
+    lane = WarmClaimStore(db.url)
     shared = ClaimBatcher(lane, pool.id, lambda _: None)
     async with db.begin() as tx:
         await tx.exec_driver_sql("SELECT 1 FROM vm FOR UPDATE")  # holds the statement in the middle
@@ -153,7 +158,7 @@ async def test_a_request_that_is_cancelled_after_its_statement_is_found_by_its_k
         asked.cancel()
         await asyncio.wait([asked])
     again = await shared.claim(request("k"), from_start=True)
-    assert isinstance(again, Known)
+    assert isinstance(again, KnownClaim)
     assert await scalar(db, "SELECT vm_id FROM claim WHERE id = :id", id=again.claim_id) == vm_id
     await lane.close()
 
@@ -161,12 +166,12 @@ async def test_a_request_that_is_cancelled_after_its_statement_is_found_by_its_k
 async def test_hundreds_on_two_combiners_get_a_vm_each(db):
     pool = await make_pool(db)
     await make_vms(db, pool, 300)
-    lanes = [ClaimLane(db.url) for _ in range(2)]
+    lanes = [WarmClaimStore(db.url) for _ in range(2)]
     shared = [ClaimBatcher(lane, pool.id, lambda _: None) for lane in lanes]
     answers = await asyncio.gather(*(shared[n % 2].claim(request()) for n in range(300)))
     missed = [answer for answer in answers if answer is None]
     again = await asyncio.gather(*(shared[0].claim(request(), from_start=True) for _ in missed))
-    bound = [answer for answer in (*answers, *again) if isinstance(answer, Bound)]
+    bound = [answer for answer in (*answers, *again) if isinstance(answer, WarmClaim)]
     assert len({one.vm_id for one in bound}) == 300
     for lane in lanes:
         await lane.close()

@@ -12,11 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.domain.claims import WarmClaim
 from app.domain.states import VmState
 from app.errors import NoWarmVm
 from app.services.claims.lifecycle import release_claim
-from app.services.claims.service import WarmClaim
-from app.store.claims.warm import Bound
 from app.store.vms import rows as vms
 from tests.support import store_invariants as invariants
 from tests.support.claim_services import new_claim, stays_connected
@@ -190,7 +189,7 @@ def was_released(task):
 def told(answer):
     """(claim, VM or None)"""
     if isinstance(answer, WarmClaim):
-        return answer.bound.claim_id, answer.bound.vm_id
+        return answer.claim.id, answer.vm_id
     return answer.claim.id, answer.claim.vm_id
 
 
@@ -229,12 +228,12 @@ async def test_no_interleaving_gives_a_vm_twice_or_strands_one(db, desks, steps,
     left = await scalar(db, "SELECT count(*) FROM ready_slot WHERE pool_id = :id", id=pool.id)
     if left:
         assert await scalar(db, "SELECT count(*) FROM claim_queue WHERE pool_id = :id", id=pool.id) == 0
-    lane = desks[asks]._lane
+    lane = desks[asks]._store
     if sweeps:  # what was left below a hint is found by hints alone, once they were put right
         await lane.lower_hints([pool.id])
         for _ in range(left):
             (outcome,) = await lane.claim(pool.id, [request()])
-            assert isinstance(outcome, Bound)
+            assert isinstance(outcome, WarmClaim)
     else:
         for _ in range(left):
             assert isinstance(await desks[asks].claim(new_claim(pool.name), stays_connected), WarmClaim)

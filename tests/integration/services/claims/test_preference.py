@@ -5,13 +5,13 @@ from collections import Counter
 
 import pytest
 
+from app.domain.claims import WarmClaim
 from app.domain.nodes import ZONE, Node
 from app.domain.placement import Prefer
 from app.errors import NoWarmVm
 from app.services.claims.lifecycle import release_claim
 from app.services.claims.preference import Preferences
 from app.services.claims.queue import StoredClaim
-from app.services.claims.service import WarmClaim
 from app.store import nodes
 from app.store.claims import preference as claim_preference
 from app.store.database import Database
@@ -39,25 +39,25 @@ async def claim(claim_service, key=None, **prefer):
 
 
 async def test_the_zone_and_the_node_that_are_wished_for_are_given(claim_service, pool):
-    assert (await claim(claim_service, zone="b")).bound.node == "node-3"
-    assert (await claim(claim_service, node="node-2")).bound.node == "node-2"
-    assert (await claim(claim_service, node="node-1")).bound.node == "node-1"
+    assert (await claim(claim_service, zone="b")).node == "node-3"
+    assert (await claim(claim_service, node="node-2")).node == "node-2"
+    assert (await claim(claim_service, node="node-1")).node == "node-1"
 
 
 async def test_a_wish_that_nothing_fulfils_is_forgotten(claim_service, pool):
-    assert (await claim(claim_service, zone="z")).bound.node == "node-1"
-    assert [(await claim(claim_service, node="node-2")).bound.node for _ in range(3)] == ["node-2", "node-2", "node-1"]
+    assert (await claim(claim_service, zone="z")).node == "node-1"
+    assert [(await claim(claim_service, node="node-2")).node for _ in range(3)] == ["node-2", "node-2", "node-1"]
 
 
 async def test_spread_claims_go_over_the_nodes_and_packed_ones_fill_one(db, claim_service, pool):
     spread = [await claim(claim_service, spread=True) for _ in range(3)]
-    assert Counter(answer.bound.node for answer in spread) == {"node-1": 1, "node-2": 1, "node-3": 1}
+    assert Counter(answer.node for answer in spread) == {"node-1": 1, "node-2": 1, "node-3": 1}
     for answer in spread:
-        await release_claim(db, answer.bound.claim_id)
+        await release_claim(db, answer.claim.id)
     first = await claim(claim_service, node="node-2")
     await execute(db, "UPDATE ready_slot SET node = 'node-2' WHERE node = 'node-1'")
     await execute(db, "UPDATE vm SET node = 'node-2' WHERE node = 'node-1'")
-    assert first.bound.node == (await claim(claim_service, pack=True)).bound.node == "node-2"
+    assert first.node == (await claim(claim_service, pack=True)).node == "node-2"
 
 
 async def test_the_answer_is_a_claim_like_any_other(db, claim_service, pool):
@@ -66,7 +66,7 @@ async def test_the_answer_is_a_claim_like_any_other(db, claim_service, pool):
     (row,) = await fetch(db, "SELECT c.*, v.state AS vm_state, v.claim_id FROM claim c JOIN vm v ON v.id = c.vm_id")
     assert (row["state"], row["vm_state"], row["claim_id"], row["path"]) == ("bound", "claimed", row["id"], "pool")
     assert await scalar(db, "SELECT count(*) FROM event WHERE type = 'claim.bound'") == 1
-    assert row["lease_expires_at"] == answer.bound.lease_expires_at
+    assert row["lease_expires_at"] == answer.lease_expires_at
 
 
 async def test_a_key_has_one_answer_with_a_wish_too(db, claim_service, pool):
@@ -74,7 +74,7 @@ async def test_a_key_has_one_answer_with_a_wish_too(db, claim_service, pool):
     again = await claim(claim_service, key="k", zone="b")
     assert isinstance(again, StoredClaim)
     assert again.replayed
-    assert again.claim.id == first.bound.claim_id
+    assert again.claim.id == first.claim.id
     assert await scalar(db, "SELECT count(*) FROM claim") == 1
 
 
@@ -108,7 +108,7 @@ async def test_claims_at_the_same_moment_never_share_a_vm_and_leave_none(db, mak
     desks = [await make_claim_service() for _ in range(2)]
     wishes = [{"zone": "a"}, {"spread": True}, {"node": "node-3"}, {"pack": True}, {"zone": "b"}, {"node": "x"}]
     answers = await asyncio.gather(*(claim(desks[n % 2], **how) for n, how in enumerate(wishes)))
-    assert len({answer.bound.vm_id for answer in answers}) == len(ON)
+    assert len({answer.vm_id for answer in answers}) == len(ON)
     await execute(db, "UPDATE pool SET paused = true")
     with pytest.raises(NoWarmVm):
         await claim(desks[0], zone="a")

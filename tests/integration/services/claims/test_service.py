@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from app.domain.claims import WarmClaim
 from app.domain.states import ClaimState, VmState
 from app.errors import (
     ClaimNotFound,
@@ -17,7 +18,6 @@ from app.errors import (
 from app.ids import new_id
 from app.services.claims.lifecycle import release_claim
 from app.services.claims.queue import StoredClaim
-from app.services.claims.service import WarmClaim
 from app.services.pools.service import delete_pool, pause_pool
 from app.store.claims import rows as claims
 from app.store.notices import notify_settled
@@ -52,11 +52,16 @@ async def test_a_warm_vm_is_handed_out_with_all_that_the_answer_needs(db, claim_
     (vm_id,) = await make_vms(db, pool, 1)
     answer = await claim(claim_service, lease=90, labels={"job": "1"})
     assert isinstance(answer, WarmClaim)
-    assert (answer.bound.vm_id, answer.lease_seconds, answer.labels, answer.pool) == (vm_id, 90, {"job": "1"}, "web")
-    assert answer.bound.node == "node-1"
+    assert (answer.vm_id, answer.claim.lease_seconds, answer.claim.request.labels, answer.claim.request.pool) == (
+        vm_id,
+        90,
+        {"job": "1"},
+        "web",
+    )
+    assert answer.node == "node-1"
     row = (await fetch(db, "SELECT * FROM claim"))[0]
-    assert (row["id"], row["labels"], row["lease_seconds"]) == (answer.bound.claim_id, {"job": "1"}, 90)
-    assert row["lease_expires_at"] == answer.bound.lease_expires_at
+    assert (row["id"], row["labels"], row["lease_seconds"]) == (answer.claim.id, {"job": "1"}, 90)
+    assert row["lease_expires_at"] == answer.lease_expires_at
 
 
 async def test_a_claim_tells_the_planner(db, claim_service):
@@ -79,7 +84,7 @@ async def test_the_lease_is_the_pools_own_and_never_above_its_limit(db, claim_se
     assert caught.value.problems[0].field == "lease_seconds"
     answer = await claim(claim_service)
     assert isinstance(answer, WarmClaim)
-    assert answer.lease_seconds == 77
+    assert answer.claim.lease_seconds == 77
 
 
 async def test_an_unknown_pool_and_one_that_is_going(db, claim_service):
@@ -175,7 +180,7 @@ async def test_a_key_has_one_claim_wherever_and_whenever_it_comes(db, make_claim
     await make_vms(db, pool, 5)
     desks = [await make_claim_service(), await make_claim_service()]
     answers = await asyncio.gather(*(claim(desks[n % 2], key="k") for n in range(8)))
-    ids = {a.bound.claim_id if isinstance(a, WarmClaim) else a.claim.id for a in answers}
+    ids = {a.claim.id for a in answers}
     assert len(ids) == 1
     assert await scalar(db, "SELECT count(*) FROM ready_slot") == 4
     await release_claim(db, ids.pop())
@@ -285,7 +290,7 @@ async def test_a_pool_of_the_same_name_is_found_though_the_old_one_is_remembered
     again = await make_pool(db)
     (vm_id,) = await make_vms(db, again, 1)
     answer = await claim(claim_service, wait=5)
-    assert (answer.bound.vm_id if isinstance(answer, WarmClaim) else answer.claim.vm_id) == vm_id
+    assert (answer.vm_id if isinstance(answer, WarmClaim) else answer.claim.vm_id) == vm_id
 
     async def is_known():
         return claim_service._facts["web"].id == again.id
@@ -314,7 +319,7 @@ async def test_a_desk_begins_where_the_queues_begin(db, claim_service):
     pool = await make_pool(db)
     await make_vms(db, pool, 1)
     await claim_service.warm_up()
-    assert claim_service._lane._hints == {pool.id: await scalar(db, "SELECT seq FROM ready_slot")}
+    assert claim_service._store._hints == {pool.id: await scalar(db, "SELECT seq FROM ready_slot")}
     assert claim_service._facts["web"].id == pool.id
 
 

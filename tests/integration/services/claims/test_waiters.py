@@ -7,12 +7,13 @@ import asyncpg
 import pytest
 
 from app.config import Settings
+from app.domain.claims import WarmClaim
 from app.domain.states import ClaimState
 from app.errors import DatabaseUnavailable
-from app.services.claims.service import ClaimService, WarmClaim
+from app.services.claims.service import ClaimService
 from app.services.claims.waiters import Waiters
 from app.services.pools.service import delete_pool
-from app.store.claims.warm import ClaimLane
+from app.store.claims.warm import WarmClaimStore
 from tests.support.claim_services import new_claim, stays_connected
 from tests.support.rows import eventually, execute, fetch, make_pool, make_vms, scalar
 from tests.support.service import listen
@@ -27,7 +28,7 @@ async def claim(claim_service, pool="web", *, until_disconnected=stays_connected
 
 async def vms_of(asked):
     answers = await asyncio.wait_for(asyncio.gather(*asked), 30)
-    return [answer.bound.vm_id if isinstance(answer, WarmClaim) else answer.claim.vm_id for answer in answers]
+    return [answer.vm_id if isinstance(answer, WarmClaim) else answer.claim.vm_id for answer in answers]
 
 
 async def test_the_only_waiter_of_one_replica_has_its_turn_among_the_many_of_another(db, make_claim_service):
@@ -79,7 +80,7 @@ async def test_a_batch_of_ready_vms_is_one_notice_and_a_warm_claim_none(db, make
     await connection.close()
 
     await supply(db, pool, 5)
-    lone = ClaimLane(db.url)
+    lone = WarmClaimStore(db.url)
     connection = await asyncpg.connect(db.url)
     heard.clear()
     await connection.add_listener("emberpool", lambda *notice: heard.append(notice[-1]))
@@ -95,7 +96,7 @@ async def test_a_batch_of_ready_vms_is_one_notice_and_a_warm_claim_none(db, make
 async def test_a_lost_notice_costs_a_polling_interval_and_no_more(db):
     """Nobody listens here. The room looks at all who wait now and then."""
     pool = await make_pool(db)
-    lane = ClaimLane(db.url)
+    lane = WarmClaimStore(db.url)
     room = Waiters(db, lane)
     claim_service = ClaimService(db, lane, room, Settings())
     stop = asyncio.Event()
@@ -113,7 +114,7 @@ async def test_a_lost_notice_costs_a_polling_interval_and_no_more(db):
 
 async def test_a_room_outlives_a_database_that_is_away(db, monkeypatch):
     pool = await make_pool(db)
-    lane = ClaimLane(db.url)
+    lane = WarmClaimStore(db.url)
     room = Waiters(db, lane)
     claim_service = ClaimService(db, lane, room, Settings())
     stop = asyncio.Event()
@@ -291,13 +292,13 @@ async def test_a_pool_whose_statement_is_stuck_does_not_hold_up_another(db, make
 async def test_a_room_keeps_nothing_of_those_that_have_gone(db, make_claim_service):
     await make_pool(db)
     claim_service = await make_claim_service()
-    room = claim_service.queue._room
+    room = claim_service.queue._waiters
     for _ in range(3):
         answer = await claim(claim_service, wait=0.01)
         assert answer.claim.state is ClaimState.PENDING
     assert room._waiters == {}
     room.wake(str(answer.claim.id))
     assert room._named == set()
-    lane = ClaimLane(db.url)
+    lane = WarmClaimStore(db.url)
     assert await Waiters(db, lane).wait(answer.claim.id, 0.01) is None
     await lane.close()

@@ -76,13 +76,13 @@ async def test_at_the_clusters_look_at_the_template(db, start, gateway, when):
 
 async def test_before_the_answer(db, start, gateway):
     first = start()
-    joined = first.claim_service.queue.join_chosen
+    follow = first.claim_service.queue.follow
 
     async def dies(*args, **kwargs):
-        await joined(*args, **kwargs)
+        await follow(*args, **kwargs)
         raise Killed
 
-    first.claim_service.queue.join_chosen = dies
+    first.claim_service.queue.follow = dies
     with pytest.raises(Killed):
         await first.claim(**KEYED)
     await check_one_vm(db, start(), gateway)

@@ -12,7 +12,6 @@ import pytest
 from app.domain.paths import StartPath
 from app.errors import Conflict, DatabaseUnavailable, NoPath, NoWarmVm
 from app.services.claims.lifecycle import release_claim
-from app.services.claims.service import WarmClaim
 from app.services.pools.service import delete_pool, put_pool
 from tests.support import store_invariants as invariants
 from tests.support.described_claims import live_vms, make_preload, make_snapshot
@@ -60,7 +59,7 @@ class Schedule:
             },
         )
         answer = await replica.claim(key=key, request_hash=key, **body)
-        found = answer.bound.claim_id if isinstance(answer, WarmClaim) else answer.claim.id
+        found = answer.claim.id
         self.answers.setdefault(key, []).append(found)
 
     async def _release(self, _replica):

@@ -7,7 +7,7 @@ import pytest
 from app.domain.observation import WarmWhen
 from app.domain.pools import StartFrom
 from app.ids import new_id
-from app.lifecycle.on_demand_pools import ensure_on_demand_pool, retire_idle_pools, shape_spec
+from app.lifecycle.on_demand_pools import ensure_on_demand_pool, on_demand_spec, retire_idle_pools
 from app.store import events
 from app.store.claims import rows as claims
 from app.store.pools import rows as pools
@@ -22,7 +22,7 @@ OTHER = {"image": "registry.example/other:1"}
 
 async def ensure(db, process, template=TEMPLATE, **given):
     async with db.begin() as tx:
-        return await ensure_on_demand_pool(tx, process.template(template), shape_spec(template, **given))
+        return await ensure_on_demand_pool(tx, process.template(template), on_demand_spec(template, **given))
 
 
 async def retire(db):
@@ -108,7 +108,7 @@ async def test_a_claim_that_is_just_put_into_it_keeps_it(db, process):
     """Whoever puts a claim in holds the row: the one that retires passes over it, and afterwards sees the claim."""
     pool = await ensure(db, process)
     async with db.begin() as tx:
-        held = await ensure_on_demand_pool(tx, process.template(), shape_spec(TEMPLATE))
+        held = await ensure_on_demand_pool(tx, process.template(), on_demand_spec(TEMPLATE))
         assert held.id == pool.id
         await retire(db)
         await claims.insert_pending(

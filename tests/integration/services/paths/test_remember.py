@@ -2,10 +2,10 @@
 
 import pytest
 
+from app.domain.claims import WarmClaim
 from app.domain.paths import StartPath
 from app.domain.preloads import PreloadSpec
 from app.errors import ClusterUnavailable
-from app.services.claims.service import WarmClaim
 from tests.support.described_claims import TEMPLATE, claim_state, make_preload, make_snapshot
 from tests.support.rows import fetch, scalar
 
@@ -27,8 +27,8 @@ async def test_a_pool_of_one_is_kept_and_serves_the_next(db, process):
     assert await claim_state(db, first.claim.id) == "bound"
     second = await process.claim(remember=True)
     assert isinstance(second, WarmClaim)
-    assert second.pool == name
-    assert second.choice["remembered"] == await remembered(db, second.bound.claim_id)
+    assert second.claim.request.pool == name
+    assert second.choice["remembered"] == await remembered(db, second.claim.id)
     assert second.choice["remembered"]["pool"] == name
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from app.domain.claims import WarmClaim
 from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
 from app.domain.pools import StartFrom
@@ -19,7 +20,6 @@ from app.errors import (
 )
 from app.services.claims.lifecycle import release_claim
 from app.services.claims.queue import StoredClaim
-from app.services.claims.service import WarmClaim
 from app.services.pools.service import pause_pool
 from tests.support.claim_rows import wait_for_vm
 from tests.support.described_claims import claim_state, live_vms, make_preload, make_snapshot
@@ -42,9 +42,9 @@ async def test_a_pool_of_the_same_shape_serves_it_warm(db, process):
     await process.serve()
     answer = await process.claim()
     assert isinstance(answer, WarmClaim)
-    assert (answer.pool, answer.shape) == ("web", process.shape())
+    assert (answer.claim.request.pool, answer.shape) == ("web", process.shape())
     assert answer.choice["path"] == "pool"
-    stored = (await fetch(db, "SELECT * FROM claim WHERE id = :id", id=answer.bound.claim_id))[0]
+    stored = (await fetch(db, "SELECT * FROM claim WHERE id = :id", id=answer.claim.id))[0]
     assert (stored["pool_id"], stored["shape"], stored["path"]) == (pool.id, process.shape(), "pool")
     assert stored["choice"] == answer.choice
     assert stored["allowed"] == [str(path) for path in StartPath]
@@ -97,7 +97,7 @@ async def test_what_is_about_to_be_there_is_said(db, process):
 async def test_an_image_that_is_on_some_nodes_only_says_so(db, process):
     await make_preload(db, "near", pulled=2)
     reason = (await process.claim()).claim.choice["reason"]
-    assert reason.startswith("from preload 'near' (its image is on 2 of 3 nodes): the fastest way there is")
+    assert reason.startswith("from preload 'near' (its image is on 2 of 3 nodes): the fastest path available")
 
 
 async def test_a_snapshot_of_another_shape_is_none(db, process):
@@ -120,7 +120,7 @@ async def test_a_pool_whose_next_vm_is_on_its_way_is_waited_for(db, process):
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"warm_when": WarmWhen.RUNNING}, "takes a VM for warm when it is running, not agent"),
+        ({"warm_when": WarmWhen.RUNNING}, "counts as warm when it is running, not agent"),
         ({"max_lease_seconds": 60, "default_lease_seconds": 60}, "gives leases of up to 60 s"),
     ],
 )
@@ -159,7 +159,7 @@ async def test_a_vm_of_an_older_shape_that_was_got_in_a_race_is_exchanged(db, pr
     (old,) = await live_vms(db)
     other = process.shape(OTHER)
     await process.make_pool(size=1, template=OTHER)
-    await process.path_selector._pools(other)
+    await process.path_selector._reading.get(other)
     _, found = process.path_selector._serving[other]
     process.path_selector._serving[other] = (float("inf"), [type(each)(each.pool, mixed=False) for each in found])
     answer = await process.claim(vm=OTHER, key="k")
@@ -369,7 +369,7 @@ async def test_a_key_that_one_replica_serves_warm_and_another_cold_makes_one_cla
     await knows.serve()
     does_not.path_selector._serving[knows.shape()] = (float("inf"), [])
     answers = await asyncio.gather(*(each.claim(key="k", request_hash="h") for each in (knows, does_not)))
-    ids = {answer.bound.claim_id if isinstance(answer, WarmClaim) else answer.claim.id for answer in answers}
+    ids = {answer.claim.id for answer in answers}
     assert len(ids) == 1
 
 

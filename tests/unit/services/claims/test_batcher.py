@@ -8,10 +8,10 @@ import itertools
 
 import pytest
 
+from app.domain.claims import KnownClaim
 from app.errors import DatabaseUnavailable
-from app.ids import new_id
-from app.store.claims.warm import ClaimRequest, Known
 from tests.support.claim_lanes import Desk
+from tests.support.rows import request
 
 
 @pytest.fixture
@@ -56,16 +56,16 @@ async def test_sixty_four_are_looked_for_behind_the_same_key(claim_service):
 
 async def test_where_a_statement_fails_only_the_guilty_one_hears_of_it(claim_service):
     def answer(requests, from_start):
-        if any(request.request_hash.startswith("bad") for request in requests):
+        if any(request.request.request_hash.startswith("bad") for request in requests):
             raise ValueError("no such label")
-        return [Known(request.claim_id) for request in requests]
+        return [KnownClaim(request.id) for request in requests]
 
     claim_service.lane.answer = answer
     held = await claim_service.hold()
     asked = await claim_service.arrive("one", "bad-2", "three", "bad-4", "five")
     held.end()
     results = await claim_service.lane.end_all(asked)
-    assert [type(result) for result in results] == [Known, ValueError, Known, ValueError, Known]
+    assert [type(result) for result in results] == [KnownClaim, ValueError, KnownClaim, ValueError, KnownClaim]
     assert [statement.bodies for statement in claim_service.lane.statements[2:]] == [
         *(["one"], ["bad-2"], ["three"], ["bad-4"], ["five"])
     ], "one by one, each once"
@@ -80,7 +80,7 @@ async def test_an_error_of_ours_refuses_all_of_its_statement_and_nobody_behind(c
     (behind,) = await claim_service.arrive("behind")
     statement.end(DatabaseUnavailable("away", retry_after=2))
     results = await claim_service.lane.end_all([*asked, behind])
-    assert [type(result) for result in results] == [DatabaseUnavailable, DatabaseUnavailable, Known]
+    assert [type(result) for result in results] == [DatabaseUnavailable, DatabaseUnavailable, KnownClaim]
     assert [statement.bodies for statement in claim_service.lane.statements[1:]] == [["one", "two"], ["behind"]]
 
 
@@ -106,10 +106,10 @@ async def test_a_request_cancelled_in_flight_leaves_its_claim_and_its_neighbours
     await asyncio.wait([asked[1]])
     statement.end()
     results = await claim_service.lane.end_all(asked)
-    assert [type(result) for result in results] == [Known, asyncio.CancelledError, Known]
+    assert [type(result) for result in results] == [KnownClaim, asyncio.CancelledError, KnownClaim]
     assert [result.claim_id for result in (results[0], results[2])] == [
-        statement.requests[0].claim_id,
-        statement.requests[2].claim_id,
+        statement.requests[0].id,
+        statement.requests[2].id,
     ]
     assert len(claim_service.lane.statements) == 2, "what was sent is not sent again"
 
@@ -135,7 +135,7 @@ async def test_who_found_none_looks_again_before_those_that_came_after(claim_ser
     vms = []
 
     def answer(requests, from_start):
-        return [Known(request.claim_id) if from_start and vms and vms.pop() else None for request in requests]
+        return [KnownClaim(request.id) if from_start and vms and vms.pop() else None for request in requests]
 
     claim_service.lane.answer = answer
     asked = await claim_service.arrive("one", "two")
@@ -145,7 +145,7 @@ async def test_who_found_none_looks_again_before_those_that_came_after(claim_ser
     again = await claim_service.lane.statement(1)
     assert (again.bodies, again.from_start) == (["one", "two", "late"], True)
     vms.append("ready")
-    assert [type(result) for result in await claim_service.lane.end_all(asked)] == [Known, type(None), type(None)]
+    assert [type(result) for result in await claim_service.lane.end_all(asked)] == [KnownClaim, type(None), type(None)]
     looks = [body for statement in claim_service.lane.statements if statement.from_start for body in statement.bodies]
     assert looks.count("one") == looks.count("two") == 1, "twice is enough"
 
@@ -155,7 +155,7 @@ async def test_planners_are_told_once_a_statement_and_only_where_it_took_somethi
     await claim_service.lane.end_all(await claim_service.arrive("one", "two"))
     assert claim_service.told == []
     claim_service.lane.answer = lambda requests, from_start: [
-        Known(request.claim_id) if request.request_hash == "two" else None for request in requests
+        KnownClaim(request.id) if request.request.request_hash == "two" else None for request in requests
     ]
     await claim_service.lane.end_all(await claim_service.arrive("one", "two", "three"))
     assert claim_service.told == [claim_service.pool_id]
@@ -181,16 +181,16 @@ class Hears:
         self.left = False
         self.heard = []
 
-    def has_left(self):
+    def is_disconnected(self):
         return self.left
 
-    def hear(self, request, outcome):
+    def receive(self, request, outcome):
         self.heard.append((request, outcome, len(self.claim_service.lane.statements)))
 
 
 def ask(claim_service, body):
     asker = Hears(claim_service)
-    claim_service.batcher.ask(ClaimRequest(new_id(), None, body, 60, "{}"), asker)
+    claim_service.batcher.submit(request(body=body), asker)
     return asker
 
 
@@ -213,14 +213,14 @@ async def test_the_next_statement_is_sent_before_the_answers_of_the_last_are_giv
     await until_idle(claim_service)
     for asker in (*first, second):
         ((request, outcome, _),) = asker.heard
-        assert outcome == Known(request.claim_id)
+        assert outcome == KnownClaim(request.id)
 
 
 async def test_who_asks_without_a_task_hears_of_its_error_and_leaves_when_it_likes(claim_service):
     def answer(requests, from_start):
-        if any(request.request_hash == "bad" for request in requests):
+        if any(request.request.request_hash == "bad" for request in requests):
             raise ValueError("no such label")
-        return [Known(request.claim_id) for request in requests]
+        return [KnownClaim(request.id) for request in requests]
 
     claim_service.lane.answer = answer
     held = await claim_service.hold()
@@ -232,7 +232,7 @@ async def test_who_asks_without_a_task_hears_of_its_error_and_leaves_when_it_lik
     late.left = True
     await claim_service.lane.end_all([])
     await until_idle(claim_service)
-    assert [type(outcome) for asker in (good, bad) for _, outcome, _ in asker.heard] == [Known, ValueError]
+    assert [type(outcome) for asker in (good, bad) for _, outcome, _ in asker.heard] == [KnownClaim, ValueError]
     assert early.heard == late.heard == []
 
 

@@ -6,8 +6,8 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.domain.claims import KnownClaim
 from app.errors import DatabaseUnavailable
-from app.store.claims.warm import Known
 from tests.support.claim_lanes import Desk
 
 STEPS = st.one_of(
@@ -58,9 +58,9 @@ class Schedule:
 
 
 def answer(requests, from_start):
-    if any(request.request_hash.startswith("bad") for request in requests):
+    if any(request.request.request_hash.startswith("bad") for request in requests):
         raise ValueError("of one of these")
-    return [Known(request.claim_id) for request in requests]
+    return [KnownClaim(request.id) for request in requests]
 
 
 @given(steps=st.lists(STEPS, min_size=4, max_size=40))
@@ -76,7 +76,7 @@ async def test_no_schedule_mixes_requests_up(steps):
     assert schedule.claim_service.batcher.is_idle
 
     for statement in statements:
-        keys = Counter(request.key for request in statement.requests if request.key is not None)
+        keys = Counter(request.request.key for request in statement.requests if request.request.key is not None)
         assert not keys or max(keys.values()) == 1
         assert len(statement.requests) <= 64
     assert not schedule.unsent & set(sent), "who leaves before its statement is in none"
@@ -87,9 +87,9 @@ async def test_no_schedule_mixes_requests_up(steps):
         mine = [task.get_name() for one, task in schedule.asked if one == key]
         assert [body for body in firsts if body in set(mine)] == [body for body in mine if times[body]]
 
-    claim_of = {request.request_hash: request.claim_id for each in statements for request in each.requests}
+    claim_of = {request.request.request_hash: request.id for each in statements for request in each.requests}
     for (_, task), result in zip(schedule.asked, results, strict=True):
-        if isinstance(result, Known):
+        if isinstance(result, KnownClaim):
             assert task.get_name().startswith("fine")
             assert result.claim_id == claim_of[task.get_name()]
         elif isinstance(result, ValueError):

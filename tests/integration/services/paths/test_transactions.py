@@ -1,0 +1,121 @@
+"""How many transactions a claim that describes its VM costs, and what it does where its choice is outdated."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+
+import pytest
+
+from app.domain.states import ClaimState
+from app.errors import NoPath
+from tests.support.described_claims import make_preload, make_snapshot
+from tests.support.rows import eventually, execute, scalar
+
+CLAIMING = ContextVar("CLAIMING", default=False)
+"""Set in the context of a claim, and in that of the tasks that it starts."""
+
+
+class Counted:
+    """Counts the transactions of claims, and how many of them are open."""
+
+    def __init__(self, db, monkeypatch):
+        self.begun = self.open = 0
+        begin = db.begin
+
+        @asynccontextmanager
+        async def counting():
+            self.begun += CLAIMING.get()
+            self.open += 1
+            try:
+                async with begin() as tx:
+                    yield tx
+            finally:
+                self.open -= 1
+
+        monkeypatch.setattr(db, "begin", counting)
+
+
+@pytest.fixture
+def counted(db, monkeypatch):
+    return Counted(db, monkeypatch)
+
+
+async def claim(process, **given):
+    CLAIMING.set(True)
+    try:
+        return await process.claim(**given)
+    finally:
+        CLAIMING.set(False)
+
+
+@pytest.mark.parametrize("given", [{}, {"key": "k", "request_hash": "h"}], ids=["no key", "a key"])
+@pytest.mark.parametrize("pools", [0, 1], ids=["no pool", "an empty pool"])
+async def test_a_claim_that_ends_cold_takes_at_most_four_transactions(counted, process, given, pools):
+    for _ in range(pools):
+        await process.make_pool(size=0, auto_replenish=False)
+    answer = await claim(process, **given)
+    assert (answer.claim.choice["path"], answer.claim.state) == ("cold", ClaimState.PENDING)
+    assert counted.begun <= 4
+
+
+async def test_a_claim_that_waits_until_it_is_bound_takes_at_most_four_transactions(counted, db, process):
+    """Waiting costs none: one query serves all claims that wait."""
+    stop = asyncio.Event()
+    running = asyncio.create_task(process.waiters.run(stop))
+    asked = asyncio.create_task(claim(process, wait_seconds=60))
+
+    async def queued():
+        return await scalar(db, "SELECT count(*) FROM claim_queue")
+
+    await eventually(queued, seconds=30)
+    await process.serve()
+    answer = await asyncio.wait_for(asked, 30)
+    stop.set()
+    await running
+    assert answer.claim.state is ClaimState.BOUND
+    assert counted.begun <= 4
+
+
+async def test_the_cluster_checks_a_template_with_no_transaction_open(counted, gateway, process):
+    check, open_then = gateway.check, []
+
+    async def checked(template):
+        open_then.append(counted.open)
+        return await check(template)
+
+    gateway.check = checked
+    await process.claim()
+    assert open_then == [0]
+
+
+async def test_a_claim_is_decided_again_where_its_snapshot_has_gone_meanwhile(db, gateway, process):
+    await make_snapshot(db, "golden", process.shape())
+    check = gateway.check
+
+    async def checked(template):
+        await execute(db, "DELETE FROM snapshot_take")
+        await execute(db, "DELETE FROM snapshot")
+        return await check(template)
+
+    gateway.check = checked
+    answer = await process.claim()
+    assert answer.claim.choice["path"] == "cold"
+    assert await scalar(db, "SELECT count(*) FROM claim") == 1
+
+
+async def test_a_claim_is_decided_a_bounded_number_of_times(db, gateway, process):
+    check, checks = gateway.check, []
+
+    async def checked(template):
+        checks.append(template)
+        await execute(db, "DELETE FROM preload")
+        answer = await check(template)
+        await make_preload(db, f"another-{len(checks)}")
+        return answer
+
+    await make_preload(db, "near")
+    gateway.check = checked
+    with pytest.raises(NoPath, match="at the same moment; try again"):
+        await process.claim()
+    assert len(checks) == 3
+    assert await scalar(db, "SELECT count(*) FROM claim") == 0
