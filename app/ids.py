@@ -1,4 +1,4 @@
-"""Ids are made before the insert, so that a row, its cluster name and its answer agree whatever crashes between."""
+"""Ids are made before the insert, so that a row, its name in the cluster and the answer agree whatever crashes in between."""
 
 import base64
 import uuid
@@ -13,39 +13,38 @@ _PRELOAD_LIMIT = 50  # CDI puts a digest behind the name of what a schedule impo
 
 
 def new_id() -> uuid.UUID:
-    """A UUIDv7: rising with time, so that inserts stay at the right edge of an index."""
+    """A UUIDv7. It rises with time, so that inserts go to the end of an index."""
     return uuid.UUID(bytes=uuid_utils.uuid7().bytes)
 
 
 def lowest_id_at(moment: datetime) -> uuid.UUID:
-    """The lowest UUIDv7 of a moment: 48 bits of milliseconds since 1970 (RFC 9562), the rest zero."""
+    """The lowest UUIDv7 of a time: 48 bits of milliseconds since 1970 (RFC 9562), the rest zero."""
     return uuid.UUID(int=int(moment.timestamp() * 1000) << 80)
 
 
 def vm_name(pool: str, vm_id: uuid.UUID) -> str:
-    """The cluster name of a VM, at most 63 characters: the pool's name for people, the whole id so that it is never used twice.
+    """The name of a VM in the cluster, at most 63 characters: the pool's name for people, and the whole id to make it unique.
 
-    Without a dot: it is the guest's host name too.
-
-    A name that came back could boot the disk of the VM that had it before (KubeVirt v1.9.0 looks a DataVolume up by name alone).
+    It has no dot, because it is the guest's host name too. A name is never used twice: a VM of the same name could boot the disk
+    of an earlier one (KubeVirt v1.9.0 looks a DataVolume up by name alone).
     """
     suffix = base64.b32encode(vm_id.bytes).decode().rstrip("=").lower()
     return f"{pool[: _NAME_LIMIT - _ID_CHARS - 1].replace('.', '-').rstrip('-')}-{suffix}"
 
 
 def vm_pool_name(pool: str, pool_id: uuid.UUID, made: int) -> str:
-    """The cluster name of the VirtualMachinePool that was made for the pool as its `made`th, at most 57 characters.
+    """The name of a pool's VirtualMachinePool in the cluster, at most 57 characters. `made` counts those of the pool, from 1.
 
-    Its VMs are called after it with an index behind, so that the names of two pools' VMs are never the same; nor are those of
-    one that was deleted and the one that took its place, whose VMs could else boot the disks of those before them.
+    Its VMs are named after it, with an index added. So the names of two pools' VMs are never the same, and neither are those of
+    a deleted VirtualMachinePool and its successor, whose VMs could otherwise boot the earlier disks.
     """
-    suffix = base64.b32encode(pool_id.bytes[-5:]).decode().lower()  # the end of a UUIDv7 is chance
+    suffix = base64.b32encode(pool_id.bytes[-5:]).decode().lower()  # the end of a UUIDv7 is random
     rest = f"-{suffix}" + (f"-{made}" if made > 1 else "")
     return f"{pool[: _VM_POOL_LIMIT - len(rest)].replace('.', '-').rstrip('-')}{rest}"
 
 
 def preload_object_name(preload: str, preload_id: uuid.UUID, generation: int) -> str:
-    """The cluster name of what one generation of a preload is, at most 50 characters. Like a VM's it never comes back."""
+    """The name of one generation of a preload in the cluster, at most 50 characters. Like a VM's, it is never used twice."""
     suffix = base64.b32encode(preload_id.bytes).decode().rstrip("=").lower()
     rest = f"-{suffix}-{generation}"
     return f"{preload[: _PRELOAD_LIMIT - len(rest)].replace('.', '-').rstrip('-')}{rest}"

@@ -1,7 +1,7 @@
-"""The ways in which a VM can be had, and from what it starts.
+"""The paths by which a claim gets its VM, and what the VM starts from.
 
-A warm VM of a pool is there already. The other three begin when they are asked for: from a snapshot's disks, from an image
-that was brought near before, or from nothing.
+A warm VM of a pool exists already. On the other paths a VM is made for the claim: from the disks of a snapshot, from an image
+that was preloaded, or cold.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,7 @@ class StartPath(StrEnum):
 
 
 EXPECTED_SAVING: dict[StartPath, float] = {StartPath.POOL: 0.80, StartPath.SNAPSHOT: 0.70, StartPath.PRELOAD: 0.60}
-"""What the project's mission expects of each path: the share of a cold start's time that it saves. Shown beside what was
-measured, and used for nothing else.
-"""
+"""The share of a cold start's time that each path is expected to save. Shown beside what was measured; nothing depends on it."""
 
 
 class ImageKind(StrEnum):
@@ -42,7 +40,7 @@ class ImageRef:
     reference: str
 
     def within(self, namespace: str) -> "ImageRef":
-        """The same, where a PVC that names no namespace lies in `namespace`."""
+        """The same image; a PVC that names no namespace is in `namespace`."""
         if self.kind is ImageKind.PVC and self.reference.startswith("/"):
             return ImageRef(self.kind, f"{namespace}{self.reference}")
         return self
@@ -50,7 +48,7 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotDisk:
-    """One disk of a snapshot: the VM's volume of that name is to begin with what the VolumeSnapshot holds.
+    """One disk of a snapshot: the VM's volume of that name starts with the content of the VolumeSnapshot.
 
     `size` is a Kubernetes quantity, large enough for the content.
     """
@@ -65,7 +63,7 @@ class SnapshotDisk:
 
 @dataclass(frozen=True, slots=True)
 class FromSnapshot:
-    """The disks of snapshot `name` take the place of the template's volumes of the same names, or are added to them."""
+    """The disks of snapshot `name` replace the template's volumes of the same names, or are added to them."""
 
     name: str
     disks: tuple[SnapshotDisk, ...]
@@ -73,10 +71,10 @@ class FromSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class FromVolume:
-    """Preload `name` holds `image` in the PVC `claim`: disks that import that image are cloned from there.
+    """Preload `name` has `image` in the PVC `claim`: disks that import that image are cloned from there.
 
-    A template that has no disk of its own gets one. `size` is the PVC's, a Kubernetes quantity. `is_snapshot`: `claim` names a
-    VolumeSnapshot, as CDI keeps the imports of a schedule in on some storage.
+    A template without a disk of its own gets one. `size` is the PVC's, a Kubernetes quantity. `is_snapshot`: `claim` names a
+    VolumeSnapshot, in which CDI keeps scheduled imports on some storage.
     """
 
     name: str
@@ -91,7 +89,7 @@ class FromVolume:
 
 @dataclass(frozen=True, slots=True)
 class FromImage:
-    """Preload `name` keeps the container image `image` on the nodes: a template that has no disk of its own gets one of it."""
+    """Preload `name` keeps the container image `image` on the nodes: a template without a disk of its own gets one from it."""
 
     name: str
     image: str

@@ -1,15 +1,20 @@
-"""The life of a VM and of a claim.
+"""The states of VMs, claims and pools, and the transitions between them.
 
-A VM: `planned -> creating -> booting -> ready -> claimed -> releasing -> deleted`. A row is `planned` before the cluster is
-asked for anything; `creating` while a worker asks; `booting` once the cluster has the object; `ready` while it waits in the
-queue of warm VMs; `claimed` while a claim holds it; `releasing` until the cluster has let go of the object; `deleted` for
-good. A planned VM that is given
-up is `deleted` at once, unless the cluster was asked for it before: its answer may have been lost, so the object is removed
-first. A VM that is no longer warm goes back from `ready` to `booting` and has a short time to recover. `failed` is one we
-give up on: its object is still to be removed, so `releasing` follows. `lost` is one that left the cluster without us.
+A VM: `planned -> creating -> booting -> ready -> claimed -> releasing -> deleted`.
 
-A claim: `pending -> bound -> released | expired | failed`. A claim goes back from `bound` to `pending` where its VM died
-within its first moments and no other is ready yet.
+- `planned`: the row exists; the cluster was not asked for the VM yet.
+- `creating`: a worker is asking the cluster for it.
+- `booting`: the cluster has the object.
+- `ready`: it waits in the queue of warm VMs. A VM that is no longer warm goes back to `booting` and has a short time to recover.
+- `claimed`: it belongs to a claim.
+- `releasing`: it is being deleted from the cluster.
+- `deleted`: its object is gone. A planned VM that is no longer needed is `deleted` at once, unless the cluster was asked for it
+  before: that answer may have been lost, so the object is removed first.
+- `failed`: the VM does not work. `releasing` follows, because its object still has to be removed.
+- `lost`: it left the cluster without us.
+
+A claim: `pending -> bound -> released | expired | failed`. It goes back from `bound` to `pending` where its VM died right after
+the claim and no other VM is ready.
 """
 
 from enum import StrEnum

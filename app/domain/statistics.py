@@ -1,4 +1,4 @@
-"""What a pool says of itself: its phase, its fill, and how long a claim would wait, all from measured times."""
+"""A pool's phase, and how long a claim would wait in its queue, from measured times."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -6,12 +6,12 @@ from datetime import datetime
 from app.domain.states import PoolPhase
 
 _GUESS_SECONDS = 60.0
-"""A cold boot where this cluster has measured none yet: the upper end of the 30 to 60 s that the design starts from."""
+"""Assumed for a cold boot while none was measured on this cluster: the upper end of the usual 30 to 60 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class BootTimes:
-    """Seconds to a VM that is ready, over the last `count` times that it was measured. None: it never was."""
+    """Seconds until a VM is ready, over the last `count` measurements. None: never measured."""
 
     count: int = 0
     p50: float | None = None
@@ -56,7 +56,7 @@ class PoolHealth:
 
 @dataclass(frozen=True, slots=True)
 class WaitEstimate:
-    """`seconds` until a VM is there for one more claim, and what that is based on, in words. None: no VM will come by itself."""
+    """`seconds` until a VM is ready for one more claim, and what that is based on, in words. None: none will come by itself."""
 
     seconds: float | None
     basis: str
@@ -65,7 +65,7 @@ class WaitEstimate:
 def assess(
     counts: PoolCounts, *, size: int, min_available: int, flags: PoolFlags, notes: tuple[str, ...] = ()
 ) -> PoolHealth:
-    """The pool's phase, the worst that applies, and why, in words for an operator."""
+    """The pool's phase, the worst that applies, and the reason, in words for an operator."""
     if flags.deleting:
         return PoolHealth(PoolPhase.DELETING, f"{counts.claimed} claimed VMs are kept until they are released")
     if flags.stalled_because is not None:
@@ -95,10 +95,10 @@ def estimate_wait(
     batch: int,
     of: str = "the pool's",
 ) -> WaitEstimate:
-    """How long the claim at `place` (1: the next) in a pool's queue waits.
+    """How long the claim at `place` in a pool's queue waits; 1 is the next to be served.
 
-    `in_flight_since` says when each VM on its way began, oldest first; a claim beyond them waits for `batch` more boots at
-    a time where the pool `can_grow`. `of` says whose the boots are.
+    `in_flight_since` says when each VM on its way was requested, oldest first. A claim behind those waits for further boots,
+    `batch` at a time, if the pool `can_grow`. `of` says in words whose boots were measured.
     """
     typical = boots.p50 if boots.p50 is not None else _GUESS_SECONDS
     basis = (

@@ -1,7 +1,7 @@
-"""What each path took on this cluster, measured by the rows themselves, a bounded number of the last ones each time.
+"""How long each path took on this cluster, measured from the rows: from a bounded number of the latest ones each time.
 
-A VM's time is from the row that planned it to its first ready. A claim's on a warm VM is from its arrival to its binding, as
-the database saw both: one that found a VM ready has taken nothing by that clock.
+A VM's time is from its planning until it was first ready. The time of a claim on a warm VM is from its arrival to its binding,
+by the database's clock: it is 0 for a claim that found a VM ready.
 """
 
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ _OVERALL = text(f"""
             ORDER BY ready_at DESC LIMIT :last) last) f
 """)
 
-# Of each pool of a shape the last claims, and of those the ones whose VM was of that shape: its template may have changed. The
-# VM is looked up claim by claim, since a join would be let read all VMs.
+# The latest claims of each pool of a shape, but only those whose VM had that shape: the pool's template may have changed. The
+# VM is looked up for each claim, because a join might be planned to read all VMs.
 _CLAIMED_OF_SHAPES = text(f"""
     SELECT s.shape, f.n, f.p50, f.p95 FROM unnest(CAST(:shapes AS text[])) AS s(shape) CROSS JOIN LATERAL (
         SELECT {_FIGURES} FROM (
@@ -54,7 +54,7 @@ _CLAIMED = text(f"""
         WHERE path = 'pool' AND bound_at IS NOT NULL LIMIT :last) last
 """)
 
-# From one shape to the next by the index, so that a shape with a million VMs costs one step.
+# Steps from one shape to the next in the index, so that a shape with a million VMs costs one step.
 _SHAPES = text("""
     WITH RECURSIVE path(path) AS (VALUES ('snapshot'), ('preload'), ('cold')),
     walk(path, shape, n) AS (
@@ -68,7 +68,7 @@ _SHAPES = text("""
 
 @dataclass(frozen=True, slots=True)
 class PathTimes:
-    """Of one shape, or of all: what each path took. A path that is missing was never measured."""
+    """How long each path took, for one shape or for all. A path that is missing was never measured."""
 
     by_path: dict[StartPath, BootTimes]
 
@@ -77,7 +77,7 @@ class PathTimes:
 
 
 async def of_shapes(tx: AsyncConnection, shapes: Sequence[str]) -> dict[str, PathTimes]:
-    """Of each of these shapes every path's times."""
+    """The times of every path, for each of these shapes."""
     found: dict[str, dict[StartPath, BootTimes]] = {shape: {} for shape in shapes}
     params = {"shapes": list(shapes), "last": LAST}
     for row in await tx.execute(_OF_SHAPES, params):
@@ -88,25 +88,25 @@ async def of_shapes(tx: AsyncConnection, shapes: Sequence[str]) -> dict[str, Pat
 
 
 async def starts_of_shape(tx: AsyncConnection, shape: str) -> PathTimes:
-    """The same of one shape, without claims of warm VMs."""
+    """The times of one shape, without claims of warm VMs."""
     rows = await tx.execute(_OF_SHAPES, {"shapes": [shape], "last": LAST})
     return PathTimes({StartPath(row.path): _times(row) for row in rows})
 
 
 async def starts_overall(tx: AsyncConnection) -> PathTimes:
-    """Over all shapes, without claims of warm VMs."""
+    """The times over all shapes, without claims of warm VMs."""
     return PathTimes({StartPath(row.path): _times(row) for row in await tx.execute(_OVERALL, {"last": LAST})})
 
 
 async def overall(tx: AsyncConnection) -> PathTimes:
-    """Over all shapes, every path."""
+    """The times of every path over all shapes."""
     times = dict((await starts_overall(tx)).by_path)
     claimed = (await tx.execute(_CLAIMED, {"last": LAST, "looked_at": _CLAIMS_LOOKED_AT})).one()
     return PathTimes({**times, StartPath.POOL: _times(claimed)})
 
 
 async def shapes(tx: AsyncConnection, *, after: str, limit: int) -> list[str]:
-    """Shapes of which any VM ever became ready, those above `after`, in order."""
+    """Shapes of which a VM was ever ready, in order, after the shape `after`."""
     return [row.shape for row in await tx.execute(_SHAPES, {"after": after, "limit": limit})]
 
 

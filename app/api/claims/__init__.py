@@ -1,1 +1,1 @@
-"""Claims over HTTP: made, read, waited for, renewed, released."""
+"""Claims over HTTP: make, read, wait, renew, release."""

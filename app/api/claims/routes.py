@@ -1,4 +1,4 @@
-"""Claims after the claim: read, waited for, renewed, released."""
+"""Existing claims: read, wait, renew, release."""
 
 from typing import Annotated
 from uuid import UUID
@@ -21,7 +21,7 @@ from app.errors import (
     InvalidRequest,
     LeaseTooLong,
 )
-from app.services.claims import lifecycle as usecases
+from app.services.claims import lifecycle
 from app.store.claims import rows as claim_rows
 
 router = APIRouter(prefix="/v1/claims", tags=["claims"])
@@ -33,18 +33,18 @@ _FOUND = (InvalidRequest, ClaimNotFound, DatabaseUnavailable)
 @router.get(
     "",
     operation_id="listClaims",
-    summary="Claims, the newest first",
-    response_description="A page of claims, ended ones among them",
+    summary="List claims, newest first",
+    response_description="A page of claims, including ended ones",
     responses=responses(InvalidRequest, DatabaseUnavailable),
 )
 async def list_claims(
     svc: Svc,
     limit: Limit = 100,
     after: After = None,
-    pool: Annotated[str | None, Query(description="Of this pool only.")] = None,
-    state: Annotated[ClaimState | None, Query(description="In this state only.")] = None,
-    label: Annotated[str | None, Query(description="With this label only.", examples=["job=ci-4711"])] = None,
-    shape: Annotated[str | None, Query(description="Of this shape only.")] = None,
+    pool: Annotated[str | None, Query(description="Only claims of this pool.")] = None,
+    state: Annotated[ClaimState | None, Query(description="Only claims in this state.")] = None,
+    label: Annotated[str | None, Query(description="Only claims with this label.", examples=["job=ci-4711"])] = None,
+    shape: Annotated[str | None, Query(description="Only claims of this shape.")] = None,
 ) -> Page[ClaimView]:
     """Filters can be combined. Ended claims are kept for `EMBERPOOL_HISTORY_DAYS`."""
     async with svc.db.begin() as tx:
@@ -61,8 +61,8 @@ async def list_claims(
 @router.get(
     "/{claim_id}",
     operation_id="getClaim",
-    summary="One claim",
-    response_description="The claim as it stands, or as it stood when the wait ended",
+    summary="Get a claim",
+    response_description="The claim, as it is now or when the wait ended",
     responses=responses(*_FOUND),
 )
 async def get_claim(
@@ -70,10 +70,11 @@ async def get_claim(
     request: Request,
     svc: Svc,
     wait_seconds: Annotated[
-        float, Query(ge=0, le=MAX_WAIT_SECONDS, description="Wait so long for a pending claim to get its VM.")
+        float,
+        Query(ge=0, le=MAX_WAIT_SECONDS, description="How many seconds to wait for a pending claim to get its VM."),
     ] = 0,
 ) -> ClaimView:
-    """With `wait_seconds` the answer comes when the claim is pending no more, or when the time is over."""
+    """With `wait_seconds` the answer comes when the claim is no longer pending, or when that time is over."""
 
     async def until_disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -86,13 +87,13 @@ async def get_claim(
 @router.post(
     "/{claim_id}/renew",
     operation_id="renewClaim",
-    summary="Extend a claim's lease",
+    summary="Renew a claim's lease",
     response_description="The claim with its new lease",
     responses=responses(*_FOUND, LeaseTooLong, ClaimEnded, Conflict),
 )
 async def renew_claim(claim_id: ClaimId, svc: Svc, body: RenewBody | None = None) -> ClaimView:
-    """The lease then ends that long from now. Without a body: its own length again."""
-    claim = await usecases.renew_claim(svc.db, claim_id, body.lease_seconds if body else None)
+    """The lease then expires `lease_seconds` from now. Without a body the claim's own `lease_seconds` is used."""
+    claim = await lifecycle.renew_claim(svc.db, claim_id, body.lease_seconds if body else None)
     return ClaimView.of(claim, namespace=svc.settings.namespace)
 
 
@@ -104,8 +105,8 @@ async def renew_claim(claim_id: ClaimId, svc: Svc, body: RenewBody | None = None
     responses=responses(*_FOUND),
 )
 async def release_claim(claim_id: ClaimId, svc: Svc) -> ClaimView:
-    """Its VM is destroyed, never handed to another. Releasing a claim that has ended changes nothing."""
-    claim = await usecases.release_claim(svc.db, claim_id)
+    """The VM is destroyed and never given to another client. Releasing a claim that has ended changes nothing."""
+    claim = await lifecycle.release_claim(svc.db, claim_id)
     return ClaimView.of(claim, namespace=svc.settings.namespace)
 
 

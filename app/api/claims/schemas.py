@@ -1,4 +1,4 @@
-"""The shapes of claims: what a client sends, and what it is told."""
+"""The JSON of claims: what clients send and receive."""
 
 from datetime import datetime
 from typing import Annotated, Any, Self
@@ -20,87 +20,87 @@ Label = Annotated[str, Field(max_length=255, pattern=r"^[^\x00]*$")]
 LabelName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[^\x00]*$")]
 
 
-class _Wish(BaseModel):
+class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lease_seconds: Count | None = Field(
         default=None,
         ge=1,
         le=MAX_LEASE_SECONDS,
-        description="After so long the claim ends by itself. None: the pool's default.",
+        description="Lease in seconds; the claim is released when it expires. Default: the pool's.",
     )
     labels: dict[LabelName, Label] = Field(
         default_factory=dict,
         max_length=32,
-        description="Yours: kept with the claim, and lists can be filtered by them.",
+        description="Your own labels. They are kept with the claim, and lists can be filtered by them.",
     )
 
 
-class ClaimBody(_Wish):
-    """A wish for one VM: of a `pool`, or one that is described as `vm`, which then comes by the fastest path there is."""
+class ClaimBody(_Body):
+    """A request for one VM: from a `pool`, or described as `vm` and then served by the fastest available path."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["pool"]}, {"required": ["vm"]}]})
 
-    pool: PoolName | None = Field(default=None, description="From this pool. Either this or `vm`.")
+    pool: PoolName | None = Field(default=None, description="Claim from this pool. Give either `pool` or `vm`.")
     vm: dict[str, Any] | None = Field(
         default=None,
         description=(
-            "The VM, in any form that a pool's `template` may have. A pool with the same shape serves it warm; else it starts "
-            "from a snapshot of the shape, else with a preloaded image, else cold."
+            "The VM, in any form that a pool's `template` may have. A pool with the same shape serves the claim warm; otherwise "
+            "the VM starts from a snapshot of that shape, with a preloaded image, or cold."
         ),
     )
     start_from: StartFrom | None = Field(
-        default=None, description="With `vm`: start from this snapshot or preload, and from nothing else."
+        default=None, description="With `vm`: start only from this snapshot or preload."
     )
     placement: Placement | None = Field(
-        default=None, description="With `vm`: where it may run, and on what terms. It is part of its shape."
+        default=None, description="With `vm`: where the VM may run, and on what terms. Part of its shape."
     )
     warm_when: WarmWhen | None = Field(
-        default=None, description="With `vm`: what proves that the guest has booted. None: `agent`."
+        default=None, description="With `vm`: what shows that the guest has booted. Default: `agent`."
     )
     paths: tuple[StartPath, ...] | None = Field(
         default=None,
         min_length=1,
         max_length=len(StartPath),
-        description="Ways of being served that are allowed. None: all of them with `vm`, `pool` alone with a pool.",
+        description="The paths that may serve the claim. Default: all of them with `vm`, only `pool` with a pool.",
     )
     deadline_seconds: Annotated[float, Strict()] | None = Field(
         default=None,
         gt=0,
         le=MAX_LEASE_SECONDS,
         description=(
-            "With `vm`: refuse at once where every path that is open was measured to take longer (p95, for this shape), and "
-            "give the claim up after so long."
+            "With `vm`: the claim fails if it has no VM after this many seconds. It is refused at once if every available path was "
+            "measured to take longer (p95, for this shape)."
         ),
     )
     remember: Annotated[bool, Strict()] = Field(
         default=False,
-        description="With `vm`: keep a pool of one such VM from now on, and its image near, so that the next claim is warm.",
+        description="With `vm`: keep a pool of one such VM from now on, and preload its image, so that the next claim is warm.",
     )
     prefer: Prefer | None = Field(
-        default=None, description="Which warm VM it would rather have, of those that have been ready the longest."
+        default=None, description="Which warm VM to prefer, among those that have been ready longest."
     )
     wait_seconds: Annotated[float, Strict()] = Field(
         default=0,
         ge=0,
         le=MAX_WAIT_SECONDS,
-        description="How long this request may wait where no VM is ready, in seconds.",
+        description="How many seconds this request may wait if no VM is ready.",
     )
 
-    # Each looks at what stands above it, and only where its field was given: a plain claim pays for none of this.
+    # Each validator sees the fields above its own and runs only if its field was given, so a plain claim pays for none of them.
 
     @field_validator("vm")
     @classmethod
     def _either(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
         if value is not None and info.data.get("pool") is not None:
-            raise ValueError("a claim names a pool or describes its VM, and not both")
+            raise ValueError("give either a pool or a vm, not both")
         return value
 
     @field_validator("start_from", "placement", "warm_when", "deadline_seconds", "remember")
     @classmethod
     def _only_with_vm(cls, value: object, info: ValidationInfo) -> object:
         if value and info.data.get("pool") is not None:
-            raise ValueError("this goes with `vm`; what a pool's VMs are is the pool's affair")
+            raise ValueError("this is only for a claim with `vm`; a pool's VMs are described by the pool")
         return value
 
     @field_validator("paths")
@@ -109,17 +109,19 @@ class ClaimBody(_Wish):
         cls, value: tuple[StartPath, ...] | None, info: ValidationInfo
     ) -> tuple[StartPath, ...] | None:
         if value is not None and info.data.get("pool") is not None and set(value) != {StartPath.POOL}:
-            raise ValueError("a claim that names a pool is served by it: 'pool' alone is allowed, or describe a `vm`")
+            raise ValueError(
+                "a claim that names a pool is served by that pool: only 'pool' is allowed; or describe a `vm` instead"
+            )
         return value
 
 
-class BatchBody(_Wish):
-    """A wish for many VMs at once."""
+class BatchBody(_Body):
+    """A request for many VMs at once."""
 
     pool: PoolName
-    count: Count = Field(ge=1, le=MAX_BATCH, description="How many VMs, each its own claim.")
+    count: Count = Field(ge=1, le=MAX_BATCH, description="How many VMs. Each gets its own claim.")
     all_or_nothing: Annotated[bool, Strict()] = Field(
-        default=False, description="Where fewer are ready, claim none. Otherwise as many as are ready are claimed."
+        default=False, description="Claim nothing if fewer VMs are ready. By default as many as are ready are claimed."
     )
 
 
@@ -127,7 +129,10 @@ class RenewBody(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lease_seconds: Count | None = Field(
-        default=None, ge=1, le=MAX_LEASE_SECONDS, description="The lease from now on. None: its own length again."
+        default=None,
+        ge=1,
+        le=MAX_LEASE_SECONDS,
+        description="New lease in seconds from now. Default: the claim's `lease_seconds`.",
     )
 
 
@@ -137,33 +142,33 @@ class ClaimedVm(BaseModel):
     namespace: str
     node: str | None
     addresses: list[str] = Field(examples=[["10.244.1.17"]])
-    health: str | None = Field(description="What ails it, in words; null: nothing that the cluster tells.")
+    health: str | None = Field(description="The problem that the cluster reports for the VM; null if none.")
 
 
 class Estimate(BaseModel):
-    seconds: float | None = Field(description="Until a VM is there; null: none comes by itself.")
-    basis: str = Field(description="What that is based on.")
+    seconds: float | None = Field(description="Seconds until a VM is ready; null if none will come by itself.")
+    basis: str = Field(description="What the estimate is based on.")
 
 
 class PathEstimate(BaseModel):
-    """In seconds. null: no data."""
+    """In seconds; null if there is no data."""
 
     p50: float | None
     p95: float | None
-    count: int = Field(description="How often it was measured.")
+    count: int = Field(description="How many measurements it is based on.")
     basis: str = Field(examples=["measured for this shape 12 times"])
 
 
 class ConsideredPath(BaseModel):
     path: StartPath
-    source: str | None = Field(description="The pool, snapshot or preload.")
+    source: str | None = Field(description="The name of the pool, snapshot or preload.")
     available: bool
-    why: str | None = Field(description="Why it was not taken; null: it was.")
+    why: str | None = Field(description="Why this path was not chosen; null for the chosen one.")
     estimate: PathEstimate
 
 
 class TriedPath(BaseModel):
-    """A path that the claim was moved away from."""
+    """A path that failed, so that the claim was moved to another."""
 
     path: StartPath
     source: str | None
@@ -172,38 +177,38 @@ class TriedPath(BaseModel):
 
 
 class ChoiceView(BaseModel):
-    """How a claim that describes its VM is served, and why not otherwise. What is said is of the moment `at`."""
+    """The path of a claim that describes its VM, and why it was chosen. All of it was true at the time `at`."""
 
     path: StartPath
     source: str | None
     reason: str
     at: datetime
-    deadline_at: datetime | None = Field(description="The claim is given up then, where it still waits.")
-    considered: list[ConsideredPath] = Field(description="Every path, the fastest first; empty: a warm VM was there.")
-    tried: list[TriedPath] = Field(description="Paths that came to nothing, oldest first.")
+    deadline_at: datetime | None = Field(description="A claim that still waits fails at this time.")
+    considered: list[ConsideredPath] = Field(description="Every path, fastest first. Empty if a warm VM was ready.")
+    tried: list[TriedPath] = Field(description="Paths that failed, oldest first.")
 
 
 class RememberedView(BaseModel):
-    """What is kept for the next claim of the same shape. Where something is missing `reason` says why."""
+    """What is kept for the next claim of the same shape. If something is missing, `reason` says why."""
 
     pool: str | None = Field(description="The pool that serves the shape.")
-    preloads: list[str] = Field(description="What brings its images near.")
+    preloads: list[str] = Field(description="The preloads of its images.")
     reason: str | None
 
 
 class ClaimTimings(BaseModel):
-    """In seconds. null: not known, or not yet."""
+    """In seconds; null if not known yet."""
 
-    wait: float | None = Field(description="From the claim's arrival until it had a VM; 0: one was warm.")
+    wait: float | None = Field(description="From the claim's arrival until it had a VM; 0 if one was warm.")
     boot: float | None = Field(
-        description="What its VM took from being asked of the cluster to being ready, whenever that was."
+        description="How long its VM took from its creation in the cluster until it was ready, whenever that was."
     )
     warm: float | None = Field(description="How long the VM had been ready when it was claimed.")
     stages: Stages = Field(description=f"Null if the path is `pool`. {STAGES}")
 
 
 class Replacement(BaseModel):
-    """A VM that turned out dead within its first moments, and was replaced."""
+    """A VM that died right after it was claimed, and was replaced."""
 
     vm_id: UUID
     reason: str
@@ -212,14 +217,12 @@ class Replacement(BaseModel):
 
 class ClaimView(BaseModel):
     id: UUID
-    pool: str | None = Field(description="null: its VM is made for it alone.")
-    shape: str | None = Field(description="Of a claim that describes its VM: the fingerprint of what that boots.")
+    pool: str | None = Field(description="null if the VM is made for this claim alone.")
+    shape: str | None = Field(description="For a claim with `vm`: the fingerprint of what the VM boots.")
     state: ClaimState
-    path: str | None = Field(description="How it was served: pool, snapshot, preload or cold.")
-    choice: ChoiceView | None = Field(
-        description="Of a claim that describes its VM: the path that was chosen, and why."
-    )
-    remembered: RememberedView | None = Field(description="Of a claim with `remember`.")
+    path: str | None = Field(description="How the claim was served: pool, snapshot, preload or cold.")
+    choice: ChoiceView | None = Field(description="For a claim with `vm`: the chosen path, and why.")
+    remembered: RememberedView | None = Field(description="For a claim with `remember`.")
     vm: ClaimedVm | None
     labels: dict[str, str]
     lease_seconds: int
@@ -227,9 +230,9 @@ class ClaimView(BaseModel):
     created_at: datetime
     bound_at: datetime | None
     ended_at: datetime | None
-    reason: str | None = Field(description="Pending: why it was not warm. Ended: why.")
+    reason: str | None = Field(description="While pending: why no VM was ready. Once ended: why.")
     replacements: list[Replacement]
-    estimate: Estimate | None = Field(description="While it waits.")
+    estimate: Estimate | None = Field(description="While the claim waits.")
     timings: ClaimTimings
 
     @classmethod
@@ -264,7 +267,7 @@ class ClaimView(BaseModel):
 class BatchView(BaseModel):
     claims: list[ClaimView]
     requested: int
-    missing: int = Field(description="So many of those asked for were not ready, and were not claimed.")
+    missing: int = Field(description="How many of the requested VMs were not ready.")
 
 
 def _claimed_vm(claim: ClaimRow, namespace: str) -> ClaimedVm | None:

@@ -1,4 +1,4 @@
-"""What a claim leaves for the next one of its shape: a small pool of it, and its images brought near."""
+"""Keeps a pool of one VM for the shape of a claim, and preloads of its images, so that the next such claim is warm."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from app.errors import Conflict, EmberpoolError
 from app.services.pools.service import put_pool
 from app.services.preloads.service import ensure_preloads
 from app.store.database import Database
-from app.store.pools import on_demand as shapes
+from app.store.pools import on_demand
 from app.store.pools import rows as pool_rows
 
 _HASH = 10
@@ -21,10 +21,10 @@ log = structlog.get_logger(__name__)
 async def remember(
     db: Database, gateway: Gateway, template: VmTemplate, spec: PoolSpec, *, images: bool
 ) -> dict[str, Any]:
-    """Names the pool that serves the shape from now on and, with `images`, the preloads of its images, and makes what is
-    missing of them: `{pool, preloads, reason}`.
+    """Makes the pool that serves the shape from now on and, with `images`, preloads of its images, unless they exist.
 
-    What stands already is left as its owner has it. What cannot be had is missing, and `reason` says why.
+    Returns their names as `{pool, preloads, reason}`. What exists already is not changed. What could not be made is missing, and
+    `reason` says why.
     """
     reasons: list[str] = []
     pool: str | None = None
@@ -32,21 +32,23 @@ async def remember(
     try:
         pool = await _ensure_pool(db, gateway, template, spec)
     except EmberpoolError as error:
-        log.info("shape.not_remembered", shape=template.shape, error=error.detail)
+        log.info("remember.no_pool", shape=template.shape, error=error.detail)
         reasons.append(f"no pool was made: {error.detail}")
     if images:
         try:
             preloads = [preload.name for preload in await ensure_preloads(db, gateway, template)]
         except EmberpoolError as error:
-            log.info("shape.images_not_remembered", shape=template.shape, error=error.detail)
-            reasons.append(f"its images are not brought near: {error.detail}")
+            log.info("remember.no_preloads", shape=template.shape, error=error.detail)
+            reasons.append(f"no preload was made: {error.detail}")
     return {"pool": pool, "preloads": preloads, "reason": "; ".join(reasons) or None}
 
 
 async def _ensure_pool(db: Database, gateway: Gateway, template: VmTemplate, spec: PoolSpec) -> str:
     name = f"remembered-{template.shape[:_HASH]}"
     async with db.begin() as tx:
-        serving = [each.pool.name for each in await shapes.serving(tx, template.shape) if each.pool.deleting_at is None]
+        serving = [
+            each.pool.name for each in await on_demand.serving(tx, template.shape) if each.pool.deleting_at is None
+        ]
         taken = await pool_rows.get(tx, name)
     if serving:
         return name if name in serving else serving[0]

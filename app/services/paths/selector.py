@@ -57,6 +57,7 @@ from app.telemetry import VM_CLAIMS
 _DEFAULT_LEASE_SECONDS = 3600
 _CACHE_SECONDS = 2.0
 _CACHE_SIZE = 1000
+_CHECKED_SECONDS = 60.0
 _NO_PATH_RETRY_SECONDS = 30.0
 _DECISIONS = 3
 """How often a claim is decided anew where what was chosen has gone before its place was written."""
@@ -97,6 +98,7 @@ class PathSelector:
         self._rules = OptionRules.of(settings)
         self._pending_seconds = settings.pending_seconds
         self._expanded: dict[bytes, VmTemplate] = {}
+        self._checked: dict[str, float] = {}
         self._serving: dict[str, tuple[float, list[ServingPool]]] = {}
         self._reading: SingleFlight[str, list[ServingPool]] = SingleFlight(self._read_serving)
 
@@ -294,11 +296,19 @@ class PathSelector:
         return ChosenPath(choice, wanted.stored(record), template, spec), unchecked
 
     async def _dry_run(self, wanted: _Wanted) -> None:
-        """Called with no transaction open."""
+        """Has the cluster check the template, with no transaction open. A template that passed is not checked again for a while,
+        so that a claim that is decided anew, or a manifest that is checked and then applied, costs one dry run.
+        """
+        template, now = wanted.terms.template, time.monotonic()
+        if now < self._checked.get(template.fingerprint, 0.0):
+            return
         try:
-            await self._gateway.check(wanted.terms.template)
+            await self._gateway.check(template)
         except TemplateRefused as error:
             raise _as_vm(error) from error
+        if len(self._checked) >= _CACHE_SIZE:
+            self._checked.clear()
+        self._checked[template.fingerprint] = now + _CHECKED_SECONDS
 
     async def _remember(self, wanted: _Wanted, claim_id: UUID, choice: Choice | None = None) -> dict[str, Any]:
         """What was kept for the next claim of this shape. A failure is part of the answer, and the claim stands.

@@ -1,4 +1,4 @@
-"""Figures of pools, for their status and for estimates: counted and measured by the database when asked."""
+"""Figures of pools, for their status and for estimates. The database counts and measures them on each call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ _PLACE = text("""
 
 @dataclass(frozen=True, slots=True)
 class PoolFigures:
-    """`refill_per_minute`: VMs that became ready over the last five minutes, a minute."""
+    """`refill_per_minute`: VMs that became ready per minute, over the last five minutes."""
 
     counts: PoolCounts
     boots: BootTimes
@@ -68,16 +68,16 @@ async def of_pools(tx: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, PoolF
 
 
 async def count(tx: AsyncConnection, pool_id: UUID) -> PoolCounts:
-    """The counts alone, of one pool."""
+    """Only the counts, of one pool."""
     return PoolCounts(**{row.state: row.n for row in await tx.execute(_COUNTS, {"ids": [pool_id]})})
 
 
 async def in_flight_since(tx: AsyncConnection, pool_id: UUID) -> tuple[datetime, ...]:
-    """When each VM on its way was asked for, oldest first. What a paused pool only plans is not on its way."""
+    """When each VM on its way was requested, oldest first. A VM that a paused pool only plans is not on its way."""
     return tuple(row.since for row in await tx.execute(_IN_FLIGHT, {"id": pool_id}))
 
 
 async def place_in_queue(tx: AsyncConnection, pool_id: UUID, claim_id: UUID | None) -> int:
-    """1: the next to be served. A claim that is not in the queue stands behind all that are."""
+    """1 is the next to be served. A claim that is not in the queue counts as the last."""
     before: int = (await tx.execute(_PLACE, {"id": pool_id, "claim_id": claim_id})).scalar_one()
     return before + 1

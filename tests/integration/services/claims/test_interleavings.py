@@ -19,7 +19,7 @@ from app.services.claims.lifecycle import release_claim
 from app.store.vms import rows as vms
 from tests.support import store_invariants as invariants
 from tests.support.claim_services import new_claim, stays_connected
-from tests.support.rows import fetch, make_pool, make_vms, request, scalar
+from tests.support.rows import eventually, fetch, make_pool, make_vms, request, scalar
 from tests.support.vm_supply import warm
 
 VMS = 8
@@ -142,13 +142,20 @@ class Schedule:
         """Everything ends that was begun, and who still waits for a VM then leaves."""
         while self._held:
             await self.end(0)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await asyncio.gather(*self._others)
-            await self.go_on()
-            await warm(self.db, self.pool, [])
+            await eventually(self._at_rest, seconds=60)
+            await warm(self.db, self.pool, [])  # as the reconciler polls: a row that another had locked was passed over
             for _, task in self.asked:
                 task.cancel()
             await asyncio.gather(*(task for _, task in self.asked), return_exceptions=True)
+
+    async def _at_rest(self):
+        """Whether each request has its answer or waits for one. A request in between has yet to take its place in the queue, or to
+        look for a VM once more behind that: one that is cancelled there with a key leaves its place to a retry.
+        """
+        waiting = sum(len(each) for desk in self.desks for each in desk.queue._waiters._waiters.values())
+        return waiting == sum(not task.done() for _, task in self.asked)
 
     def answers(self):
         """(key, claim, VM or None) of each request that was answered."""

@@ -9,7 +9,8 @@ import pytest
 from app.config import Settings
 from app.domain.claims import WarmClaim
 from app.domain.states import ClaimState
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, NoWarmVm
+from app.services.claims import queue
 from app.services.claims.service import ClaimService
 from app.services.claims.waiters import Waiters
 from app.services.pools.service import delete_pool
@@ -19,6 +20,7 @@ from tests.support.rows import eventually, execute, fetch, make_pool, make_vms, 
 from tests.support.service import listen
 from tests.support.vm_supply import supply, waiting, warm
 
+CROWD = 150
 HELD = "SELECT extract(epoch FROM pending_until - now())::float FROM claim"
 
 
@@ -236,21 +238,23 @@ async def test_a_pool_with_a_ready_vm_in_somebodys_hand_is_waited_for(db, make_c
     assert await vms_of([asked]) == [vm_id]
 
 
-async def test_the_claims_of_other_pools_are_served_beside_a_crowd_at_an_empty_pool(db, make_replica):
+async def test_the_claims_of_other_pools_are_served_beside_a_crowd_at_an_empty_pool(db, make_replica, monkeypatch):
+    """Many times as many claims as may take their places at once. A busy machine may take as long as it needs for them."""
+    monkeypatch.setattr(queue, "_TURN_SECONDS", 600.0)
     replica = await make_replica()
     empty, calm = await make_pool(db, "empty"), await make_pool(db, "calm")
     known = await make_vms(db, calm, 60)
-    crowd = [asyncio.create_task(replica.claim("empty", wait_seconds=60)) for _ in range(300)]
+    crowd = [asyncio.create_task(claim(replica.services.claim_service, "empty", wait=3600)) for _ in range(CROWD)]
     served = [await replica.claim_one("calm") for _ in range(20)]  # while they take their places
     assert not any(each.done() for each in crowd)
-    await waiting(db, empty, 300)
+    await waiting(db, empty, CROWD)
     served += [await replica.claim_one("calm") for _ in range(20)]
     await execute(db, "UPDATE pool SET spec = spec || '{\"size\": 0}' WHERE name = 'empty'")
     deleting = asyncio.create_task(delete_pool(db, "empty", force=False))
     served += [await replica.claim_one("calm") for _ in range(20)]  # while all of them are sent away
     await deleting
-    answers = await asyncio.wait_for(asyncio.gather(*crowd), 60)
-    assert {answer.status_code for answer in answers} == {503}
+    outcomes = await asyncio.gather(*crowd, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {NoWarmVm}
     assert [one["vm"]["id"] for one in served] == [str(vm_id) for vm_id in known]
 
 
