@@ -344,7 +344,7 @@ async def test_an_answer_that_is_lost_after_the_commit_is_found_by_asking_again(
     bound, nothing = await lane.claim(pool.id, [asked, empty_handed])
     assert isinstance(bound, WarmClaim)
     assert bound.vm_id == ready[0]
-    assert (bound.node, bound.addresses) == ("node-1", ("10.0.0.1",))
+    assert (bound.node, bound.addresses) == ("node-1", ["10.0.0.1"])
     assert nothing is None
 
 
