@@ -103,19 +103,27 @@ async def test_a_claim_is_decided_again_where_its_snapshot_has_gone_meanwhile(db
     assert await scalar(db, "SELECT count(*) FROM claim") == 1
 
 
-async def test_a_claim_is_decided_a_bounded_number_of_times(db, gateway, process):
-    check, checks = gateway.check, []
+async def test_a_claim_is_decided_a_bounded_number_of_times_and_checked_once(db, gateway, process):
+    """Its preload goes each time before its place is written, and another one comes."""
+    queue, check = process.claim_service.queue, gateway.check
+    enter, entered, checked = queue.enter, [], []
 
-    async def checked(template):
-        checks.append(template)
+    async def enter_too_late(chosen, *others):
+        entered.append(chosen.choice.source)
         await execute(db, "DELETE FROM preload")
-        answer = await check(template)
-        await make_preload(db, f"another-{len(checks)}")
-        return answer
+        try:
+            return await enter(chosen, *others)
+        finally:
+            await make_preload(db, f"another-{len(entered)}")
+
+    async def count_checks(template):
+        checked.append(template)
+        return await check(template)
 
     await make_preload(db, "near")
-    gateway.check = checked
+    queue.enter, gateway.check = enter_too_late, count_checks
     with pytest.raises(NoPath, match="at the same moment; try again"):
         await process.claim()
-    assert len(checks) == 3
+    assert entered == ["near", "another-1", "another-2"]
+    assert len(checked) == 1
     assert await scalar(db, "SELECT count(*) FROM claim") == 0
