@@ -15,6 +15,7 @@ from app.api.claims.fast_path import route as claim_route
 from app.api.edge import Edge
 from app.services.claims import service as claiming
 from app.store.notices import Topic, notify
+from tests.support.patience import PATIENCE
 from tests.support.service import bind, figures, serve, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -43,7 +44,7 @@ class Connection:
         self.writer.write(b"".join(parts))
 
     async def answer(self):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
             body = await self.reader.readexactly(int(headers.get("content-length", 0)))
@@ -54,7 +55,7 @@ class Connection:
         return await self.answer()
 
     async def is_closed(self):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             return await self.reader.read(1) == b""
 
 

@@ -6,6 +6,7 @@ import uuid
 import pytest
 
 from app.domain.stages import STAGES
+from tests.support.patience import PATIENCE
 from tests.support.service import Refused, check, listen, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -160,7 +161,9 @@ async def test_claims_are_listed_by_page_label_pool_and_state(server):
 async def test_a_client_that_leaves_frees_its_place(server):
     await server.put("left", size=0, max_vms=0)
     async with listen(server.app) as client:
-        asking = asyncio.create_task(client.post("/v1/claim", json={"pool": "left", "wait_seconds": 60}, timeout=60))
+        asking = asyncio.create_task(
+            client.post("/v1/claim", json={"pool": "left", "wait_seconds": 60}, timeout=PATIENCE)
+        )
 
         async def claims():
             return (await server.client.get("/v1/claims", params={"pool": "left"})).json()["items"]

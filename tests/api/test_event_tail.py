@@ -7,6 +7,7 @@ from app.api.events import tail
 from app.api.events.tail import EventTail
 from app.store.database import unavailable
 from tests.support.event_stream import follow, take
+from tests.support.patience import PATIENCE
 from tests.support.service import listen, serve, until
 
 
@@ -48,5 +49,5 @@ async def test_streams_end_when_the_service_stops(database_url, dev_cluster, tmp
         async with follow(client, after="0-0") as events:
             await take(events, 1)
             server.services.stopping.set()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 assert [each async for each in events] == []

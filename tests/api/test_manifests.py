@@ -355,7 +355,7 @@ async def test_documents_may_refer_to_what_comes_after_them(server):
         assert claim["state"] in {"pending", "bound"}, claim
         return claim if claim["state"] == "bound" else None
 
-    claim = await until(bound, seconds=60)
+    claim = await until(bound)
     assert (claim["path"], claim["choice"]["source"]) == ("snapshot", "booted")
     # The preload is there by now: a VM that names its volume needs it in no body.
     assert await actions(server, machine(name="later", template=on_image), dry_run=True) == ["created"]

@@ -18,7 +18,7 @@ async def failed(server, name):
         found = (await server.client.get(f"/v1/snapshots/{name}")).json()
         return found if found["takes"][0]["state"] == "failed" else None
 
-    return await until(look, seconds=60)
+    return await until(look)
 
 
 async def nothing_is_left(server):

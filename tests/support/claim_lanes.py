@@ -9,6 +9,7 @@ from uuid import UUID
 from app.domain.claims import KnownClaim, NewClaim, Outcome
 from app.ids import new_id
 from app.services.claims.batcher import ClaimBatcher
+from tests.support.patience import PATIENCE
 from tests.support.rows import request as new_claim
 
 Answer = Callable[[Sequence[NewClaim], bool], list[Outcome]]
@@ -66,7 +67,7 @@ class ScriptedLane:
 
     async def statement(self, number: int) -> Statement:
         """The so-manieth statement, counted from 0, once it was sent."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while len(self.statements) <= number:
                 self._news.clear()
                 await self._news.wait()
@@ -75,7 +76,7 @@ class ScriptedLane:
     async def end_all(self, asked: Sequence["asyncio.Task[Outcome]"]) -> list[Outcome | BaseException]:
         """Ends statement after statement until all of `asked` have their answers, and none is in flight for those that left."""
         everything = asyncio.gather(*asked, return_exceptions=True)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not everything.done() or self.in_flight:
                 for statement in self.statements:
                     if not statement.ended.done():

@@ -11,6 +11,7 @@ from app.services.claims.waiters import Waiters
 from app.store.claims.warm import WarmClaimStore
 from app.store.database import Database
 from app.store.notices import Listener, Topic
+from tests.support.patience import PATIENCE
 
 
 async def stays_connected() -> None:
@@ -37,7 +38,7 @@ async def run_claim_service(url: str, **given) -> AsyncIterator[ClaimService]:
     stop = asyncio.Event()
     tasks = [asyncio.create_task(part.run(stop)) for part in (claim_service, room, listener)]
     try:
-        await asyncio.wait_for(listening.wait(), 10)
+        await asyncio.wait_for(listening.wait(), PATIENCE)
         yield claim_service
     finally:
         stop.set()

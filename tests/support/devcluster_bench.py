@@ -4,6 +4,8 @@ import asyncio
 import inspect
 import json
 
+from tests.support.patience import PATIENCE
+
 IMAGE = "quay.io/containerdisks/fedora:42"
 MACHINES = "/apis/kubevirt.io/v1/namespaces/default/virtualmachines"
 INSTANCES = "/apis/kubevirt.io/v1/namespaces/default/virtualmachineinstances"
@@ -89,7 +91,7 @@ class Bench:
         return next((item for item in vmi["status"].get("conditions", []) if item["type"] == kind), None)
 
 
-async def until(condition, bound=15.0):
+async def until(condition, bound=PATIENCE):
     """Wait for a condition that real I/O or another process brings about; it may be a coroutine function."""
     async with asyncio.timeout(bound):
         while True:

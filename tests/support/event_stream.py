@@ -4,6 +4,8 @@ import asyncio
 import json
 from contextlib import asynccontextmanager
 
+from tests.support.patience import PATIENCE
+
 STREAM = {"Accept": "text/event-stream"}
 
 
@@ -11,7 +13,7 @@ STREAM = {"Accept": "text/event-stream"}
 async def follow(client, *, headers=(), **params):
     """The events of a stream as (id, type, data), for as long as the block lasts."""
     async with client.stream(
-        "GET", "/v1/events", params=params, headers={**STREAM, **dict(headers)}, timeout=30
+        "GET", "/v1/events", params=params, headers={**STREAM, **dict(headers)}, timeout=PATIENCE
     ) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -30,5 +32,5 @@ async def follow(client, *, headers=(), **params):
 
 
 async def take(events, number):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         return [await anext(events) for _ in range(number)]

@@ -21,9 +21,9 @@ from types import AsyncGeneratorType, FrameType
 import pytest
 import pytest_timeout
 
-TEARDOWN_SECONDS = 60
-# Above pytest-timeout's 120 s, which end a test alone and not its process.
-LAST_SECONDS = 150
+TEARDOWN_SECONDS = 180
+# Above pytest-timeout's 300 s, which end a test alone and not its process.
+LAST_SECONDS = 330
 _LOOK_SECONDS = 1.0
 # Of coroutines, generators and asynchronous generators: the prefix of their attributes, and the one that says what is awaited.
 _KINDS = {"cr": "cr_await", "gi": "gi_yieldfrom", "ag": "ag_await"}

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-START_SECONDS = 90.0  # for processes that start on a machine with more work than processors
+from tests.support.patience import PATIENCE
+
 _LOOK_SECONDS: Final = 0.05
 _TAIL_LINES: Final = 15
 
@@ -39,7 +40,7 @@ class NeverCame(AssertionError):
 
 
 async def until(
-    holds: Callable[[], Awaitable[object]], what: str, *, seconds: float = START_SECONDS, every: float = _LOOK_SECONDS
+    holds: Callable[[], Awaitable[object]], what: str, *, seconds: float = PATIENCE, every: float = _LOOK_SECONDS
 ) -> Any:
     """Waits until `holds()` gives something true, and gives that. What is waited for is in other processes: no event tells it."""
     deadline = time.monotonic() + seconds
@@ -92,7 +93,7 @@ class Program:
     def terminate(self) -> None:
         self._live().terminate()
 
-    async def wait(self, *, seconds: float) -> int:
+    async def wait(self, *, seconds: float = PATIENCE) -> int:
         """Its exit code. Raises NeverCame."""
         try:
             async with asyncio.timeout(seconds):
@@ -115,7 +116,7 @@ class Program:
             lines = log.read().splitlines()
         return [event for line in lines if isinstance(event := _read_json(line), dict)]
 
-    async def logged(self, name: str, *, seconds: float = START_SECONDS, **fields: object) -> dict[str, Any]:
+    async def logged(self, name: str, *, seconds: float = PATIENCE, **fields: object) -> dict[str, Any]:
         """The first line that it logged in this life with that `event`."""
 
         async def look() -> dict[str, Any] | None:

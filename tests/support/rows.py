@@ -15,6 +15,7 @@ from app.store.database import Database
 from app.store.pools import rows as pools
 from app.store.vms import observed, work
 from app.store.vms import rows as vms
+from tests.support.patience import PATIENCE
 
 TEMPLATE = {"image": "registry.example/guest:1"}
 
@@ -107,7 +108,7 @@ async def event_types(db: Database):
     return [row["type"] for row in await fetch(db, "SELECT type FROM event ORDER BY id")]
 
 
-async def eventually(check: Callable[[], Awaitable[object]], *, seconds=10.0):
+async def eventually(check: Callable[[], Awaitable[object]], *, seconds=PATIENCE):
     """The first truthy result of `check`; fails after `seconds`. Looks ever less often: what is watched needs the processor too."""
     end = time.monotonic() + seconds
     pause = 0.01

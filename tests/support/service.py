@@ -19,6 +19,7 @@ from app.api.edge import Edge
 from app.config import Settings
 from app.devcluster import DevCluster
 from app.server import run_app
+from tests.support.patience import PATIENCE
 
 TEMPLATE: Final = {"image": "registry.local/disk:1", "memory": "64Mi"}
 QUICK: Final = {
@@ -30,7 +31,6 @@ QUICK: Final = {
     "backoff_cap_seconds": 0.2,
     "shutdown_grace_seconds": 5,
 }
-_BOUND_SECONDS: Final = 30
 
 
 class Server:
@@ -107,7 +107,7 @@ async def bind(app: Edge) -> AsyncIterator[tuple[uvicorn.Server, int]]:
         await serving
 
 
-async def until(holds: Callable[[], Awaitable[Any]], *, seconds: float = _BOUND_SECONDS) -> Any:
+async def until(holds: Callable[[], Awaitable[Any]], *, seconds: float = PATIENCE) -> Any:
     """Waits until `holds()` gives something true, and gives that. Most of what is waited for is known to the database alone."""
     deadline = time.monotonic() + seconds
     pause = 0.02

@@ -15,6 +15,8 @@ from typing import Any, Final, NamedTuple
 
 import aiohttp
 
+from tests.support.patience import PATIENCE
+
 _ANSWER_SECONDS: Final = 8.0
 _PAUSE_SECONDS: Final = (0.02, 0.2)
 _AWAY_SECONDS: Final = (0.1, 0.5)
@@ -111,7 +113,7 @@ class Habits:
     """These send each request twice at the same moment, through two replicas."""
     impatient: float = 0.0
     """These release a claim that they are told is pending."""
-    give_up_seconds: float = 20.0
+    give_up_seconds: float = PATIENCE
 
 
 class Clients:

@@ -14,6 +14,7 @@ from app.services.pools.service import put_pool
 from app.store.database import Database
 from tests.support import store_invariants as invariants
 from tests.support.claim_services import new_claim, stays_connected
+from tests.support.patience import PATIENCE
 from tests.support.rows import eventually, fetch, scalar, spec
 from tests.support.worker_replicas import settles
 
@@ -88,7 +89,7 @@ class World:
                     return False
             return await self._replicas_fit()
 
-        await eventually(same, seconds=30)
+        await eventually(same)
         await self.settles(**wanted)
         await invariants.check(self.db)
 
@@ -116,7 +117,7 @@ class World:
                 self.db, "SELECT deleted_at FROM pool WHERE name = :name ORDER BY id DESC LIMIT 1", name=name
             )
 
-        await eventually(gone, seconds=30)
+        await eventually(gone)
 
     async def notes(self):
         return await scalar(self.db, "SELECT notes FROM pool_plan") or []
@@ -128,10 +129,10 @@ class World:
             text = " ".join(await self.notes())
             return all(word in text for word in words)
 
-        await eventually(told, seconds=20)
+        await eventually(told)
 
 
-async def wait_for(check, *, seconds=20):
+async def wait_for(check, *, seconds=PATIENCE):
     return await eventually(check, seconds=seconds)
 
 

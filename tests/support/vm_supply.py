@@ -31,4 +31,4 @@ async def waiting(db: Database, pool: PoolRow, count: int) -> None:
         query = "SELECT count(*) FROM claim_queue WHERE pool_id = :id"
         return bool(await scalar(db, query, id=pool.id) == count)
 
-    await eventually(are, seconds=120)
+    await eventually(are)

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from app.reconcilers.runtime.run import Workers
 from app.store.notices import Listener
+from tests.support.patience import PATIENCE
 from tests.support.rows import eventually, fetch
 
 
@@ -20,7 +21,7 @@ async def replicas(db, gateway, settings, count=2):
         yield working
     finally:
         stop.set()
-        await asyncio.wait([*working, *listening], timeout=20)
+        await asyncio.wait([*working, *listening], timeout=PATIENCE)
         assert all(task.done() for task in working)
 
 
@@ -33,4 +34,4 @@ async def settles(db, **wanted):
     async def has():
         return await counts(db) == wanted
 
-    await eventually(has, seconds=30)
+    await eventually(has)

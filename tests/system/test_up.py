@@ -18,7 +18,6 @@ from tests.support.system_calls import Calls
 from tests.support.system_invariants import list_vms
 
 SIZE: Final = 2
-STOP_SECONDS: Final = 20
 _ADDRESS: Final = re.compile(rb"serves at\s+(http://127\.0\.0\.1:\d+)")
 
 
@@ -82,7 +81,7 @@ async def test_pools_and_claims_outlive_a_kill(up, session):
     await until(lambda: has_gone(session, up, claim), "the released VM leaves the cluster")
 
     up.terminate()
-    assert await up.wait(seconds=STOP_SECONDS) == 0, up.tail()
+    assert await up.wait() == 0, up.tail()
 
 
 async def describe(session: aiohttp.ClientSession, up: Up, claim: dict[str, Any]) -> dict[str, Any]:

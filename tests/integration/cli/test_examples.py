@@ -141,4 +141,4 @@ async def there(place: Place, href: str) -> None:
         assert found["state"] not in {"failed", "expired", "released"}, found
         return found["state"] in {"ready", "bound"}
 
-    await until(holds, seconds=60)
+    await until(holds)

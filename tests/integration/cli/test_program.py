@@ -11,6 +11,7 @@ from typer.main import get_command
 from app.cli import program as cli
 from app.cli.client import program
 from app.errors import InvalidRequest
+from tests.support.patience import PATIENCE
 
 HEAVY = {"sqlalchemy", "kubernetes_asyncio", "fastapi", "uvicorn", "aiohttp"}
 SCRIPT = """
@@ -50,7 +51,7 @@ def test_a_client_starts_without_the_service(command):
         [sys.executable, "-c", SCRIPT % HEAVY, command, "--help"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
     )
     assert done.stderr == "[]\n"

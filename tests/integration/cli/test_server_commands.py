@@ -14,6 +14,7 @@ import pytest
 
 from app.cli import program as cli
 from app.store.migrations import head
+from tests.support.patience import PATIENCE
 
 PROGRAM = [sys.executable, "-m", "app"]
 
@@ -144,7 +145,7 @@ async def _started(*arguments: str) -> tuple[asyncio.subprocess.Process, str]:
     process = await asyncio.create_subprocess_exec(
         *PROGRAM, *arguments, stderr=asyncio.subprocess.PIPE, env={**os.environ, "COLUMNS": "80"}
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while line := (await process.stderr.readline()).decode():
             if "Emberpool serves at " in line:
                 return process, line.split("serves at ")[1].split(";")[0]
@@ -153,7 +154,7 @@ async def _started(*arguments: str) -> tuple[asyncio.subprocess.Process, str]:
 
 async def _stopped(process: asyncio.subprocess.Process, by: signal.Signals) -> int:
     process.send_signal(by)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         await process.communicate()
     return process.returncode
 

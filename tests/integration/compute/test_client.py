@@ -14,6 +14,7 @@ from app.config import Settings
 from app.errors import ClusterError, ClusterForbidden, ClusterRefused, ClusterUnavailable, WatchExpired
 from tests.support.fake_api_server import ApiServer, fails, kubeconfig, says, says_text, serving
 from tests.support.kubevirt_documents import vm
+from tests.support.patience import PATIENCE
 
 PATH = "/apis/kubevirt.io/v1/namespaces/vms/virtualmachines"
 SELECTOR = "app.kubernetes.io/managed-by=emberpool,emberpool.io/instance=blue"
@@ -234,7 +235,7 @@ class TestWatch:
             events = client.watch(VMS, "5")
             await anext(events)
             await events.aclose()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 await lost.wait()
 
 

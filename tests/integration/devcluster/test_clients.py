@@ -7,6 +7,7 @@ from kubernetes_asyncio import client, config, watch
 
 from app.devcluster import DevCluster, DevClusterConfig, Durations, Rule, Subject
 from tests.support.devcluster_bench import machine
+from tests.support.patience import PATIENCE
 
 KIND = ("kubevirt.io", "v1", "default", "virtualmachines")
 TOKENS = {
@@ -31,7 +32,7 @@ async def connect(cluster, token):
 
 
 async def test_a_vm_becomes_warm_under_a_watch_and_goes_in_the_foreground(cluster):
-    async with await connect(cluster, "full") as api, asyncio.timeout(60):
+    async with await connect(cluster, "full") as api, asyncio.timeout(PATIENCE):
         objects = client.CustomObjectsApi(api)
         listed = await objects.list_namespaced_custom_object(*KIND)
         created = await objects.create_namespaced_custom_object(*KIND, machine("x"), field_validation="Strict")

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.support.devcluster_bench import MACHINES, machine
+from tests.support.patience import PATIENCE
 
 
 async def run(*arguments):
@@ -42,7 +43,7 @@ async def test_it_says_where_it_listens_and_stops_cleanly(tmp_path, number):
 
     assert json.loads(ready.read_text()) == line
     assert yaml.safe_load(kubeconfig.read_text())["clusters"][0]["cluster"]["server"] == line["url"]
-    async with aiohttp.ClientSession() as session, asyncio.timeout(60):
+    async with aiohttp.ClientSession() as session, asyncio.timeout(PATIENCE):
         async with session.get(line["url"] + "/version") as answer:
             assert answer.headers["Server"] == "emberpool-devcluster"
             assert (await answer.json())["gitVersion"].endswith("emberpool-devcluster")

@@ -168,7 +168,7 @@ async def test_a_killed_process_loses_at_most_its_last_batch(tmp_path):
         async def all_warm():
             return (await _state(session, url))["virtualmachines"]["warm"] == 3
 
-        await until(all_warm, bound=60)
+        await until(all_warm)
         version = int((await _state(session, url))["resourceVersion"])
         await until(lambda: _saved_version(tmp_path / "state.db") >= version)
         process.send_signal(signal.SIGKILL)

@@ -14,8 +14,8 @@ import yaml
 
 from app.embedded.cluster import DevClusterFailed, run_cluster
 from app.embedded.folder import hold_folder
+from tests.support.patience import PATIENCE
 
-SECONDS = 30  # a bound, not a wait
 DIES_HOLDING = """
 import asyncio, os, signal, sys
 from pathlib import Path
@@ -41,7 +41,7 @@ async def answers(url: str) -> bool:
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(SECONDS):
+    async with asyncio.timeout(PATIENCE):
         while not await holds():  # noqa: ASYNC110  # what is waited for is in other processes: it can set no event here
             await asyncio.sleep(0.05)
 
@@ -78,7 +78,7 @@ async def test_it_comes_back_at_its_address_when_it_dies(tmp_path):
             for _ in range(2):
                 (before,) = clusters_of(tmp_path)
                 before.kill()
-                before.wait(SECONDS)
+                before.wait(PATIENCE)
                 await until(lambda: answers(cluster.url))
         assert not await answers(cluster.url)
     assert clusters_of(tmp_path) == []
@@ -87,12 +87,12 @@ async def test_it_comes_back_at_its_address_when_it_dies(tmp_path):
 async def test_it_does_not_outlive_a_killed_starter(tmp_path):
     command = [sys.executable, "-c", DIES_HOLDING, str(tmp_path)]
     done = await asyncio.to_thread(
-        subprocess.run, command, capture_output=True, text=True, timeout=SECONDS, check=False
+        subprocess.run, command, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     url = done.stdout.strip()
     assert url
-    _, alive = psutil.wait_procs(clusters_of(tmp_path), timeout=SECONDS)
+    _, alive = psutil.wait_procs(clusters_of(tmp_path), timeout=PATIENCE)
     assert not alive
     assert not await answers(url)
 

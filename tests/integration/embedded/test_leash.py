@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.support.patience import PATIENCE
+
 LEASH = [sys.executable, "-m", "app.embedded.leash"]
 PROGRAM = """
 import signal, sys
@@ -58,6 +60,6 @@ def test_it_ends_when_its_starter_is_killed(environment):
     ) as starter:
         assert starter.stdout.readline() == "__main__\n"
         # The program has the output too, so that this ends only when both have.
-        output, _ = starter.communicate("now\n", timeout=30)
+        output, _ = starter.communicate("now\n", timeout=PATIENCE)
     assert starter.returncode == -signal.SIGKILL
     assert output == "stopping\n"

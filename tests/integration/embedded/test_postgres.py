@@ -16,6 +16,7 @@ import pytest
 
 from app.embedded.folder import FolderInUse, hold_folder
 from app.embedded.postgres import PostgresFailed, describe_opening, run_postgres, stop_leftover
+from tests.support.patience import PATIENCE
 
 _DIES_HOLDING = """
 import os, signal, sys
@@ -55,7 +56,7 @@ def used(path: Path, original: Path) -> Path:
 def leave_running(path: Path, speed: str) -> int:
     """Start a server in another process that is then killed; the server's process id."""
     command = [sys.executable, "-c", textwrap.dedent(_DIES_HOLDING), str(path), speed]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return int(done.stdout)
 
@@ -70,7 +71,7 @@ def alive(pid: int) -> bool:
 
 def wait_until_gone(pid: int) -> None:
     """A server that has said that it stopped is a process for a moment longer."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while alive(pid):
         assert time.monotonic() < end, f"process {pid} still runs"
         time.sleep(0.01)

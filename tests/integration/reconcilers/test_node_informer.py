@@ -12,6 +12,7 @@ from app.reconcilers.pools.plan_pool import plan_next_pool
 from app.store import nodes
 from app.store import watch_state as watches
 from tests.support.fake_gateway import FakeGateway
+from tests.support.patience import PATIENCE
 from tests.support.rows import eventually, execute, make_pool, scalar
 
 NODE = Node("node-1", uid="a", allocatable={"cpu": 4000, "pods": 10}, conditions={"Ready": "True"})
@@ -25,7 +26,7 @@ async def watching(db, gateway, settings, holder="one"):
         yield task
     finally:
         stop.set()
-        await asyncio.wait([task], timeout=10)
+        await asyncio.wait([task], timeout=PATIENCE)
         assert task.done()
 
 

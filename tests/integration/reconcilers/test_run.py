@@ -68,7 +68,7 @@ async def test_a_new_template_rotates_the_pool_and_keeps_its_floor(db, warm_clus
             query = "SELECT count(*) FROM vm WHERE state = 'ready' AND revision = :r"
             return await scalar(db, query, r=edited.pool.revision) == 4
 
-        await eventually(rotated, seconds=30)
+        await eventually(rotated)
         await settles(db, ready=4)
 
 
@@ -92,7 +92,7 @@ async def test_a_template_that_keeps_failing_stalls_its_pool(db, warm_cluster, s
         async def stalled():
             return await scalar(db, "SELECT stalled_at FROM pool")
 
-        await eventually(stalled, seconds=30)
+        await eventually(stalled)
         await settles(db)
         row = (await fetch(db, "SELECT consecutive_failures, last_failure FROM pool"))[0]
         assert dict(row) == {"consecutive_failures": settings.breaker_failures, "last_failure": "no such instance type"}

@@ -9,6 +9,7 @@ from app.domain.states import VmState
 from app.reconcilers.vms.creator import Provision
 from app.reconcilers.vms.informer import Observe
 from app.store import watch_state as watches
+from tests.support.patience import PATIENCE
 from tests.support.rows import eventually, execute, fetch, make_pool, make_vms, scalar, state_of
 
 
@@ -20,7 +21,7 @@ async def observing(db, gateway, settings, holder="one"):
         yield task
     finally:
         stop.set()
-        await asyncio.wait([task], timeout=10)
+        await asyncio.wait([task], timeout=PATIENCE)
         assert task.done()
 
 

@@ -19,6 +19,7 @@ from app.services.pools.service import delete_pool, put_pool
 from app.store.claims.warm import WarmClaimStore
 from app.store.pools.planning import last_plan
 from tests.support import store_invariants as invariants
+from tests.support.patience import PATIENCE
 from tests.support.rows import execute, fetch, request, scalar, spec
 
 
@@ -294,7 +295,7 @@ async def test_two_workers_are_never_at_one_of_them(world, gateway):
     world.pools.look = hang
     first, second = (Backings(world.db, gateway, world.settings) for _ in range(2))
     hanging = asyncio.create_task(first.step())
-    await asyncio.wait_for(asked.wait(), 5)
+    await asyncio.wait_for(asked.wait(), PATIENCE)
     world.pools.look = look
     await second.step()
     assert gateway.called("make") == []

@@ -16,6 +16,7 @@ from app.reconcilers.vms.creator import Provision
 from app.reconcilers.vms.labeler import Labelling
 from app.reconcilers.vms.remover import Removal
 from app.store.claims.warm import WarmClaimStore
+from tests.support.patience import PATIENCE
 from tests.support.rows import execute, fetch, make_pool, make_ready, make_vms, request, scalar, state_of
 
 
@@ -137,7 +138,7 @@ async def test_what_came_too_late_is_not_written(db, gateway, provision, setting
 
     gateway.create_vm = slow
     late = asyncio.create_task(provision.step())
-    await asyncio.wait_for(asked.wait(), 5)
+    await asyncio.wait_for(asked.wait(), PATIENCE)
     gateway.create_vm = create
     await due(db)
     await other.step()
@@ -160,7 +161,7 @@ async def test_what_a_stopping_worker_holds_is_free_at_once(db, gateway, provisi
 
     gateway.create_vm = hang
     hanging = asyncio.create_task(provision.step())
-    await asyncio.wait_for(asked.wait(), 5)
+    await asyncio.wait_for(asked.wait(), PATIENCE)
     hanging.cancel()
     await asyncio.wait([hanging])
     gateway.create_vm = create

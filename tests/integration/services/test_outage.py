@@ -20,6 +20,7 @@ from app.store.claims import rows as claims
 from app.store.database import Database
 from tests.support import store_invariants as invariants
 from tests.support.claim_services import new_claim, run_claim_service, stays_connected
+from tests.support.patience import PATIENCE
 from tests.support.rows import eventually, make_pool, make_vms, scalar, spec
 
 
@@ -119,6 +120,6 @@ async def test_who_waits_through_an_outage_is_served_after_it(outage):
                 return await claims.bind_pending(tx, pool.id)
 
         await eventually(bound)
-        answer = await asyncio.wait_for(asked, 20)
+        answer = await asyncio.wait_for(asked, PATIENCE)
         assert answer.claim.vm_id is not None
     await db.close()

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from app.store.notices import Listener, Topic, notify
+from tests.support.patience import PATIENCE
 from tests.support.rows import eventually, execute, scalar
 
 
@@ -19,7 +20,7 @@ async def heard(db):
     running = asyncio.create_task(listener.run(stop))
     yield told
     stop.set()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, PATIENCE)
 
 
 async def until(condition):

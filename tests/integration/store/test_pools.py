@@ -13,6 +13,7 @@ from app.store.pools import rows as pools
 from app.store.pools.planning import take_due
 from app.store.vms import rows as vms
 from tests.support.claim_rows import wait_for_vm
+from tests.support.patience import PATIENCE
 from tests.support.rows import blocked, execute, make_pool, make_vms, scalar, spec
 
 
@@ -196,6 +197,6 @@ async def test_who_gives_up_a_vm_does_not_wait_for_a_planner_that_waits_for_the_
         await execute(db, "UPDATE pool_plan SET due_at = now()")  # after the time at which this transaction began
         planner = asyncio.create_task(cancel())
         await blocked(db)
-        await asyncio.wait_for(pools.plan_soon(tx, pool.id), 0.5)
+        await asyncio.wait_for(pools.plan_soon(tx, pool.id), PATIENCE)
     await planner
     assert await scalar(db, "SELECT state FROM vm") == "failed"

@@ -55,7 +55,7 @@ async def test_a_new_template_rotates_it_above_the_floor(world):
         query = "SELECT count(*) FROM vm WHERE state = 'ready' AND revision = :r"
         return await scalar(world.db, query, r=edited.revision) == 3
 
-    await eventually(rotated, seconds=30)
+    await eventually(rotated)
     await world.agrees(ready=3, claimed=1)
     sizes = {
         vm["spec"]["template"]["spec"]["domain"]["memory"]["guest"]
@@ -75,7 +75,7 @@ async def test_vms_that_have_waited_too_long_are_replaced(world):
     async def replaced():
         return not old & set(await world.objects())
 
-    await eventually(replaced, seconds=30)
+    await eventually(replaced)
     await world.agrees(ready=2)
 
 
@@ -122,7 +122,7 @@ async def test_guests_that_never_boot_stall_it(world):
     async def stalled():
         return await scalar(world.db, "SELECT stalled_at FROM pool")
 
-    await eventually(stalled, seconds=40)
+    await eventually(stalled)
     world.cluster.faults.lift_all()
     await resume_pool(world.db, "web")
     await world.agrees(ready=1)

@@ -55,7 +55,7 @@ async def make_theirs(world, **given):
         vms = [vm for vm in (await world.objects()).values() if vm["metadata"]["name"].startswith("theirs-")]
         return len(vms) == body["spec"]["replicas"] and all((vm.get("status") or {}).get("ready") for vm in vms)
 
-    await eventually(up, seconds=20)
+    await eventually(up)
     return {uid for uid, vm in (await world.objects()).items() if vm["metadata"]["name"].startswith("theirs-")}
 
 

@@ -57,7 +57,7 @@ async def test_scaled_by_somebody_it_comes_back_to_its_size(world, replicas):
     async def told():
         return any(f"replicas was set to {replicas}" in text for text in await incidents(world))
 
-    await eventually(told, seconds=20)
+    await eventually(told)
     await world.agrees(ready=2, claimed=1)
     await world.keeps_the_taken()
     await world.tells("replicas was set to")
@@ -76,7 +76,7 @@ async def test_deleted_by_somebody_it_is_made_again_under_another_name(world, pr
         left = await world.vm_pools()
         return left and all(each["metadata"]["name"] == f"{metadata['name']}-2" for each in left)
 
-    await eventually(made_again, seconds=30)
+    await eventually(made_again)
     await world.agrees(ready=2, claimed=1)
     await world.keeps_the_taken()
     await world.tells("was deleted by somebody")
@@ -109,7 +109,7 @@ async def test_paused_by_somebody_it_is_told_and_left_until_they_resume_it(world
     async def forgotten():
         return "paused by somebody" not in " ".join(await world.notes())
 
-    await eventually(forgotten, seconds=20)
+    await eventually(forgotten)
 
 
 async def test_our_own_pause_is_the_clusters_too_and_ends_with_ours(world):
@@ -201,7 +201,7 @@ async def test_a_vm_that_somebody_deletes_is_another_row_than_the_one_under_its_
     async def whole():
         return uid not in await world.objects() and len(await world.objects()) == 2
 
-    await eventually(whole, seconds=20)
+    await eventually(whole)
     await world.agrees(ready=2)
     ended = await fetch(world.db, "SELECT state FROM vm WHERE uid = :uid", uid=uid)
     assert [row["state"] for row in ended] in (["deleted"], ["lost"])
@@ -256,7 +256,7 @@ async def test_what_no_row_knows_goes_and_what_somebody_else_made_stays(world):
         vms = {vm["metadata"]["name"] for vm in (await world.objects()).values()}
         return "left-behind" not in names and not any(name.startswith("left-behind") for name in vms)
 
-    await eventually(swept, seconds=30)
+    await eventually(swept)
     assert "theirs" in {pool["metadata"]["name"] for pool in await world.vm_pools()}
     assert any(vm["metadata"]["name"].startswith("theirs-") for vm in (await world.objects()).values())
 

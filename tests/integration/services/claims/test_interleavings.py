@@ -19,6 +19,7 @@ from app.services.claims.lifecycle import release_claim
 from app.store.vms import rows as vms
 from tests.support import store_invariants as invariants
 from tests.support.claim_services import new_claim, stays_connected
+from tests.support.patience import PATIENCE
 from tests.support.rows import eventually, fetch, make_pool, make_vms, request, scalar
 from tests.support.vm_supply import warm
 
@@ -142,9 +143,9 @@ class Schedule:
         """Everything ends that was begun, and who still waits for a VM then leaves."""
         while self._held:
             await self.end(0)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*self._others)
-            await eventually(self._at_rest, seconds=60)
+            await eventually(self._at_rest)
             await warm(self.db, self.pool, [])  # as the reconciler polls: a row that another had locked was passed over
             for _, task in self.asked:
                 task.cancel()
@@ -182,7 +183,7 @@ class Schedule:
                 undone()
 
         task = asyncio.create_task(hold())
-        await asyncio.wait_for(began.wait(), 10)
+        await asyncio.wait_for(began.wait(), PATIENCE)
         self._held.append((task, ends))
         return None
 

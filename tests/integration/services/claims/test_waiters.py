@@ -16,6 +16,7 @@ from app.services.claims.waiters import Waiters
 from app.services.pools.service import delete_pool
 from app.store.claims.warm import WarmClaimStore
 from tests.support.claim_services import new_claim, stays_connected
+from tests.support.patience import PATIENCE
 from tests.support.rows import eventually, execute, fetch, make_pool, make_vms, scalar
 from tests.support.service import listen
 from tests.support.vm_supply import supply, waiting, warm
@@ -29,7 +30,7 @@ async def claim(claim_service, pool="web", *, until_disconnected=stays_connected
 
 
 async def vms_of(asked):
-    answers = await asyncio.wait_for(asyncio.gather(*asked), 30)
+    answers = await asyncio.wait_for(asyncio.gather(*asked), PATIENCE)
     return [answer.vm_id if isinstance(answer, WarmClaim) else answer.claim.vm_id for answer in answers]
 
 
@@ -133,7 +134,7 @@ async def test_a_room_outlives_a_database_that_is_away(db, monkeypatch):
 
     monkeypatch.setattr(lane, "read", fail_once)
     room.wake()
-    await asyncio.wait_for(away.wait(), 10)
+    await asyncio.wait_for(away.wait(), PATIENCE)
     ready = await supply(db, pool, 1)
     assert await vms_of([asked]) == ready
     stop.set()
@@ -147,14 +148,16 @@ async def test_a_connection_that_is_closed_frees_its_place_for_the_next(db, make
     async with listen(replica.app) as client:
         leaves = asyncio.create_task(client.post("/v1/claim", json={"pool": "web", "wait_seconds": 60}))
         await waiting(db, pool, 1)
-        stays = asyncio.create_task(client.post("/v1/claim", json={"pool": "web", "wait_seconds": 60}, timeout=60))
+        stays = asyncio.create_task(
+            client.post("/v1/claim", json={"pool": "web", "wait_seconds": 60}, timeout=PATIENCE)
+        )
         await waiting(db, pool, 2)
         leaves.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await leaves
         await waiting(db, pool, 1)
         (vm_id,) = await supply(db, pool, 1)
-        answer = await asyncio.wait_for(stays, 30)
+        answer = await asyncio.wait_for(stays, PATIENCE)
     assert (answer.status_code, answer.json()["vm"]["id"]) == (201, str(vm_id))
     assert [row["state"] for row in await fetch(db, "SELECT state FROM claim ORDER BY id")] == ["failed", "bound"]
 
@@ -167,7 +170,7 @@ async def test_a_connection_with_a_key_that_is_closed_keeps_its_place_for_the_re
     async with listen(replicas[0].app) as client:
         leaves = asyncio.create_task(client.post("/v1/claim", json=body, headers=key))
         await waiting(db, pool, 1)
-        behind = asyncio.create_task(replicas[1].client.post("/v1/claim", json=body, timeout=60))
+        behind = asyncio.create_task(replicas[1].client.post("/v1/claim", json=body, timeout=PATIENCE))
         await waiting(db, pool, 2)
         leaves.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -177,14 +180,14 @@ async def test_a_connection_with_a_key_that_is_closed_keeps_its_place_for_the_re
             return 0 < await scalar(db, f"{HELD} WHERE idem_key = 'k'") <= 15
 
         await eventually(lapses)
-        retried = asyncio.create_task(replicas[1].client.post("/v1/claim", json=body, headers=key, timeout=60))
+        retried = asyncio.create_task(replicas[1].client.post("/v1/claim", json=body, headers=key, timeout=PATIENCE))
 
         async def held():
             return await scalar(db, f"{HELD} WHERE idem_key = 'k'") > 100
 
         await eventually(held)
         ready = await supply(db, pool, 2)
-        answers = await asyncio.wait_for(asyncio.gather(retried, behind), 30)
+        answers = await asyncio.wait_for(asyncio.gather(retried, behind), PATIENCE)
     assert [answer.json()["vm"]["id"] for answer in answers] == [str(vm_id) for vm_id in ready]
 
 

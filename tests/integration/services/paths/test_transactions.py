@@ -9,6 +9,7 @@ import pytest
 from app.domain.states import ClaimState
 from app.errors import NoPath
 from tests.support.described_claims import make_preload, make_snapshot
+from tests.support.patience import PATIENCE
 from tests.support.rows import eventually, execute, scalar
 
 CLAIMING = ContextVar("CLAIMING", default=False)
@@ -67,9 +68,9 @@ async def test_a_claim_that_waits_until_it_is_bound_takes_at_most_four_transacti
     async def queued():
         return await scalar(db, "SELECT count(*) FROM claim_queue")
 
-    await eventually(queued, seconds=30)
+    await eventually(queued)
     await process.serve()
-    answer = await asyncio.wait_for(asked, 30)
+    answer = await asyncio.wait_for(asked, PATIENCE)
     stop.set()
     await running
     assert answer.claim.state is ClaimState.BOUND

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from app.compute.vms import Broken, Changed, Gone, Listed
 from app.domain.observation import Observation
 from app.reconcilers.runtime.backlog import Backlog, Batch
+from tests.support.patience import PATIENCE
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -52,7 +53,7 @@ async def test_it_is_waited_for_until_it_is_empty():
     backlog = filled(*(changed(f"vm-{number}") for number in range(250)))
     sizes = []
     for _ in range(2):
-        await asyncio.wait_for(backlog.wait(), 1)
+        await asyncio.wait_for(backlog.wait(), PATIENCE)
         sizes.append(len(backlog.take().changes))
     waiting = asyncio.ensure_future(backlog.wait())
     await asyncio.sleep(0)
@@ -61,4 +62,4 @@ async def test_it_is_waited_for_until_it_is_empty():
     assert backlog.take() == Batch()
     assert not waiting.done()
     backlog.put(listed())
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, PATIENCE)

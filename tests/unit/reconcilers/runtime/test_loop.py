@@ -7,6 +7,7 @@ import pytest
 from app.errors import ClusterUnavailable, DatabaseUnavailable
 from app.reconcilers.runtime import loop
 from app.reconcilers.runtime.loop import Wake, at_once, rest, run_loop
+from tests.support.patience import PATIENCE
 
 FOR_EVER = 3600.0
 
@@ -81,10 +82,10 @@ async def test_a_hint_ends_the_rest_and_a_stop_ends_the_loop():
 
     task, stop = await running(step, wake=wake)
     for _ in range(3):
-        await asyncio.wait_for(steps.get(), 5)
+        await asyncio.wait_for(steps.get(), PATIENCE)
         wake("a payload")
     stop.set()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, PATIENCE)
 
 
 async def test_hints_during_a_step_are_one_hint_for_the_next():
@@ -100,12 +101,12 @@ async def test_hints_during_a_step_are_one_hint_for_the_next():
         return False
 
     task, stop = await running(step, wake=wake)
-    await asyncio.wait_for(go.wait(), 5)
+    await asyncio.wait_for(go.wait(), PATIENCE)
     for _ in range(10):
         await asyncio.sleep(0)
     assert len(seen) == 2
     stop.set()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, PATIENCE)
 
 
 async def test_a_step_under_way_is_finished_after_a_stop():
@@ -118,10 +119,10 @@ async def test_a_step_under_way_is_finished_after_a_stop():
         return True
 
     task, stop = await running(step)
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), PATIENCE)
     stop.set()
     go.set()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, PATIENCE)
     assert ended == [1]
 
 
@@ -133,14 +134,14 @@ async def test_a_cancelled_loop_ends():
         await asyncio.Event().wait()
 
     task, _ = await running(step)
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), PATIENCE)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
 async def test_a_rest_ends_with_its_time():
-    await asyncio.wait_for(rest(0.001, Wake(), asyncio.Event()), 5)
+    await asyncio.wait_for(rest(0.001, Wake(), asyncio.Event()), PATIENCE)
 
 
 async def test_all_items_are_handled_to_their_end_and_then_the_first_failure_is_raised():

@@ -11,6 +11,7 @@ import pytest
 from app.domain.claims import KnownClaim
 from app.errors import DatabaseUnavailable
 from tests.support.claim_lanes import Desk
+from tests.support.patience import PATIENCE
 from tests.support.rows import request
 
 
@@ -122,7 +123,7 @@ async def test_where_all_are_cancelled_nothing_is_sent(claim_service):
     await asyncio.wait(asked)
     running = claim_service.batcher._running
     held.end()
-    await asyncio.wait_for(running, 10)
+    await asyncio.wait_for(running, PATIENCE)
     assert claim_service.batcher.is_idle
     assert len(claim_service.lane.statements) == 1
     (later,) = await claim_service.arrive("later")
@@ -238,6 +239,6 @@ async def test_who_asks_without_a_task_hears_of_its_error_and_leaves_when_it_lik
 
 async def until_idle(claim_service):
     if claim_service.batcher._running is not None:
-        await asyncio.wait_for(claim_service.batcher._running, 10)
+        await asyncio.wait_for(claim_service.batcher._running, PATIENCE)
     for _ in range(20):  # what is still told by and by
         await asyncio.sleep(0)

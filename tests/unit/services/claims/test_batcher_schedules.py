@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from app.domain.claims import KnownClaim
 from app.errors import DatabaseUnavailable
 from tests.support.claim_lanes import Desk
+from tests.support.patience import PATIENCE
 
 STEPS = st.one_of(
     st.tuples(st.just("arrive"), st.sampled_from([None, None, "a", "b"]), st.sampled_from(["fine"] * 4 + ["bad"])),
@@ -72,7 +73,7 @@ async def test_no_schedule_mixes_requests_up(steps):
     assert schedule.claim_service.lane.most_in_flight <= 1
     # Its task ends some turns of the loop after the last statement.
     ending = [task for task in asyncio.all_tasks() if task.get_name().startswith("batcher-")]
-    await asyncio.wait_for(asyncio.gather(*ending), 10)
+    await asyncio.wait_for(asyncio.gather(*ending), PATIENCE)
     assert schedule.claim_service.batcher.is_idle
 
     for statement in statements:

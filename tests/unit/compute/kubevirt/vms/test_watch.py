@@ -11,6 +11,7 @@ from app.compute.kubevirt.vms.watch import Snapshot, observe
 from app.compute.vms import Broken, Changed, Gone, Listed
 from app.errors import ClusterForbidden, ClusterUnavailable, WatchExpired
 from tests.support.kubevirt_documents import uid_of, vm, vmi
+from tests.support.patience import PATIENCE
 
 LONG = 3600
 BOOKMARK = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9"}}}
@@ -48,7 +49,7 @@ class ScriptedSource:
 
     async def feed(self, plural, *items):
         """Into the newest watch of the kind, once it is there."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while not (feeds := [feed for kind, feed in self.feeds if kind == plural]):
                 self.opened.clear()
                 await self.opened.wait()
@@ -72,7 +73,7 @@ def event(kind, item):
 
 
 async def soon(events):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         return await anext(events)
 
 
@@ -143,7 +144,7 @@ async def test_lists_again_though_events_never_cease():
 
     async with aclosing(observe(Ceaseless(([], [])), relist_seconds=0.02)) as events:
         await soon(events)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while not isinstance(await anext(events), Listed):
                 pass
 
