@@ -79,7 +79,7 @@ async def test_yaml_is_taken_under_each_of_its_names(server, kind):
     assert answer.status_code == 200, answer.text
 
 
-async def test_json_is_taken_too(server):
+async def test_a_manifest_may_be_json(server):
     one = await apply(server, kind="application/json", body=json.dumps(pool(name="json", size=0)), dry_run=True)
     assert [each["document"] for each in one.json()["documents"]] == ["documents[0]"]
     many = json.dumps({"apiVersion": "v1", "kind": "List", "items": [pool(name="a", size=0), pool(name="b", size=0)]})
@@ -90,7 +90,7 @@ async def test_json_is_taken_too(server):
     ]
 
 
-async def test_anything_else_is_not(server):
+async def test_a_body_that_is_neither_yaml_nor_json_is_refused(server):
     answer = await apply(server, kind="text/plain", body=b"a: 1")
     check(answer, Refused(415, "unsupported-media-type", says="send YAML as application/yaml"))
     for body, says in ((b"", "has no document"), (b"a: [", "not YAML at line "), (b"\xff", "not UTF-8")):

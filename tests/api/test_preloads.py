@@ -73,7 +73,7 @@ async def test_it_is_created_once_and_then_changed(server):
     assert (larger.headers["emberpool-outcome"], larger.json()["generation"]) == ("changed", 2)
 
 
-async def test_it_is_followed_to_its_end(server):
+async def test_the_progress_of_a_preload_is_followed_until_it_is_ready(server):
     found = await ready(server, "followed", DISK)
     progress, volume = found["progress"], found["volume"]
     assert (progress["percent"], progress["bytes_done"], progress["bytes_total"]) == (100.0, 10 * 2**30, 10 * 2**30)

@@ -49,7 +49,7 @@ async def test_a_vm_is_made_for_it_and_the_answer_explains_itself(server):
     assert ended.json()["state"] == "released"
 
 
-async def test_it_is_counted_by_its_path(server):
+async def test_a_described_claim_is_counted_once_under_its_path(server):
     async def count():
         metrics = (await server.client.get("/metrics")).text
         lines = [line for line in metrics.splitlines() if line.startswith('emberpool_vm_claims_total{path="cold"}')]

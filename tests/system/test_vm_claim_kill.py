@@ -45,7 +45,7 @@ async def test_killed_at_each_stage_it_ends_with_exactly_one_vm(session, cluster
             assert labels_of(vm)["emberpool.io/vm-id"] == claim["vm"]["id"]
             assert violated(await standing(connection)) == {}
 
-            async with session.delete(f"{service.url}/v1/claim/{claim['id']}") as response:
+            async with session.delete(f"{service.url}/v1/claims/{claim['id']}") as response:
                 assert response.status == 200, await response.text()
             await until(lambda: lives(connection, session, cluster, 0), "the VM is gone")
     finally:

@@ -130,7 +130,7 @@ async def test_a_conflict_with_a_quota_is_tried_again_later(tmp_path):
         (fails("you may not", 403, "Forbidden"), ClusterForbidden, "you may not"),
     ],
 )
-async def test_odd_answers(tmp_path, answer, error, message):
+async def test_an_answer_that_is_no_success_is_a_cluster_error(tmp_path, answer, error, message):
     async with talking_to(ApiServer(answer), tmp_path) as client:
         with pytest.raises(error, match=message):
             await client.get(VMS, "a")
@@ -144,7 +144,7 @@ async def test_an_answer_that_does_not_come_is_waited_for_so_long(tmp_path):
             await collect(client.watch(VMS, "5"))
 
 
-async def test_a_server_that_is_away(tmp_path):
+async def test_a_server_that_cannot_be_reached_is_unavailable(tmp_path):
     server = ApiServer(says({}))
     async with serving(server, tmp_path) as settings:
         client = KubeVirtClient(settings, await configure(settings))

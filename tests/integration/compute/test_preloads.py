@@ -150,7 +150,7 @@ async def test_an_import_is_followed_until_it_can_be_cloned(preloads):
     assert seen.volume == Volume(seen.name, "10Gi", "fast-ssd", ("ReadWriteOnce",), "Block")
 
 
-async def test_making_it_twice_makes_one(preloads):
+async def test_making_a_preload_twice_makes_one_object(preloads):
     given = order()
     look = await made(preloads, given)
     first = await look()

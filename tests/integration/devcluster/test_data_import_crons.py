@@ -266,7 +266,7 @@ async def test_what_cdi_refuses_in_a_cron(bench, change, message):
     assert answer["message"] == denied
 
 
-async def test_its_spec_stays(bench):
+async def test_the_spec_of_a_data_import_cron_cannot_be_changed(bench):
     await make(bench, CRONS, cron())
     merge = {"Content-Type": "application/merge-patch+json"}
 

@@ -61,7 +61,7 @@ async def test_a_lifted_fault_strikes_no_more(bench):
     assert (await bench.call("DELETE", f"/devcluster/v1/faults/{fault}"))[0] == 404
 
 
-async def test_chance_is_seeded(bench):
+async def test_a_fault_with_a_probability_strikes_some_requests(bench):
     await bench.order(kind="error", resource="virtualmachines", probability=0.5)
 
     statuses = [(await bench.call("GET", MACHINES))[0] for _ in range(60)]
@@ -340,7 +340,7 @@ async def test_a_guest_that_dies_fails_its_vmi_and_the_vm_starts_another(bench):
     assert (vmi["status"]["phase"], vmi["metadata"]["uid"] == first) == ("Running", False)
 
 
-async def test_readiness_flaps(bench):
+async def test_a_flapping_vm_is_ready_and_not_ready_by_turns(bench):
     await bench.boot(machine("x"))
     await bench.order(kind="flapping", name="x", settings={"seconds": 2})
     seen = []

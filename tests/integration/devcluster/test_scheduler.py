@@ -106,7 +106,7 @@ def spread(labels, key=HOST, *, skew=1, when="DoNotSchedule", **more):
         (on_nodes(preferred=[{"weight": 1, "preference": by(rule("disk", "In", "slow"))}]), "node2"),
     ],
 )
-async def test_node_affinity(bench, affinity, node):
+async def test_a_pod_goes_to_the_node_that_its_node_affinity_selects(bench, affinity, node):
     await label(bench, "node1", disk="fast", rank="1")
     await label(bench, "node2", disk="slow", rank="2")
 

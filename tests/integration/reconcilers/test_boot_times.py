@@ -44,7 +44,7 @@ async def test_one_read_for_all_that_booted(db, gateway, measure):
     assert len(gateway.called("pods")) == 1
 
 
-async def test_many_are_read_in_batches(db, gateway, measure):
+async def test_pods_of_many_vms_are_read_in_one_step(db, gateway, measure):
     ids = await make_vms(db, await make_pool(db), 60, VmState.BOOTING)
     gateway.pods = {str(vm_id): POD for vm_id in ids}
     measure.note(dict.fromkeys(ids, MARKS))

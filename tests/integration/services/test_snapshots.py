@@ -36,7 +36,7 @@ async def pool(db, gateway):
     return (await put_pool(db, gateway, "web", spec(size=1, template=TEMPLATE))).pool
 
 
-async def test_it_is_asked_for_once(db, gateway):
+async def test_creating_the_same_snapshot_twice_changes_nothing(db, gateway):
     first = await create_snapshot(db, gateway, wanted())
     second = await create_snapshot(db, gateway, wanted())
     assert (first.outcome, second.outcome) == (WriteOutcome.CREATED, WriteOutcome.UNCHANGED)

@@ -15,7 +15,7 @@ async def take(db, token, *, seconds=30.0):
         return await leases.take(tx, "watch", holder=f"holder of {token}", token=token, seconds=seconds)
 
 
-async def test_one_holds_it_and_renews_it(db):
+async def test_a_lease_is_held_by_one_holder_who_renews_it(db):
     assert await take(db, MINE)
     assert not await take(db, THEIRS)
     before = await scalar(db, "SELECT expires_at FROM lease")
@@ -23,7 +23,7 @@ async def test_one_holds_it_and_renews_it(db):
     assert (await scalar(db, "SELECT expires_at FROM lease") - before).total_seconds() > 200
 
 
-async def test_one_that_ran_out_is_free(db):
+async def test_an_expired_lease_can_be_acquired(db):
     assert await take(db, MINE)
     await execute(db, "UPDATE lease SET expires_at = now() - interval '1 second'")
     assert await take(db, THEIRS)
@@ -31,7 +31,7 @@ async def test_one_that_ran_out_is_free(db):
     assert await scalar(db, "SELECT holder FROM lease") == f"holder of {THEIRS}"
 
 
-async def test_one_that_was_given_back_is_free(db):
+async def test_a_released_lease_can_be_acquired(db):
     assert await take(db, MINE)
     async with db.begin() as tx:
         await leases.give_back(tx, "watch", token=THEIRS)

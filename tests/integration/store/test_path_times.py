@@ -35,7 +35,7 @@ async def read(db, function, *args, **kwargs):
         return await function(tx, *args, **kwargs)
 
 
-async def test_nothing_was_measured_yet(db):
+async def test_without_boots_every_path_is_without_times(db):
     times = (await read(db, paths.of_shapes, ["a"]))["a"]
     assert {path: times.of(path) for path in StartPath} == dict.fromkeys(StartPath, BootTimes())
     assert (await read(db, paths.overall)).of(StartPath.COLD) == BootTimes()
@@ -62,7 +62,7 @@ async def test_the_time_until_the_cluster_was_asked_counts(db):
     assert (await read(db, paths.starts_of_shape, "a")).of(StartPath.COLD).p50 == pytest.approx(35)
 
 
-async def test_only_the_last_ones_count(db):
+async def test_only_the_latest_boots_count(db):
     pool = await boots(db, "a", "cold", *([100.0] * 3), *([1.0] * paths.LAST))
     await execute(
         db, "UPDATE vm SET ready_at = now() - interval '1 hour' WHERE boot_seconds = 100 AND pool_id = :id", id=pool.id

@@ -75,7 +75,7 @@ async def make_vms_lost(db, pool):
         return await vms.move(tx, ids, VmState.LOST, sources=[VmState.BOOTING])
 
 
-async def test_flags_are_those_of_the_pool(db):
+async def test_the_planner_reads_the_flags_of_the_pool(db):
     pool = await make_pool(db)
     await execute(db, "UPDATE pool SET paused = true, deleting_at = now(), stalled_at = now(), backoff_until = now()")
     found = await snapshot(db, pool)

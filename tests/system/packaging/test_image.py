@@ -93,7 +93,7 @@ def test_nothing_secret_or_heavy_reaches_the_engine():
     }
 
 
-def test_its_tag_is_our_version():
+def test_the_image_tag_is_the_version_of_the_project():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     for path in ("docker-compose.yml", "docker/kubernetes.yaml", ".github/workflows/ci.yml"):
         tags = set(re.findall(r"\bemberpool:([\w.-]+)$", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE))

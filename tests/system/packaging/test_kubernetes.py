@@ -45,7 +45,7 @@ def test_the_role_names_each_right():
     assert not [rule for rule in only("Role")["rules"] if "secrets" in rule["resources"]]
 
 
-def test_each_rule_says_why():
+def test_each_rbac_rule_has_a_comment_that_says_why():
     lines = (ROOT / "docker" / "kubernetes.yaml").read_text(encoding="utf-8").splitlines()
     rules = [(before, line) for before, line in pairwise(lines) if line.lstrip().startswith("- apiGroups:")]
     assert len(rules) == len(only("Role")["rules"]) + len(only("ClusterRole")["rules"])

@@ -143,7 +143,7 @@ AILMENTS = {
 
 
 @pytest.mark.parametrize(("words", "given"), AILMENTS.items())
-def test_ailment(words, given):
+def test_an_observation_is_described_by_what_is_wrong_with_it(words, given):
     assert ailment(seen(**given)) == words
 
 

@@ -81,7 +81,7 @@ CREATES = {
 
 
 @pytest.mark.parametrize(("given", "create"), CREATES.values(), ids=CREATES)
-def test_creates(given, create):
+def test_the_plan_creates_the_vms_that_are_missing(given, create):
     step = plan(given, NOW)
     assert step.create == create
     assert step.remove == ()
@@ -186,7 +186,7 @@ CANCELS = {
 
 
 @pytest.mark.parametrize(("given", "cancelled"), CANCELS.values(), ids=CANCELS)
-def test_cancels(given, cancelled):
+def test_the_plan_cancels_vms_that_are_not_needed(given, cancelled):
     assert [vm.int for vm in plan(given, NOW).cancel] == cancelled
 
 

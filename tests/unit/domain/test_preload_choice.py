@@ -21,7 +21,7 @@ PVC = ImageRef(ImageKind.PVC, "vms/golden")
         ((PVC, DISK), DISK),
     ],
 )
-def test_one_image_decides(images, found):
+def test_the_only_image_of_a_vm_is_preloaded(images, found):
     assert needed_image(images) == found
 
 
@@ -29,5 +29,5 @@ def test_one_image_decides(images, found):
     ("images", "why"),
     [((HTTP, REGISTRY), "from 2 images"), ((PVC,), "near already"), ((), "no image")],
 )
-def test_or_it_is_said_why_none_does(images, why):
+def test_a_reason_is_given_when_no_image_can_be_preloaded(images, why):
     assert why in needed_image(images)

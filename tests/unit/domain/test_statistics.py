@@ -31,7 +31,7 @@ PHASES = {
 
 
 @pytest.mark.parametrize(("counts", "flags", "phase"), PHASES.values(), ids=PHASES)
-def test_phase(counts, flags, phase):
+def test_the_phase_of_a_pool_follows_from_its_counts_and_flags(counts, flags, phase):
     assert assess(counts, size=3, min_available=1, flags=PoolFlags(**flags)).phase is phase
 
 

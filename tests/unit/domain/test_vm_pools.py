@@ -65,7 +65,7 @@ def test_only_what_is_to_be_made_now_raises_the_number(given, replicas):
     ],
     ids=["fewer", "a replacement is wanted", "more comes after", "it could delete"],
 )
-def test_before_anything_is_detached(wanted, seen, change):
+def test_before_vms_are_detached_replicas_are_only_lowered(wanted, seen, change):
     assert lower_first(wanted, seen) == change
     assert bool(lower_first(wanted, seen)) == (change != Change())
 

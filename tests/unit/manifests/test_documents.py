@@ -54,7 +54,7 @@ def test_empty_documents_do_not_count():
     ]
 
 
-def test_a_list_is_its_items():
+def test_a_document_of_kind_list_is_read_as_its_items():
     found = read_yaml(b"kind: List\napiVersion: v1\nitems:\n- a: 1\n- b: 2\n")
     assert [(document.path, document.body, document.line(f"{document.path}.a")) for document in found] == [
         ("documents[0].items[0]", {"a": 1}, 4),
@@ -62,7 +62,7 @@ def test_a_list_is_its_items():
     ]
 
 
-def test_each_field_knows_its_line():
+def test_each_field_has_the_number_of_its_line():
     (document,) = read_yaml(b"a:\n  b:\n    - c: 1\n    - d: 1\n")
     assert [document.line(path) for path in ("documents[0].a", "documents[0].a.b[1].d")] == [1, 4]
     assert document.line("documents[0].a.b[1].missing.below") == 4

@@ -46,7 +46,7 @@ async def pool(db):
     return await make_pool(db, auto_replenish=False, default_lease_seconds=60, max_lease_seconds=600)
 
 
-async def test_as_many_as_a_hundred(db, replica, pool):
+async def test_a_batch_takes_from_one_to_a_hundred_vms(db, replica, pool):
     known = await make_vms(db, pool, 102)
     one = await claimed(replica, count=1)
     many = await claimed(replica, count=100, labels={"job": "7"}, lease_seconds=600)

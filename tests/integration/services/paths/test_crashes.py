@@ -74,7 +74,7 @@ async def test_at_the_clusters_look_at_the_template(db, start, gateway, when):
     await check_one_vm(db, start(), gateway)
 
 
-async def test_before_the_answer(db, start, gateway):
+async def test_a_process_killed_before_it_answers_leaves_one_claim(db, start, gateway):
     first = start()
     follow = first.claim_service.queue.follow
 
@@ -89,7 +89,7 @@ async def test_before_the_answer(db, start, gateway):
 
 
 @pytest.mark.parametrize("steps", [["plan"], ["plan", "create"], ["plan", "create", "boot"]], ids=" ".join)
-async def test_between_two_steps(db, start, gateway, steps):
+async def test_a_process_killed_between_two_steps_leaves_one_vm(db, start, gateway, steps):
     first = start()
     await first.claim(**KEYED)
     for step in steps:
@@ -98,7 +98,7 @@ async def test_between_two_steps(db, start, gateway, steps):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_at_the_create(db, start, gateway, when):
+async def test_a_process_killed_around_the_create_call_leaves_one_vm(db, start, gateway, when):
     """After: the cluster has made the VM, and nobody has written that down."""
     first = start()
     await first.claim(**KEYED)

@@ -53,7 +53,7 @@ async def test_many_at_the_same_moment_make_one(db, process):
     assert len({each.id for each in made}) == 1
 
 
-async def test_it_is_shown_nowhere(db, process):
+async def test_an_on_demand_pool_is_not_listed(db, process):
     answer = await process.claim()
     pool = await scalar(db, "SELECT name FROM pool")
     await process.serve()
@@ -80,7 +80,7 @@ async def test_one_that_nobody_needs_goes_and_comes_again(db, process):
 
 
 @pytest.mark.parametrize("stage", ["waits", "is planned", "has its VM"])
-async def test_one_that_is_needed_stays(db, process, stage):
+async def test_an_on_demand_pool_with_a_claim_is_kept(db, process, stage):
     answer = await process.claim()
     if stage != "waits":
         await process.plan()

@@ -28,7 +28,7 @@ from app.compute.kubevirt.quantities import parse_quantity
         ("0", 0),
     ],
 )
-def test_reads_what_kubernetes_reads(written, number):
+def test_a_quantity_is_read_as_kubernetes_reads_it(written, number):
     assert parse_quantity(written) == number
 
 

@@ -101,7 +101,7 @@ def test_pods_ask_for_what_was_recorded(domain, requests, limits, qos):
         ({"cpu": {"cores": 3, "isolateEmulatorThread": True, **PINNED}}, "even", "4"),
     ],
 )
-def test_cpu_requests(domain, annotations, cpu):
+def test_a_launcher_pod_requests_the_cpus_of_its_guest(domain, annotations, cpu):
     parity = {"alpha.kubevirt.io/EmulatorThreadCompleteToEvenParity": ""} if annotations else None
 
     _, pod = launch({"memory": {"guest": "1Gi"}, **domain}, annotations=parity)
@@ -180,7 +180,7 @@ def test_an_init_container_counts_where_it_asks_for_more():
         ({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}, "Burstable"),
     ],
 )
-def test_qos(resources, expected):
+def test_the_qos_class_follows_from_requests_and_limits(resources, expected):
     assert qos_class({"containers": [{"name": "c", "resources": resources}]}) == expected
 
 

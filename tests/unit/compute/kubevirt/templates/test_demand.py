@@ -128,7 +128,7 @@ def test_it_is_what_the_scheduler_counts(domain, placement, full_cores, with_dis
         ),
     ],
 )
-def test_it_is_what_was_recorded(template, placement, amounts):
+def test_the_demand_is_what_virt_controller_was_recorded_to_ask_for(template, placement, amounts):
     found = demand_of(expanded(template, placement)).amounts
     assert {name: found[name] for name in amounts} == amounts
 

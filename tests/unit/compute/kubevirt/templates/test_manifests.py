@@ -31,7 +31,7 @@ def test_a_vm_and_its_vmi_carry_our_labels_beside_the_templates():
     assert manifest["spec"]["template"]["metadata"]["labels"] == expected
 
 
-def test_annotations_are_on_both():
+def test_annotations_are_on_the_vm_and_its_template():
     manifest = make({"metadata": {"annotations": {"note": "x"}}, "spec": WITH_DATA_VOLUME})
     assert manifest["metadata"]["annotations"] == {"note": "x"}
     assert manifest["spec"]["template"]["metadata"]["annotations"] == {"note": "x"}
