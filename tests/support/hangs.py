@@ -22,8 +22,8 @@ import pytest
 import pytest_timeout
 
 TEARDOWN_SECONDS = 180
-# Above pytest-timeout's 300 s, which end a test alone and not its process.
-LAST_SECONDS = 330
+# Beyond pytest-timeout's own, which end a test alone and not its process. PYTEST_TIMEOUT=900 sets those for a busier machine.
+MARGIN_SECONDS = 30
 _LOOK_SECONDS = 1.0
 # Of coroutines, generators and asynchronous generators: the prefix of their attributes, and the one that says what is awaited.
 _KINDS = {"cr": "cr_await", "gi": "gi_yieldfrom", "ag": "ag_await"}
@@ -70,8 +70,9 @@ _AWAITED = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_WATCH] = watch = Watch(config, LAST_SECONDS)
-    if not _is_debugging(config):
+    timeout = pytest_timeout.get_env_settings(config).timeout
+    config.stash[_WATCH] = watch = Watch(config, (timeout or 0) + MARGIN_SECONDS)
+    if timeout and not _is_debugging(config):
         watch.start()
 
 

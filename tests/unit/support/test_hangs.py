@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from tests.support import hangs
+from tests.support.patience import PATIENCE
 
 _ROOT = Path(__file__).parents[3]
 _PLUGIN = """
@@ -12,7 +13,7 @@ from tests.support import hangs
 from tests.support.hangs import *
 
 hangs.TEARDOWN_SECONDS = {teardown}
-hangs.LAST_SECONDS = {last}
+hangs.MARGIN_SECONDS = {margin}
 """
 _FAILS_AND_WAITS = """
 import asyncio
@@ -44,8 +45,8 @@ def test_it():
 """
 
 
-def run(folder: Path, source: str, *arguments: str, teardown: float = 60, last: float = 60) -> tuple[int, str]:
-    (folder / "conftest.py").write_text(_PLUGIN.format(teardown=teardown, last=last))
+def run(folder: Path, source: str, *arguments: str, teardown: float = 60, margin: float = 60) -> tuple[int, str]:
+    (folder / "conftest.py").write_text(_PLUGIN.format(teardown=teardown, margin=margin))
     (folder / "test_it.py").write_text(source)
     (folder / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
     done = subprocess.run(
@@ -64,7 +65,7 @@ def run(folder: Path, source: str, *arguments: str, teardown: float = 60, last: 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     return done.returncode, done.stdout
@@ -80,7 +81,7 @@ def test_a_teardown_has_its_bound_after_a_failure_and_tells_what_it_awaits(tmp_p
 
 
 def test_what_keeps_its_timeout_to_itself_ends_with_its_process(tmp_path):
-    code, told = run(tmp_path, _KEEPS_IT_TO_ITSELF, "--timeout", "0.2", last=0.8)
+    code, told = run(tmp_path, _KEEPS_IT_TO_ITSELF, "--timeout", "0.2", margin=0.6)
     assert code == 1
     assert "test_it.py::test_it (call) hangs for 0.8 s" in told
     assert "in test_it" in told
