@@ -1,7 +1,7 @@
-"""What every request passes first, in one ASGI layer: the token, the body's size and type, and the request counter.
+"""The checks that every request passes first: the token, and the size and type of the body. Also counts requests.
 
-Plain ASGI, for the price: a middleware of the framework's own base class costs two thirds of the throughput of a claim. From
-here `POST /v1/claim` goes to its own small application, everything else to the router.
+This is plain ASGI because a middleware with the framework's base class costs two thirds of the throughput of claims.
+`POST /v1/claim` goes from here to its own small application, every other request to the router.
 """
 
 import hmac
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 
 class Edge:
-    """`token` None: everybody may call. `claim` serves the claim route, `app` all the rest."""
+    """`claim` serves the claim route, `app` all other routes. Without a `token`, no request needs one."""
 
     def __init__(
         self, app: ASGIApp, *, claim: claim_route.ClaimRoute | None, token: str | None, max_body_bytes: int
@@ -53,9 +53,8 @@ class Edge:
             await render(error, instance=scope["path"])(scope, receive, counted)
 
     def check(self, scope: Scope) -> bool:
-        """Refuses what no route would take; says whether the body is of unknown length, which has to be counted then.
-
-        Looks at the path, the query and the headers. Raises Unauthenticated, InvalidRequest, BodyTooLarge, UnsupportedMediaType.
+        """Checks the path, the query and the headers. Returns whether the length of the body is unknown, so that the caller must
+        count it. Raises Unauthenticated, InvalidRequest, BodyTooLarge, UnsupportedMediaType.
         """
         length: bytes | None = None
         content_type = b""
@@ -71,9 +70,9 @@ class Edge:
             elif name == b"transfer-encoding":
                 chunked = True
         if self._expected is not None and not hmac.compare_digest(authorization, self._expected):
-            self._refuse_stranger(scope)
+            _require_open_path(scope["path"])
         if b"%00" in scope["query_string"]:
-            raise InvalidRequest("the query holds a NUL character, which nothing here can have; leave it out")
+            raise InvalidRequest("the query contains a NUL character, which is not allowed; remove it")
         size = int(length) if length else 0
         if size > self._max_body_bytes:
             raise self._too_large()
@@ -81,26 +80,27 @@ class Edge:
             _check_type(scope["path"], content_type)
         return chunked
 
-    def _refuse_stranger(self, scope: Scope) -> None:
-        if not scope["path"].startswith(_OPEN_PATHS):
-            raise Unauthenticated("send the API token as `Authorization: Bearer <token>`")
-
     def _limited(self, receive: Receive) -> Receive:
-        seen = 0
+        size = 0
 
         async def limited() -> Message:
-            nonlocal seen
+            nonlocal size
             message = await receive()
             if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > self._max_body_bytes:
+                size += len(message.get("body", b""))
+                if size > self._max_body_bytes:
                     raise self._too_large()
             return message
 
         return limited
 
     def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the body is above {self._max_body_bytes} bytes, the most that is taken here")
+        return BodyTooLarge(f"the body is larger than the limit of {self._max_body_bytes} bytes")
+
+
+def _require_open_path(path: str) -> None:
+    if not path.startswith(_OPEN_PATHS):
+        raise Unauthenticated("send the API token as `Authorization: Bearer <token>`")
 
 
 def _check_type(path: str, content_type: bytes) -> None:

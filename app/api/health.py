@@ -1,19 +1,18 @@
-"""Whether this process lives, and whether it can do its work; and its figures."""
+"""Liveness, readiness and metrics of this process."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
-from app.api.dependencies import Services, services
+from app.api.dependencies import Svc
 from app.errors import DatabaseUnavailable
 from app.store import migrations as migrating
 from app.store import watch_state as watches
 from app.store.watch_state import WatchState
 
 router = APIRouter(tags=["health"])
-Svc = Annotated[Services, Depends(services)]
 _METRICS_EXAMPLE = 'emberpool_claim_seconds_bucket{le="0.005",outcome="warm"} 42.0\n'
 
 
@@ -24,11 +23,11 @@ class Live(BaseModel):
 class Check(BaseModel):
     ok: bool
     detail: str
-    age_seconds: float | None = Field(default=None, description="Since the last sign of life.")
+    age_seconds: float | None = Field(default=None, description="Time since the watch last reported.")
 
 
 class Readiness(BaseModel):
-    """`degraded`: warm VMs can be claimed, but the picture of the cluster is old or missing. `unready`: send nothing here."""
+    """`degraded`: warm VMs can be claimed, but the data about the cluster is stale or missing. `unready`: send no requests."""
 
     status: Literal["ready", "degraded", "unready"]
     database: Check
@@ -36,33 +35,40 @@ class Readiness(BaseModel):
     cluster_watch: Check
 
 
-@router.get("/healthz", operation_id="getHealth", summary="Is the process alive", response_description="It answers")
+@router.get(
+    "/healthz",
+    operation_id="getHealth",
+    summary="Check whether the process is alive",
+    response_description="It is alive",
+)
 async def get_health() -> Live:
-    """Asks nothing of the database or the cluster: a process is not to be restarted for what ails them."""
+    """Does not check the database or the cluster, because restarting the process would not repair them."""
     return Live()
 
 
 @router.get(
     "/readyz",
     operation_id="getReadiness",
-    summary="Can it serve: database, migrations, age of the cluster watch",
-    response_description="Requests can be sent here; `degraded` says that the cluster is not seen at the moment",
-    responses={503: {"model": Readiness, "description": "The database is away, or was not migrated"}},
+    summary="Check whether the process can serve requests",
+    response_description="The process can serve requests; `degraded` means that the cluster is not being observed",
+    responses={503: {"model": Readiness, "description": "The database is not available or not migrated"}},
 )
 async def get_readiness(svc: Svc, response: Response) -> Readiness:
-    """A cluster that is away does not make it unready: warm VMs are claimed without the cluster."""
+    """Checks the database, its migrations, and the age of the cluster watch. The process is ready even if the cluster is unavailable,
+    because claims of warm VMs do not need the cluster.
+    """
     try:
         async with svc.db.begin() as tx:
             revision = await migrating.current(tx)
             watch = await watches.get(tx, watches.VMS) if revision is not None else None
     except DatabaseUnavailable as error:
         response.status_code = 503
-        away = Check(ok=False, detail=error.detail)
-        unknown = Check(ok=False, detail="not known while the database is away")
-        return Readiness(status="unready", database=away, migrations=unknown, cluster_watch=unknown)
+        unavailable = Check(ok=False, detail=error.detail)
+        unknown = Check(ok=False, detail="unknown while the database is not available")
+        return Readiness(status="unready", database=unavailable, migrations=unknown, cluster_watch=unknown)
     head = migrating.head()
-    # Revisions are numbers of one width. One that is ahead of us is a newer program's, which keeps what we need (migrations
-    # expand before they contract), so that the replicas of a rolling update serve until they are replaced.
+    # Revisions are numbers of equal width. A higher one comes from a newer version, whose schema still has what this version needs
+    # (migrations expand before they contract), so that old replicas keep serving during a rolling update.
     migrated = revision is not None and revision >= head
     migrations = Check(
         ok=migrated,
@@ -76,26 +82,26 @@ async def get_readiness(svc: Svc, response: Response) -> Readiness:
     if migrations.ok:
         status = "ready" if cluster.ok else "degraded"
     return Readiness(
-        status=status, database=Check(ok=True, detail="answers"), migrations=migrations, cluster_watch=cluster
+        status=status, database=Check(ok=True, detail="reachable"), migrations=migrations, cluster_watch=cluster
     )
 
 
 @router.get(
     "/metrics",
     operation_id="getMetrics",
-    summary="Figures of this process, for Prometheus",
+    summary="Read the metrics of this process",
     response_class=Response,
-    response_description="Text in Prometheus' format",
+    response_description="Metrics in the text format of Prometheus",
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": _METRICS_EXAMPLE}}}},
 )
 async def get_metrics() -> Response:
-    """Each process counts for itself: scrape every replica, API and worker."""
+    """Each process has its own metrics: scrape every replica, API and worker."""
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _judge_watch(watch: WatchState | None, relist_seconds: float) -> Check:
     if watch is None or watch.list_age_seconds is None:
-        return Check(ok=False, detail="the cluster has not been listed yet; does a worker run?")
+        return Check(ok=False, detail="the cluster has not been listed yet; check that a worker is running")
     age = round(watch.list_age_seconds, 1)
     if watch.broken_since is not None:
         return Check(
@@ -103,6 +109,8 @@ def _judge_watch(watch: WatchState | None, relist_seconds: float) -> Check:
         )
     if age > 2 * relist_seconds + 30:
         return Check(
-            ok=False, detail=f"last listed {age:.0f} s ago by {watch.holder}; does a worker run?", age_seconds=age
+            ok=False,
+            detail=f"last listed {age:.0f} s ago by {watch.holder}; check that a worker is running",
+            age_seconds=age,
         )
     return Check(ok=True, detail=f"watched by {watch.holder}", age_seconds=age)

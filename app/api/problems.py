@@ -88,10 +88,10 @@ def responses(*errors: type[EmberpoolError]) -> dict[int | str, dict[str, Any]]:
 def describe_errors(*errors: type[EmberpoolError]) -> dict[int | str, dict[str, Any]]:
     """As entries of an operation's `responses`, by status, with one example for each code."""
     found: dict[int | str, dict[str, Any]] = {}
-    for error in errors:
+    for error in dict.fromkeys(errors):
         content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}}
         entry = found.setdefault(error.status, {"description": error.title, "content": content})
-        if error.title not in entry["description"]:
+        if entry["description"] != error.title:
             entry["description"] += f"; {error.title[0].lower()}{error.title[1:]}"
         example = {**_body(error), "detail": examples.load()["problems"][error.code]}
         entry["content"][MEDIA_TYPE]["examples"][error.code] = {"value": example}

@@ -75,8 +75,8 @@ class SnapshotSpec(BaseModel):
     quiesce: Quiesce | None = Field(
         default=None,
         description=(
-            "How to make the disks consistent. Default: `stop` for a VM of a pool. An existing VM is never stopped; by default its "
-            "snapshot is taken while it runs."
+            "How to make the disks consistent. Default: `stop` for a VM of a pool. An existing VM is never stopped: its "
+            "snapshot is taken in the state that the VM is in."
         ),
     )
     refresh: Annotated[bool, Strict()] = Field(
@@ -128,7 +128,7 @@ class TakeState(StrEnum):
 
 
 class SnapshotState(StrEnum):
-    """`ready`: VMs can start from it, whatever becomes of a newer take. `taking`: the first one is under way."""
+    """`ready`: VMs can start from the snapshot, even if a newer take fails. `taking`: the first take is in progress."""
 
     TAKING = "taking"
     READY = "ready"

@@ -218,7 +218,7 @@ async def test_a_body_over_the_limit_is_refused_whether_it_tells_its_length_or_n
             if path == "/v1/none" and content is not body:
                 assert answer.status_code == 404  # it was never read
             else:
-                check(answer, Refused(413, "body-too-large", says="above 1048576 bytes"))
+                check(answer, Refused(413, "body-too-large", says="limit of 1048576 bytes"))
     assert await stored(server) == before
 
 
