@@ -66,7 +66,7 @@ class ScriptedLane:
             self.in_flight -= 1
 
     async def statement(self, number: int) -> Statement:
-        """The so-manieth statement, counted from 0, once it was sent."""
+        """The statement with this number, counted from 0, as soon as it was sent."""
         async with asyncio.timeout(PATIENCE):
             while len(self.statements) <= number:
                 self._news.clear()

@@ -32,7 +32,7 @@ SETTINGS = {
 CRASHED = Failure("CrashLoopBackOff", "the guest does not start")
 
 
-def vm_wish(**given) -> DescribedClaimRequest:
+def described_request(**given) -> DescribedClaimRequest:
     return DescribedClaimRequest(**{"vm": TEMPLATE, **given})
 
 
@@ -59,7 +59,7 @@ class Process:
 
     async def claim(self, **given):
         """What a claim that describes its VM, and does not wait, is answered with."""
-        return await self.path_selector.claim(vm_wish(**given), stays_connected)
+        return await self.path_selector.claim(described_request(**given), stays_connected)
 
     async def plan(self):
         await execute(self.db, "UPDATE pool_plan SET due_at = now()")

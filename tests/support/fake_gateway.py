@@ -1,6 +1,6 @@
 """A cluster in memory behind the Gateway's protocol: it keeps objects by name and UID, and does what a test orders.
 
-It fakes the cluster and nothing of the rows. What a real cluster answers is held by the tests of `cluster/`.
+It fakes the cluster and nothing of the rows. What a real cluster answers is held by the tests of `compute/`.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What makes a test that hangs end, and say what it waits for.
+"""Ends a test that hangs, and says what it was waiting for.
 
 pytest-timeout alone does not: it drops its timer when a test fails, so that nothing bounds the teardown after a failure; and
 its exception may reach a background task of the loop, which keeps it to itself. Here a teardown has a timer of its own, a

@@ -1,7 +1,7 @@
-"""How long a test waits for what has to come.
+"""How long a test waits, in seconds, for a condition that has to become true.
 
-Long, for a machine that has more to do than processors to do it with: where what is waited for comes, no test takes longer for
-it; where it never comes, the test fails so much later.
+It is far more than any test needs, so that a machine with more work than processors fails none. A wait ends as soon as its
+condition holds: only a test that fails takes this long.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""Tables that are large enough for Postgres to plan by their indexes, and the nodes of a plan."""
+"""Tables that are large enough for Postgres to use their indexes, and the nodes of a query plan."""
 
 from app.store.database import Database
 from tests.support.rows import execute, make_pool
