@@ -1,9 +1,8 @@
-"""Whether VMs fit, where, how many, and what is missing in words. Pure, and exact: what kube-scheduler's filters for nodes'
-labels, taints and resources would do, and nothing of what it would rather do.
+"""Whether VMs fit on nodes, on which, how many, and what is missing, in words. Pure.
 
-Two questions are kept apart. *Now*: with what runs on the nodes, and with nodes that are cordoned or not ready left out.
-*Ever*: with nothing else on them, and whatever they go through at the moment left aside; a VM that does not fit then waits
-for another cluster.
+It computes what kube-scheduler's filters for labels, taints and resources of nodes decide, and ignores its preferences. There are
+two separate questions. *Now*: with the pods that run on the nodes, and without nodes that are cordoned or not ready. *Ever*: with
+nothing else on the nodes, and without their temporary states; a VM that does not fit then cannot run on this cluster.
 """
 
 import heapq
@@ -14,13 +13,13 @@ from app.domain.nodes import CORDON, CPU, DEVICES, HUGEPAGES, MEMORY, PODS, SCHE
 from app.domain.placement import in_words
 
 _MANY = 1_000_000
-"""More VMs than any node takes: of one that asks for nothing that is counted."""
+"""More VMs than any node takes: the answer for a VM that requests nothing that is counted."""
 _TOLD = 20
 
 
 @dataclass(frozen=True, slots=True)
 class NodeFit:
-    """One node. `now` and `ever`: how many it takes, as above; `missing`: what keeps one more than `now` from it, in words."""
+    """One node. `now` and `ever`: how many VMs it takes, as above. `missing`: why it does not take one more now, in words."""
 
     node: str
     now: int
@@ -30,7 +29,7 @@ class NodeFit:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """All nodes, by name. `unseen`: what was not compared, in words; a VM may fail to fit for that alone."""
+    """All nodes, by name. `unseen`: what was not compared, in words; a VM may not fit because of it."""
 
     nodes: tuple[NodeFit, ...]
     unseen: tuple[str, ...] = ()
@@ -45,7 +44,7 @@ class Fit:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Of each node, what keeps one more from it, such as `node-2: 1Gi hugepages: 4 free of 8, 6 needed`."""
+        """Why each node does not take one more, such as `node-2: 1Gi hugepages: 4 free of 8, 6 needed`."""
         if not self.nodes:
             return ("the cluster has no nodes",)
         return tuple(
@@ -55,7 +54,7 @@ class Fit:
 
 
 def fit(nodes: Iterable[Node], demand: Demand) -> Fit:
-    """How many VMs that ask for `demand` fit."""
+    """How many VMs with this demand fit."""
     ordered = sorted(nodes, key=lambda node: node.name)
     return Fit(tuple(_fit_one(node, demand) for node in ordered), (*demand.unseen, *_unseen(ordered)))
 
@@ -66,8 +65,9 @@ def fits_on(node: Node, demand: Demand) -> int:
 
 
 def take_places(nodes: Sequence[Node], demands: Iterable[tuple[Demand, int]]) -> list[Node]:
-    """The nodes once so many VMs of each demand have their places, each where most is left for it; those that fit nowhere
-    take none.
+    """The nodes after placing the given number of VMs of each demand, each VM on the node with the most room for it.
+
+    VMs that fit nowhere are not placed.
     """
     left = list(nodes)
     for demand, count in demands:
@@ -85,7 +85,7 @@ def take_places(nodes: Sequence[Node], demands: Iterable[tuple[Demand, int]]) ->
 
 
 def emptied(nodes: Iterable[Node]) -> list[Node]:
-    """The same nodes with nothing on them and nothing that they go through: on these a VM fits now or never."""
+    """The same nodes without pods and without temporary states. A VM that does not fit on these never fits."""
     return [
         replace(
             node,
@@ -99,9 +99,7 @@ def emptied(nodes: Iterable[Node]) -> list[Node]:
 
 
 def has_more_room(before: Node | None, after: Node) -> bool:
-    """Whether a VM may fit on it that did not before: it is new, it offers more or less is used, or it is another node by its
-    labels or taints.
-    """
+    """Whether a VM may fit that did not fit before: the node is new, has more free, or has other labels or taints."""
     if before is None or before.uid != after.uid:
         return True
     if (before.labels, before.taints, before.cordoned, before.is_ready) != (
@@ -115,7 +113,7 @@ def has_more_room(before: Node | None, after: Node) -> bool:
 
 
 def tell(missing: Sequence[str]) -> str:
-    """In one sentence's part, and no longer than people read."""
+    """Joins the reasons to a part of a sentence, and cuts a long list."""
     told = "; ".join(missing[:_TOLD])
     return told if len(missing) <= _TOLD else f"{told}; and {len(missing) - _TOLD} more nodes likewise"
 
@@ -141,7 +139,7 @@ def _fit_one(node: Node, demand: Demand) -> NodeFit:
 
 
 def _with(node: Node, demand: Demand, count: int) -> Node:
-    """The node with so many of them on it."""
+    """The node with that many VMs of the demand added."""
     used = dict(node.used or {})
     for name, amount in demand.amounts.items():
         used[name] = used.get(name, 0) + count * amount
@@ -149,7 +147,7 @@ def _with(node: Node, demand: Demand, count: int) -> Node:
 
 
 def _bars(node: Node, demand: Demand) -> tuple[str, ...]:
-    """What the node is, and will go on being."""
+    """Why the node never takes the VM: permanent properties of the node."""
     labels = [
         f"label {key} is {node.labels[key]!r}, {value!r} needed"
         if key in node.labels
@@ -165,7 +163,7 @@ def _bars(node: Node, demand: Demand) -> tuple[str, ...]:
 
 
 def _closed(node: Node, demand: Demand) -> tuple[str, ...]:
-    """What it goes through."""
+    """Why the node does not take the VM now: temporary states of the node."""
     cordon = ["cordoned"] if node.cordoned and not demand.tolerates(Taint(CORDON)) else []
     taints = [
         f"taint {_write(taint)}"
@@ -207,7 +205,7 @@ def _shortage(name: str, *, free: int, of: int, needed: int) -> str:
 
 
 def _bytes(amount: int) -> str:
-    """To the tenth of a Gi or Mi where it is not whole: people compare them."""
+    """Bytes for people: rounded to a tenth of a Gi or Mi."""
     for suffix, scale in (("Gi", 2**30), ("Mi", 2**20)):
         if amount >= scale:
             return f"{round(amount / scale, 1):g}{suffix}"

@@ -1,7 +1,7 @@
-"""A node as the scheduler sees it, and what the pod of one VM asks of it. Pure.
+"""A node as the scheduler treats it, and what the pod of one VM requests from it. Pure.
 
-Amounts are counted as kube-scheduler counts them (Kubernetes 1.36): CPU in thousandths, all else in whole units, which for
-memory and hugepages are bytes.
+Amounts are counted as in kube-scheduler (Kubernetes 1.36): CPU in thousandths, everything else in whole units, which are bytes for
+memory and hugepages.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,12 +13,12 @@ DEVICES = "devices.kubevirt.io/"
 KVM = f"{DEVICES}kvm"
 SCHEDULABLE = "kubevirt.io/schedulable"
 CPU_MANAGERS = ("kubevirt.io/cpumanager", "cpumanager")
-"""KubeVirt 1.8 and later, and before."""
+"""The label in KubeVirt 1.8 and later, and the one before."""
 ZONE = "topology.kubernetes.io/zone"
 CORDON = "node.kubernetes.io/unschedulable"
 
 _KEEPS_AWAY = frozenset({"NoSchedule", "NoExecute"})
-# Put on a node for what it goes through, by Kubernetes, cloud providers, KubeVirt's drains and autoscalers, not for what it is.
+# Taints for temporary states, set by Kubernetes, cloud providers, KubeVirt's drains and autoscalers.
 _PASSING = (
     "node.kubernetes.io/",
     "node.cloudprovider.kubernetes.io/",
@@ -55,7 +55,7 @@ class Toleration:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One requirement of a label, or of a node's name (`key` is `metadata.name` then)."""
+    """A requirement on a label, or on the node's name; then `key` is `metadata.name`."""
 
     key: str
     operator: str
@@ -87,7 +87,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class NodeTerm:
-    """All of its requirements hold; one without any holds nowhere."""
+    """Matches a node if all requirements hold. A term without requirements matches no node."""
 
     labels: tuple[Requirement, ...] = ()
     fields: tuple[Requirement, ...] = ()
@@ -95,9 +95,9 @@ class NodeTerm:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`used` is what the pods on it ask for; None: they cannot be seen. `pinned`: the CPUs of it (in thousandths) that belong
-    to one pod alone. `vms`: our VMs whose pods are on it, by their ids and by the UIDs of their instances. `repels`: pods on it
-    may keep ours away from it, or from what it is in, by an anti-affinity of their own.
+    """`used`: what the pods on it request; None if they cannot be read. `pinned`: CPUs that are exclusive to one pod, in thousandths.
+    `vms`: our VMs with pods on it, by their ids and by the UIDs of their instances. `repels`: the anti-affinity of pods on it may
+    keep our pods away from the node or its zone.
     """
 
     name: str
@@ -131,15 +131,15 @@ class Node:
         return self.is_ready and not self.cordoned and self.labels.get(SCHEDULABLE) == "true"
 
     def free(self, name: str) -> int:
-        """Of what it offers; all of it where its pods cannot be seen. Never below zero."""
+        """How much of the resource is free; all of it if the pods cannot be read. Never below zero."""
         return max(0, self.allocatable.get(name, 0) - (self.used or {}).get(name, 0))
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What the pod of one VM asks of a node. `terms` None: any node; else one of them must hold.
+    """What the pod of one VM requests from a node. At least one of the `terms` must match; None matches any node.
 
-    `unseen` says in words what it also asks that is not compared here.
+    `unseen`: other requests of the pod that are not compared here, in words.
     """
 
     amounts: Mapping[str, int]

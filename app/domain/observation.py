@@ -1,4 +1,4 @@
-"""What the cluster says of one VM, in our words, whatever API version said it."""
+"""What the cluster reports about one VM, in a form that does not depend on the cluster's API."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,10 +19,10 @@ class WarmWhen(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a VM will not come up, as the cluster says it: `reason` in one word, `message` whole.
+    """Why a VM does not start, as the cluster reports it: `reason` is one word, `message` the full text.
 
-    `transient` failures may heal by themselves (no room on the nodes, an image or a disk that is not there yet); the others
-    will not, or only by starting over.
+    `transient` failures may end by themselves (no room on the nodes, an image or a disk that does not exist yet). Others end only
+    with a new start, or never.
     """
 
     reason: str
@@ -32,12 +32,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One VirtualMachine and its VirtualMachineInstance, as last seen.
+    """The last observation of one VirtualMachine and its VirtualMachineInstance (VMI).
 
-    `vm_id` and `claim_id` are what our labels say (None where a label is missing or is no UUID). `phase` is the VMI's
-    (None without one), as is `vmi_created_at`. `agent_at`: since when its agent is connected. `failure` is set where the cluster reports a start that failed. `phase_times` maps a VMI phase to
-    when it was entered (KubeVirt's `status.phaseTransitionTimestamps`). `owner` is the UID of the VirtualMachinePool that owns
-    the VM, `pool_id` the pool that its label stands for, `revision` that of the template which it was made from there.
+    `vm_id` and `claim_id` are read from our labels (None if a label is missing or not a UUID). `phase` and `vmi_created_at` are
+    those of the VMI (None without one). `agent_at`: since when the guest agent is connected. `failure` is set if the cluster
+    reports a failed start. `phase_times` says when the VMI entered each phase (KubeVirt's `status.phaseTransitionTimestamps`).
+    `owner` is the UID of the VirtualMachinePool that owns the VM, `pool_id` the pool in its label, `revision` the revision of the
+    template from which that VirtualMachinePool made it.
     """
 
     name: str
@@ -48,7 +49,6 @@ class Observation:
     claim_id: str | None = None
     created_at: datetime | None = None
     deleting: bool = False
-    printable_status: str | None = None
     vmi_uid: str | None = None
     phase: str | None = None
     ready: bool = False
@@ -65,7 +65,7 @@ class Observation:
     revision: str | None = None
 
     def is_warm(self, when: WarmWhen) -> bool:
-        """Booted and fit to be claimed. A paused VM never is: KubeVirt's start strategy `Paused` runs a guest that has not booted."""
+        """Whether it can be claimed. A paused VM cannot: with KubeVirt's start strategy `Paused` the guest has not booted."""
         if self.deleting or self.paused or self.phase != "Running" or self.vmi_uid is None:
             return False
         match when:
@@ -79,7 +79,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class PodTimes:
-    """Of the pod that a VM runs in: when a node was found for it, and when its containers ran."""
+    """When the pod of a VM was scheduled to a node, and when all its containers were running."""
 
     scheduled_at: datetime | None
     started_at: datetime | None

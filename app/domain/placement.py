@@ -1,7 +1,6 @@
-"""Where a VM may run, and on what terms: what users ask for, and which of their wishes contradict each other.
+"""Where a VM may run and on what terms: what users request, and which of these requests contradict each other.
 
-The facts are KubeVirt's (v1.9.0, its VMI admitter and its renderer of launcher pods); how they are written there is the affair
-of `cluster/placement`.
+The rules are KubeVirt's (v1.9.0, its VMI admitter and its renderer of launcher pods); the gateway writes them into a VM's spec.
 """
 
 import math
@@ -78,7 +77,7 @@ class Placement(BaseModel):
 
 
 def _or_a_word(schema: dict[str, Any]) -> None:
-    """Of the schema of an object one that is also met by a word."""
+    """Changes the schema of an object into one that also accepts a word."""
     whole = {key: schema.pop(key) for key in ("type", "properties", "additionalProperties") if key in schema}
     schema["anyOf"] = [whole, {"type": "string", "enum": list(_WORDS)}]
     schema["examples"] = [{"zone": "zone-a"}, "spread"]
@@ -118,7 +117,7 @@ class Prefer(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class WarmPlace:
-    """Where one warm VM is, and its place in the queue."""
+    """Where a warm VM is, and its position in the queue."""
 
     seq: int
     node: str | None
@@ -126,8 +125,8 @@ class WarmPlace:
 
 
 def prefer_among(places: Sequence[WarmPlace], prefer: Prefer, claimed: Mapping[str, int]) -> list[int]:
-    """The queue's places that are as wished, the best first; none where the wish makes no difference. `claimed`: of the
-    pool's latest claims so many have their VM on each node.
+    """The queue positions of VMs that match the preference, the best first. `claimed`: the number of the pool's latest claims
+    with their VM on each node.
     """
     in_line = sorted(places, key=lambda place: place.seq)
     if prefer.zone is not None:
@@ -139,7 +138,7 @@ def prefer_among(places: Sequence[WarmPlace], prefer: Prefer, claimed: Mapping[s
 
 
 class Aspect(StrEnum):
-    """What of a VM a contradiction is about."""
+    """The part of a VM that a contradiction is about."""
 
     DEDICATED = "dedicated_cpus"
     ISOLATED = "isolate_emulator_thread"
@@ -156,10 +155,10 @@ class Aspect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What one VM asks for. Memory and pages in bytes, CPU in CPUs; None: not given.
+    """What one VM requests. Memory and pages are in bytes, CPU in CPUs; None means not given.
 
-    `vcpus` is None where they are given elsewhere (an instance type), and so not known. `pod_cpus` are those that a pinned
-    VM's pod needs: its vCPUs, and what IO and the emulator have beside them.
+    `vcpus` is None if an instance type decides them. `pod_cpus`: the CPUs of a pinned VM's pod, which are its vCPUs and those for
+    I/O threads and the emulator.
     """
 
     vcpus: int | None = 1
@@ -179,15 +178,17 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """`message` goes on where the field's name ends."""
+    """`message` follows the name of the field."""
 
     aspect: Aspect
     message: str
 
 
 def contradictions(terms: Terms, *, full_cores_only: bool = False) -> tuple[Contradiction, ...]:
-    """Every pair of wishes that no node could fulfil together. `full_cores_only`: the nodes' CPU managers give out whole cores
-    of two threads (`full-pcpus-only`), and refuse a pod with an odd number of CPUs.
+    """Every pair of requests that no node can fulfil together.
+
+    `full_cores_only`: the CPU managers of the nodes assign whole cores of two threads (`full-pcpus-only`) and refuse a pod with an
+    odd number of CPUs.
     """
     return (*_needs(terms), *_pinned(terms, full_cores_only=full_cores_only), *_pages(terms))
 
@@ -243,7 +244,7 @@ def _pinned(terms: Terms, *, full_cores_only: bool) -> Iterator[Contradiction]:
     if full_cores_only and terms.pod_cpus is not None and terms.pod_cpus % 2:
         yield Contradiction(
             Aspect.DEDICATED,
-            f"takes an odd number of CPUs here ({terms.pod_cpus}), and the nodes give out whole cores of two: take one CPU more, "
+            f"takes an odd number of CPUs here ({terms.pod_cpus}), and the nodes assign whole cores of two: take one CPU more, "
             "or one less",
         )
 

@@ -128,7 +128,7 @@ class PoolSpec(BaseModel):
         """The name of the snapshot or preload that they start from."""
         return self.start_from.source if self.start_from is not None else None
 
-    # Each looks at fields that stand above it; those that are wrong themselves are not there to be compared with.
+    # Each validator compares with fields above its own; a field that is invalid itself is missing from `info.data`.
 
     @field_validator("backing")
     @classmethod
@@ -169,7 +169,7 @@ class PoolSpec(BaseModel):
 
 
 def revision_of(fingerprint: str, spec: PoolSpec) -> str:
-    """Changes with all that a VM of the pool is made from, so that a change of it rotates the pool."""
+    """Changes with anything that a VM of the pool is made from. When it changes, the pool rotates its VMs."""
     if spec.start_from is None:
         return fingerprint
     return hashlib.sha256(f"{fingerprint} {spec.path} {spec.source}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a preload is asked to be. The same shape is the body of `PUT /v1/preloads/{name}` and what the store keeps."""
+"""The spec of a preload: the body of `PUT /v1/preloads/{name}`, and what the store keeps."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -23,7 +23,7 @@ PATTERNS_IN_WORDS = {
     _GCS: "must be an address that begins with gs://, http:// or https://",
     _SCHEDULE: 'must be a schedule in the five fields of cron, such as "0 3 * * *"',
 }
-"""What each pattern asks for, to tell whoever missed it."""
+"""The message for each pattern that does not match."""
 Policy = Literal["Always", "IfNotPresent", "Never"]
 ObjectName = Annotated[str, Field(pattern=_OBJECT)]
 
@@ -32,7 +32,7 @@ class _Source(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def to_source(self) -> dict[str, Any]:
-        """As CDI writes it below a DataVolume's `spec.source`."""
+        """As CDI writes it in a DataVolume's `spec.source`."""
         return {
             _camel(key): value for key, value in self.model_dump(mode="json").items() if value not in (None, [], "")
         }
@@ -110,7 +110,7 @@ class PreloadImage(BaseModel):
         return ImageKind(next(iter(self.model_fields_set)))
 
     def reference(self, namespace: str) -> ImageRef:
-        """`namespace` is where a PVC lies that names none."""
+        """`namespace` is that of a PVC that names none."""
         if self.pvc is not None:
             return ImageRef(ImageKind.PVC, f"{self.pvc.namespace or namespace}/{self.pvc.name}")
         given = self._given
@@ -186,7 +186,7 @@ class PreloadSpec(BaseModel):
         return self.image.container is not None
 
     def data_volume(self, namespace: str) -> dict[str, Any]:
-        """The spec of a DataVolume that imports the image. `namespace` is where an image's claim lies that names none."""
+        """The spec of a DataVolume that imports the image. `namespace` is that of a PVC that names none."""
         storage: dict[str, Any] = {}
         if self.size is not None:
             storage["resources"] = {"requests": {"storage": self.size}}
@@ -199,10 +199,10 @@ class PreloadSpec(BaseModel):
         return {"source": self.image.source(namespace), "storage": storage}
 
     def same_import(self, other: "PreloadSpec") -> bool:
-        """Whether both bring the same content in the same way: a change of anything else imports nothing anew."""
+        """Whether both import the same content in the same way, so that nothing has to be imported again."""
         return self.model_copy(update={"ttl_seconds": None}) == other.model_copy(update={"ttl_seconds": None})
 
-    # Each looks at fields that stand above it; those that are wrong themselves are not there to be compared with.
+    # Each validator compares with fields above its own; a field that is invalid itself is missing from `info.data`.
 
     @field_validator("size")
     @classmethod

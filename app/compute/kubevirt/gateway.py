@@ -210,8 +210,7 @@ class KubeVirtGateway:
         return vm
 
     def _is_ours(self, vm: Manifest) -> bool:
-        found = vm["metadata"].get("labels") or {}
-        return found.get(labels.MANAGED_BY) == labels.MANAGER and found.get(labels.INSTANCE) == self._settings.instance
+        return labels.ours(self._settings.instance).items() <= (vm["metadata"].get("labels") or {}).items()
 
     async def _has_uid(self, name: str, uid: str | None) -> bool:
         try:

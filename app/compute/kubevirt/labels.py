@@ -26,6 +26,11 @@ def is_ours(key: str) -> bool:
     return key == MANAGED_BY or key.startswith(PREFIX)
 
 
+def ours(instance: str) -> dict[str, str]:
+    """The labels that every object of one installation has."""
+    return {MANAGED_BY: MANAGER, INSTANCE: instance}
+
+
 def selector(instance: str) -> str:
     """Selects the objects of one installation."""
-    return f"{MANAGED_BY}={MANAGER},{INSTANCE}={instance}"
+    return ",".join(f"{key}={value}" for key, value in ours(instance).items())

@@ -3,6 +3,8 @@
 import re
 from fractions import Fraction
 
+from app.compute.kubevirt.kinds import Manifest
+
 _QUANTITY = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)(?:([KMGTPE]i|[numkMGTPE])|[eE]([+-]?\d+))?", re.ASCII)
 _SCALES = {
     **{suffix: Fraction(1024**power) for power, suffix in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), start=1)},
@@ -32,3 +34,9 @@ def parse_quantity(value: object) -> Fraction:
             raise ValueError(f"is out of range: {value!r}")
         number *= Fraction(10) ** int(exponent)
     return -number if sign == "-" else number
+
+
+def requested_storage(spec: Manifest) -> str | None:
+    """The storage that a PVC, or the storage of a DataVolume, requests: a quantity."""
+    found = ((spec.get("resources") or {}).get("requests") or {}).get("storage")
+    return str(found) if found is not None else None

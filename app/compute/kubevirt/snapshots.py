@@ -12,7 +12,7 @@ from typing import Any
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
 from app.compute.kubevirt.kinds import VM_SNAPSHOT_CONTENTS, VM_SNAPSHOTS, VMS, VOLUME_SNAPSHOTS, Manifest, opened
-from app.compute.kubevirt.quantities import parse_quantity
+from app.compute.kubevirt.quantities import parse_quantity, requested_storage
 from app.compute.kubevirt.templates.shapes import shape_of
 from app.config import Settings
 from app.domain.paths import SnapshotDisk
@@ -123,8 +123,7 @@ def snapshot_manifest(
             "name": name,
             "namespace": namespace,
             "labels": {
-                labels.MANAGED_BY: labels.MANAGER,
-                labels.INSTANCE: instance,
+                **labels.ours(instance),
                 labels.SNAPSHOT: snapshot,
                 labels.TAKE: take_id,
             },
@@ -198,7 +197,7 @@ def read_sight(snapshot: Manifest) -> Sight:
 def read_disk(backup: Manifest, volume_snapshot: Manifest) -> SnapshotDisk:
     """Reads one volume of a VirtualMachineSnapshotContent and its VolumeSnapshot."""
     spec = backup["persistentVolumeClaim"]["spec"]
-    asked = ((spec.get("resources") or {}).get("requests") or {}).get("storage")
+    asked = requested_storage(spec)
     holds = (volume_snapshot.get("status") or {}).get("restoreSize")
     sizes = [str(size) for size in (asked, holds) if size is not None]
     if not sizes:

@@ -224,8 +224,7 @@ class KubeVirtVmPools:
 
     def _our_labels(self, order: VmPoolOrder) -> dict[str, str]:
         return {
-            labels.MANAGED_BY: labels.MANAGER,
-            labels.INSTANCE: self._settings.instance,
+            **labels.ours(self._settings.instance),
             labels.POOL: order.pool,
             labels.POOL_ID: str(order.pool_id),
         }
@@ -262,8 +261,7 @@ class KubeVirtVmPools:
             and "autohealing" not in spec,
             deleting=bool(metadata.get("deletionTimestamp")),
             held=labels.MEMBERS in finalizers,
-            ours=found.get(labels.MANAGED_BY) == labels.MANAGER
-            and found.get(labels.INSTANCE) == self._settings.instance,
+            ours=_has(metadata, labels.ours(self._settings.instance)),
             pool_id=found.get(labels.POOL_ID),
             labels=_selected(spec),
             finalizers=finalizers,

@@ -14,7 +14,7 @@ from typing import Any
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.quantities import parse_quantity
-from app.compute.kubevirt.templates.demand import REQUIRED, Amounts, counted
+from app.compute.kubevirt.templates.demand import REQUIRED, Amounts, add, counted
 from app.domain.nodes import CPU, HUGEPAGES, MEMORY, Node, Taint
 
 _CREATED_BY = "kubevirt.io/created-by"  # on a launcher pod: the UID of its VMI (KubeVirt v1.9.0)
@@ -176,17 +176,17 @@ def _repels(pod: Manifest, namespace: str) -> bool:
 def _requests(spec: Manifest) -> Amounts:
     total: Amounts = {}
     for container in spec.get("containers") or ():
-        _add(total, _asked(container))
+        add(total, _asked(container))
     beside: Amounts = {}
     peak: Amounts = {}
     for container in spec.get("initContainers") or ():
         asked = _asked(container)
         if container.get("restartPolicy") == "Always":
-            _add(total, asked)
-            _add(beside, asked)
+            add(total, asked)
+            add(beside, asked)
             _raise(peak, beside)
         else:
-            _add(asked, beside)
+            add(asked, beside)
             _raise(peak, asked)
     _raise(total, peak)
     # A pod as a whole may request CPU, memory and hugepages, and nothing else (Kubernetes 1.34).
@@ -194,7 +194,7 @@ def _requests(spec: Manifest) -> Amounts:
     total.update(
         {name: amount for name, amount in whole.items() if name in {CPU, MEMORY} or name.startswith(HUGEPAGES)}
     )
-    _add(total, {str(name): parse_quantity(value) for name, value in (spec.get("overhead") or {}).items()})
+    add(total, {str(name): parse_quantity(value) for name, value in (spec.get("overhead") or {}).items()})
     return total
 
 
@@ -213,11 +213,6 @@ def _pinned(pod: Manifest) -> int:
     sidecars = [item for item in spec.get("initContainers") or () if item.get("restartPolicy") == "Always"]
     amounts = [_asked(container).get(CPU, Fraction(0)) for container in (*(spec.get("containers") or ()), *sidecars)]
     return sum(int(amount) * 1000 for amount in amounts if amount.denominator == 1)
-
-
-def _add(total: Amounts, more: Amounts) -> None:
-    for name, amount in more.items():
-        total[name] = total.get(name, Fraction(0)) + amount
 
 
 def _raise(total: Amounts, least: Amounts) -> None:

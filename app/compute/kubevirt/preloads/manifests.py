@@ -50,8 +50,7 @@ def build(order: PreloadOrder, *, namespace: str, instance: str, helper_image: s
 
 def _labels(order: PreloadOrder, instance: str) -> dict[str, str]:
     return {
-        labels.MANAGED_BY: labels.MANAGER,
-        labels.INSTANCE: instance,
+        **labels.ours(instance),
         labels.PRELOAD: str(order.preload_id),
         labels.GENERATION: str(order.generation),
     }

@@ -6,6 +6,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.compute.kubevirt.kinds import Manifest
+from app.compute.kubevirt.quantities import requested_storage
+from app.compute.kubevirt.templates.manifests import data_volume_specs, disk_source
 from app.domain.preloads import PreloadSpec
 
 _SOURCES = {
@@ -32,15 +34,13 @@ def specs_of(vm_spec: Manifest) -> tuple[PreloadSpec, ...]:
     """One preload for each image from which the disks are made. PVCs are left out, as they are near already, and so are images with
     fields that no preload has.
     """
-    templates = {each["metadata"]["name"]: each.get("spec") or {} for each in vm_spec.get("dataVolumeTemplates") or []}
+    templates = data_volume_specs(vm_spec)
     vmi = vm_spec["template"]["spec"]
     found: list[PreloadSpec] = []
     bodies = []
     for volume in vmi.get("volumes") or []:
         disk = volume.get("containerDisk") or {}
-        name = (volume.get("dataVolume") or {}).get("name") or (volume.get("persistentVolumeClaim") or {}).get(
-            "claimName"
-        )
+        name = disk_source(volume)
         if disk.get("image"):
             bodies.append(_of_container(disk, vmi))
         elif name in templates:
@@ -74,10 +74,9 @@ def _of_import(spec: Manifest) -> dict[str, Any]:
         return {}
     given = source[kind]
     image = {ours: given[theirs] for theirs, ours in _SOURCES[kind].items() if given.get(theirs)}
-    size = ((storage.get("resources") or {}).get("requests") or {}).get("storage")
     return {
         "image": {kind: image},
-        "size": str(size) if size is not None else None,
+        "size": requested_storage(storage),
         "storage_class": storage.get("storageClassName"),
         "access_modes": storage.get("accessModes") or [],
         "volume_mode": storage.get("volumeMode"),

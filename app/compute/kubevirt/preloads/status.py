@@ -6,7 +6,7 @@ from uuid import UUID
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.preloads.manifests import IMAGE_CONTAINER
-from app.compute.kubevirt.quantities import parse_quantity
+from app.compute.kubevirt.quantities import parse_quantity, requested_storage
 from app.domain.preload_lifecycle import NodePull, ObjectKind, PullState, Seen, Volume
 
 COMPLETE = "Succeeded"
@@ -36,7 +36,7 @@ def read_volume_object(volume: Manifest, claim: Volume | None) -> Seen:
         **_identity(ObjectKind.VOLUME, volume),
         phase=phase,
         progress=_percent(status.get("progress")),
-        bytes_total=_bytes(_request(spec.get("storage") or spec.get("pvc") or {})),
+        bytes_total=_bytes(requested_storage(spec.get("storage") or spec.get("pvc") or {})),
         restarts=int(status.get("restartCount") or 0),
         failed=phase == "Failed",
         trouble=_trouble(status.get("conditions"), ("Running", "Bound", "Ready")),
@@ -52,7 +52,7 @@ def read_cron(cron: Manifest, current: Manifest | None, held: Volume | None) -> 
         **_identity(ObjectKind.CRON, cron),
         phase=told.phase if told else "",
         progress=told.progress if told else None,
-        bytes_total=_bytes(_request(cron["spec"]["template"]["spec"].get("storage") or {})),
+        bytes_total=_bytes(requested_storage(cron["spec"]["template"]["spec"].get("storage") or {})),
         restarts=told.restarts if told else 0,
         failed=told.failed if told else False,
         trouble=told.trouble if told else _trouble(status.get("conditions"), ("Progressing", "UpToDate")),
@@ -83,7 +83,7 @@ def read_claim(claim: Manifest) -> Volume:
     """Reads a PVC as a source for clones. Its size is its capacity, which may be more than was requested."""
     spec = claim.get("spec") or {}
     has = ((claim.get("status") or {}).get("capacity") or {}).get("storage")
-    asked = _request(spec)
+    asked = requested_storage(spec)
     sizes = [size for size in (has, asked) if size is not None]
     return Volume(
         claim=claim["metadata"]["name"],
@@ -97,7 +97,7 @@ def read_claim(claim: Manifest) -> Volume:
 def read_snapshot(snapshot: Manifest, storage: Manifest) -> Volume:
     """Reads a VolumeSnapshot in which a schedule keeps its import. `storage` is what the import requested."""
     status = snapshot.get("status") or {}
-    sizes = [size for size in (status.get("restoreSize"), _request(storage)) if size is not None]
+    sizes = [size for size in (status.get("restoreSize"), requested_storage(storage)) if size is not None]
     return Volume(
         claim=snapshot["metadata"]["name"],
         size=max(sizes, key=_number, default="0"),
@@ -201,11 +201,6 @@ def _meant_for(pod: Manifest) -> str:
             if field.get("key") == "metadata.name" and field.get("values"):
                 return str(field["values"][0])
     return "(no node yet)"
-
-
-def _request(spec: Manifest) -> str | None:
-    found = ((spec.get("resources") or {}).get("requests") or {}).get("storage")
-    return str(found) if found is not None else None
 
 
 def _bytes(quantity: str | None) -> int | None:

@@ -7,7 +7,6 @@ in the KubeVirt resource are not known here. The demand of a VM that is sized by
 
 import math
 from fractions import Fraction
-from typing import Any
 
 from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.quantities import parse_quantity
@@ -68,12 +67,12 @@ def _pod_amounts(vmi: Manifest, annotations: Manifest) -> Amounts:
     if devices.get("autoattachSerialConsole", True) and devices.get("logSerialConsole", True):
         cpu, memory = (15, 60) if guaranteed else (5, 35)
         beside = {CPU: Fraction(cpu, 1000), MEMORY: Fraction(memory * 10**6)}
-        _add(total, beside)
+        add(total, beside)
     kernel = ((vmi["domain"].get("firmware") or {}).get("kernelBoot") or {}).get("container")
     if kernel or any("containerDisk" in volume for volume in vmi.get("volumes") or ()):
         cpu, memory = (10, 40) if guaranteed else (1, 1)
         puller = {CPU: Fraction(cpu, 1000), MEMORY: Fraction(memory * 10**6), _STORAGE: _EPHEMERAL}
-        _add(puller, beside)
+        add(puller, beside)
         for name, amount in puller.items():
             total[name] = max(total.get(name, Fraction(0)), amount)
     return total
@@ -264,6 +263,7 @@ def _amounts(given: object) -> Amounts:
     return {str(name): parse_quantity(value) for name, value in given.items() if value is not None}
 
 
-def _add(total: Amounts, more: dict[str, Any]) -> None:
+def add(total: Amounts, more: Amounts) -> None:
+    """Adds `more` to `total`."""
     for name, amount in more.items():
         total[name] = total.get(name, Fraction(0)) + amount

@@ -24,7 +24,8 @@ def vm_manifest(*, name: str, namespace: str, instance: str, pool: str, vm_id: s
     spec = copy.deepcopy(spec)
     rename_data_volumes(spec, name)
     metadata: Manifest = spec["template"].setdefault("metadata", {})
-    metadata["labels"] = {**(metadata.get("labels") or {}), **_our_labels(instance=instance, pool=pool, vm_id=vm_id)}
+    ours = {**labels.ours(instance), labels.POOL: pool, labels.VM_ID: vm_id}
+    metadata["labels"] = {**(metadata.get("labels") or {}), **ours}
     annotations = metadata.get("annotations") or {}
     return {
         "apiVersion": API_VERSION,
@@ -74,13 +75,15 @@ def rename_data_volumes(spec: Manifest, owner: str, *, limit: int = _NAME_LIMIT)
                 source[key] = renamed[source[key]]
 
 
-def _our_labels(*, instance: str, pool: str, vm_id: str) -> dict[str, str]:
-    return {
-        labels.MANAGED_BY: labels.MANAGER,
-        labels.INSTANCE: instance,
-        labels.POOL: pool,
-        labels.VM_ID: vm_id,
-    }
+def data_volume_specs(spec: Manifest) -> dict[str, Manifest]:
+    """The specs of the DataVolume templates of a VM's spec, by name."""
+    return {each["metadata"]["name"]: each.get("spec") or {} for each in spec.get("dataVolumeTemplates") or []}
+
+
+def disk_source(volume: Manifest) -> str | None:
+    """The DataVolume or PVC that a volume of a VM names; None if it names none."""
+    name: str | None = (volume.get("dataVolume") or {}).get("name")
+    return name or (volume.get("persistentVolumeClaim") or {}).get("claimName")
 
 
 def _disk_references(volume: Manifest) -> list[tuple[Manifest, str]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.quantities import parse_quantity
+from app.compute.kubevirt.templates.manifests import data_volume_specs, disk_source
 from app.domain.paths import ImageKind, ImageRef
 
 _WITHOUT_EFFECT = (
@@ -82,7 +83,7 @@ def fingerprint(value: object) -> str:
 def images_of(spec: Manifest) -> tuple[ImageRef, ...]:
     """The images from which the disks of an expanded spec are made, in the order of its volumes, each once."""
     found: dict[ImageRef, None] = {}
-    templates = {template["metadata"]["name"]: template for template in spec.get("dataVolumeTemplates") or []}
+    templates = data_volume_specs(spec)
     for volume in spec["template"]["spec"].get("volumes") or []:
         image = _image_of(volume, templates)
         if image is not None:
@@ -106,22 +107,17 @@ def _image_of(volume: Manifest, templates: dict[str, Manifest]) -> ImageRef | No
     image = (volume.get("containerDisk") or {}).get("image")
     if isinstance(image, str):
         return ImageRef(ImageKind.CONTAINER, image)
-    name = (volume.get("dataVolume") or {}).get("name") or (volume.get("persistentVolumeClaim") or {}).get("claimName")
-    template = templates.get(str(name))
-    return image_of_source((template.get("spec") or {}).get("source") or {}) if template is not None else None
+    template = templates.get(disk_source(volume) or "")
+    return image_of_source(template.get("source") or {}) if template is not None else None
 
 
 def _volumes(spec: Manifest, vmi: Manifest) -> dict[str, Any]:
     """The content of each volume by its name. The spec of a DataVolume template replaces its name, which differs in each VM."""
-    templates = {
-        template["metadata"]["name"]: template.get("spec") for template in spec.get("dataVolumeTemplates") or []
-    }
+    templates = data_volume_specs(spec)
     contents: dict[str, Any] = {}
     for volume in vmi.get("volumes") or []:
         content = {key: value for key, value in volume.items() if key != "name"}
-        name = (content.get("dataVolume") or {}).get("name") or (content.get("persistentVolumeClaim") or {}).get(
-            "claimName"
-        )
+        name = disk_source(content)
         if name in templates:
             content = {"import": templates[name]}
         contents[volume["name"]] = content

@@ -11,7 +11,7 @@ from typing import Any
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.kinds import CLAIMS, VMS, Manifest
 from app.compute.kubevirt.quantities import parse_quantity
-from app.compute.kubevirt.templates.manifests import data_volume_name
+from app.compute.kubevirt.templates.manifests import data_volume_name, data_volume_specs, disk_source
 from app.compute.kubevirt.templates.shapes import image_of_source
 from app.domain.paths import FromImage, FromSnapshot, FromVolume, Start
 
@@ -45,13 +45,9 @@ def begin(spec: Manifest, start: Start, *, vm: str, namespace: str) -> Manifest:
 
 def has_own_disk(spec: Manifest) -> bool:
     """Whether an expanded spec has a disk with content, not counting the volumes that carry configuration."""
-    blank = {
-        template["metadata"]["name"]
-        for template in spec.get("dataVolumeTemplates") or []
-        if "blank" in ((template.get("spec") or {}).get("source") or {})
-    }
+    blank = {name for name, each in data_volume_specs(spec).items() if "blank" in (each.get("source") or {})}
     volumes = spec["template"]["spec"].get("volumes") or []
-    return any(not (volume.keys() & _NO_DISKS or _claim_of(volume) in blank) for volume in volumes)
+    return any(not (volume.keys() & _NO_DISKS or disk_source(volume) in blank) for volume in volumes)
 
 
 def claims_of(vm: Manifest, start: Start) -> list[Manifest]:
@@ -130,11 +126,6 @@ def _from_image(spec: Manifest, start: FromImage) -> Manifest:
     if not has_own_disk(spec):
         _add_first(spec["template"]["spec"], [{"name": BOOT, "containerDisk": {"image": start.image}}])
     return spec
-
-
-def _claim_of(volume: Manifest) -> object:
-    named = (volume.get("dataVolume") or {}).get("name")
-    return named or (volume.get("persistentVolumeClaim") or {}).get("claimName")
 
 
 def _drop_template(spec: Manifest, name: str | None) -> None:

@@ -58,7 +58,6 @@ def observe_vm(vm: Manifest, vmi: Manifest | None) -> Observation:
         claim_id=_read_id(found_labels.get(labels.CLAIM)),
         created_at=_read_time(metadata.get("creationTimestamp")),
         deleting=deleting,
-        printable_status=vm_status.get("printableStatus"),
         vmi_uid=vmi_metadata.get("uid"),
         phase=phase,
         ready="Ready" in true_of,

@@ -27,7 +27,7 @@ def test_a_warm_vm_is_told_whole():
     assert (seen.name, seen.namespace, seen.uid) == ("vm-1", "default", uid_of("vm-1"))
     assert (seen.pool, seen.vm_id, seen.claim_id) == ("pool-a", VM_ID, None)
     assert seen.created_at == datetime(2026, 11, 23, 4, 6, 22, tzinfo=UTC)
-    assert (seen.printable_status, seen.phase, seen.vmi_uid) == ("Running", "Running", uid_of("vm-1-vmi"))
+    assert (seen.phase, seen.vmi_uid) == ("Running", uid_of("vm-1-vmi"))
     assert (seen.node, seen.addresses) == ("node1", ("10.244.0.2",))
     assert seen.phase_times == {
         "Pending": datetime(2026, 11, 23, 4, 6, 22, tzinfo=UTC),
