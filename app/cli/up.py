@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from app.cli.settings import ColdBoot, Port, read_settings, run_async, run_embedded_cluster
-from app.embedded.folder import default_data_dir, hold_folder
+from app.embedded.folder import default_data_dir, lock_folder
 from app.embedded.postgres import describe_opening, run_postgres
 from app.server import serve
 from app.store import migrations
@@ -39,7 +39,7 @@ def up(
         ) as embedded:
             await serve(embedded, on_ready=lambda address: _greet(address, folder_path))
 
-    with hold_folder(folder_path) as folder, run_postgres(folder) as postgres:
+    with lock_folder(folder_path) as folder, run_postgres(folder) as postgres:
         migrations.upgrade(postgres.url())
         run_async(run)
 

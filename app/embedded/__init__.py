@@ -1,1 +1,1 @@
-"""The embedded default: a Postgres from a wheel and the dev cluster, both started by us and kept in one data folder."""
+"""The embedded parts of `up` and `demo`: a Postgres from a wheel and the dev cluster, both in one data folder."""

@@ -1,6 +1,6 @@
-"""The dev cluster as a process of its own, kept running while `up` runs, its objects kept in the data folder.
+"""Runs the dev cluster as a child process, restarts it when it dies, and keeps its objects in the data folder.
 
-It is started as a command and known by its kubeconfig alone: nothing of it is imported.
+It is started as a command and reached only through its kubeconfig; nothing of it is imported.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from app.embedded.folder import DataFolder, EmbeddedError
 
 _READY_SECONDS: Final = 30
 _STOP_SECONDS: Final = 10
-_RESTART_SECONDS: Final = (0.1, 0.5, 2.0, 5.0)  # between one death and the next start; the last for all that follow
+_RESTART_SECONDS: Final = (0.1, 0.5, 2.0, 5.0)  # before each restart; the last value repeats
 
 _log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ class DevClusterFailed(EmbeddedError):
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A running dev cluster. Both stay as they are when it is restarted."""
+    """A running dev cluster. A restart changes neither field."""
 
     url: str
     kubeconfig: Path
@@ -42,9 +42,9 @@ class Cluster:
 async def run_cluster(
     folder: DataFolder, *, cold_boot_seconds: float = 30, arguments: Sequence[str] = ()
 ) -> AsyncIterator[Cluster]:
-    """Run a dev cluster until the block ends: listening when the block begins, restarted at the same address when it dies.
+    """Runs a dev cluster until the block ends. It listens when the block begins, and is restarted at the same address if it dies.
 
-    `arguments` are further ones of `python -m app.devcluster`. Raises DevClusterFailed with the end of its log.
+    `arguments` are more arguments of `python -m app.devcluster`. Raises DevClusterFailed with the end of its log.
     """
     log = _make_folder(folder.cluster)
     kubeconfig = folder.cluster / "kubeconfig"
@@ -83,16 +83,18 @@ class _Supervisor:
                 try:
                     self.process, url = await _start(self._command, self._log)
                 except DevClusterFailed as error:
-                    _log.error("dev cluster does not start", reason=str(error))  # a sentence; a trace would add nothing
+                    _log.error(
+                        "dev cluster does not start", reason=str(error)
+                    )  # the reason is a sentence; a traceback would add nothing
                 else:
                     _log.info("dev cluster restarted", url=url)
                     break
 
 
 async def _start(command: Sequence[str], log: Path) -> tuple[Process, str]:
-    """The process and its address, once it listens: it then writes one line of JSON with a `url`."""
+    """The process and its address. The process writes one line of JSON with a `url` once it listens."""
     with log.open("ab") as stderr:
-        # A session of its own: Ctrl-C at the terminal is ours to handle, and the cluster must outlive our own draining.
+        # A new session: Ctrl-C at the terminal must not reach the cluster, which has to outlive the draining of the service.
         process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=stderr, start_new_session=True
         )
@@ -112,7 +114,7 @@ async def _start(command: Sequence[str], log: Path) -> tuple[Process, str]:
 
 
 async def _drain(process: Process) -> int:
-    """Wait for the end, reading what it writes, so that it is never held up by a full pipe. Its exit code."""
+    """Waits for the end of the process and returns its exit code. Reads its output, so that a full pipe does not block it."""
     while await _stdout(process).read(65536):
         pass
     return await process.wait()
@@ -131,7 +133,7 @@ async def _stop(process: Process) -> None:
 
 
 def _make_folder(path: Path) -> Path:
-    """The log in it, empty: it tells of one run."""
+    """Makes the folder and returns its log file, emptied: it is about one run."""
     path.mkdir(mode=0o700, exist_ok=True)
     log = path / "log"
     log.write_bytes(b"")

@@ -1,6 +1,6 @@
-"""The data folder of `emberpool up`: where it is, what is in it, and that one process at a time has it.
+"""The data folder of `emberpool up`: its place, its content, and its lock, which one process at a time holds.
 
-<folder>/lock        held while a process uses the folder; its text is that process's id
+<folder>/lock        locked while a process uses the folder; contains that process's id
 <folder>/postgres/   the database
 <folder>/cluster/    the dev cluster's objects, and the kubeconfig that reaches it
 """
@@ -16,20 +16,20 @@ from app.errors import EmberpoolError
 
 
 class EmbeddedError(EmberpoolError):
-    """A part of the embedded default cannot run; the sentence is for the person at the terminal."""
+    """An embedded part cannot run. The message is for the person at the terminal."""
 
     code = "embedded-failed"
-    title = "The embedded default cannot run"
+    title = "An embedded part cannot run"
 
 
 class FolderInUse(EmbeddedError):
     code = "folder-in-use"
-    title = "Another process has the data folder"
+    title = "Another process uses the data folder"
 
 
 @dataclass(frozen=True, slots=True)
 class DataFolder:
-    """A folder that this process holds. Made by `hold_folder` alone, so that having one means having the lock."""
+    """A folder that this process has locked. Only `lock_folder` creates one, so that having it means holding the lock."""
 
     path: Path
 
@@ -43,10 +43,10 @@ class DataFolder:
 
 
 @contextmanager
-def hold_folder(path: Path) -> Iterator[DataFolder]:
-    """Make the folder where it is missing, and hold it until the block ends or this process dies, however it dies.
+def lock_folder(path: Path) -> Iterator[DataFolder]:
+    """Creates the folder if it is missing, and locks it until the block ends or this process dies.
 
-    Raises FolderInUse while another process holds it, and EmbeddedError where it cannot be made.
+    Raises FolderInUse if another process has locked it, and EmbeddedError if it cannot be created.
     """
     path = path.expanduser().resolve()
     try:
@@ -54,7 +54,7 @@ def hold_folder(path: Path) -> Iterator[DataFolder]:
         lock = (path / "lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise EmbeddedError(
-            f"The data folder {path} cannot be made: {error.strerror}. Give another one with --data-dir."
+            f"The data folder {path} cannot be created: {error.strerror}. Choose another one with --data-dir."
         ) from error
     with lock:
         try:
@@ -63,7 +63,7 @@ def hold_folder(path: Path) -> Iterator[DataFolder]:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             raise FolderInUse(
-                f"The data folder {path} is in use by process {holder}. Stop that one, or give another folder with --data-dir."
+                f"The data folder {path} is in use by process {holder}. Stop that process, or choose another folder with --data-dir."
             ) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -74,8 +74,8 @@ def hold_folder(path: Path) -> Iterator[DataFolder]:
 def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
     """`$XDG_DATA_HOME/emberpool` (`~/.local/share/emberpool`), and for root `/var/lib/emberpool`.
 
-    Postgres refuses to run as root, so there it runs as a system user of its own, which must be able to enter every
-    folder above its data. Under `/var/lib` everyone can already; root's home would have to be opened.
+    Postgres refuses to run as root. For root it runs as a separate system user, which must be able to enter every folder above
+    its data. Every user can already enter `/var/lib`; root's home would have to be opened.
     """
     if os.geteuid() == 0:
         return Path("/var/lib/emberpool")

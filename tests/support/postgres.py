@@ -19,7 +19,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from app.embedded.folder import EmbeddedError, hold_folder
+from app.embedded.folder import EmbeddedError, lock_folder
 from app.embedded.postgres import Postgres, run_postgres, stop_leftover
 from app.store.migrations import upgrade
 
@@ -43,7 +43,7 @@ def postgres() -> Iterator[Postgres]:
             with _run_given(Path(_GIVEN_PROGRAMS), folder) as server:
                 yield server
             return
-        with hold_folder(folder) as held, run_postgres(held, fast=True) as server:
+        with lock_folder(folder) as held, run_postgres(held, fast=True) as server:
             yield server
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -137,6 +137,6 @@ def _sweep() -> None:
         # A folder without a process's id in its lock is just being made; one of another user's is not ours to remove.
         with contextlib.suppress(OSError, EmbeddedError):
             if (folder / "lock").read_text(encoding="utf-8"):
-                with hold_folder(folder) as held:
+                with lock_folder(folder) as held:
                     stop_leftover(held)
                     shutil.rmtree(folder)

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 import yaml
 
-from app.embedded.folder import hold_folder
+from app.embedded.folder import lock_folder
 from app.embedded.postgres import stop_leftover
 from tests.support.processes import QUICK, NeverCame, Program, until
 from tests.support.system_calls import Calls
@@ -56,7 +56,7 @@ async def up() -> AsyncIterator[Up]:
         yield up
     finally:
         await up.close()
-        with hold_folder(up.folder) as held:
+        with lock_folder(up.folder) as held:
             stop_leftover(held)
         shutil.rmtree(folder, ignore_errors=True)
 

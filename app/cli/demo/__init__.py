@@ -1,5 +1,5 @@
-"""`emberpool demo`: everything the service does, once, before one pair of eyes.
+"""`emberpool demo`: shows everything that the service does, once.
 
-It starts what `up` starts, in a folder that goes away with it, and is then a client like any other: all that it shows was
-asked for and measured over HTTP.
+It starts what `up` starts, in a folder that it removes at the end, and then acts as a client: everything that it shows was requested
+and measured over HTTP.
 """

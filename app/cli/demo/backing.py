@@ -1,4 +1,4 @@
-"""Act four: a pool that is a VirtualMachinePool of the cluster, for operators who want to see it with kubectl."""
+"""Act four: a pool that is a VirtualMachinePool in the cluster, for operators who use kubectl."""
 
 import time
 from typing import Final
@@ -18,7 +18,7 @@ _BODY: Final[Json] = {
     "template": {"image": "ubuntu:22.04", "cpu": 2, "memory": "2Gi"},
     "warm_when": "running",
 }
-"""Warm once its VMs run, so that the guests' boots need not be watched once more."""
+"""Its VMs are warm once they run, so that this act does not wait for guests to boot."""
 
 
 async def show_backing(client: Client, console: Console) -> None:
@@ -31,13 +31,13 @@ async def show_backing(client: Client, console: Console) -> None:
             path,
             until=lambda pool: bool(pool["status"]["counts"]["ready"] >= _SIZE),
             lost=why_never_full,
-            what="the pool that is a VirtualMachinePool is not full",
+            what="the pool with a VirtualMachinePool is not full",
         )
     warm_up = in_time(time.perf_counter() - began)
     say(
         console,
-        f"[bold]PUT {path}[/bold] with backing: VirtualMachinePool has {_SIZE} VMs running after {warm_up} (simulated): made by the "
-        "cluster's own controller, and listed by kubectl",
+        f"[bold]PUT {path}[/bold] with backing: VirtualMachinePool has {_SIZE} running VMs after {warm_up} (simulated): the "
+        "cluster's own controller creates them, and kubectl lists them",
         indent=2,
     )
     began = time.perf_counter()
@@ -45,7 +45,7 @@ async def show_backing(client: Client, console: Console) -> None:
     took = in_time(time.perf_counter() - began)
     vm = claim["vm"]
     if vm is None:
-        raise DemoFailed(f"the pool was full, and yet the claim is {claim['state']}: {claim['reason']}.")
+        raise DemoFailed(f"the pool was full, but the claim is {claim['state']}: {claim['reason']}.")
     await client.watch(
         f"/v1/vms/{vm['id']}",
         until=lambda seen: any(event["type"] == "vm.detached" for event in seen["history"]),
@@ -54,6 +54,6 @@ async def show_backing(client: Client, console: Console) -> None:
     )
     say(
         console,
-        f"a claim takes {quote(vm['name'])} of it in {took}; it is detached then, and the VirtualMachinePool makes another\n",
+        f"a claim gets {quote(vm['name'])} in {took}; the VM is then detached, and the VirtualMachinePool creates another\n",
         indent=4,
     )

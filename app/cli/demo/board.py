@@ -1,4 +1,4 @@
-"""What is under way, on a terminal: a line for each, gone when it is done. Without a terminal nothing is shown of it."""
+"""Shows on a terminal what is running: a line for each step, removed when the step ends. Without a terminal it shows nothing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 
 class Step:
-    """One thing that is under way."""
+    """One running step."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
@@ -21,7 +21,7 @@ class Step:
 
 
 class Board:
-    """To be entered; lines printed meanwhile stand above it."""
+    """A context manager. Lines that are printed meanwhile appear above it."""
 
     def __init__(self, console: Console) -> None:
         self._is_seen = console.is_interactive
@@ -42,7 +42,7 @@ class Board:
 
     @contextmanager
     def step(self, what: str) -> Iterator[Step]:
-        """`what` is shown until the block ends."""
+        """Shows `what` until the block ends."""
         task = self._progress.add_task(what, total=None)
         try:
             yield Step(self._progress, task)

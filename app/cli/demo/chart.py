@@ -1,4 +1,4 @@
-"""A bar for each path, in proportion, and what each stage has of it."""
+"""Draws a bar for each path, to scale, divided into stages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ _LOOKS: Final = {
     "boot": ("█", "green"),
     "agent": ("░", "bright_green"),
 }
-"""Told apart by colour, and where there is none by what they are filled with."""
+"""The stages differ in colour and, for output without colour, in character."""
 _WARM: Final = "▏"
-_TITLE: Final = "From the claim to the VM in seconds, by stages, and what is saved of cold"
+_TITLE: Final = "Seconds from the claim to the VM, by stage, and the saving compared with a cold start"
 _NAME: Final = 8
 _TIME: Final = 7
 _BESIDE: Final = 2 + _NAME + 2 + _TIME + 2
 _SHORTEST: Final = 10
 _LONGEST: Final = 60
-_WORTH_TELLING: Final = 0.05
+_SHORTEST_SHOWN: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One claim: `seconds` from its request until it had its VM, as its client measured it."""
+    """One claim. `seconds` is the time from its request until it had its VM, measured by the client."""
 
     path: str
     seconds: float
@@ -56,15 +56,15 @@ def draw(bars: Sequence[Bar], costs: Sequence[Json], *, width: int) -> Group:
 
 
 def _savings(cost: Json) -> list[Text]:
-    """Nothing for a cold start, with which the others are compared."""
+    """Nothing for a cold start: the others are compared with it."""
     if cost["expected"] is None:
         return []
     here = f"saves {in_percent(cost['saving'], digits=1)}" if cost["saving"] is not None else "no data"
-    return [Text(f"{here} (the mission expects {in_percent(cost['expected'])})")]
+    return [Text(f"{here} (target: {in_percent(cost['expected'])})")]
 
 
 def _fill(bar: Bar, length: int) -> Text:
-    """The bar, each stage with its part of it. Stages are told in whole seconds, and so their sum may be another."""
+    """The bar, divided by stages. Stages come in whole seconds, so that their sum may differ from the bar's time."""
     stages = _stages(bar)
     whole = sum(stages.values())
     text = Text()
@@ -77,10 +77,10 @@ def _fill(bar: Bar, length: int) -> Text:
 
 
 def _legend(bar: Bar, width: int) -> list[Text]:
-    """Lines of at most `width`, no stage broken in two."""
+    """Lines of at most `width` characters, with no stage split over two lines."""
     stages = _stages(bar)
     if not stages:
-        return [Text("had booted before", style="dim")]
+        return [Text("booted before the claim", style="dim")]
     lines = [Text()]
     for stage, seconds in stages.items():
         glyph, colour = _LOOKS[stage]
@@ -93,4 +93,4 @@ def _legend(bar: Bar, width: int) -> list[Text]:
 
 def _stages(bar: Bar) -> dict[str, float]:
     stages = bar.claim["timings"]["stages"] or {}
-    return {stage: stages[stage] for stage in _LOOKS if (stages.get(stage) or 0) >= _WORTH_TELLING}
+    return {stage: stages[stage] for stage in _LOOKS if (stages.get(stage) or 0) >= _SHORTEST_SHOWN}

@@ -1,4 +1,4 @@
-"""Act two: the same VM by all four paths, by asking for it in the same words each time."""
+"""Act two: the same VM by all four paths. The four requests are the same."""
 
 import asyncio
 import time
@@ -18,15 +18,15 @@ _PRELOAD: Final = "ubuntu-image"
 _SNAPSHOT: Final = "ubuntu-booted"
 _POOL: Final = "ubuntu-from-snapshot"
 _SIZE: Final = "10Gi"
-_STAGES_PATIENCE_SECONDS: Final = 10.0
+_STAGES_TIMEOUT_SECONDS: Final = 10.0
 
 
 async def show_paths(client: Client, console: Console) -> None:
-    """Raises DemoFailed where a path is not what it should be."""
+    """Raises DemoFailed if a claim is not served by the expected path."""
     say(
         console,
-        f"[bold]The same VM by all four paths[/bold]: {IMAGE} on a disk of its own, 2 CPUs, 2Gi. The same POST /v1/claim, which "
-        "describes it, is sent four times; what is near by then decides how it is served.\n",
+        f"[bold]The same VM by all four paths[/bold]: {IMAGE} on its own disk, 2 CPUs, 2Gi. The same POST /v1/claim with "
+        "the VM's description is sent four times; what is ready at that moment decides the path.\n",
     )
     with Board(console) as board:
         bars = await _Paths(client, console, board).walk()
@@ -35,8 +35,8 @@ async def show_paths(client: Client, console: Console) -> None:
     console.print("", draw(bars, costs["items"], width=console.width))
     say(
         console,
-        "\nSimulated: how long the dev cluster takes to import, clone, restore, schedule and boot; it tells moments in whole seconds. "
-        "What is saved is what GET /v1/paths measured, over all starts of this shape. "
+        "\nSimulated: the time that the dev cluster takes to import, clone, restore, schedule and boot, in whole seconds. "
+        "The savings are those of GET /v1/paths, over all starts of this shape. "
         "Only the claim from the pool measures something real: this service on this machine.\n",
     )
 
@@ -54,7 +54,7 @@ class _Paths:
         cold = await self._claim()
         preloading = (
             asyncio.Event()
-        )  # set once the second claim stands: the snapshot, which is faster, must not be there yet
+        )  # set once the second claim was made: the snapshot, which is faster, must not exist before
         try:
             async with asyncio.TaskGroup() as group:
                 from_preload = group.create_task(self._import(path, preloading))
@@ -69,7 +69,7 @@ class _Paths:
         return [await self._with_stages(bar) for bar in bars]
 
     async def _claim(self) -> tuple[float, Json, float]:
-        """When it was sent, the first answer, and when that came."""
+        """The time of the request, the first answer, and the time of the answer."""
         began = time.perf_counter()
         claim = await self._client.ask("POST", "/v1/claim", {"vm": VM})
         return began, claim, time.perf_counter()
@@ -81,9 +81,7 @@ class _Paths:
                 claim = await self._client.bound(claim)
             ended = time.perf_counter()
         if claim["path"] != path:
-            raise DemoFailed(
-                f"the claim was to be served by {path}, and was by {claim['path']}: {claim['choice']['reason']}."
-            )
+            raise DemoFailed(f"the claim was served by {claim['path']} instead of {path}: {claim['choice']['reason']}.")
         self._tell_choice(path, ended - began, claim["choice"])
         return Bar(path, ended - began, claim)
 
@@ -97,7 +95,7 @@ class _Paths:
 
             await self._client.watch(path, until=is_ready, lost=_why_failed, what="the image is not imported")
         self._tell_done(
-            f"PUT {path}", f"has imported the image in {in_time(time.perf_counter() - began)}, beside the cold start"
+            f"PUT {path}", f"imported the image in {in_time(time.perf_counter() - began)}, during the cold start"
         )
         sent = await self._claim()
         preloading.set()
@@ -115,7 +113,9 @@ class _Paths:
                 lost=_why_failed,
                 what="the snapshot is not ready",
             )
-        self._tell_done("POST /v1/snapshots", f"has the first VM's disk in {in_time(time.perf_counter() - began)}")
+        self._tell_done(
+            "POST /v1/snapshots", f"took a snapshot of the first VM's disk in {in_time(time.perf_counter() - began)}"
+        )
 
     async def _fill(self) -> None:
         path = f"/v1/pools/{_POOL}"
@@ -128,12 +128,17 @@ class _Paths:
                 lost=why_never_full,
                 what="the pool that starts from the snapshot is not full",
             )
-        self._tell_done(f"PUT {path}", f"is warm in {in_time(time.perf_counter() - began)}, its VM from the snapshot")
+        self._tell_done(
+            f"PUT {path}", f"was warm in {in_time(time.perf_counter() - began)}, with a VM from the snapshot"
+        )
 
     async def _with_stages(self, bar: Bar) -> Bar:
-        """Pods tell of some stages, and are read a moment after the VM was ready. What stays unknown is left out."""
+        """Reads the claim again until its stages are known: some come from the pod, which is read a moment after the VM is ready.
+
+        A stage that stays unknown is left out.
+        """
         path = f"/v1/claims/{bar.claim['id']}"
-        give_up = time.monotonic() + _STAGES_PATIENCE_SECONDS
+        give_up = time.monotonic() + _STAGES_TIMEOUT_SECONDS
         claim = await self._client.ask("GET", path)
         while claim["path"] != "pool" and None in _stages(claim) and time.monotonic() < give_up:
             await asyncio.sleep(0.2)

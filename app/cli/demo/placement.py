@@ -1,4 +1,4 @@
-"""Act three: VMs that want something of their node, and one that no node can take."""
+"""Act three: VMs that need something special of their node, and a VM that fits on no node."""
 
 from collections.abc import Callable
 from typing import Final
@@ -19,14 +19,14 @@ def _tell_pinned(node: Json) -> str | None:
 
 def _tell_pages(node: Json) -> str | None:
     pages = node["hugepages"][_PAGES]
-    return f"{pages['used']} of its {pages['allocatable']} pages of {_PAGES} are taken" if pages["used"] else None
+    return f"{pages['used']} of its {pages['allocatable']} pages of {_PAGES} are used" if pages["used"] else None
 
 
 MACHINES: Final[dict[str, Callable[[Json], str | None]]] = {
     "pinned-vm.yaml": _tell_pinned,
     "hugepages-vm.yaml": _tell_pages,
 }
-"""Of examples/, each a VM; and what its node shows of it, in words, once it does."""
+"""The manifest of each VM in examples/, and what describes the effect on its node; None until the node shows it."""
 _TOO_LARGE: Final[Json] = {
     "template": {"cpu": 2, "memory": "20Gi"},
     "placement": {"hugepages": "1Gi"},
@@ -34,8 +34,8 @@ _TOO_LARGE: Final[Json] = {
 
 
 async def show_placement(client: Client, machines: bytes, console: Console) -> None:
-    """`machines` are the manifests of `MACHINES`, in their order. Raises DemoFailed."""
-    say(console, f"[bold]POST /v1/manifests[/bold] with {' and '.join(MACHINES)}, of examples/:\n")
+    """`machines` holds the manifests of `MACHINES`, in that order. Raises DemoFailed."""
+    say(console, f"[bold]POST /v1/manifests[/bold] with {' and '.join(MACHINES)} of examples/:\n")
     applied = await client.ask("POST", "/v1/manifests", manifest=machines)
     with Board(console) as board:
         for document, told in zip(applied["documents"], MACHINES.values(), strict=True):
@@ -45,16 +45,15 @@ async def show_placement(client: Client, machines: bytes, console: Console) -> N
             took = in_time(claim["timings"]["wait"])
             say(
                 console,
-                f"[bold]{quote(document['name'])}[/bold] runs on {quote(node['name'])} after {took} (simulated); {told(node)} now",
+                f"[bold]{quote(document['name'])}[/bold] runs on {quote(node['name'])} after {took} (simulated); now {told(node)}",
                 indent=2,
             )
     answer = await client.ask("POST", "/v1/placements/check", _TOO_LARGE)
-    fits = {True: "it fits", False: "it does not fit", None: "nothing is known"}[answer["fits"]]
+    fits = {True: "it fits", False: "it does not fit", None: "unknown"}[answer["fits"]]
     why = "; ".join(answer["missing"] or answer["unchecked"])
     say(
         console,
-        "[bold]POST /v1/placements/check[/bold], before anyone waits for it, of one with 20Gi in pages of 1Gi: "
-        f"{fits}. {quote(why)}",
+        f"[bold]POST /v1/placements/check[/bold] for a VM with 20Gi in pages of 1Gi: {fits}. {quote(why)}",
         indent=2,
     )
 
@@ -64,5 +63,5 @@ async def _see(client: Client, node: str, told: Callable[[Json], str | None]) ->
         f"/v1/nodes/{node}",
         until=lambda seen: told(seen) is not None,
         lost=lambda _: None,
-        what=f"{node} is not seen to hold its VM",
+        what=f"{node} does not show its VM",
     )

@@ -22,7 +22,7 @@ from app.cli.demo.words import say
 from app.cli.settings import run_async, run_embedded_cluster
 from app.concurrency import first_of
 from app.config import Settings
-from app.embedded.folder import DataFolder, EmbeddedError, hold_folder
+from app.embedded.folder import DataFolder, EmbeddedError, lock_folder
 from app.embedded.postgres import describe_opening, run_postgres, stop_leftover
 from app.server import serve
 from app.store import migrations
@@ -91,7 +91,7 @@ def _folder() -> Iterator[DataFolder]:
     _sweep()
     path = Path(tempfile.mkdtemp(prefix=_PREFIX))
     try:
-        with hold_folder(path) as folder:
+        with lock_folder(path) as folder:
             yield folder
     finally:
         shutil.rmtree(path, ignore_errors=True)
@@ -103,7 +103,7 @@ def _sweep() -> None:
         # A folder whose lock names no process is just being created. A folder of another user cannot be removed.
         with suppress(OSError, EmbeddedError):
             if (path / "lock").read_text(encoding="utf-8"):
-                with hold_folder(path) as folder:
+                with lock_folder(path) as folder:
                     stop_leftover(folder)
                     shutil.rmtree(path)
 

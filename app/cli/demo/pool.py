@@ -22,7 +22,7 @@ _DOING: Final = ("planned", "creating", "booting", "releasing")
 
 @dataclass(frozen=True, slots=True)
 class PoolFile:
-    """A pool as a file asks for it: its name, and the body of `PUT /v1/pools/{name}`."""
+    """A pool that a file describes: its name, and the body of `PUT /v1/pools/{name}`."""
 
     name: str
     body: Json
@@ -30,7 +30,7 @@ class PoolFile:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one run measured, in seconds. `claim` is from the client's request to its answer; `backfill` from there to full."""
+    """What one run measured, in seconds. `claim` is from the request to the answer; `backfill` is from the answer until the pool is full."""
 
     size: int
     warm_up: float
@@ -41,7 +41,7 @@ class Measured:
 
 
 def read_pool(path: Path) -> PoolFile:
-    """The pool that a manifest describes. Raises DemoFailed where it describes none, and says why."""
+    """The pool that a manifest describes. Raises DemoFailed with the reason if it does not describe one."""
     try:
         documents = read_yaml(path.read_bytes())
     except OSError as error:
@@ -52,10 +52,10 @@ def read_pool(path: Path) -> PoolFile:
     if problems:
         raise DemoFailed(f"{path}: {problems[0].field}: {problems[0].message}.")
     if len(requests) != 1 or requests[0].resource is not Resource.POOL:
-        raise DemoFailed(f"{path} must hold one document, of kind VirtualMachinePool.")
+        raise DemoFailed(f"{path} must have one document, of kind VirtualMachinePool.")
     pool = requests[0]
     if pool.body.get("size") == 0:
-        raise DemoFailed(f"{path}: spec.size is 0, so that there would be no VM to claim; give 1 or more.")
+        raise DemoFailed(f"{path}: spec.size is 0, so that there is no VM to claim; set 1 or more.")
     return PoolFile(pool.name, pool.body)
 
 
@@ -64,7 +64,7 @@ async def show_pool(client: Client, pool: PoolFile, console: Console) -> None:
     began = time.perf_counter()
     written = await client.ask("PUT", path, pool.body)
     size = int(written["spec"]["size"])
-    say(console, f"[bold]PUT {path}[/bold] asks for {in_vms(size)}, warm:")
+    say(console, f"[bold]PUT {path}[/bold] asks for {in_vms(size)}:")
     full = await _watch(client, path, console, size=size)
     warm_up = time.perf_counter() - began
 
@@ -73,13 +73,13 @@ async def show_pool(client: Client, pool: PoolFile, console: Console) -> None:
     claimed = time.perf_counter()
     vm = claim["vm"]
     if vm is None:
-        raise DemoFailed(f"the pool was full, and yet the claim is {claim['state']}: {claim['reason']}.")
+        raise DemoFailed(f"the pool was full, but the claim is {claim['state']}: {claim['reason']}.")
     say(console, f"\n[bold]POST /v1/claim[/bold] hands out a running VM in [bold]{in_time(claimed - began)}[/bold]:")
     say(console, quote(f"{vm['name']} at {', '.join(vm['addresses'])} on {vm['node']}"), indent=2)
     await client.ask("DELETE", f"/v1/claims/{claim['id']}")
     say(
         console,
-        "\n[bold]DELETE /v1/claims/…[/bold] releases it. Its VM is destroyed, and the pool has refilled since the claim:",
+        "\n[bold]DELETE /v1/claims/…[/bold] releases the claim and destroys its VM. Meanwhile the pool refills:",
     )
     await _watch(client, path, console, size=size)
     measured = Measured(
@@ -94,30 +94,30 @@ async def show_pool(client: Client, pool: PoolFile, console: Console) -> None:
 
 
 def tabulate(measured: Measured) -> Table:
-    """What a run measured, for people."""
+    """A table of what the run measured."""
     table = Table(box=box.SIMPLE_HEAVY, show_header=False, title="Measured in this run", title_justify="left")
     table.add_column()
     table.add_column(justify="right")
     less = in_percent(1 - measured.claim / measured.cold_boot, digits=2)
     table.add_row(f"{in_vms(measured.size)} from nothing to warm", in_time(measured.warm_up))
     table.add_row("Cold boot, median (simulated)", in_time(measured.cold_boot))
-    table.add_row("Cold boot of the VM that was claimed (simulated)", in_time(measured.own_boot))
+    table.add_row("Cold boot of the claimed VM (simulated)", in_time(measured.own_boot))
     table.add_row("[bold]The claim[/bold]", f"[bold green]{in_time(measured.claim)}[/bold green]")
-    table.add_row("Less than the median cold boot by", f"[bold green]{less}[/bold green]")
+    table.add_row("Saving compared with the median cold boot", f"[bold green]{less}[/bold green]")
     table.add_row("Pool full again after the claim", in_time(measured.backfill))
     return table
 
 
 def why_never_full(pool: Json) -> str | None:
-    """Why the pool will not fill by itself, in words; None: it may."""
+    """Why the pool will not fill by itself; None if it may."""
     status = pool["status"]
     if status["phase"] != "stalled":
         return None
-    return str(status["reason"] or status["last_failure"] or "no reason is known")
+    return str(status["reason"] or status["last_failure"] or "unknown reason")
 
 
 async def _watch(client: Client, path: str, console: Console, *, size: int) -> Json:
-    """Shows the pool until it is full, and gives it as it is then."""
+    """Shows the pool until it is full, and returns it."""
     bar = Progress(
         TextColumn("  {task.completed}/{task.total} warm"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""How the demo says things: figures in words, and text that fits narrow terminals and files alike."""
+"""Formats what the demo prints, for terminals and for files."""
 
 import math
 from typing import Final
@@ -12,7 +12,7 @@ _SECOND: Final = 1.0
 
 
 def say(console: Console, markup: str, *, indent: int = 0) -> None:
-    """A paragraph: wrapped on a terminal, and whole in a line where it is none."""
+    """Prints a paragraph: wrapped on a terminal, else in one line."""
     if console.is_terminal:
         console.print(Padding(Text.from_markup(markup), (0, 0, 0, indent), expand=False), highlight=False)
     else:
@@ -20,7 +20,7 @@ def say(console: Console, markup: str, *, indent: int = 0) -> None:
 
 
 def quote(foreign: object) -> str:
-    """Text that is not ours, so that it is no markup."""
+    """Escapes text from elsewhere, so that it is not read as markup."""
     return escape(str(foreign))
 
 
@@ -33,7 +33,7 @@ def in_time(seconds: float) -> str:
 
 
 def in_percent(share: float, *, digits: int = 0) -> str:
-    """Rounded down, so that it never says all of it."""
+    """Rounded down, so that it never reads 100 %."""
     scale = 10**digits
     whole = 100 * scale
     floored = math.floor(round(share * whole, 6))  # so that 0.29, which is a little less as a float, stays 29 %

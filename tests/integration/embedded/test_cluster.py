@@ -13,17 +13,17 @@ import pytest
 import yaml
 
 from app.embedded.cluster import DevClusterFailed, run_cluster
-from app.embedded.folder import hold_folder
+from app.embedded.folder import lock_folder
 from tests.support.patience import PATIENCE
 
 DIES_HOLDING = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from app.embedded.cluster import run_cluster
-from app.embedded.folder import hold_folder
+from app.embedded.folder import lock_folder
 
 async def main():
-    with hold_folder(Path(sys.argv[1])) as folder:
+    with lock_folder(Path(sys.argv[1])) as folder:
         async with run_cluster(folder) as cluster:
             print(cluster.url, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -57,7 +57,7 @@ def clusters_of(folder: Path) -> list[psutil.Process]:
 
 
 async def test_it_listens_on_loopback_while_the_block_lasts(tmp_path):
-    with hold_folder(tmp_path) as folder:
+    with lock_folder(tmp_path) as folder:
         async with run_cluster(folder) as cluster:
             assert cluster.url.startswith("http://127.0.0.1:")
             assert await answers(cluster.url)
@@ -66,14 +66,14 @@ async def test_it_listens_on_loopback_while_the_block_lasts(tmp_path):
 
 
 async def test_its_kubeconfig_leads_to_it(tmp_path):
-    with hold_folder(tmp_path) as folder:
+    with lock_folder(tmp_path) as folder:
         async with run_cluster(folder) as cluster:
             kubeconfig = yaml.safe_load(cluster.kubeconfig.read_text(encoding="utf-8"))
             assert [each["cluster"]["server"] for each in kubeconfig["clusters"]] == [cluster.url]
 
 
 async def test_it_comes_back_at_its_address_when_it_dies(tmp_path):
-    with hold_folder(tmp_path) as folder:
+    with lock_folder(tmp_path) as folder:
         async with run_cluster(folder) as cluster:
             for _ in range(2):
                 (before,) = clusters_of(tmp_path)
@@ -99,7 +99,7 @@ async def test_it_does_not_outlive_a_killed_starter(tmp_path):
 
 async def test_one_that_cannot_start_says_why(tmp_path):
     with (
-        hold_folder(tmp_path) as folder,
+        lock_folder(tmp_path) as folder,
         pytest.raises(DevClusterFailed, match=r"(?s)it ended at once.*--no-such-flag"),
     ):
         await run_cluster(folder, arguments=["--no-such-flag"]).__aenter__()

@@ -14,16 +14,16 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from app.embedded.folder import FolderInUse, hold_folder
+from app.embedded.folder import FolderInUse, lock_folder
 from app.embedded.postgres import PostgresFailed, describe_opening, run_postgres, stop_leftover
 from tests.support.patience import PATIENCE
 
 _DIES_HOLDING = """
 import os, signal, sys
 from pathlib import Path
-from app.embedded.folder import hold_folder
+from app.embedded.folder import lock_folder
 from app.embedded.postgres import run_postgres
-with hold_folder(Path(sys.argv[1])) as folder, run_postgres(folder, fast=sys.argv[2] == "fast") as postgres:
+with lock_folder(Path(sys.argv[1])) as folder, run_postgres(folder, fast=sys.argv[2] == "fast") as postgres:
     print(folder.postgres.joinpath("postmaster.pid").read_text().splitlines()[0], flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -40,7 +40,7 @@ def path() -> Iterator[Path]:
 def original() -> Iterator[Path]:
     """The database of a folder that was used once: to copy it takes less than to make it."""
     with tempfile.TemporaryDirectory(prefix="emberpool-embedded-test-") as made:
-        with hold_folder(Path(made) / "data") as folder, run_postgres(folder, fast=True):
+        with lock_folder(Path(made) / "data") as folder, run_postgres(folder, fast=True):
             pass
         yield folder.postgres
 
@@ -90,17 +90,17 @@ async def fetch(url: str, sql: str) -> object:
 
 
 async def test_data_outlives_a_restart_and_nothing_runs_between(path):
-    with hold_folder(path) as folder, run_postgres(folder) as postgres:
+    with lock_folder(path) as folder, run_postgres(folder) as postgres:
         pid = postmaster(path)
         await fetch(postgres.url(), "CREATE TABLE kept AS SELECT 42 AS answer")
     wait_until_gone(pid)
-    with hold_folder(path) as folder, run_postgres(folder) as postgres:
+    with lock_folder(path) as folder, run_postgres(folder) as postgres:
         assert await fetch(postgres.url(), "SELECT answer FROM kept") == 42
 
 
 @pytest.mark.parametrize(("fast", "durable"), [(False, "on"), (True, "off")])
 async def test_the_settings_are_ours(used, fast, durable):
-    with hold_folder(used) as folder, run_postgres(folder, fast=fast) as postgres:
+    with lock_folder(used) as folder, run_postgres(folder, fast=fast) as postgres:
         for name in ("fsync", "full_page_writes", "synchronous_commit"):
             assert await fetch(postgres.url(), f"SHOW {name}") == durable
         assert await fetch(postgres.url(), "SHOW max_connections") == "200"
@@ -111,7 +111,7 @@ async def test_the_settings_are_ours(used, fast, durable):
 async def test_a_server_left_by_a_killed_process_is_taken_over_and_stopped_at_the_end(used):
     pid = leave_running(used, "durable")
     assert alive(pid)
-    with hold_folder(used) as folder, run_postgres(folder) as postgres:
+    with lock_folder(used) as folder, run_postgres(folder) as postgres:
         assert postmaster(used) == pid
         assert await fetch(postgres.url(), "SELECT 1") == 1
     wait_until_gone(pid)
@@ -119,7 +119,7 @@ async def test_a_server_left_by_a_killed_process_is_taken_over_and_stopped_at_th
 
 async def test_a_server_left_with_other_settings_is_restarted_with_the_asked_ones(used):
     pid = leave_running(used, "fast")
-    with hold_folder(used) as folder, run_postgres(folder) as postgres:
+    with lock_folder(used) as folder, run_postgres(folder) as postgres:
         assert postmaster(used) != pid
         assert await fetch(postgres.url(), "SHOW fsync") == "on"
 
@@ -127,16 +127,16 @@ async def test_a_server_left_with_other_settings_is_restarted_with_the_asked_one
 async def test_a_server_that_was_killed_itself_recovers(used):
     pid = leave_running(used, "durable")
     os.kill(pid, signal.SIGKILL)
-    with hold_folder(used) as folder, run_postgres(folder) as postgres:
+    with lock_folder(used) as folder, run_postgres(folder) as postgres:
         assert await fetch(postgres.url(), "SELECT 1") == 1
 
 
 async def test_a_pid_file_that_names_a_strangers_process_is_no_server(used):
-    with hold_folder(used) as folder, run_postgres(folder):
+    with lock_folder(used) as folder, run_postgres(folder):
         text = (folder.postgres / "postmaster.pid").read_text(encoding="utf-8")
     _, _, rest = text.partition("\n")
     stranger = f"{os.getpid()}\n{rest}"
-    with hold_folder(used) as folder:
+    with lock_folder(used) as folder:
         (folder.postgres / "postmaster.pid").write_text(stranger, encoding="utf-8")
         with run_postgres(folder) as postgres:
             assert postmaster(used) != os.getpid()
@@ -144,7 +144,7 @@ async def test_a_pid_file_that_names_a_strangers_process_is_no_server(used):
 
 
 async def test_a_first_start_that_was_cut_short_is_begun_again(path):
-    with hold_folder(path) as folder:
+    with lock_folder(path) as folder:
         folder.postgres.mkdir()
         (folder.postgres / "PG_VERSION").write_text("18\n", encoding="utf-8")
         (folder.path / "postgres.unfinished").touch()
@@ -153,7 +153,7 @@ async def test_a_first_start_that_was_cut_short_is_begun_again(path):
 
 
 def test_a_strangers_files_are_left_alone(path):
-    with hold_folder(path) as folder:
+    with lock_folder(path) as folder:
         folder.postgres.mkdir()
         (folder.postgres / "letters").write_text("dear reader", encoding="utf-8")
         with pytest.raises(PostgresFailed, match="holds files that Emberpool did not make"), run_postgres(folder):
@@ -162,18 +162,18 @@ def test_a_strangers_files_are_left_alone(path):
 
 
 def test_a_second_holder_is_told_who_has_the_folder(path):
-    with hold_folder(path), pytest.raises(FolderInUse, match=f"in use by process {os.getpid()}"), hold_folder(path):
+    with lock_folder(path), pytest.raises(FolderInUse, match=f"in use by process {os.getpid()}"), lock_folder(path):
         pass
 
 
 def test_a_folder_is_free_after_its_holder(path):
     for _ in range(2):
-        with hold_folder(path) as folder:
+        with lock_folder(path) as folder:
             assert (folder.path / "lock").read_text(encoding="utf-8") == str(os.getpid())
 
 
 def test_a_path_too_long_for_a_socket_is_refused_with_the_length(path):
-    with hold_folder(path / ("d" * 100)) as folder:
+    with lock_folder(path / ("d" * 100)) as folder:
         with (
             pytest.raises(PostgresFailed, match=r"has \d+ bytes, and a socket's path may have 103"),
             run_postgres(folder),
@@ -185,7 +185,7 @@ def test_a_path_too_long_for_a_socket_is_refused_with_the_length(path):
 @pytest.mark.parametrize("character", [" ", "$", ";", "&", "'", '"', "`", "*", ","])
 def test_a_path_that_a_shell_would_read_otherwise_is_refused(path, character):
     with (
-        hold_folder(path / f"a{character}b") as folder,
+        lock_folder(path / f"a{character}b") as folder,
         pytest.raises(PostgresFailed, match=re.escape(f"has the character {character!r}")),
         run_postgres(folder),
     ):
@@ -193,13 +193,13 @@ def test_a_path_that_a_shell_would_read_otherwise_is_refused(path, character):
 
 
 async def test_a_path_with_letters_and_signs_beyond_the_usual_works(path):
-    with hold_folder(path / "ünits+50%=a@b:c") as folder, run_postgres(folder, fast=True) as postgres:
+    with lock_folder(path / "ünits+50%=a@b:c") as folder, run_postgres(folder, fast=True) as postgres:
         assert await fetch(postgres.url(), "SELECT current_database()") == "emberpool"
 
 
 def test_a_leftover_is_stopped_at_once(used):
     pid = leave_running(used, "fast")
-    with hold_folder(used) as folder:
+    with lock_folder(used) as folder:
         stop_leftover(folder)
         stop_leftover(folder)  # nothing left to stop is fine
     wait_until_gone(pid)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.embedded.folder import EmbeddedError, default_data_dir, hold_folder
+from app.embedded.folder import EmbeddedError, default_data_dir, lock_folder
 
 
 @pytest.mark.parametrize(
@@ -26,5 +26,5 @@ def test_the_default_folder_depends_on_the_user(monkeypatch, user, environment, 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(EmbeddedError, match=r"data folder .*file/data cannot be made: Not a directory"):
-        hold_folder(tmp_path / "file" / "data").__enter__()
+    with pytest.raises(EmbeddedError, match=r"data folder .*file/data cannot be created: Not a directory"):
+        lock_folder(tmp_path / "file" / "data").__enter__()

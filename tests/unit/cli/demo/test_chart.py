@@ -52,14 +52,14 @@ def test_stages_are_told_beside_unless_they_are_nothing():
 
 def test_savings_are_told_beside_what_is_expected_and_never_rounded_up():
     text = "\n".join(drawn(81))
-    assert "saves 79.9 % (the mission expects 70 %)" in text
-    assert "saves over 99.9 % (the mission expects 80 %)" in text
-    assert text.count("mission") == 2
+    assert "saves 79.9 % (target: 70 %)" in text
+    assert "saves over 99.9 % (target: 80 %)" in text
+    assert text.count("target") == 2
 
 
 def test_what_was_not_measured_has_no_figure():
     lines = drawn(81, [bar("cold", 30.0, COLD), bar("preload", 12.0, None)])
-    assert "no data (the mission expects 60 %)" in lines[-1]
+    assert "no data (target: 60 %)" in lines[-1]
 
 
 @pytest.mark.parametrize("width", [200, 80, 60, 40, 30])

@@ -70,5 +70,5 @@ async def test_a_claim_that_came_by_another_path_is_not_shown_as_if_it_had_not()
             return {**PENDING, "state": "bound", "path": "preload"}
         return {"state": "importing", "ready": False, "reason": None, "progress": {"percent": None}}
 
-    with pytest.raises(DemoFailed, match=r"^the claim was to be served by cold, and was by preload: the fastest way"):
+    with pytest.raises(DemoFailed, match=r"^the claim was served by preload instead of cold: the fastest way"):
         await perform(answer)

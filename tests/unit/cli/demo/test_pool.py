@@ -42,7 +42,7 @@ def test_the_example_becomes_the_body_of_a_put():
         ("", "has no document"),
         ("- 1", "documents[0] is a list"),
         (f"{POOL}---{POOL}", "documents[0] makes pool 'tiny' already"),
-        (f"{POOL}---{POOL.replace('tiny', 'other')}", "must hold one document, of kind VirtualMachinePool"),
+        (f"{POOL}---{POOL.replace('tiny', 'other')}", "must have one document, of kind VirtualMachinePool"),
         ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}", "documents[0].kind: 'Pod' is not a known kind"),
         ("apiVersion: pool.kubevirt.io/v1\nkind: VirtualMachinePool", "documents[0].metadata: is missing"),
         (POOL + "  minAvailible: 1", "is not a known field; did you mean `minAvailable`?"),
