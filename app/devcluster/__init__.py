@@ -1,14 +1,17 @@
-"""A KubeVirt cluster in one process, for laptops and tests: a stand-in, and it says so.
+"""A simulated KubeVirt cluster in one process, for laptops and tests.
 
-It speaks the Kubernetes API over HTTP (API server 1.36, KubeVirt v1.9.0) well enough that kubernetes_asyncio and other
-clients work against it as against a real cluster; behind it small controllers live out the life of VMs on simulated
-nodes. Every answer carries `Server: emberpool-devcluster`, and /version names it. It imports nothing of the service.
+It serves the Kubernetes API over HTTP (API server 1.36, KubeVirt v1.9.0) so that kubernetes_asyncio and other clients work
+with it as with a real cluster. Small controllers simulate the lives of VMs on simulated nodes. Every answer has the header
+`Server: emberpool-devcluster`, and /version names it too. It imports nothing of the service.
 
     async with DevCluster(DevClusterConfig(durations=Durations.for_cold_boot(0.5))) as cluster:
         configuration = cluster.kubeconfig()
         cluster.faults.order(kind="error", verbs=["create"], resource="virtualmachines", count=3)
 
-`python -m app.devcluster --help` serves one on its own.
+The packages, from the bottom up: `apiserver` (objects, verbs, and the base of all controllers), `faults`, `storage`,
+`scheduling`, `nodes`, `kubevirt` and `cdi`, `server` (HTTP). An import contract holds that order.
+
+`python -m app.devcluster` serves one on its own; see its `--help`.
 """
 
 from app.devcluster.apiserver.access import Rule, Subject

@@ -19,14 +19,14 @@ from app.devcluster.nodes.node_shapes import SHAPE_FIELDS, NodeShape, change_sha
 
 def main(arguments: list[str] | None = None) -> int:
     options, config = parse(arguments)
-    # Standard output carries the line that says where we listen, and nothing else.
+    # Standard output has one line only: where the cluster listens.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     asyncio.run(_serve(config, options.kubeconfig_out, options.ready_file))
     return 0
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, DevClusterConfig]:
-    """The options, and the cluster they describe. Exits with a complaint where they make no sense."""
+    """The options, and the cluster they describe. Exits with a message where they make no sense."""
     parser = _parser()
     options = parser.parse_args(arguments)
     shape = NodeShape(
@@ -74,7 +74,7 @@ async def _serve(config: DevClusterConfig, kubeconfig_out: Path | None, ready_fi
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all: whoever waits for the file must not read half of it."""
+    """Replace the file in one step, so that nobody who waits for it reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     partial.write_text(text)
@@ -83,7 +83,7 @@ def _write(path: Path, text: str) -> None:
 
 def _quantity(text: str) -> str:
     if not is_quantity(text):
-        raise argparse.ArgumentTypeError(f"'{text}' is no quantity; write one such as 64Gi")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a quantity; write one such as 64Gi")
     return text
 
 
@@ -93,41 +93,54 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = -1.0
     if value < 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds; write one such as 2.5")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds; write one such as 2.5")
     return value
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app.devcluster", description=__doc__)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0: chosen by the system")
-    parser.add_argument("--cold-boot-seconds", type=_seconds, default=DEFAULT_COLD_BOOT_SECONDS)
-    parser.add_argument("--time-scale", type=_seconds, default=1.0, help="multiplies every simulated duration")
-    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=0, help="TCP port; 0 lets the system choose")
+    parser.add_argument(
+        "--cold-boot-seconds",
+        type=_seconds,
+        default=DEFAULT_COLD_BOOT_SECONDS,
+        help="time from creating a VM to its being ready, with no image cached; other simulated times follow in proportion",
+    )
+    parser.add_argument("--time-scale", type=_seconds, default=1.0, help="factor on every simulated duration")
+    parser.add_argument("--nodes", type=int, default=3, help="number of nodes: node1, node2, ...")
     parser.add_argument("--node-cpu", type=int, default=32, help="CPUs of each node")
-    parser.add_argument("--node-memory", type=_quantity, default="256Gi")
+    parser.add_argument("--node-memory", type=_quantity, default="256Gi", help="memory of each node")
     parser.add_argument(
-        "--hugepages-2mi", type=_quantity, default="64Gi", help="memory of each node set aside as 2 MiB pages"
+        "--hugepages-2mi", type=_quantity, default="64Gi", help="memory of each node that is reserved as 2 MiB pages"
     )
     parser.add_argument(
-        "--hugepages-1gi", type=_quantity, default="16Gi", help="memory of each node set aside as 1 GiB pages"
+        "--hugepages-1gi", type=_quantity, default="16Gi", help="memory of each node that is reserved as 1 GiB pages"
     )
-    parser.add_argument("--no-cpumanager", action="store_true", help="nodes pin no CPUs")
-    parser.add_argument("--image-cache-slots", type=int, default=IMAGE_CACHE_SLOTS, help="images each node can hold")
+    parser.add_argument("--no-cpumanager", action="store_true", help="nodes cannot pin CPUs")
+    parser.add_argument(
+        "--image-cache-slots", type=int, default=IMAGE_CACHE_SLOTS, help="number of images that each node can cache"
+    )
     parser.add_argument(
         "--node",
         action="append",
         default=[],
         metavar="NAME,MEMBER=VALUE,...",
-        help="a node of its own shape, beside the others or in the place of nodeN; repeatable. Members: "
+        help="add a node with its own shape, or replace nodeN; repeatable. Members: "
         f"{', '.join(sorted(SHAPE_FIELDS - {'labels'}))} (lists with +), label.KEY",
     )
-    parser.add_argument("--namespace", action="append", default=[], help="a namespace beside default; repeatable")
-    parser.add_argument("--image", action="append", default=[], help="a container disk every node has; repeatable")
-    parser.add_argument("--state", type=Path, help="SQLite file that keeps the cluster across restarts")
-    parser.add_argument("--kubeconfig-out", type=Path)
-    parser.add_argument("--ready-file", type=Path, help="written when listening: one line of JSON with the url")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--namespace", action="append", default=[], help="create this namespace too, besides default; repeatable"
+    )
+    parser.add_argument(
+        "--image", action="append", default=[], help="a container disk image that every node has cached; repeatable"
+    )
+    parser.add_argument("--state", type=Path, help="SQLite file that keeps the state of the cluster across restarts")
+    parser.add_argument("--kubeconfig-out", type=Path, help="write a kubeconfig for this cluster to this file")
+    parser.add_argument(
+        "--ready-file", type=Path, help="write one line of JSON with the URL to this file once the cluster listens"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the jitter and of generated names")
     return parser
 
 

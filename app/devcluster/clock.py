@@ -1,7 +1,7 @@
-"""Time as the dev cluster sees it: a wall clock for stamps and timers for simulated work.
+"""The clock of the dev cluster: the time for stamps, and timers for simulated work.
 
-Controllers never sleep: they ask for a callback. So a test can hand in a `ManualClock` and move it, and the same
-code runs against the event loop's own timers.
+Controllers never sleep, they ask for a callback. So a test can pass a `ManualClock` and advance it, while the same code
+runs on the timers of the event loop otherwise.
 """
 
 import asyncio
@@ -40,11 +40,11 @@ class LoopClock:
 
 
 class ManualClock:
-    """Time that stands still until it is moved; callbacks run in the order in which they are due."""
+    """Time that stands still until the test advances it; callbacks run in the order in which they are due."""
 
     def __init__(self, start: datetime | None = None) -> None:
         self.busy: list[Callable[[], bool]] = []
-        """What must come to rest before time moves on; a DevCluster adds its controllers."""
+        """Time does not move on while one of these is true; a DevCluster adds its controllers."""
         self._now = start or datetime(2030, 1, 1, tzinfo=UTC)
         self._order = itertools.count()
         self._due: list[tuple[datetime, int, _ManualTimer]] = []
@@ -58,7 +58,7 @@ class ManualClock:
         return timer
 
     async def advance(self, seconds: float) -> None:
-        """Move time forward; between two callbacks the loop runs until it has nothing left to do at once."""
+        """Move time forward. Between two callbacks the event loop runs until nothing is ready to run."""
         target = self._now + timedelta(seconds=seconds)
         await self.settle()
         while self._due and self._due[0][0] <= target:
@@ -72,14 +72,14 @@ class ManualClock:
         await self.settle()
 
     async def settle(self) -> None:
-        """Let the event loop run until nothing has anything to do at once."""
+        """Run the event loop until nothing is ready to run."""
         quiet = 0
         for _ in range(_SETTLE_TURNS):
             await asyncio.sleep(0)
             quiet = 0 if any(busy() for busy in self.busy) else quiet + 1
             if quiet > _QUIET_TURNS:
                 return
-        raise RuntimeError(f"the controllers did not come to rest within {_SETTLE_TURNS} turns of the event loop")
+        raise RuntimeError(f"the controllers were still busy after {_SETTLE_TURNS} turns of the event loop")
 
 
 class _ManualTimer:

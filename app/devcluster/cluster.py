@@ -73,7 +73,7 @@ SERVER_NAME = "emberpool-devcluster"
 class DevCluster:
     """`async with DevCluster(config) as cluster:` serves at `cluster.url` until the block ends.
 
-    `faults` orders faults in process; `clock` may be a ManualClock that the test moves.
+    Order faults through `faults`. `clock` may be a ManualClock that the test advances.
     """
 
     def __init__(self, config: DevClusterConfig | None = None, *, clock: Clock | None = None) -> None:
@@ -99,7 +99,7 @@ class DevCluster:
         return f"http://{self.config.host}:{self._port}"
 
     def kubeconfig(self, token: str = "") -> Json:
-        """A kubeconfig for kubectl and kubernetes_asyncio, for one of the configured tokens where there are any."""
+        """A kubeconfig for kubectl and kubernetes_asyncio; `token` is one of the configured tokens, if any."""
         name = "devcluster"
         user: Json = {"token": token} if token else {}
         return {
@@ -150,13 +150,13 @@ class DevCluster:
             self._state.close()
 
     def reset(self) -> None:
-        """As new: no objects but nodes and namespaces, no faults."""
+        """Back to a new cluster: no faults, and no objects but the first nodes, namespaces and storage classes."""
         self.faults.lift_all()
         self.store.clear()
         self._furnish()
 
     def _open_state(self) -> bool:
-        """Whether a saved cluster was found and taken up."""
+        """Load the saved state. False where there is none yet."""
         if self.config.state is None:
             return False
         self._state = StateFile(self.config.state)
@@ -215,7 +215,7 @@ class DevCluster:
         return self.server.watches
 
     def order_restart(self, *, kill: bool, down: float, starting: float) -> None:
-        """As `restart`, begun when the caller's own request has been answered."""
+        """Like `restart`, but begins only once the caller's own request has been answered."""
         loop = asyncio.get_running_loop()
 
         def begin() -> None:
@@ -225,7 +225,7 @@ class DevCluster:
         self.clock.call_later(_ANSWER_SECONDS, begin)
 
     async def interrupt(self, *, kill: bool = True) -> None:
-        """Stop the API server, not the controllers: new connections are refused, open ones break (or, not killed, end)."""
+        """Stop the API server but not the controllers. New connections are refused; open ones are cut (`kill`) or closed."""
         if self._site is not None:
             await self._site.stop()
             self._site = None
@@ -241,7 +241,7 @@ class DevCluster:
                 connection.transport.abort()
 
     async def recover(self, stage: Stage = Stage.UP) -> None:
-        """Start the API server again on its port; what watches had seen before is too old now."""
+        """Start the API server again on its port. Resource versions from before are too old for watches then."""
         self.disruptions.stage = stage
         self.store.rv += _RESTART_GAP
         self.store.forget_history()
@@ -250,7 +250,7 @@ class DevCluster:
         await self._site.start()
 
     async def restart(self, *, kill: bool = True, down: float = 0.0, starting: float = 0.0) -> None:
-        """Stop now, listen again after `down` seconds, be ready `starting` seconds later; returns at once."""
+        """Stop now, listen again after `down` seconds, be ready `starting` seconds later. Returns at once."""
         await self.interrupt(kill=kill)
         loop = asyncio.get_running_loop()
 
@@ -279,7 +279,7 @@ class DevCluster:
         self._provide_images(name, shape)
 
     def change_node(self, name: str, given: Mapping[str, Any]) -> None:
-        """Give a node other members of its shape. Raises ApiError 404 for a node that is not there, ValueError for nonsense."""
+        """Give a node other members of its shape. Raises ApiError 404 for an unknown node, ValueError for an impossible shape."""
         stored = self.api.get(NODES, "", name)
         shape = change_shape(shape_of(stored.obj), given)
         self.api.modify(NODES, stored, lambda node: reshape(node, shape))
@@ -290,7 +290,7 @@ class DevCluster:
             self.store.put(NAMESPACES, with_defaults(NAMESPACES, new_object(NAMESPACES, name, "", self.clock.now())))
 
     def _provide_storage(self) -> None:
-        """The storage classes of every dev cluster, also for one that was saved before it had them all."""
+        """Create the storage classes that are missing, also in a saved cluster."""
         for resource, obj in storage_objects(self.clock.now()):
             if self.store.get(resource, "", obj["metadata"]["name"]) is None:
                 self.store.put(resource, obj)
@@ -322,7 +322,7 @@ class DevCluster:
 
 
 async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
-    """Every answer says that it comes from a stand-in."""
+    """Mark every answer as coming from a dev cluster."""
     response.headers["Server"] = SERVER_NAME
 
 
@@ -330,7 +330,7 @@ async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
 async def _quiet_cuts(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """A connection cut on order needs no stack trace."""
+    """A connection that was cut by an ordered fault needs no stack trace."""
     try:
         return await handler(request)
     except ResetError:

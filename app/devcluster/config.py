@@ -1,4 +1,4 @@
-"""What a dev cluster is made of."""
+"""Configuration of a dev cluster."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ from app.devcluster.nodes.node_shapes import NodeShape
 
 @dataclass(frozen=True, slots=True)
 class DevClusterConfig:
-    """`port` 0 lets the system choose. Without `tokens` anybody may do anything. `state` is a SQLite file; None keeps
-    everything in memory. `named_nodes` come beside the `nodes` (node1, node2, ...), or give one of those another shape.
-    The same `seed` gives the same jitter and generated names; `jitter_share` is how far durations stray either way.
-    `images` are on every node already.
+    """`port` 0 lets the system choose. Without `tokens` everybody may do everything. `state` is a SQLite file; None keeps
+    everything in memory. `named_nodes` are added to the `nodes` (node1, node2, ...), or give one of those another shape.
+    The same `seed` gives the same jitter and generated names; durations vary by up to `jitter_share` either way. Every
+    node has the `images` cached from the start.
     """
 
     host: str = "127.0.0.1"

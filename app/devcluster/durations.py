@@ -9,13 +9,13 @@ DEFAULT_COLD_BOOT_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """Every delay the controllers simulate. The first six are the stages of a cold boot and sum up to 30 s.
+    """All delays that the controllers simulate. The first six are the stages of a cold boot; they sum to 30 s.
 
-    The delays of node loss, crash loops and webhooks are those seen on Kubernetes 1.36 with KubeVirt v1.9.0. Those of
-    storage are simulated and measured nowhere; chosen so that they stand in proportion: an import fetches and converts
-    10 GiB at some 256 MiB/s, a host-assisted copy moves them at 400 MiB/s, while a driver's clone, snapshot and restore
-    copy no data. A guest whose disk has been booted before, or is a copy of such a one, has its first boot (keys, file
-    system growth, cloud-init) behind it: `guest_boot_prepared`.
+    The delays of node loss, crash loops and webhooks were observed on Kubernetes 1.36 with KubeVirt v1.9.0. Those of
+    storage were not measured; they are chosen in proportion to each other: an import fetches and converts 10 GiB at about
+    256 MiB/s, a host-assisted copy moves them at 400 MiB/s, and a driver's clone, snapshot or restore copies no data.
+    `guest_boot_prepared` is the boot of a guest whose disk was booted before, or is a copy of such a disk: its first boot
+    (keys, file system growth, cloud-init) is over.
     """
 
     schedule: float = 0.5
@@ -49,14 +49,14 @@ class Durations:
 
     @classmethod
     def for_cold_boot(cls, seconds: float, *, time_scale: float = 1.0) -> Self:
-        """The defaults, shrunk or stretched in proportion so that a cold boot takes `seconds * time_scale`."""
+        """The defaults, scaled so that a cold boot takes `seconds * time_scale`."""
         return cls().scaled(seconds / DEFAULT_COLD_BOOT_SECONDS * time_scale)
 
     def scaled(self, factor: float) -> Self:
         return replace(self, **{field.name: getattr(self, field.name) * factor for field in fields(self)})
 
     def backoff(self, failures: int) -> float:
-        """Seconds before the next start after so many failed ones in a row: 13 and 46 were seen, then up to 300."""
+        """Seconds to the next start after this many failed starts in a row: 13 and 46 were observed, then up to 300."""
         unscaled = 10 * failures**2 + 3 * failures
         return min(unscaled * self.crash_backoff, self.crash_backoff_limit)
 
@@ -67,7 +67,7 @@ class Durations:
 
 
 class Jitter:
-    """Spreads durations by up to `share` either way, the same way for the same seed."""
+    """Varies durations by up to `share` either way; the same seed gives the same sequence."""
 
     def __init__(self, seed: int, share: float = 0.1) -> None:
         self._random = random.Random(seed)  # noqa: S311  # simulated delays, no secret
@@ -80,5 +80,5 @@ class Jitter:
         return self._random.random() < probability
 
     def token(self, length: int = 5) -> str:
-        """A name suffix from the alphabet Kubernetes uses for generated names (no vowels, no look-alikes)."""
+        """A random suffix in the alphabet of generated Kubernetes names (no vowels, no look-alikes)."""
         return "".join(self._random.choices("bcdfghjklmnpqrstvwxz2456789", k=length))

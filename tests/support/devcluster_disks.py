@@ -118,3 +118,24 @@ def cron(name="fedora", source=None, **spec):
         "metadata": {"name": name},
         "spec": whole,
     }
+
+
+def of_claim(name):
+    return {"pvc": {"namespace": "default", "name": name}}
+
+
+def of_snapshot(name):
+    return {"snapshot": {"namespace": "default", "name": name}}
+
+
+async def progress_of(bench, name):
+    """Phase and progress of a DataVolume."""
+    volume = await bench.get(f"{DATA_VOLUMES}/{name}")
+    return volume.get("status", {}).get("phase"), volume.get("status", {}).get("progress")
+
+
+async def import_image(bench, name="image", **options):
+    """An image that has been imported."""
+    await make(bench, DATA_VOLUMES, data_volume(name, **options))
+    await bench.clock.advance(45)
+    assert await progress_of(bench, name) == ("Succeeded", "100.0%")

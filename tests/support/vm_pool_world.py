@@ -112,12 +112,26 @@ class World:
             assert "deletionTimestamp" not in objects[uid]["metadata"]
 
     async def is_gone(self, name="web"):
+        """The pool ends, and every VirtualMachinePool with it."""
+
         async def gone():
             return await scalar(
                 self.db, "SELECT deleted_at FROM pool WHERE name = :name ORDER BY id DESC LIMIT 1", name=name
             )
 
+        async def empty():
+            return await self.vm_pools() == []
+
         await eventually(gone)
+        await eventually(empty)
+
+    async def has_no_objects(self):
+        """The last VM leaves the cluster."""
+
+        async def empty():
+            return await self.objects() == {}
+
+        await eventually(empty)
 
     async def notes(self):
         return await scalar(self.db, "SELECT notes FROM pool_plan") or []

@@ -1,4 +1,4 @@
-"""Bearer tokens and what they may do. With no tokens configured, everybody may do everything."""
+"""Bearer tokens and their rights. Where no tokens are configured, everybody may do everything."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ ADMINISTRATOR = Subject("system:admin", (Rule(),))
 
 
 def authenticate(tokens: Mapping[str, Subject], header: str) -> Subject:
-    """Raises ApiError 401 for a token that was not configured, or none where some were."""
+    """The subject of the token. Raises ApiError 401 for an unknown token, and for none where tokens are configured."""
     if not tokens:
         return ADMINISTRATOR
     scheme, _, token = header.partition(" ")

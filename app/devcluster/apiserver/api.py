@@ -42,7 +42,7 @@ _SERVER_OWNED = (
     "generation",
     "selfLink",
 )
-_UNCONDITIONAL = frozenset({"secrets", "pods", "nodes", "namespaces", "persistentvolumeclaims", "events", "daemonsets"})
+_UNCONDITIONAL = frozenset({"secrets", "pods", "nodes", "namespaces", "persistentvolumeclaims", "daemonsets"})
 _STRATEGIC = "application/strategic-merge-patch+json"
 
 
@@ -177,7 +177,10 @@ class Api:
         return self._update(resource, old, given, options, warnings, status=status)
 
     def modify(self, resource: Resource, stored: Stored, change: Callable[[Json], Json]) -> Stored:
-        """A controller's write: `change` gives the new object; no webhooks. Nothing is stored where nothing differs."""
+        """A controller's write, without webhooks: `change` gives the new object, which is stored only if it differs.
+
+        An object that is being deleted and has no finalizer left is removed.
+        """
         obj = change(stored.obj)
         return self._store(resource, stored, obj, dry_run=False)
 
@@ -281,7 +284,7 @@ class Api:
         return builtin.without_unknown(resource, obj), list(warnings)
 
     def _reread(self, resource: Resource, obj: Json, options: WriteOptions) -> tuple[Json, list[str]]:
-        """As `_read`, for the outcome of a patch, whose faults are told as faults of the patch."""
+        """Like `_read`, for the result of a patch: problems are reported as problems of the patch."""
         problems = [f'unknown field "{path}"' for path in _unknown(resource, obj)]
         problem = builtin.decoding_problem(resource, obj)
         if problems and options.field_validation == "Strict":
@@ -350,5 +353,5 @@ def _spec_differs(resource: Resource, old: Json, new: Json) -> bool:
 
 
 def _is_released(metadata: Json) -> bool:
-    """A pod's grace period holds it until its node lets it go; all else goes with its last finalizer."""
+    """A pod stays during its grace period, until its node removes it; other objects go with their last finalizer."""
     return not metadata.get("deletionGracePeriodSeconds")

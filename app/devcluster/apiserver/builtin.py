@@ -1,4 +1,4 @@
-"""Rules of the built-in kinds that clients of this cluster write: Secrets, Leases, pods and DaemonSets."""
+"""Defaults and validation of the built-in kinds that clients write: Secrets, Leases, claims, pods and DaemonSets."""
 
 import base64
 import binascii
@@ -32,7 +32,7 @@ _WHOLE_TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(Z|[+-]\d{2}:\d{2}
 
 
 def unknown_fields(resource: Resource, obj: Json) -> list[str]:
-    """Fields these kinds do not have, sorted; kinds that are only stored have no list and take anything."""
+    """Unknown fields, sorted. Kinds that are only stored take any field."""
     if resource.id in workloads.KINDS:
         return workloads.unknown_fields(resource, obj)
     if resource is SECRETS:
@@ -52,7 +52,7 @@ def without_unknown(resource: Resource, obj: Json) -> Json:
 
 
 def decoding_problem(resource: Resource, obj: Json) -> str | None:
-    """Why a value cannot even be read into its Go type; None where it can."""
+    """Why a value does not parse into its Go type; None where it does."""
     if resource.id in workloads.KINDS:
         return workloads.decoding_problem(resource, obj)
     if resource is SECRETS:
@@ -69,7 +69,7 @@ def decoding_problem(resource: Resource, obj: Json) -> str | None:
 
 
 def with_defaults(resource: Resource, obj: Json) -> Json:
-    """What the server makes of the object before it stores it."""
+    """The object with the defaults that the server sets before it stores it."""
     if resource is NAMESPACES and "status" not in obj:
         return _new_namespace(obj)
     if resource.id in workloads.KINDS:
@@ -102,7 +102,7 @@ def _new_namespace(namespace: Json) -> Json:
 
 
 def _new_claim(claim: Json) -> Json:
-    """A claim is protected, pending, and tells its source under both names."""
+    """A new claim is protected and pending, and has its source under both names."""
     spec = {**(claim.get("spec") or {})}
     source = spec.get("dataSource") or spec.get("dataSourceRef")
     if source:
@@ -160,7 +160,7 @@ def _check_lease(obj: Json) -> list[Json]:
 
 
 def _bad_base64(value: Any) -> int | None:
-    """The first byte that does not belong, or None."""
+    """The position of the first wrong byte; None where all are right."""
     text = str(value)
     try:
         base64.b64decode(text, validate=True)

@@ -1,4 +1,4 @@
-"""Condition lists of KubeVirt objects; each function gives a new list."""
+"""Condition lists of pods and of KubeVirt's objects. Each function gives a new list."""
 
 from datetime import datetime
 
@@ -24,7 +24,7 @@ def make(
     message: str = "",
     probed: bool = False,
 ) -> Json:
-    """`probed` fills lastProbeTime, which controllers set on what they judge themselves and leave null on copies."""
+    """A condition. `probed` fills lastProbeTime: controllers set it on their own conditions and leave it null on copies."""
     condition: Json = {"lastProbeTime": stamp(now) if probed else None, "lastTransitionTime": stamp(now)}
     if message:
         condition["message"] = message
@@ -34,7 +34,7 @@ def make(
 
 
 def put(conditions: list[Json] | None, condition: Json) -> list[Json]:
-    """Replace the condition of that type, or add it; one that says the same stays as it was, times included."""
+    """Replace the condition of that type, or add it. An equal one (status, reason, message) stays, with its times."""
     result = list(conditions or ())
     for number, old in enumerate(result):
         if old["type"] == condition["type"]:

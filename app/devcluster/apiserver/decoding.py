@@ -1,4 +1,4 @@
-"""Request bodies into objects: JSON or YAML, duplicate keys noticed, complaints as the API server words them."""
+"""Decodes request bodies from JSON or YAML, and finds duplicate keys. Errors are worded as by the API server."""
 
 import json
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ _PATCH_TYPES = "application/json-patch+json, application/merge-patch+json, appli
 class Decoded:
     value: Any
     duplicates: list[str] = field(default_factory=list)
-    """Dotted paths of members that were given more than once; the last one counts."""
+    """Dotted paths of members that occur more than once; the last one counts."""
 
 
 def decode_object(resource: Resource, body: bytes, content_type: str) -> Decoded:
@@ -42,7 +42,7 @@ def decode_object(resource: Resource, body: bytes, content_type: str) -> Decoded
 
 
 def decode_patch(body: bytes, content_type: str) -> Decoded:
-    """The body of a PATCH, whose kind the content type tells. Raises ApiError 400 or 415."""
+    """The body of a PATCH; the content type says which kind of patch it is. Raises ApiError 400 or 415."""
     if content_type not in {
         "application/json-patch+json",
         "application/merge-patch+json",

@@ -24,7 +24,7 @@ class DeleteOptions:
 
     @classmethod
     def parse(cls, body: Json, query: dict[str, list[str]]) -> Self:
-        """Options from the body; those of the query count where the body is empty. Raises ApiError 422."""
+        """Options of the body; those of the query count where the body has none. Raises ApiError 422."""
         first = {key: values[0] for key, values in query.items() if values}
         policy = body.get("propagationPolicy") or first.get("propagationPolicy", "")
         if policy and policy not in _POLICIES:
@@ -49,7 +49,7 @@ class DeleteOptions:
 
 
 def delete(api: Api, resource: Resource, namespace: str, name: str, options: DeleteOptions) -> Json:
-    """The answer's body: the object where it stays for its finalizers, else a Status."""
+    """Gives the body of the answer: the object where it stays because of its finalizers, else a Status."""
     stored = api.get(resource, namespace, name)
     _check_preconditions(resource, stored, options)
     metadata = stored.obj["metadata"]
@@ -89,7 +89,7 @@ def _finalizers(metadata: Json, policy: str) -> list[str]:
 
 
 def _grace(resource: Resource, stored: Stored, options: DeleteOptions) -> int:
-    """Only pods that a node runs end gracefully."""
+    """The grace period in seconds; only pods on a node have one."""
     if resource is not PODS or not stored.obj.get("spec", {}).get("nodeName"):
         return 0
     if stored.obj.get("status", {}).get("phase") in {"Succeeded", "Failed"}:

@@ -20,10 +20,10 @@ _Item = tuple[str, str, Key]
 
 
 class GarbageCollector(Controller[_Item]):
-    """Looks at an object when its owners change or go, and at an owner when it waits for its dependents.
+    """Looks at an object when its owners change or go, and at an owner while it waits for its dependents.
 
-    An owner that KubeVirt's controllers still hold loses `foregroundDeletion` after their finalizers: the real collector
-    is slower than they are.
+    An owner with finalizers of KubeVirt's controllers loses `foregroundDeletion` after those: the real collector is slower
+    than the controllers.
     """
 
     @override

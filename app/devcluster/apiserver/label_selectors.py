@@ -1,4 +1,4 @@
-"""Label selectors and node selector requirements, as they stand inside objects."""
+"""Label selectors and node selector requirements of objects."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from app.devcluster.apiserver.status import Json
 
 
 def selects(selector: Json | None, labels: dict[str, str]) -> bool:
-    """As metav1.LabelSelector: none selects nothing, an empty one everything."""
+    """Like metav1.LabelSelector: None selects nothing, an empty selector everything."""
     if selector is None:
         return False
     if any(labels.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
@@ -15,7 +15,7 @@ def selects(selector: Json | None, labels: dict[str, str]) -> bool:
 
 
 def rule_holds(rule: Json, labels: dict[str, str]) -> bool:
-    """One requirement with key, operator and values; NotIn holds also where there is no such label."""
+    """One requirement with key, operator and values. NotIn also holds where the label is missing."""
     value, given = labels.get(rule["key"]), rule.get("values") or ()
     match rule["operator"]:
         case "In":
@@ -33,7 +33,7 @@ def rule_holds(rule: Json, labels: dict[str, str]) -> bool:
 
 
 def with_keys(selector: Json | None, keys: Iterable[str], labels: dict[str, str], operator: str = "In") -> Json | None:
-    """The selector narrowed to the values that `labels` have for `keys` (matchLabelKeys); absent ones are left out."""
+    """The selector, limited to the values that `labels` have for `keys` (matchLabelKeys); missing keys are ignored."""
     rules = [{"key": key, "operator": operator, "values": [labels[key]]} for key in keys if key in labels]
     if selector is None or not rules:
         return selector

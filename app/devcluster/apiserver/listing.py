@@ -1,4 +1,4 @@
-"""Lists: options, paging, versions, and the three shapes a list can be asked for (objects, Table, metadata only)."""
+"""Lists: options, paging, versions, and the three forms of a list (objects, Table, metadata only)."""
 
 import base64
 import json
@@ -87,7 +87,7 @@ class ListOptions:
 
 
 def is_true(text: str) -> bool:
-    """As Go's strconv.ParseBool reads it; Python clients send `True`."""
+    """Reads a flag as Go's strconv.ParseBool does; Python clients send `True`."""
     return text in {"1", "t", "T", "true", "TRUE", "True"}
 
 
@@ -100,7 +100,7 @@ class Page:
 
 
 def list_page(store: Store, resource: Resource, namespace: str, options: ListOptions) -> Page:
-    """Raises ApiError: 400 for a bad version or token, 410 where the version is gone, 504 where it is yet to come."""
+    """Raises ApiError: 400 for a bad version or token, 410 for a version that is forgotten, 504 for one in the future."""
     if options.token:
         version, start = _open_token(options.token)
         version = store.rv if version < 0 else version
@@ -278,7 +278,7 @@ def _cell(obj: Json, column: Json, now: datetime) -> object:
 
 
 def _json_path(obj: object, path: str) -> object:
-    """The two forms printer columns use: dotted members, and a list's element found by its `type`."""
+    """Supports the two forms that printer columns use: dotted members, and the element of a list with a given `type`."""
     head, found, tail = path.partition("[?(@.type=='")
     for part in filter(None, head.split(".")):
         obj = obj.get(part) if isinstance(obj, dict) else None

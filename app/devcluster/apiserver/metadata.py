@@ -1,4 +1,4 @@
-"""What Kubernetes demands of every object's metadata, in its own words."""
+"""Validates the metadata of objects, with the messages of Kubernetes."""
 
 import re
 
@@ -55,7 +55,7 @@ def check_metadata(resource: Resource, metadata: Json) -> list[Json]:
 
 
 def check_finalizers_kept(old: Json, new: Json) -> list[Json]:
-    """An object on its way out takes no new finalizers."""
+    """An object that is being deleted takes no new finalizers."""
     if "deletionTimestamp" not in old:
         return []
     before = old.get("finalizers") or []

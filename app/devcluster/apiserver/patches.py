@@ -1,4 +1,4 @@
-"""JSON patch, merge patch and a plain reading of server-side apply. Nothing given is changed in place."""
+"""JSON patch, merge patch, and a simple server-side apply. No argument is changed in place."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ _OPERATIONS = frozenset({"add", "remove", "replace", "move", "copy", "test"})
 
 
 def apply_json_patch(target: Json, patch: object) -> Json:
-    """Raises ApiError 422 where an operation does not apply, a failed `test` included; 400 where it is no patch.
+    """Raises ApiError 422 for an operation that fails, also for a failed `test`; 400 for what is not a patch.
 
-    Departs from RFC 6902 as the API server does: `replace` of a member that is not there adds it.
+    Departs from RFC 6902 as the API server does: `replace` of a missing member adds it.
     """
     if not isinstance(patch, list):
         kind = _go_kind(patch)
@@ -30,7 +30,7 @@ def apply_json_patch(target: Json, patch: object) -> Json:
 
 
 def apply_merge_patch(target: Json, patch: object) -> Json:
-    """RFC 7386. Raises ApiError 400 where the patch is no object."""
+    """RFC 7386. Raises ApiError 400 where the patch is not an object."""
     if not isinstance(patch, dict):
         kind = _go_kind(patch)
         raise bad_request(
@@ -41,7 +41,7 @@ def apply_merge_patch(target: Json, patch: object) -> Json:
 
 
 def apply_configuration(target: Json, configuration: Json) -> Json:
-    """Server-side apply without field ownership: what is given is set, and nothing is ever taken away."""
+    """Server-side apply without field ownership: it sets the given members and never removes any."""
     metadata = {key: value for key, value in configuration.get("metadata", {}).items() if key != "managedFields"}
     merged: Json = _merged(target, {**configuration, "metadata": metadata})
     return merged

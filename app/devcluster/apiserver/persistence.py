@@ -1,4 +1,4 @@
-"""The cluster's state in a SQLite file: written behind the store in small batches, read back at the start."""
+"""The state of the cluster in a SQLite file: written in small batches after the store, and loaded at the start."""
 
 import sqlite3
 from pathlib import Path
@@ -19,11 +19,11 @@ CREATE TABLE IF NOT EXISTS objects (
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
 _RESTART_GAP = 1000
-"""Versions given out after the last batch are lost with a crash; none of them may be given out again."""
+"""A crash loses the versions after the last batch; none of them may be used again."""
 
 
 class StateFile:
-    """`load` before the first write, `attach` to follow the store, `close` at the end. A crash loses at most a batch."""
+    """Call `load` before the first write, `attach` to follow the store, `close` at the end. A crash loses one batch at most."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ class StateFile:
         self._unsubscribe = _nothing
 
     def load(self, store: Store) -> bool:
-        """Fill the store; False where the file held nothing. Watches from before the start then get 410."""
+        """Fill the store. False where the file is empty. Watches from a version before the start get 410."""
         row = self._db.execute("SELECT value FROM counters WHERE name = 'version'").fetchone()
         if row is None:
             return False
@@ -63,7 +63,7 @@ class StateFile:
         self._db.close()
 
     def flush(self) -> None:
-        """Write what changed since the last batch, as one transaction."""
+        """Write the changes since the last batch in one transaction."""
         self._scheduled = False
         changed, self._dirty = self._dirty, {}
         kept = [(rid, *key, stored.raw) for (rid, key), stored in changed.items() if stored is not None]

@@ -1,4 +1,4 @@
-"""What a pod asks of a node, counted as kube-scheduler does."""
+"""The resource requests of pods, counted as kube-scheduler counts them, and their QoS class."""
 
 import math
 from decimal import Decimal
@@ -10,10 +10,10 @@ _Amounts = dict[str, Decimal]
 
 
 def pod_requests(pod: Json) -> dict[str, int]:
-    """CPU in thousandths, all else in whole units, and the pod itself.
+    """CPU in thousandths, everything else in whole units, and the pod itself as `pods`.
 
-    Containers that run side by side add up, restartable init containers among them. An init container that ends counts
-    with the restartable ones started before it, where that is more.
+    The requests of containers that run at the same time add up, including restartable init containers. An init container
+    that ends counts together with the restartable ones that started before it, if that is more.
     """
     asked: _Amounts = {}
     for container in pod["spec"]["containers"]:
@@ -39,7 +39,7 @@ def allocatable(node: Json, name: str) -> int:
 
 
 def qos_class(spec: Json) -> str:
-    """Guaranteed where every container's CPU and memory are limited to what they ask for; BestEffort where none asks."""
+    """Guaranteed where CPU and memory of every container are limited to its requests; BestEffort where none has any."""
     containers = [*spec["containers"], *(spec.get("initContainers") or ())]
     resources = [container.get("resources") or {} for container in containers]
     named = {

@@ -28,7 +28,7 @@ _SUFFIXES = {
 }
 _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?\d+)?")
 QUANTITY_RULE = "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
-"""What Kubernetes answers where one is not read."""
+"""The error of Kubernetes for a quantity that it cannot parse."""
 
 _KIBI = 1024
 _BINARY = ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
@@ -48,7 +48,7 @@ class Quantity:
         return cls(parse_quantity(value), binary=str(value).endswith("i"))
 
     def __add__(self, other: "Quantity") -> "Quantity":
-        """The sum, written as the first is; zero takes on the other's way."""
+        """The sum, in the suffixes of the first; those of the other where the first is zero."""
         return Quantity(self.amount + other.amount, self.binary if self.amount else other.binary)
 
     def __sub__(self, other: "Quantity") -> "Quantity":
@@ -63,10 +63,10 @@ class Quantity:
 
 
 def parse_quantity(value: object) -> Decimal:
-    """Raises ValueError for what Kubernetes would not take."""
+    """Raises ValueError for a text that Kubernetes would refuse."""
     match = _QUANTITY.fullmatch(str(value))
     if match is None:
-        raise ValueError(f"'{value}' is no quantity; write a number with an optional suffix such as m, k, Mi or Gi")
+        raise ValueError(f"'{value}' is not a quantity; write a number with an optional suffix such as m, k, Mi or Gi")
     number, suffix = match.groups()
     suffix = suffix or ""
     try:
@@ -74,7 +74,7 @@ def parse_quantity(value: object) -> Decimal:
             return Decimal(number + suffix)
         return Decimal(number) * _SUFFIXES[suffix]
     except InvalidOperation as error:
-        raise ValueError(f"'{value}' is no quantity") from error
+        raise ValueError(f"'{value}' is not a quantity") from error
 
 
 def is_quantity(value: object) -> bool:

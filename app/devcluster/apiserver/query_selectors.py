@@ -1,13 +1,11 @@
-"""Label and field selectors, with the grammar and the complaints of Kubernetes' own parser."""
+"""Label and field selectors of queries, with the grammar and the messages of Kubernetes' parser."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.devcluster.apiserver.registry import PODS, Resource
 from app.devcluster.apiserver.status import Json, bad_request
 
-Test = Callable[[Json], bool]
 _TOKEN = re.compile(r"\s*(==|!=|=|!|>|<|\(|\)|,|[^\s=!<>(),]+)")
 _SYMBOLS = frozenset({"==", "!=", "=", "!", ">", "<", "(", ")", ","})
 _ANYTHING = "!, identifier, or 'end of string'"
@@ -36,7 +34,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """What a list or watch was asked to keep to: both parts must match."""
+    """The selectors of a list or watch; both must match."""
 
     labels: tuple[Requirement, ...] = ()
     fields: tuple[tuple[str, bool, str], ...] = ()
@@ -53,7 +51,7 @@ class Selector:
 
 
 def parse_selector(resource: Resource, labels: str, fields: str) -> Selector:
-    """Raises ApiError 400 in the parser's own words."""
+    """Raises ApiError 400 with the message of Kubernetes' parser."""
     return Selector(parse_labels(labels), _parse_fields(resource, fields))
 
 
@@ -153,8 +151,6 @@ def _fields_of(resource: Resource) -> frozenset[str]:
         always |= {"spec.nodeName", "status.phase", "spec.schedulerName", "status.podIP"}
     if resource.plural == "secrets":
         always |= {"type"}
-    if resource.plural == "events":
-        always |= {"involvedObject.name", "involvedObject.uid", "involvedObject.kind", "reason", "type"}
     return frozenset(always)
 
 

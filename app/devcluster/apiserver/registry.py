@@ -1,4 +1,4 @@
-"""The kinds this cluster serves, and what the API machinery must know of each."""
+"""The kinds that this cluster serves, and the properties of each that the API machinery needs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,9 +11,9 @@ _BUILT_IN_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch
 class Resource:
     """One served kind.
 
-    `custom` kinds come from CRDs: their objects are pruned by schema, their lists name each item's kind, and they take
-    no strategic merge patch. `counts_generation` says that changes outside metadata (and outside a status subresource)
-    raise metadata.generation.
+    `custom` kinds come from CRDs: their objects are pruned by a schema, the items of their lists have a kind, and strategic
+    merge patches are refused. With `counts_generation`, changes outside metadata and the status subresource increase
+    metadata.generation.
     """
 
     group: str
@@ -85,7 +85,6 @@ PODS = _core("pods", "Pod", short="po", status=True)
 NODES = _core("nodes", "Node", short="no", namespaced=False, status=True)
 NAMESPACES = _core("namespaces", "Namespace", short="ns", namespaced=False, status=True)
 SECRETS = _core("secrets", "Secret")
-EVENTS = _core("events", "Event", short="ev")
 CLAIMS = _core("persistentvolumeclaims", "PersistentVolumeClaim", short="pvc", status=True)
 PERSISTENT_VOLUMES = _core("persistentvolumes", "PersistentVolume", short="pv", namespaced=False, status=True)
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease", custom=False, counts_generation=False)
@@ -166,7 +165,6 @@ RESOURCES: tuple[Resource, ...] = (
     NODES,
     NAMESPACES,
     SECRETS,
-    EVENTS,
     CLAIMS,
     PERSISTENT_VOLUMES,
     LEASES,
@@ -190,7 +188,6 @@ RESOURCES: tuple[Resource, ...] = (
 
 _BY_PATH = {(resource.group, resource.version, resource.plural): resource for resource in RESOURCES}
 _BY_ID = {resource.id: resource for resource in RESOURCES}
-_BY_KIND = {(resource.group, resource.kind): resource for resource in RESOURCES}
 
 
 def find(group: str, version: str, plural: str) -> Resource | None:
@@ -199,12 +196,6 @@ def find(group: str, version: str, plural: str) -> Resource | None:
 
 def by_id(resource_id: str) -> Resource:
     return _BY_ID[resource_id]
-
-
-def by_owner(api_version: str, kind: str) -> Resource | None:
-    """The kind an ownerReference points at; None where this cluster does not serve it."""
-    group, _, _ = api_version.rpartition("/")
-    return _BY_KIND.get((group, kind))
 
 
 def versions(group: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What an HTTP request asks of the Kubernetes API: its parts, its verb, and the answer's media type."""
+"""The parts of a request to the Kubernetes API: path, verb, and the media type of the answer."""
 
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -22,7 +22,7 @@ class Target:
     subresource: str = ""
 
     def verb(self, method: str, *, watch: bool) -> str:
-        """The verb RBAC judges."""
+        """The verb as RBAC names it."""
         verb = _METHODS.get(method, method.lower())
         if self.name:
             return verb
@@ -49,7 +49,7 @@ def parse_target(path: str) -> Target | None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How a client wants to read: `json` or `yaml`; as objects, as a Table, or metadata alone."""
+    """The format of the answer (`json` or `yaml`) and its form: objects (empty), a Table, or metadata only."""
 
     format: str = "json"
     shape: str = ""
@@ -60,7 +60,7 @@ class Answer:
 
 
 def negotiate(request: web.Request) -> Answer:
-    """Raises ApiError 406 where the Accept header names nothing this cluster can write."""
+    """Raises ApiError 406 where the Accept header has no media type that this cluster can write."""
     accept = request.headers.get("Accept", "")
     if not accept:
         return Answer()

@@ -3,10 +3,10 @@
 `schemas.json` is made from the CRDs of KubeVirt v1.9.0, CDI v1.66.0 and external-snapshotter v8.6.0 (all Apache-2.0) by
 `tests/support/crd_schemas.py`: descriptions gone, equal subtrees stored once. It is read when first needed.
 
-A node has `t`, its type: o(bject), a(rray), s(tring), i(nteger), b(oolean), n(umber), q (integer or string) or x
-(anything); `p` properties, `v` the schema of a map's values, `l` that of a list's items, `r` required members, `d` the
-default, `e` the allowed values, `keep` where unknown members are not pruned. `ruled` names the kinds with CEL rules: those
-are skipped, and said to be skipped, where the object is wrong in a way that would confuse them.
+The members of a node: `t` its type, o(bject), a(rray), s(tring), i(nteger), b(oolean), n(umber), q (integer or string) or
+x (anything); `p` properties; `v` the schema of the values of a map; `l` that of the items of a list; `r` required members;
+`d` the default; `e` the allowed values; `keep` where unknown members are not pruned. `ruled` lists the kinds with CEL
+rules: the server says that it skipped those where the object has errors that would confuse them.
 """
 
 import json
@@ -52,7 +52,7 @@ _OBJECT_META = frozenset(
 
 @dataclass(slots=True)
 class Checked:
-    """An object after its schema: pruned and defaulted, with what was unknown and what was wrong."""
+    """An object after its schema was applied: pruned, with defaults; and its unknown fields and errors."""
 
     obj: Json
     unknown: list[str] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Checked:
 
 
 def check(resource: Resource, obj: Json) -> Checked:
-    """Prune and validate against the kind's schema; kinds without one pass as they are."""
+    """Prune and validate against the schema of the kind; a kind without one passes unchanged."""
     root = _document()["kinds"].get(resource.id)
     if root is None:
         return Checked(obj)
@@ -74,7 +74,7 @@ def check(resource: Resource, obj: Json) -> Checked:
 
 
 def skips_rules(resource: Resource, causes: list[Json]) -> bool:
-    """Whether the server would say that it did not check its CEL rules because of these causes."""
+    """Whether these causes make the server say that it did not check its CEL rules."""
     return resource.id in _document()["ruled"] and any(item["reason"] in _BLOCKING for item in causes)
 
 

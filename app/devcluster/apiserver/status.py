@@ -6,7 +6,7 @@ Json = dict[str, Any]
 
 
 class ApiError(Exception):
-    """An answer that is not a success. `body` is the Status object; `retry_after` in seconds becomes a header."""
+    """An error answer. `body` is the Status object; `retry_after` (seconds) becomes a header."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class ApiError(Exception):
 
 
 class PlainError(Exception):
-    """An answer whose body is text, as the API server's own mux and KubeVirt's aggregated API give it."""
+    """An error with a text body, as the API server's mux and KubeVirt's aggregated API answer."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -92,7 +92,7 @@ def cause(reason: str, message: str, field: str) -> Json:
 
 
 def invalid(group: str, kind: str, name: str, causes: list[Json]) -> ApiError:
-    """A 422 in the shape of field errors: one cause stands alone in the message, several stand in brackets."""
+    """A 422 with field errors: the message has one cause as it is, several in brackets."""
     parts = [f"{item['field']}: {item['message']}" for item in causes]
     told = parts[0] if len(parts) == 1 else "[" + ", ".join(parts) + "]"
     message = f'{qualified(kind, group)} "{name}" is invalid: {told}'
@@ -100,10 +100,10 @@ def invalid(group: str, kind: str, name: str, causes: list[Json]) -> ApiError:
 
 
 def bad_option(kind: str, field: str, reason: str, message: str) -> ApiError:
-    """A query parameter or option that the API machinery refuses, e.g. `ListOptions`."""
+    """A 422 for a query parameter or option, such as those of `ListOptions`."""
     return invalid("meta.k8s.io", kind, "", [cause(reason, message, field)])
 
 
 def patch_refused() -> ApiError:
-    """A JSON patch that does not apply: the API server tells nothing of why."""
+    """A JSON patch that fails: the API server does not say why."""
     return ApiError(422, "Invalid", "the server rejected our request due to an error in our request", details={})

@@ -1,7 +1,7 @@
-"""The store: every object at its latest version, one counter for all resource versions, and a ring of past changes.
+"""The store: the latest version of every object, one counter for all resource versions, and a ring of past changes.
 
 Objects are plain JSON dicts and are never changed in place: a write stores a new dict that may share its unchanged
-parts with the old one. That is what lets the past (for watches and for lists at an exact version) cost little.
+parts with the old one. So the past, which watches and lists at an exact version need, costs little.
 """
 
 from collections import defaultdict, deque
@@ -20,7 +20,7 @@ HISTORY_PER_KIND = 2000
 
 
 class Stored:
-    """One version of one object; its JSON text is made once, when first asked for."""
+    """One version of one object; its JSON text is made once, when it is first needed."""
 
     __slots__ = ("_raw", "obj", "rv")
 
@@ -67,11 +67,11 @@ class Table:
         self.rows: dict[Key, Stored] = {}
         self.past: deque[Change] = deque(maxlen=history)
         self.floor = floor
-        """Changes after this resource version are still known; a watch from an older one gets 410."""
+        """Changes after this resource version are still known; a watch from an older version gets 410."""
 
 
 class Gone(Exception):  # the API's own word for it
-    """The version asked for is older than what is kept. `oldest` is the first one still known."""
+    """The requested version is older than the history. `oldest` is the first version that is still known."""
 
     def __init__(self, oldest: int) -> None:
         super().__init__(f"versions up to {oldest} are gone")
@@ -112,7 +112,7 @@ class Store:
         return [rows[key] for key in keys]
 
     def each(self, resource: Resource) -> Iterator[Stored]:
-        """All objects of a kind in no order; cheaper than `rows`."""
+        """All objects of a kind, in no order; cheaper than `rows`."""
         return iter(list(self._tables[resource.id].rows.values()))
 
     def count(self, resource: Resource, namespace: str) -> int:
@@ -160,7 +160,7 @@ class Store:
         return stored
 
     def remove(self, resource: Resource, namespace: str, name: str) -> Stored:
-        """Take the object out; returns its last state, which carries the deletion's resource version."""
+        """Remove the object; returns its last state, under the resource version of the deletion."""
         self.rv += 1
         table = self._tables[resource.id]
         key = (namespace, name)
@@ -171,7 +171,7 @@ class Store:
         return last
 
     def load(self, resource: Resource, obj: Json) -> None:
-        """Take in an object from a saved state as it is; no change is told."""
+        """Add an object of a saved state as it is, without a change event."""
         stored = Stored(obj, int(obj["metadata"]["resourceVersion"]))
         self._tables[resource.id].rows[stored.key] = stored
         self._index(resource, stored.key, None, stored)
@@ -186,7 +186,7 @@ class Store:
             table.floor = max(table.floor, floor)
 
     def clear(self) -> None:
-        """Remove everything, telling each removal."""
+        """Remove every object, with a change event for each."""
         for resource in RESOURCES:
             for stored in self.rows(resource):
                 self.remove(resource, *stored.key)

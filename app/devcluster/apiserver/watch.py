@@ -1,4 +1,4 @@
-"""Watches: which changes a watcher sees, as what kind of event, and in which bytes."""
+"""Watches: which changes a client sees, as which events, encoded for the stream."""
 
 import asyncio
 import itertools
@@ -16,7 +16,7 @@ _serials = itertools.count(1)
 
 
 class Watch:
-    """One watcher's queue of encoded events. `wait` sleeps until there are some; `close` ends it from our side."""
+    """The queue of encoded events of one watch. `wait` sleeps until there are some; `close` ends the watch."""
 
     def __init__(self, store: Store, resource: Resource, namespace: str, options: ListOptions) -> None:
         """Raises ApiError 500 where the version is no number."""
@@ -31,7 +31,7 @@ class Watch:
         self.closed = False
         self.silent = False
         self.seen = store.rv
-        """The resource version up to which this watcher has been told everything; bookmarks carry it."""
+        """The watch has had all events up to this resource version; bookmarks carry it."""
         try:
             self._start(options)
         except BaseException:
@@ -65,7 +65,7 @@ class Watch:
             self.expire(self._after, error.oldest)
 
     def expire(self, version: int, oldest: int) -> None:
-        """Tell the watcher that its version is too old, and end."""
+        """Send the error that the version is too old, and end the watch."""
         status = ApiError(410, "Expired", f"too old resource version: {version} ({oldest})").body
         self._queue.append(orjson.dumps({"type": "ERROR", "object": status}) + b"\n")
         self.close()
@@ -89,7 +89,7 @@ class Watch:
         return bool(self._queue)
 
     def drain(self) -> bytes:
-        """Everything queued, as the bytes to send."""
+        """The bytes of all queued events; the queue is empty afterwards."""
         if not self.closed:
             self._ready.clear()
         if not self._queue:
@@ -117,7 +117,7 @@ class Watch:
         self._queue.append(b'{"type":"%s","object":%s}\n' % (kind.encode(), stored.raw))
         if len(self._queue) > BACKLOG_LIMIT:
             self._queue.clear()
-            self.close()  # the API server, too, drops a watcher that does not read
+            self.close()  # the API server drops a watch that is not read, too
         self._ready.set()
 
     def _push_bookmark(self, annotations: dict[str, str] | None) -> None:
@@ -130,7 +130,7 @@ class Watch:
 
 
 def _at_version(stored: Stored, version: int) -> Stored:
-    """An object that left the selection is shown as it last was inside it, under the version of the change."""
+    """An object that left the selection is sent in its last selected state, under the version of the change."""
     metadata = {**stored.obj["metadata"], "resourceVersion": str(version)}
     return Stored({**stored.obj, "metadata": metadata}, version)
 

@@ -1,4 +1,4 @@
-"""A work queue for controllers: keys wait once, however often they are named, and are handled one after the other."""
+"""A work queue and timers for controllers."""
 
 import asyncio
 from collections import deque
@@ -16,9 +16,10 @@ _log = structlog.get_logger(__name__)
 
 
 class WorkQueue(Generic[KeyT]):
-    """Runs `handle(key)` `delay` seconds after `add(key)`, some keys per turn of the loop so that requests get theirs.
+    """Runs `handle(key)` `delay` seconds after `add(key)`; a key that is added twice before that is handled once.
 
-    `handle` may write to the store and so cause its own key to be added again: it is written to come to rest.
+    It handles a few keys per turn of the event loop, so that requests are served in between. `handle` may cause its own key
+    to be added again, so it must write nothing where nothing is left to do.
     """
 
     def __init__(self, name: str, handle: Callable[[KeyT], None], clock: Clock, delay: float = 0.0) -> None:
@@ -70,14 +71,14 @@ class WorkQueue(Generic[KeyT]):
                 self._handle(key)
             except ApiError as error:
                 _log.warning("controller_write_refused", controller=self._name, key=key, error=error.message)
-            except Exception:  # noqa: BLE001  # one object's trouble must not stop the controller
+            except Exception:  # noqa: BLE001  # an error with one object must not stop the controller
                 _log.exception("controller_failed", controller=self._name, key=key)
         if self._batch and not self._stopped:
             asyncio.get_running_loop().call_soon(self._work)
 
 
 class Timers(Generic[KeyT]):
-    """At most one timer for a key: asking again for the same stage changes nothing, another stage replaces it."""
+    """At most one timer for each key. Asking again for the same stage changes nothing; another stage replaces the timer."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

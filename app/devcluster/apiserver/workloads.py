@@ -1,4 +1,4 @@
-"""What the API server makes of pods and DaemonSets: defaults, unknown fields, and what it refuses (Kubernetes 1.36)."""
+"""Pods and DaemonSets in the API server: defaults, unknown fields and validation (Kubernetes 1.36)."""
 
 import json
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ KINDS = frozenset({PODS.id, DAEMON_SETS.id})
 
 
 def unknown_fields(resource: Resource, obj: Json) -> list[str]:
-    """Paths of fields that these kinds do not have, as far as nodes and images are concerned."""
+    """Paths of unknown fields; only the parts of a pod that matter to nodes and images are checked."""
     found = sorted(set(obj) - _TOP)
     spec, path = obj.get("spec") or {}, "spec"
     if resource is DAEMON_SETS:
@@ -106,7 +106,7 @@ def unknown_fields(resource: Resource, obj: Json) -> list[str]:
 
 
 def decoding_problem(resource: Resource, obj: Json) -> str | None:
-    """Why a value cannot even be read into its Go type; None where it can."""
+    """Why a value does not parse into its Go type; None where it does."""
     for _, container in _containers(_pod_spec(resource, obj), ""):
         resources = container.get("resources") or {}
         for given in (resources.get("requests") or {}, resources.get("limits") or {}):
@@ -116,7 +116,7 @@ def decoding_problem(resource: Resource, obj: Json) -> str | None:
 
 
 def with_defaults(resource: Resource, obj: Json) -> Json:
-    """The object with the defaults that are told back to whoever wrote it."""
+    """The object with the defaults that a client reads back."""
     spec = obj.get("spec") or {}
     if resource is PODS:
         obj = {**obj, "spec": _pod_with_defaults(spec)}
@@ -224,7 +224,7 @@ def _container_with_defaults(container: Json) -> Json:
 
 
 def _default_policy(image: str) -> str:
-    """Always for what may change under its name: `latest`, said or not."""
+    """Always for an image that may change under its name: the tag `latest`, also where it is implied."""
     name, marked, _ = image.partition("@")
     tag = name.rpartition("/")[2].partition(":")[2]
     return "IfNotPresent" if marked or (tag and tag != "latest") else "Always"

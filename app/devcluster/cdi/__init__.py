@@ -1,1 +1,1 @@
-"""What CDI's controllers and validators do."""
+"""CDI: its controllers and webhooks."""

@@ -1,10 +1,10 @@
-"""Conditions as CDI's objects carry them."""
+"""Conditions of CDI's objects."""
 
 from app.devcluster.apiserver.status import Json
 
 
 def cdi_condition(old: list[Json] | None, kind: str, status: str, reason: str, message: str, moment: str) -> Json:
-    """The condition as it is to be now: one that says the same keeps its times, one with another status has a new since."""
+    """The new condition. An equal one keeps its times; only another status changes lastTransitionTime."""
     before = next((item for item in old or () if item["type"] == kind), {})
     if (before.get("status"), before.get("reason"), before.get("message")) == (status, reason, message):
         return before

@@ -1,6 +1,7 @@
-"""What a DataImportCron imports and keeps: DataVolumes or VolumeSnapshots, and the DataSource that points at the last.
+"""The imports of a DataImportCron: DataVolumes or VolumeSnapshots, and the DataSource that points at the last one.
 
-On a storage class whose profile says `snapshot`, an import is turned into a VolumeSnapshot and its claim goes (CDI v1.66.0).
+Where the profile of the storage class says `snapshot`, an import becomes a VolumeSnapshot and its claim is deleted (CDI
+v1.66.0).
 """
 
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ _SUFFIX = 12
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One import: what there is of it."""
+    """The objects of one import that exist."""
 
     volume: Stored | None
     claim: Stored | None
@@ -74,7 +75,7 @@ class CronImports:
         return Import(*(store.get(resource, namespace, name) for resource in kinds))
 
     def source_format(self, cron: Json) -> str:
-        """`pvc` or `snapshot`, by the storage class."""
+        """`pvc` or `snapshot`, depending on the storage class."""
         profile = self._api.store.get(STORAGE_PROFILES, "", self.storage_class(cron))
         return str(status_of(profile.obj).get("dataImportCronSourceFormat", "pvc")) if profile else "pvc"
 
@@ -84,7 +85,7 @@ class CronImports:
         return str(named or default_class(self._api.store, for_machines=True))
 
     def begin(self, cron: Json, digest: str, now: datetime) -> Json:
-        """Import what the digest names; what was imported before is taken as it is. Gives the entry of currentImports."""
+        """Import this digest, or keep the import of it that exists. Gives the entry of currentImports."""
         namespace = cron["metadata"]["namespace"]
         name = f"{cron['spec']['managedDataSource']}-{digest.partition(':')[2][:_SUFFIX]}"
         found = self.find(cron, name)
@@ -96,7 +97,7 @@ class CronImports:
         return {"DataVolumeName": name, "Digest": digest}
 
     def settle(self, cron: Json, done: Import, now: datetime) -> None:
-        """After a success: turn it into a snapshot where that is the format, and let the oldest imports go."""
+        """After a success: make a snapshot of it where that is the format, and delete the oldest imports."""
         if done.claim is not None and not annotations_of(done.claim.obj).get(_USED):
             self._api.modify(CLAIMS, done.claim, lambda obj: with_annotations(obj, {_USED: now.isoformat()}))
         if self.source_format(cron) == "snapshot":
@@ -114,7 +115,7 @@ class CronImports:
                 self._drop(resource, item)
 
     def point(self, cron: Json, imported: Json | None) -> None:
-        """Keep the managed DataSource pointing at the last import; one that another made is left alone."""
+        """Point the managed DataSource at the last import; a DataSource of somebody else is left alone."""
         namespace, name = cron["metadata"]["namespace"], cron["spec"]["managedDataSource"]
         source = self._api.store.get(DATA_SOURCES, namespace, name)
         if source is None:
@@ -126,14 +127,14 @@ class CronImports:
         self._api.modify(DATA_SOURCES, source, lambda obj: {**obj, "spec": {"source": target}})
 
     def clean_up(self, key: Key) -> None:
-        """A deleted cron takes along what it made, where its retention policy was None."""
+        """Delete what a deleted cron made, where its retention policy was None."""
         for resource in (DATA_SOURCES, DATA_VOLUMES, CLAIMS, VOLUME_SNAPSHOTS):
             for stored in self._labelled(resource, *key):
                 if labels_of(stored.obj).get(_CLEANUP) == "true":
                     self._delete(resource, stored)
 
     def discard(self, stored: Stored) -> None:
-        """An import that failed makes room for the next."""
+        """Delete an import that failed, so that the next can begin."""
         self._delete(DATA_VOLUMES, stored)
 
     def _snapshot(self, cron: Json, done: Import, now: datetime) -> None:
@@ -177,7 +178,7 @@ class CronImports:
         ]
 
     def _drop(self, resource: Resource, stored: Stored) -> None:
-        """A claim goes with the DataVolume that made it, where that is still there."""
+        """Delete an import; a claim goes with its DataVolume, where that still exists."""
         volume = self._api.store.get(DATA_VOLUMES, *stored.key)
         if resource is CLAIMS and volume is not None:
             self._delete(DATA_VOLUMES, volume)

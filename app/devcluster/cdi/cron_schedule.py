@@ -34,7 +34,7 @@ class Schedule:
 
     @classmethod
     def parse(cls, text: str) -> "Schedule":
-        """Raises ValueError where it is no cron expression."""
+        """Raises ValueError for a text that is not a cron expression."""
         if text.startswith("@every "):
             parts = re.fullmatch(r"((?:[0-9.]+[hms])+)", text.removeprefix("@every ").strip())
             if parts is None:
@@ -55,7 +55,7 @@ class Schedule:
         )
 
     def next(self, after: datetime) -> datetime | None:
-        """The first moment after the given one; None where there is none within five years."""
+        """The first moment that matches after the given one; None where there is none within five years."""
         if self.every is not None:
             return (after + self.every).replace(microsecond=0)
         moment = after.replace(second=0, microsecond=0) + timedelta(minutes=1)

@@ -1,6 +1,6 @@
-"""CDI's DataImportCrons: look at the source by a schedule, import what is new, keep the last ones (CDI v1.66.0).
+"""CDI's DataImportCrons: poll the source by a schedule, import new content, keep the last imports (CDI v1.66.0).
 
-The first look is at once.
+The first poll is at once.
 """
 
 from typing_extensions import override
@@ -43,7 +43,7 @@ class DataImportCronController(KindController):
         self._imports = CronImports(api)
 
     def look_now(self, url: str) -> None:
-        """Every cron of that URL looks at once, whatever its schedule."""
+        """Poll now for every cron of that URL, whatever its schedule."""
         for stored in self._store.rows(DATA_IMPORT_CRONS):
             if url_of(stored.obj) == url:
                 self._look(stored.key)
@@ -70,7 +70,7 @@ class DataImportCronController(KindController):
             self._update(stored)
 
     def _is_manager(self, cron: Json) -> bool:
-        """One DataSource is kept by one cron: the first that has it."""
+        """Whether this cron manages its DataSource: only the first cron that names it does."""
         name, namespace = cron["spec"]["managedDataSource"], cron["metadata"]["namespace"]
         source = self._store.get(DATA_SOURCES, namespace, name)
         manager = labels_of(source.obj).get(CRON_LABEL, "") if source else ""
@@ -79,7 +79,7 @@ class DataImportCronController(KindController):
         other = self._store.get(DATA_IMPORT_CRONS, namespace, manager)
         return other is None or other.obj["spec"]["managedDataSource"] != name
 
-    # Looking at the source
+    # Polling the source
 
     def _plan_look(self, stored: Stored) -> None:
         cron = stored.obj
@@ -173,7 +173,7 @@ def _progress(current: Import) -> _Told:
 
 
 def _currency(current: Import, source_format: str, *, outdated: bool, importing: bool) -> _Told:
-    """Whether what was imported is what the source has now."""
+    """The condition UpToDate: whether the last import is what the source has now."""
     if outdated:
         return "False", "Outdated", "Source digest updated since last import"
     if current.succeeded and source_format == "snapshot" and not current.snapshot_ready:

@@ -1,4 +1,4 @@
-"""CDI's DataSources, and where a DataVolume's content comes from (CDI v1.66.0)."""
+"""CDI's DataSources, and the sources of DataVolumes (CDI v1.66.0)."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ _DEPTH = 5
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """`kind` is that of the DataVolume's source; namespace and name are set for what is cloned."""
+    """`kind` is the kind of source in the DataVolume; namespace and name are set for a clone."""
 
     kind: str
     namespace: str = ""
@@ -39,7 +39,7 @@ class Source:
 
 
 def find_source(store: Store, volume: Json) -> Source | None:
-    """The source, through DataSources where they are named; None where the last of those is missing or empty."""
+    """The source, resolved through DataSources; None where the last of those is missing or empty."""
     namespace = volume["metadata"]["namespace"]
     given = volume["spec"].get("source") or {}
     reference = volume["spec"].get("sourceRef")
@@ -64,7 +64,7 @@ def is_there(store: Store, source: Source) -> bool:
 
 
 def size_of(store: Store, source: Source) -> str:
-    """What a clone that names no size asks for; "0" where that is not known."""
+    """The size of a clone that names none; "0" where it is not known."""
     if source.kind == "pvc":
         claim = store.get(CLAIMS, source.namespace, source.name)
         return str(claim.obj["spec"]["resources"]["requests"]["storage"]) if claim else "0"
@@ -73,7 +73,7 @@ def size_of(store: Store, source: Source) -> str:
 
 
 def is_ready(store: Store, source: Source) -> bool:
-    """Whether a clone may begin: a claim must be filled and in no pod's use, a snapshot ready."""
+    """Whether a clone may begin: a claim must be filled and not be used by a pod; a snapshot must be ready."""
     if source.kind == "snapshot":
         snapshot = store.get(VOLUME_SNAPSHOTS, source.namespace, source.name)
         return snapshot is not None and bool(status_of(snapshot.obj).get("readyToUse"))
@@ -103,7 +103,7 @@ def strategy_for(store: Store, source: Source, claim: Json) -> str:
 
 
 class DataSourceController(KindController):
-    """Tells of each DataSource whether what it points at is there."""
+    """Keeps the condition Ready of each DataSource: whether its source exists and is complete."""
 
     resource = DATA_SOURCES
 

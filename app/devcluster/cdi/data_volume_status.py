@@ -12,9 +12,8 @@ PERCENT = 100.0
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What is to be said. `reason` and `message` are those of an importer that stopped; `claim` why there is no claim.
-
-    `progress` and `restarts` None leave them as they are.
+    """The facts of a new status. `reason` and `message`: why an importer stopped. `claim`: why there is no claim (reason and
+    message). None for `progress` or `restarts` keeps the old value.
     """
 
     phase: str
@@ -27,12 +26,12 @@ class Told:
 
 
 def restarts_of(volume: Json) -> int:
-    """How often the importer was started again."""
+    """How often the importer was restarted."""
     return int(status_of(volume).get("restartCount", 0))
 
 
 def percent_of(volume: Json) -> float:
-    """How far the transfer is; 0 where that is not known."""
+    """The progress of the transfer; 0 where it is not known."""
     progress = status_of(volume).get("progress") or "N/A"
     return 0.0 if progress == "N/A" else float(progress.removesuffix("%"))
 

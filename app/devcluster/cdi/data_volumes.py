@@ -1,7 +1,7 @@
-"""CDI's DataVolumes: a claim, then its content: imported or cloned, with progress, errors and retries (CDI v1.66.0).
+"""CDI's DataVolumes: first the claim, then its import or clone, with progress, errors and retries (CDI v1.66.0).
 
-An import that fails stays ImportInProgress, its Running condition says why, and its importer is started again after a
-while; the phase becomes Failed only where trying again is pointless.
+An import that fails stays ImportInProgress; its Running condition says why, and the importer restarts after a backoff.
+The phase becomes Failed only where a retry cannot help.
 """
 
 from typing_extensions import override
@@ -127,7 +127,7 @@ class DataVolumeController(KindController):
     # The claim
 
     def _make_claim(self, stored: Stored, source: Source) -> Stored | None:
-        """The new claim; None, and told in the conditions, where it cannot be made."""
+        """The new claim; None where it cannot be made, which the conditions then say."""
         volume = stored.obj
         if source.is_clone and not is_there(self._store, source):
             told = f"The source {source.kind} {source.name} doesn't exist"
@@ -155,7 +155,7 @@ class DataVolumeController(KindController):
         return self._store.put(CLAIMS, claim)
 
     def _adopt(self, stored: Stored, claim: Stored) -> None:
-        """A claim that was there before is taken as it is, where the DataVolume says so; else it is left alone."""
+        """Adopt a claim that existed before, where the DataVolume allows it; otherwise leave it alone."""
         allowed = annotations_of(stored.obj).get("cdi.kubevirt.io/allowClaimAdoption") == "true"
         if allowed and not any(owner.get("controller") for owner in owners_of(claim.obj)):
             self._api.modify(CLAIMS, claim, lambda obj: with_metadata(obj, ownerReferences=owned_by(stored.obj)))
@@ -189,7 +189,7 @@ class DataVolumeController(KindController):
         self._timers.ensure(uid, f"{attempt}-{target}", seconds, lambda: self._advance(key, target, source))
 
     def _obstacle(self, volume: Json) -> tuple[float, Fault | None]:
-        """How far this attempt comes, in percent, and the fault that ends it there."""
+        """The percent at which this attempt ends, and the fault that ends it there."""
         turn = f"#{restarts_of(volume)}"
         fault = self._faults.on_object("import-fails", DATA_VOLUMES.plural, volume, turn)
         if fault is None:
@@ -281,13 +281,13 @@ class DataVolumeController(KindController):
         self._set(stored, Told("Succeeded", progress="100.0%"))
 
     def _note_pod(self, key: Key, phase: str) -> None:
-        """The claim tells how far the importer's pod is."""
+        """Write the phase of the importer's pod to the claim."""
         claim = self._store.get(CLAIMS, *key)
         if claim is not None:
             self._api.modify(CLAIMS, claim, lambda obj: with_annotations(obj, {_POD_PHASE: phase}))
 
     def _refuse(self, stored: Stored, reason: str, message: str) -> None:
-        """No claim can be made: told in the conditions, the phase stays unset."""
+        """Say in the conditions why no claim can be made; the phase stays unset."""
         self._set(stored, Told("", claim=(reason, message)))
 
     def _set(self, stored: Stored, told: Told) -> Stored:

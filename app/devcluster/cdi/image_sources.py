@@ -19,7 +19,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def set_digest(api: Api, url: str, digest: str) -> None:
-    """From now on the registry has this content under the URL. Raises ApiError 400 for what is no digest."""
+    """Set the content of the registry under the URL. Raises ApiError 400 for a text that is not a digest."""
     if not _DIGEST.fullmatch(digest):
         raise bad_request("'digest' must be sha256: and 64 hexadecimal digits")
     stored = api.get(NAMESPACES, "", _KEPT_ON)
@@ -30,7 +30,7 @@ def set_digest(api: Api, url: str, digest: str) -> None:
 
 
 def digest_of(store: Store, cron: Json) -> str:
-    """What a DataImportCron finds when it looks at its source; empty where there is nothing to find."""
+    """The digest that a DataImportCron finds at its source; empty where the source is missing."""
     source = cron["spec"]["template"]["spec"].get("source") or {}
     if "pvc" in source:
         namespace = source["pvc"].get("namespace") or cron["metadata"]["namespace"]

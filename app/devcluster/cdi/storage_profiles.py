@@ -1,4 +1,4 @@
-"""CDI's StorageProfiles: what each storage class can do, and how claims that leave it open are filled in (CDI v1.66.0)."""
+"""CDI's StorageProfiles: the capabilities of each storage class, and defaults of claims by them (CDI v1.66.0)."""
 
 import math
 
@@ -30,11 +30,11 @@ _MEBI = 2**20
 
 
 class ProfileError(Exception):
-    """A claim cannot be filled in; the message is CDI's."""
+    """A claim cannot be completed; the message is CDI's."""
 
 
 class StorageProfileController(KindController):
-    """Keeps a profile for each storage class; what stands in its spec goes over what CDI knows."""
+    """Keeps a profile for each storage class; its spec overrides what CDI knows of the class."""
 
     resource = STORAGE_PROFILES
 
@@ -88,7 +88,7 @@ class StorageProfileController(KindController):
         return status
 
     def _snapshot_class(self, name: str) -> str:
-        """The class found by the provisioner; the profile's own status must not decide it."""
+        """The snapshot class of the provisioner; the profile's own status must not decide it."""
         try:
             return snapshot_class_of(self._store, name, profiled=False)
         except ApiError:
@@ -101,7 +101,7 @@ def clone_strategy(store: Store, storage_class: str) -> str:
 
 
 def claim_spec(store: Store, volume: Json, source_size: str) -> Json:
-    """The spec of a DataVolume's claim; `source_size` is asked for where a clone names none. Raises ProfileError."""
+    """The spec of a DataVolume's claim; a clone that names no size requests `source_size`. Raises ProfileError."""
     if "pvc" in volume["spec"]:
         given = {key: value for key, value in volume["spec"]["pvc"].items() if value is not None}
         chosen = given.get("storageClassName") or default_class(store)
@@ -120,7 +120,7 @@ def claim_spec(store: Store, volume: Json, source_size: str) -> Json:
 
 
 def _modes(store: Store, storage_class: str, given: Json) -> tuple[list[str], str]:
-    """Access modes and volume mode, those left open from the profile's first set that fits."""
+    """Access modes and volume mode; missing ones come from the first set of the profile that fits."""
     access, mode = given.get("accessModes") or [], given.get("volumeMode") or ""
     if access and mode:
         return access, mode
@@ -139,7 +139,7 @@ def _modes(store: Store, storage_class: str, given: Json) -> tuple[list[str], st
 
 
 def _with_overhead(size: str, mode: str) -> str:
-    """A file system takes its share, so a claim of one is asked for larger than the disk that goes on it."""
+    """The size of the claim for a disk of this size: a file system needs some space of its own."""
     if mode == "Block":
         return size
     aligned = math.ceil(whole(size) / _MEBI) * _MEBI

@@ -1,4 +1,4 @@
-"""What CDI v1.66.0's validators refuse in DataVolumes and DataImportCrons, in their own words."""
+"""Validation of DataVolumes and DataImportCrons as in CDI v1.66.0, with its messages."""
 
 from app.devcluster.apiserver.objects import annotations_of, owners_of
 from app.devcluster.apiserver.quantities import whole
@@ -45,7 +45,7 @@ def check_cron(cron: Json, old: Json | None) -> list[Json]:
 
 
 def _check_terms(spec: Json) -> list[Json]:
-    """When a cron imports, what it keeps, and where it says so."""
+    """Schedule, retention and DataSource of a cron."""
     managed = spec.get("managedDataSource", "")
     rules = (
         (not spec.get("schedule") or _is_schedule(spec["schedule"]), "Illegal cron schedule", "spec.Schedule"),

@@ -1,1 +1,1 @@
-"""Faults that a test orders."""
+"""Faults that a test orders: the book of active faults, and those that strike requests."""

@@ -1,4 +1,4 @@
-"""Faults that a test orders: what they match, how often they strike, and which ones are in force."""
+"""Faults that a test orders: what they match, how often they strike, and which ones are active."""
 
 import itertools
 from collections.abc import Callable
@@ -79,7 +79,7 @@ class Fault:
         return True
 
     def strike_once(self, uid: str, jitter: Jitter) -> bool:
-        """As `strike`, but decided once for each `uid`."""
+        """Like `strike`, but decided once for each `uid`."""
         if uid not in self._marked:
             self._marked[uid] = self.strike(jitter)
         return self._marked[uid]
@@ -93,7 +93,7 @@ class Fault:
 
 
 class FaultBook:
-    """All faults in force. Listeners are told when one is ordered or lifted, so that running guests can react."""
+    """All active faults. Listeners are called when one is ordered or lifted, so that running guests can react."""
 
     def __init__(self, jitter: Jitter) -> None:
         self._jitter = jitter
@@ -105,7 +105,7 @@ class FaultBook:
         self._listeners.append(listener)
 
     def order(self, **given: Any) -> Fault:
-        """Put a fault in force. Raises ApiError 400 where the order is not understood."""
+        """Activate a fault. Raises ApiError 400 for an order that makes no sense."""
         kind = given.get("kind")
         if kind not in KINDS:
             raise bad_request(f"fault kind '{kind}' is not known; use one of {', '.join(sorted(KINDS))}")
@@ -136,7 +136,7 @@ class FaultBook:
     def lift(self, fault_id: str) -> None:
         if self._faults.pop(fault_id, None) is None:
             raise ApiError(
-                404, "NotFound", f"fault '{fault_id}' is not in force; list them with GET /devcluster/v1/faults"
+                404, "NotFound", f"fault '{fault_id}' is not active; list them with GET /devcluster/v1/faults"
             )
         self._tell()
 
@@ -156,7 +156,7 @@ class FaultBook:
         name: str,
         labels: dict[str, str] | None = None,
     ) -> Fault | None:
-        """The first fault of these kinds that hits this request, or None; a hit is counted."""
+        """The first fault of these kinds that strikes this request, which is counted; None where none does."""
         for fault in self._faults.values():
             if fault.kind not in kinds or not fault.matches(verb, resource, namespace, name, labels):
                 continue
@@ -165,13 +165,13 @@ class FaultBook:
         return None
 
     def guest(self, kind: str, vmi: Json, node: str = "") -> Fault | None:
-        """The fault of this kind that a guest suffers, on that node where one is named, or None."""
+        """The fault of this kind that strikes a guest (on `node`, where given), or None."""
         return self.on_object(kind, "virtualmachineinstances", vmi, node=node)
 
     def on_object(self, kind: str, plural: str, obj: Json, turn: str = "", *, node: str = "") -> Fault | None:
-        """The fault of this kind that an object suffers, or None; decided anew for each `turn` of it.
+        """The fault of this kind that strikes an object, or None. It is decided once for each object and `turn`.
 
-        An order whose settings name a `node` strikes on no other.
+        A fault whose settings name a `node` strikes on no other.
         """
         metadata = obj["metadata"]
         for fault in self._faults.values():
@@ -194,13 +194,13 @@ class FaultBook:
 
 
 def _check_types(given: dict[str, Any]) -> None:
-    """An order is checked whole before it is in force: a bad one must not trip the requests after it."""
+    """Check the whole order before it is active: a bad one must not break later requests."""
     verbs = given.get("verbs") or ()
     if not isinstance(verbs, str | list | tuple) or not all(isinstance(verb, str) for verb in verbs):
         raise bad_request("'verbs' must be a list of verbs such as create, update, patch, get, list, watch, delete")
     for name in ("resource", "namespace", "name", "labels"):
         if not isinstance(given.get(name, ""), str):
-            raise bad_request(f"'{name}' must be a text")
+            raise bad_request(f"'{name}' must be a string")
     count = given.get("count")
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
         raise bad_request("'count' must be a whole number above 0, or left out")

@@ -1,4 +1,4 @@
-"""Where ordered faults meet requests: before a verb, after its effect, in webhooks, quotas and watches."""
+"""Applies ordered faults to requests: before a verb, after its effect, in webhooks, quotas and watches."""
 
 import asyncio
 from collections.abc import Collection
@@ -41,7 +41,7 @@ _MUTATOR = "https://virt-api.kubevirt.svc:443/virtualmachines-mutate?timeout=10s
 
 
 class Stage(Enum):
-    """Of an API server that starts: it listens, then serves custom kinds, then is ready."""
+    """Stages of a starting API server: it listens, then serves custom kinds, then is ready."""
 
     NO_CUSTOM_PATHS = 1
     NOT_READY = 2
@@ -54,7 +54,7 @@ class ResetError(ConnectionError):
 
 @dataclass
 class Disruptions:
-    """`stage` tells how far an API server that starts again has come."""
+    """`stage`: how far the API server has come after a restart."""
 
     faults: FaultBook
     store: Store
@@ -72,7 +72,7 @@ class Disruptions:
         return web.Response(text="ok")
 
     async def before(self, request: web.Request, target: Target, verb: str, closing: asyncio.Event) -> None:
-        """Raises ApiError for an ordered error; returns when an ordered delay is over."""
+        """Apply faults before the verb: raises ApiError for an error, waits for a delay, cuts the connection."""
         if self.stage is Stage.NO_CUSTOM_PATHS and target.group not in {
             "",
             "coordination.k8s.io",
@@ -101,12 +101,12 @@ class Disruptions:
                 _cut(request)
 
     async def after(self, request: web.Request, target: Target, verb: str) -> None:
-        """Cuts the connection where the answer is ordered to be lost."""
+        """Cut the connection where a fault wants the answer lost."""
         if await self._strike(_AFTER, request, target, verb) is not None:
             _cut(request)
 
     def check_quota(self, resource: Resource, namespace: str, obj: Json) -> None:
-        """An ordered quota: at most `settings.limit` objects of the kind in the namespace."""
+        """Raises ApiError 403 beyond an ordered quota of `settings.limit` objects of the kind in the namespace."""
         name = (obj.get("metadata") or {}).get("name", "")
         for fault in self.faults.all():
             if fault.kind != "quota" or fault.settings.get("memory") is not None:
@@ -125,7 +125,7 @@ class Disruptions:
             raise ApiError(403, "Forbidden", message, details=describe(resource.group, resource.plural, name))
 
     async def check_webhooks(self, resource: Resource, verb: str) -> None:
-        """virt-api answers the webhooks of KubeVirt's kinds: hung, writes fail late; down, at once."""
+        """virt-api answers the webhooks of KubeVirt's kinds. While it hangs, writes fail late; while it is down, at once."""
         if resource.group not in _KUBEVIRT_GROUPS or verb == "delete":
             return
         for kind, why in (
@@ -144,7 +144,7 @@ class Disruptions:
             )
 
     def check_aggregated(self) -> None:
-        """virt-api down: at first the proxy tells why, later only that the service is away."""
+        """While virt-api is down the proxy first says why, later only that the service is unavailable."""
         fault = next((item for item in self.faults.all() if item.kind == "virt-api-down" and not item.spent), None)
         if fault is None:
             return
@@ -155,7 +155,7 @@ class Disruptions:
         raise PlainError(503, "service unavailable\n")
 
     def admit_watch(self, watch: Watch, target: Target, version: str) -> None:
-        """Expire, silence or cut a watch as ordered; one already running is reached through `reach_watches`."""
+        """Expire, silence or cut a new watch as ordered; `reach_watches` does so for watches that are already open."""
 
         def strikes(kind: str) -> Fault | None:
             return self.faults.strike(frozenset({kind}), "watch", target.plural, target.namespace, target.name)
@@ -172,7 +172,7 @@ class Disruptions:
             self.clock.call_later(delay, lambda: self.cut_watch(watch))
 
     def reach_watches(self, watches: Collection[Watch]) -> None:
-        """Apply watch faults that are ordered for running watches, each of them to each watch once."""
+        """Apply each watch fault with `running` once to each open watch."""
         for fault in self.faults.all():
             if fault.kind not in WATCH_KINDS or not fault.settings.get("running"):
                 continue
@@ -191,7 +191,7 @@ class Disruptions:
                     watch.expire(watch.seen, self.store.rv)
 
     def refuse_pod(self, pod: Json) -> str | None:
-        """An ordered quota on the memory that a namespace's pods ask for."""
+        """Why a pod exceeds an ordered quota on the memory requests in its namespace; None where it does not."""
         namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
         for fault in self.faults.all():
             limit = fault.settings.get("memory")
@@ -208,7 +208,7 @@ class Disruptions:
         return None
 
     def cut_watch(self, watch: Watch) -> None:
-        """End a watch in the middle, without the closing chunk."""
+        """End a watch without the closing chunk of its stream."""
         self._cut.add(watch.serial)
         watch.close()
 
@@ -219,7 +219,7 @@ class Disruptions:
         return False
 
     async def _subject(self, request: web.Request, target: Target) -> tuple[str, dict[str, str] | None]:
-        """Name and labels of what a request is about; for a create they stand in its body."""
+        """Name and labels of the object of a request; for a create they are in the body."""
         if target.name:
             resource = find(target.group, target.version, target.plural)
             stored = self.store.get(resource, target.namespace, target.name) if resource else None
@@ -244,7 +244,7 @@ class Disruptions:
         await done.wait()
 
     async def _hang(self, fault: Fault, closing: asyncio.Event) -> None:
-        """Until the fault is lifted or the server stops."""
+        """Wait until the fault is lifted or the server stops."""
         wake = asyncio.Event()
         self.faults.listen(wake.set)
         while not closing.is_set() and fault in self.faults.all():

@@ -1,1 +1,1 @@
-"""Nodes, and what runs on them: pods, images, guests."""
+"""Nodes, and what they run: pods and images."""

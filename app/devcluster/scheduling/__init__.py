@@ -1,1 +1,1 @@
-"""What kube-scheduler does."""
+"""kube-scheduler: which node a pod is bound to, and why none fits."""

@@ -12,14 +12,14 @@ _NOT_NAMED = "node(s) didn't satisfy plugin(s) [NodeAffinity]"
 
 
 class Refusal(NamedTuple):
-    """What the first filter that refused a node said; `resolvable` if pods that leave it could change that."""
+    """The reasons of the first filter that refused a node; `resolvable` where other pods' leaving could change that."""
 
     reasons: tuple[str, ...]
     resolvable: bool
 
 
 def refuse_node(pod: Json, node: Json) -> Refusal | None:
-    """For what the node is, whatever runs there."""
+    """Check the properties of the node, whatever runs there."""
     named = named_nodes(pod)
     if named and node["metadata"]["name"] not in named:
         reason = _NOT_NAMED
@@ -35,7 +35,7 @@ def refuse_node(pod: Json, node: Json) -> Refusal | None:
 
 
 def refuse_load(node: Json, asked: dict[str, int], used: dict[str, int]) -> Refusal | None:
-    """For what is left on it. `asked` and `used` are in the units of `pod_requests`."""
+    """Check what is free on the node. `asked` and `used` are in the units of `pod_requests`."""
     lacking = [
         name for name, amount in asked.items() if amount and used.get(name, 0) + amount > allocatable(node, name)
     ]
@@ -47,7 +47,7 @@ def refuse_load(node: Json, asked: dict[str, int], used: dict[str, int]) -> Refu
 
 
 def explain(nodes: int, refusals: Sequence[Refusal]) -> str:
-    """The message of a pod that fits nowhere; what preemption could do is told of each node."""
+    """The message of a pod that fits nowhere, including what preemption could do on each node."""
     if not nodes:
         return "no nodes available to schedule pods"
     told = Counter(reason for refusal in refusals for reason in refusal.reasons)

@@ -1,4 +1,4 @@
-"""Which of the nodes that have room is the best: kube-scheduler's default scores and their weights (Kubernetes 1.36)."""
+"""The best of the nodes that fit: kube-scheduler's default scores and their weights (Kubernetes 1.36)."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -25,7 +25,7 @@ def choose_node(
     spread: Spread,
     everywhere: Sequence[Json],
 ) -> Json:
-    """The best of `nodes`, which is not empty. Among equals the least loaded, then the first by name: upstream draws."""
+    """The best of `nodes`, which is not empty. Equal ones are ordered by load, then by name; upstream chooses at random."""
     shares = [_shares(node, asked, used(node["metadata"]["name"])) for node in nodes]
     taints = [len(untolerated(pod, node, frozenset({"PreferNoSchedule"}))) for node in nodes]
     totals = [
@@ -47,7 +47,7 @@ def choose_node(
 
 
 def _shares(node: Json, asked: dict[str, int], used: dict[str, int]) -> tuple[Fraction, ...]:
-    """How full the node would be, of CPU and of memory."""
+    """The shares of CPU and of memory that would be used."""
     return tuple(
         min(Fraction(1), Fraction(used.get(name, 0) + asked.get(name, 0), max(1, allocatable(node, name))))
         for name in _MEASURED
@@ -62,7 +62,7 @@ def _room(shares: tuple[Fraction, ...]) -> int:
 
 
 def _nearness(pod: Json, node: Json, everywhere: Sequence[Json]) -> int:
-    """ImageLocality: the bytes the node has already, each image weighed by how many nodes have it."""
+    """ImageLocality: the bytes that the node has already, each image weighted by the number of nodes that have it."""
     wanted = pod_images(pod)
     total = 0
     for image in wanted:
@@ -79,12 +79,12 @@ def _held_bytes(node: Json, image: str) -> int:
 
 
 def _scaled(scores: Sequence[int]) -> list[int]:
-    """In proportion, the greatest becoming 100."""
+    """Scaled so that the greatest becomes 100."""
     most = max(scores)
     return [_TOP * score // most if most else 0 for score in scores]
 
 
 def _between(scores: Sequence[int]) -> list[int]:
-    """In proportion, the least becoming 0 and the greatest 100."""
+    """Scaled so that the least becomes 0 and the greatest 100."""
     least, most = min(scores), max(scores)
     return [_TOP * (score - least) // (most - least) if most > least else 0 for score in scores]

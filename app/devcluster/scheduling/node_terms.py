@@ -1,4 +1,4 @@
-"""Which nodes a pod may go to, and which it would rather: selectors, node affinity, taints (as kube-scheduler 1.36)."""
+"""The rules of a pod about nodes: selectors, node affinity, tolerations (as in kube-scheduler 1.36)."""
 
 from collections.abc import Iterable
 
@@ -21,7 +21,7 @@ def matches_node(pod: Json, node: Json) -> bool:
 
 
 def named_nodes(pod: Json) -> set[str] | None:
-    """The only nodes that required affinity leaves by their names; None where it names none in some alternative."""
+    """The only nodes that the required affinity allows by name; None where an alternative names none."""
     terms = (_node_affinity(pod).get(_REQUIRED) or {}).get("nodeSelectorTerms") or ()
     found: set[str] = set()
     for term in terms:
@@ -37,7 +37,7 @@ def named_nodes(pod: Json) -> set[str] | None:
 
 
 def preference(pod: Json, node: Json) -> int:
-    """The weights of the preferred node affinity terms that hold; one without conditions holds nowhere."""
+    """The sum of the weights of the preferred node affinity terms that match."""
     return sum(
         int(item["weight"])
         for item in _node_affinity(pod).get(_PREFERRED) or ()
@@ -46,7 +46,7 @@ def preference(pod: Json, node: Json) -> int:
 
 
 def untolerated(pod: Json, node: Json, effects: frozenset[str] = _KEEPS_AWAY) -> list[Json]:
-    """Taints of these effects that the pod does not tolerate, in the node's order."""
+    """Taints with these effects that the pod does not tolerate, in the order of the node."""
     tolerations = pod["spec"].get("tolerations") or ()
     taints = node["spec"].get("taints") or ()
     return [taint for taint in taints if taint["effect"] in effects and not tolerates(tolerations, taint)]
@@ -68,7 +68,7 @@ def _node_affinity(pod: Json) -> Json:
 
 
 def _matches_term(term: Json, node: Json) -> bool:
-    """All its conditions hold; a term without any matches nothing."""
+    """Whether all its conditions hold; a term without conditions matches nothing."""
     expressions, fields = term.get("matchExpressions") or (), term.get("matchFields") or ()
     if not expressions and not fields:
         return False

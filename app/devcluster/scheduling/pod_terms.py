@@ -1,4 +1,4 @@
-"""Where a pod may go for the sake of other pods: affinity and anti-affinity between pods (as kube-scheduler 1.36)."""
+"""Affinity and anti-affinity between pods (as in kube-scheduler 1.36)."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ EXISTING = "node(s) didn't satisfy existing pods anti-affinity rules"
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 _HARD_WEIGHT = 1
-"""What a required affinity of an existing pod weighs for one it would like beside it."""
+"""The weight of an existing pod's required affinity in the score of a new pod that it matches."""
 
 _Place = tuple[str, str]
 _Placed = Iterable[tuple[Json, Json]]
@@ -21,7 +21,7 @@ _Placed = Iterable[tuple[Json, Json]]
 
 
 class PodTerms:
-    """The terms between one pod that is to be scheduled and all pods that are; made anew for each decision."""
+    """The terms between one pod to be scheduled and all placed pods; built for each decision."""
 
     def __init__(self, pod: Json, placed: _Placed, namespace_labels: Callable[[str], dict[str, str]]) -> None:
         self._pod = pod
@@ -31,22 +31,22 @@ class PodTerms:
         self._near: Counter[_Place] = Counter()
         self._apart: Counter[_Place] = Counter()
         self._forbidden: Counter[_Place] = Counter()
-        self._wishes: Counter[_Place] = Counter()
-        wishes = list(_weighted(pod))
+        self._preferences: Counter[_Place] = Counter()
+        preferences = list(_weighted(pod))
         for other, node in placed:
             labels = node["metadata"].get("labels") or {}
             if self._affinity and all(self._meets(term, pod, other) for term in self._affinity):
                 _count(self._near, self._affinity, labels)
             _count(self._apart, (term for term in self._anti if self._meets(term, pod, other)), labels)
-            self._wish(wishes, pod, other, labels)
+            self._prefer(preferences, pod, other, labels)
             if other["spec"].get("affinity"):
                 theirs = _required(other, "podAntiAffinity")
                 _count(self._forbidden, (term for term in theirs if self._meets(term, other, pod)), labels)
                 back = [*_weighted(other), *((_HARD_WEIGHT, term) for term in _required(other, "podAffinity"))]
-                self._wish(back, other, pod, labels)
+                self._prefer(back, other, pod, labels)
 
     def refuse(self, node: Json) -> tuple[str, bool] | None:
-        """Why the pod may not go there, and whether other pods' leaving could change that; None where it may."""
+        """Why the pod must not go there, and whether other pods' leaving could change that; None where it may."""
         labels = node["metadata"].get("labels") or {}
         if not self._is_near(labels):
             return AFFINITY, False
@@ -57,25 +57,25 @@ class PodTerms:
         return None
 
     def score(self, node: Json) -> int:
-        """The sum of the weights met there; below 0 where the pod is not wanted."""
+        """The sum of the weights that count there; negative where the pod should stay away."""
         labels = node["metadata"].get("labels") or {}
-        return sum(self._wishes[key, value] for key, value in labels.items())
+        return sum(self._preferences[key, value] for key, value in labels.items())
 
     def _is_near(self, labels: dict[str, str]) -> bool:
         if any(term["topologyKey"] not in labels for term in self._affinity):
             return False
         if all(self._near[_place(term, labels)] for term in self._affinity):
             return True
-        # The first pod of those that want each other's company is let in anywhere.
+        # The first pod of a group with affinity to itself may go anywhere.
         return not self._near and all(self._meets(term, self._pod, self._pod) for term in self._affinity)
 
-    def _wish(self, terms: Iterable[tuple[int, Json]], owner: Json, other: Json, labels: dict[str, str]) -> None:
+    def _prefer(self, terms: Iterable[tuple[int, Json]], owner: Json, other: Json, labels: dict[str, str]) -> None:
         for weight, term in terms:
             if term["topologyKey"] in labels and self._meets(term, owner, other):
-                self._wishes[_place(term, labels)] += weight
+                self._preferences[_place(term, labels)] += weight
 
     def _meets(self, term: Json, owner: Json, other: Json) -> bool:
-        """Whether `other` is one of the pods that the owner's term is about."""
+        """Whether the owner's term selects `other`."""
         own, labels = owner["metadata"].get("labels") or {}, other["metadata"].get("labels") or {}
         selector = with_keys(term.get("labelSelector"), term.get("matchLabelKeys") or (), own)
         selector = with_keys(selector, term.get("mismatchLabelKeys") or (), own, "NotIn")
@@ -89,7 +89,7 @@ class PodTerms:
 
 
 def has_pod_terms(pod: Json) -> bool:
-    """Whether other pods' coming or going can open a node to it, beyond the room they leave."""
+    """Whether the pod has rules about other pods."""
     affinity = pod["spec"].get("affinity") or {}
     return bool(affinity.get("podAffinity") or affinity.get("podAntiAffinity"))
 
@@ -100,7 +100,7 @@ def _required(pod: Json, kind: str) -> list[Json]:
 
 
 def _weighted(pod: Json) -> Iterator[tuple[int, Json]]:
-    """Preferred terms; those of anti-affinity weigh against a place."""
+    """Preferred terms with their weights; those of anti-affinity are negative."""
     affinity = pod["spec"].get("affinity") or {}
     for kind, sign in (("podAffinity", 1), ("podAntiAffinity", -1)):
         for item in (affinity.get(kind) or {}).get(_PREFERRED) or ():

@@ -1,4 +1,4 @@
-"""Binds pods to nodes that have room, and says why where none has."""
+"""The scheduler: binds each pod to a node that fits, or says why none does."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ _NAME = "default-scheduler"
 
 
 class Scheduler(KindController):
-    """A pod waits `durations.schedule`, then is bound; one that fits nowhere is tried again when room may have come."""
+    """Binds a pod `durations.schedule` after its creation; one that fits nowhere is tried again when something changes."""
 
     resource = PODS
 
@@ -153,7 +153,7 @@ def _has_ended(pod: Json) -> bool:
 
 
 def _looks_new(old: Json, new: Json) -> bool:
-    """To the rules of other pods: it came to a node, has other labels, or is going away."""
+    """Whether the pod changed for the rules of other pods: it is on a node now, has other labels, or is being deleted."""
     return any(
         old[part].get(name) != new[part].get(name)
         for part, name in (("spec", "nodeName"), ("metadata", "labels"), ("metadata", "deletionTimestamp"))

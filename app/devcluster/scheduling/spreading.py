@@ -1,4 +1,4 @@
-"""How evenly pods are spread over nodes, zones or other domains: topologySpreadConstraints (as kube-scheduler 1.36)."""
+"""topologySpreadConstraints: pods spread evenly over nodes, zones or other domains (as in kube-scheduler 1.36)."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ _HOSTNAME = "kubernetes.io/hostname"
 
 
 class Spread:
-    """One pod's constraints of one kind, and what they count over all nodes; made anew for each decision."""
+    """The constraints of one pod of one kind, with their counts over all nodes; built for each decision."""
 
     def __init__(self, pod: Json, kind: str, nodes: Sequence[Json], pods_on: Callable[[str], Iterable[Json]]) -> None:
         """`kind` is DoNotSchedule or ScheduleAnyway."""
@@ -31,7 +31,7 @@ class Spread:
             self._add(node, list(pods_on(node["metadata"]["name"])))
 
     def refuse(self, node: Json) -> tuple[str, bool] | None:
-        """Why the pod may not go there, and whether other pods' leaving could change that; None where it may."""
+        """Why the pod must not go there, and whether other pods' leaving could change that; None where it may."""
         labels = node["metadata"].get("labels") or {}
         for rule, selector, counts in zip(self._rules, self._selectors, self._counts, strict=True):
             domain = labels.get(rule["topologyKey"])
@@ -43,7 +43,7 @@ class Spread:
         return None
 
     def scores(self, nodes: Sequence[Json]) -> list[int]:
-        """For nodes that passed the filters, from 0 to 100; the emptier its domains, the better the node."""
+        """Scores from 0 to 100 for nodes that passed the filters; higher where the domains have fewer pods."""
         if not self._rules:
             return [0 for _ in nodes]
         raw = self._raw_scores(nodes)
@@ -52,7 +52,7 @@ class Spread:
         return [0 if value is None else (100 * (most + least - value) // most if most else 100) for value in raw]
 
     def _raw_scores(self, nodes: Sequence[Json]) -> list[int | None]:
-        """The pods already there, weighed; None for a node that lacks a label."""
+        """The weighted number of pods there already; None for a node that lacks a label."""
         complete = [node for node in nodes if self._has_labels(node)]
         weights = []
         for rule in self._rules:
@@ -72,7 +72,7 @@ class Spread:
         return found
 
     def _add(self, node: Json, pods: list[Json]) -> None:
-        """Only nodes with all the labels count, and those that the rule's policies include."""
+        """Count the pods of a node, if it has all labels and the policies of the rule include it."""
         if not self._has_labels(node):
             return
         for rule, selector, counts in zip(self._rules, self._selectors, self._counts, strict=True):

@@ -1,58 +1,58 @@
-"""The dev cluster's own API, below /devcluster/v1: what a test or a demo orders, and what it may look at.
+"""The dev cluster's own API, below /devcluster/v1: tests and demos order faults there and look at the cluster.
 
     GET    state                 counts: VMs by printable status and readiness, VMIs by phase, nodes, watches
-    GET    faults                the faults in force, and how often each struck
-    POST   faults                order one; answers with it and its id
-    DELETE faults                lift all
-    DELETE faults/{id}           lift one
-    GET    nodes                 each node: alive or not, what its pods ask for, the images it holds, and its NodeShape
-    POST   nodes                 {"name": ..., members of NodeShape}: a further node, which takes what waits for room
-    PATCH  nodes/{name}          members of NodeShape: the node gets others; what runs there goes on
-    DELETE nodes/{name}          take a node away
+    GET    faults                the active faults, and how often each struck
+    POST   faults                order a fault; answers with it and its id
+    DELETE faults                lift all faults
+    DELETE faults/{id}           lift one fault
+    GET    nodes                 each node: alive or not, the requests of its pods, its cached images, its NodeShape
+    POST   nodes                 {"name": ..., members of NodeShape}: add a node; pending pods may go there
+    PATCH  nodes/{name}          members of NodeShape: change the node; what runs there goes on
+    DELETE nodes/{name}          remove a node
     POST   nodes/{name}/kill     power it off; POST nodes/{name}/revive powers it on
     POST   namespaces            {"name": ...}
-    POST   images                {"url": "docker://...", "digest": "sha256:...", "look": true}: the registry has new content
-                                 there; DataImportCrons of the URL see it by their schedule, with `look` at once
-    POST   compact               forget the past: a watch or list from an older resourceVersion gets 410
-    POST   restart               {"kill": true, "down": seconds, "starting": seconds}: the API server stops and comes back
-    POST   reset                 remove every object and fault; nodes and namespaces as at the start
+    POST   images                {"url": "docker://...", "digest": "sha256:...", "look": true}: new content in the registry;
+                                 DataImportCrons of the URL find it at their next poll, or at once with `look`
+    POST   compact               forget past changes: a watch or list from an older resourceVersion gets 410
+    POST   restart               {"kill": true, "down": seconds, "starting": seconds}: stop the API server, start it again
+    POST   reset                 remove every object and fault; create the first nodes and namespaces again
 
 A fault is {"kind": ..., "verbs": [...], "resource": "virtualmachines", "namespace": glob, "name": glob, "labels":
 selector, "count": n, "probability": p, "settings": {...}}; only `kind` is needed. Kinds, and their settings:
 
     error           status (500), reason, message, retry_after: the request has no effect
-    delay           seconds, then the request goes on
+    delay           the request is served after `seconds`
     hang            no answer until the fault is lifted; then the connection is cut
-    reset-before    the connection is cut, the request has no effect
-    reset-after     the connection is cut, the request had its effect
-    quota           limit: at most so many objects of the kind; or memory: a pod's requests beyond it are refused; name
-    webhook-hang    writes of KubeVirt kinds fail after 10 s of the cluster's scale
+    reset-before    the connection is cut before the request has an effect
+    reset-after     the connection is cut after the request had its effect
+    quota           `limit`: a maximum of objects of the kind; or `memory`: a maximum of the pods' requests; `name`
+    webhook-hang    writes of KubeVirt kinds fail after 10 s (scaled as all durations)
     virt-api-down   writes of KubeVirt kinds fail at once, subresources answer 503
-    watch-break     the watch is cut in the middle, after `seconds`
-    watch-silent    the watch stays open and says nothing more
-    watch-expire    the watch ends in 410, whatever its resourceVersion
+    watch-break     the watch is cut after `seconds`, in the middle of the stream
+    watch-silent    the watch stays open and sends nothing more
+    watch-expire    the watch ends with 410, whatever its resourceVersion
     never-boots     the VMI stays Scheduled
     boot-fails      the VMI fails before it runs: a crash loop
-    no-agent        the guest agent never connects;  agent-lost: it goes away
-    guest-dies      the VMI fails `seconds` after it runs
+    no-agent        the guest agent never connects;  agent-lost: it disconnects
+    guest-dies      the VMI fails `seconds` after it started to run
     unready         the readiness probe fails;  flapping: it fails and succeeds in turn every `seconds`
-    image-error     the container disk cannot be pulled, with `message`; so, too, the image of a pod of a DaemonSet or of its
-                    own, which it matches as resource `pods`. `node`: only there
-    import-fails    a DataVolume's import ends in an error at `percent` (60), with `message`, and is tried again after a
-                    backoff; each attempt counts. `fatal`: the phase becomes Failed and no attempt follows
-    import-stalls   an import stops at `percent` (60) and says nothing
-    cron-import-fails  as import-fails, for imports of the DataImportCron that it matches
-    clone-hangs     a DataVolume's clone never ends
+    image-error     the container disk cannot be pulled; `message`. With resource `pods` it matches pods that hold no
+                    guest, and their images. `node`: only on that node
+    import-fails    the import of a DataVolume ends in an error at `percent` (60) with `message`, and is retried after a
+                    backoff; each attempt counts. `fatal`: the phase becomes Failed and there is no retry
+    import-stalls   an import stops at `percent` (60) without an error
+    cron-import-fails  like import-fails, for the imports of the DataImportCron that it matches
+    clone-hangs     the clone of a DataVolume never ends
     claim-never-binds  a claim stays Pending
-    snapshot-fails  VolumeSnapshots end in an error, `message`; the VirtualMachineSnapshot has it as status.error at once
-                    and is Failed at its failureDeadline (where it names none: 5 min of the cluster's scale, 3 s at least)
-    snapshot-hangs  VolumeSnapshots never get ready
-    volume-excluded `volume` (all) is left out of a VirtualMachineSnapshot though it could be in it
+    snapshot-fails  VolumeSnapshots end in the error `message`. The VirtualMachineSnapshot shows it in status.error at once
+                    and becomes Failed at its failureDeadline (default: 5 min, scaled, but 3 s at least)
+    snapshot-hangs  VolumeSnapshots never become ready
+    volume-excluded `volume` (default: all) is left out of a VirtualMachineSnapshot though it could be included
 
-Watch faults strike watches as they are opened; with settings {"running": true} also those open already. Guest faults
-match a VMI by namespace, name and labels; storage faults the DataVolume, DataImportCron, claim, or snapshot (the
-VirtualMachineSnapshot, or a VolumeSnapshot that belongs to none). What was struck stays so until the fault is lifted;
-`count` limits how many are struck, for import-fails how many attempts.
+Watch faults strike a watch when it is opened; with settings {"running": true} also watches that are already open. Guest
+faults match a VMI by namespace, name and labels; storage faults match the DataVolume, DataImportCron, claim or snapshot
+(the VirtualMachineSnapshot, or a VolumeSnapshot that belongs to none). An object that was struck stays so until the fault
+is lifted. `count` limits the number of struck objects, for import-fails the number of attempts.
 """
 
 import json
@@ -156,7 +156,7 @@ class Admin:
                 raise ApiError(
                     404,
                     "NotFound",
-                    f"{request.method} {request.path} is not served; see app.devcluster.server.admin for what is",
+                    f"{request.method} {request.path} is not served; app.devcluster.server.admin lists what is",
                 )
 
     async def _faults(self, request: web.Request, rest: list[str]) -> tuple[Any, int]:
@@ -249,7 +249,7 @@ async def _read(request: web.Request) -> dict[str, Any]:
     try:
         given = json.loads(text or "{}")
     except ValueError as error:
-        raise bad_request(f"the body is no JSON: {error}") from error
+        raise bad_request(f"the body is not JSON: {error}") from error
     if not isinstance(given, dict):
         raise bad_request("the body must be a JSON object")
     return given
@@ -265,5 +265,5 @@ def _shape(shape: NodeShape, given: dict[str, Any]) -> NodeShape:
 def _text(given: dict[str, Any], name: str) -> str:
     value = given.get(name)
     if not isinstance(value, str) or not value:
-        raise bad_request(f"'{name}' must be a text")
+        raise bad_request(f"'{name}' must be a string")
     return value

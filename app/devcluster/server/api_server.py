@@ -1,4 +1,4 @@
-"""The HTTP face: routes requests to the API's verbs, renders answers, streams watches, and applies ordered faults."""
+"""The Kubernetes API over HTTP: routes requests to verbs, renders answers, streams watches, applies ordered faults."""
 
 import asyncio
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ class ApiServer:
         self.watches: set[Watch] = set()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """The one handler of everything but the admin API."""
+        """Handles every request except those of the admin API."""
         try:
             return await self._route(request)
         except PlainError as error:
@@ -74,7 +74,7 @@ class ApiServer:
             return _refusal(error)
         except (ConnectionError, web.HTTPException):
             raise
-        except Exception as error:  # noqa: BLE001  # an API server answers, whatever went wrong behind it
+        except Exception as error:  # noqa: BLE001  # an API server answers whatever goes wrong behind it
             _log.exception("request_failed", method=request.method, path=request.path)
             message = f"Internal error occurred: {type(error).__name__}: {error}"
             return _refusal(ApiError(500, "InternalError", message))
@@ -197,7 +197,7 @@ class ApiServer:
         return _written(call.answer, written)
 
     async def _scale(self, call: Call) -> web.Response:
-        """Both a PUT of the Scale and a merge patch of it set the replicas."""
+        """A PUT and a merge patch of the Scale both set the replicas."""
         target, merge = call.target, "application/merge-patch+json"
         decoded = decode_patch(await call.request.read(), merge)
         options = _write_options(call.request, "UpdateOptions")
@@ -288,7 +288,7 @@ class ApiServer:
             raise PlainError(405, "405: Method Not Allowed")
         accept = request.headers.get("Accept", "*/*")
         if "*/*" not in accept:
-            # virt-api declares no media type for these, so a client that insists on JSON is turned away.
+            # virt-api declares no media type for these, so it refuses a client that accepts only JSON.
             raise PlainError(406, "406: Not Acceptable\n\nAvailable representations: ")
         status = self._subresources.call(target.plural, target.namespace, target.name, target.subresource)
         return web.Response(status=status)

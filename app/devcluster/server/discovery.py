@@ -1,4 +1,4 @@
-"""What the cluster says it serves: /version, /api, /apis and the resource lists."""
+"""Discovery: /version, /api, /apis and the lists of served resources."""
 
 from app.devcluster.apiserver import registry
 from app.devcluster.apiserver.registry import Resource

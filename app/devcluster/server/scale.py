@@ -1,4 +1,4 @@
-"""The scale subresource: a view of a pool's replicas that can be written."""
+"""The scale subresource of pools, for reading and writing."""
 
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.store import Stored
@@ -21,7 +21,7 @@ def view(stored: Stored) -> Json:
 
 
 def as_merge_patch(scale: Json) -> Json:
-    """What a Scale, whole or as a merge patch, asks of the object behind it."""
+    """The merge patch of the pool for a Scale, or for a merge patch of a Scale."""
     patch: Json = {"spec": {"replicas": (scale.get("spec") or {}).get("replicas")}}
     version = (scale.get("metadata") or {}).get("resourceVersion")
     return {**patch, "metadata": {"resourceVersion": version}} if version else patch

@@ -1,1 +1,1 @@
-"""What the storage driver and the snapshotter do."""
+"""The storage driver and the snapshotter: claims, volumes, snapshots and their classes."""

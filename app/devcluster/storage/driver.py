@@ -1,4 +1,4 @@
-"""The storage driver's claims: bound by their class, filled from their source, kept while in use."""
+"""The storage driver: binds claims by their class, fills them from their source, and keeps them while in use."""
 
 from datetime import datetime
 from typing import Any
@@ -111,7 +111,7 @@ class StorageDriver(KindController):
         return has_consumer(self._store, *key)
 
     def _seconds(self, namespace: str, claim: Json, storage_class: Json) -> float | None:
-        """How long the volume takes to make; None where its source is not there, not ready, or does not fit."""
+        """How long it takes to make the volume; None where its source is missing, not ready, or does not fit."""
         source = claim["spec"].get("dataSource") or {}
         asked = whole(claim["spec"]["resources"]["requests"]["storage"])
         if source.get("apiGroup") == _SNAPSHOT_GROUP:

@@ -1,7 +1,7 @@
-"""Storage classes, and the snapshot classes that go with them.
+"""Storage classes and snapshot classes.
 
-`standard` (the default) and `fast-ssd` can be snapshotted, `no-snapshots` has a provisioner without a VolumeSnapshotClass,
-and a claim of `local-wait` binds only when something uses it.
+Claims of `standard` (the default) and `fast-ssd` can be snapshotted; the provisioner of `no-snapshots` has no
+VolumeSnapshotClass; a claim of `local-wait` binds only when it has a user.
 """
 
 from datetime import datetime
@@ -23,7 +23,7 @@ CLONE_STRATEGY = "cdi.kubevirt.io/clone-strategy"
 
 
 def storage_objects(now: datetime) -> list[tuple[Resource, Json]]:
-    """The classes every dev cluster has."""
+    """The classes that every dev cluster has."""
     clone = {CLONE_STRATEGY: "csi-clone"}
     return [
         _class(STORAGE_CLASS, PROVISIONER, now, annotations={_DEFAULT: "true", **clone}),
@@ -57,8 +57,8 @@ def waits_for_consumer(storage_class: Json | None) -> bool:
 def snapshot_class_of(store: Store, name: str, *, profiled: bool = True) -> str:
     """The VolumeSnapshotClass for claims of a storage class; empty where there is none.
 
-    As KubeVirt v1.9.0 chooses: the profile's first, then the only one of the provisioner, then the one marked as default.
-    Without `profiled` the profile is left out. Raises ApiError where several match and none is marked.
+    As KubeVirt v1.9.0 chooses: the class of the profile, else the only class of the provisioner, else its default class.
+    `profiled=False` ignores the profile. Raises ApiError where several classes match and none is the default.
     """
     storage_class = find_class(store, name)
     if storage_class is None:

@@ -58,7 +58,7 @@ class VolumeSnapshotter(KindController):
             self._timers.ensure(stored.uid, "ready", delay, lambda: self._make_ready(key))
 
     def _problem(self, key: Key, snapshot: Json) -> str:
-        """Why no snapshot can be taken; empty where one can."""
+        """Why no snapshot can be taken; empty where it can."""
         fault = self._strike("snapshot-fails", snapshot)
         if fault is not None:
             return str(fault.settings.get("message", _ORDERED))
@@ -80,12 +80,12 @@ class VolumeSnapshotter(KindController):
         return ""
 
     def _class_name(self, snapshot: Json, claim: Json) -> str:
-        """The class named, else the default of the claim's driver. Raises ApiError where there are several."""
+        """The class of the snapshot, else the default of the claim's driver. Raises ApiError where several match."""
         given = snapshot["spec"].get("volumeSnapshotClassName")
         return str(given or snapshot_class_of(self._store, claim["spec"].get("storageClassName", "")))
 
     def _strike(self, kind: str, snapshot: Json) -> Fault | None:
-        """A fault ordered for the VirtualMachineSnapshot it belongs to, or for the VolumeSnapshot itself."""
+        """A fault that strikes the VirtualMachineSnapshot it belongs to, or the VolumeSnapshot itself."""
         namespace = snapshot["metadata"]["namespace"]
         for owner in owners_of(snapshot):
             content = self._store.get(VM_SNAPSHOT_CONTENTS, namespace, owner["name"])
@@ -121,5 +121,5 @@ class VolumeSnapshotter(KindController):
 
 
 def _source_of(snapshot: Json) -> str:
-    """The claim it is taken of; empty where it was made from a content that was there."""
+    """The claim of which it is taken; empty where it was made from an existing content."""
     return str((snapshot["spec"].get("source") or {}).get("persistentVolumeClaimName", ""))

@@ -1,7 +1,7 @@
-"""What is behind claims and snapshots, and whether a guest has booted from it before.
+"""The data behind claims and snapshots, their users, and whether a guest has booted from them.
 
-A PersistentVolume stands for a bound claim's data, a VolumeSnapshotContent for a ready snapshot's. Both carry an annotation
-of this cluster's own where a guest has booted from the data: a copy of it boots faster. Copies inherit it.
+A PersistentVolume has the data of a bound claim, a VolumeSnapshotContent those of a ready snapshot. An annotation of this
+cluster marks data from which a guest has booted: the next boot from them, or from a copy, is faster. Copies inherit it.
 """
 
 from collections.abc import Collection
@@ -34,7 +34,7 @@ _BOOTED = "devcluster/booted"
 
 
 class VolumeHistory:
-    """Marks the volume a guest has booted from, as soon as its agent answers."""
+    """Marks the volume from which a guest has booted, once its agent connects."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -54,9 +54,9 @@ class VolumeHistory:
 
 
 def boot_claim(spec: Json) -> str:
-    """The claim a guest boots from; empty where it boots from something else.
+    """The claim from which a guest boots: the disk with the lowest bootOrder, else the first disk.
 
-    The disk with the lowest bootOrder, else the first.
+    Empty where that disk has no claim.
     """
     disks = (spec["domain"].get("devices") or {}).get("disks") or []
     first = min(disks, key=lambda disk: disk.get("bootOrder", 2**16), default=None)
@@ -65,7 +65,7 @@ def boot_claim(spec: Json) -> str:
 
 
 def boot_seconds(store: Store, vmi: Json, durations: Durations) -> float:
-    """How long the guest takes from its start to its agent's first word."""
+    """Seconds from the start of the guest until its agent connects."""
     name = boot_claim(vmi["spec"])
     prepared = bool(name) and has_booted(store, vmi["metadata"]["namespace"], name)
     return durations.guest_boot_prepared if prepared else durations.guest_boot
@@ -126,7 +126,7 @@ def pods_using(store: Store, namespace: str, claims: Collection[str]) -> list[St
 
 
 def has_consumer(store: Store, namespace: str, claim_name: str) -> bool:
-    """Whether a pod uses the claim, or a VMI does: for that one virt-controller starts a pod at once."""
+    """Whether a pod or a VMI uses the claim; for a VMI, virt-controller starts a pod at once."""
     return bool(pods_using(store, namespace, [claim_name])) or any(
         claim_name in claims_of(vmi.obj["spec"])
         for vmi in store.rows(VIRTUAL_MACHINE_INSTANCES, namespace)
@@ -148,7 +148,7 @@ def filler_of(store: Store, claim: Json) -> Json | None:
 
 
 def is_populated(store: Store, claim: Json) -> bool:
-    """Whether the data are all there; a claim that no DataVolume fills is taken as it is."""
+    """Whether the claim has all its data; one without a DataVolume always does."""
     filler = filler_of(store, claim)
     return filler is None or phase_of(filler) == "Succeeded"
 
