@@ -98,7 +98,9 @@ def _seconds(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m app.devcluster", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m app.devcluster", description="Serve a simulated KubeVirt cluster until SIGTERM or SIGINT."
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="TCP port; 0 lets the system choose")
     parser.add_argument(

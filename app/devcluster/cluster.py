@@ -50,8 +50,8 @@ from app.devcluster.nodes.daemon_sets import DaemonSetController
 from app.devcluster.nodes.image_cache import ImageCache
 from app.devcluster.nodes.kubelet import Kubelet
 from app.devcluster.nodes.node_lifecycle import NodeLifecycle
+from app.devcluster.nodes.node_objects import build_node, reshape, shape_of
 from app.devcluster.nodes.node_shapes import NodeShape, change_shape
-from app.devcluster.nodes.nodes import build_node, reshape, shape_of
 from app.devcluster.nodes.pod_start import PodStarter
 from app.devcluster.nodes.power import NodePower
 from app.devcluster.scheduling.ledger import Ledger

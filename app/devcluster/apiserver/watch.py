@@ -19,7 +19,7 @@ class Watch:
     """The queue of encoded events of one watch. `wait` sleeps until there are some; `close` ends the watch."""
 
     def __init__(self, store: Store, resource: Resource, namespace: str, options: ListOptions) -> None:
-        """Raises ApiError 500 where the version is no number."""
+        """Raises ApiError 500 where the version is not a number."""
         self.serial = next(_serials)
         self._store = store
         self.resource = resource

@@ -1,4 +1,4 @@
-"""KubeVirt's webhooks as far as this cluster has them: defaults for VMs, and the refusals of its validators."""
+"""KubeVirt's webhooks: defaults of VMs, and the validation of VMs, pools and snapshots."""
 
 import uuid
 
@@ -46,7 +46,7 @@ def with_machine_defaults(vm: Json) -> Json:
 
 
 def check_snapshotted(vm: Json, old: Json) -> list[Json]:
-    """While a snapshot of it is taken, a VM keeps its volumes and goes on running, or not."""
+    """While a VM is being snapshotted, neither its volumes nor its run strategy may change."""
     name = status_of(old).get("snapshotInProgress")
     if not name:
         return []
@@ -59,7 +59,7 @@ def check_snapshotted(vm: Json, old: Json) -> list[Json]:
 
 
 def _check_shape(vm: Json) -> None:
-    """The mutator reads the VM before the API server's schema does, and complains in its own way."""
+    """The mutating webhook parses the VM before the schema of the API server is applied, and words errors in its own way."""
     problems: list[Json] = []
     for item in schemas.check(VIRTUAL_MACHINES, vm).causes:
         field, message = item["field"], item["message"]
@@ -96,7 +96,7 @@ def _with_defaults(vm: Json) -> Json:
 
 
 def _quantities(spec: Json) -> list[object]:
-    """The quantities the mutator parses; hugepage sizes it leaves to the validator."""
+    """The quantities that the mutating webhook parses; it leaves hugepage sizes to the validator."""
     domain = spec.get("domain") or {}
     memory = domain.get("memory") or {}
     found: list[object] = [memory[name] for name in ("guest", "maxGuest") if name in memory]

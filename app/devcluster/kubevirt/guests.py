@@ -1,4 +1,4 @@
-"""How a guest's turns show in its VMI: started, connected, failed, stopped. Each function gives a new VMI."""
+"""The events of a guest in the status of its VMI: started, connected, failed, stopped. Each function gives a new VMI."""
 
 import uuid
 from datetime import datetime
@@ -22,7 +22,7 @@ _FACTS = {
 
 
 def started(vmi: Json, address: str, now: datetime) -> Json:
-    """The domain runs; the guest has yet to boot. `address` is the pod's, which the first interface has."""
+    """The domain runs, but the guest has not booted yet. `address` is that of the pod; the first interface has it."""
     old = vmi["status"]
     interfaces = [
         {
@@ -56,7 +56,7 @@ def started(vmi: Json, address: str, now: datetime) -> Json:
 
 
 def connected(vmi: Json, now: datetime) -> Json:
-    """The guest has booted and its agent answers."""
+    """The guest has booted and its agent is connected."""
     conditions = put(vmi["status"].get("conditions"), make("AgentConnected", True, now))
     interfaces = [
         {**item, "infoSource": "domain, guest-agent", "interfaceName": item["podInterfaceName"]}
@@ -84,7 +84,7 @@ def _ended(vmi: Json, phase: str, now: datetime) -> Json:
 
 
 def _mac(vmi: Json, interface: str) -> str:
-    """The one the spec names, or one made up for this run of the guest."""
+    """The address in the spec, or a random one for this run of the guest."""
     for item in vmi["spec"]["domain"]["devices"].get("interfaces", ()):
         if item["name"] == interface and "macAddress" in item:
             return str(item["macAddress"])

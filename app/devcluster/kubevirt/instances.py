@@ -1,4 +1,4 @@
-"""From a VM to the VMI it starts, with what KubeVirt's webhooks fill in (KubeVirt v1.9.0)."""
+"""Builds the VMI of a VM, with the defaults of KubeVirt's webhooks (KubeVirt v1.9.0)."""
 
 from datetime import datetime
 
@@ -16,7 +16,7 @@ _MOST_CPUS = 512
 
 
 def build_instance(vm: Json, now: datetime) -> Json:
-    """The VMI a VM starts, as it is after its webhooks."""
+    """The VMI that a VM starts, as it is after the webhooks."""
     metadata, template = vm["metadata"], vm["spec"]["template"]
     generation = {"kubevirt.io/vm-generation": str(metadata["generation"])}
     more: Json = {"labels": dict(labels_of(template))} if labels_of(template) else {}
@@ -81,7 +81,7 @@ def _instance_spec(template: Json) -> Json:
 
 
 def _with_cpu_request(resources: Json) -> Json:
-    """A limit of CPU without a request is one."""
+    """A CPU limit without a request becomes the request too."""
     requests, limit = resources.get("requests") or {}, (resources.get("limits") or {}).get("cpu", 0)
     if not parse_quantity(limit) or parse_quantity(requests.get("cpu", 0)):
         return resources
@@ -89,7 +89,7 @@ def _with_cpu_request(resources: Json) -> Json:
 
 
 def _with_guest_memory(memory: Json, resources: Json) -> Json:
-    """A guest whose memory is not given gets what is requested, or limited, or one huge page."""
+    """Without memory of its own the guest gets the requested memory, else the limit, else one huge page."""
     if memory.get("guest") is not None:
         return memory
     for given in (resources.get("requests") or {}, resources.get("limits") or {}):
@@ -113,7 +113,7 @@ def _with_topology(cpu: Json, resources: Json) -> Json:
 
 
 def _takes_more_memory(domain: Json, memory: Json) -> bool:
-    """Whether memory can be plugged into the running guest: 1 GiB or more of it, in whole blocks, and nothing against it."""
+    """Whether memory can be hotplugged: the guest has 1 GiB or more, in whole blocks, and no feature forbids it."""
     cpu = domain["cpu"]
     if _maps_numa(cpu) or cpu.get("realtime") is not None or domain.get("launchSecurity") is not None:
         return False
@@ -123,7 +123,7 @@ def _takes_more_memory(domain: Json, memory: Json) -> bool:
 
 
 def _maps_numa(cpu: Json) -> bool:
-    """Memory is not hotplugged into a guest that sees the host's NUMA nodes."""
+    """Whether the guest sees the NUMA nodes of the host; its memory is not hotplugged then."""
     return (cpu.get("numa") or {}).get("guestMappingPassthrough") is not None
 
 

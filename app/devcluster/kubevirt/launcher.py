@@ -1,4 +1,4 @@
-"""From a VMI to the virt-launcher pod that holds it (KubeVirt v1.9.0: virt-controller's template service)."""
+"""Builds the virt-launcher pod of a VMI (KubeVirt v1.9.0: virt-controller's template service)."""
 
 import hashlib
 from datetime import datetime
@@ -73,7 +73,7 @@ def build_pod(vmi: Json, suffix: str, now: datetime) -> Json:
 
 
 def _instance_id(name: str) -> str:
-    """A VMI's name as a label value: long ones are cut and told apart by a hash."""
+    """The name of a VMI as a label value; a long name is cut and gets a hash."""
     if len(name) <= _LABEL_LIMIT:
         return name
     digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
@@ -81,7 +81,7 @@ def _instance_id(name: str) -> str:
 
 
 def _init_containers(spec: Json) -> list[Json]:
-    """The console's log runs on as a sidecar; one for each container disk has its image pulled, and ends."""
+    """A sidecar logs the console; one container for each container disk only makes the node pull its image."""
     devices = spec["domain"].get("devices") or {}
     found: list[Json] = []
     if devices.get("autoattachSerialConsole", True) and devices.get("logSerialConsole", True):
@@ -123,7 +123,7 @@ def _volumes(spec: Json) -> list[Json]:
 
 
 def _node_selector(spec: Json) -> dict[str, str]:
-    """Labels a node must have. Hyper-V features ask for none without the gate HypervStrictCheck."""
+    """The labels that a node must have. Hyper-V features need none without the feature gate HypervStrictCheck."""
     cpu = spec["domain"].get("cpu") or {}
     machine = (spec["domain"].get("machine") or {}).get("type") or "q35"
     required = [f"machine-type.node.kubevirt.io/{machine}"]
@@ -148,7 +148,7 @@ def _node_selector(spec: Json) -> dict[str, str]:
 
 
 def _affinity(spec: Json) -> Json | None:
-    """The VMI's own, with the labels that its CPU rules out: an obsolete host model, and forbidden features."""
+    """The affinity of the VMI, and rules against labels that its CPU forbids: an obsolete host model, forbidden features."""
     cpu = spec["domain"].get("cpu") or {}
     absent = [_OBSOLETE_MODEL] if cpu.get("model", "host-model") == "host-model" else []
     absent += [

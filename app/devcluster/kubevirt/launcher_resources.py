@@ -1,4 +1,4 @@
-"""What the containers of a virt-launcher pod ask for (KubeVirt v1.9.0: virt-controller's resource renderer)."""
+"""Requests and limits of a virt-launcher pod's containers (KubeVirt v1.9.0: virt-controller's resource renderer)."""
 
 from decimal import Decimal
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class Resources(NamedTuple):
 
 
 def compute_resources(spec: Json, annotations: dict[str, str]) -> Resources:
-    """Of the container that runs QEMU. `spec` is the VMI's, with its defaults set."""
+    """For the container that runs QEMU. `spec` is that of the VMI, with its defaults."""
     domain = spec["domain"]
     given = domain.get("resources") or {}
     memory = domain.get("memory") or {}
@@ -61,22 +61,22 @@ def compute_resources(spec: Json, annotations: dict[str, str]) -> Resources:
 
 
 def console_log_resources(spec: Json) -> Resources:
-    """Of the container beside it that prints the guest's serial console."""
+    """For the container that logs the serial console of the guest."""
     limits = {"cpu": "15m", "memory": "60M"}
     return Resources(limits if _is_guaranteed(spec) else {"cpu": "5m", "memory": "35M"}, limits)
 
 
 def container_disk_resources(spec: Json) -> Resources:
-    """Of the init container that has a container disk's image pulled."""
+    """For the init container that makes the node pull the image of a container disk."""
     limits = {"cpu": "10m", "memory": "40M"}
     requests = limits if _is_guaranteed(spec) else {"cpu": "1m", "memory": "1M"}
     return Resources({**requests, "ephemeral-storage": "50M"}, limits)
 
 
 def memory_overhead(spec: Json) -> Quantity:
-    """What a VMI costs beyond its guest's memory; the share for page tables counts an explicit request only.
+    """The memory of a VMI beyond that of its guest. The part for page tables counts an explicit request only.
 
-    That share is written without binary suffixes, and makes the whole be so.
+    That part is written with decimal suffixes, and so is the sum.
     """
     domain = spec["domain"]
     devices = domain.get("devices") or {}
@@ -112,7 +112,7 @@ def memory_overhead(spec: Json) -> Quantity:
 
 
 def count_cpus(spec: Json) -> int:
-    """The vCPUs of the topology, members that are not given left out of the product; else of the resources; at least 1."""
+    """The vCPUs of the topology (the product of the given members), else those of the resources; at least 1."""
     cpu = spec["domain"].get("cpu") or {}
     counted = 0
     for name in ("cores", "sockets", "threads"):
@@ -130,7 +130,7 @@ def is_pinned(spec: Json) -> bool:
 
 
 def _is_guaranteed(spec: Json) -> bool:
-    """Pinned, or requests and limits of both CPU and memory are the same."""
+    """Whether CPUs are pinned, or requests equal limits for both CPU and memory."""
     if is_pinned(spec):
         return True
     given = spec["domain"].get("resources") or {}
@@ -187,7 +187,7 @@ def _pin(requests: _Amounts, limits: _Amounts, spec: Json, annotations: dict[str
 
 
 def _move_to_hugepages(requests: _Amounts, limits: _Amounts, memory: Json, overhead: Quantity) -> None:
-    """The guest's memory comes as pages; ordinary memory covers the overhead and what is asked for beyond the guest's."""
+    """Request pages for the guest's memory, and ordinary memory for the overhead and for any request beyond the guest's."""
     asked = requests.get("memory", _ZERO)
     guest = Quantity.parse(memory["guest"]) if memory.get("guest") else None
     pages = guest if guest is not None and asked.amount > guest.amount else asked

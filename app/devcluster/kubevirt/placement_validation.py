@@ -1,5 +1,6 @@
-"""What KubeVirt v1.9.0's validator refuses of a VM's placement: CPUs, affinity, spreading. Its words, and its paths,
-which leave the member `affinity` out.
+"""Validation of a VM's placement as in KubeVirt v1.9.0: CPUs, affinity, spreading.
+
+The messages and paths are KubeVirt's; its paths omit the member `affinity`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,7 @@ def check_cpu_range(spec: Json, where: str) -> list[Json]:
 
 
 def check_pinned_count(spec: Json, where: str) -> list[Json]:
-    """Pinned CPUs are counted by the topology, or by requests and limits; both must agree where both are given."""
+    """The number of pinned CPUs is that of the topology or of the resources; where both are given they must agree."""
     domain = spec["domain"]
     cpu = domain.get("cpu") or {}
     if not cpu.get("dedicatedCpuPlacement") or not any(cpu.get(name) for name in ("cores", "sockets", "threads")):
@@ -106,7 +107,7 @@ PLACEMENT_CHECKS: tuple[Callable[[Json, str], list[Json]], ...] = (
     check_affinity,
     check_spreading,
 )
-"""Those that follow the rules of pinning and NUMA, in the validator's order."""
+"""The checks after those of pinning and NUMA, in the order of the validator."""
 
 
 def _cpu(spec: Json, part: str) -> Quantity | None:
@@ -164,7 +165,7 @@ def _label_selector(selector: Json | None, path: str) -> Iterator[Json]:
 
 
 def _rule(rule: Json, path: str, *, compares: bool) -> Iterator[Json]:
-    """`compares` says that Gt and Lt are operators here."""
+    """`compares`: Gt and Lt are valid operators here."""
     values: Iterable[str] = rule.get("values") or ()
     match rule["operator"]:
         case "In" | "NotIn":
@@ -195,5 +196,5 @@ def _invalid(field: str, value: object, why: str) -> Json:
 
 
 def _told(field: str, why: str) -> Json:
-    """The API machinery's error as the webhook passes it on: the message names the field once more."""
+    """An error of the API machinery as the webhook passes it on: the message repeats the field."""
     return cause("FieldValueInvalid", f"{field}: {why}", field)

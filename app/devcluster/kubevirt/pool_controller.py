@@ -1,6 +1,7 @@
-"""VirtualMachinePools: members by controller reference, one new VM for each that is missing, under the lowest free index.
+"""VirtualMachinePools: members have a controller reference; missing ones are created under the lowest free index.
 
-It reacts `durations.pool_reaction` after a change, as the real one does after about a second, and then sees the whole.
+The controller reacts `durations.pool_reaction` after a change, as the real one does after about a second, to all changes
+since then.
 """
 
 from typing_extensions import override
@@ -77,7 +78,7 @@ class PoolController(KindController):
             try:
                 self._store.put(VIRTUAL_MACHINES, self._machine(pool, index))
             except ApiError:
-                return  # a template that admission refuses: the real controller reports it and tries again later
+                return  # admission refuses the template: the real controller reports it and retries later
 
     def _machine(self, pool: Json, index: int) -> Json:
         metadata = pool["metadata"]
@@ -126,7 +127,7 @@ class PoolController(KindController):
             self._modify_status(latest, status)
 
     def _let_go(self, stored: Stored) -> None:
-        """Free the members of this controller's finalizer, then the pool itself."""
+        """Remove this controller's finalizer from the members, then from the pool."""
         for member in self._members(stored.obj):
             self._api.modify(VIRTUAL_MACHINES, member, lambda obj: without_finalizer(obj, FINALIZER))
         if ORPHAN in finalizers_of(stored.obj):
@@ -141,12 +142,12 @@ class PoolController(KindController):
 
 
 def _revision(pool: Json) -> int:
-    """Revisions are numbered by the generation that brought them; scaling alone brings none worth telling apart."""
+    """The number of the current revision: the generation of the pool."""
     return 1 if "status" not in pool else int(pool["metadata"]["generation"])
 
 
 def _indexed_volumes(spec: Json, index: int) -> Json:
-    """Each member has DataVolumes of its own: templates and the volumes that name them get the index."""
+    """Append the index to the DataVolume templates and the volumes that use them: each member has its own."""
     names = {
         template["metadata"]["name"]: f"{template['metadata']['name']}-{index}"
         for template in spec["dataVolumeTemplates"]

@@ -1,4 +1,4 @@
-"""What KubeVirt's validator refuses in a VirtualMachinePool."""
+"""Validation of a VirtualMachinePool, with the messages of KubeVirt v1.9.0."""
 
 from app.devcluster.apiserver.label_selectors import selects
 from app.devcluster.apiserver.objects import labels_of

@@ -1,6 +1,6 @@
-"""What a VirtualMachineSnapshot is taken of: which volumes can be, whether the VM can be locked, and the content made of it.
+"""The sources of a VirtualMachineSnapshot: which volumes are included, whether the VM can be locked, and the content.
 
-As KubeVirt v1.9.0 does it (pkg/storage/snapshot: snapshot.go, source.go).
+As in KubeVirt v1.9.0 (pkg/storage/snapshot: snapshot.go, source.go).
 """
 
 from datetime import datetime
@@ -39,7 +39,7 @@ def volumes_of(vm: Json) -> list[Json]:
 
 
 def volume_status(store: Store, namespace: str, volume: Json) -> Json:
-    """The VM's word on whether a volume can be snapshotted, with KubeVirt's reason where it cannot."""
+    """The entry in the VM's status that says whether a volume can be snapshotted, with KubeVirt's reason where not."""
     name = volume["name"]
     claim_name = claim_of(volume)
     if not claim_name:
@@ -58,7 +58,7 @@ def volume_status(store: Store, namespace: str, volume: Json) -> Json:
 
 
 def lock_problem(store: Store, vm: Json, snapshot_name: str) -> str:
-    """Why the VM cannot be locked for a snapshot, as the condition tells it; empty where it can."""
+    """Why the VM cannot be locked for a snapshot, as in the condition; empty where it can."""
     namespace, name = vm["metadata"]["namespace"], vm["metadata"]["name"]
     claims = claims_of(vm["spec"]["template"]["spec"])
     for claim_name in claims:
@@ -74,18 +74,18 @@ def lock_problem(store: Store, vm: Json, snapshot_name: str) -> str:
 
 
 def indications(store: Store, vm: Json) -> Json:
-    """What the snapshot says of a VM that runs; nothing of one that does not."""
+    """The indications of a snapshot of a running VM; empty for a VM that does not run."""
     metadata = vm["metadata"]
     vmi = store.get(VIRTUAL_MACHINE_INSTANCES, metadata["namespace"], metadata["name"])
     if vmi is None:
         return {}
     conditions = vmi.obj["status"].get("conditions")
     if holds(conditions, "Paused"):
-        return told_of(["Online", "Paused"])
-    return told_of(["NoGuestAgent" if find(conditions, "AgentConnected") is None else "GuestAgent", "Online"])
+        return indication_facts(["Online", "Paused"])
+    return indication_facts(["NoGuestAgent" if find(conditions, "AgentConnected") is None else "GuestAgent", "Online"])
 
 
-def told_of(names: list[str]) -> Json:
+def indication_facts(names: list[str]) -> Json:
     names = sorted(names)
     return {
         "indications": names,
@@ -94,7 +94,7 @@ def told_of(names: list[str]) -> Json:
 
 
 def build_content(store: Store, name: str, snapshot: Json, vm: Json, left_out: set[str], now: datetime) -> Json:
-    """The VirtualMachineSnapshotContent: the VM and its claims as they are; `left_out` names volumes not to take."""
+    """The VirtualMachineSnapshotContent with the present VM and claims; the volumes named in `left_out` are not included."""
     namespace = vm["metadata"]["namespace"]
     backups = []
     for volume in volumes_of(vm):
@@ -107,7 +107,7 @@ def build_content(store: Store, name: str, snapshot: Json, vm: Json, left_out: s
         backups.append(
             {"persistentVolumeClaim": copy, "volumeName": volume["name"], "volumeSnapshotName": snapshot_name}
         )
-    # The copy of the VM is made from what it is asked to be; of its state only this is kept.
+    # The copy has the spec of the VM, and only this of its status.
     machine = {"metadata": vm["metadata"], "spec": vm["spec"], "status": {"printableStatus": "Stopped"}}
     return {
         **new_object(VM_SNAPSHOT_CONTENTS, name, namespace, now, finalizers=[CONTENT_PROTECTION]),
@@ -141,7 +141,7 @@ def _disabled(name: str, reason: str) -> Json:
 
 
 def _storage_class(store: Store, namespace: str, volume: Json) -> str | None:
-    """Of the claim; of a DataVolume's own `pvc` first. None where there is no claim yet."""
+    """The storage class in the `pvc` of the DataVolume, else that of the claim; None where there is no claim yet."""
     name = claim_of(volume)
     if "dataVolume" in volume:
         filler = store.get(DATA_VOLUMES, namespace, name)

@@ -1,4 +1,4 @@
-"""What KubeVirt finds wrong with a VM only when it starts: the VMI's own webhook, and missing instance types."""
+"""Errors of a VM that KubeVirt finds only when it starts: those of the VMI's webhook, and missing instance types."""
 
 from app.devcluster.apiserver.status import Json
 
@@ -7,7 +7,7 @@ _WEBHOOK = 'admission webhook "virtualmachineinstances-create-validator.kubevirt
 
 
 def refuse_instance(vm: Json) -> tuple[str, str] | None:
-    """Reason and message of the VM's Failure condition, or None where a VMI may be made."""
+    """Reason and message of the VM's Failure condition; None where the VMI may be created."""
     instance_type = vm["spec"].get("instancetype")
     if instance_type:
         kind = instance_type.get("kind", "VirtualMachineClusterInstancetype").lower()

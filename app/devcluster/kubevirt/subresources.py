@@ -34,7 +34,7 @@ class Subresources:
         return (plural, verb) in self._verbs
 
     def call(self, plural: str, namespace: str, name: str, verb: str) -> int:
-        """Do it; gives the status code. Raises ApiError 404 or 409."""
+        """Perform the verb; gives the status code. Raises ApiError 404 or 409."""
         return self._verbs[plural, verb](namespace, name)
 
     def _machine(self, namespace: str, name: str) -> Stored:

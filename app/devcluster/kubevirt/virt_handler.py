@@ -1,4 +1,4 @@
-"""What runs the guests on the nodes: it starts a VMI's pod and guest, watches them, and shuts them down (virt-handler)."""
+"""virt-handler: starts the pod and the guest of a VMI, watches them, and shuts them down."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ _UNPAUSED_GATE = 'corresponding condition of pod readiness gate "kubevirt.io/vir
 
 
 class VirtHandler(KindController):
-    """Drives each VMI's pod and guest through their stages by timers; on a node that is off nothing moves."""
+    """Moves each VMI's pod and guest through their stages by timers. On a node that is off nothing moves."""
 
     resource = VIRTUAL_MACHINE_INSTANCES
 
@@ -140,7 +140,7 @@ class VirtHandler(KindController):
         self._probe(key, vmi, pod, answers=answers and mute is None)
 
     def _probe(self, key: Key, vmi: Json, pod: Stored, *, answers: bool) -> None:
-        """Keep the pod's Ready condition true to the guest: by its probe where it has one, else from the start."""
+        """Keep the pod's Ready condition in line with the guest: by its probe if it has one, else ready from the start."""
         uid = pod.uid
         probed = "readinessProbe" in vmi["spec"]
         healthy = (answers or not probed) and self._faults.guest("unready", vmi) is None
@@ -205,7 +205,7 @@ class VirtHandler(KindController):
         if runs and phase_of(vmi) not in FINAL:
             self._timers.ensure((uid, "end"), "stop", delay, lambda: self._shut(key, uid))
         elif pod.deleting:
-            # The pod's grace period counts from its deletion: a guest that took it all leaves none to wait for.
+            # The grace period of the pod counts from its deletion; after a guest's shutdown nothing of it is left.
             over = not runs or uid in self._shut_down
             self._timers.ensure(
                 (pod.uid, "cleanup"), "cleanup", 0.0 if over else delay, lambda: self._remove_pod(key, pod.uid)

@@ -19,7 +19,7 @@ _IDENTITIES = ("devices/interfaces/0/macAddress", "firmware/serial", "firmware/u
 
 
 class CloneController(KindController):
-    """Of a VM, a snapshot is taken first; of a snapshot, the restore is made at once. Both go when the clone is done."""
+    """Takes a snapshot of a source VM, then restores it to the target. Deletes its snapshot and restore when done."""
 
     resource = VM_CLONES
 

@@ -1,4 +1,4 @@
-"""From a VM to its VMI and back: run strategies, start and stop requests, crash loops, and the VM's status."""
+"""The VM controller: run strategies, start and stop requests, crash loops, and the status of the VM."""
 
 from datetime import datetime, timedelta
 
@@ -35,11 +35,11 @@ from app.devcluster.storage.volumes import claim_of, has_failed_attempt, is_boun
 
 _PULL_ERRORS = frozenset({"ErrImagePull", "ImagePullBackOff"})
 _USABLE = frozenset({"Succeeded", "WaitForFirstConsumer", "PendingPopulation"})
-"""Phases of a DataVolume with which a VMI may start: it is filled, or waits for the VMI to use it."""
+"""Phases of a DataVolume in which a VMI may start: it is filled, or waits for its first consumer."""
 
 
 def strategy_of(vm: Json) -> str:
-    """The run strategy, the deprecated `running` translated."""
+    """The run strategy, also where the VM has the deprecated `running`."""
     spec = vm["spec"]
     if "runStrategy" in spec:
         return str(spec["runStrategy"])
@@ -47,13 +47,13 @@ def strategy_of(vm: Json) -> str:
 
 
 def instance_of(api: Api, vm: Json) -> Stored | None:
-    """The VMI the VM owns; one of its name with another owner is not its own."""
+    """The VMI that the VM owns; None for a VMI of the same name with another owner."""
     stored = api.store.get(VIRTUAL_MACHINE_INSTANCES, vm["metadata"]["namespace"], vm["metadata"]["name"])
     return stored if stored is not None and is_owned_by(stored.obj, vm) else None
 
 
 class MachineController(KindController):
-    """One write for each reconciliation, as the real controller: a watcher sees the same steps."""
+    """Makes one write in each reconciliation, like the real controller, so that watches see the same steps."""
 
     resource = VIRTUAL_MACHINES
 
@@ -117,7 +117,7 @@ class MachineController(KindController):
             self._modify_status(latest, self._status(latest, instance, problem))
 
     def _run(self, stored: Stored, instance: Stored | None) -> Json | None:
-        """Start or stop what the strategy and the requests ask for; gives a Failure condition where it cannot."""
+        """Start or stop the VMI by the run strategy and the requests; gives a Failure condition where that fails."""
         vm = stored.obj
         strategy = strategy_of(vm)
         requests = status_of(vm).get("stateChangeRequests") or []
@@ -209,7 +209,7 @@ class MachineController(KindController):
             status.pop("stateChangeRequests", None)
 
     def _count_failure(self, stored: Stored, vmi: Json, status: Json) -> None:
-        """A VMI that ended without ever running counts towards the crash loop; one that runs clears it."""
+        """Count a VMI that ended without running towards the crash loop; one that runs resets the count."""
         phases = {item["phase"] for item in vmi["status"].get("phaseTransitionTimestamps", ())}
         if "Running" in phases:
             status.pop("startFailure", None)
@@ -249,7 +249,7 @@ class MachineController(KindController):
         return self._waiting_status(vm, vmi)
 
     def _waiting_status(self, vm: Json, vmi: Json) -> str:
-        """Of a VMI that does not run yet, in KubeVirt's order of precedence."""
+        """The printable status while the VMI does not run yet, in KubeVirt's order of precedence."""
         conditions = vmi["status"].get("conditions")
         synchronized = find(conditions, "Synchronized") or {}
         if synchronized.get("reason") == "FailedPvcNotFound":
@@ -265,7 +265,7 @@ class MachineController(KindController):
         return str(synchronized["reason"]) if synchronized.get("reason") in _PULL_ERRORS else "Starting"
 
     def _storage_status(self, vm: Json) -> str:
-        """What the VM's DataVolumes and claims are waited for; empty where they are there."""
+        """The printable status while DataVolumes or claims are not ready; empty where they are."""
         namespace = vm["metadata"]["namespace"]
         names = [claim_of(volume) for volume in volumes_of(vm) if "dataVolume" in volume]
         fillers = [item.obj for name in names if (item := self._store.get(DATA_VOLUMES, namespace, name)) is not None]
@@ -279,7 +279,7 @@ class MachineController(KindController):
 
 
 def _mirror(conditions: list[Json], vmi: Json, now: datetime) -> list[Json]:
-    """The VMI's conditions on the VM; those of the VMI before it go."""
+    """Copy the conditions of the VMI to the VM, and remove those of an earlier VMI."""
     given = vmi["status"].get("conditions") or []
     kinds = {item["type"] for item in given} | {"Ready", "Failure", "RestartRequired"}
     conditions = [item for item in conditions if item["type"] in kinds]
@@ -299,7 +299,7 @@ def _mirror(conditions: list[Json], vmi: Json, now: datetime) -> list[Json]:
 
 
 def _data_volume(vm: Json, template: Json, now: datetime) -> Json:
-    """A DataVolume of the VM: named by its template, owned by the VM, gone with it."""
+    """The DataVolume of a template; the VM owns it."""
     volume = new_object(
         DATA_VOLUMES,
         template["metadata"]["name"],

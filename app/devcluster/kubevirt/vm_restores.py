@@ -32,7 +32,7 @@ _LAST = "restore.kubevirt.io/lastRestoreUID"
 
 
 class RestoreController(KindController):
-    """A restore to a VM that is not there makes a halted one."""
+    """A restore to a VM that does not exist creates it, halted."""
 
     resource = VM_RESTORES
 
@@ -151,7 +151,7 @@ def content_of(store: Store, namespace: str, snapshot_name: str) -> Json | None:
 
 
 def _with_claims(spec: Json, claims: dict[str, str]) -> Json:
-    """The VM's spec with the restored volumes on their new claims."""
+    """The spec of the VM with its restored volumes on the new claims."""
     template = spec["template"]
     volumes = [
         {"name": volume["name"], "persistentVolumeClaim": {"claimName": claims[volume["name"]]}}
@@ -164,7 +164,7 @@ def _with_claims(spec: Json, claims: dict[str, str]) -> Json:
 
 
 def _blanked(obj: Json, patch: Json) -> Json:
-    """Apply a clone's patch: an identity set to the empty text is one to be made anew."""
+    """Apply a patch of a clone; an identity that it sets to the empty string is removed, so that a new one is made."""
 
     def visit(value: object, parts: list[str]) -> object:
         head, rest = parts[0], parts[1:]

@@ -1,7 +1,7 @@
-"""VirtualMachineSnapshots: lock the VM, snapshot each claim, tell when all are ready, give up at the deadline.
+"""VirtualMachineSnapshots: lock the VM, snapshot each claim, succeed when all are ready, fail at the deadline.
 
-As KubeVirt v1.9.0: an error of a VolumeSnapshot shows in `status.error` at once, but the phase becomes Failed only when
-`spec.failureDeadline` (5 min by default) has passed.
+As in KubeVirt v1.9.0, an error of a VolumeSnapshot appears in `status.error` at once, but the phase becomes Failed only
+after `spec.failureDeadline` (default: 5 min).
 """
 
 import re
@@ -37,9 +37,9 @@ from app.devcluster.kubevirt.snapshot_sources import (
     PARTIAL,
     build_content,
     build_volume_snapshot,
+    indication_facts,
     indications,
     lock_problem,
-    told_of,
     volumes_of,
 )
 from app.devcluster.storage.volumes import claim_of
@@ -49,7 +49,7 @@ _LOCK = "snapshot.kubevirt.io/snapshot-source-protection"
 _OVER = frozenset({"Succeeded", "Failed"})
 _TAKING = (True, "Source locked and operation in progress")
 _SHORTEST_DEFAULT = 3.0
-"""Seconds; on a cluster whose time is shrunk a busy machine must not fail snapshots that name no deadline."""
+"""Seconds. Where durations are scaled down, a busy machine must not fail snapshots that name no deadline."""
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
@@ -98,9 +98,9 @@ class SnapshotController(KindController):
             self._take(stored, machine)
 
     def _is_late(self, stored: Stored) -> bool:
-        """Whether the deadline has passed; where not, it is looked at again then.
+        """Whether the deadline has passed. Where not, the snapshot is reconciled again at the deadline.
 
-        Creation is stamped in whole seconds, cut off: the part of a second that this may have cost is given back.
+        The creation stamp is cut to whole seconds, so one second is added to the deadline.
         """
         given = stored.obj["spec"].get("failureDeadline")
         shortest = max(self._durations.snapshot_deadline, _SHORTEST_DEFAULT)
@@ -169,7 +169,7 @@ class SnapshotController(KindController):
         self._unlock(machine)
 
     def _left_out(self, snapshot: Json, vm: Json) -> set[str]:
-        """Volumes that an ordered fault keeps out of the snapshot."""
+        """The volumes that a fault excludes from the snapshot."""
         fault = self._faults.on_object("volume-excluded", VM_SNAPSHOTS.plural, snapshot)
         if fault is None:
             return set()
@@ -203,7 +203,7 @@ class SnapshotController(KindController):
         return told
 
     def _volumes(self, snapshot: Json, content: Json, vm: Json) -> Json:
-        """Which volumes are in it; one that was left out though it could be is pointed out."""
+        """The included and excluded volumes, with an indication where one is excluded that could be included."""
         included = [item["volumeName"] for item in content["spec"].get("volumeBackups", ())]
         excluded = [item for item in volumes_of(vm) if item["name"] not in included]
         facts: Json = {
@@ -213,7 +213,7 @@ class SnapshotController(KindController):
             }
         }
         if any(claim_of(item) for item in excluded):
-            facts |= told_of([*status_of(snapshot).get("indications", ()), PARTIAL])
+            facts |= indication_facts([*status_of(snapshot).get("indications", ()), PARTIAL])
         return facts
 
     def _tell(

@@ -1,4 +1,4 @@
-"""What KubeVirt v1.9.0's validator refuses in a VM, in its own words."""
+"""Validation of a VM as in KubeVirt v1.9.0, with its messages."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -28,7 +28,7 @@ _THREADS_LIMIT = 2
 
 
 def check_machine(spec: Json, path: str) -> list[Json]:
-    """Field errors of a VM's spec; `path` leads them."""
+    """The field errors of the spec of a VM; their paths begin with `path`."""
     causes = _check_strategy(spec, path)
     template = spec.get("template")
     if not template:
@@ -121,7 +121,7 @@ def _check_sockets(spec: Json, where: str) -> list[Json]:
     if cpu.get("maxSockets") and cpu.get("sockets", 1) > cpu["maxSockets"]:
         message = "Number of sockets in CPU topology is greater than the maximum sockets allowed"
         field = f"{where}.domain.cpu.sockets"
-        return [_wrong(message, field), _wrong(message, field)]  # told twice upstream
+        return [_wrong(message, field), _wrong(message, field)]  # upstream reports it twice
     return []
 
 
@@ -224,7 +224,7 @@ def _check_disks(spec: Json, where: str) -> list[Json]:
             causes.append(_wrong(message, f"{path}[{number}].name"))
         first.setdefault(disk["name"], number)
         causes += _check_bus(disk, f"{path}[{number}]")
-    # Upstream appends a disk for every volume that has none, and finds those of one name alike.
+    # Upstream adds a disk for every volume without one, then compares the names of all disks.
     extra = [name for name in volumes if name not in first]
     for offset, name in enumerate(extra):
         if name in extra[:offset]:

@@ -1,4 +1,4 @@
-"""From a VMI to its pod, and from its pod to the VMI's phase and Ready condition (what virt-controller does)."""
+"""The VMI controller (virt-controller): creates the pod of a VMI, and sets phase and Ready condition from the pod."""
 
 from collections.abc import Callable
 
@@ -49,14 +49,14 @@ _NOT_RUNNING = ("GuestNotRunning", "Guest VM is not reported as running")
 
 
 def with_phase(vmi: Json, phase: str, moment: str, **status: object) -> Json:
-    """The VMI in another phase, the transition stamped; further status members as given."""
+    """The VMI in another phase, with the time of the transition and further members of the status."""
     old = vmi["status"]
     history = [*old.get("phaseTransitionTimestamps", ()), {"phase": phase, "phaseTransitionTimestamp": moment}]
     return {**vmi, "status": {**old, "phase": phase, "phaseTransitionTimestamps": history, **status}}
 
 
 def pod_of(api: Api, vmi: Json) -> Stored | None:
-    """The VMI's launcher pod; one that is going away only where there is no other."""
+    """The launcher pod of the VMI; one that is being deleted only where there is no other."""
     going = None
     for resource_id, key in api.store.dependents(vmi["metadata"]["uid"]):
         if resource_id == PODS.id:
@@ -100,7 +100,7 @@ class InstanceController(KindController):
             self._write(stored, lambda obj: self._follow(obj, pod))
 
     def _start(self, stored: Stored) -> None:
-        """Create the pod, or say what it waits for."""
+        """Create the pod, or say in the conditions what it waits for."""
         vmi = stored.obj
         missing = self._missing_volume(vmi)
         if missing:
@@ -141,7 +141,7 @@ class InstanceController(KindController):
         self._write(stored, scheduling)
 
     def _follow(self, vmi: Json, pod: Stored | None) -> Json:
-        """What the pod's state means for the VMI."""
+        """The VMI after the present state of its pod."""
         if pod is None:
             if phase_of(vmi) in FINAL:
                 return vmi

@@ -1,6 +1,6 @@
-"""DaemonSets: one pod for each node that the template may run on, bound there by the scheduler.
+"""DaemonSets: one pod for each node on which the template may run; the scheduler binds it there.
 
-That is what brings an image near before a VM needs it: the pod's images stay in the node's cache while it runs.
+This is how images are preloaded for VMs: while the pod runs, its images stay in the cache of the node.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _TOLERATED = (
     ("node.kubernetes.io/pid-pressure", "NoSchedule"),
     ("node.kubernetes.io/unschedulable", "NoSchedule"),
 )
-"""What the DaemonSet controller adds to every pod's tolerations (Kubernetes 1.36)."""
+"""The tolerations that the DaemonSet controller adds to every pod (Kubernetes 1.36)."""
 
 _REVISION = "controller-revision-hash"
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
@@ -36,9 +36,9 @@ _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 class _Verdict(NamedTuple):
     runs: bool
-    """A pod belongs on the node."""
+    """The node should have a pod."""
     stays: bool
-    """One that is there already may stay."""
+    """A pod that is there already may stay."""
 
 
 class DaemonSetController(KindController):
@@ -74,7 +74,7 @@ class DaemonSetController(KindController):
         self._modify_status(stored, _status(daemon_set, pods, verdicts))
 
     def _replace_outdated(self, daemon_set: Json, pods: dict[str, Stored]) -> None:
-        """Pods of another template go: at once where they are not ready, else one at a time while all others are."""
+        """Delete pods of an old template: at once where they are not ready, else one at a time while all others are ready."""
         strategy = (daemon_set["spec"].get("updateStrategy") or {}).get("type", "RollingUpdate")
         outdated = [name for name, pod in pods.items() if not _is_current(daemon_set, pod.obj)]
         if strategy != "RollingUpdate" or not outdated:
@@ -86,7 +86,7 @@ class DaemonSetController(KindController):
             self._delete(PODS, pods.pop(name))
 
     def _pods(self, daemon_set: Json) -> dict[str, Stored]:
-        """Its pods by the node they are on, or meant for."""
+        """Its pods by the node on which they are, or for which they are meant."""
         found: dict[str, Stored] = {}
         for resource_id, key in self._store.dependents(daemon_set["metadata"]["uid"]):
             pod = self._store.get(PODS, *key) if resource_id == PODS.id else None
@@ -135,7 +135,7 @@ def _pod_spec(daemon_set: Json, node: str) -> Json:
 
 
 def _bound_to(affinity: Json, node: str) -> Json:
-    """The template's affinity, which every alternative narrows to that node by name."""
+    """The affinity of the template, with every alternative limited to that node by name."""
     named = {"key": "metadata.name", "operator": "In", "values": [node]}
     nodes = affinity.get("nodeAffinity") or {}
     terms = (nodes.get(_REQUIRED) or {}).get("nodeSelectorTerms") or [{}]
@@ -168,6 +168,6 @@ def _is_current(daemon_set: Json, pod: Json) -> bool:
 
 
 def _revision(daemon_set: Json) -> str:
-    """Names the template by its content."""
+    """A hash of the template."""
     text = orjson.dumps(daemon_set["spec"]["template"], option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(text).hexdigest()[:10]

@@ -1,4 +1,4 @@
-"""Which images each node holds: a finite cache, told in the node's status as a kubelet tells it."""
+"""The image cache of each node, of limited size; the status of the node lists it, as a kubelet does."""
 
 from collections import OrderedDict
 
@@ -9,15 +9,15 @@ from app.devcluster.apiserver.store import Store
 
 IMAGE_CACHE_SLOTS = 20
 IMAGE_BYTES = 512 * 2**20
-"""Simulated images are all of one size."""
+"""The size of every simulated image."""
 
 _ENDED = frozenset({"Succeeded", "Failed"})
 _TOLD = 50
 
 
 class ImageCache:
-    """The least recently used image leaves first where there are more than `slots`, but none that a pod there uses:
-    such images may exceed the slots. The launcher's own image is on every node and takes no slot.
+    """Beyond `slots` images the least recently used one is evicted, except for images that a pod on the node uses: those may
+    exceed the slots. The launcher's own image is on every node and needs no slot.
     """
 
     def __init__(self, store: Store, slots: int = IMAGE_CACHE_SLOTS) -> None:
@@ -27,7 +27,7 @@ class ImageCache:
         self._held: dict[str, OrderedDict[str, None]] = {}
 
     def load(self) -> None:
-        """Take up what the nodes of a saved cluster held."""
+        """Load the images from the status of the nodes of a saved cluster."""
         for stored in self._store.each(NODES):
             told = [item["names"][-1] for item in stored.obj["status"].get("images", ())]
             held = self._held.setdefault(stored.obj["metadata"]["name"], OrderedDict())
@@ -47,7 +47,7 @@ class ImageCache:
         self._keep(node, pod_images(pod))
 
     def introduce(self, node: str, slots: int | None) -> None:
-        """Begin to tell a node's images, or change its slots; None for as many as the others have."""
+        """Add a node, or change its slots; None for the default number."""
         if slots is None:
             self._own_slots.pop(node, None)
         else:

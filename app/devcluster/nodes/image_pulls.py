@@ -1,4 +1,4 @@
-"""Pulls of images to nodes: one for each image and node at a time, whoever waits for it."""
+"""Image pulls: one at a time for each node and image, whichever pods wait for it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +30,7 @@ class ImagePuller:
         self._timers.cancel_all()
 
     def bring(self, node: str, pod: Json, then: Callable[[], None]) -> bool:
-        """Whether all images of the pod are there; `then` is called when one that is missing has come."""
+        """Whether the node has all images of the pod. Missing ones are pulled, and `then` is called after each."""
         missing = self._images.missing(node, pod)
         for image in missing:
             pull = (node, image)
@@ -43,14 +43,14 @@ class ImagePuller:
         node, image = pull
         waiting = self._waiting.pop(pull, {})
         if self._power.is_off(node):
-            return  # a node that is off by then has got nothing
+            return  # the pull ended with the node
         self._images.add(node, image)
         for then in waiting.values():
             then()
 
 
 def never_pulled(images: ImageCache, node: str, pod: Json) -> Refusal | None:
-    """For the first image that is missing there and must not be pulled."""
+    """The refusal of the first missing image with the pull policy Never; None where there is none."""
     spec = pod["spec"]
     for item in (*(spec.get("initContainers") or ()), *spec["containers"]):
         if item.get("imagePullPolicy") == "Never" and not images.holds(node, item["image"]):
@@ -60,7 +60,7 @@ def never_pulled(images: ImageCache, node: str, pod: Json) -> Refusal | None:
 
 
 def refuse_pull(pod: Json, image: str, fault: Fault) -> Refusal:
-    """ErrImagePull and ImagePullBackOff in turn, each time it is asked."""
+    """ErrImagePull and ImagePullBackOff in turn at each call."""
     problem = fault.settings.get(
         "message",
         f'rpc error: code = NotFound desc = failed to pull and unpack image "{image}": failed to resolve reference '

@@ -1,4 +1,4 @@
-"""The kubelet of pods that hold no guest: it starts them and lets them go."""
+"""The kubelet for pods without a guest: it starts them, and removes deleted ones."""
 
 from typing_extensions import override
 
@@ -16,7 +16,7 @@ from app.devcluster.nodes.power import NodePower
 
 
 class Kubelet(KindController):
-    """Launcher pods are the virt-handler's."""
+    """The virt-handler does the same for launcher pods."""
 
     resource = PODS
 

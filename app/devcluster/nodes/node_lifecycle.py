@@ -1,4 +1,4 @@
-"""What the cluster makes of nodes that stop reporting, come back, or are taken away (delays as in Kubernetes 1.36)."""
+"""Nodes that stop reporting, come back, or are removed (delays as in Kubernetes 1.36)."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from app.devcluster.apiserver.times import stamp
 from app.devcluster.clock import Timer
 from app.devcluster.durations import Durations
 from app.devcluster.nodes.image_cache import ImageCache
-from app.devcluster.nodes.nodes import ready_conditions
+from app.devcluster.nodes.node_objects import ready_conditions
 from app.devcluster.nodes.power import NodePower
 from app.devcluster.scheduling.node_terms import tolerates
 
@@ -22,8 +22,8 @@ _SCHEDULABLE = "kubevirt.io/schedulable"
 
 
 class NodeLifecycle:
-    """A killed node turns NotReady after `node_grace`; its pods are deleted `node_eviction` later, but go only once the
-    node is back or taken away. A node that comes back takes new VMs `node_return` later.
+    """A killed node becomes NotReady after `node_grace`. Its pods are deleted `node_eviction` later, but disappear only when
+    the node is back or removed. A node that is back takes new VMs after `node_return`.
     """
 
     def __init__(self, api: Api, durations: Durations, power: NodePower, images: ImageCache) -> None:
@@ -35,7 +35,7 @@ class NodeLifecycle:
         self._unsubscribe = api.store.subscribe(self._notice)
 
     def resume(self) -> None:
-        """Nodes that were dead when the state was saved are dead still."""
+        """Switch off the nodes that were unreachable when the state was saved."""
         for stored in self._api.store.each(NODES):
             if any(item["key"] == _TAINT for item in stored.obj["spec"].get("taints", ())):
                 self._power.switch_off(stored.obj["metadata"]["name"])
@@ -46,7 +46,7 @@ class NodeLifecycle:
             self._cancel(name)
 
     def kill(self, name: str) -> None:
-        """Power off. Raises ApiError 404 for a node that is not there."""
+        """Power off. Raises ApiError 404 for an unknown node."""
         self._api.get(NODES, "", name)
         self._cancel(name)
         self._power.switch_off(name)
@@ -57,7 +57,7 @@ class NodeLifecycle:
         ]
 
     def revive(self, name: str) -> None:
-        """Power on again: guests that were not evicted turn out to be running still."""
+        """Power on again; guests that were not evicted are still running."""
         self._api.get(NODES, "", name)
         self._cancel(name)
         self._change(name, self._alive)
@@ -66,7 +66,7 @@ class NodeLifecycle:
         self._timers[name] = [timer]
 
     def remove(self, name: str) -> None:
-        """Take the node out of the cluster, and what ran on it with it."""
+        """Remove the node, and its pods with it."""
         self._api.get(NODES, "", name)
         self._api.store.remove(NODES, "", name)
 
@@ -84,7 +84,7 @@ class NodeLifecycle:
         self._power.switch_on(name)
 
     def _expel(self, node: Json) -> None:
-        """Delete the pods that do not tolerate a NoExecute taint, but for those of silence, which have their time."""
+        """Delete the pods that do not tolerate a NoExecute taint. The unreachable taint is left to `_evict`."""
         taints = [item for item in _own_taints(node) if item["effect"] == "NoExecute"]
         if not taints:
             return
@@ -135,7 +135,7 @@ class NodeLifecycle:
             self._api.modify(NODES, stored, change)
 
     def _set_schedulable(self, name: str, value: str) -> None:
-        """KubeVirt's own mark, by which it chooses nodes for VMs."""
+        """Set the label by which KubeVirt chooses nodes for VMs."""
         self._change(name, lambda node: with_metadata(node, labels={**labels_of(node), _SCHEDULABLE: value}))
 
     def _cancel(self, name: str) -> None:
@@ -144,12 +144,12 @@ class NodeLifecycle:
 
 
 def _own_taints(node: Json) -> list[Json]:
-    """Those that do not come from its silence."""
+    """The taints of the node except the unreachable ones."""
     return [item for item in node["spec"].get("taints") or () if item["key"] != _TAINT]
 
 
 def _stays(pod: Json) -> bool:
-    """The pod tolerates an unreachable node without end, as those of DaemonSets do."""
+    """Whether the pod tolerates an unreachable node for ever, as pods of DaemonSets do."""
     taint = {"key": _TAINT, "effect": "NoExecute"}
     lasting = [item for item in pod["spec"].get("tolerations") or () if "tolerationSeconds" not in item]
     return tolerates(lasting, taint)

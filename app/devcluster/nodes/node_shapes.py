@@ -1,4 +1,4 @@
-"""What a node offers, as it is ordered on the command line, in the configuration or by the admin API."""
+"""The capacity and properties of a node, as given on the command line, in the configuration or by the admin API."""
 
 import re
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ _FLAGS = frozenset({"cpumanager", "realtime"})
 
 @dataclass(frozen=True, slots=True)
 class NodeShape:
-    """Memory and hugepages are Kubernetes quantities, `cpu` whole CPUs; one CPU and some memory stay with the system.
+    """Memory and hugepages are Kubernetes quantities, `cpu` is a number of CPUs; the system keeps one CPU and some memory.
 
-    Without a `zone` nodes are spread over zone-a, zone-b and zone-c in turn. `taints` are written as kubectl writes them
-    (`key=value:NoSchedule`). The first of `cpu_models` is the host's own. `labels` go over all others. `image_slots` is how
-    many images the node's cache holds; None for as many as the cluster's nodes do.
+    Nodes without a `zone` are spread over zone-a, zone-b and zone-c in turn. `taints` have the form of kubectl
+    (`key=value:NoSchedule`). The first of `cpu_models` is that of the host. `labels` override all other labels.
+    `image_slots` is the size of the image cache; None for the default of the cluster.
     """
 
     cpu: int = 32
@@ -51,7 +51,7 @@ SHAPE_FIELDS = frozenset(item.name for item in fields(NodeShape))
 
 
 def change_shape(shape: NodeShape, given: Mapping[str, Any]) -> NodeShape:
-    """The shape with the given members. Raises ValueError, in a sentence, where a member or its value makes no sense."""
+    """The shape with the given members changed. Raises ValueError for an unknown member or an impossible value."""
     for name, value in given.items():
         if name not in SHAPE_FIELDS:
             raise ValueError(f"node field '{name}' is not known; use name, {', '.join(sorted(SHAPE_FIELDS))}")
@@ -67,16 +67,16 @@ def change_shape(shape: NodeShape, given: Mapping[str, Any]) -> NodeShape:
 
 
 def parse_shape(text: str, shape: NodeShape) -> tuple[str, NodeShape]:
-    """A node's name and shape from `name,member=value,...`, the members not named as in `shape`.
+    """Name and shape of a node from `name,member=value,...`; missing members are those of `shape`.
 
-    Lists are written with `+` between their members, labels as `label.<key>=<value>`. Raises ValueError in a sentence.
+    Lists are written with `+` between their members, labels as `label.<key>=<value>`. Raises ValueError.
     """
     name, *parts = text.split(",")
     given: dict[str, Any] = {}
     for part in parts:
         member, found, value = part.partition("=")
         if not found:
-            raise ValueError(f"'{part}' is no member=value; write a node as name,cpu=16,hugepages_1gi=8Gi")
+            raise ValueError(f"'{part}' is not member=value; write a node as name,cpu=16,hugepages_1gi=8Gi")
         member = member.replace("-", "_") if not member.startswith("label.") else member
         if member.startswith("label."):
             given.setdefault("labels", {})[member.removeprefix("label.")] = value
@@ -94,7 +94,7 @@ def parse_shape(text: str, shape: NodeShape) -> tuple[str, NodeShape]:
 
 
 def _problem(name: str, value: object) -> str:
-    """What the value must be; empty where it is."""
+    """What the value must be; empty where it is valid."""
     if name in _COUNTS:
         return "" if _is_count(value) else "a whole number above 0"
     if name in _QUANTITIES:
@@ -105,7 +105,7 @@ def _problem(name: str, value: object) -> str:
         return "" if value is None or _is_count(value) else "a whole number above 0, or null"
     if name == "labels":
         texts = isinstance(value, Mapping) and all(isinstance(item, str) for pair in value.items() for item in pair)
-        return "" if texts else "an object of texts"
+        return "" if texts else "an object of strings"
     if name in _LISTS:
         texts = isinstance(value, list | tuple) and all(isinstance(item, str) and item for item in value)
         if name == "cpu_models":
@@ -113,8 +113,8 @@ def _problem(name: str, value: object) -> str:
         if name == "taints":
             fit = texts and isinstance(value, list | tuple) and all(_TAINT.fullmatch(item) for item in value)
             return "" if fit else "a list of taints such as key=value:NoSchedule"
-        return "" if texts else "a list of texts"
-    return "" if isinstance(value, str) else "a text"
+        return "" if texts else "a list of strings"
+    return "" if isinstance(value, str) else "a string"
 
 
 def _is_count(value: object) -> bool:
@@ -124,6 +124,6 @@ def _is_count(value: object) -> bool:
 def _parse_taint(text: str) -> Json:
     match = _TAINT.fullmatch(text)
     if match is None:
-        raise ValueError(f"'{text}' is no taint; write one such as key=value:NoSchedule")
+        raise ValueError(f"'{text}' is not a taint; write one such as key=value:NoSchedule")
     taint = {"key": match["key"], "effect": match["effect"]}
     return {**taint, "value": match["value"]} if match["value"] else taint

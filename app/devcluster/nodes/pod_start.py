@@ -40,7 +40,7 @@ class PodStarter:
         self._addresses = 1
 
     def resume(self) -> None:
-        """Take up the images and addresses that the running pods of a saved cluster have."""
+        """Register the images and addresses of the running pods of a saved cluster."""
         for stored in self._api.store.each(PODS):
             status = stored.obj["status"]
             if status["phase"] == "Running":
@@ -56,8 +56,10 @@ class PodStarter:
     def advance(
         self, pod: Stored, fault: Fault | None, again: Callable[[], None], launched: Callable[[Json], Json]
     ) -> None:
-        """Bring a pending pod one step further. `fault` keeps its last image from being pulled; `again` is called when
-        another step may be due; `launched` adds to the running pod what is known of its readiness.
+        """Bring a pending pod one step further.
+
+        A `fault` makes the pull of its last image fail. `again` is called when another step may be due. `launched` adds the
+        readiness to the running pod.
         """
         uid, node, now = pod.uid, pod.obj["spec"]["nodeName"], self._api.clock.now()
         if fault is not None:
@@ -78,7 +80,7 @@ class PodStarter:
         self._timers.ensure((uid, "launch"), "launch", delay, lambda: self._launch(uid, launched))
 
     def cancel(self, uid: str) -> None:
-        """The pod is not to be started any more."""
+        """Stop starting the pod."""
         self._timers.cancel((uid, "launch"))
         self._timers.cancel((uid, "retry"))
 

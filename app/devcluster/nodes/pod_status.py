@@ -1,4 +1,4 @@
-"""How a pod's status tells its way from a node's kubelet on. Each function gives a new pod."""
+"""The status of a pod from its acceptance by the kubelet on. Each function gives a new pod."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from app.devcluster.apiserver.times import stamp
 
 
 class Refusal(NamedTuple):
-    """Why an image does not come, as a container's waiting state says it."""
+    """Why an image is not pulled, as in the waiting state of a container."""
 
     image: str
     reason: str
@@ -21,7 +21,7 @@ _STATUSES = ("initContainerStatuses", "containerStatuses")
 
 
 def accepted(pod: Json, now: datetime) -> Json:
-    """The kubelet has taken the pod; its images may have to come first."""
+    """The kubelet has accepted the pod; its images may have to be pulled first."""
     spec = pod["spec"]
     waiting = "PodInitializing" if spec.get("initContainers") else "ContainerCreating"
     main = [_waiting(item, waiting) for item in spec["containers"]]
@@ -44,7 +44,7 @@ def accepted(pod: Json, now: datetime) -> Json:
 
 
 def initialized(pod: Json, now: datetime) -> Json:
-    """The images are there and the init containers have done their work; restartable ones run on."""
+    """The images are pulled and the init containers have completed; restartable ones keep running."""
     pod = pod if "startTime" in pod["status"] else accepted(pod, now)
     status = {**pod["status"]}
     before = [_initialized(item, now) for item in pod["spec"].get("initContainers") or ()]
@@ -56,7 +56,7 @@ def initialized(pod: Json, now: datetime) -> Json:
 
 
 def running(pod: Json, address: str, now: datetime) -> Json:
-    """All containers run. Whether they are ready is for the caller to say."""
+    """All containers run. The caller sets whether they are ready."""
     pod = initialized(pod, now) if not is_initialized(pod) else pod
     containers = [
         {**_head(item), "ready": True, "started": True, "state": {"running": {"startedAt": stamp(now)}}}
@@ -73,7 +73,7 @@ def running(pod: Json, address: str, now: datetime) -> Json:
 
 
 def pull_failed(pod: Json, refusal: Refusal, now: datetime) -> Json:
-    """The containers of that image wait for it, and say why it does not come."""
+    """The containers of that image wait, with the reason."""
     pod = pod if "startTime" in pod["status"] else accepted(pod, now)
     waits = {"reason": refusal.reason, "message": refusal.message}
     status = {**pod["status"]}

@@ -75,8 +75,8 @@ from app.devcluster.cdi.image_sources import set_digest
 from app.devcluster.faults.book import FaultBook
 from app.devcluster.nodes.image_cache import ImageCache
 from app.devcluster.nodes.node_lifecycle import NodeLifecycle
+from app.devcluster.nodes.node_objects import shape_of
 from app.devcluster.nodes.node_shapes import NodeShape, change_shape
-from app.devcluster.nodes.nodes import shape_of
 from app.devcluster.nodes.power import NodePower
 from app.devcluster.scheduling.ledger import Ledger
 

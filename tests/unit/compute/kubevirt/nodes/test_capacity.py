@@ -19,7 +19,7 @@ from app.devcluster.durations import Jitter
 from app.devcluster.kubevirt.admission import KubeVirtWebhooks
 from app.devcluster.kubevirt.instances import build_instance
 from app.devcluster.kubevirt.launcher import build_pod
-from app.devcluster.nodes.nodes import build_node
+from app.devcluster.nodes.node_objects import build_node
 from app.devcluster.scheduling.ledger import Ledger
 from app.devcluster.scheduling.scheduler import Scheduler
 from app.domain.capacity import fit

@@ -11,7 +11,7 @@ from app.devcluster.apiserver.times import stamp
 from app.devcluster.nodes.node_shapes import NodeShape, change_shape
 
 SHAPE = "devcluster/shape"
-"""The annotation that keeps a node's shape, so that it can be changed member by member."""
+"""The annotation with the shape of a node, so that single members can be changed."""
 
 
 def build_node(name: str, shape: NodeShape, number: int, now: datetime) -> Json:
@@ -54,13 +54,13 @@ def build_node(name: str, shape: NodeShape, number: int, now: datetime) -> Json:
 
 
 def shape_of(node: Json) -> NodeShape:
-    """As the node was ordered; the default for one of a saved cluster that told none."""
+    """The shape of the node; the default for a node of an old saved cluster, which has none."""
     kept = annotations_of(node).get(SHAPE)
     return change_shape(NodeShape(), json.loads(kept)) if kept else NodeShape()
 
 
 def reshape(node: Json, shape: NodeShape) -> Json:
-    """The same node with another shape; labels and taints that the old one did not bring stay."""
+    """The node with another shape; labels and taints that are not from its old shape stay."""
     metadata, old = node["metadata"], shape_of(node)
     name = metadata["name"]
     zone = shape.zone or metadata["labels"]["topology.kubernetes.io/zone"]
@@ -103,7 +103,7 @@ def _labels(name: str, shape: NodeShape, zone: str) -> dict[str, str]:
         "topology.kubernetes.io/region": shape.region,
         "topology.kubernetes.io/zone": zone,
     }
-    # virt-handler tells both names, and `false` where the kubelet's policy is not static.
+    # virt-handler sets both labels, to `false` where the CPU manager policy of the kubelet is not static.
     labels["cpumanager"] = labels["kubevirt.io/cpumanager"] = "true" if shape.cpumanager else "false"
     if shape.realtime:
         labels["kubevirt.io/realtime"] = "true"
@@ -111,7 +111,7 @@ def _labels(name: str, shape: NodeShape, zone: str) -> dict[str, str]:
 
 
 def _room(shape: NodeShape) -> Json:
-    """Capacity and allocatable."""
+    """The members `capacity` and `allocatable` of the status."""
     taken = whole(shape.hugepages_2mi) + whole(shape.hugepages_1gi)
     common: Json = {
         **{f"devices.kubevirt.io/{device}": "1k" for device in ("kvm", "tun", "vhost-net", "vhost-vsock")},
