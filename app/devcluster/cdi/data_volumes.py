@@ -6,8 +6,6 @@ The phase becomes Failed only where a retry cannot help.
 
 from typing_extensions import override
 
-from app.devcluster.apiserver.api import Api
-from app.devcluster.apiserver.controller import KindController
 from app.devcluster.apiserver.objects import (
     Key,
     annotations_of,
@@ -43,8 +41,8 @@ from app.devcluster.cdi.data_sources import (
 )
 from app.devcluster.cdi.data_volume_status import PERCENT, Told, build_status, percent_of, restarts_of
 from app.devcluster.cdi.storage_profiles import ProfileError, claim_spec
-from app.devcluster.durations import Durations, Jitter
-from app.devcluster.faults.book import Fault, FaultBook
+from app.devcluster.faults.book import Fault
+from app.devcluster.faults.controller import FaultyController
 from app.devcluster.storage.driver import BIND_NOW, build_claim
 from app.devcluster.storage.storage_classes import find_class, waits_for_consumer
 from app.devcluster.storage.volumes import has_consumer, has_failed_attempt, is_bound, mark_booted
@@ -64,26 +62,14 @@ _DEFAULT_PERCENT = 60.0
 _LONGEST_BACKOFF = 30
 
 
-class DataVolumeController(KindController):
+class DataVolumeController(FaultyController):
     resource = DATA_VOLUMES
-
-    def __init__(self, api: Api, durations: Durations, jitter: Jitter, faults: FaultBook) -> None:
-        super().__init__(api, durations.reaction)
-        self._durations = durations
-        self._jitter = jitter
-        self._faults = faults
-        faults.listen(self.resume)
 
     @override
     def resume(self) -> None:
         for stored in self._store.each(DATA_VOLUMES):
             if phase_of(stored.obj) not in _OVER:
                 self._queue.add(stored.key)
-
-    @override
-    def _forget(self, uid: str) -> None:
-        super()._forget(uid)
-        self._faults.forget(uid)
 
     @override
     def _react(self, change: Change) -> None:

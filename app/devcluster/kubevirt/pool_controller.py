@@ -6,7 +6,6 @@ since then.
 
 from typing_extensions import override
 
-from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.controller import KindController
 from app.devcluster.apiserver.deletion import ORPHAN
 from app.devcluster.apiserver.objects import (
@@ -23,7 +22,6 @@ from app.devcluster.apiserver.objects import (
 from app.devcluster.apiserver.registry import POOLS, VIRTUAL_MACHINES
 from app.devcluster.apiserver.status import ApiError, Json
 from app.devcluster.apiserver.store import Change, Stored
-from app.devcluster.durations import Durations
 from app.devcluster.kubevirt.admission import with_machine_defaults
 
 FINALIZER = "pool.kubevirt.io/finalizer"
@@ -32,9 +30,6 @@ _REVISION = "kubevirt.io/vm-pool-revision-name"
 
 class PoolController(KindController):
     resource = POOLS
-
-    def __init__(self, api: Api, durations: Durations) -> None:
-        super().__init__(api, durations.pool_reaction)
 
     @override
     def resume(self) -> None:

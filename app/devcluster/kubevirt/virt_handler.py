@@ -6,13 +6,13 @@ from typing_extensions import override
 
 from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.conditions import find, holds, make, put
-from app.devcluster.apiserver.controller import KindController
 from app.devcluster.apiserver.objects import Key, phase_of, with_status
 from app.devcluster.apiserver.registry import PODS, VIRTUAL_MACHINE_INSTANCES
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.store import Change, Stored
 from app.devcluster.durations import Durations, Jitter
 from app.devcluster.faults.book import FaultBook
+from app.devcluster.faults.controller import FaultyController
 from app.devcluster.kubevirt.guests import connected, disconnected, failed, started, stopped
 from app.devcluster.kubevirt.vmi_controller import FINAL, pod_of
 from app.devcluster.nodes.pod_start import PodStarter
@@ -23,7 +23,7 @@ from app.devcluster.storage.volumes import boot_seconds
 _UNPAUSED_GATE = 'corresponding condition of pod readiness gate "kubevirt.io/virtual-machine-unpaused" is not "True".'
 
 
-class VirtHandler(KindController):
+class VirtHandler(FaultyController):
     """Moves each VMI's pod and guest through their stages by timers. On a node that is off nothing moves."""
 
     resource = VIRTUAL_MACHINE_INSTANCES
@@ -37,14 +37,10 @@ class VirtHandler(KindController):
         power: NodePower,
         starter: PodStarter,
     ) -> None:
-        super().__init__(api)
-        self._durations = durations
-        self._jitter = jitter
-        self._faults = faults
+        super().__init__(api, durations, jitter, faults)
         self._power = power
         self._starter = starter
         self._shut_down: set[str] = set()
-        faults.listen(self.resume)
         power.listen(self.resume)
 
     @override
@@ -57,10 +53,10 @@ class VirtHandler(KindController):
     @override
     def _forget(self, uid: str) -> None:
         """A VMI or a pod is gone."""
+        super()._forget(uid)
         for stage in ("guest", "agent", "probe", "end", "cleanup", "flap"):
             self._timers.cancel((uid, stage))
         self._starter.cancel(uid)
-        self._faults.forget(uid)
         self._shut_down.discard(uid)
 
     @override

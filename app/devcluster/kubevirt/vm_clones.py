@@ -4,13 +4,11 @@ import json
 
 from typing_extensions import override
 
-from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.controller import KindController
 from app.devcluster.apiserver.objects import Key, new_object, owned_by, phase_of, status_of
 from app.devcluster.apiserver.registry import VM_CLONES, VM_RESTORES, VM_SNAPSHOTS, Resource
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.store import Change, Stored
-from app.devcluster.durations import Durations
 from app.devcluster.kubevirt.snapshot_conditions import progress
 from app.devcluster.kubevirt.vm_restores import content_of
 
@@ -22,9 +20,6 @@ class CloneController(KindController):
     """Takes a snapshot of a source VM, then restores it to the target. Deletes its snapshot and restore when done."""
 
     resource = VM_CLONES
-
-    def __init__(self, api: Api, durations: Durations) -> None:
-        super().__init__(api, durations.reaction)
 
     @override
     def _react(self, change: Change) -> None:

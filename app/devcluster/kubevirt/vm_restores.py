@@ -4,7 +4,6 @@ import json
 
 from typing_extensions import override
 
-from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.conditions import find
 from app.devcluster.apiserver.controller import KindController
 from app.devcluster.apiserver.objects import (
@@ -20,7 +19,6 @@ from app.devcluster.apiserver.objects import (
 from app.devcluster.apiserver.registry import CLAIMS, VIRTUAL_MACHINES, VM_RESTORES, VM_SNAPSHOT_CONTENTS, VM_SNAPSHOTS
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.store import Change, Store, Stored
-from app.devcluster.durations import Durations
 from app.devcluster.kubevirt.admission import with_machine_defaults
 from app.devcluster.kubevirt.launcher import OBSERVED
 from app.devcluster.kubevirt.snapshot_conditions import progress
@@ -35,9 +33,6 @@ class RestoreController(KindController):
     """A restore to a VM that does not exist creates it, halted."""
 
     resource = VM_RESTORES
-
-    def __init__(self, api: Api, durations: Durations) -> None:
-        super().__init__(api, durations.reaction)
 
     @override
     def _react(self, change: Change) -> None:

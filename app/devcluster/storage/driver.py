@@ -5,8 +5,6 @@ from typing import Any
 
 from typing_extensions import override
 
-from app.devcluster.apiserver.api import Api
-from app.devcluster.apiserver.controller import KindController
 from app.devcluster.apiserver.objects import (
     Key,
     annotations_of,
@@ -27,8 +25,7 @@ from app.devcluster.apiserver.registry import (
 )
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.store import Change, Stored
-from app.devcluster.durations import Durations, Jitter
-from app.devcluster.faults.book import FaultBook
+from app.devcluster.faults.controller import FaultyController
 from app.devcluster.storage.storage_classes import default_class, find_class, waits_for_consumer
 from app.devcluster.storage.volumes import (
     build_volume,
@@ -47,20 +44,8 @@ BIND_NOW = "cdi.kubevirt.io/storage.bind.immediate.requested"
 _SNAPSHOT_GROUP = "snapshot.storage.k8s.io"
 
 
-class StorageDriver(KindController):
+class StorageDriver(FaultyController):
     resource = CLAIMS
-
-    def __init__(self, api: Api, durations: Durations, jitter: Jitter, faults: FaultBook) -> None:
-        super().__init__(api)
-        self._durations = durations
-        self._jitter = jitter
-        self._faults = faults
-        faults.listen(self.resume)
-
-    @override
-    def _forget(self, uid: str) -> None:
-        super()._forget(uid)
-        self._faults.forget(uid)
 
     @override
     def _react(self, change: Change) -> None:

@@ -2,8 +2,6 @@
 
 from typing_extensions import override
 
-from app.devcluster.apiserver.api import Api
-from app.devcluster.apiserver.controller import KindController
 from app.devcluster.apiserver.objects import Key, owners_of, status_of
 from app.devcluster.apiserver.registry import (
     CLAIMS,
@@ -15,23 +13,16 @@ from app.devcluster.apiserver.registry import (
 )
 from app.devcluster.apiserver.status import ApiError, Json
 from app.devcluster.apiserver.store import Change, Stored
-from app.devcluster.durations import Durations, Jitter
-from app.devcluster.faults.book import Fault, FaultBook
+from app.devcluster.faults.book import Fault
+from app.devcluster.faults.controller import FaultyController
 from app.devcluster.storage.storage_classes import find_class, snapshot_class_of
 from app.devcluster.storage.volumes import build_content, content_name, has_booted, is_bound
 
 _ORDERED = "failed to take snapshot of the volume: rpc error: code = Internal desc = ordered by a fault"
 
 
-class VolumeSnapshotter(KindController):
+class VolumeSnapshotter(FaultyController):
     resource = VOLUME_SNAPSHOTS
-
-    def __init__(self, api: Api, durations: Durations, jitter: Jitter, faults: FaultBook) -> None:
-        super().__init__(api)
-        self._durations = durations
-        self._jitter = jitter
-        self._faults = faults
-        faults.listen(self.resume)
 
     @override
     def _react(self, change: Change) -> None:
