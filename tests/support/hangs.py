@@ -35,13 +35,14 @@ class Watch:
     def __init__(self, config: pytest.Config, seconds: float) -> None:
         self._config = config
         self._seconds = seconds
-        self._phase: tuple[str, float] | None = None
+        self._phase: tuple[str, float, float] | None = None
 
     def start(self) -> None:
         threading.Thread(target=self._look, name="hangs", daemon=True).start()
 
-    def begin(self, phase: str) -> None:
-        self._phase = (phase, time.monotonic())
+    def begin(self, phase: str, seconds: float | None = None) -> None:
+        """`seconds`: the bound of this test where it has one of its own."""
+        self._phase = (phase, time.monotonic(), seconds or self._seconds)
 
     def end(self) -> None:
         self._phase = None
@@ -50,11 +51,11 @@ class Watch:
         while True:
             time.sleep(min(_LOOK_SECONDS, self._seconds / 4))
             phase = self._phase
-            if phase is not None and time.monotonic() - phase[1] > self._seconds:
-                self._give_up(phase[0])
+            if phase is not None and time.monotonic() - phase[1] > phase[2]:
+                self._give_up(phase[0], phase[2])
 
-    def _give_up(self, phase: str) -> None:
-        told = f"\n{phase} hangs for {self._seconds:g} s; its process ends.\n{describe_threads()}{describe_tasks()}"
+    def _give_up(self, phase: str, seconds: float) -> None:
+        told = f"\n{phase} hangs for {seconds:g} s; its process ends.\n{describe_threads()}{describe_tasks()}"
         capture = self._config.pluginmanager.getplugin("capturemanager")
         # What captures may itself be what hangs; the sentence is then lost, and the end is not.
         with contextlib.suppress(Exception):
@@ -164,7 +165,8 @@ def _is_debugging(config: pytest.Config) -> bool:
 @contextlib.contextmanager
 def _watched(item: pytest.Item, phase: str) -> Iterator[None]:
     watch = item.config.stash[_WATCH]
-    watch.begin(f"{item.nodeid} ({phase})")
+    mark = item.get_closest_marker("timeout")
+    watch.begin(f"{item.nodeid} ({phase})", mark.args[0] + MARGIN_SECONDS if mark else None)
     try:
         yield
     finally:

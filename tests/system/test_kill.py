@@ -10,6 +10,7 @@ from typing import Final
 
 import aiohttp
 import asyncpg
+import pytest
 
 from tests.support.processes import NeverCame, Service, until
 from tests.support.system_clients import Clients, Habits
@@ -25,6 +26,7 @@ WORK: Final = (20, 300)  # entries that the history grows by between two kills
 WORK_SECONDS: Final = 3  # where it does not grow so far: nobody watches until a dead holder's lease is over
 
 
+@pytest.mark.timeout(900)  # it starts many processes, each of which takes a minute on a machine with much other work
 async def test_nothing_is_lost_and_nothing_doubled_however_often_it_is_killed(session, cluster, replica, database_url):
     draw = random.Random(SEED)
     replicas = [replica("one"), replica("two")]

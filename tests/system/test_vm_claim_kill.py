@@ -5,6 +5,7 @@ import contextlib
 
 import aiohttp
 import asyncpg
+import pytest
 
 from tests.support.processes import until
 from tests.support.system_invariants import labels_of, list_vms, standing, violated
@@ -19,6 +20,7 @@ STAGES = {
 }
 
 
+@pytest.mark.timeout(900)  # it starts many processes, each of which takes a minute on a machine with much other work
 async def test_killed_at_each_stage_it_ends_with_exactly_one_vm(session, cluster, replica, database_url):
     """One service for all stages, each with a shape of its own: to start a service costs more than all else here."""
     service = replica("one")
