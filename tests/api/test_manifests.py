@@ -293,6 +293,16 @@ async def test_a_snapshot_of_a_new_pool_is_judged_by_the_pools_own_expansion(ser
     assert gateway_calls == []
 
 
+async def test_a_vm_is_expanded_and_dry_run_once(server, gateway_calls):
+    own_shape = {"spec": {**VMI["spec"], "domain": {"memory": {"guest": "1234Mi"}}}}
+    written = machine(name="counted", template=own_shape)
+    assert await actions(server, written) == ["created"]
+    assert gateway_calls == ["expand", "dry run"]
+    gateway_calls.clear()
+    assert await actions(server, written) == ["unchanged"]
+    assert gateway_calls == []
+
+
 async def test_a_pool_that_changes_between_prepare_and_commit_is_prepared_again(server, monkeypatch, gateway_calls):
     handler = server.services.manifests._handlers[Resource.POOL]
     commit = handler.commit
