@@ -6,6 +6,9 @@ ARGS ?=
 # Test processes side by side. More than there are cores, because many tests mostly wait for timers and for other processes.
 JOBS ?= 3
 
+# Compiled once and kept: the tests start a hundred processes, and each would compile the whole service again.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --no-input --quiet
 RUNTIME := .venv/.runtime-installed
