@@ -163,7 +163,7 @@ async def test_a_request_that_is_cancelled_after_its_statement_is_found_by_its_k
     await lane.close()
 
 
-async def test_hundreds_on_two_combiners_get_a_vm_each(db):
+async def test_hundreds_of_claims_on_two_batchers_get_a_vm_each(db):
     pool = await make_pool(db)
     await make_vms(db, pool, 300)
     lanes = [WarmClaimStore(db.url) for _ in range(2)]

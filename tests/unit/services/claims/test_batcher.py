@@ -1,6 +1,6 @@
-"""The batcher against a lane that a test controls: whose fault is whose, who is dropped, and in which order all are served.
+"""The batcher on a store that the test controls: which request gets an error, which is dropped, and in which order they are served.
 
-What it does statement by statement is in `tests/usecases/test_combiner.py`; here are the corners where neighbours meet.
+Its statements on a database are in `tests/integration/services/claims/test_batcher.py`.
 """
 
 import asyncio
@@ -162,7 +162,7 @@ async def test_planners_are_told_once_a_statement_and_only_where_it_took_somethi
     assert claim_service.told == [claim_service.pool_id]
 
 
-async def test_an_idle_combiner_runs_no_task(claim_service):
+async def test_an_idle_batcher_runs_no_task(claim_service):
     assert claim_service.batcher.is_idle
     asked = await claim_service.arrive("one")
     assert not claim_service.batcher.is_idle
