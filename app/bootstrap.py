@@ -11,7 +11,7 @@ from app.api.events.tail import EventTail
 from app.compute.kubevirt.gateway import connect
 from app.config import Role, Settings
 from app.errors import DatabaseUnavailable
-from app.reconcilers.runtime.run import Workers
+from app.reconcilers.runtime.run import Reconcilers
 from app.services.claims.service import ClaimService
 from app.services.claims.waiters import Waiters
 from app.services.manifests.handlers import make_manifest_service
@@ -58,7 +58,7 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
             # Of their own: a flood of requests that wait for VMs must not keep those that make VMs from the database.
             workers_db = Database(url, pool_size=settings.database_pool_size)
             closing.push_async_callback(workers_db.close)
-            parts["workers"] = Workers(workers_db, gateway, listener, settings).run
+            parts["workers"] = Reconcilers(workers_db, gateway, listener, settings).run
 
         tasks = [asyncio.create_task(part(stopping), name=name) for name, part in parts.items()]
         for task in tasks:

@@ -3,6 +3,8 @@
 import os
 import ssl
 
+from hypothesis import HealthCheck, settings
+
 from tests.support.hangs import (
     pytest_configure,
     pytest_runtest_call,
@@ -24,6 +26,10 @@ __all__ = [
     "pytest_timeout_set_timer",
     "pytest_xdist_make_scheduler",
 ]
+
+# An example takes as long as a busy machine needs for it: that is no failure of what is tested.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # Settings read these; what the developer's shell sets must not change what a test sees.
 for _name in [name for name in os.environ if name.startswith("EMBERPOOL_") and not name.startswith("EMBERPOOL_TEST_")]:

@@ -5,7 +5,7 @@ from typing import Protocol
 from uuid import UUID
 
 from app.domain.paths import ImageRef
-from app.domain.preload_lifecycle import Present, Seen, Volume
+from app.domain.preload_lifecycle import PreloadObject, Present, Volume
 from app.domain.preloads import PreloadSpec
 from app.domain.templates import VmSpec
 
@@ -44,7 +44,7 @@ class PreloadGateway(Protocol):
         """
         ...
 
-    async def look(self, preload_id: UUID) -> tuple[Seen, ...]:
+    async def look(self, preload_id: UUID) -> tuple[PreloadObject, ...]:
         """Every object of the preload, of any generation."""
         ...
 
@@ -56,10 +56,10 @@ class PreloadGateway(Protocol):
         """Names of the volumes that are being cloned from it, whoever asked for them."""
         ...
 
-    async def remove(self, seen: Seen) -> None:
+    async def remove(self, seen: PreloadObject) -> None:
         """Deletes exactly that object. It is success if it is gone, or if another object has its name by now."""
         ...
 
-    async def all(self) -> tuple[Seen, ...]:
+    async def all(self) -> tuple[PreloadObject, ...]:
         """Every object of every preload of this installation, with its kind, name and preload only: to find those without a row."""
         ...

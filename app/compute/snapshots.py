@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from app.domain.paths import SnapshotDisk
-from app.domain.snapshots import Sight, SourceVm, VolumeVerdict
+from app.domain.snapshots import SnapshotStatus, SourceVm, VolumeVerdict
 from app.domain.templates import VmSpec
 
 
@@ -26,18 +26,18 @@ class SnapshotGateway(Protocol):
         """Shuts exactly that VM down and keeps it from starting again. Raises ClusterNotFound, ClusterConflict (another UID)."""
         ...
 
-    async def take(self, *, name: str, snapshot: str, take_id: str, vm: str, deadline_seconds: int) -> Sight:
+    async def take(self, *, name: str, snapshot: str, take_id: str, vm: str, deadline_seconds: int) -> SnapshotStatus:
         """Creates a snapshot of the VM, or finds the one that an earlier attempt created (same name, same take).
 
         Raises ClusterConflict if the name belongs to an object that is not this take's.
         """
         ...
 
-    async def look(self, name: str) -> Sight | None:
+    async def look(self, name: str) -> SnapshotStatus | None:
         """None if there is no such snapshot."""
         ...
 
-    async def disks(self, sight: Sight) -> tuple[SnapshotDisk, ...]:
+    async def disks(self, sight: SnapshotStatus) -> tuple[SnapshotDisk, ...]:
         """The disks of a ready snapshot, each large enough for its content."""
         ...
 
@@ -52,6 +52,6 @@ class SnapshotGateway(Protocol):
         """
         ...
 
-    async def all(self) -> tuple[Sight, ...]:
+    async def all(self) -> tuple[SnapshotStatus, ...]:
         """Every snapshot of this installation."""
         ...

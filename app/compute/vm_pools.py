@@ -6,7 +6,7 @@ from uuid import UUID
 
 from app.domain.paths import Start
 from app.domain.templates import VmSpec, WrittenTemplate
-from app.domain.vm_pools import Change, VmPoolSight
+from app.domain.vm_pools import Change, VmPoolStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class FoundVmPool:
     change or delete its VMs; `heals`: autohealing is on.
     """
 
-    sight: VmPoolSight
+    sight: VmPoolStatus
     template: WrittenTemplate
     members: tuple[str, ...]
     managed: tuple[str, ...]
@@ -50,15 +50,15 @@ class VmPoolGateway(Protocol):
         """Tries the order without creating anything. Raises ClusterRefused with the cluster's message."""
         ...
 
-    async def look(self, name: str) -> VmPoolSight | None:
+    async def look(self, name: str) -> VmPoolStatus | None:
         """None if there is no such object."""
         ...
 
-    async def make(self, order: VmPoolOrder, *, replicas: int, paused: bool) -> VmPoolSight:
+    async def make(self, order: VmPoolOrder, *, replicas: int, paused: bool) -> VmPoolStatus:
         """Creates it, or finds the one that an earlier attempt created. Raises ClusterConflict if the name is taken."""
         ...
 
-    async def change(self, order: VmPoolOrder, seen: VmPoolSight, change: Change) -> VmPoolSight:
+    async def change(self, order: VmPoolOrder, seen: VmPoolStatus, change: Change) -> VmPoolStatus:
         """Changes the object as it was last read. Raises ClusterRefused if somebody else has written to it since."""
         ...
 
@@ -69,15 +69,15 @@ class VmPoolGateway(Protocol):
         """
         ...
 
-    async def free(self, seen: VmPoolSight) -> None:
+    async def free(self, seen: VmPoolStatus) -> None:
         """Removes our hold on a VM pool that is being deleted, so that it can go."""
         ...
 
-    async def remove(self, seen: VmPoolSight) -> None:
+    async def remove(self, seen: VmPoolStatus) -> None:
         """Deletes exactly that object. Its VMs stay and have no owner any more."""
         ...
 
-    async def all(self) -> tuple[VmPoolSight, ...]:
+    async def all(self) -> tuple[VmPoolStatus, ...]:
         """Every VM pool of this installation."""
         ...
 

@@ -1,4 +1,4 @@
-"""Backing off after failures, and the breaker that stops a pool which keeps failing."""
+"""The backoff after failures, and the breaker that stops a pool whose VMs keep failing. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,7 +8,7 @@ _JITTER_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class FailureRecord:
-    """What a pool knows of its failures: how many in a row, and when the last one was counted."""
+    """The failures of a pool: how many in a row, and when the last one was counted."""
 
     consecutive: int
     counted_at: datetime | None
@@ -16,7 +16,7 @@ class FailureRecord:
 
 @dataclass(frozen=True, slots=True)
 class FailureVerdict:
-    """`counts`: it is one more in the row. Then the pool waits until `backoff_until`, and stops where it is `stalled`."""
+    """`counts`: it is one more failure in a row. The pool then creates nothing until `backoff_until`, or at all if `stalled`."""
 
     counts: bool
     consecutive: int
@@ -34,10 +34,10 @@ def judge_failure(
     breaker: int,
     roll: float,
 ) -> FailureVerdict:
-    """Weighs one failed VM that was planned at `planned_at`; `roll` in [0, 1) is the jitter.
+    """Whether a failed VM counts, and what follows. `roll` in [0, 1) is the jitter.
 
-    Only a VM that was planned after the last counted failure counts: ten VMs that fail together, all planned before the
-    pool could know, are one failure and not ten.
+    A VM counts only if it was planned after the last counted failure: ten VMs that were planned together and fail together
+    are one failure, not ten.
     """
     if record.counted_at is not None and planned_at <= record.counted_at:
         return FailureVerdict(counts=False, consecutive=record.consecutive, backoff_until=None, stalled=False)
@@ -53,5 +53,5 @@ def judge_failure(
 
 
 def retry_delay(attempts: int, *, base_seconds: float, cap_seconds: float, roll: float) -> float:
-    """Seconds until a call that met an absent cluster is tried again: exponential, capped, with full jitter above half."""
+    """Seconds until a failed call is tried again: exponential and capped. `roll` in [0, 1) chooses between half of it and all."""
     return float(min(cap_seconds, base_seconds * 2 ** min(max(attempts - 1, 0), 30)) * (0.5 + 0.5 * roll))

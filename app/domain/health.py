@@ -1,4 +1,4 @@
-"""What an observation means for one VM's row: a pure verdict, applied elsewhere under a guard on the state."""
+"""What an observation means for the row of a VM. Pure: the status writer applies the verdict if the state is still the same."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,20 +11,20 @@ from app.domain.states import VmState
 class Verdict(StrEnum):
     NOTHING = "nothing"
     NOTED = "noted"
-    """Only facts changed (node, addresses, health): write them down."""
+    """Only facts changed (node, addresses, health): write them."""
     CREATED = "created"
-    """The cluster has it, though no create of ours was answered: `creating`, or `planned` again, becomes `booting`."""
+    """The cluster has the VM though our create was not answered: `creating` (or `planned` again) becomes `booting`."""
     READY = "ready"
     UNREADY = "unready"
-    """It was warm and is not: out of the queue, with a grace to recover."""
+    """It was warm and is not any more: it leaves the queue and has some time to recover."""
     FAILED = "failed"
     DEAD = "dead"
-    """Claimed and beyond help."""
+    """It is claimed, and cannot recover."""
 
 
 @dataclass(frozen=True, slots=True)
 class VmFacts:
-    """What a row says of a VM that a verdict needs.
+    """What a verdict needs of a VM's row.
 
     `whole` False: its disks are made after it, so that the cluster may show it before it can start. `stopped`: we stopped it.
     """
@@ -49,88 +49,88 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class HealthRules:
-    """`unready_grace`: how long a VM may be unready. `replace_window`: how soon after its claim a dead VM is replaced."""
+    """`unready_grace`: how long a VM may be unready. `replace_window`: how long after its claim a failed VM is replaced."""
 
     unready_grace: timedelta
     replace_window: timedelta
 
 
-def judge(vm: VmFacts, seen: Observation, warm_when: WarmWhen, rules: HealthRules, now: datetime) -> Judgement:
-    """The verdict on one VM. An object of another UID under the VM's name is not the VM: it has been lost."""
-    if vm.uid is not None and vm.uid != seen.uid:
+def judge(vm: VmFacts, obs: Observation, warm_when: WarmWhen, rules: HealthRules, now: datetime) -> Judgement:
+    """The verdict on one VM. If an object of another UID has the VM's name, the VM itself is lost."""
+    if vm.uid is not None and vm.uid != obs.uid:
         if vm.state in {VmState.BOOTING, VmState.READY, VmState.CLAIMED}:
-            return Judgement(Verdict.FAILED, f"another object (uid {seen.uid}) stands under its name")
+            return Judgement(Verdict.FAILED, f"another object (uid {obs.uid}) has its name")
         return Judgement(Verdict.NOTHING)
     match vm.state:
         case VmState.PLANNED | VmState.CREATING:
-            return Judgement(Verdict.CREATED if vm.whole or _has_its_disks(seen) else Verdict.NOTHING)
+            return Judgement(Verdict.CREATED if vm.whole or _has_its_disks(obs) else Verdict.NOTHING)
         case VmState.BOOTING:
-            return _judge_booting(vm, seen, warm_when)
+            return _judge_booting(vm, obs, warm_when)
         case VmState.READY:
-            return _judge_ready(vm, seen, warm_when)
+            return _judge_ready(vm, obs, warm_when)
         case VmState.CLAIMED:
-            return _judge_claimed(vm, seen, rules, now)
+            return _judge_claimed(vm, obs, rules, now)
         case _:
             return Judgement(Verdict.NOTHING)
 
 
-def _has_its_disks(seen: Observation) -> bool:
-    """A pod is only given to a VMI whose disks are there (KubeVirt v1.9.0): from then on nothing is missing."""
-    return seen.phase in {"Scheduling", "Scheduled", "Running"}
+def _has_its_disks(obs: Observation) -> bool:
+    """A VMI gets a pod only once its disks exist (KubeVirt v1.9.0)."""
+    return obs.phase in {"Scheduling", "Scheduled", "Running"}
 
 
-def ailment(seen: Observation) -> str | None:
-    """What ails a VM, in words; None: nothing that the cluster tells."""
-    if seen.deleting:
+def health_problem(obs: Observation) -> str | None:
+    """What is wrong with a VM according to the cluster. None: nothing."""
+    if obs.deleting:
         return "it is being deleted in the cluster"
-    if seen.failure is not None:
-        return f"{seen.failure.reason}: {seen.failure.message}"
-    if seen.phase is None:
+    if obs.failure is not None:
+        return f"{obs.failure.reason}: {obs.failure.message}"
+    if obs.phase is None:
         return "it has no running instance"
-    if seen.phase != "Running":
-        return f"its instance is {seen.phase}"
-    if seen.paused:
+    if obs.phase != "Running":
+        return f"its instance is {obs.phase}"
+    if obs.paused:
         return "it is paused"
-    if not seen.ready:
+    if not obs.ready:
         return "it is not ready"
     return None
 
 
-def _judge_booting(vm: VmFacts, seen: Observation, warm_when: WarmWhen) -> Judgement:
-    if seen.deleting:
+def _judge_booting(vm: VmFacts, obs: Observation, warm_when: WarmWhen) -> Judgement:
+    if obs.deleting:
         return Judgement(Verdict.FAILED, "it was deleted in the cluster while it booted")
-    if seen.failure is not None and not seen.failure.transient:
-        return Judgement(Verdict.FAILED, f"{seen.failure.reason}: {seen.failure.message}")
-    if seen.is_warm(warm_when):
+    if obs.failure is not None and not obs.failure.transient:
+        return Judgement(Verdict.FAILED, f"{obs.failure.reason}: {obs.failure.message}")
+    if obs.is_warm(warm_when):
         return Judgement(Verdict.READY)
-    return _noted(vm, seen, ailment(seen) if seen.failure is not None else None)
+    return _noted(vm, obs, health_problem(obs) if obs.failure is not None else None)
 
 
-def _judge_ready(vm: VmFacts, seen: Observation, warm_when: WarmWhen) -> Judgement:
-    if seen.deleting:
+def _judge_ready(vm: VmFacts, obs: Observation, warm_when: WarmWhen) -> Judgement:
+    if obs.deleting:
         return Judgement(Verdict.FAILED, "it was deleted in the cluster while it waited")
-    if seen.failure is not None and not seen.failure.transient:
-        return Judgement(Verdict.FAILED, f"{seen.failure.reason}: {seen.failure.message}")
-    if not seen.is_warm(warm_when):
-        return Judgement(Verdict.UNREADY, ailment(seen) or "its guest agent is not connected")
-    return _noted(vm, seen, None)
+    if obs.failure is not None and not obs.failure.transient:
+        return Judgement(Verdict.FAILED, f"{obs.failure.reason}: {obs.failure.message}")
+    if not obs.is_warm(warm_when):
+        return Judgement(Verdict.UNREADY, health_problem(obs) or "its guest agent is not connected")
+    return _noted(vm, obs, None)
 
 
-def _judge_claimed(vm: VmFacts, seen: Observation, rules: HealthRules, now: datetime) -> Judgement:
-    """A claimed VM is its claimant's: only within the first moments is it ours to judge, and a pause never is a death."""
+def _judge_claimed(vm: VmFacts, obs: Observation, rules: HealthRules, now: datetime) -> Judgement:
+    """A claimed VM belongs to its claimant: it is only judged shortly after the claim, and a paused VM is never dead."""
     if vm.stopped:
-        return _noted(vm, seen, None)
-    ails = ailment(seen)
+        return _noted(vm, obs, None)
+    problem = health_problem(obs)
     young = vm.claimed_at is not None and now - vm.claimed_at <= rules.replace_window
-    if ails is None or not young or seen.paused:
-        return _noted(vm, seen, ails)
-    if seen.deleting or (seen.failure is not None and not seen.failure.transient):
-        return Judgement(Verdict.DEAD, ails)
-    if seen.phase is None or seen.phase in {"Failed", "Succeeded"}:
-        return Judgement(Verdict.DEAD, ails)
-    return _noted(vm, seen, ails)
+    if problem is None or not young or obs.paused:
+        return _noted(vm, obs, problem)
+    if obs.deleting or (obs.failure is not None and not obs.failure.transient):
+        return Judgement(Verdict.DEAD, problem)
+    if obs.phase is None or obs.phase in {"Failed", "Succeeded"}:
+        return Judgement(Verdict.DEAD, problem)
+    return _noted(vm, obs, problem)
 
 
-def _noted(vm: VmFacts, seen: Observation, ails: str | None) -> Judgement:
-    same = (vm.vmi_uid, vm.node, vm.addresses, vm.health) == (seen.vmi_uid, seen.node, seen.addresses, ails)
-    return Judgement(Verdict.NOTHING) if same else Judgement(Verdict.NOTED, ails)
+def _noted(vm: VmFacts, obs: Observation, problem: str | None) -> Judgement:
+    same = (vm.vmi_uid, vm.node, vm.addresses, vm.health) == (obs.vmi_uid, obs.node, obs.addresses, problem)
+    return Judgement(Verdict.NOTHING) if same else Judgement(Verdict.NOTED, problem)

@@ -1,16 +1,16 @@
-"""What to do for one pool, from a snapshot of its rows and a clock. No effect happens here.
+"""What to do for one pool, from a snapshot of its rows and the time. Pure.
 
 The rules, strongest first:
 
 1. A claimed VM is never touched.
-2. Nothing voluntary (rotation, ageing, shrinking) leaves fewer ready VMs than the floor. Deleting the pool is not voluntary
-   in this sense: its owner asked for the end.
+2. Nothing voluntary (rotation, ageing, shrinking) leaves fewer ready VMs than the floor, which is `min_available`. Deleting
+   the pool is not voluntary in this sense: its owner asked for it.
 3. A planned VM counts as capacity, so that planning again never creates twice.
-4. `max_vms` counts everything that still takes room in the cluster, VMs on their way out included.
-5. A stale VM (old template, or waited too long) goes once a fresh one has come, so that a rotation shows in no claim. Only
-   where `max_vms` leaves no room for a fresh one does a stale one go first, down to the floor and no further.
-6. Where it is known how many VMs the nodes take, no more than that are created: a VM that no node takes would only fail at the
-   end of its time. It says nothing against those that are there; but where nodes are full, stale ones make room one by one.
+4. `max_vms` counts everything that takes room in the cluster, VMs that are being removed included.
+5. A stale VM (of an old template, or older than `max_ready_age`) is removed once a fresh one is ready, so that no claim notices
+   a rotation. Only if `max_vms` leaves no room for a fresh one is a stale one removed first, never below the floor.
+6. If it is known how many VMs the nodes have room for, no more are created: a VM without a node would only fail at its boot
+   timeout. Existing VMs are not affected, but if the nodes are full, stale VMs make room one by one.
 """
 
 from collections.abc import Iterable
@@ -21,12 +21,12 @@ from uuid import UUID
 from app.domain.statistics import count_of
 
 _SURGE_SHARE = 0.25
-"""During a rotation so much of a pool's size may be on its way at once, above the size."""
+"""During a rotation a pool may exceed its size by this share."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyVm:
-    """A VM that waits to be claimed. `current`: made from the pool's template as it stands now."""
+    """A VM that waits to be claimed. `current`: made from the pool's present template."""
 
     id: UUID
     ready_at: datetime
@@ -35,7 +35,7 @@ class ReadyVm:
 
 @dataclass(frozen=True, slots=True)
 class InFlightVm:
-    """A VM on its way. `asked`: the cluster may know it already. `leased`: a worker is at it this moment."""
+    """A VM that is planned, creating or booting. `asked`: the cluster may have it already. `leased`: a worker is creating it now."""
 
     id: UUID
     created_at: datetime
@@ -46,10 +46,10 @@ class InFlightVm:
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """One pool as its rows stand. `waiting` counts claims in its queue, `drained` VMs claimed since it was last filled.
+    """One pool as its rows say. `waiting` counts claims in its queue, `drained` VMs that were claimed since it was last filled.
 
-    `ready` and `in_flight` hold every such VM of the pool. `room`: so many VMs more the nodes take now, as `room_note` says;
-    None: nothing is known of that. `never_fits`: no node could take one, even if it were empty.
+    `ready` and `in_flight` hold every such VM of the pool. `room`: how many more VMs the nodes have room for now, in words
+    `room_note`; None: that is not known. `never_fits`: no node could take one, even if it were empty.
     """
 
     size: int
@@ -75,10 +75,10 @@ class PoolSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`create` new VMs; `cancel` VMs on their way; `remove` ready ones, in this order as far as the floor lets.
+    """`create` so many VMs, `cancel` those in flight, `remove` those that are ready, in the order given and not below `floor`.
 
-    `urgent`: the pool is below its floor, its creates go first. `notes` say what keeps the pool from its size, for people.
-    `look_again_at`: time alone changes the plan then. `waits_for_room`: more would be created if the nodes had room for more.
+    `urgent`: the pool is below its floor, and its creates go first. `notes` tell people what keeps the pool from its size.
+    `look_again_at`: the plan changes then by time alone. `waits_for_room`: more VMs would be created if the nodes had room.
     """
 
     create: int = 0
@@ -96,7 +96,7 @@ class Plan:
 
 
 def target(pool: PoolSnapshot) -> int:
-    """How many unclaimed VMs the pool is to have, ready or on their way: its size, one more for each claim that waits for one."""
+    """How many unclaimed VMs the pool is to have, ready or in flight: its size, and one more for each claim in its queue."""
     if pool.deleting:
         return 0
     size = pool.size if pool.auto_replenish else max(0, pool.size - pool.drained)
@@ -104,7 +104,7 @@ def target(pool: PoolSnapshot) -> int:
 
 
 def plan(pool: PoolSnapshot, now: datetime) -> Plan:
-    """The next step of one pool. Executing it and planning again converges on the target, unless failures keep it back."""
+    """The next step of one pool. Carrying it out and planning again converges on the target, unless VMs fail."""
     if pool.deleting:
         return Plan(
             cancel=_ids(vm for vm in pool.in_flight if not vm.leased),
@@ -140,12 +140,12 @@ def plan(pool: PoolSnapshot, now: datetime) -> Plan:
 
 
 def _cap(pool: PoolSnapshot, want: int) -> int:
-    """How many unclaimed VMs may stay: a `max_vms` that was lowered below what is there lets the rest go."""
+    """How many unclaimed VMs may stay. If `max_vms` was lowered, some of those that exist may not."""
     return want if pool.max_vms is None else min(want, max(0, pool.max_vms - pool.claimed))
 
 
 def _stale(pool: PoolSnapshot, now: datetime) -> list[ReadyVm]:
-    """Ready VMs that are to be replaced, those of an old template first, then the longest waiting."""
+    """Ready VMs that must be replaced: those of an old template first, then the oldest."""
     old = [vm for vm in pool.ready if not vm.current or _is_aged(pool, vm, now)]
     return sorted(old, key=lambda vm: (vm.current, vm.ready_at))
 
@@ -155,9 +155,9 @@ def _is_aged(pool: PoolSnapshot, vm: ReadyVm, now: datetime) -> bool:
 
 
 def _cancel(pool: PoolSnapshot, *, keep: int, fresh_ready: int, urgent: bool) -> tuple[UUID, ...]:
-    """VMs on their way that are of no use any more: the youngest first, and nothing that a worker is at.
+    """VMs in flight that are no longer needed, the youngest first. A VM that a worker is creating now is not cancelled.
 
-    Below the floor a VM of the old template that already boots is let through: it is the soonest help.
+    Below the floor, a VM of an old template that is booting already goes on: it will be ready soonest.
     """
     old = [vm for vm in pool.in_flight if not vm.current and not vm.leased and not (urgent and vm.asked)]
     current = [vm for vm in pool.in_flight if vm.current]
@@ -175,7 +175,7 @@ def _create(pool: PoolSnapshot, now: datetime, *, want: int, fresh: int, staying
     if missing <= 0:
         return 0, ()
     if pool.stalled:
-        return 0, ("stalled: too many VMs failed in a row; edit the pool or resume it",)
+        return 0, ("stalled: too many VMs failed in a row; edit or resume the pool",)
     if pool.backoff_until is not None and pool.backoff_until > now:
         return 0, (f"backing off after a failure until {pool.backoff_until.isoformat(timespec='seconds')}",)
     notes: list[str] = []
@@ -184,14 +184,14 @@ def _create(pool: PoolSnapshot, now: datetime, *, want: int, fresh: int, staying
     if pace < create:
         create = pace
         notes.append(f"{count_of(staying, 'VM')} on the way; max_concurrent_creates is {pool.max_concurrent_creates}")
-    # A rotation replaces some at a time: its surge is bounded, so that a new template does not double the pool.
+    # A rotation replaces some VMs at a time, so that a new template does not double the pool.
     surge = max(1, int(pool.size * _SURGE_SHARE))
     headroom = want + surge - len(pool.ready) - staying
     if headroom < create:
         create = headroom
-        notes.append("rotating: the next VMs are made once these are ready")
+        notes.append("rotating to a new template: more VMs are created once these are ready")
     if pool.max_vms is not None:
-        # What is being cancelled still takes room until the cluster has let go of it.
+        # A cancelled VM takes room until the cluster has removed it.
         room = pool.max_vms - pool.claimed - pool.leaving - len(pool.ready) - len(pool.in_flight)
         if room < create:
             create = room
@@ -205,7 +205,7 @@ def _create(pool: PoolSnapshot, now: datetime, *, want: int, fresh: int, staying
 def _remove(
     pool: PoolSnapshot, now: datetime, *, keep: int, stale: list[ReadyVm], room_needed: int
 ) -> tuple[UUID, ...]:
-    """Ready VMs to let go: those above what may stay, stale ones first; under a tight `max_vms` stale ones make room."""
+    """Ready VMs to remove: those that may not stay, stale ones first; if `max_vms` or the nodes leave no room, stale ones."""
     stale_ids = {vm.id for vm in stale}
     oldest = sorted((vm for vm in pool.ready if vm.id not in stale_ids), key=lambda vm: vm.ready_at)
     surplus = max(0, len(pool.ready) - keep)
@@ -219,7 +219,7 @@ def _remove(
 
 
 def _is_blocked_by_cap(pool: PoolSnapshot, now: datetime) -> bool:
-    """No room for one more, none on its way out that would make some, and nothing else that keeps a new one from being made."""
+    """Whether only `max_vms` keeps a new VM from being created, and no VM is being removed that would make room."""
     if pool.max_vms is None or pool.leaving or pool.stalled:
         return False
     if pool.backoff_until is not None and pool.backoff_until > now:
@@ -228,8 +228,8 @@ def _is_blocked_by_cap(pool: PoolSnapshot, now: datetime) -> bool:
 
 
 def _is_blocked_by_nodes(pool: PoolSnapshot, now: datetime, keep: int) -> bool:
-    """No node has room for a fresh one, and no VM is missing yet for that: one may go, and whether the next fits in its place is
-    seen before another goes.
+    """Whether no node has room for a fresh VM, while the pool has all its VMs. Then one stale VM may be removed, and no other
+    before it is known whether a fresh one fits in its place.
     """
     if pool.room is None or pool.room > 0 or pool.never_fits:
         return False

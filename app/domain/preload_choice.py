@@ -1,4 +1,4 @@
-"""Which image has to be near for a VM to count as started from a preload. Pure."""
+"""Which image of a template a preload must have for VMs to start from it. Pure."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ _IMPORTED = frozenset({ImageKind.HTTP, ImageKind.REGISTRY, ImageKind.S3, ImageKi
 
 
 def needed_image(images: Sequence[ImageRef]) -> ImageRef | str:
-    """The one of a template's images that decides; a string says why none does.
+    """The image that a preload must have. A string says why there is no such image.
 
-    An import takes longer than anything else, and a VM starts from one preload: where two images are imported, the other one
-    would be waited for all the same. Where none is, it is the first container image: it is what boots.
+    An import takes longer than anything else, and a VM starts from one preload only: if two images are imported, a preload of
+    one would not save the wait for the other. If none is imported, it is the first container image, from which the VM boots.
     """
     imported = [image for image in dict.fromkeys(images) if image.kind in _IMPORTED]
     if len(imported) > 1:
@@ -22,5 +22,5 @@ def needed_image(images: Sequence[ImageRef]) -> ImageRef | str:
     if container is not None:
         return container
     if images:
-        return "its disks are cloned from volumes, which are near already"
+        return "its disks are cloned from volumes, which need no preload"
     return "its disks come from no image that could be preloaded"

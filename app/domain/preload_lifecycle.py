@@ -1,9 +1,10 @@
-"""How a preload comes about: its states, and what to do next. Pure.
+"""The states of a preload, and what to do next. Pure.
 
-`planned -> importing` (a volume) or `pulling` (a container image) `-> ready`. Each import is a generation with objects of
-its own: an edit, a refresh and a retry begin the next. What the generation before holds serves until the new one is ready;
-then it is removed, once nobody clones it any more. A `failed` import has its object removed and is begun anew after a pause; nodes that cannot pull go on trying by themselves. `absent` is what the policy Never says of a volume that is not
-there. A preload that is `deleting` is `deleted` when the cluster has none of its objects left.
+`planned -> importing` (a volume) or `pulling` (a container image) `-> ready`. Each import is a generation with its own objects;
+an edit, a refresh and a retry begin the next generation. The previous generation serves until the new one is ready, and is
+removed once no VM clones it any more. If an import has `failed`, its object is removed and the next generation begins after a
+pause; nodes that cannot pull an image keep trying by themselves. With the policy Never a volume that does not exist makes the
+preload `absent`. A preload that is `deleting` is `deleted` once the cluster has none of its objects.
 """
 
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ class PullState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NodePull:
-    """One node's image; `reason` in the kubelet's words."""
+    """The image on one node. `reason`: the message of the kubelet."""
 
     node: str
     state: PullState
@@ -69,7 +70,7 @@ class NodePull:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """What a VM's disk can be cloned from. `is_snapshot`: `claim` names a VolumeSnapshot (a schedule's import may be one)."""
+    """What a VM's disk can be cloned from. `is_snapshot`: `claim` names a VolumeSnapshot, as a scheduled import may create."""
 
     claim: str
     size: str
@@ -80,10 +81,10 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """One object of a preload, as the cluster has it. `progress` is a percentage; `trouble` is what the cluster says is wrong.
+class PreloadObject:
+    """One object of a preload as the cluster shows it. `progress` is in percent, `trouble` is what the cluster says is wrong.
 
-    `volume`: complete, and what it holds. `nodes` and `wanted`: of a DaemonSet; -1 where its controller has not counted yet.
+    `volume`: what it holds, once that is complete. `nodes` and `wanted` are of a DaemonSet; -1: not counted yet.
     """
 
     kind: ObjectKind
@@ -105,7 +106,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """What stands in the namespace under the preload's own name: a complete `volume`, or the reason why there is none."""
+    """What the namespace has under the preload's own name: a complete `volume`, or the reason why there is none."""
 
     volume: Volume | None
     reason: str
@@ -113,7 +114,7 @@ class Present:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What VMs start from now. `adopted`: it was there before us, and is never removed by us."""
+    """What VMs start from now. `adopted`: it existed before the preload, and we never remove it."""
 
     volume: Volume
     generation: int
@@ -123,7 +124,7 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class OnNodes:
-    """On how many of how many nodes a container image is, by the generation that holds it there."""
+    """On how many of the `wanted` nodes the DaemonSet of a generation keeps the container image."""
 
     generation: int
     pulled: int
@@ -132,9 +133,9 @@ class OnNodes:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What was seen last, of the generation that is worked on. `samples` are of its progress, the oldest first.
+    """What was observed last of the current generation. `samples` are of its progress, the oldest first.
 
-    `trouble` is what the cluster says now; `failure` is why the last try failed, until one succeeds.
+    `trouble` is what the cluster says now. `failure` is why the last import failed, until one succeeds.
     """
 
     serving: Serving | None = None
@@ -155,7 +156,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A preload's row."""
+    """What a decision needs of a preload's row."""
 
     spec: PreloadSpec
     generation: int
@@ -166,8 +167,8 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """`stall_seconds`: an import whose phase and progress stand still for so long has failed; so has one whose importer
-    was restarted `most_restarts` times.
+    """An import has failed if neither its phase nor its progress changed for `stall_seconds`, or if its importer was restarted
+    `most_restarts` times.
     """
 
     stall_seconds: float
@@ -176,9 +177,10 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`make`: this generation's object is to be made. `begin_anew`: so is the next generation's, after this is written.
+    """`make`: create the object of this generation. `begin_anew`: the next generation begins.
 
-    `remove` is to go now; `superseded` once nobody clones it. `paces`: the failure counts towards the pause before the next try.
+    `remove` these objects now, and the `superseded` ones once no VM clones them. `paces`: a failure that lengthens the pause
+    before the next import.
     """
 
     state: PreloadState
@@ -186,14 +188,14 @@ class Step:
     reason: str | None = None
     make: bool = False
     begin_anew: bool = False
-    remove: tuple[Seen, ...] = ()
-    superseded: tuple[Seen, ...] = ()
+    remove: tuple[PreloadObject, ...] = ()
+    superseded: tuple[PreloadObject, ...] = ()
     paces: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of an import under way. `bytes_done` is the share of the volume's size: CDI tells a percentage and no bytes."""
+    """The rest of an import. `bytes_done` is computed from the size of the volume: CDI reports a percentage only."""
 
     percent: float | None = None
     bytes_done: int | None = None
@@ -205,24 +207,26 @@ _SAMPLES = 24
 _ESTIMATE_SECONDS = 60.0
 
 
-def next_step(facts: Facts, seen: tuple[Seen, ...], present: Present | None, rules: Rules, now: datetime) -> Step:
-    """What follows from the row and from the cluster; `present` is None where the policy does not ask for it."""
+def next_step(
+    facts: Facts, objects: tuple[PreloadObject, ...], present: Present | None, rules: Rules, now: datetime
+) -> Step:
+    """What follows from the row and the cluster. `present` is None if the preload may not use an existing volume."""
     if facts.deleting:
-        state = _S.DELETING if seen else _S.DELETED
-        return _clear_away(Step(state, Status(), reason=_going(seen)), seen)
+        state = _S.DELETING if objects else _S.DELETED
+        return _add_removals(Step(state, Status(), reason=_going(objects)), objects)
     kind = _kind_of(facts.spec)
-    current = next((each for each in seen if each.generation == facts.generation and each.kind is kind), None)
-    older = tuple(each for each in seen if each is not current)
+    current = next((each for each in objects if each.generation == facts.generation and each.kind is kind), None)
+    older = tuple(each for each in objects if each is not current)
     step = (
         _pull(facts, current, older, now)
         if facts.spec.is_container
         else _import(facts, current, present, rules=rules, now=now)
     )
-    return _clear_away(step, older)
+    return _add_removals(step, older)
 
 
 def estimate(samples: tuple[tuple[datetime, float], ...], bytes_total: int | None, now: datetime) -> Estimate:
-    """From the progress over the last minute; where it stood still there is no end in sight."""
+    """From the progress of the last minute. Without progress there is no `ends_at`."""
     if not samples:
         return Estimate()
     last_at, percent = samples[-1]
@@ -237,7 +241,7 @@ def estimate(samples: tuple[tuple[datetime, float], ...], bytes_total: int | Non
 
 
 def is_usable(spec: PreloadSpec, status: Status) -> bool:
-    """Whether a VM can start from it now: also while a newer generation is on its way."""
+    """Whether VMs can start from it now, even while a newer generation is being imported."""
     return bool(status.on and status.on.pulled) if spec.is_container else status.serving is not None
 
 
@@ -247,11 +251,13 @@ def _kind_of(spec: PreloadSpec) -> ObjectKind:
     return ObjectKind.CRON if spec.schedule is not None else ObjectKind.VOLUME
 
 
-def _going(seen: tuple[Seen, ...]) -> str | None:
-    return f"waits for {', '.join(f'{each.kind} {each.name}' for each in seen)} to go" if seen else None
+def _going(objects: tuple[PreloadObject, ...]) -> str | None:
+    return f"waits for {', '.join(f'{each.kind} {each.name}' for each in objects)} to go" if objects else None
 
 
-def _import(facts: Facts, current: Seen | None, present: Present | None, *, rules: Rules, now: datetime) -> Step:
+def _import(
+    facts: Facts, current: PreloadObject | None, present: Present | None, *, rules: Rules, now: datetime
+) -> Step:
     status, serving = facts.status, facts.status.serving
     if current is None:
         return _without_object(facts, present, now)
@@ -260,13 +266,13 @@ def _import(facts: Facts, current: Seen | None, present: Present | None, *, rule
     if facts.state is _S.FAILED and current.volume is None:
         return Step(_S.FAILED, status, reason=status.failure, remove=() if current.deleting else (current,))
     if current.deleting:
-        return _gone(facts, f"somebody else deletes {current.kind} {current.name}")
+        return _gone(facts, f"{current.kind} {current.name} is being deleted by somebody else")
     status = replace(_follow(facts, current, now), serving=status.serving)
     if current.volume is not None:
         if serving is None or serving.generation != facts.generation or serving.volume != current.volume:
             serving = Serving(current.volume, facts.generation, adopted=False, since=now)
         return Step(_S.READY, replace(status, serving=serving, trouble=None, failure=None))
-    why = _given_up(current, status, rules, now)
+    why = _find_failure(current, status, rules, now)
     if why is not None:
         return Step(_S.FAILED, replace(status, failure=why), reason=why, remove=(current,), paces=True)
     return Step(_S.IMPORTING, status, reason=current.trouble)
@@ -287,27 +293,27 @@ def _without_object(facts: Facts, present: Present | None, now: datetime) -> Ste
     if serving is not None and (serving.generation == facts.generation or (serving.adopted and present is not None)):
         return _gone(facts, f"volume {serving.volume.claim} is gone from the cluster")
     if facts.state is not _S.PLANNED:
-        return _gone(facts, "what was made for it is gone from the cluster")
+        return _gone(facts, "its object is gone from the cluster")
     return Step(_S.IMPORTING, Status(serving=serving, failure=facts.status.failure, moved_at=now), make=True)
 
 
 def _gone(facts: Facts, why: str) -> Step:
-    """The next generation begins: a name is never used twice."""
+    """The object is gone, so the next generation begins: a name is never used twice."""
     serving = facts.status.serving
     if serving is not None and (serving.adopted or serving.generation == facts.generation):
         serving = None
     status = Status(serving=serving, failure=facts.status.failure)
-    return Step(_S.PLANNED, status, reason=f"{why}; the image is imported anew", begin_anew=True)
+    return Step(_S.PLANNED, status, reason=f"{why}; the image is imported again", begin_anew=True)
 
 
-def _follow(facts: Facts, current: Seen, now: datetime) -> Status:
-    """What was seen of an import under way, and since when nothing moves."""
+def _follow(facts: Facts, current: PreloadObject, now: datetime) -> Status:
+    """What was observed of the import, and since when nothing changed."""
     old = facts.status
     moved = old.moved_at is None or current.phase != old.phase or current.progress not in (None, old.progress)
     samples = old.samples
     if current.progress is not None and (not samples or current.progress != samples[-1][1]):
-        falls_back = bool(samples) and current.progress < samples[-1][1]  # the importer began again
-        samples = (*(() if falls_back else samples), (now, current.progress))[-_SAMPLES:]
+        restarted = bool(samples) and current.progress < samples[-1][1]  # the importer began again
+        samples = (*(() if restarted else samples), (now, current.progress))[-_SAMPLES:]
     return Status(
         serving=old.serving,
         phase=current.phase,
@@ -320,7 +326,7 @@ def _follow(facts: Facts, current: Seen, now: datetime) -> Status:
     )
 
 
-def _given_up(current: Seen, status: Status, rules: Rules, now: datetime) -> str | None:
+def _find_failure(current: PreloadObject, status: Status, rules: Rules, now: datetime) -> str | None:
     where = f" at {status.progress:g} %" if status.progress else ""
     trouble = f": {current.trouble}" if current.trouble else ""
     if current.failed:
@@ -330,18 +336,20 @@ def _given_up(current: Seen, status: Status, rules: Rules, now: datetime) -> str
     stood = (now - status.moved_at).total_seconds() if status.moved_at is not None else 0.0
     if stood >= rules.stall_seconds:
         phase = f" in phase {current.phase}" if current.phase else ""
-        return f"the import stood still{where}{phase} for {stood:.0f} s{trouble}"
+        return f"the import made no progress{where}{phase} for {stood:.0f} s{trouble}"
     return None
 
 
-def _pull(facts: Facts, current: Seen | None, older: tuple[Seen, ...], now: datetime) -> Step:
+def _pull(facts: Facts, current: PreloadObject | None, older: tuple[PreloadObject, ...], now: datetime) -> Step:
     held = [_on_nodes(each) for each in (*([current] if current else []), *_newest_first(older)) if each.nodes]
     on = next((each for each in held if each.pulled), None)
     failure = facts.status.failure
     if current is None or current.deleting:
         if facts.state is _S.PLANNED and current is None:
             return Step(_S.PULLING, Status(on=on, failure=failure, moved_at=now), make=True)
-        reason = failure if facts.state is _S.FAILED else "its DaemonSet is gone from the cluster; another one is made"
+        reason = (
+            failure if facts.state is _S.FAILED else "its DaemonSet is gone from the cluster; another one is created"
+        )
         return Step(_S.PLANNED, Status(on=on, failure=failure), reason=reason, begin_anew=True)
     here = _on_nodes(current)
     samples = ((now, 100.0 * here.pulled / here.wanted),) if here.wanted > 0 else ()
@@ -358,17 +366,17 @@ def _pull(facts: Facts, current: Seen | None, older: tuple[Seen, ...], now: date
     return Step(_S.PULLING, status, reason=current.trouble)
 
 
-def _on_nodes(seen: Seen) -> OnNodes:
-    pulled = sum(1 for each in seen.nodes if each.state is PullState.PULLED)
-    return OnNodes(seen.generation, pulled, seen.wanted)
+def _on_nodes(daemon_set: PreloadObject) -> OnNodes:
+    pulled = sum(1 for each in daemon_set.nodes if each.state is PullState.PULLED)
+    return OnNodes(daemon_set.generation, pulled, daemon_set.wanted)
 
 
-def _newest_first(seen: tuple[Seen, ...]) -> list[Seen]:
-    return sorted((each for each in seen if each.kind is ObjectKind.NODES), key=lambda each: -each.generation)
+def _newest_first(objects: tuple[PreloadObject, ...]) -> list[PreloadObject]:
+    return sorted((each for each in objects if each.kind is ObjectKind.NODES), key=lambda each: -each.generation)
 
 
-def _clear_away(step: Step, older: tuple[Seen, ...]) -> Step:
-    """Of older generations, what serves stays until this one is ready; half-made imports go at once."""
+def _add_removals(step: Step, older: tuple[PreloadObject, ...]) -> Step:
+    """Objects of older generations that serve stay until this one is ready; unfinished imports are removed at once."""
     status = step.status
     serves = set()
     if step.state is not _S.READY:

@@ -1,10 +1,10 @@
-"""Snapshots of VMs' disks: what is asked for, the life of each take of one, and what to do next. Pure.
+"""Snapshots of the disks of VMs: their spec, the states of their takes, and what to do next. Pure.
 
-A take: `planned -> booting -> stopping -> taking -> ready -> retiring -> retired`. `booting`: a VM of the pool's template was
-asked for, and is waited for; `stopping`: that VM is being stopped; `taking`: the cluster is asked for the snapshot. A take of
-a VM that stands there already goes from `planned` to `taking`, as does one of a VM that is not stopped, after `booting`. What
-goes wrong makes it `failing` until nothing of it is left in the cluster, then `failed`. A ready take whose object has gone
-without us is `failing` too.
+A take is one attempt at a snapshot: `planned -> booting -> stopping -> taking -> ready -> retiring -> retired`. `booting`: it
+waits for a VM of the pool's template; `stopping`: that VM is being stopped; `taking`: the cluster takes the snapshot. A take of
+an existing VM goes from `planned` to `taking`, and one whose VM is not stopped from `booting` to `taking`. A take that goes
+wrong is `failing` until the cluster has nothing of it any more, then `failed`. A ready take is `failing` too if somebody
+deleted its object.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ MAX_KEPT = 20
 SHUTDOWN_SECONDS = 180
 """How long a guest may take to shut down before its disks are taken; then KubeVirt ends it by force."""
 STOP_SECONDS = 300
-"""How long all of a stop may take, what the cluster does before and after the guest included."""
+"""How long a stop may take in all: the guest's shutdown, and what the cluster does before and after it."""
 _SPARE_SECONDS = 60
-"""Beyond the deadline that the cluster was given: after that it is taken to have forgotten the snapshot."""
+"""How long after the deadline that the cluster was given a take still waits for it."""
 _RETRY_BASE_SECONDS = 30.0
 _RETRY_CAP_SECONDS = 3600.0
 
@@ -160,7 +160,7 @@ def check_take_transition(old: TakeState, new: TakeState) -> None:
 
 @dataclass(frozen=True, slots=True)
 class VolumeVerdict:
-    """Whether a volume of a VM can be in a snapshot, and why not, in KubeVirt's words where it said so."""
+    """Whether a volume of a VM can be in a snapshot, and why not. The reason is KubeVirt's if it gave one."""
 
     name: str
     enabled: bool
@@ -169,10 +169,10 @@ class VolumeVerdict:
 
 @dataclass(frozen=True, slots=True)
 class SourceVm:
-    """A VM as far as a snapshot of it needs. `running`: it has an instance, or may have one in a moment; `halted`: it is to have none.
+    """What a snapshot needs of a VM. `running`: it has an instance or may get one in a moment; `halted`: it is to have none.
 
-    `shape`: of the VMs that its disks serve; None where the VM is none that we could make. `volumes` is empty where KubeVirt
-    has not judged them yet, too.
+    `shape`: of the VMs that can start from its disks; None if we could not create such a VM. `volumes` is also empty while
+    KubeVirt has not judged them.
     """
 
     name: str
@@ -185,8 +185,8 @@ class SourceVm:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """A VirtualMachineSnapshot as the cluster shows it. `take_id`: of our label. `progress`: what it does or waits for."""
+class SnapshotStatus:
+    """A VirtualMachineSnapshot as the cluster shows it. `take_id` is our label. `progress`: what it does or waits for."""
 
     name: str
     uid: str
@@ -200,12 +200,12 @@ class Sight:
     included: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     hint: str | None = None
-    """What KubeVirt remarks of volumes that it left out though they could be in it."""
+    """What KubeVirt says about volumes that it left out though they could be in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TakeFacts:
-    """One take as its row stands. `based_at`: what became ready later is not in it; `revision`: of what it was made from."""
+    """What a decision needs of a take's row. `based_at`: what became ready later is not in it. `revision`: of its template."""
 
     id: UUID
     number: int
@@ -219,7 +219,7 @@ class TakeFacts:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a pool's VM would be made from now: its template's revision, and since when the preload below it is ready."""
+    """What a VM of the pool would be made from now: the revision of its template, and when its preload became ready."""
 
     revision: str
     image_ready_at: datetime | None = None
@@ -227,9 +227,9 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class ClaimFacts:
-    """Our own claim on the VM that is booted for a take.
+    """Our claim on the VM that is booted for a take.
 
-    `stalled`: why its pool makes none any more; `trouble`: what keeps its pool from making one so far.
+    `stalled`: why its pool creates no VM any more. `trouble`: what has kept its pool from creating one until now.
     """
 
     state: ClaimState
@@ -241,7 +241,7 @@ class ClaimFacts:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`to` None: the take stays as it is, and waits for what `reason` says."""
+    """`to` None: the take stays in its state and waits for what `reason` says."""
 
     to: TakeState | None
     reason: str | None = None
@@ -249,7 +249,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class TakePlan:
-    """`begin` a new take; `retire` ready ones; `cancel` those under way. `look_again_at`: time alone changes the plan then."""
+    """`begin` a new take, `retire` ready ones, `cancel` those under way. `look_again_at`: the plan changes then by time alone."""
 
     begin: bool = False
     retire: tuple[UUID, ...] = ()
@@ -260,7 +260,7 @@ class TakePlan:
 def plan_takes(
     spec: SnapshotSpec, takes: Sequence[TakeFacts], origin: Origin | None, now: datetime, *, deleting: bool
 ) -> TakePlan:
-    """What is to be begun and ended. `origin` None: its pool is gone, or it is of a VM: nothing refreshes it."""
+    """Which takes begin and end. `origin` None: the snapshot is of a VM, or its pool is gone; then nothing refreshes it."""
     ready = sorted((take for take in takes if take.state is _T.READY), key=lambda take: -take.number)
     under_way = [take for take in takes if take.state in UNDER_WAY]
     failing = any(take.state is _T.FAILING for take in takes)
@@ -280,15 +280,15 @@ def plan_takes(
 
 
 def assess(takes: Sequence[TakeFacts], *, deleting: bool) -> tuple[SnapshotState, str | None]:
-    """The state of the whole, and why it is not better, in words."""
+    """The state of the snapshot, and why it is not better."""
     latest = max(takes, key=lambda take: take.number, default=None)
     if deleting:
         return SnapshotState.DELETING, "its objects are being removed from the cluster"
     if latest is None:
-        return SnapshotState.FAILED, "nothing was taken"
+        return SnapshotState.FAILED, "there is no take"
     if any(take.state is _T.READY for take in takes):
         if latest.state in {_T.FAILING, _T.FAILED}:
-            return SnapshotState.READY, f"the last refresh failed, and the one before serves on: {latest.reason}"
+            return SnapshotState.READY, f"the last refresh failed; VMs start from the one before: {latest.reason}"
         return SnapshotState.READY, None
     if latest.state in UNDER_WAY:
         return SnapshotState.TAKING, latest.reason
@@ -296,7 +296,7 @@ def assess(takes: Sequence[TakeFacts], *, deleting: bool) -> tuple[SnapshotState
 
 
 def after_claim(claim: ClaimFacts | None, *, stops: bool) -> Step:
-    """What the claim on the take's VM says."""
+    """What follows from the claim on the take's VM."""
     if claim is None:
         return Step(_T.FAILING, "the VM that was booted for it is not known any more")
     if claim.state is ClaimState.BOUND:
@@ -311,7 +311,7 @@ def after_claim(claim: ClaimFacts | None, *, stops: bool) -> Step:
 
 
 def after_loss(claim: ClaimFacts | None, vm_name: str | None) -> Step | None:
-    """Whether the VM that a take works with is still held for it; None: it is."""
+    """What follows if the take no longer has its VM. None: it still has it."""
     if claim is not None and claim.state is ClaimState.BOUND and claim.vm_name == vm_name:
         return None
     why = claim.reason if claim is not None and claim.reason else "it is gone"
@@ -319,9 +319,9 @@ def after_loss(claim: ClaimFacts | None, vm_name: str | None) -> Step | None:
 
 
 def after_stop(vm: SourceVm | None, uid: str | None, age: timedelta) -> Step:
-    """What the VM that is being stopped shows; `age`: since it was asked to."""
+    """What follows from the VM that is being stopped. `age`: since the stop began."""
     if vm is None or vm.uid != uid or vm.deleting:
-        return Step(_T.FAILING, "the VM that was booted for it went while it was being stopped")
+        return Step(_T.FAILING, "the VM that was booted for it was removed while it was being stopped")
     if not vm.running:
         return Step(_T.TAKING)
     if age > timedelta(seconds=STOP_SECONDS):
@@ -329,28 +329,28 @@ def after_stop(vm: SourceVm | None, uid: str | None, age: timedelta) -> Step:
     return Step(None, "its VM is being stopped")
 
 
-def after_look(sight: Sight | None, age: timedelta, *, timeout_seconds: float) -> Step:
-    """What the VirtualMachineSnapshot shows; `age`: since it was asked for. None: it has gone."""
-    if sight is None or sight.deleting:
+def after_status(status: SnapshotStatus | None, age: timedelta, *, timeout_seconds: float) -> Step:
+    """What follows from the VirtualMachineSnapshot. `age`: since it was asked for. `status` None: it is gone."""
+    if status is None or status.deleting:
         return Step(_T.FAILING, "its VirtualMachineSnapshot was deleted in the cluster")
-    if sight.failed:
-        return Step(_T.FAILING, f"KubeVirt could not take it: {sight.error or 'it did not say why'}")
-    if sight.ready and not sight.included:
+    if status.failed:
+        return Step(_T.FAILING, f"KubeVirt could not take it: {status.error or 'it did not say why'}")
+    if status.ready and not status.included:
         return Step(_T.FAILING, "KubeVirt took it without a single volume")
-    if sight.ready:
+    if status.ready:
         return Step(_T.READY)
     if age > timedelta(seconds=timeout_seconds + _SPARE_SECONDS):
-        waits = sight.error or sight.progress or "nothing said why"
+        waits = status.error or status.progress or "no reason was given"
         return Step(_T.FAILING, f"it was not ready {timeout_seconds:g} s after it was asked for: {waits}")
-    return Step(None, sight.error or sight.progress or "its disks are being taken")
+    return Step(None, status.error or status.progress or "its disks are being taken")
 
 
-def left_out(sight: Sight, verdicts: Sequence[VolumeVerdict]) -> tuple[VolumeVerdict, ...]:
-    """The volumes that a finished snapshot does not have, each with the best reason that is known."""
+def left_out(status: SnapshotStatus, verdicts: Sequence[VolumeVerdict]) -> tuple[VolumeVerdict, ...]:
+    """The volumes that a finished snapshot does not contain, each with the best reason that is known."""
     reasons = {verdict.name: verdict.reason for verdict in verdicts if not verdict.enabled}
     return tuple(
-        VolumeVerdict(name, enabled=False, reason=reasons.get(name) or sight.hint or "KubeVirt left it out")
-        for name in sight.excluded
+        VolumeVerdict(name, enabled=False, reason=reasons.get(name) or status.hint or "KubeVirt left it out")
+        for name in status.excluded
     )
 
 
@@ -361,7 +361,7 @@ def _is_stale(take: TakeFacts, origin: Origin) -> bool:
 
 
 def _failed_since(takes: Sequence[TakeFacts], number: int) -> list[TakeFacts]:
-    """Takes that failed after the last ready one, oldest first."""
+    """Takes that failed after take `number`, the oldest first."""
     failed = [take for take in takes if take.number > number and take.state is _T.FAILED]
     return sorted(failed, key=lambda take: take.number)
 

@@ -1,4 +1,4 @@
-"""How long each stage of a VM's way to ready took."""
+"""How long each stage of a VM's boot took. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from datetime import datetime
 from app.domain.observation import Observation, PodTimes
 
 STAGES = ("queue", "disk", "schedule", "image", "start", "boot", "agent")
-"""In the order of time."""
+"""In the order in which they happen."""
 
 
 @dataclass(frozen=True, slots=True)
 class BootMarks:
-    """The moments of one VM's way to ready. None: the cluster gave no time for it.
+    """The moments of one boot. None: the cluster gave no time for it.
 
-    `planned_at`, `asked_at` and `ready_at` are ours, to the microsecond. The others are the cluster's, by its own clock, in
-    whole seconds: when the VirtualMachine was made, and its instance, when that was `Scheduled` and `Running` (KubeVirt's
-    `phaseTransitionTimestamps`), and when the guest's agent connected.
+    `planned_at`, `asked_at` and `ready_at` are ours, to the microsecond. The others are by the cluster's clock, in whole
+    seconds: when the VirtualMachine and its instance were created, when the instance was `Scheduled` and `Running` (KubeVirt's
+    `phaseTransitionTimestamps`), and when the guest agent connected.
     """
 
     planned_at: datetime
@@ -30,28 +30,28 @@ class BootMarks:
 
     @classmethod
     def of(
-        cls, seen: Observation, *, planned_at: datetime, asked_at: datetime | None, ready_at: datetime
+        cls, obs: Observation, *, planned_at: datetime, asked_at: datetime | None, ready_at: datetime
     ) -> "BootMarks":
         return cls(
             planned_at=planned_at,
             asked_at=asked_at,
             ready_at=ready_at,
-            vm_made_at=seen.created_at,
-            vmi_made_at=seen.vmi_created_at,
-            scheduled_at=seen.phase_times.get("Scheduled"),
-            running_at=seen.phase_times.get("Running"),
-            agent_at=seen.agent_at,
+            vm_made_at=obs.created_at,
+            vmi_made_at=obs.vmi_created_at,
+            scheduled_at=obs.phase_times.get("Scheduled"),
+            running_at=obs.phase_times.get("Running"),
+            agent_at=obs.agent_at,
         )
 
 
 def measure_stages(marks: BootMarks, pod: PodTimes | None = None) -> dict[str, float | None]:
-    """Seconds by stage, in their order; None where a time is missing, which is so for `schedule` and `image` without a pod.
+    """Seconds by stage, in their order. None if a time is missing; without a pod `schedule` and `image` are.
 
-    `queue`: planned until the cluster was asked. `disk`: until its instance could be made, which waits for its DataVolumes.
-    `schedule`: until a node was found. `image`: until the pod's containers ran, which waits for the images. `start`: until
-    the domain ran. `boot`: until the guest's agent spoke, or the VM was ready without one. `agent`: from then until it was
-    ready. Clocks differ and the cluster's is cut to seconds: a stage is never told below zero, and one between the two clocks
-    never above the whole boot.
+    `queue`: planned until the cluster was asked. `disk`: until the instance was created, which waits for its DataVolumes.
+    `schedule`: until a node was found. `image`: until the pod's containers ran, which waits for images. `start`: until the
+    domain ran. `boot`: until the guest agent connected, or the VM was ready without one. `agent`: from then until it was
+    ready. Clocks differ, and the cluster's is cut to seconds: so a stage is never below zero, and a stage between the two
+    clocks is never longer than the whole boot.
     """
     started_at = pod.started_at if pod is not None else None
     whole = _between(marks.asked_at or marks.planned_at, marks.ready_at)
@@ -69,7 +69,7 @@ def measure_stages(marks: BootMarks, pod: PodTimes | None = None) -> dict[str, f
 
 
 def in_order(stored: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Stages as a database gives them back, in any order, in that of time."""
+    """Sorts stages that the database returns in any order."""
     return {stage: stored.get(stage) for stage in STAGES}
 
 

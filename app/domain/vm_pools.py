@@ -1,12 +1,12 @@
-"""What stands behind a pool in the cluster, and what to do about a VirtualMachinePool. Pure.
+"""What to change on the VirtualMachinePool of a pool. Pure.
 
-A VirtualMachinePool is used in one mode alone: it creates what is missing, and never deletes, updates or heals (KubeVirt v1.9.0:
-`unmanaged`). So its `replicas` mean "make VMs until you own so many". The rules, strongest first:
+A VirtualMachinePool is used in one mode only: it creates VMs, and never deletes, updates or heals them (KubeVirt v1.9.0:
+`unmanaged`). So `replicas` means "create VMs until you own so many". The rules, strongest first:
 
-1. A claimed VM is never touched, but to detach it: once it has no owner, nothing done to the VirtualMachinePool reaches it.
-2. `replicas` counts what the pool wants, VMs that are planned and VMs that it owns and keeps; never what is claimed or to go.
-   They are lowered before a VM is detached, or the cluster would replace a VM that nobody wants replaced; and raised after.
-3. What somebody else did to it is told, and put back. A pause is left: whoever paused it wants it paused.
+1. A claimed VM is never touched, except to detach it: once it has no owner, nothing done to the VirtualMachinePool affects it.
+2. `replicas` counts planned VMs and VMs that are owned and kept, but no VM that is claimed or to be removed. It is lowered
+   before a VM is detached, because the cluster would replace that VM otherwise, and raised afterwards.
+3. What somebody else changed is reported and put back. A pause is left alone: whoever paused it wants it paused.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class Backing(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class VmPoolSight:
+class VmPoolStatus:
     """A VirtualMachinePool as the cluster shows it.
 
-    `unmanaged`: it only ever creates. `held`: it waits for us where it is deleted. `labels`: those that it selects by, and so
-    has in its template. `failure`: why its VMs cannot be made, in the cluster's words.
+    `unmanaged`: it only creates VMs. `held`: it carries our finalizer. `labels`: those of its selector, which its template
+    must have. `failure`: the cluster's message if its VMs cannot be created.
     """
 
     name: str
@@ -42,11 +42,11 @@ class VmPoolSight:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DesiredVmPool:
     """What the rows want of a pool's VirtualMachinePool now.
 
-    `planned` VMs are not there yet; `kept` are, are owned, and are to stay. `template` is a fingerprint of all that VMs are
-    made from; None: that is not known yet, and nothing is to be made.
+    `planned` VMs do not exist yet; `kept` VMs exist, are owned, and are to stay. `template` is a fingerprint of everything
+    that VMs are made from; None: that is not known yet, and no VM must be made.
     """
 
     planned: int
@@ -64,7 +64,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What we wrote last. `uid` None: there is none of ours yet."""
+    """What we wrote last. `uid` None: we have not created it yet."""
 
     uid: str | None
     replicas: int | None
@@ -75,7 +75,9 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What to write to the VirtualMachinePool; None and False: leave it. `restore`: its strategies, our labels and finalizer."""
+    """What to write to the VirtualMachinePool. None and False: leave that alone. `restore`: its strategies, our labels and our
+    finalizer.
+    """
 
     replicas: int | None = None
     paused: bool | None = None
@@ -86,59 +88,59 @@ class Change:
         return self.replicas is not None or self.paused is not None or self.template or self.restore
 
 
-def lower_first(wish: Wish, seen: VmPoolSight) -> Change:
-    """What must be written before any VM is detached: fewer replicas, and no strategy by which the cluster deletes."""
-    fewer = wish.replicas if seen.replicas > wish.replicas else None
-    return Change(replicas=fewer, restore=not seen.unmanaged)
+def lower_first(desired: DesiredVmPool, status: VmPoolStatus) -> Change:
+    """What must be written before a VM is detached: fewer replicas, and no strategy by which the cluster deletes VMs."""
+    fewer = desired.replicas if status.replicas > desired.replicas else None
+    return Change(replicas=fewer, restore=not status.unmanaged)
 
 
-def is_changed_by_others(written: Written, seen: VmPoolSight) -> bool:
-    """Whether somebody wrote to it since we did."""
-    return written.generation is not None and written.generation != seen.generation
+def is_changed_by_others(written: Written, status: VmPoolStatus) -> bool:
+    """Whether somebody else wrote to it after us."""
+    return written.generation is not None and written.generation != status.generation
 
 
-def bring_about(wish: Wish, written: Written, seen: VmPoolSight, *, others_wrote: bool) -> Change:
-    """What is to be written once nothing is left to be detached. Where `others_wrote`, its template counts as changed."""
+def plan_change(desired: DesiredVmPool, written: Written, status: VmPoolStatus, *, others_wrote: bool) -> Change:
+    """What to write once all VMs are detached. If `others_wrote`, its template counts as changed."""
     return Change(
-        replicas=wish.replicas if wish.replicas != seen.replicas else None,
-        paused=_pause(wish, written, seen),
-        template=wish.template is not None and (wish.template != written.template or others_wrote),
-        restore=not (seen.unmanaged and seen.held and seen.ours),
+        replicas=desired.replicas if desired.replicas != status.replicas else None,
+        paused=_pause(desired, written, status),
+        template=desired.template is not None and (desired.template != written.template or others_wrote),
+        restore=not (status.unmanaged and status.held and status.ours),
     )
 
 
-def _pause(wish: Wish, written: Written, seen: VmPoolSight) -> bool | None:
-    if wish.paused and not seen.paused:
+def _pause(desired: DesiredVmPool, written: Written, status: VmPoolStatus) -> bool | None:
+    if desired.paused and not status.paused:
         return True
-    if not wish.paused and seen.paused and written.paused:
+    if not desired.paused and status.paused and written.paused:
         return False
     return None
 
 
-def is_paused_by_others(wish: Wish, written: Written, seen: VmPoolSight) -> bool:
-    return seen.paused and not written.paused and not wish.paused
+def is_paused_by_others(desired: DesiredVmPool, written: Written, status: VmPoolStatus) -> bool:
+    return status.paused and not written.paused and not desired.paused
 
 
-def name_incidents(wish: Wish, written: Written, seen: VmPoolSight) -> tuple[str, ...]:
-    """What somebody else did since we last wrote, in words."""
-    if written.uid != seen.uid or not is_changed_by_others(written, seen):
+def name_incidents(desired: DesiredVmPool, written: Written, status: VmPoolStatus) -> tuple[str, ...]:
+    """What somebody else changed since we last wrote, one sentence each."""
+    if written.uid != status.uid or not is_changed_by_others(written, status):
         return ()
-    told = []
-    if written.replicas is not None and written.replicas != seen.replicas:
-        told.append(f"replicas was set to {seen.replicas} in the cluster; the pool's own number is put back")
-    if not seen.unmanaged:
-        told.append("its strategies were changed in the cluster, so that it could delete VMs; they are put back")
-    if written.paused and wish.paused and not seen.paused:
-        told.append("it was resumed in the cluster, while the pool is paused; it is paused again")
-    if not told and seen.paused == written.paused:
-        told.append("it was changed in the cluster; its template is written again")
-    return tuple(told)
+    incidents = []
+    if written.replicas is not None and written.replicas != status.replicas:
+        incidents.append(f"replicas was set to {status.replicas} in the cluster; the pool's own number is put back")
+    if not status.unmanaged:
+        incidents.append("its strategies were changed in the cluster, so that it could delete VMs; they are put back")
+    if written.paused and desired.paused and not status.paused:
+        incidents.append("it was resumed in the cluster, while the pool is paused; it is paused again")
+    if not incidents and status.paused == written.paused:
+        incidents.append("it was changed in the cluster; its template is written again")
+    return tuple(incidents)
 
 
-def tell_state(wish: Wish, written: Written, seen: VmPoolSight) -> str | None:
-    """What keeps it from making VMs, in words."""
-    if is_paused_by_others(wish, written, seen):
-        return f"VirtualMachinePool {seen.name} is paused by somebody in the cluster, and makes no VMs until it is resumed there"
-    if seen.failure is not None and wish.planned:
-        return f"VirtualMachinePool {seen.name} cannot make its VMs: {seen.failure}"
+def describe_problem(desired: DesiredVmPool, written: Written, status: VmPoolStatus) -> str | None:
+    """Why it makes no VMs. None: nothing keeps it from that."""
+    if is_paused_by_others(desired, written, status):
+        return f"VirtualMachinePool {status.name} is paused by somebody in the cluster, and makes no VMs until it is resumed there"
+    if status.failure is not None and desired.planned:
+        return f"VirtualMachinePool {status.name} cannot make its VMs: {status.failure}"
     return None

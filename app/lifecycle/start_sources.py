@@ -56,9 +56,9 @@ async def require_source(tx: Tx, start_from: StartFrom | None, template: VmTempl
     if start_from is None:
         return
     if start_from.snapshot is not None:
-        if not await snapshot_rows.hold(tx, start_from.snapshot):
+        if not await snapshot_rows.lock(tx, start_from.snapshot):
             raise _refused("snapshot", f"there is no snapshot {start_from.snapshot!r}; POST /v1/snapshots takes one")
-    elif await preloads.hold(tx, start_from.source) is None:
+    elif await preloads.lock(tx, start_from.source) is None:
         raise _refused(
             "preload", f"there is no preload {start_from.source!r}; PUT /v1/preloads/{start_from.source} creates it"
         )
@@ -70,7 +70,7 @@ async def require_use(tx: Tx, start_from: StartFrom | None, template: VmTemplate
     """Raises InvalidRequest if the source is a preload, and the template has disks of its own but none of the preload's image."""
     if start_from is None or start_from.preload is None:
         return
-    image = await preloads.hold(tx, start_from.preload)
+    image = await preloads.lock(tx, start_from.preload)
     if image is not None:
         refuse_other_image(start_from.preload, image, template)
 

@@ -1,4 +1,4 @@
-"""The way to Postgres: an engine, transactions, and the one place where its absence becomes an error of ours."""
+"""Connections to Postgres: the engine, transactions, and the one place where driver errors become ours."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from app.errors import DatabaseUnavailable
 
 Tx = AsyncConnection
-"""An open transaction, as store functions take it; what it is made of is the store's affair."""
+"""An open transaction, as store functions take it. Only the store knows what it is."""
 
 _RETRY_AFTER_SECONDS = 2.0
 _AWAY = (
@@ -28,12 +28,12 @@ _AWAY = (
     asyncpg.InvalidCatalogNameError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InterfaceError,
-    asyncpg.UndefinedTableError,  # not migrated: it serves again once it is, and /readyz says so meanwhile
-    asyncpg.InternalClientError,  # an idle connection whose server said goodbye, used before its end was read (asyncpg 0.32)
+    asyncpg.UndefinedTableError,  # not migrated: /readyz says so until it is
+    asyncpg.InternalClientError,  # an idle connection that the server closed, used before asyncpg 0.32 noticed
 )
 
 
-# Postgres ended one of two transactions that waited for each other, or one that waited too long.
+# Postgres ended a transaction because of a deadlock, or because it waited too long.
 _BUSY = (
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
@@ -46,8 +46,8 @@ _SESSION = {"jit": "off", "application_name": "emberpool"}
 
 
 def make_engine(url: str, *, command_seconds: float = 30, **options: Any) -> AsyncEngine:
-    """An engine whose connections asyncpg itself opens from the libpq URL, as those of the claims are: one reading of
-    `sslmode`, `sslrootcert`, `host` and the rest, and not SQLAlchemy's beside it, which knows none of libpq's.
+    """An engine whose connections asyncpg opens from the libpq URL, as those of the claims. So `sslmode`, `sslrootcert`, `host`
+    and other libpq parameters mean the same everywhere; SQLAlchemy's own parsing knows none of them.
     """
     dsn = driver_dsn(url)
 
@@ -58,12 +58,12 @@ def make_engine(url: str, *, command_seconds: float = 30, **options: Any) -> Asy
 
 
 def driver_dsn(url: str) -> str:
-    """A libpq URL (socket folder as `?host=`) as asyncpg takes it, whatever its scheme was called."""
+    """A libpq URL (a socket folder as `?host=`) in the form that asyncpg takes, whatever its scheme is."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether an error says that Postgres cannot be reached, and not that a statement is wrong."""
+    """Whether an error means that Postgres cannot be reached, and not that a statement is wrong."""
     if isinstance(error, DBAPIError) and (
         error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
     ):
@@ -72,12 +72,12 @@ def is_away(error: BaseException) -> bool:
 
 
 def is_busy(error: BaseException) -> bool:
-    """Whether an error says that others were in the way: the same again can succeed."""
+    """Whether an error means that other transactions were in the way: the same again can succeed."""
     return isinstance(_driver_error(error), _BUSY)
 
 
 def _driver_error(error: BaseException) -> BaseException | None:
-    """What asyncpg raised, where SQLAlchemy has wrapped it."""
+    """The error of asyncpg inside the one of SQLAlchemy, if there is one."""
     if isinstance(error, DBAPIError):
         return error.orig.__cause__ if error.orig is not None else None
     return error
@@ -85,21 +85,21 @@ def _driver_error(error: BaseException) -> BaseException | None:
 
 def unavailable() -> DatabaseUnavailable:
     return DatabaseUnavailable(
-        "the database does not answer; nothing was changed that you have not been told of. Try again in a moment",
+        "the database does not answer; a change that was not confirmed may be missing. Try again in a moment",
         retry_after=_RETRY_AFTER_SECONDS,
     )
 
 
 def busy() -> DatabaseUnavailable:
     return DatabaseUnavailable(
-        "the database gave up on this because others were in the way; nothing was changed. Try again",
+        "the database ended this because other requests were in the way; nothing was changed. Try again",
         retry_after=_RETRY_AFTER_SECONDS,
     )
 
 
 def overrun() -> DatabaseUnavailable:
     return DatabaseUnavailable(
-        "more is asked of the database than it takes at this moment; nothing was changed. Try again",
+        "the database is overloaded at this moment; nothing was changed. Try again",
         retry_after=_RETRY_AFTER_SECONDS,
     )
 
@@ -117,7 +117,7 @@ def _translating() -> Iterator[None]:
 
 
 class Database:
-    """One process's connections. `begin` opens a transaction that commits when the block ends, and rolls back when it raises."""
+    """The connections of one process. `begin` opens a transaction that commits when the block ends, and rolls back if it raises."""
 
     def __init__(self, url: str, *, pool_size: int = 8) -> None:
         self.url = url
@@ -126,14 +126,14 @@ class Database:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """Raises DatabaseUnavailable where Postgres cannot be reached, goes away in the middle, or gives up on us for others."""
+        """Raises DatabaseUnavailable if Postgres cannot be reached, disconnects, or ends the transaction in favour of others."""
         with _translating():
             async with self._engine.begin() as tx:
                 yield tx
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """For one statement that reads: with no transaction around it, at half the way to and fro. Raises DatabaseUnavailable."""
+        """For one statement that reads: without a transaction it takes half the round trips. Raises DatabaseUnavailable."""
         with _translating():
             async with self._autocommit.connect() as tx:
                 yield tx

@@ -1,4 +1,4 @@
-"""The history: written with each change, read as pages and as a tail."""
+"""Events: written in the transaction of each change, read as pages and as a stream."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _RECORD = text("""
     INSERT INTO event (type, pool_id, vm_id, claim_id, data) VALUES (:type, :pool_id, :vm_id, :claim_id, :data)
 """).bindparams(bindparam("data", type_=JSONB))
 
-# Only events of transactions older than every one still running: none can appear before them later on.
+# Only events of transactions that are older than all running ones: no event can appear before them later.
 _PAGE = """
     SELECT e.xid::text AS xid, e.id, e.at, e.type, e.pool_id, CASE WHEN p.kind = 'pool' THEN p.name END AS pool, e.vm_id, e.claim_id, e.data
     FROM event e LEFT JOIN pool p ON p.id = e.pool_id
@@ -32,7 +32,7 @@ _OF_VM = """
     SELECT e.xid::text AS xid, e.id, e.at, e.type, e.pool_id, CASE WHEN p.kind = 'pool' THEN p.name END AS pool, e.vm_id, e.claim_id, e.data
     FROM event e LEFT JOIN pool p ON p.id = e.pool_id WHERE e.vm_id = :vm_id ORDER BY e.id LIMIT :limit
 """
-# The oldest few are looked at, and no more: an event is about as old as its transaction's number says.
+# Only the oldest few are read: the order of transaction ids is about the order of time.
 _PRUNE = """
     DELETE FROM event WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM (SELECT ctid, at FROM event ORDER BY xid, id LIMIT :limit) oldest
@@ -43,7 +43,7 @@ _CURSOR = re.compile(r"([0-9]{1,20})-([0-9]{1,19})")
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place in the history. Its text is what clients hand back (a page's cursor, a stream's Last-Event-ID)."""
+    """A position in the events. Clients send its text back, as a page's cursor or a stream's Last-Event-ID."""
 
     xid: int = 0
     id: int = 0
@@ -54,10 +54,10 @@ class Cursor:
 
     @classmethod
     def parse(cls, value: str) -> "Cursor":
-        """Raises ValueError where `value` is not a cursor's text."""
+        """Raises ValueError if `value` is not the text of a cursor."""
         found = _CURSOR.fullmatch(value)
         if found is None or int(found[1]) >= 2**64 or int(found[2]) >= 2**63:
-            raise ValueError(f"{value!r} is no cursor of this history")
+            raise ValueError(f"{value!r} is not a cursor of an event")
         return cls(int(found[1]), int(found[2]))
 
 
@@ -88,13 +88,13 @@ async def record(
 async def page(
     tx: AsyncConnection, *, after: Cursor, limit: int, pool: str | None = None, kind: str | None = None
 ) -> list[EventRow]:
-    """Up to `limit` events after a cursor, oldest first. `kind` is the part of the type before the dot: pool, vm, claim."""
+    """Up to `limit` events after a cursor, oldest first. `kind`: the part of the type before the dot, for example `pool` or `vm`."""
     params = {"xid": str(after.xid), "id": after.id, "limit": limit, "pool": pool, "kind": kind}
     return [_read(row) for row in (await tx.execute(text(_PAGE), params)).mappings()]
 
 
 async def latest(tx: AsyncConnection) -> Cursor:
-    """Where the history ends now: what comes after it is new."""
+    """The position of the last event: everything after it is new."""
     row = (await tx.execute(text(_LATEST))).mappings().first()
     return Cursor(int(row["xid"]), row["id"]) if row else Cursor()
 
@@ -104,7 +104,7 @@ async def of_vm(tx: AsyncConnection, vm_id: UUID, *, limit: int = 200) -> list[E
 
 
 async def prune(tx: AsyncConnection, *, seconds: float, limit: int) -> int:
-    """Drops up to `limit` events older than `seconds`, the oldest first, and says how many."""
+    """Deletes up to `limit` events that are older than `seconds`, the oldest first. Returns how many."""
     return (await tx.execute(text(_PRUNE), {"seconds": seconds, "limit": limit})).rowcount
 
 

@@ -1,11 +1,41 @@
-"""Named leases: one holder at a time, by token and expiry, for work that exactly one replica does (the watch)."""
+"""Leases: a token and an expiry by which one worker at a time has a row, or a named job, to itself.
+
+A lease is acquired, renewed, and released. The holder checks its token in the transaction of every write, so that a worker
+whose lease ran out cannot overwrite what the next holder did. A worker that dies releases nothing: its leases expire.
+"""
 
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-_TAKE = text("""
+IS_FREE = "(lease_expires_at IS NULL OR lease_expires_at < now())"
+ACQUIRE = "lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)"
+RELEASE = "lease_token = NULL, lease_expires_at = NULL"
+"""Parts of the statements of tables with lease columns: `lease_token`, `lease_expires_at`, and `due_at`, from which on the row
+is work.
+"""
+
+
+class RowLeases:
+    """What workers do alike with the leases of any table. `among`: a condition that an index of the table knows."""
+
+    def __init__(self, table: str, *, key: str = "id", among: str = "true") -> None:
+        self._lock = text(f"SELECT 1 FROM {table} WHERE {key} = :id AND lease_token = :token FOR UPDATE")
+        self._release = text(
+            f"UPDATE {table} SET lease_expires_at = now(), due_at = now() WHERE {among} AND lease_token = :token"
+        )
+
+    async def holds(self, tx: AsyncConnection, row_id: UUID, *, token: UUID) -> bool:
+        """Whether the token still holds the row, which is then locked until `tx` ends."""
+        return (await tx.execute(self._lock, {"id": row_id, "token": token})).first() is not None
+
+    async def release(self, tx: AsyncConnection, *, token: UUID) -> None:
+        """Gives back everything that the token holds: another worker can acquire it at once."""
+        await tx.execute(self._release, {"token": token})
+
+
+_ACQUIRE = text("""
     INSERT INTO lease (name, holder, token, expires_at)
     VALUES (:name, :holder, :token, now() + make_interval(secs => :seconds))
     ON CONFLICT (name) DO UPDATE
@@ -14,20 +44,22 @@ _TAKE = text("""
     RETURNING true
 """)
 _HOLDS = text("SELECT 1 FROM lease WHERE name = :name AND token = :token FOR SHARE")
-_GIVE_BACK = text("DELETE FROM lease WHERE name = :name AND token = :token")
+_RELEASE = text("DELETE FROM lease WHERE name = :name AND token = :token")
 
 
-async def take(tx: AsyncConnection, name: str, *, holder: str, token: UUID, seconds: float) -> bool:
-    """Takes or renews the lease for `seconds`; False where another token holds it."""
+async def acquire(tx: AsyncConnection, name: str, *, holder: str, token: UUID, seconds: float) -> bool:
+    """Acquires or renews the lease of a named job for `seconds`. False if another token holds it."""
     params = {"name": name, "holder": holder, "token": token, "seconds": seconds}
-    return (await tx.execute(_TAKE, params)).scalar() is True
+    return (await tx.execute(_ACQUIRE, params)).scalar() is True
 
 
 async def holds(tx: AsyncConnection, name: str, *, token: UUID) -> bool:
-    """Whether nobody has taken the lease from this token. Nobody can until `tx` ends: what it writes comes before a taker's."""
+    """Whether the token still holds the lease. Nobody else can acquire it until `tx` ends: what `tx` writes comes before
+    everything that the next holder writes.
+    """
     return (await tx.execute(_HOLDS, {"name": name, "token": token})).first() is not None
 
 
-async def give_back(tx: AsyncConnection, name: str, *, token: UUID) -> None:
-    """Lets another take it at once; nothing happens where the token no longer holds it."""
-    await tx.execute(_GIVE_BACK, {"name": name, "token": token})
+async def release(tx: AsyncConnection, name: str, *, token: UUID) -> None:
+    """Lets another acquire it at once. Does nothing if the token no longer holds it."""
+    await tx.execute(_RELEASE, {"name": name, "token": token})

@@ -1,4 +1,4 @@
-"""Running the migrations, and knowing whether they have been run."""
+"""Runs the migrations, and says whether they have been run."""
 
 import asyncio
 from pathlib import Path
@@ -13,9 +13,9 @@ _SCRIPTS = Path(__file__).resolve().parents[2] / "migrations"
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Brings the database at a libpq `url` to `revision`; the same revision again changes nothing.
+    """Upgrades the database at a libpq `url` to `revision`. A database that is there already is not changed.
 
-    Blocks, and starts an event loop of its own: call it outside of one, or through `upgrade_async`.
+    Blocks and starts its own event loop: call it outside of one, or through `upgrade_async`.
     """
     command.upgrade(_config(url), revision)
 
@@ -29,15 +29,15 @@ async def upgrade_async(url: str) -> None:
 
 
 def head() -> str:
-    """The newest revision that this program knows."""
+    """The newest revision that this program has."""
     found = ScriptDirectory(str(_SCRIPTS)).get_current_head()
     if found is None:
-        raise RuntimeError("no migration is packed with this program")
+        raise RuntimeError("this program was packaged without its migrations")
     return found
 
 
 async def current(tx: AsyncConnection) -> str | None:
-    """The revision that the database is at; None where it was never migrated."""
+    """The revision of the database. None if it was never migrated."""
     if (await tx.execute(text("SELECT to_regclass('alembic_version')"))).scalar() is None:
         return None
     found: str | None = (await tx.execute(text("SELECT version_num FROM alembic_version"))).scalar()

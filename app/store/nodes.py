@@ -1,7 +1,7 @@
-"""Nodes as the one replica that watches them saw them last, for everybody else to read.
+"""Rows of nodes: written by the informer, read by everybody else.
 
-Each write gives the row a version from one sequence. The writer is fenced by its lease, so that versions are committed in
-their order, and a reader that keeps what it read has to read no more than what is newer.
+Each write gives the row a new version from one sequence. Only the leader writes, so versions are committed in their order, and
+a reader that keeps what it has read needs to read only what is newer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from sqlalchemy.types import Uuid
 from app.domain.nodes import Node, Taint
 
 WATCH = "nodes"
-"""The watch of nodes: the name of its row, and of the lease of who watches."""
+"""The watch of nodes: the name of its row and of its lease."""
 PODS_WATCH = "pods"
-"""Whether what runs on them is seen too: a row that is broken says why not."""
+"""The watch of the pods on nodes: its row is broken, with the reason, if they cannot be listed."""
 
-# What looks as before is not written again: its version would have every reader read it again.
+# A node that did not change is not written: every reader would read it again because of its new version.
 _WRITE = text("""
     INSERT INTO node (name, uid, zone, facts, used, vms, version)
     VALUES (:name, :uid, :zone, :facts, :used, :vms, nextval('node_version'))
@@ -40,15 +40,14 @@ _COLUMNS = "name, uid, facts, used, vms, version"
 _ALL = text(f"SELECT {_COLUMNS} FROM node ORDER BY name")
 _PAGE = text(f"SELECT {_COLUMNS} FROM node WHERE name > :after ORDER BY name LIMIT :limit")
 _ONE = text(f"SELECT {_COLUMNS} FROM node WHERE name = :name")
-# One statement, so that names and rows are of one moment.
+# One statement, so that names and rows are read at the same moment.
 _NEWER = text(f"""
     SELECT n.name AS known, {", ".join(f"m.{column.strip()}" for column in _COLUMNS.split(","))}
     FROM node n LEFT JOIN node m ON m.name = n.name AND m.version > :version
 """)
 
-# VMs that have no pod on a node yet, as far as it was seen, take room that nobody else sees. What was seen may be some seconds
-# old: VMs that became ready meanwhile are among them. A pod tells of its VM by our label, or, where a VirtualMachinePool made
-# it, by its instance alone.
+# VMs without a pod on a node need room that the rows of nodes do not show. These rows may be some seconds old, so VMs that have
+# just become ready are counted too. A pod shows its VM by our label, or only by its instance if a VirtualMachinePool made it.
 _UNPLACED = text("""
     SELECT p.id, p.revision, count(*) AS n FROM vm v JOIN pool p ON p.id = v.pool_id
     WHERE v.ended_at IS NULL AND v.state IN ('planned', 'creating', 'booting', 'ready', 'claimed')
@@ -67,7 +66,7 @@ _VMS = text("""
     WHERE v.ended_at IS NULL AND v.node = :name ORDER BY v.id LIMIT 1000
 """)
 
-# Never waits for a planner that has the row: it looks again soon anyway.
+# Never waits for a planner that has locked the row: that pool is planned again soon anyway.
 _WAKE = text("""
     UPDATE pool_plan SET due_at = now() WHERE pool_id = ANY(ARRAY(
         SELECT pool_id FROM pool_plan WHERE waits_for_room AND due_at > now() FOR UPDATE SKIP LOCKED))
@@ -76,7 +75,7 @@ _WAKE = text("""
 
 @dataclass(frozen=True, slots=True)
 class NewerNodes:
-    """`names` are all nodes there are; `changed` those that are newer than what was asked for, `version` the newest of them."""
+    """`names`: all nodes. `changed`: those that are newer than the given version. `version`: the newest of them."""
 
     names: frozenset[str]
     changed: tuple[Node, ...]
@@ -85,7 +84,7 @@ class NewerNodes:
 
 @dataclass(frozen=True, slots=True)
 class Unplaced:
-    """VMs of one pool that have no pod on a node yet; those of an older template count as of this one."""
+    """VMs of one pool that have no pod on a node yet. VMs of an older template count as VMs of `revision`."""
 
     pool_id: UUID
     revision: str
@@ -101,7 +100,7 @@ class VmOnNode:
 
 
 async def write(tx: AsyncConnection, nodes: Sequence[Node]) -> None:
-    """Writes these, where they look otherwise than before."""
+    """Writes those of the nodes that changed."""
     if nodes:
         await tx.execute(_WRITE, [_row(node) for node in sorted(nodes, key=lambda node: node.name)])
 
@@ -112,7 +111,7 @@ async def drop(tx: AsyncConnection, names: Sequence[str]) -> None:
 
 
 async def keep_only(tx: AsyncConnection, names: Sequence[str]) -> None:
-    """Drops all others: a whole list has shown that they are gone."""
+    """Deletes all other nodes, because a whole list did not show them."""
     await tx.execute(_KEEP, {"names": list(names)})
 
 
@@ -139,7 +138,7 @@ async def get(tx: AsyncConnection, name: str) -> Node | None:
 
 
 async def unplaced(tx: AsyncConnection, placed: Sequence[UUID], *, seconds: float) -> list[Unplaced]:
-    """By pool, the VMs on their way, or ready for less than `seconds`, that are not among those `placed` (see `Node.vms`)."""
+    """By pool, the VMs that are not ready, or ready for less than `seconds`, and not among `placed` (see `Node.vms`)."""
     rows = await tx.execute(_UNPLACED, {"placed": list(placed), "seconds": seconds})
     return [Unplaced(row.id, row.revision, row.n) for row in rows]
 
@@ -158,7 +157,7 @@ async def vms_on(tx: AsyncConnection, name: str) -> list[VmOnNode]:
 
 
 async def wake_waiting(tx: AsyncConnection) -> int:
-    """Has every pool planned that waits for room; how many those are."""
+    """Every pool that waits for room is due for planning. Returns how many."""
     return (await tx.execute(_WAKE)).rowcount
 
 
@@ -178,7 +177,7 @@ def _row(node: Node) -> dict[str, object]:
 
 
 def _as_id(value: str) -> UUID | None:
-    """A label that says something else is nobody's VM."""
+    """None if the label is not an id: somebody changed it."""
     try:
         return UUID(value)
     except ValueError:

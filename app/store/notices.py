@@ -1,4 +1,4 @@
-"""NOTIFY and LISTEN: hints that wake others at once. A lost hint costs a polling interval, never correctness."""
+"""NOTIFY and LISTEN: notices that wake other processes at once. A lost notice costs a polling interval, never correctness."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -29,32 +29,32 @@ class Topic(StrEnum):
     CREATE = "create"
     REMOVE = "remove"
     SETTLED = "settled"
-    """Claims left `pending`; the payload names them, parted by commas."""
+    """Claims left `pending`; the payload is their ids, separated by commas."""
     SNAPSHOT = "snapshot"
-    """A snapshot was asked for, or is to go."""
+    """A snapshot was created, refreshed or deleted."""
     PRELOAD = "preload"
-    """A preload was written, or is to go."""
+    """A preload was written or deleted."""
     CLAIMED = "claimed"
     """Warm VMs of a pool were claimed; the payload is the pool's id."""
 
 
 async def notify(tx: AsyncConnection, topic: Topic, payload: object = "") -> None:
-    """Sent when `tx` commits. Never call it in the transaction of a warm claim: commits that notify wait for each other."""
+    """Sent when `tx` commits. Never call it in the transaction of a warm claim: commits with notices wait for each other."""
     await tx.execute(
         text("SELECT pg_notify(:channel, :payload)"), {"channel": _CHANNEL, "payload": f"{topic}:{payload}"}
     )
 
 
 async def notify_settled(tx: AsyncConnection, claim_ids: Iterable[UUID]) -> None:
-    """One notice for a batch of claims that wait no longer; two or more where Postgres would not take it in one."""
+    """Notices for claims that are pending no longer: one for as many ids as a payload may hold."""
     names = [str(claim_id) for claim_id in claim_ids]
     for start in range(0, len(names), _SETTLED_AT_ONCE):
         await notify(tx, Topic.SETTLED, ",".join(names[start : start + _SETTLED_AT_ONCE]))
 
 
 class Listener:
-    """One connection that listens, and calls back for each notice. After a lost connection every topic is called once, with an
-    empty payload: whatever was sent meanwhile is gone.
+    """Calls back for each notice, over one connection. After a reconnect it calls back once for every topic, with an empty
+    payload, because notices that were sent meanwhile are lost.
     """
 
     def __init__(self, url: str) -> None:
@@ -65,7 +65,7 @@ class Listener:
         self._calls[topic].append(call)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Listens until `stop`, and connects again for ever; only a bug raises."""
+        """Listens until `stop`, and reconnects whenever the connection is lost. Raises only what is a bug."""
         while not stop.is_set():
             try:
                 await self._listen(stop)

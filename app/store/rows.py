@@ -1,4 +1,4 @@
-"""Rows as the rest of the program sees them: frozen, typed, detached from any connection."""
+"""Rows of pools, VMs and claims as the rest of the program reads them: frozen, typed, detached from any connection."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class PoolRow:
 
 @dataclass(frozen=True, slots=True)
 class VmRow:
-    """`pool` is the pool's name; times are the database's."""
+    """`pool` is the name of its pool. Times are the database's."""
 
     id: UUID
     pool_id: UUID
@@ -69,7 +69,7 @@ class VmRow:
 
 @dataclass(frozen=True, slots=True)
 class ClaimRow:
-    """A claim, with what is known of its VM now. `pool` is the pool's name; times are the database's."""
+    """A claim, and what is known of its VM now. `pool` is the name of its pool. Times are the database's."""
 
     id: UUID
     pool_id: UUID

@@ -1,4 +1,4 @@
-"""How fresh our picture of the cluster is: written by the one replica that watches, read by everybody's readiness."""
+"""How current the rows are compared with the cluster: written by the informers, read by readiness checks and planning."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,7 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 VMS = "virtualmachines"
-"""The watch of our VMs: the name of its row, and of the lease of who watches."""
+"""The watch of our VMs: the name of its row and of its lease."""
 
 _HEARD = text("""
     INSERT INTO watch (name, holder, listed_at, heard_at)
@@ -28,7 +28,7 @@ _READ = text("""
 
 @dataclass(frozen=True, slots=True)
 class WatchState:
-    """`age_seconds`: since the last sign of life of the watch; `list_age_seconds`: since the last whole list. None: never."""
+    """`age_seconds`: since the watch was last known to work. `list_age_seconds`: since the last whole list. None: never."""
 
     holder: str
     age_seconds: float | None

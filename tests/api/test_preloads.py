@@ -161,7 +161,7 @@ async def test_an_import_that_stalls_or_never_binds_is_given_up(server, cluster)
     for name in ("stalls", "binds"):
         await put(server, name, DISK)
     found = await once(server, "stalls", lambda found: found["last_failure"])
-    assert "stood still at 60 % in phase ImportInProgress" in found["last_failure"]
+    assert "made no progress at 60 % in phase ImportInProgress" in found["last_failure"]
     found = await once(server, "binds", lambda found: found["last_failure"])
     assert "in phase Pending" in found["last_failure"]
     for fault in faults:

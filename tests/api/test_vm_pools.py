@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.store import vm_pools as backing
+from app.store import vm_pools
 from app.store.pools import rows as pools
 from tests.support.service import TEMPLATE, until
 
@@ -58,7 +58,7 @@ async def test_what_others_did_is_told_whatever_the_phase(server):
     await ready(server, "told")
     async with server.services.db.begin() as tx:
         pool = await pools.get(tx, "told")
-        await backing.write_incident(tx, pool.id, "replicas was set to 9 in the cluster")
+        await vm_pools.write_incident(tx, pool.id, "replicas was set to 9 in the cluster")
 
     async def told():
         status = (await server.pool("told"))["status"]

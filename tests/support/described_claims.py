@@ -6,12 +6,12 @@ from app.domain.claims import DescribedClaimRequest
 from app.domain.observation import Failure, WarmWhen
 from app.domain.paths import ImageKind
 from app.ids import new_id
-from app.reconcilers.claims.failover_step import Rerouting
-from app.reconcilers.claims.reaper import Reap
-from app.reconcilers.pools.planner import Backfill
-from app.reconcilers.vms.creator import Provision
-from app.reconcilers.vms.remover import Removal
-from app.reconcilers.vms.status_writer import Observing
+from app.reconcilers.claims.failover import ClaimFailover
+from app.reconcilers.claims.reaper import Reaper
+from app.reconcilers.pools.planner import PoolPlanner
+from app.reconcilers.vms.creator import VmCreator
+from app.reconcilers.vms.remover import VmRemover
+from app.reconcilers.vms.status_writer import StatusWriter
 from app.services.claims.service import ClaimService
 from app.services.claims.waiters import Waiters
 from app.services.paths.selector import PathSelector
@@ -47,12 +47,12 @@ class Process:
         self.waiters = Waiters(db, self.lane)
         self.claim_service = ClaimService(db, self.lane, self.waiters, given)
         self.path_selector = PathSelector(db, gateway, self.claim_service, given)
-        self.rerouting = Rerouting(db, gateway, given)
-        self.reap = Reap(db, given)
-        self._backfill = Backfill(db, every_seconds=1)
-        self._provision = Provision(db, gateway, given)
-        self._removal = Removal(db, gateway, given)
-        self._observing = Observing(db, gateway, given)
+        self.rerouting = ClaimFailover(db, gateway, given)
+        self.reap = Reaper(db, given)
+        self._backfill = PoolPlanner(db, every_seconds=1)
+        self._provision = VmCreator(db, gateway, given)
+        self._removal = VmRemover(db, gateway, given)
+        self._observing = StatusWriter(db, gateway, given)
 
     async def close(self):
         await self.lane.close()

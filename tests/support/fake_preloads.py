@@ -3,7 +3,7 @@
 from dataclasses import replace
 from itertools import count
 
-from app.domain.preload_lifecycle import NodePull, ObjectKind, Present, PullState, Seen, Volume
+from app.domain.preload_lifecycle import NodePull, ObjectKind, PreloadObject, Present, PullState, Volume
 from app.domain.preloads import PreloadSpec
 from app.errors import ClusterConflict
 from app.ids import preload_object_name
@@ -15,7 +15,7 @@ class FakePreloads:
     """`before[call]` is run before a call and may raise; `calls` tells what was asked, in order."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, Seen] = {}
+        self.objects: dict[str, PreloadObject] = {}
         self.calls: list[tuple[str, str]] = []
         self.before = {}
         self.present: dict[str, Volume] = {}
@@ -47,7 +47,7 @@ class FakePreloads:
             kind = ObjectKind.CRON if order.spec.schedule else ObjectKind.VOLUME
             kind = ObjectKind.NODES if order.spec.is_container else kind
             uid = f"uid-{next(self._numbers)}"
-            self.objects[name] = Seen(kind, name, uid, order.preload_id, order.generation, phase="Pending")
+            self.objects[name] = PreloadObject(kind, name, uid, order.preload_id, order.generation, phase="Pending")
         self._called("made", name)
 
     async def look(self, preload_id):

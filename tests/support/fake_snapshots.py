@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import count
 
 from app.domain.paths import SnapshotDisk
-from app.domain.snapshots import Sight, SourceVm, VolumeVerdict
+from app.domain.snapshots import SnapshotStatus, SourceVm, VolumeVerdict
 from app.errors import ClusterConflict, ClusterNotFound
 
 ROOT = VolumeVerdict("root", enabled=True)
@@ -17,7 +17,7 @@ class FakeSnapshots:
     def __init__(self, gateway):
         self._gateway = gateway
         self._numbers = count(1)
-        self.objects: dict[str, Sight] = {}
+        self.objects: dict[str, SnapshotStatus] = {}
         self.others: dict[str, SourceVm] = {}
         self.halted: set[str] = set()
         self.volumes = (ROOT, CLOUD_INIT)
@@ -57,7 +57,9 @@ class FakeSnapshots:
         await self._gateway._called("take", name)
         found = self.objects.get(name)
         if found is None:
-            found = Sight(name, f"snap-{next(self._numbers)}", take_id, ready=False, failed=False, deleting=False)
+            found = SnapshotStatus(
+                name, f"snap-{next(self._numbers)}", take_id, ready=False, failed=False, deleting=False
+            )
             self.objects[name] = found
             self.turn_out(name, **self.outcome)
         elif found.take_id != take_id:

@@ -9,7 +9,7 @@ from itertools import count
 from app.compute.vm_pools import FoundVmPool
 from app.compute.vms import Changed
 from app.domain.observation import Observation
-from app.domain.vm_pools import VmPoolSight
+from app.domain.vm_pools import VmPoolStatus
 from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused
 
 
@@ -43,7 +43,7 @@ class FakeVmPools:
             if found.pool_id != str(order.pool_id):
                 raise ClusterConflict("it is not ours")
             return found
-        made = VmPoolSight(
+        made = VmPoolStatus(
             name=order.name,
             uid=f"vm-pool-{next(self._uids)}",
             generation=1,

@@ -5,7 +5,7 @@ import asyncio
 from app.compute.preloads import PreloadGateway, PreloadOrder
 from app.devcluster import DevCluster
 from app.devcluster.apiserver.registry import STORAGE_PROFILES
-from app.domain.preload_lifecycle import PullState, Seen
+from app.domain.preload_lifecycle import PreloadObject, PullState
 from app.domain.preloads import PreloadSpec
 from app.ids import new_id
 from tests.support.rows import eventually
@@ -36,7 +36,7 @@ async def _bring(preloads: PreloadGateway, body: dict[str, object]) -> None:
     await preloads.make(order)
     await preloads.make(order)  # the answer was lost, and the call is made again
 
-    async def look() -> Seen | None:
+    async def look() -> PreloadObject | None:
         (seen,) = await preloads.look(order.preload_id)
         return seen if seen.volume or any(each.state is PullState.PULLED for each in seen.nodes) else None
 

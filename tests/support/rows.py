@@ -50,13 +50,13 @@ async def make_vms(db: Database, pool, count, state=VmState.READY):
     if state is VmState.PLANNED:
         return ids
     async with db.begin() as tx:
-        taken = await work.take_creates(tx, token=uuid.uuid4(), limit=count, seconds=30, rate=1e6)
+        taken = await work.acquire_creates(tx, token=uuid.uuid4(), limit=count, seconds=30, rate=1e6)
         assert {item.id for item in taken} == set(ids)
     if state is VmState.CREATING:
         return ids
     async with db.begin() as tx:
         await vms.move(tx, ids, VmState.BOOTING, sources=[VmState.CREATING], deadline_seconds=600)
-        await observed.write(tx, [sighting(vm_id) for vm_id in ids])
+        await observed.write(tx, [vm_status(vm_id) for vm_id in ids])
     if state is VmState.BOOTING:
         return ids
     if state is VmState.READY:
@@ -74,9 +74,9 @@ async def make_ready(db: Database, ids):
         assert set(moved) == set(ids)
 
 
-def sighting(vm_id, **given):
+def vm_status(vm_id, **given):
     base = {"uid": f"uid-{vm_id}", "vmi_uid": "vmi", "node": "node-1", "addresses": ("10.0.0.1",), "health": None}
-    return observed.Sighting(vm_id, **{**base, **given})
+    return observed.VmStatus(vm_id, **{**base, **given})
 
 
 def request(key=None, *, body="body", seconds=60, labels=None):

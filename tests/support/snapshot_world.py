@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 from app.domain.snapshots import SnapshotSpec
-from app.reconcilers.pools.planner import Backfill
-from app.reconcilers.snapshots.reconciler import Snapshots
-from app.reconcilers.vms.creator import Provision
-from app.reconcilers.vms.remover import Removal
-from app.reconcilers.vms.status_writer import Observing
+from app.reconcilers.pools.planner import PoolPlanner
+from app.reconcilers.snapshots.reconciler import SnapshotReconciler
+from app.reconcilers.vms.creator import VmCreator
+from app.reconcilers.vms.remover import VmRemover
+from app.reconcilers.vms.status_writer import StatusWriter
 from app.services.pools.service import put_pool
 from app.services.snapshots.service import create_snapshot
 from app.store.database import Database
@@ -31,10 +31,10 @@ class World:
     boots: bool = True
     slow: str = "-"
     """VMs whose names begin so do not come up."""
-    worker: Snapshots = field(init=False)
+    worker: SnapshotReconciler = field(init=False)
 
     def __post_init__(self):
-        self.worker = Snapshots(self.db, self.gateway, self.settings)
+        self.worker = SnapshotReconciler(self.db, self.gateway, self.settings)
 
     async def make_pool(self, name="web", *, size=0, template=TEMPLATE, **given):
         return (await put_pool(self.db, self.gateway, name, spec(size=size, template=template, **given))).pool
@@ -58,14 +58,14 @@ class World:
         """Everything but the snapshots' worker, once: VMs are planned, made, booted, seen and removed."""
         await execute(self.db, "UPDATE pool_plan SET due_at = now()")
         await execute(self.db, "UPDATE vm SET due_at = now() WHERE ended_at IS NULL")
-        await Backfill(self.db, every_seconds=1).step()
-        await Provision(self.db, self.gateway, self.settings).step()
+        await PoolPlanner(self.db, every_seconds=1).step()
+        await VmCreator(self.db, self.gateway, self.settings).step()
         if self.boots:
             for name, vm in list(self.gateway.vms.items()):
                 if vm.phase is None and name not in self.gateway.snapshots.halted and not name.startswith(self.slow):
                     self.gateway.boot(name)
-        await Observing(self.db, self.gateway, self.settings).apply_list(self.gateway.listed())
-        await Removal(self.db, self.gateway, self.settings).step()
+        await StatusWriter(self.db, self.gateway, self.settings).apply_list(self.gateway.listed())
+        await VmRemover(self.db, self.gateway, self.settings).step()
 
     async def until(self, state, *, number=1, name="ready"):
         """Turns until the take is in `state`; its row."""

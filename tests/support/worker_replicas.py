@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-from app.reconcilers.runtime.run import Workers
+from app.reconcilers.runtime.run import Reconcilers
 from app.store.notices import Listener
 from tests.support.patience import PATIENCE
 from tests.support.rows import eventually, fetch
@@ -14,7 +14,7 @@ async def replicas(db, gateway, settings, count=2):
     """So many replicas' workers; gives the tasks, each of which can be cancelled."""
     stop = asyncio.Event()
     listeners = [Listener(db.url) for _ in range(count)]
-    parts = [Workers(db, gateway, listener, settings) for listener in listeners]
+    parts = [Reconcilers(db, gateway, listener, settings) for listener in listeners]
     listening = [asyncio.create_task(listener.run(stop)) for listener in listeners]
     working = [asyncio.create_task(part.run(stop)) for part in parts]
     try:

@@ -34,7 +34,7 @@ async def test_a_worker_takes_the_watch_over_from_one_that_was_killed(session, r
     assert await watchers([standby]) == [standby]
     assert (await calls.readiness())["status"] == "ready"
     assert (await calls.look(claim["id"]))["state"] == "bound"
-    assert not {"pool.planned", "watch.begun"} & {event["event"] for event in api.events()}
+    assert not {"pool.planned", "leader.elected"} & {event["event"] for event in api.events()}
     await watching[0].serve()  # a killed one comes back as a standby
 
 
@@ -44,7 +44,8 @@ async def watchers(workers: list[Service]) -> list[Service]:
         each
         for each in workers
         if any(
-            event.get("event") == "watch.begun" and event.get("watch") == "virtualmachines" for event in each.events()
+            event.get("event") == "leader.elected" and event.get("lease") == "virtualmachines"
+            for event in each.events()
         )
     ]
 

@@ -16,7 +16,7 @@ from app.compute.kubevirt.quantities import parse_quantity, requested_storage
 from app.compute.kubevirt.templates.shapes import shape_of
 from app.config import Settings
 from app.domain.paths import SnapshotDisk
-from app.domain.snapshots import Sight, SourceVm, VolumeVerdict
+from app.domain.snapshots import SnapshotStatus, SourceVm, VolumeVerdict
 from app.domain.templates import VmSpec
 from app.errors import ClusterConflict, ClusterError, ClusterNotFound
 
@@ -50,7 +50,7 @@ class KubeVirtSnapshots:
     async def stop(self, *, name: str, uid: str) -> None:
         await self._client.merge(VMS, name, uid, {"spec": {"runStrategy": _HALTED}})
 
-    async def take(self, *, name: str, snapshot: str, take_id: str, vm: str, deadline_seconds: int) -> Sight:
+    async def take(self, *, name: str, snapshot: str, take_id: str, vm: str, deadline_seconds: int) -> SnapshotStatus:
         body = snapshot_manifest(
             name=name,
             namespace=self._settings.namespace,
@@ -70,13 +70,13 @@ class KubeVirtSnapshots:
                 ) from error
             return found
 
-    async def look(self, name: str) -> Sight | None:
+    async def look(self, name: str) -> SnapshotStatus | None:
         try:
             return read_sight(await self._client.get(VM_SNAPSHOTS, name))
         except ClusterNotFound:
             return None
 
-    async def disks(self, sight: Sight) -> tuple[SnapshotDisk, ...]:
+    async def disks(self, sight: SnapshotStatus) -> tuple[SnapshotDisk, ...]:
         if sight.content is None:
             raise ClusterError(f"VirtualMachineSnapshot {sight.name} is ready but names no content.")
         content = await self._client.get(VM_SNAPSHOT_CONTENTS, sight.content)
@@ -107,7 +107,7 @@ class KubeVirtSnapshots:
             return False
         return answer.get("kind") != "Status"  # a Status means that it had no finalizer and is gone
 
-    async def all(self) -> tuple[Sight, ...]:
+    async def all(self) -> tuple[SnapshotStatus, ...]:
         found, _ = await self._client.list_all(VM_SNAPSHOTS)
         return tuple(read_sight(each) for each in found)
 
@@ -166,7 +166,7 @@ def read_source(vm: Manifest) -> SourceVm:
     )
 
 
-def read_sight(snapshot: Manifest) -> Sight:
+def read_sight(snapshot: Manifest) -> SnapshotStatus:
     """Reads a VirtualMachineSnapshot of the cluster."""
     metadata, status = snapshot["metadata"], snapshot.get("status") or {}
     volumes = status.get("snapshotVolumes") or {}
@@ -178,7 +178,7 @@ def read_sight(snapshot: Manifest) -> Sight:
     error = ": ".join(str(each) for each in errors if each)
     progressing = conditions.get("Progressing") or {}
     hints = {each.get("indication"): each.get("message") for each in status.get("sourceIndications") or []}
-    return Sight(
+    return SnapshotStatus(
         name=metadata["name"],
         uid=str(metadata["uid"]),
         take_id=(metadata.get("labels") or {}).get(labels.TAKE),

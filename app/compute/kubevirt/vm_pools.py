@@ -16,7 +16,7 @@ from app.compute.kubevirt.templates.manifests import rename_data_volumes
 from app.compute.kubevirt.templates.start_sources import begin
 from app.compute.vm_pools import FoundVmPool, VmPoolOrder
 from app.config import Settings
-from app.domain.vm_pools import Change, VmPoolSight
+from app.domain.vm_pools import Change, VmPoolStatus
 from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterRefused
 
 _UNMANAGED: Manifest = {"unmanaged": {}}
@@ -50,7 +50,7 @@ class KubeVirtVmPools:
             await self._kind(), await self._manifest(order, replicas=0, paused=False), dry_run=True
         )
 
-    async def look(self, name: str) -> VmPoolSight | None:
+    async def look(self, name: str) -> VmPoolStatus | None:
         kind = await self._kind()
         try:
             return self._read(await self._client.get(kind, name))
@@ -59,7 +59,7 @@ class KubeVirtVmPools:
             await self._client.list_all(kind)
             return None
 
-    async def make(self, order: VmPoolOrder, *, replicas: int, paused: bool) -> VmPoolSight:
+    async def make(self, order: VmPoolOrder, *, replicas: int, paused: bool) -> VmPoolStatus:
         body = await self._manifest(order, replicas=replicas, paused=paused)
         try:
             return self._read(await self._client.create(await self._kind(), body))
@@ -71,7 +71,7 @@ class KubeVirtVmPools:
                 ) from error
             return found
 
-    async def change(self, order: VmPoolOrder, seen: VmPoolSight, change: Change) -> VmPoolSight:
+    async def change(self, order: VmPoolOrder, seen: VmPoolStatus, change: Change) -> VmPoolStatus:
         steps: list[Manifest] = [
             {"op": "test", "path": "/metadata/uid", "value": seen.uid},
             {"op": "test", "path": "/metadata/generation", "value": seen.generation},
@@ -106,8 +106,8 @@ class KubeVirtVmPools:
                 return
         raise ClusterError(f"VM {name} cannot be detached from its VirtualMachinePool: {refused and refused.detail}")
 
-    async def free(self, seen: VmPoolSight) -> None:
-        found: VmPoolSight | None = seen
+    async def free(self, seen: VmPoolStatus) -> None:
+        found: VmPoolStatus | None = seen
         for attempt in range(1, _ATTEMPTS + 1):
             if found is None or found.uid != seen.uid or not found.held:
                 return
@@ -128,7 +128,7 @@ class KubeVirtVmPools:
             else:
                 return
 
-    async def remove(self, seen: VmPoolSight) -> None:
+    async def remove(self, seen: VmPoolStatus) -> None:
         try:
             await self._client.delete(await self._kind(), seen.name, seen.uid, propagation="Orphan")
         except ClusterNotFound:
@@ -138,7 +138,7 @@ class KubeVirtVmPools:
             if found is not None and found.uid == seen.uid:
                 raise
 
-    async def all(self) -> tuple[VmPoolSight, ...]:
+    async def all(self) -> tuple[VmPoolStatus, ...]:
         items, _ = await self._client.list_all(await self._kind())
         return tuple(self._read(item) for item in items)
 
@@ -229,7 +229,7 @@ class KubeVirtVmPools:
             labels.POOL_ID: str(order.pool_id),
         }
 
-    async def _restore(self, order: VmPoolOrder, seen: VmPoolSight) -> list[Manifest]:
+    async def _restore(self, order: VmPoolOrder, seen: VmPoolStatus) -> list[Manifest]:
         body = await self._client.get(await self._kind(), seen.name)
         metadata = body["metadata"]
         steps: list[Manifest] = [
@@ -246,11 +246,11 @@ class KubeVirtVmPools:
             steps.append({"op": "add", "path": "/metadata/finalizers", "value": [*finalizers, labels.MEMBERS]})
         return steps
 
-    def _read(self, body: Manifest) -> VmPoolSight:
+    def _read(self, body: Manifest) -> VmPoolStatus:
         metadata, spec = body["metadata"], body["spec"]
         found = metadata.get("labels") or {}
         finalizers = tuple(metadata.get("finalizers") or ())
-        return VmPoolSight(
+        return VmPoolStatus(
             name=metadata["name"],
             uid=metadata["uid"],
             generation=int(metadata.get("generation") or 0),

@@ -1,6 +1,6 @@
-"""One shared loop: a step, again when there was work, else when woken, when the interval is over, or not after a stop.
+"""The loop of every reconciler: a step is run again at once while it finds work, otherwise at a wake-up or after an interval.
 
-The database is authoritative and every step is safe to run twice or in two places: a loop that fails is only late.
+The database is authoritative, and every step is safe to run twice or in two places. A loop that fails is only late.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(slots=True)
 class Wake:
-    """A hint that there is work. Hints that come while a step runs are one hint for the next."""
+    """A hint that there is work. Several hints that come while a step runs count as one for the next."""
 
     _event: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -39,10 +39,10 @@ class Wake:
 async def run_loop(
     name: str, step: Callable[[], Awaitable[bool]], *, every: float, wake: Wake, stop: asyncio.Event
 ) -> None:
-    """Runs `step` until `stop`. A step that says True did something and is run again at once; `every` is in seconds.
+    """Runs `step` until `stop`: at once while it returns True, otherwise on a wake-up or after `every` seconds.
 
-    An absent database or cluster is waited for, with jittered backoff. Anything else is logged whole, counted, and the loop
-    goes on the same way: one bad row must not end the service for the others.
+    If the database or the cluster does not answer, the loop waits with jittered backoff. Any other error is logged with its
+    traceback and counted, and the loop waits likewise: one bad row must not end the service for the others.
     """
     failures = 0
     while not stop.is_set():
@@ -71,13 +71,13 @@ async def run_loop(
 
 
 async def at_once(handle: Callable[[_Item], Awaitable[None]], items: Sequence[_Item]) -> None:
-    """Handles all items side by side, to the end of each; then the first failure, if there was one, is raised."""
+    """Handles all items side by side. Once all of them ended, raises the first failure if there was one."""
     for result in await asyncio.gather(*(handle(item) for item in items), return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
 
 
 async def rest(seconds: float, wake: Wake | None, stop: asyncio.Event) -> None:
-    """Returns after `seconds`, at a hint, or at the stop, whichever is first."""
+    """Returns after `seconds`, at a wake-up, or at the stop, whichever comes first."""
     hint = [wake.wait()] if wake is not None else []
     await first_of(stop.wait(), *hint, timeout=seconds)

@@ -1,9 +1,10 @@
-"""All of a replica's background work, from its start to its drain."""
+"""All of a replica's background work: the one list of what runs, from the start of the replica to its drain."""
 
 import asyncio
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import structlog
@@ -12,124 +13,106 @@ from app.compute.capabilities import Capability
 from app.compute.gateway import Gateway
 from app.config import Settings
 from app.errors import DatabaseUnavailable
+from app.lifecycle.on_demand_pools import retire_idle_pools
 from app.lifecycle.placement import Placing
-from app.reconcilers.claims.failover import Reroute
-from app.reconcilers.claims.reaper import Reap
-from app.reconcilers.nodes.informer import WatchNodes
-from app.reconcilers.pools.planner import Backfill
-from app.reconcilers.preloads.reconciler import Preloads
+from app.reconcilers.claims.failover import ClaimFailover
+from app.reconcilers.claims.reaper import Reaper
+from app.reconcilers.nodes.informer import NodeInformer
+from app.reconcilers.pools.planner import PoolPlanner
+from app.reconcilers.preloads.reconciler import PreloadReconciler
 from app.reconcilers.runtime.loop import Wake, run_loop
-from app.reconcilers.snapshots.reconciler import Snapshots
-from app.reconcilers.vm_pools.reconciler import Backings
-from app.reconcilers.vms.boot_times import Measure
-from app.reconcilers.vms.creator import Provision
-from app.reconcilers.vms.informer import Observe
-from app.reconcilers.vms.labeler import Labelling
-from app.reconcilers.vms.remover import Removal
+from app.reconcilers.snapshots.reconciler import SnapshotReconciler
+from app.reconcilers.snapshots.sweeper import SnapshotSweeper
+from app.reconcilers.vm_pools.reconciler import VmPoolReconciler
+from app.reconcilers.vms.boot_times import BootTimes
+from app.reconcilers.vms.creator import VmCreator
+from app.reconcilers.vms.informer import VmInformer
+from app.reconcilers.vms.labeler import ClaimLabeler
+from app.reconcilers.vms.remover import VmRemover
 from app.store.database import Database
 from app.store.notices import Listener, Topic
 
-_CREATE_SECONDS = 0.5
-_REMOVE_SECONDS = 1.0
-_LABEL_SECONDS = 1.0
-_MEASURE_SECONDS = 5.0
-_PRELOAD_SECONDS = 1.0
-_SNAPSHOT_SECONDS = 0.5
-_BACKING_SECONDS = 1.0
+_MINUTE = 60.0
 log = structlog.get_logger(__name__)
 
 
-class Workers:
-    """Plan, create, remove, label, reap, observe VMs and nodes, take snapshots, keep VirtualMachinePools. `listener` must be running for wakes to be more than the intervals."""
+class Reconcilers:
+    """`listener` must be running: without its notices the loops wake only at their intervals."""
 
     def __init__(self, db: Database, gateway: Gateway, listener: Listener, settings: Settings) -> None:
-        self._settings = settings
-        self._gateway = gateway
-        placing = Placing(gateway)
-        self._backfill = Backfill(db, every_seconds=settings.plan_seconds, placing=placing)
-        self._provision = Provision(db, gateway, settings)
-        self._removal = Removal(db, gateway, settings)
-        self._labelling = Labelling(db, gateway, settings)
-        self._preloads = Preloads(db, gateway, settings)
-        self._reap = Reap(db, settings)
-        self._reroute = Reroute(db, gateway, settings)
         holder = f"{socket.gethostname()}:{os.getpid()}"
-        self._measure_wake = Wake()
-        self._measure = Measure(db, gateway, self._measure_wake)
-        self._observe = Observe(db, gateway, settings, holder=holder, on_boot=self._measure.note)
-        self._nodes = WatchNodes(db, gateway, settings, holder=holder)
-        self._snapshots = Snapshots(db, gateway, settings)
-        self._plan_wake, self._create_wake, self._remove_wake, self._label_wake = Wake(), Wake(), Wake(), Wake()
-        listener.on(Topic.PLAN, self._plan_wake)
-        listener.on(Topic.CREATE, self._create_wake)
-        listener.on(Topic.REMOVE, self._remove_wake)
-        listener.on(Topic.CLAIMED, self._label_wake)
-        self._preload_wake = Wake()
-        listener.on(Topic.PRELOAD, self._preload_wake)
-        self._backings = Backings(db, gateway, settings)
-        self._backing_wake = Wake()
-        for topic in (Topic.POOL, Topic.CREATE, Topic.REMOVE, Topic.CLAIMED):
-            listener.on(topic, self._backing_wake)
-        self._snapshot_wake = Wake()
-        listener.on(Topic.SNAPSHOT, self._snapshot_wake)
+        placing = Placing(gateway)
+        boots_seen = Wake()
+        self._db = db
+        self._gateway = gateway
+        self._listener = listener
+        self._settings = settings
+        self._planner = PoolPlanner(db, every_seconds=settings.plan_seconds, placing=placing)
+        self._creator = VmCreator(db, gateway, settings)
+        self._remover = VmRemover(db, gateway, settings)
+        self._labeler = ClaimLabeler(db, gateway, settings)
+        self._preloads = PreloadReconciler(db, gateway, settings)
+        self._snapshots = SnapshotReconciler(db, gateway, settings)
+        self._snapshot_sweeper = SnapshotSweeper(db, gateway, settings)
+        self._vm_pools = VmPoolReconciler(db, gateway, settings)
+        self._reaper = Reaper(db, settings)
+        self._failover = ClaimFailover(db, gateway, settings)
+        self._boot_times = BootTimes(db, gateway, boots_seen)
+        self._vms = VmInformer(db, gateway, settings, holder=holder, on_boot=self._boot_times.note)
+        self._nodes = NodeInformer(db, gateway, settings, holder=holder)
+        self._loops = self._list_loops(boots_seen)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Works until `stop`, finishes the calls under way, and hands the rest back. A loop that dies ends all of them."""
+        """Works until `stop`, finishes the calls under way, and releases all other work. A loop that dies ends all of them."""
         async with asyncio.TaskGroup() as tasks:
-            for name, work in self._loops(stop):
-                tasks.create_task(work, name=name)
+            for name, loop in self._loops.items():
+                tasks.create_task(loop(stop), name=name)
             if await self._gateway.unavailable(Capability.WATCH_NODES) is None:
                 tasks.create_task(self._nodes.run(stop), name="nodes")
-        for part in (self._provision, self._removal, self._snapshots, self._preloads, self._backings):
+        for worker in (self._creator, self._remover, self._snapshots, self._preloads, self._vm_pools):
             try:
-                await part.hand_back()
+                await worker.release()
             except DatabaseUnavailable:
-                log.info("workers.leases_left_to_run_out")
+                log.info("reconcilers.leases_left_to_expire")
                 break
-        log.info("workers.stopped")
+        log.info("reconcilers.stopped")
 
-    def _loops(self, stop: asyncio.Event) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+    def _list_loops(self, boots_seen: Wake) -> dict[str, "_Run"]:
         s = self._settings
-        return [
-            ("plan", run_loop("plan", self._backfill.step, every=s.plan_seconds, wake=self._plan_wake, stop=stop)),
-            (
-                "create",
-                run_loop("create", self._provision.step, every=_CREATE_SECONDS, wake=self._create_wake, stop=stop),
-            ),
-            (
-                "remove",
-                run_loop("remove", self._removal.step, every=_REMOVE_SECONDS, wake=self._remove_wake, stop=stop),
-            ),
-            ("label", run_loop("label", self._labelling.step, every=_LABEL_SECONDS, wake=self._label_wake, stop=stop)),
-            (
-                "backing",
-                run_loop("backing", self._backings.step, every=_BACKING_SECONDS, wake=self._backing_wake, stop=stop),
-            ),
-            (
-                "preload",
-                run_loop(
-                    "preload",
-                    self._preloads.step,
-                    every=min(_PRELOAD_SECONDS, s.preload_poll_seconds),
-                    wake=self._preload_wake,
-                    stop=stop,
-                ),
-            ),
-            ("reap", run_loop("reap", self._reap.step, every=s.reap_seconds, wake=Wake(), stop=stop)),
-            ("reroute", run_loop("reroute", self._reroute.step, every=s.reap_seconds, wake=Wake(), stop=stop)),
-            (
-                "measure",
-                run_loop("measure", self._measure.step, every=_MEASURE_SECONDS, wake=self._measure_wake, stop=stop),
-            ),
-            ("observe", self._observe.run(stop)),
-            (
-                "snapshots",
-                run_loop(
-                    "snapshots", self._snapshots.step, every=_SNAPSHOT_SECONDS, wake=self._snapshot_wake, stop=stop
-                ),
-            ),
-            (
-                "snapshot-sweep",
-                run_loop("snapshot-sweep", self._snapshots.sweep, every=s.relist_seconds, wake=Wake(), stop=stop),
-            ),
+        preload_seconds = min(1.0, s.preload_poll_seconds)
+        vm_pool_topics = (Topic.POOL, Topic.CREATE, Topic.REMOVE, Topic.CLAIMED)
+        steps: list[tuple[str, _Step, float, Wake]] = [
+            # name, step, seconds between two steps that find nothing to do, what wakes it sooner
+            ("plan", self._planner.step, s.plan_seconds, self._on(Topic.PLAN)),
+            ("create", self._creator.step, 0.5, self._on(Topic.CREATE)),
+            ("remove", self._remover.step, 1.0, self._on(Topic.REMOVE)),
+            ("label", self._labeler.step, 1.0, self._on(Topic.CLAIMED)),
+            ("boot-times", self._boot_times.step, 5.0, boots_seen),
+            ("vm-pools", self._vm_pools.step, 1.0, self._on(*vm_pool_topics)),
+            ("vm-pool-sweep", self._vm_pools.sweep, s.relist_seconds, Wake()),
+            ("preloads", self._preloads.step, preload_seconds, self._on(Topic.PRELOAD)),
+            ("preload-sweep", self._preloads.sweep, s.preload_idle_seconds, Wake()),
+            ("snapshots", self._snapshots.step, 0.5, self._on(Topic.SNAPSHOT)),
+            ("snapshot-sweep", self._snapshot_sweeper.step, s.relist_seconds, Wake()),
+            ("reap", self._reaper.step, s.reap_seconds, Wake()),
+            ("failover", self._failover.step, s.reap_seconds, Wake()),
+            ("prune", self._reaper.prune, _MINUTE, Wake()),
+            ("retire", partial(retire_idle_pools, self._db), _MINUTE, Wake()),
         ]
+        loops: dict[str, _Run] = {name: partial(_run, name, step, seconds, wake) for name, step, seconds, wake in steps}
+        loops["vms"] = self._vms.run
+        return loops
+
+    def _on(self, *topics: Topic) -> Wake:
+        wake = Wake()
+        for topic in topics:
+            self._listener.on(topic, wake)
+        return wake
+
+
+_Step = Callable[[], Awaitable[bool]]
+_Run = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+
+
+async def _run(name: str, step: _Step, seconds: float, wake: Wake, stop: asyncio.Event) -> None:
+    await run_loop(name, step, every=seconds, wake=wake, stop=stop)

@@ -1,160 +1,131 @@
-"""Takes snapshots, keeps those of pools fresh, and removes what is over: each snapshot by one worker at a time, under a lease.
+"""Takes snapshots, keeps those of pools current, and removes takes that are over."""
 
-Beside that it compares, once in an interval and in one replica, what the cluster has with what the rows know: a snapshot of
-ours that no row wants is removed, and a take whose object has gone serves no longer.
-"""
-
-import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from uuid import UUID
 
 import structlog
+from typing_extensions import override
 
 from app.compute.gateway import Gateway
 from app.config import Settings
-from app.domain.failures import retry_delay
-from app.domain.snapshots import TAKE_ENDED, Sight, TakeState
-from app.errors import ClusterError, ClusterUnavailable, Conflict
+from app.domain.snapshots import TAKE_ENDED, UNDER_WAY, ClaimFacts, TakePlan, TakeState, plan_takes
+from app.errors import Conflict
 from app.ids import new_id
-from app.reconcilers.runtime.loop import at_once
-from app.reconcilers.snapshots.take_steps import LeaseLost, Taking
-from app.reconcilers.vms.outcomes import FateRules
-from app.reconcilers.vms.stranded import give_up_stranded
-from app.store import leases
-from app.store.database import Database
+from app.lifecycle.snapshot_origins import claim_facts, origin_of
+from app.reconcilers.runtime.leased_worker import LeasedWorker, LeaseLost, RetryLater
+from app.reconcilers.snapshots.take import POLL_SECONDS, Situation, TakePhases, fail_take
+from app.store.claims import rows as claims
+from app.store.database import Database, Tx
+from app.store.rows import ClaimRow
 from app.store.snapshots import rows as snapshot_rows
 from app.store.snapshots import work as snapshot_work
 from app.store.snapshots.work import SnapshotWork
-from app.telemetry import CLUSTER_CALLS, ORPHANS
+from app.store.vms.observed import database_now
 
-SWEEP = "snapshot-sweep"
 _STEPS_AT_ONCE = 20
-_STRANDED_AT_ONCE = 200
-_RETRY_CAP_SECONDS = 60.0
-_DAY = 86_400.0
+_IDLE_SECONDS = 3600.0
+_REFRESH_SECONDS = 5.0
 log = structlog.get_logger(__name__)
 
 
-class Snapshots:
+class SnapshotReconciler(LeasedWorker[SnapshotWork]):
+    subject = call = "snapshot"
+    leases = snapshot_work.LEASES
+
     def __init__(self, db: Database, gateway: Gateway, settings: Settings) -> None:
-        self._db = db
-        self._cluster = gateway.snapshots
-        self._settings = settings
-        self._rules = FateRules.of(settings)
-        self.token = new_id()
-        self._taking = Taking(db, gateway, settings, token=self.token)
+        super().__init__(db, settings)
+        self._gateway = gateway
+        self._phases = TakePhases(db, gateway, settings, self.guarded)
 
-    async def step(self) -> bool:
-        """Goes on with one batch of snapshots, as far as each can now; True where there may be more."""
-        limit = self._settings.provision_concurrency
-        async with self._db.begin() as tx:
-            taken = await snapshot_work.take_due(
-                tx, token=self.token, limit=limit, seconds=self._settings.work_lease_seconds
-            )
-        await at_once(self._advance, taken)
-        return len(taken) == limit
+    @override
+    async def acquire(self, tx: Tx, limit: int) -> Sequence[SnapshotWork]:
+        return await snapshot_work.acquire_due(
+            tx, token=self.token, limit=limit, seconds=self._settings.work_lease_seconds
+        )
 
-    async def sweep(self) -> bool:
-        """Compares the cluster with the rows, where no replica has done so for an interval. Never asks to be run again at once."""
-        async with self._db.begin() as tx:
-            # Never given back: it ends with the interval, and whoever comes first takes the next one.
-            if not await leases.take(tx, SWEEP, holder="sweep", token=new_id(), seconds=self._settings.relist_seconds):
-                return False
-            await snapshot_rows.prune(tx, seconds=self._settings.history_days * _DAY)
-            serving = await snapshot_work.ready_objects(tx)
-        # Read before the list, so that what is ready now must be in it; what is in it is asked for after it, so that its row
-        # must be there by then.
-        try:
-            seen = await self._cluster.all()
-        except ClusterUnavailable:
-            raise
-        except ClusterError as error:
-            # No right to, or no such kind there: a snapshot that is asked for will say so.
-            log.warning("snapshot.not_compared", error=error.detail)
-            return False
-        await self._miss(serving, {sight.take_id: sight for sight in seen})
-        await self._give_up_stranded()
-        await self._remove_orphans(seen)
-        return False
-
-    async def hand_back(self) -> None:
-        """What this worker still holds is free for another at once."""
-        async with self._db.begin() as tx:
-            await snapshot_work.hand_back(tx, token=self.token)
-
-    async def _advance(self, item: SnapshotWork) -> None:
-        rest: float | None = None
-        well = True
+    @override
+    async def process(self, item: SnapshotWork) -> None:
+        """Goes on with one snapshot as far as it can now."""
+        pause = None
         try:
             for _ in range(_STEPS_AT_ONCE):
-                rest = await self._taking.step(item)
-                if rest is not None:
+                pause = await self._advance(item)
+                if pause is not None:
                     break
-        except LeaseLost:
-            log.info("snapshot.lease_lost", snapshot=item.name)
+        except Conflict as error:
+            raise RetryLater(error.detail) from error
+        async with self._db.begin() as tx:
+            await snapshot_work.finish(tx, item.id, token=self.token, seconds=pause or 0.0)
+
+    @override
+    async def retry_later(self, tx: Tx, item: SnapshotWork, retry: RetryLater, *, seconds: float) -> None:
+        if not await self.leases.holds(tx, item.id, token=self.token):
             return
-        except ClusterUnavailable as error:
-            CLUSTER_CALLS.labels(call="snapshot", outcome="unavailable").inc()
-            well, rest = False, await self._put_off(item, f"the cluster is away: {error.detail}")
-        except (ClusterError, Conflict) as error:
-            CLUSTER_CALLS.labels(call="snapshot", outcome=error.code).inc()
-            well, rest = False, await self._put_off(item, error.detail)
+        for take in (await snapshot_rows.takes_of(tx, [item.id]))[item.id]:
+            if take.state in UNDER_WAY:
+                await snapshot_rows.note_take(tx, take.id, retry.reason)
+        await snapshot_work.finish(tx, item.id, token=self.token, seconds=seconds, failed=True)
+
+    @override
+    @asynccontextmanager
+    async def guarded(self, row_id: UUID) -> AsyncIterator[Tx]:
+        """Each write renews the lease: a take may last longer than one."""
         async with self._db.begin() as tx:
-            await snapshot_work.rest(tx, item.id, token=self.token, seconds=rest or 0.0, well=well)
+            seconds = self._settings.work_lease_seconds
+            if not await snapshot_work.renew(tx, row_id, token=self.token, seconds=seconds):
+                raise LeaseLost
+            yield tx
 
-    async def _put_off(self, item: SnapshotWork, why: str) -> float:
-        """Seconds until it is tried again."""
-        seconds = retry_delay(
-            item.attempts,
-            base_seconds=self._settings.backoff_base_seconds,
-            cap_seconds=min(_RETRY_CAP_SECONDS, self._settings.backoff_cap_seconds),
-            roll=random.random(),  # noqa: S311 - jitter, not a secret
-        )
-        log.info("snapshot.put_off", snapshot=item.name, why=why, seconds=round(seconds, 1))
-        try:
-            await self._taking.note(item, why)
-        except LeaseLost:
-            log.info("snapshot.lease_lost", snapshot=item.name)
-        return seconds
-
-    async def _miss(self, serving: dict[UUID, UUID], seen: dict[str | None, Sight]) -> None:
-        """Takes that were ready, and of which the cluster has nothing any more, serve no longer."""
-        for take_id, snapshot_id in serving.items():
-            sight = seen.get(str(take_id))
-            if sight is not None and not sight.deleting and not sight.failed:
+    async def _advance(self, item: SnapshotWork) -> float | None:
+        """One step. None: something changed, and more may follow at once; otherwise the seconds until the next visit."""
+        at = await self._read(item)
+        if at is None:
+            return _IDLE_SECONDS
+        deleting = at.row.deleting_at is not None
+        plan = plan_takes(at.row.spec, [take.facts for take in at.takes], at.origin, at.now, deleting=deleting)
+        if plan.begin or plan.retire or plan.cancel:
+            await self._apply(at, plan)
+            return None
+        pauses: list[float] = []
+        for take in at.takes:
+            if take.state is TakeState.READY or take.state in TAKE_ENDED:
                 continue
-            async with self._db.begin() as tx:
-                take = await snapshot_rows.get_take(tx, take_id)
-                if take is None or take.state is not TakeState.READY:
-                    continue
-                reason = "its VirtualMachineSnapshot was deleted in the cluster"
-                if await snapshot_rows.move_take(tx, take, TakeState.FAILING, reason=reason):
-                    await snapshot_rows.make_due(tx, snapshot_id)
-                    log.warning("snapshot.lost", take=str(take_id))
+            pause = await self._phases.advance(at, take)
+            if pause is None:
+                return None
+            pauses.append(pause)
+        if not pauses and deleting:
+            async with self.guarded(item.id) as tx:
+                await snapshot_rows.end_delete(tx, item.id)
+            log.info("snapshot.deleted")
+            return _IDLE_SECONDS
+        if plan.look_again_at is not None:
+            pauses.append(max(POLL_SECONDS[0], (plan.look_again_at - at.now).total_seconds()))
+        pauses.append(_REFRESH_SECONDS if at.row.spec.refresh else _IDLE_SECONDS)
+        return min(pauses)
 
-    async def _give_up_stranded(self) -> None:
-        """VMs that wait for disks which nothing is left to make from: whoever waits for them is to look for another path."""
-        async with self._db.begin() as tx:
-            stranded = await snapshot_work.stranded(tx, limit=_STRANDED_AT_ONCE)
-        for vm_id, snapshot in stranded.items():
-            reason = f"snapshot {snapshot!r} was deleted in the cluster before this VM had its disks"
-            await give_up_stranded(self._db, [vm_id], reason=reason, rules=self._rules)
+    async def _read(self, item: SnapshotWork) -> Situation | None:
+        async with self.guarded(item.id) as tx:
+            row = await snapshot_rows.get_by_id(tx, item.id)
+            if row is None:
+                return None
+            takes = tuple((await snapshot_rows.takes_of(tx, [item.id]))[item.id])
+            bound: dict[UUID, ClaimRow] = {}
+            facts: dict[UUID, ClaimFacts] = {}
+            for take in takes:
+                claim = await claims.get(tx, take.claim_id) if take.claim_id and take.state in UNDER_WAY else None
+                if claim is not None:
+                    bound[take.id] = claim
+                    facts[take.id] = await claim_facts(tx, claim)
+            return Situation(row, takes, await origin_of(tx, self._gateway, row), facts, bound, await database_now(tx))
 
-    async def _remove_orphans(self, seen: tuple[Sight, ...]) -> None:
-        by_take = {take_id: sight for sight in seen if (take_id := _take_id(sight)) is not None}
-        async with self._db.begin() as tx:
-            known = await snapshot_work.states_of(tx, list(by_take))
-        for take_id, sight in by_take.items():
-            state = known.get(take_id)
-            if sight.deleting or (state is not None and state not in TAKE_ENDED):
-                continue
-            ORPHANS.inc()
-            log.warning("snapshot.orphan_removed", name=sight.name, uid=sight.uid)
-            await self._cluster.remove(name=sight.name, uid=sight.uid, take_id=str(take_id))
-
-
-def _take_id(sight: Sight) -> UUID | None:
-    """None: the label was tampered with, and the object is nobody's that we know."""
-    try:
-        return UUID(sight.take_id or "")
-    except ValueError:
-        return None
+    async def _apply(self, at: Situation, plan: TakePlan) -> None:
+        by_id = {take.id: take for take in at.takes}
+        async with self.guarded(at.row.id) as tx:
+            for take_id in plan.retire:
+                await snapshot_rows.move_take(tx, by_id[take_id], TakeState.RETIRING)
+            for take_id in plan.cancel:
+                await fail_take(tx, by_id[take_id], "the snapshot is being deleted")
+            if plan.begin:
+                await snapshot_rows.insert_take(tx, snapshot_id=at.row.id, take_id=new_id())

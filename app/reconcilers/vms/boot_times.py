@@ -1,7 +1,7 @@
-"""What only pods know of a boot: when a node was found, and when the images were there.
+"""Reads from pods what only they know of a boot: when a node was found, and when the images were there.
 
-Read once for a batch of VMs, right after they became ready; their stages are written again with it. It is a nicety: where
-pods cannot be read, or the process dies before it has read them, those two stages stay unknown.
+Pods are read once for a batch of VMs, right after these became ready, and the stages of the VMs are written again. If pods
+cannot be read, or the process dies before it has read them, those two stages stay unknown.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ _KEPT = 5000
 log = structlog.get_logger(__name__)
 
 
-class Measure:
-    """`note` may be called from wherever boots are seen, in the same event loop; `wake` is called by it."""
+class BootTimes:
+    """`note` is called for VMs that became ready, in the same event loop, and wakes the loop by `wake`."""
 
     def __init__(self, db: Database, gateway: Gateway, wake: Wake) -> None:
         self._db = db
@@ -32,25 +32,25 @@ class Measure:
         self._forbidden = False
 
     def note(self, booted: Mapping[UUID, BootMarks]) -> None:
-        """VMs that became ready. What is more than can be kept is dropped."""
+        """VMs became ready. Those beyond what can be kept are dropped."""
         if not self._forbidden and len(self._booted) < _KEPT:
             self._booted.update(booted)
             self._wake()
 
     async def step(self) -> bool:
-        """Reads one batch; True where there is more. Raises ClusterUnavailable, and the batch is read again later."""
+        """Reads one batch. True if there is more. Raises ClusterUnavailable: the batch is read again later."""
         batch = dict(list(self._booted.items())[:_AT_ONCE])
         if not batch:
             return False
         try:
             pods = await self._gateway.pod_times([str(vm_id) for vm_id in batch])
         except ClusterForbidden as error:
-            log.warning("measure.forbidden", error=error.detail, unknown=["schedule", "image"])
+            log.warning("boot_times.forbidden", error=error.detail, unknown=["schedule", "image"])
             self._forbidden = True
             self._booted.clear()
             return False
         except ClusterError as error:
-            log.info("measure.skipped", error=error.detail, vms=len(batch))
+            log.info("boot_times.skipped", error=error.detail, vms=len(batch))
             pods = {}
         stages = {
             vm_id: measure_stages(marks, pods[str(vm_id)]) for vm_id, marks in batch.items() if str(vm_id) in pods

@@ -1,10 +1,10 @@
-"""What becomes of a VM, and of all that hangs on it: its place in the queue, its claim, its pool's failures.
+"""What a VM's change of state means for its place in the queue, its claim, and the failures of its pool.
 
-Each function works inside the caller's transaction. Locks are taken in one order: place in a queue, claim, pool, VM.
+Functions that take `tx` work inside the caller's transaction. They lock in one order: place in a queue, claim, pool, VM.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -16,18 +16,20 @@ from app.domain.failures import FailureRecord, judge_failure
 from app.domain.states import ClaimState, VmState
 from app.store import events
 from app.store.claims import rows as claims
-from app.store.database import Tx
+from app.store.database import Database, Tx
 from app.store.notices import Topic, notify, notify_settled
 from app.store.pools import rows as pool_rows
+from app.store.vms import observed
 from app.store.vms import rows as vms
 from app.store.vms.observed import ObservedVm
+from app.telemetry import VM_ENDS
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class FateRules:
-    """The settings that decide over dead VMs, in seconds where they are times."""
+class FailureRules:
+    """The settings that decide what follows when a VM fails. Times are in seconds."""
 
     replace_window: timedelta
     pending_seconds: float
@@ -36,7 +38,7 @@ class FateRules:
     breaker_failures: int
 
     @classmethod
-    def of(cls, settings: Settings) -> "FateRules":
+    def of(cls, settings: Settings) -> "FailureRules":
         return cls(
             replace_window=timedelta(seconds=settings.replace_window_seconds),
             pending_seconds=settings.pending_seconds,
@@ -47,9 +49,10 @@ class FateRules:
 
 
 async def make_ready(tx: Tx, booted: Sequence[ObservedVm]) -> list[UUID]:
-    """Booting VMs that are warm enter the queue, and claims that wait for one are bound to them: no more, for they wait.
+    """Booting VMs that are warm enter the queue, and pending claims are bound to them. Nothing else happens here, so that those
+    claims are answered soon.
 
-    Gives the pools that got one. The caller calls `follow_ready` for them after its commit.
+    Returns the pools that got a VM. The caller calls `follow_ready` for them after its commit.
     """
     ready = await vms.move(tx, [vm.id for vm in booted], VmState.READY, sources=[VmState.BOOTING])
     if not ready:
@@ -61,10 +64,10 @@ async def make_ready(tx: Tx, booted: Sequence[ObservedVm]) -> list[UUID]:
 
 
 async def follow_ready(tx: Tx, pools: Sequence[UUID], booted: Sequence[ObservedVm]) -> None:
-    """What VMs that became ready bring about after their commit: a second look for waiting claims, and a word to the planner.
+    """What follows once VMs became ready and that was committed: pending claims are bound once more, and the pools are planned.
 
-    A claim that began to wait at the same moment is seen by one of the two looks. The failures of a pool are forgotten
-    where a VM came up for the first time; one that only recovers says nothing of the next.
+    A claim that became pending at the same moment is seen by this or by `make_ready`. The failures of a pool are forgotten if
+    one of its VMs became ready for the first time. A VM that only recovers says nothing about the next one.
     """
     for pool_id in pools:
         await notify_settled(tx, await claims.bind_pending(tx, pool_id))
@@ -75,7 +78,7 @@ async def follow_ready(tx: Tx, pools: Sequence[UUID], booted: Sequence[ObservedV
 
 
 async def serve_waiting(tx: Tx, pool_id: UUID) -> int:
-    """Binds waiting claims of the pool to VMs that are ready, both in order; how many."""
+    """Binds pending claims of the pool to ready VMs, both in their order. Returns how many."""
     bound = await claims.bind_pending(tx, pool_id)
     if bound:
         await notify_settled(tx, bound)
@@ -83,11 +86,11 @@ async def serve_waiting(tx: Tx, pool_id: UUID) -> int:
     return len(bound)
 
 
-async def give_up(tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, rules: FateRules, now: datetime) -> bool:
-    """A VM has `failed` or is `lost`. False where it was in another state by now, and nothing was changed.
+async def give_up(tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, rules: FailureRules, now: datetime) -> bool:
+    """A VM becomes `failed` or `lost`. False if it is in another state by now: then nothing was changed.
 
-    A claim that holds it fails; within the replace window it gets another VM instead, from the front of the queue. A VM
-    that never came up counts against its pool.
+    Its claim fails, or, within the replace window, waits at the front of the queue for another VM. A VM that was never ready
+    counts as a failure of its pool.
     """
     requeued = False
     if vm.state is VmState.CLAIMED and vm.claim_id is not None and await claims.has_vm(tx, vm.claim_id, vm.id):
@@ -96,29 +99,30 @@ async def give_up(tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, rules
                 tx, vm.claim_id, vm_id=vm.id, reason=reason, pending_seconds=rules.pending_seconds
             )
         else:
-            why = f"its VM {vm.name} is gone: {reason}"
+            why = f"its VM {vm.name} failed: {reason}"
             await claims.end(tx, [vm.claim_id], ClaimState.FAILED, sources=[ClaimState.BOUND], reason=why)
-    never_came_up = vm.state in {VmState.CREATING, VmState.BOOTING} and vm.ready_at is None
-    if never_came_up:
-        # Before the VM: who gives up many VMs of a pool holds its row already when it comes to one that another gives up too.
+    was_never_ready = vm.state in {VmState.CREATING, VmState.BOOTING} and vm.ready_at is None
+    if was_never_ready:
+        # The pool is locked before the VM: whoever gives up several VMs of a pool has locked it already when the next VM comes.
         await pool_rows.lock_failures(tx, vm.pool_id)
     if not await vms.move(tx, [vm.id], target, sources=[vm.state], reason=reason):
         return False
-    if never_came_up:
+    if was_never_ready:
         await count_failure(tx, vm.pool_id, planned_at=vm.created_at, reason=reason, rules=rules, now=now)
     if requeued:
         await serve_waiting(tx, vm.pool_id)
     if target is VmState.FAILED:
         await notify(tx, Topic.REMOVE)
     await pool_rows.plan_soon(tx, vm.pool_id)
+    VM_ENDS.labels(was=vm.state, became=target).inc()
     log.info("vm.given_up", vm=vm.name, state=target, was=vm.state, reason=reason, claim_replaced=requeued)
     return True
 
 
 async def count_failure(
-    tx: Tx, pool_id: UUID, *, planned_at: datetime, reason: str, rules: FateRules, now: datetime
+    tx: Tx, pool_id: UUID, *, planned_at: datetime, reason: str, rules: FailureRules, now: datetime
 ) -> None:
-    """Weighs a VM that never came up against its pool: a backoff, and the breaker after too many in a row."""
+    """Counts a VM that was never ready as a failure of its pool: the pool backs off, and stalls after too many in a row."""
     consecutive, counted_at = await pool_rows.lock_failures(tx, pool_id)
     verdict = judge_failure(
         FailureRecord(consecutive, counted_at),
@@ -144,9 +148,24 @@ async def count_failure(
         log.warning("pool.stalled", pool_id=str(pool_id), reason=reason, failures=verdict.consecutive)
 
 
-async def let_go(tx: Tx, vm: ObservedVm) -> None:
-    """The cluster has let go of a VM that we asked it to remove."""
+async def end_removed(tx: Tx, vm: ObservedVm) -> None:
+    """The cluster no longer has a VM that was to be removed."""
     if vm.state is VmState.FAILED:
-        await vms.release(tx, [vm.id], sources=[VmState.FAILED], reason="its object had gone by itself")
+        await vms.release(tx, [vm.id], sources=[VmState.FAILED], reason="its object had left the cluster already")
     await vms.move(tx, [vm.id], VmState.DELETED, sources=[VmState.RELEASING])
     await pool_rows.plan_soon(tx, vm.pool_id)
+
+
+async def give_up_stranded(db: Database, vm_ids: Iterable[UUID], *, reason: str, rules: FailureRules) -> None:
+    """Gives up VMs whose disks were to be made from something that the cluster has lost, each in its own transaction.
+
+    Otherwise their claims would wait until the boot timeout, though another path may be open to them. A VM that has a node by
+    now has its disks, and goes on.
+    """
+    for vm_id in vm_ids:
+        async with db.begin() as tx:
+            vm = (await observed.by_ids(tx, [vm_id])).get(vm_id)
+            if vm is None or vm.state not in {VmState.CREATING, VmState.BOOTING} or vm.facts.node is not None:
+                continue
+            now = await observed.database_now(tx)
+            await give_up(tx, vm, VmState.FAILED, reason=reason, rules=rules, now=now)

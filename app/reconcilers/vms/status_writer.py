@@ -1,4 +1,6 @@
-"""Writing down what the cluster shows: changes in batches, the end of objects, and whole lists with what is missing or too many."""
+"""Writes what the cluster shows of VMs to their rows: changes, the end of objects, and whole lists, which also show what is
+missing and what nobody knows.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -10,38 +12,37 @@ import structlog
 from app.compute.gateway import Gateway
 from app.compute.vms import Gone, Listed
 from app.config import Settings
-from app.domain.health import HealthRules, Judgement, Verdict, ailment, judge
+from app.domain.health import HealthRules, Judgement, Verdict, health_problem, judge
 from app.domain.observation import Observation
 from app.domain.stages import BootMarks, measure_stages
 from app.domain.states import VM_ENDED, VmState
 from app.errors import ClusterError, ClusterUnavailable
 from app.reconcilers.vm_pools.adoption import find_rows, note_detached
-from app.reconcilers.vms.outcomes import FateRules, follow_ready, give_up, let_go, make_ready
-from app.store import vm_pools as backing
+from app.reconcilers.vms.outcomes import FailureRules, end_removed, follow_ready, give_up, make_ready
+from app.store import vm_pools
 from app.store.database import Database, Tx
 from app.store.vms import observed
 from app.store.vms import rows as vms
-from app.store.vms.observed import ObservedVm, Sighting
-from app.telemetry import BOOT_SECONDS, ORPHANS, VM_ENDS
+from app.store.vms.observed import ObservedVm, VmStatus
+from app.telemetry import BOOT_SECONDS, ORPHANS
 
 _CHUNK = 200
 _CLOCK_ALLOWANCE = timedelta(seconds=30)
-"""How far this process's clock may be from the database's before a list could miss a VM that it could not have shown."""
+"""How far this process's clock may be off the database's. A VM that is newer than that may be missing from a list."""
 _ORPHANS_AT_ONCE = 50
 _SHOWN = frozenset({Verdict.READY, Verdict.NOTED, Verdict.UNREADY})
 log = structlog.get_logger(__name__)
 
 Fence = Callable[[Tx], Awaitable[None]]
-"""Raises where this process may not write down any more what it sees; else nobody else begins to until the transaction ends."""
-
+"""Raises if this process may no longer write what it observes. Otherwise nobody else may until the transaction ends."""
 
 OnBoot = Callable[[Mapping[UUID, BootMarks]], None]
-"""Is told of VMs that booted, for what their pods know of it."""
+"""Is called with VMs that booted, by id."""
 
 
-class Observing:
-    """`fence` opens every transaction. Without one two that watch at once could undo each other: the slower one writes down
-    that a VM has no instance yet, which the other has seen boot and a client has claimed.
+class StatusWriter:
+    """`fence` is called first in every transaction. Without it two informers at once could undo each other's writes: the slower
+    one writes that a VM has no instance yet, after the other saw it boot and a client claimed it.
     """
 
     def __init__(
@@ -61,12 +62,12 @@ class Observing:
             unready_grace=timedelta(seconds=settings.unready_grace_seconds),
             replace_window=timedelta(seconds=settings.replace_window_seconds),
         )
-        self._fates = FateRules.of(settings)
+        self._failure_rules = FailureRules.of(settings)
         self._orphan_grace = timedelta(seconds=settings.orphan_grace_seconds)
 
-    async def apply_changes(self, seen: Sequence[Observation]) -> None:
-        """One transaction for a batch of VMs; the last observation of each counts."""
-        latest = {obs.uid: obs for obs in seen}.values()
+    async def apply_changes(self, observations: Sequence[Observation]) -> None:
+        """Writes a batch of VMs in one transaction. Of several observations of a VM the last one counts."""
+        latest = {obs.uid: obs for obs in observations}.values()
         by_id = {vm_id: obs for obs in latest if (vm_id := _vm_id(obs)) is not None}
         made = [obs for obs in latest if _vm_id(obs) is None]
         if not by_id and not made:
@@ -85,7 +86,7 @@ class Observing:
                 await self._write_boots(tx, [vm for vm in booted if vm.ready_at is None], by_id, now)
 
     async def apply_gone(self, *gone: Gone) -> None:
-        """Objects have left the cluster: as we asked, all in one transaction, or without us, each in its own."""
+        """Objects have left the cluster. Those that we removed are written in one transaction, each other one in its own."""
         if not gone:
             return
         async with self._begin() as tx:
@@ -93,15 +94,15 @@ class Observing:
             expected = [vm for vm in ended if vm.state in {VmState.RELEASING, VmState.FAILED}]
             for vm in sorted(
                 expected, key=lambda vm: (vm.pool_id, vm.id)
-            ):  # pools in one order, as all who wake planners
-                await let_go(tx, vm)
+            ):  # pools in one order, so that nobody deadlocks
+                await end_removed(tx, vm)
         for vm in [vm for vm in ended if vm not in expected]:
             async with self._begin() as tx:
                 for current in (await observed.by_ids(tx, [vm.id])).values():
-                    await self._end(tx, current, reason="its object left the cluster without us")
+                    await self._end(tx, current, reason="its object was removed from the cluster by somebody else")
 
     async def apply_list(self, listed: Listed) -> None:
-        """The whole truth at `began_at`: every VM in it, those that are missing from it, and those that nobody knows."""
+        """Everything that was in the cluster at `began_at`: VMs in the list, VMs missing from it, and objects that no row knows."""
         for start in range(0, len(listed.observations), _CHUNK):
             await self.apply_changes(listed.observations[start : start + _CHUNK])
         await self._end_missing(listed)
@@ -117,7 +118,7 @@ class Observing:
     async def _apply(
         self, tx: Tx, by_id: dict[UUID, Observation], now: datetime
     ) -> tuple[list[ObservedVm], list[UUID]]:
-        """As many statements for many VMs as for one, but for those that fail: others wait for the rows meanwhile."""
+        """The number of statements does not grow with the number of VMs, except for VMs that fail: others wait for these rows."""
         found = [vm for vm in (await observed.by_ids(tx, by_id)).values() if vm.name == by_id[vm.id].name]
         judged = [(vm, self._judge(vm, by_id[vm.id], now)) for vm in found]
         created = [vm for vm, judgement in judged if judgement.verdict is Verdict.CREATED]
@@ -125,26 +126,26 @@ class Observing:
             booting = await self._begin_boots(tx, created, by_id)
             judged = [each for each in judged if each[1].verdict is not Verdict.CREATED]
             judged += [(vm, self._judge(vm, by_id[vm.id], now)) for vm in booting]
-        # Claims before VMs, and in the order of their ids, as whoever ends claims locks them: nobody waits in a circle.
+        # Claims before VMs, in the order of their ids: whoever ends claims locks them in the same order, so nobody deadlocks.
         for vm, judgement in sorted(
             judged, key=lambda one: (one[0].claim_id is not None, one[0].claim_id or one[0].id)
         ):
             await self._act(tx, vm, by_id[vm.id], judgement, now)
         await observed.write(
-            tx, [_sighting(vm.id, by_id[vm.id], verdict) for vm, verdict in judged if verdict.verdict in _SHOWN]
+            tx, [_status(vm.id, by_id[vm.id], verdict) for vm, verdict in judged if verdict.verdict in _SHOWN]
         )
         booted = [vm for vm, judgement in judged if judgement.verdict is Verdict.READY]
         return booted, await make_ready(tx, booted)
 
-    def _judge(self, vm: ObservedVm, seen: Observation, now: datetime) -> Judgement:
-        return judge(vm.facts, seen, vm.warm_when, self._rules, now)
+    def _judge(self, vm: ObservedVm, obs: Observation, now: datetime) -> Judgement:
+        return judge(vm.facts, obs, vm.warm_when, self._rules, now)
 
     async def _begin_boots(
         self, tx: Tx, created: Sequence[ObservedVm], by_id: dict[UUID, Observation]
     ) -> list[ObservedVm]:
-        """VMs that the watch shows before our own create was answered boot from here on, and are told as they then are.
+        """VMs that the watch shows before our create was answered are booting from here on. Returns them as they are then.
 
-        Also those whose create is put off because its answer was lost: no later event may come to say that one is ready.
+        Also VMs whose create is retried because its answer was lost: there may be no later event to say that such a VM is ready.
         """
         planned = [vm.id for vm in created if vm.state is VmState.PLANNED]
         await vms.move(tx, planned, VmState.CREATING, sources=[VmState.PLANNED])
@@ -153,15 +154,15 @@ class Observing:
             ids = [vm.id for vm in created if vm.boot_timeout_seconds == seconds]
             moved += await vms.move(tx, ids, VmState.BOOTING, sources=[VmState.CREATING], deadline_seconds=seconds)
         verdict = Judgement(Verdict.CREATED)
-        await observed.write(tx, [_sighting(vm_id, by_id[vm_id], verdict) for vm_id in moved])
-        # Where one was not moved our create was answered since its row was read: it boots, and this may be the last event
-        # that tells it to be warm.
+        await observed.write(tx, [_status(vm_id, by_id[vm_id], verdict) for vm_id in moved])
+        # If a VM was not moved, our create was answered after its row was read: it boots, and this may be the last event that
+        # shows it warm.
         return list((await observed.by_ids(tx, [vm.id for vm in created])).values())
 
     async def _write_boots(
         self, tx: Tx, booted: Sequence[ObservedVm], by_id: dict[UUID, Observation], now: datetime
     ) -> None:
-        """How long each stage of a first boot took, as far as VM and instance tell it."""
+        """Writes how long each stage of a first boot took, as far as VM and instance show it."""
         marks = {
             vm.id: BootMarks.of(by_id[vm.id], planned_at=vm.created_at, asked_at=vm.asked_at, ready_at=now)
             for vm in booted
@@ -173,17 +174,17 @@ class Observing:
             if vm.asked_at is not None:
                 BOOT_SECONDS.observe((now - vm.asked_at).total_seconds())
 
-    async def _act(self, tx: Tx, vm: ObservedVm, seen: Observation, judgement: Judgement, now: datetime) -> None:
+    async def _act(self, tx: Tx, vm: ObservedVm, obs: Observation, judgement: Judgement, now: datetime) -> None:
         if await self._carry_out(tx, vm, judgement, now):
             return
-        # Its state changed since its row was read: a claim took it, and the same observation means something else now.
+        # Its state changed since its row was read, for example by a claim: the same observation means something else now.
         current = (await observed.by_ids(tx, [vm.id])).get(vm.id)
         if current is not None and current.state is not vm.state:
-            again = judge(current.facts, seen, current.warm_when, self._rules, now)
+            again = judge(current.facts, obs, current.warm_when, self._rules, now)
             await self._carry_out(tx, current, again, now)
 
     async def _carry_out(self, tx: Tx, vm: ObservedVm, judgement: Judgement, now: datetime) -> bool:
-        """False where the VM was in another state by now, and nothing was changed."""
+        """False if the VM is in another state by now: then nothing was changed."""
         reason = judgement.reason or "the cluster gave no reason"
         match judgement.verdict:
             case Verdict.UNREADY:
@@ -194,15 +195,14 @@ class Observing:
                     return False
                 log.info("vm.unready", vm=vm.name, reason=reason)
             case Verdict.FAILED | Verdict.DEAD:
-                if not await give_up(tx, vm, VmState.FAILED, reason=reason, rules=self._fates, now=now):
+                if not await give_up(tx, vm, VmState.FAILED, reason=reason, rules=self._failure_rules, now=now):
                     return False
-                VM_ENDS.labels(was=vm.state, became=VmState.FAILED).inc()
             case _:
                 pass
         return True
 
     async def _end(self, tx: Tx, vm: ObservedVm, *, reason: str) -> None:
-        """The VM's object is gone. Where the row changed since it was read, what it says now counts."""
+        """The VM's object is gone. If the row changed since it was read, its new state counts."""
         if not await self._end_as_read(tx, vm, reason=reason):
             current = (await observed.by_ids(tx, [vm.id])).get(vm.id)
             if current is not None and current.state is not vm.state:
@@ -210,12 +210,11 @@ class Observing:
 
     async def _end_as_read(self, tx: Tx, vm: ObservedVm, *, reason: str) -> bool:
         if vm.state in {VmState.RELEASING, VmState.FAILED}:
-            await let_go(tx, vm)
+            await end_removed(tx, vm)
         elif vm.state in {VmState.BOOTING, VmState.READY, VmState.CLAIMED}:
             now = await observed.database_now(tx)
-            if not await give_up(tx, vm, VmState.LOST, reason=reason, rules=self._fates, now=now):
+            if not await give_up(tx, vm, VmState.LOST, reason=reason, rules=self._failure_rules, now=now):
                 return False
-            VM_ENDS.labels(was=vm.state, became=VmState.LOST).inc()
         return True
 
     async def _end_missing(self, listed: Listed) -> None:
@@ -228,21 +227,21 @@ class Observing:
                 await self._end(tx, vm, reason="its object is not in the cluster")
 
     async def _remove_orphans(self, listed: Listed) -> None:
-        """Objects with our label that no living row knows, once they are older than a create whose answer may be on its way.
+        """Removes objects with our label that no row knows, once they are older than any create whose answer may be on its way.
 
-        What a VirtualMachinePool owns is none, whatever rows say: removed, it would only be replaced.
+        Objects that a VirtualMachinePool owns are left alone: the cluster would only replace them.
         """
         old = [obs for obs in listed.observations if not obs.deleting and self._is_old(obs, listed.began_at)]
         async with self._begin() as tx:
             known = await observed.by_ids(tx, [vm_id for obs in old if (vm_id := _vm_id(obs)) is not None])
-            of_pools = await backing.ids_of_uids(tx, [obs.uid for obs in old if _vm_id(obs) is None])
+            of_pools = await vm_pools.ids_of_uids(tx, [obs.uid for obs in old if _vm_id(obs) is None])
         orphans = [obs for obs in old if obs.owner is None and obs.uid not in of_pools and _is_orphan(obs, known)]
         for obs in orphans[:_ORPHANS_AT_ONCE]:
             log.warning("orphan.removed", vm=obs.name, uid=obs.uid, pool=obs.pool)
             try:
                 await self._gateway.delete_vm(name=obs.name, uid=obs.uid)
             except (ClusterUnavailable, ClusterError) as error:
-                log.info("orphan.left_for_later", vm=obs.name, error=error.detail)
+                log.info("orphan.retry_later", vm=obs.name, error=error.detail)
                 return
             ORPHANS.inc()
 
@@ -266,8 +265,8 @@ def _vm_id(obs: Observation) -> UUID | None:
         return None
 
 
-def _sighting(vm_id: UUID, seen: Observation, judgement: Judgement) -> Sighting:
+def _status(vm_id: UUID, obs: Observation, judgement: Judgement) -> VmStatus:
     health = judgement.reason
     if judgement.verdict is Verdict.CREATED:
-        health = ailment(seen) if seen.failure is not None else None
-    return Sighting(vm_id, seen.uid, seen.vmi_uid, seen.node, seen.addresses, health)
+        health = health_problem(obs) if obs.failure is not None else None
+    return VmStatus(vm_id, obs.uid, obs.vmi_uid, obs.node, obs.addresses, health)

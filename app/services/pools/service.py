@@ -17,8 +17,7 @@ from app.ids import new_id, vm_pool_name
 from app.lifecycle.placement import require_fit
 from app.lifecycle.start_sources import require_source, require_use
 from app.services.writes import WriteOutcome, overtaken, prepare_and_commit
-from app.store import events
-from app.store import vm_pools as backing
+from app.store import events, vm_pools
 from app.store.claims import rows as claim_rows
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify, notify_settled
@@ -201,7 +200,7 @@ async def _insert(tx: Tx, prepared: PreparedPool, template: VmTemplate) -> PoolR
     ):
         raise overtaken(f"pool {prepared.name!r}")
     if spec.backing is Backing.VIRTUAL_MACHINE_POOL:
-        await backing.insert(tx, pool_id, name=vm_pool_name(prepared.name, pool_id, 1))
+        await vm_pools.insert(tx, pool_id, name=vm_pool_name(prepared.name, pool_id, 1))
     inserted = await pool_rows.get_by_id(tx, pool_id)
     if inserted is None:
         raise AssertionError("this transaction inserted the pool")

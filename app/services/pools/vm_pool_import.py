@@ -14,8 +14,7 @@ from app.errors import ClusterNotFound, Conflict, FieldProblem, InvalidRequest
 from app.ids import new_id
 from app.services.pools.service import prepare_pool
 from app.services.writes import overtaken
-from app.store import events
-from app.store import vm_pools as backing
+from app.store import events, vm_pools
 from app.store.database import Database
 from app.store.notices import Topic, notify
 from app.store.pools import rows as pool_rows
@@ -75,7 +74,7 @@ async def import_vm_pool(
             ):
                 raise overtaken(f"pool {name!r}")
             sight = found.sight
-            await backing.insert(tx, pool_id, name=sight.name, uid=sight.uid, replicas=sight.replicas, adopted=True)
+            await vm_pools.insert(tx, pool_id, name=sight.name, uid=sight.uid, replicas=sight.replicas, adopted=True)
             await events.record(
                 tx, "pool.created", pool_id=pool_id, size=spec.size, revision=revision[:12], imported=vm_pool
             )

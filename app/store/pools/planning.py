@@ -1,4 +1,4 @@
-"""What planning reads and writes: the pools that are due, one pool's snapshot, and what the plan waits for."""
+"""Rows for the planner: pools that are due, the snapshot of one pool, and what its last plan found."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from app.domain.planning import InFlightVm, PoolSnapshot, ReadyVm
 from app.ids import lowest_id_at
 from app.store.rows import PoolRow
 
-# Below the floor first: theirs are the creates that cannot wait.
+# Pools below their floor first: their VMs are needed soonest.
 _TAKE = text("""
     SELECT q.pool_id FROM pool_plan q JOIN pool p ON p.id = q.pool_id
     WHERE q.due_at <= now() AND NOT (q.pool_id = ANY(CAST(:skip AS uuid[])))
@@ -29,9 +29,9 @@ _WRITE = text("""
     WHERE pool_id = :id
 """).bindparams(bindparam("notes", type_=JSONB))
 
-# One statement, so that all of it is of one moment: a VM that is claimed meanwhile counts once. Of the claims since the last
-# refill each used up one VM, and one more for each that was replaced under it; ids rise with time, so that the index bounds
-# the scan, and an hour is above any time that a claim may wait.
+# One statement, so that everything is read at the same moment and a VM that is claimed meanwhile counts once. Each claim since
+# the last refill used one VM, and one more for each replacement. Ids rise with time, so the index bounds the scan, and no claim
+# waits longer than the hour that `since_id` lies before the refill.
 _SNAPSHOT = text("""
     SELECT c.now, c.claimed, c.leaving, c.waiting, c.drained, v.id, v.state, v.created_at, v.ready_at, v.current, v.asked
     FROM (
@@ -64,7 +64,7 @@ class LastPlan:
 
 
 async def take_due(tx: AsyncConnection, *, skip: Sequence[UUID] = ()) -> UUID | None:
-    """One pool that is due, locked until `tx` ends so that no other replica plans it meanwhile; None: none is."""
+    """One pool that is due. It is locked until `tx` ends, so that no other replica plans it. None: no pool is due."""
     found: UUID | None = (await tx.execute(_TAKE, {"skip": list(skip)})).scalar()
     return found
 
@@ -97,7 +97,7 @@ async def last_plan(tx: AsyncConnection, pool_id: UUID) -> LastPlan:
 
 
 async def snapshot(tx: AsyncConnection, pool: PoolRow) -> tuple[PoolSnapshot, datetime]:
-    """The pool as its rows stand, and the database's time."""
+    """The pool as its rows say, and the time of the database."""
     rows = (await tx.execute(_SNAPSHOT, _snapshot_params(pool))).all()
     ready: list[ReadyVm] = []
     in_flight: list[InFlightVm] = []

@@ -26,7 +26,7 @@ _INSERT = text("""
 """).bindparams(bindparam("spec", type_=JSONB), bindparam("vm_spec", type_=JSONB))
 _INSERT_PLAN = text("INSERT INTO pool_plan (pool_id) VALUES (:id)")
 
-# An edit clears the breaker and the backoff: whoever edits has looked.
+# An edit resets the backoff and the breaker: whoever edits has seen the failures.
 _REPLACE = text("""
     UPDATE pool SET spec = :spec, vm_spec = :vm_spec, revision = :revision, shape = :shape, path = :path, source = :source,
         generation = generation + 1, updated_at = now(),
@@ -36,7 +36,7 @@ _REPLACE = text("""
     WHERE id = :id
 """).bindparams(bindparam("spec", type_=JSONB), bindparam("vm_spec", type_=JSONB))
 
-# Never waits: the planner that has the row may be waiting for a VM that the caller has, and looks again soon anyway.
+# Never waits: the planner that has locked the row may wait for a VM that the caller has locked, and plans again soon anyway.
 _DUE = text("""
     UPDATE pool_plan SET due_at = now() WHERE pool_id = ANY(ARRAY(
         SELECT pool_id FROM pool_plan WHERE pool_id = :id AND due_at > now() FOR UPDATE SKIP LOCKED))
@@ -57,7 +57,7 @@ _END_DELETE = text("""
     RETURNING id
 """)
 _DROP_PLAN = text("DELETE FROM pool_plan WHERE pool_id = :id")
-# NO KEY: a VM that is planned meanwhile refers to the pool, and need not wait.
+# NO KEY: inserting a VM, which refers to the pool, need not wait.
 _LOCK = text("SELECT consecutive_failures, last_failure_at FROM pool WHERE id = :id FOR NO KEY UPDATE")
 _FAILED = text("""
     UPDATE pool SET consecutive_failures = :consecutive, last_failure = :reason, last_failure_at = now(),
@@ -99,7 +99,7 @@ async def insert(
     shape: str,
     kind: str = "pool",
 ) -> bool:
-    """False where another pool of that name came first."""
+    """False if there is a pool of that name already."""
     params = {
         "id": pool_id,
         "name": name,
@@ -136,8 +136,8 @@ async def replace(
 
 
 async def plan_soon(tx: AsyncConnection, *pool_ids: UUID) -> None:
-    """Each pool is planned at the next occasion, and planners hear of it when `tx` commits. One that is being planned at this
-    moment is planned again after its interval.
+    """The pools are due for planning, and planners are woken when `tx` commits. A pool that is being planned at this moment is
+    planned again after its interval.
     """
     for pool_id in sorted(set(pool_ids)):
         await tx.execute(_DUE, {"id": pool_id})
@@ -149,12 +149,12 @@ async def replenish(tx: AsyncConnection, pool_id: UUID) -> None:
 
 
 async def set_paused(tx: AsyncConnection, pool_id: UUID, *, paused: bool) -> bool:
-    """Whether that changed anything."""
+    """True if that changed anything."""
     return (await tx.execute(_PAUSE, {"id": pool_id, "paused": paused})).first() is not None
 
 
 async def forgive(tx: AsyncConnection, ids: Sequence[UUID]) -> list[UUID]:
-    """Forgets the failures of these pools, and closes their breakers; those that had any come back."""
+    """Forgets the failures of these pools and ends their stalls. Returns those that had failures."""
     return [row.id for row in await tx.execute(_RESET, {"ids": list(ids)})]
 
 
@@ -163,7 +163,7 @@ async def begin_delete(tx: AsyncConnection, pool_id: UUID) -> bool:
 
 
 async def end_delete(tx: AsyncConnection, pool_id: UUID) -> bool:
-    """Deletes a pool that is being deleted and has no VM, no waiting claim and no VirtualMachinePool left; its name is free then."""
+    """Deletes a pool that is being deleted and has no VM, no pending claim and no VirtualMachinePool left. Its name is free then."""
     if (await tx.execute(_END_DELETE, {"id": pool_id})).first() is None:
         return False
     await tx.execute(_DROP_PLAN, {"id": pool_id})
@@ -171,7 +171,7 @@ async def end_delete(tx: AsyncConnection, pool_id: UUID) -> bool:
 
 
 async def lock_failures(tx: AsyncConnection, pool_id: UUID) -> tuple[int, datetime | None]:
-    """Failures in a row, and when the last was counted; the row is locked until `tx` ends."""
+    """Failures in a row, and when the last one was counted. The row is locked until `tx` ends."""
     row = (await tx.execute(_LOCK, {"id": pool_id})).one()
     return row.consecutive_failures, row.last_failure_at
 
@@ -190,5 +190,5 @@ async def write_failure(
 
 
 async def prune(tx: AsyncConnection, *, seconds: float) -> int:
-    """Drops pools deleted more than `seconds` ago of which no VM and no claim is kept any more."""
+    """Deletes the rows of pools that were deleted more than `seconds` ago and have no rows of VMs and claims any more."""
     return (await tx.execute(_PRUNE, {"seconds": seconds})).rowcount

@@ -1,4 +1,4 @@
-"""Preload rows: written by name, taken by workers under a lease, written back while it holds, and collected."""
+"""Preload rows: written by name, leased by reconcilers and written while the lease holds, and deleted when unused."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.paths import ImageKind, ImageRef
 from app.domain.preload_lifecycle import NodePull, OnNodes, PreloadState, PullState, Serving, Status, Volume
 from app.domain.preloads import PreloadSpec
+from app.store.leases import ACQUIRE, IS_FREE, RELEASE, RowLeases
+
+LEASES = RowLeases("preload")
 
 _COLUMNS = """
     p.id, p.name, p.spec, p.generation, p.state, p.state_since, p.image_kind, p.image, p.status, p.reason, p.used_at, p.uses,
@@ -32,46 +35,44 @@ _INSERT = text("""
     INSERT INTO preload (id, name, spec, image_kind, image, automatic) VALUES (:id, :name, :spec, :kind, :image, :automatic)
     ON CONFLICT (name) WHERE deleted_at IS NULL DO NOTHING RETURNING id
 """).bindparams(bindparam("spec", type_=JSONB))
-_REPLACE = text("""
+_REPLACE = text(f"""
     UPDATE preload SET spec = :spec, image_kind = :kind, image = :image, updated_at = now(), automatic = :automatic,
-        due_at = now(), lease_token = NULL, lease_expires_at = NULL
+        due_at = now(), {RELEASE}
     WHERE id = :id
 """).bindparams(bindparam("spec", type_=JSONB))
-_BEGIN_ANEW = text("""
+_BEGIN_ANEW = text(f"""
     UPDATE preload SET generation = generation + 1, state = 'planned', state_since = now(), attempts = 0, reason = NULL,
-        status = status - '{phase,bytes_total,restarts,trouble,moved_at,samples}'::text[], due_at = now(), updated_at = now(), lease_token = NULL, lease_expires_at = NULL
+        status = status - '{{phase,bytes_total,restarts,trouble,moved_at,samples}}'::text[], due_at = now(), updated_at = now(),
+        {RELEASE}
     WHERE id = :id
 """)
 _DROP_SERVING = text("UPDATE preload SET status = status - 'volume' - 'on', ready_at = NULL WHERE id = :id")
-_BEGIN_DELETE = text("""
+_BEGIN_DELETE = text(f"""
     UPDATE preload SET deleting_at = now(), state = 'deleting', state_since = now(), due_at = now(), attempts = 0, reason = :reason,
-        lease_token = NULL, lease_expires_at = NULL
+        {RELEASE}
     WHERE id = :id AND deleting_at IS NULL RETURNING id
 """)
-_TAKE = text(f"""
+_ACQUIRE_DUE = text(f"""
     WITH due AS (
-        SELECT id FROM preload WHERE deleted_at IS NULL AND due_at <= now()
-          AND (lease_expires_at IS NULL OR lease_expires_at < now())
+        SELECT id FROM preload WHERE deleted_at IS NULL AND due_at <= now() AND {IS_FREE}
         ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED),
     p AS (
-        UPDATE preload SET lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)
+        UPDATE preload SET {ACQUIRE}
         FROM due WHERE preload.id = due.id RETURNING preload.*)
     SELECT {_COLUMNS} FROM p ORDER BY p.id
 """)
-_WRITE = text("""
+_WRITE = text(f"""
     UPDATE preload SET state = :state, state_since = CASE WHEN state = :state THEN state_since ELSE now() END,
         status = :status, reason = :reason, generation = :generation, attempts = :attempts,
         ready_at = CASE WHEN NOT :usable THEN NULL WHEN :fresh THEN now() ELSE coalesce(ready_at, now()) END,
         deleted_at = CASE WHEN :state = 'deleted' THEN now() END,
-        due_at = now() + make_interval(secs => :seconds), lease_token = NULL, lease_expires_at = NULL
+        due_at = now() + make_interval(secs => :seconds), {RELEASE}
     WHERE id = :id AND lease_token = :token AND deleted_at IS NULL RETURNING id
 """).bindparams(bindparam("status", type_=JSONB))
-_DEFER = text("""
-    UPDATE preload SET due_at = now() + make_interval(secs => :seconds), reason = :why,
-        lease_token = NULL, lease_expires_at = NULL
+_RETRY = text(f"""
+    UPDATE preload SET due_at = now() + make_interval(secs => :seconds), reason = :reason, {RELEASE}
     WHERE id = :id AND lease_token = :token
 """)
-_HAND_BACK = text("UPDATE preload SET lease_token = NULL, lease_expires_at = NULL WHERE lease_token = :token")
 _LIVE = text("SELECT id FROM preload WHERE id = ANY(CAST(:ids AS uuid[])) AND deleted_at IS NULL")
 _NOTE_USE = text("""
     UPDATE preload SET used_at = now(), uses = uses + 1 WHERE name = :name AND deleted_at IS NULL
@@ -86,7 +87,7 @@ _STRANDED = text(
     f"SELECT v.id FROM vm v WHERE {_MAKING} AND v.asked_at <= :before AND v.node IS NULL ORDER BY v.id LIMIT 500"
 )
 _CLONING = text(f"SELECT 1 FROM vm v WHERE {_MAKING} AND v.asked_at <= :since LIMIT 1")
-# Of a container image a live VM is a user, too: what it booted from stays on its node for its next start.
+# A live VM uses its container image: the image stays on its node for its next start.
 _UNUSED = """
     p.deleting_at IS NULL AND p.deleted_at IS NULL AND (p.automatic OR p.spec->>'ttl_seconds' IS NOT NULL)
     AND NOT EXISTS (SELECT 1 FROM pool o WHERE o.path = 'preload' AND o.source = p.name AND o.deleted_at IS NULL)
@@ -141,20 +142,20 @@ async def get_by_id(tx: AsyncConnection, preload_id: UUID) -> PreloadRow | None:
 
 
 async def get_by_image(tx: AsyncConnection, image: ImageRef) -> PreloadRow | None:
-    """One that brings that image near; a user's rather than one of our own making."""
+    """A preload of that image. One that a user wrote comes before one that `remember` made."""
     row = (await tx.execute(_BY_IMAGE, {"image": image.reference, "kind": str(image.kind)})).mappings().first()
     return _read(row) if row else None
 
 
 async def page(tx: AsyncConnection, *, after: str, limit: int) -> list[PreloadRow]:
-    """By name, those after `after`."""
+    """Sorted by name, those after `after`."""
     return [_read(row) for row in (await tx.execute(_PAGE, {"after": after, "limit": limit})).mappings()]
 
 
 async def insert(
     tx: AsyncConnection, *, preload_id: UUID, name: str, spec: PreloadSpec, image: ImageRef, automatic: bool
 ) -> bool:
-    """False where another preload of that name came first."""
+    """False if there is a preload of that name already."""
     params = {**_written(spec, image), "id": preload_id, "name": name, "automatic": automatic}
     return (await tx.execute(_INSERT, params)).first() is not None
 
@@ -166,7 +167,7 @@ async def replace(
 
 
 async def begin_anew(tx: AsyncConnection, preload_id: UUID, *, keep_serving: bool = True) -> None:
-    """The next generation; what serves now goes on serving until it is ready, but where it is of another image."""
+    """Begins the next generation. Until it is ready, VMs start from the present one if `keep_serving`."""
     if not keep_serving:
         await tx.execute(_DROP_SERVING, {"id": preload_id})
     await tx.execute(_BEGIN_ANEW, {"id": preload_id})
@@ -176,10 +177,10 @@ async def begin_delete(tx: AsyncConnection, preload_id: UUID, *, reason: str | N
     return (await tx.execute(_BEGIN_DELETE, {"id": preload_id, "reason": reason})).first() is not None
 
 
-async def take_due(tx: AsyncConnection, *, token: UUID, limit: int, seconds: float) -> list[PreloadRow]:
-    """Preloads to be looked at, under a lease of `seconds`."""
+async def acquire_due(tx: AsyncConnection, *, token: UUID, limit: int, seconds: float) -> list[PreloadRow]:
+    """Preloads that are due, under a lease of `seconds`."""
     params = {"token": token, "limit": limit, "seconds": seconds}
-    return [_read(row) for row in (await tx.execute(_TAKE, params)).mappings()]
+    return [_read(row) for row in (await tx.execute(_ACQUIRE_DUE, params)).mappings()]
 
 
 async def write(
@@ -196,8 +197,8 @@ async def write(
     fresh: bool,
     seconds: float,
 ) -> bool:
-    """What came of a look, and when the next is; False where the lease was lost, and nothing is written. `fresh`: what VMs
-    start from is another than before.
+    """Writes what a visit found, and that the next one is due after `seconds`. False if the lease was lost: nothing is written.
+    `fresh`: VMs start from something else than before.
     """
     params = {
         "id": preload_id,
@@ -214,49 +215,45 @@ async def write(
     return (await tx.execute(_WRITE, params)).first() is not None
 
 
-async def defer(tx: AsyncConnection, preload_id: UUID, *, token: UUID, seconds: float, why: str) -> None:
-    """Nothing could be seen or done: it is looked at again after `seconds`."""
-    await tx.execute(_DEFER, {"id": preload_id, "token": token, "seconds": seconds, "why": why})
-
-
-async def hand_back(tx: AsyncConnection, *, token: UUID) -> None:
-    await tx.execute(_HAND_BACK, {"token": token})
+async def retry_later(tx: AsyncConnection, preload_id: UUID, *, token: UUID, seconds: float, reason: str) -> None:
+    """The cluster could not be asked: the preload is due again after `seconds`."""
+    await tx.execute(_RETRY, {"id": preload_id, "token": token, "seconds": seconds, "reason": reason})
 
 
 async def live(tx: AsyncConnection, ids: list[UUID]) -> set[UUID]:
-    """Those of `ids` that are preloads still, being deleted or not."""
+    """Those of `ids` that are not deleted yet."""
     return {row.id for row in await tx.execute(_LIVE, {"ids": ids})}
 
 
 async def note_use(tx: AsyncConnection, name: str) -> None:
-    """A VM was made that starts from it."""
+    """A VM that starts from it was created."""
     await tx.execute(_NOTE_USE, {"name": name})
 
 
 async def users(tx: AsyncConnection, name: str) -> tuple[list[str], int]:
-    """Pools that start from it, ten at most, and how many VMs are being made from it."""
+    """At most ten pools that start from it, and how many VMs are being created from it."""
     pools = [row.name for row in await tx.execute(_POOLS, {"name": name})]
     making: int = (await tx.execute(_VMS, {"name": name})).scalar_one()
     return pools, making
 
 
 async def stranded(tx: AsyncConnection, name: str, *, before: datetime) -> list[UUID]:
-    """VMs on their way that have no node yet, and were to start from what the preload had before that moment."""
+    """VMs that have no node yet and were asked for before that moment, to start from the preload."""
     return [row.id for row in await tx.execute(_STRANDED, {"name": name, "before": before})]
 
 
 async def is_cloned(tx: AsyncConnection, name: str, *, since: datetime) -> bool:
-    """Whether a VM is being made that may still clone what served until `since`."""
+    """Whether a VM is being created that may still clone what served until `since`."""
     return (await tx.execute(_CLONING, {"name": name, "since": since})).first() is not None
 
 
 async def expired(tx: AsyncConnection, *, keep_seconds: float) -> list[PreloadRow]:
-    """Unused for longer than they are to be kept: those of our own making, and those with a `ttl_seconds`. Locked."""
+    """Preloads made by `remember`, or with `ttl_seconds`, that were unused for too long. Their rows are locked."""
     return [_read(row) for row in (await tx.execute(_EXPIRED, {"keep_seconds": keep_seconds})).mappings()]
 
 
 async def in_excess(tx: AsyncConnection, *, most: int) -> list[PreloadRow]:
-    """Of our own making, unused, and beyond the `most` that were used last. Locked."""
+    """Unused preloads made by `remember`, except the `most` that were used last. Their rows are locked."""
     return [_read(row) for row in (await tx.execute(_EXCESS, {"most": most})).mappings()]
 
 
@@ -265,7 +262,7 @@ async def prune(tx: AsyncConnection, *, seconds: float) -> int:
 
 
 def dump_status(status: Status) -> dict[str, Any]:
-    """As the column keeps it. `volume` is what others read of it."""
+    """The status as the column stores it. Other statements read `volume` and `on`."""
     kept: dict[str, Any] = {
         "phase": status.phase,
         "bytes_total": status.bytes_total,

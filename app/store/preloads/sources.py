@@ -1,4 +1,4 @@
-"""Preloads as others read them: what VMs can start from, and which images are near."""
+"""Preloads as sources of VMs: what VMs can start from now, and which images have a preload."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.paths import FromImage, FromVolume, ImageKind, ImageRef
 
-# What VMs start from is in the status; the state is that of the import, and a newer one may be on its way.
+# The status says what VMs start from. The state is that of the import, which may be one of a newer generation.
 _BY_NAME = text("""
     SELECT name, image_kind, image, status, state, reason FROM preload
     WHERE name = :name AND deleting_at IS NULL AND deleted_at IS NULL
@@ -31,14 +31,14 @@ _UNDER_WAY = text("""
       AND p.state IN ('planned', 'importing', 'pulling') ORDER BY p.created_at
 """)
 _READY_AT = text("SELECT ready_at FROM preload WHERE name = :name AND deleting_at IS NULL AND deleted_at IS NULL")
-_HOLD = text("""
+_LOCK = text("""
     SELECT image_kind, image FROM preload WHERE name = :name AND deleting_at IS NULL AND deleted_at IS NULL FOR SHARE
 """)
 
 
 @dataclass(frozen=True, slots=True)
 class PreloadOption:
-    """A preload that brings `image` near now. `on_nodes` of `of_nodes` that it is meant for have a container image."""
+    """A preload that has `image` now. A container image is on `on_nodes` of the `of_nodes` that it is meant for."""
 
     name: str
     image: ImageRef
@@ -48,7 +48,7 @@ class PreloadOption:
 
 
 async def start_of(tx: AsyncConnection, name: str) -> FromVolume | FromImage | str | None:
-    """What holds the preload's image; a string says why nothing does yet; None: no preload of that name is left."""
+    """What VMs start from. A string says why there is nothing yet. None: there is no preload of that name."""
     row = (await tx.execute(_BY_NAME, {"name": name})).first()
     if row is None:
         return None
@@ -72,7 +72,7 @@ async def start_of(tx: AsyncConnection, name: str) -> FromVolume | FromImage | s
 
 
 async def ready_for_images(tx: AsyncConnection, images: Sequence[ImageRef]) -> list[PreloadOption]:
-    """Of each image the preload that serves it best, in the order of `images`; images that none brings near are missing.
+    """For each image the best preload, in the order of `images`. Images without a preload are left out.
 
     A VM starts from one preload: `domain.preload_choice.needed_image` says which of several images counts.
     """
@@ -87,20 +87,20 @@ async def ready_for_images(tx: AsyncConnection, images: Sequence[ImageRef]) -> l
 
 
 async def under_way_for_images(tx: AsyncConnection, images: Sequence[ImageRef]) -> list[str]:
-    """Names of the preloads that are about to bring one of the images near."""
+    """Names of the preloads that import or pull one of the images now."""
     rows = await tx.execute(_UNDER_WAY, {"images": [image.reference for image in images]})
     return [row.name for row in rows if ImageRef(ImageKind(row.image_kind), row.image) in images]
 
 
 async def ready_at(tx: AsyncConnection, name: str) -> datetime | None:
-    """Since when what VMs start from is what it is; None: there is nothing to start from."""
+    """When the present volume or image became ready. None: VMs cannot start from it."""
     found: datetime | None = (await tx.execute(_READY_AT, {"name": name})).scalar()
     return found
 
 
-async def hold(tx: AsyncConnection, name: str) -> ImageRef | None:
-    """The preload's image; the preload stays until `tx` ends. None: there is none of that name, or it is being deleted."""
-    row = (await tx.execute(_HOLD, {"name": name})).first()
+async def lock(tx: AsyncConnection, name: str) -> ImageRef | None:
+    """The image of the preload, whose row is locked against changes until `tx` ends. None: there is none, or it is being deleted."""
+    row = (await tx.execute(_LOCK, {"name": name})).first()
     return ImageRef(ImageKind(row.image_kind), row.image) if row is not None else None
 
 

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import DateTime, MetaData, text
+from sqlalchemy import Column, DateTime, Integer, MetaData, Uuid, text
 from sqlalchemy.types import UserDefinedType
 from typing_extensions import override
 
@@ -35,3 +35,13 @@ AWARE = DateTime(timezone=True)
 def one_of(column: str, values: type[StrEnum]) -> str:
     """A check that the column holds one of the values."""
     return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"
+
+
+def lease_columns() -> list[Column[Any]]:
+    """The columns by which workers lease rows (see `store.leases`)."""
+    return [
+        Column("due_at", AWARE, nullable=False, server_default=NOW, comment="a worker looks at it from then on"),
+        Column("attempts", Integer, nullable=False, server_default=text("0")),
+        Column("lease_token", Uuid),
+        Column("lease_expires_at", AWARE),
+    ]

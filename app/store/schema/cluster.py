@@ -17,7 +17,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app.domain.snapshots import TakeState
-from app.store.schema.base import AWARE, NOW, metadata, one_of
+from app.store.schema.base import AWARE, NOW, lease_columns, metadata, one_of
 
 node = Table(
     "node",
@@ -42,10 +42,7 @@ snapshot = Table(
     Column("updated_at", AWARE, nullable=False, server_default=NOW),
     Column("deleting_at", AWARE),
     Column("deleted_at", AWARE),
-    Column("due_at", AWARE, nullable=False, server_default=NOW, comment="a worker looks at it from then on"),
-    Column("attempts", Integer, nullable=False, server_default=text("0")),
-    Column("lease_token", Uuid),
-    Column("lease_expires_at", AWARE),
+    *lease_columns(),
     Index("snapshot_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
     Index("snapshot_due_idx", "due_at", postgresql_where=text("deleted_at IS NULL")),
 )
@@ -104,10 +101,7 @@ preload = Table(
     Column("updated_at", AWARE, nullable=False, server_default=NOW),
     Column("deleting_at", AWARE),
     Column("deleted_at", AWARE),
-    Column("due_at", AWARE, nullable=False, server_default=NOW, comment="a worker looks at it from then on"),
-    Column("attempts", Integer, nullable=False, server_default=text("0")),
-    Column("lease_token", Uuid),
-    Column("lease_expires_at", AWARE),
+    *lease_columns(),
     Index("preload_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
     Index("preload_due_idx", "due_at", postgresql_where=text("deleted_at IS NULL")),
     Index("preload_image_idx", "image", postgresql_where=text("deleted_at IS NULL")),
@@ -139,9 +133,6 @@ vm_pool = Table(
     Column("incident", Text, comment="what somebody else last did to it, in words"),
     Column("incident_at", AWARE),
     Column("deleted_at", AWARE, comment="its pool is deleted, and it is no more"),
-    Column("due_at", AWARE, nullable=False, server_default=NOW, comment="a worker looks at it from then on"),
-    Column("attempts", Integer, nullable=False, server_default=text("0")),
-    Column("lease_token", Uuid),
-    Column("lease_expires_at", AWARE),
+    *lease_columns(),
     Index("vm_pool_due_idx", "due_at", postgresql_where=text("deleted_at IS NULL")),
 )

@@ -23,7 +23,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from app.domain.paths import StartPath
 from app.domain.states import ClaimState, VmState
-from app.store.schema.base import AWARE, NOW, metadata, one_of
+from app.store.schema.base import AWARE, NOW, lease_columns, metadata, one_of
 
 ready_seq = Sequence("ready_seq", metadata=metadata)
 
@@ -123,10 +123,7 @@ vm = Table(
     Column("reason", Text, comment="why it failed, was lost, or is released"),
     Column("claim_id", Uuid),
     Column("deadline_at", AWARE, comment="booting: failed after it"),
-    Column("due_at", AWARE, nullable=False, server_default=NOW, comment="a worker looks at it from then on"),
-    Column("attempts", Integer, nullable=False, server_default=text("0")),
-    Column("lease_token", Uuid),
-    Column("lease_expires_at", AWARE),
+    *lease_columns(),
     Column(
         "work",
         Text,

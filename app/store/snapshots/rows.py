@@ -1,4 +1,4 @@
-"""The rows of snapshots and of their takes: written by name, listed, and each take's changes of state with their events."""
+"""Rows of snapshots and of their takes: written by name, listed, and the changes of state of takes, each with its event."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ _PAGE = f"""
           SELECT 1 FROM snapshot_take t WHERE t.snapshot_id = s.id AND t.state = 'ready' AND t.shape = :shape))
     ORDER BY s.name LIMIT :limit
 """
-# Of those that have ended only the last are told; what has not ended always is.
+# All takes that have not ended, and the last of those that have.
 _TAKES = f"""
     SELECT {_TAKE_COLUMNS} FROM snapshot_take t
     WHERE t.snapshot_id = ANY(CAST(:ids AS uuid[])) AND (t.ended_at IS NULL OR t.number > (
@@ -38,7 +38,7 @@ _TAKES = f"""
     ORDER BY t.snapshot_id, t.number
 """
 _TAKE_BY_ID = f"SELECT {_TAKE_COLUMNS} FROM snapshot_take t WHERE t.id = :id"
-_HOLD = text("SELECT 1 FROM snapshot WHERE name = :name AND deleting_at IS NULL AND deleted_at IS NULL FOR KEY SHARE")
+_LOCK = text("SELECT 1 FROM snapshot WHERE name = :name AND deleting_at IS NULL AND deleted_at IS NULL FOR KEY SHARE")
 _INSERT = text("""
     INSERT INTO snapshot (id, name, spec) VALUES (:id, :name, :spec)
     ON CONFLICT (name) WHERE deleted_at IS NULL DO NOTHING RETURNING id
@@ -113,7 +113,7 @@ class SnapshotRow:
 
 @dataclass(frozen=True, slots=True)
 class TakeRow:
-    """`disks` and `excluded` as they are kept: mappings of SnapshotDisk, and of name and reason."""
+    """`disks` and `excluded` as they are stored: fields of SnapshotDisk, and name and reason."""
 
     id: UUID
     snapshot_id: UUID
@@ -151,7 +151,7 @@ class TakeRow:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotUse:
-    """What started from a snapshot, of the VMs that are still known. Times of the last boots, in seconds."""
+    """How many VMs, of those that still have a row, started from a snapshot; and how long the last boots took, in seconds."""
 
     used: int = 0
     last_at: datetime | None = None
@@ -161,7 +161,7 @@ class SnapshotUse:
 
 
 async def get(tx: AsyncConnection, name: str, *, lock: bool = False) -> SnapshotRow | None:
-    """The snapshot of that name; with `lock` no other writer changes it until `tx` ends."""
+    """The snapshot of that name. With `lock` nobody else changes it until `tx` ends."""
     query = _BY_NAME + (" FOR UPDATE" if lock else "")
     return _snapshot((await tx.execute(text(query), {"name": name})).mappings().first())
 
@@ -173,14 +173,14 @@ async def get_by_id(tx: AsyncConnection, snapshot_id: UUID) -> SnapshotRow | Non
 async def page(
     tx: AsyncConnection, *, after: str, limit: int, shape: str | None, source: str | None
 ) -> list[SnapshotRow]:
-    """By name, those after `after`. `source`: the name of their VM or pool; `shape`: of a ready take."""
+    """Sorted by name, those after `after`. `source`: the name of their VM or pool. `shape`: of one of their ready takes."""
     params = {"after": after, "limit": limit, "shape": shape, "source": source}
     rows = (await tx.execute(text(_PAGE), params)).mappings()
     return [row for row in map(_snapshot, rows) if row is not None]
 
 
 async def takes_of(tx: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, list[TakeRow]]:
-    """The takes of each snapshot, oldest first; of those that have ended only the last few."""
+    """The takes of each snapshot, oldest first. Of takes that have ended only the last few."""
     found: dict[UUID, list[TakeRow]] = {snapshot_id: [] for snapshot_id in ids}
     for row in (await tx.execute(text(_TAKES), {"ids": list(ids), "kept": _TAKES_KEPT})).mappings():
         found[row["snapshot_id"]].append(_take(row))
@@ -192,19 +192,19 @@ async def get_take(tx: AsyncConnection, take_id: UUID) -> TakeRow | None:
     return _take(row) if row else None
 
 
-async def hold(tx: AsyncConnection, name: str) -> bool:
-    """Whether there is such a snapshot that is not being deleted; nobody begins to delete it until `tx` ends."""
-    return (await tx.execute(_HOLD, {"name": name})).first() is not None
+async def lock(tx: AsyncConnection, name: str) -> bool:
+    """Whether there is such a snapshot that is not being deleted. Nobody can delete it until `tx` ends."""
+    return (await tx.execute(_LOCK, {"name": name})).first() is not None
 
 
 async def insert(tx: AsyncConnection, *, snapshot_id: UUID, spec: SnapshotSpec) -> bool:
-    """False where another snapshot of that name came first."""
+    """False if there is a snapshot of that name already."""
     params = {"id": snapshot_id, "name": spec.name, "spec": spec.model_dump(mode="json")}
     return (await tx.execute(_INSERT, params)).first() is not None
 
 
 async def insert_take(tx: AsyncConnection, *, snapshot_id: UUID, take_id: UUID) -> int:
-    """A take is wanted: its number. The caller holds the snapshot's row, or its lease."""
+    """Inserts a planned take and returns its number. The caller has locked the snapshot, or leased it."""
     number: int = (await tx.execute(_INSERT_TAKE, {"id": take_id, "snapshot_id": snapshot_id})).scalar_one()
     return number
 
@@ -214,21 +214,21 @@ async def begin_delete(tx: AsyncConnection, snapshot_id: UUID) -> bool:
 
 
 async def end_delete(tx: AsyncConnection, snapshot_id: UUID) -> bool:
-    """Deletes a snapshot that is being deleted and of which nothing is left; its name is free then."""
+    """Deletes a snapshot that is being deleted and has no take left. Its name is free then."""
     return (await tx.execute(_END_DELETE, {"id": snapshot_id})).first() is not None
 
 
 async def make_due(tx: AsyncConnection, snapshot_id: UUID) -> None:
-    """A worker looks at it at the next occasion."""
+    """The snapshot is due for its reconciler."""
     await tx.execute(_MAKE_DUE, {"id": snapshot_id})
 
 
 async def move_take(
     tx: AsyncConnection, take: TakeRow, target: TakeState, *, reason: str | None = None, **written: Any
 ) -> bool:
-    """Moves a take on from the state that `take` has, and writes what else is known now; False where it has moved already.
+    """Moves a take from the state of `take` to `target`, and writes what else is known now. False if it is in another state.
 
-    `written` may hold shape, revision, based_at, vm_name, vm_uid, claim_id, disks, excluded and bytes. Raises IllegalTransition.
+    `written`: shape, revision, based_at, vm_name, vm_uid, claim_id, disks, excluded, bytes. Raises IllegalTransition.
     """
     check_take_transition(take.state, target)
     more = "".join(f", {column} = :{column}" for column in sorted(written))
@@ -239,22 +239,22 @@ async def move_take(
 
 
 async def note_take(tx: AsyncConnection, take_id: UUID, reason: str | None) -> None:
-    """What it waits for, in words."""
+    """Writes what the take waits for."""
     await tx.execute(_NOTE, {"id": take_id, "reason": reason})
 
 
 async def write_object(tx: AsyncConnection, take_id: UUID, uid: str) -> None:
-    """The cluster has the take's VirtualMachineSnapshot."""
+    """Writes the UID of the take's VirtualMachineSnapshot."""
     await tx.execute(_WRITE_OBJECT, {"id": take_id, "uid": uid})
 
 
 async def pools_using(tx: AsyncConnection, name: str) -> dict[str, VmSpec]:
-    """The users' pools whose VMs start from it, each with the spec of its VMs."""
+    """The pools whose VMs start from it, each with the spec of its VMs. On-demand pools are not among them."""
     return {row.name: row.vm_spec for row in await tx.execute(_USERS, {"name": name})}
 
 
 async def users_of(tx: AsyncConnection, names: Iterable[str]) -> dict[str, list[str]]:
-    """By snapshot the names of the pools whose VMs start from it."""
+    """By snapshot, the names of the pools whose VMs start from it."""
     wanted = list(names)
     found: dict[str, list[str]] = {name: [] for name in wanted}
     for row in await tx.execute(_USERS_OF, {"names": wanted}):
@@ -263,13 +263,13 @@ async def users_of(tx: AsyncConnection, names: Iterable[str]) -> dict[str, list[
 
 
 async def use_of(tx: AsyncConnection, names: Iterable[str]) -> dict[str, SnapshotUse]:
-    """By snapshot what started from it."""
+    """By snapshot, how it was used."""
     rows = await tx.execute(_USE, {"names": list(names), "last": _LAST_BOOTS})
     return {row.name: SnapshotUse(row.used, row.last, row.boots, row.p50, row.p95) for row in rows}
 
 
 async def prune(tx: AsyncConnection, *, seconds: float) -> int:
-    """Drops snapshots that were deleted more than `seconds` ago, with their takes, and says how many."""
+    """Deletes the rows of snapshots that were deleted more than `seconds` ago, with their takes. Returns how many."""
     return (await tx.execute(_PRUNE, {"seconds": seconds})).rowcount
 
 

@@ -1,4 +1,4 @@
-"""Snapshots and their takes as others read them: what VMs can start from, and what has the shape that is wished for."""
+"""Snapshots as sources of VMs: what VMs can start from now, and which snapshots have a certain shape."""
 
 import json
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.paths import FromSnapshot, SnapshotDisk
 
-# What a VM that was asked for before may have begun with stays its own: its disks are made one by one, and a worker that comes
-# after one that died must go on with the same take. Whoever retires a take waits for such VMs.
+# A VM keeps the take that it began with: its disks are made one by one, and the worker after one that died must go on with the
+# same take. A take is removed only once no such VM is left.
 _LATEST = text("""
     WITH moment AS (SELECT coalesce(CAST(:asked_at AS timestamptz), now()) AS asked_at)
     SELECT t.disks FROM moment m CROSS JOIN snapshot s
@@ -19,7 +19,7 @@ _LATEST = text("""
     WHERE s.name = :name AND s.deleted_at IS NULL AND (s.deleting_at IS NULL OR s.deleting_at > m.asked_at)
     ORDER BY t.ready_at <= m.asked_at DESC NULLS LAST, t.number DESC LIMIT 1
 """)
-# A snapshot serves the shape of its newest ready take alone: that is the one that VMs start from.
+# Only the newest ready take of a snapshot counts: VMs start from that one.
 _FOR_SHAPE = text("""
     SELECT s.name, t.shape, t.ready_at FROM snapshot_take t JOIN snapshot s ON s.id = t.snapshot_id
     WHERE t.shape = :shape AND t.state = 'ready' AND s.deleting_at IS NULL AND s.deleted_at IS NULL
@@ -44,9 +44,9 @@ class SnapshotOption:
 
 
 async def start_of(tx: AsyncConnection, name: str, *, asked_at: datetime | None = None) -> FromSnapshot | str | None:
-    """The disks of the latest ready take; a string says why there are none yet; None: no snapshot of that name is left.
+    """The disks of the latest ready take. A string says why there are none yet. None: there is no snapshot of that name.
 
-    For a VM that the cluster was first asked for at `asked_at` it is the latest of then, where there was one.
+    For a VM that the cluster was first asked for at `asked_at` it is the take that was the latest at that time, if any.
     """
     row = (await tx.execute(_LATEST, {"name": name, "asked_at": asked_at})).first()
     if row is None:
@@ -60,11 +60,11 @@ async def start_of(tx: AsyncConnection, name: str, *, asked_at: datetime | None 
 
 
 async def ready_for_shape(tx: AsyncConnection, shape: str, *, limit: int = 10) -> list[SnapshotOption]:
-    """Snapshots whose disks VMs of that shape boot from, the newest first."""
+    """Snapshots from which VMs of that shape can start, the newest first."""
     rows = await tx.execute(_FOR_SHAPE, {"shape": shape, "limit": limit})
     return [SnapshotOption(row.name, row.shape, row.ready_at) for row in rows]
 
 
 async def under_way_for_shape(tx: AsyncConnection, shape: str, *, limit: int = 10) -> list[str]:
-    """Names of the snapshots of which a take of that shape is being made."""
+    """Names of the snapshots that have a take of that shape under way."""
     return [row.name for row in await tx.execute(_UNDER_WAY, {"shape": shape, "limit": limit})]

@@ -1,7 +1,6 @@
-"""Snapshots as work: each is taken by one worker under a lease (token and expiry), and written while the token still holds.
+"""Snapshots as work for a reconciler: each is leased to one worker, and written while the lease holds.
 
-A snapshot that is taken is not due again until it is rested; what wakes it meanwhile is kept. One whose worker died is taken
-once the lease is over.
+A leased snapshot is due at `infinity`, so that `due_at` remembers whether somebody made it due meanwhile.
 """
 
 from collections.abc import Sequence
@@ -13,29 +12,28 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.snapshots import TakeState
+from app.store.leases import ACQUIRE, RELEASE, RowLeases
 
-_TAKE = text("""
+LEASES = RowLeases("snapshot")
+
+_ACQUIRE_DUE = text(f"""
     WITH due AS (
         SELECT id FROM snapshot
         WHERE deleted_at IS NULL AND (due_at <= now() AND lease_token IS NULL OR lease_expires_at < now())
         ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED)
-    UPDATE snapshot s SET attempts = attempts + 1, due_at = 'infinity', lease_token = :token,
-        lease_expires_at = now() + make_interval(secs => :seconds)
+    UPDATE snapshot s SET attempts = attempts + 1, due_at = 'infinity', {ACQUIRE}
     FROM due WHERE s.id = due.id RETURNING s.id, s.name, s.attempts
 """)
-_HOLDS = text("""
+_RENEW = text("""
     UPDATE snapshot SET lease_expires_at = now() + make_interval(secs => :seconds)
     WHERE id = :id AND lease_token = :token RETURNING id
 """)
-_REST = text("""
-    UPDATE snapshot SET due_at = least(due_at, now() + make_interval(secs => :seconds)), lease_token = NULL,
-        lease_expires_at = NULL, attempts = CASE WHEN :well THEN 0 ELSE attempts END
+_FINISH = text(f"""
+    UPDATE snapshot SET due_at = least(due_at, now() + make_interval(secs => :seconds)), {RELEASE},
+        attempts = CASE WHEN :failed THEN attempts ELSE 0 END
     WHERE id = :id AND lease_token = :token
 """)
-_HAND_BACK = text("""
-    UPDATE snapshot SET due_at = now(), lease_token = NULL, lease_expires_at = NULL WHERE lease_token = :token
-""")
-# The VM's row is claimed by us, so that nobody else changes what it is for.
+# The VM is claimed by us, so nobody else changes its state.
 _MARK_STOPPED = text("""
     UPDATE vm SET stopped = true FROM claim c
     WHERE c.id = :claim_id AND c.state = 'bound' AND vm.id = c.vm_id AND vm.state = 'claimed' AND vm.claim_id = c.id
@@ -46,7 +44,7 @@ _STARTED_FROM = text("""
     WHERE source = :name AND path = 'snapshot' AND ended_at IS NULL AND asked_at < CAST(:before AS timestamptz)
       AND state IN ('planned', 'creating', 'booting')
 """)
-# What a VM that has a node began with is its own by then. One without waits for disks that were to be made from a lost take.
+# A VM that has a node has its disks. One that has none waits for disks that were to be made from a take that is lost.
 _STRANDED = text("""
     SELECT v.id, v.source FROM vm v JOIN snapshot s ON s.name = v.source AND s.deleted_at IS NULL
     WHERE v.path = 'snapshot' AND v.ended_at IS NULL AND v.state IN ('creating', 'booting') AND v.node IS NULL
@@ -66,62 +64,57 @@ _READY = text("""
 
 @dataclass(frozen=True, slots=True)
 class SnapshotWork:
-    """One snapshot that this worker may call the cluster for. `attempts`: in a row that did not end well, with this one."""
+    """One snapshot that this worker may call the cluster for. `attempts`: how many in a row failed, this one included."""
 
     id: UUID
     name: str
     attempts: int
 
 
-async def take_due(tx: AsyncConnection, *, token: UUID, limit: int, seconds: float) -> list[SnapshotWork]:
-    """Snapshots that are due, and those that a dead worker left."""
-    rows = (await tx.execute(_TAKE, {"token": token, "limit": limit, "seconds": seconds})).mappings()
+async def acquire_due(tx: AsyncConnection, *, token: UUID, limit: int, seconds: float) -> list[SnapshotWork]:
+    """Snapshots that are due, and those whose lease expired."""
+    rows = (await tx.execute(_ACQUIRE_DUE, {"token": token, "limit": limit, "seconds": seconds})).mappings()
     return [SnapshotWork(**row) for row in rows]
 
 
-async def holds(tx: AsyncConnection, snapshot_id: UUID, *, token: UUID, seconds: float) -> bool:
-    """Whether the work is still ours; it is then for `seconds` more, and the row is locked until `tx` ends."""
+async def renew(tx: AsyncConnection, snapshot_id: UUID, *, token: UUID, seconds: float) -> bool:
+    """Renews the lease for `seconds`, and locks the row until `tx` ends. False if the token no longer holds it."""
     params = {"id": snapshot_id, "token": token, "seconds": seconds}
-    return (await tx.execute(_HOLDS, params)).first() is not None
+    return (await tx.execute(_RENEW, params)).first() is not None
 
 
-async def rest(tx: AsyncConnection, snapshot_id: UUID, *, token: UUID, seconds: float, well: bool) -> None:
-    """Gives the work back, to be looked at again after `seconds`, or at once where it was woken meanwhile."""
-    await tx.execute(_REST, {"id": snapshot_id, "token": token, "seconds": seconds, "well": well})
-
-
-async def hand_back(tx: AsyncConnection, *, token: UUID) -> None:
-    """Gives back all that a stopping worker still holds, to be taken at once by another."""
-    await tx.execute(_HAND_BACK, {"token": token})
+async def finish(tx: AsyncConnection, snapshot_id: UUID, *, token: UUID, seconds: float, failed: bool = False) -> None:
+    """Releases the snapshot, which is due again after `seconds`, or at once if somebody made it due meanwhile."""
+    await tx.execute(_FINISH, {"id": snapshot_id, "token": token, "seconds": seconds, "failed": failed})
 
 
 async def mark_stopped(tx: AsyncConnection, claim_id: UUID) -> bool:
-    """The VM of our claim is going to be stopped by us. False where the claim holds none any more."""
+    """Writes that we are about to stop the VM of our claim. False if the claim has no VM any more."""
     return (await tx.execute(_MARK_STOPPED, {"claim_id": claim_id})).first() is not None
 
 
 async def starting_from(tx: AsyncConnection, name: str, *, before: datetime) -> int:
-    """VMs that are still on their way, from the snapshot of that name, and were first asked for before that moment."""
+    """How many VMs start from the snapshot, are not ready, and were first asked for before that moment."""
     count: int = (await tx.execute(_STARTED_FROM, {"name": name, "before": before})).scalar_one()
     return count
 
 
 async def stranded(tx: AsyncConnection, *, limit: int) -> dict[UUID, str]:
-    """VMs on their way that have no node yet and began with a take that has been lost since, each with its snapshot's name."""
+    """VMs that have no node yet and began with a take that was lost since, each with the name of its snapshot."""
     return {row.id: row.source for row in await tx.execute(_STRANDED, {"limit": limit})}
 
 
 async def shape_of_vm(tx: AsyncConnection, name: str) -> str | None:
-    """The shape of a VM of ours; None where it is none of ours, or has none."""
+    """The shape of one of our VMs; None if it is not ours or has no shape."""
     row = (await tx.execute(_VM_SHAPE, {"name": name})).first()
     return row.shape if row else None
 
 
 async def states_of(tx: AsyncConnection, take_ids: Sequence[UUID]) -> dict[UUID, TakeState]:
-    """The state of each of these takes that is known."""
+    """The state of each of these takes that has a row."""
     return {row.id: TakeState(row.state) for row in await tx.execute(_STATES, {"ids": list(take_ids)})}
 
 
 async def ready_objects(tx: AsyncConnection) -> dict[UUID, UUID]:
-    """Every ready take whose object is known, with its snapshot's id."""
+    """Every ready take whose object is known, with the id of its snapshot."""
     return {row.id: row.snapshot_id for row in await tx.execute(_READY)}

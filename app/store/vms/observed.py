@@ -1,4 +1,4 @@
-"""What the rows know of the VMs that the cluster shows, and writing down what it shows of them."""
+"""VM rows for the informer: reads what rows say of the VMs that the cluster shows, and writes what it shows of them."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,14 +19,15 @@ _COLUMNS = """
     (p.spec->>'boot_timeout_seconds')::float AS boot_timeout
 """
 _BY_IDS = f"SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = ANY(CAST(:ids AS uuid[]))"
-# Names come back. A row that knows its object's UID is that object's; only one that does not goes by its name.
+# A name may be used again. A row that has a UID is found by the UID alone, and only a row that has none by its name.
 _OF_OBJECTS = f"""
     SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id
     WHERE v.ended_at IS NULL
       AND (v.uid = ANY(CAST(:uids AS text[])) OR (v.uid IS NULL AND v.name = ANY(CAST(:names AS text[]))))
 """
 
-# Only VMs whose object was known before the list was asked for can be missing from it: one that was ready long had it long.
+# A VM can only be missing from a list if its object was known before the list was asked for. One that became ready earlier had
+# its object earlier.
 _MISSING = f"""
     SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id
     WHERE v.ended_at IS NULL AND v.state IN ('booting', 'ready', 'claimed', 'failed', 'releasing') AND least(v.ready_at, v.state_since) < :before
@@ -60,7 +61,7 @@ _NOW = text("SELECT now()")
 
 @dataclass(frozen=True, slots=True)
 class ObservedVm:
-    """One VM's row, as far as watching it needs."""
+    """One VM's row, as far as the informer needs it."""
 
     id: UUID
     pool_id: UUID
@@ -80,8 +81,8 @@ class ObservedVm:
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """What the cluster shows of one VM now, to be written down."""
+class VmStatus:
+    """What the cluster shows of one VM now."""
 
     id: UUID
     uid: str
@@ -96,13 +97,13 @@ async def by_ids(tx: AsyncConnection, ids: Iterable[UUID]) -> dict[UUID, Observe
 
 
 async def of_objects(tx: AsyncConnection, objects: Mapping[str, str]) -> list[ObservedVm]:
-    """Those that have not ended, of the objects given as UID: name."""
+    """The rows that have not ended of the objects given as UID: name."""
     return await _read(tx, _OF_OBJECTS, {"uids": list(objects), "names": list(objects.values())})
 
 
 async def missing(tx: AsyncConnection, *, objects: Mapping[str, str], before: datetime, limit: int) -> list[ObservedVm]:
-    """VMs that should have an object, have been in their state since before `before`, and whose object is none of those given
-    as UID: name.
+    """VMs that should have an object, have been in their state since before `before`, and have none of the objects given as
+    UID: name.
     """
     params = {"uids": list(objects), "names": list(objects.values()), "before": before, "limit": limit}
     return await _read(tx, _MISSING, params)
@@ -113,11 +114,11 @@ async def overdue(tx: AsyncConnection, *, limit: int) -> list[ObservedVm]:
     return await _read(tx, _OVERDUE, {"limit": limit})
 
 
-async def write(tx: AsyncConnection, sightings: Sequence[Sighting]) -> None:
-    """Writes down what was seen, in the order of ids; the queue's rows follow where a waiting VM moved."""
-    if not sightings:
+async def write(tx: AsyncConnection, statuses: Sequence[VmStatus]) -> None:
+    """Writes what the cluster shows, in the order of ids. Places in the queue follow if a ready VM moved to another node."""
+    if not statuses:
         return
-    ordered = sorted(sightings, key=lambda s: s.id)
+    ordered = sorted(statuses, key=lambda s: s.id)
     await tx.execute(_LOCK_SLOTS, {"ids": [s.id for s in ordered]})  # the queue before the VM, as a claim does it
     await tx.execute(
         _WRITE,
@@ -134,7 +135,7 @@ async def write(tx: AsyncConnection, sightings: Sequence[Sighting]) -> None:
 
 
 async def write_stages(tx: AsyncConnection, stages: Mapping[UUID, Mapping[str, float | None]]) -> None:
-    """Seconds by stage, of each of these VMs."""
+    """Writes seconds by stage of each of these VMs."""
     if stages:
         texts = [json.dumps(dict(of_vm)) for of_vm in stages.values()]
         await tx.execute(_STAGES, {"ids": list(stages), "stages": texts})

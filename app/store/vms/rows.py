@@ -1,6 +1,6 @@
-"""VM rows: their changes of state, each with its event and its place in the queue of ready VMs, and reads of them.
+"""VM rows: their changes of state, each with its event and its place in the queue of ready VMs, and reads.
 
-Where a change takes a VM out of the queue the queue's row is locked first, as a claim does it: one order, no deadlock.
+A change that takes a VM out of the queue locks its place in the queue first, as a claim does: the same order, so no deadlock.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ _URGE = text(
     "UPDATE vm SET urgent = :urgent WHERE pool_id = :pool_id AND state = 'planned' AND ended_at IS NULL AND urgent <> :urgent"
 )
 
-# `moving` locks the rows in one order, so that two movers of the same VMs cannot wait for each other in a circle.
+# `moving` locks the rows in one order, so that two transactions that move the same VMs cannot deadlock.
 _MOVE = """
     WITH moving AS (
         SELECT id, state FROM vm WHERE id = ANY(CAST(:ids AS uuid[])) AND state = ANY(CAST(:sources AS text[]))
@@ -70,7 +70,7 @@ _PRUNE = text("""
         SELECT ctid FROM vm WHERE ended_at < now() - make_interval(secs => :seconds) ORDER BY ended_at LIMIT :limit))
 """)
 
-# What a state means for a VM's deadline and health; a VM that only waits has neither.
+# What a change to a state does to deadline and health. In most states a VM has neither.
 _QUEUED = """queued AS (
         INSERT INTO ready_slot (pool_id, seq, vm_id, name, node, addresses, ready_at, boot_seconds)
         SELECT pool_id, nextval('ready_seq'), id, name, node, addresses, now(), boot_seconds FROM moved ORDER BY id),"""
@@ -92,7 +92,7 @@ _MOVES = {
 async def plan(
     tx: AsyncConnection, pool_id: UUID, *, vms: Sequence[tuple[UUID, str]], revision: str, urgent: bool
 ) -> None:
-    """Writes the intent: `vms` as (id, cluster name), state `planned`."""
+    """Inserts VMs in state `planned`, given as (id, name in the cluster)."""
     params = {
         "pool_id": pool_id,
         "ids": [vm_id for vm_id, _ in vms],
@@ -104,7 +104,7 @@ async def plan(
 
 
 async def urge(tx: AsyncConnection, pool_id: UUID, *, urgent: bool) -> None:
-    """Moves a pool's planned VMs into, or out of, the lane of the pools that are below their floor."""
+    """Marks the planned VMs of a pool as urgent, or not: urgent ones are created first."""
     await tx.execute(_URGE, {"pool_id": pool_id, "urgent": urgent})
 
 
@@ -117,10 +117,10 @@ async def move(
     reason: str | None = None,
     deadline_seconds: float | None = None,
 ) -> list[UUID]:
-    """Moves those of `ids` that are in one of `sources`, and says which; the others are left as they are.
+    """Moves those of `ids` that are in one of `sources` and returns them. Other VMs are not changed. A lease on a VM ends.
 
-    A VM that is `ready` leaves the queue; one that becomes `ready` enters it, at its end. For a move to
-    `booting`, `deadline_seconds` from now it has failed. Raises IllegalTransition where the table forbids the move.
+    A `ready` VM leaves the queue, and a VM that becomes `ready` enters it at its end. A VM that is moved to `booting` fails
+    after `deadline_seconds`. Raises IllegalTransition if the transition is not allowed.
     """
     wanted = list(ids)
     states = list(sources)
@@ -136,9 +136,9 @@ async def move(
 
 
 async def take_from_queue(tx: AsyncConnection, pool_id: UUID, ids: Sequence[UUID], *, floor: int) -> list[UUID]:
-    """Takes ready VMs out of the queue for a voluntary end, in the order given, and never below `floor`.
+    """Takes ready VMs out of the queue to remove them, in the order given, and leaves at least `floor` in it.
 
-    A VM that a claim is just taking is passed over. The caller moves those that come back on to `releasing`.
+    A VM that a claim is taking at this moment is skipped. The caller moves the returned VMs to `releasing`.
     """
     if not ids:
         return []
@@ -148,14 +148,14 @@ async def take_from_queue(tx: AsyncConnection, pool_id: UUID, ids: Sequence[UUID
 
 
 async def leave_ready(tx: AsyncConnection, ids: Sequence[UUID], *, reason: str) -> list[UUID]:
-    """Moves VMs whose places in the queue the caller has just taken on from `ready` to `releasing`."""
+    """Moves VMs from `ready` to `releasing` whose places in the queue the caller has deleted."""
     return await _move(tx, list(ids), VmState.RELEASING, [VmState.READY], reason=reason, deadline_seconds=None)
 
 
 async def release(
     tx: AsyncConnection, ids: Iterable[UUID], *, sources: Iterable[VmState], reason: str | None
 ) -> list[UUID]:
-    """Moves VMs on to `releasing`; `reason` None keeps the reason that a row has."""
+    """Moves VMs to `releasing`. `reason` None keeps the reason of the row."""
     return await move(tx, ids, VmState.RELEASING, sources=sources, reason=reason)
 
 
@@ -167,13 +167,13 @@ async def get(tx: AsyncConnection, vm_id: UUID) -> VmRow | None:
 async def page(
     tx: AsyncConnection, *, after: UUID | None, limit: int, pool: str | None, state: VmState | None, ended: bool
 ) -> list[VmRow]:
-    """The newest first. Without `ended` only those that still exist."""
+    """The newest first. Without `ended` only VMs that still exist."""
     params = {"after": after, "limit": limit, "pool": pool, "state": state and str(state), "ended": ended}
     return [read_vm(row) for row in (await tx.execute(text(_PAGE), params)).mappings()]
 
 
 async def prune(tx: AsyncConnection, *, seconds: float, limit: int) -> int:
-    """Drops up to `limit` VMs that ended more than `seconds` ago, and says how many."""
+    """Deletes the rows of up to `limit` VMs that ended more than `seconds` ago. Returns how many."""
     return (await tx.execute(_PRUNE, {"seconds": seconds, "limit": limit})).rowcount
 
 

@@ -1,10 +1,9 @@
-"""VMs as work: taken by workers under a lease (token and expiry), written back only while the token still holds.
+"""VMs as work for reconcilers: to be created, to be removed, and to be labelled with their claim.
 
-The cluster is called between the two, outside any transaction. A worker that dies in between loses its lease in time, and
-the next one asks the cluster again under the same name.
+A VM's row is leased (see `store.leases`) while the cluster is called, and written only while the lease holds. The worker after
+one that died calls the cluster again under the same name.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -13,8 +12,10 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.paths import StartPath
-from app.domain.states import VmState
 from app.domain.templates import VmSpec
+from app.store.leases import ACQUIRE, IS_FREE, RELEASE, RowLeases
+
+LEASES = RowLeases("vm", among="work IS NOT NULL")
 
 _FILL = text("""
     INSERT INTO bucket (name, tokens) VALUES (:name, :burst) ON CONFLICT (name) DO UPDATE
@@ -23,9 +24,9 @@ _FILL = text("""
 """)
 _SPEND = text("UPDATE bucket SET tokens = tokens - :spent WHERE name = :name")
 
-# Nothing is begun for a pool that is paused or being deleted; what was begun is finished. The VMs of a VirtualMachinePool are
-# made by the cluster.
-_TAKE_CREATES = text("""
+# A pool that is paused or being deleted begins no new VM, but one that was begun is finished. The cluster itself makes the VMs
+# of a VirtualMachinePool.
+_ACQUIRE_CREATES = text(f"""
     WITH due AS (
         SELECT v.id, v.asked_at IS NULL AS first FROM vm v JOIN pool p ON p.id = v.pool_id
         WHERE v.work = 'create' AND v.due_at <= now() AND coalesce(p.spec->>'backing', 'VirtualMachine') = 'VirtualMachine'
@@ -40,30 +41,30 @@ _TAKE_CREATES = text("""
             path = CASE WHEN asked_at IS NULL THEN p.path ELSE vm.path END,
             source = CASE WHEN asked_at IS NULL THEN p.source ELSE vm.source END,
             whole = CASE WHEN asked_at IS NULL THEN p.path <> 'snapshot' ELSE vm.whole END,
-            lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)
+            {ACQUIRE}
         FROM due, pool p WHERE vm.id = due.id AND p.id = vm.pool_id
-        RETURNING vm.id, vm.pool_id, vm.name, vm.uid, vm.claim_id, vm.attempts, vm.path, vm.source, vm.asked_at, due.first),
+        RETURNING vm.id, vm.pool_id, vm.name, vm.attempts, vm.path, vm.source, vm.asked_at, due.first),
     noted AS (INSERT INTO event (type, pool_id, vm_id) SELECT 'vm.creating', pool_id, id FROM taken WHERE attempts = 1)
-    SELECT t.*, p.name AS pool, p.vm_spec, p.revision, (p.spec->>'boot_timeout_seconds')::float AS boot_timeout
+    SELECT t.*, p.name AS pool, p.vm_spec, p.revision, (p.spec->>'boot_timeout_seconds')::float AS boot_timeout_seconds
     FROM taken t JOIN pool p ON p.id = t.pool_id ORDER BY t.id
 """)
 
-# A VM that a VirtualMachinePool owns is detached first, which is other work.
-_TAKE_REMOVALS = text("""
+# A VM that a VirtualMachinePool owns must be detached first: the reconciler of VirtualMachinePools does that.
+_ACQUIRE_REMOVALS = text(f"""
     WITH due AS (
         SELECT id FROM vm
-        WHERE work = 'remove' AND NOT member AND due_at <= now() AND (lease_expires_at IS NULL OR lease_expires_at < now())
+        WHERE work = 'remove' AND NOT member AND due_at <= now() AND {IS_FREE}
         ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED),
     taken AS (
-        UPDATE vm SET attempts = attempts + 1, lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)
+        UPDATE vm SET attempts = attempts + 1, {ACQUIRE}
         FROM due WHERE vm.id = due.id
-        RETURNING vm.id, vm.pool_id, vm.name, vm.uid, vm.claim_id, vm.attempts, vm.state)
+        RETURNING vm.id, vm.pool_id, vm.name, vm.uid, vm.attempts)
     SELECT * FROM taken ORDER BY id
 """)
 
-# A VM that a VirtualMachinePool owns is labelled as it is detached; its claim is due at once where somebody else detaches it.
-# What is taken is not due again for as long as a lease: whoever dies over it is followed by another.
-_TAKE_UNLABELLED = text("""
+# A VM that a VirtualMachinePool owns gets its label as it is detached. A claim has no lease columns: what is acquired is not due
+# again for as long as a lease would last.
+_ACQUIRE_LABELS = text("""
     WITH due AS (
         SELECT id FROM claim WHERE state = 'bound' AND NOT labelled AND label_due_at <= now()
           AND NOT EXISTS (SELECT 1 FROM vm v WHERE v.id = claim.vm_id AND v.member)
@@ -76,23 +77,18 @@ _TAKE_UNLABELLED = text("""
     FROM taken t JOIN vm v ON v.id = t.vm_id WHERE v.uid IS NOT NULL ORDER BY t.id
 """)
 
-_HOLDS = text(
-    "SELECT id FROM vm WHERE id = :id AND lease_token = :token AND state = ANY(CAST(:states AS text[])) FOR UPDATE"
-)
-
-_BEGIN_BOOT = text("UPDATE vm SET uid = :uid WHERE id = :id")
+_WRITE_UID = text("UPDATE vm SET uid = :uid WHERE id = :id")
 _LABELLED = text("UPDATE claim SET labelled = true, label_attempts = 0 WHERE id = :claim_id AND vm_id = :vm_id")
 _LABEL_LATER = text(
     "UPDATE claim SET label_due_at = now() + make_interval(secs => :seconds) WHERE id = :claim_id AND vm_id = :vm_id"
 )
-_DEFER = text("""
-    UPDATE vm SET due_at = now() + make_interval(secs => :seconds), lease_token = NULL, lease_expires_at = NULL,
-        health = coalesce(:why, health)
+_RETRY_REMOVAL = text(f"""
+    UPDATE vm SET due_at = now() + make_interval(secs => :seconds), {RELEASE}, health = :reason
     WHERE id = :id AND lease_token = :token
 """)
-_PUT_OFF = text("""
-    UPDATE vm SET state = 'planned', state_since = now(), due_at = now() + make_interval(secs => :seconds),
-        lease_token = NULL, lease_expires_at = NULL, health = :why, asked_at = CASE WHEN :unasked THEN NULL ELSE asked_at END
+_RETRY_CREATE = text(f"""
+    UPDATE vm SET state = 'planned', state_since = now(), due_at = now() + make_interval(secs => :seconds), {RELEASE},
+        health = :reason, asked_at = CASE WHEN :unasked THEN NULL ELSE asked_at END
     WHERE id = :id AND lease_token = :token AND state = 'creating'
 """)
 _START_COLD = text("""
@@ -104,29 +100,22 @@ _SOURCE_READY = text("""
         WHERE v.work = 'create' AND v.state = 'planned' AND v.due_at > now() AND p.path = :path AND p.source = :source
         ORDER BY v.id FOR UPDATE OF v SKIP LOCKED))
 """)
-_LOOK_AGAIN = text(
-    "UPDATE vm SET due_at = now() + make_interval(secs => :seconds), lease_token = NULL, lease_expires_at = NULL WHERE id = :id"
-)
-_HAND_BACK = text(
-    "UPDATE vm SET lease_expires_at = now(), due_at = now() WHERE work IS NOT NULL AND lease_token = :token"
-)
+_CHECK_REMOVAL = text(f"UPDATE vm SET due_at = now() + make_interval(secs => :seconds), {RELEASE} WHERE id = :id")
 
 
 @dataclass(frozen=True, slots=True)
 class VmWork:
-    """One VM that this worker may call the cluster for, until its lease ends. `attempts` counts this one."""
+    """One VM that this worker may call the cluster for until its lease ends. `attempts` includes this one."""
 
     id: UUID
     pool_id: UUID
     name: str
-    uid: str | None
-    claim_id: UUID | None
     attempts: int
 
 
 @dataclass(frozen=True, slots=True)
 class LabelWork:
-    """One claim whose VM is to carry its id. `attempts` counts this one. `called`: its label `name`, which people know it by."""
+    """One claim whose VM is to carry its id. `attempts` includes this one. `called`: the claim's label `name`, if it has one."""
 
     claim_id: UUID
     vm_id: UUID
@@ -138,7 +127,7 @@ class LabelWork:
 
 @dataclass(frozen=True, slots=True)
 class CreateWork(VmWork):
-    """`path` and `source` say what it starts from. `asked_at`: when the cluster was asked for it first; `first`: that is now."""
+    """`path` and `source` say what the VM starts from. `asked_at`: when the cluster was first asked for it; `first`: that is now."""
 
     asked_at: datetime
     first: bool
@@ -152,105 +141,77 @@ class CreateWork(VmWork):
 
 @dataclass(frozen=True, slots=True)
 class RemoveWork(VmWork):
-    state: VmState
+    """`uid`: of its object; None: the cluster never answered."""
+
+    uid: str | None
 
 
-async def take_creates(
+async def acquire_creates(
     tx: AsyncConnection, *, token: UUID, limit: int, seconds: float, rate: float
 ) -> list[CreateWork]:
-    """Planned VMs that are due, the urgent first, and creates that a dead worker left; at most the global `rate` a second."""
+    """Planned VMs that are due, urgent ones first, and creates whose lease expired. At most `rate` a second, over all replicas."""
     burst = max(1.0, rate)
     tokens: float = (await tx.execute(_FILL, {"name": "creates", "rate": rate, "burst": burst})).scalar_one()
     allowed = min(limit, int(tokens))
     if allowed <= 0:
         return []
-    rows = (await tx.execute(_TAKE_CREATES, {"token": token, "limit": allowed, "seconds": seconds})).mappings().all()
+    rows = (await tx.execute(_ACQUIRE_CREATES, {"token": token, "limit": allowed, "seconds": seconds})).mappings().all()
     if rows:
         await tx.execute(_SPEND, {"name": "creates", "spent": len(rows)})
-    return [
-        CreateWork(
-            id=r["id"],
-            pool_id=r["pool_id"],
-            name=r["name"],
-            uid=r["uid"],
-            claim_id=r["claim_id"],
-            attempts=r["attempts"],
-            asked_at=r["asked_at"],
-            first=r["first"],
-            pool=r["pool"],
-            path=StartPath(r["path"]),
-            source=r["source"],
-            vm_spec=r["vm_spec"],
-            revision=r["revision"],
-            boot_timeout_seconds=r["boot_timeout"],
-        )
-        for r in rows
-    ]
+    return [CreateWork(**{**row, "path": StartPath(row["path"])}) for row in rows]
 
 
-async def take_removals(tx: AsyncConnection, *, token: UUID, limit: int, seconds: float) -> list[RemoveWork]:
-    """VMs whose object is to go from the cluster, and is not known to have gone."""
+async def acquire_removals(tx: AsyncConnection, *, token: UUID, limit: int, seconds: float) -> list[RemoveWork]:
+    """VMs whose object must be removed from the cluster."""
     params = {"token": token, "limit": limit, "seconds": seconds}
-    rows = (await tx.execute(_TAKE_REMOVALS, params)).mappings()
-    return [RemoveWork(**{**row, "state": VmState(row["state"])}) for row in rows]
+    rows = (await tx.execute(_ACQUIRE_REMOVALS, params)).mappings()
+    return [RemoveWork(**row) for row in rows]
 
 
-async def take_unlabelled(tx: AsyncConnection, *, limit: int, seconds: float) -> list[LabelWork]:
-    """Bound claims whose VM does not carry their id in the cluster yet; not due again for `seconds`."""
-    rows = (await tx.execute(_TAKE_UNLABELLED, {"limit": limit, "seconds": seconds})).mappings()
+async def acquire_labels(tx: AsyncConnection, *, limit: int, seconds: float) -> list[LabelWork]:
+    """Bound claims whose VM does not carry their id in the cluster yet. They are not due again for `seconds`."""
+    rows = (await tx.execute(_ACQUIRE_LABELS, {"limit": limit, "seconds": seconds})).mappings()
     return [LabelWork(**row) for row in rows]
 
 
-async def holds(tx: AsyncConnection, vm_id: UUID, *, token: UUID, states: Iterable[VmState]) -> bool:
-    """Whether the work is still ours and in one of `states`; the row is then locked until `tx` ends."""
-    params = {"id": vm_id, "token": token, "states": [str(s) for s in states]}
-    return (await tx.execute(_HOLDS, params)).first() is not None
-
-
 async def write_uid(tx: AsyncConnection, vm_id: UUID, uid: str) -> None:
-    await tx.execute(_BEGIN_BOOT, {"id": vm_id, "uid": uid})
+    await tx.execute(_WRITE_UID, {"id": vm_id, "uid": uid})
 
 
 async def mark_labelled(tx: AsyncConnection, item: LabelWork) -> None:
-    """Nothing happens where the claim holds another VM by now."""
+    """Changes nothing if the claim has another VM by now."""
     await tx.execute(_LABELLED, {"claim_id": item.claim_id, "vm_id": item.vm_id})
 
 
-async def label_later(tx: AsyncConnection, item: LabelWork, *, seconds: float) -> None:
+async def retry_label(tx: AsyncConnection, item: LabelWork, *, seconds: float) -> None:
     await tx.execute(_LABEL_LATER, {"claim_id": item.claim_id, "vm_id": item.vm_id, "seconds": seconds})
 
 
-async def defer(tx: AsyncConnection, vm_id: UUID, *, token: UUID, seconds: float, why: str | None = None) -> None:
-    """Gives the work back, to be looked at again after `seconds`."""
-    await tx.execute(_DEFER, {"id": vm_id, "token": token, "seconds": seconds, "why": why})
-
-
-async def put_off_create(
-    tx: AsyncConnection, vm_id: UUID, *, token: UUID, seconds: float, why: str, unasked: bool = False
+async def retry_create(
+    tx: AsyncConnection, vm_id: UUID, *, token: UUID, seconds: float, reason: str, unasked: bool = False
 ) -> None:
-    """A create that could not be is planned again, due after `seconds`; its attempts go on counting.
-
-    `unasked`: the cluster has never heard of it, so that its boot has not begun either.
+    """The VM is planned again and due after `seconds`; its attempts keep counting. `unasked`: the cluster was never asked for
+    it, so that its boot has not begun.
     """
-    params = {"id": vm_id, "token": token, "seconds": seconds, "why": why, "unasked": unasked}
-    await tx.execute(_PUT_OFF, params)
+    params = {"id": vm_id, "token": token, "seconds": seconds, "reason": reason, "unasked": unasked}
+    await tx.execute(_RETRY_CREATE, params)
+
+
+async def retry_removal(tx: AsyncConnection, vm_id: UUID, *, token: UUID, seconds: float, reason: str) -> None:
+    """The VM is due again after `seconds`."""
+    await tx.execute(_RETRY_REMOVAL, {"id": vm_id, "token": token, "seconds": seconds, "reason": reason})
+
+
+async def check_removal(tx: AsyncConnection, vm_id: UUID, *, seconds: float) -> None:
+    """The cluster was asked to remove the VM. It is asked again after `seconds` if the informer has not seen it go by then."""
+    await tx.execute(_CHECK_REMOVAL, {"id": vm_id, "seconds": seconds})
 
 
 async def start_cold(tx: AsyncConnection, vm_id: UUID, *, token: UUID) -> None:
-    """What the VM was to start from is no more: it starts from its template alone, and counts as such."""
+    """The source of the VM was deleted: it starts from its template alone, and counts as a cold start."""
     await tx.execute(_START_COLD, {"id": vm_id, "token": token})
 
 
 async def source_is_ready(tx: AsyncConnection, *, path: StartPath, source: str) -> None:
-    """Planned VMs that waited for that snapshot or preload are due at once."""
+    """Planned VMs that wait for this snapshot or preload are due at once."""
     await tx.execute(_SOURCE_READY, {"path": str(path), "source": source})
-
-
-async def look_again(tx: AsyncConnection, vm_id: UUID, *, seconds: float) -> None:
-    """The caller, who holds the row, wants it taken again after `seconds`."""
-    await tx.execute(_LOOK_AGAIN, {"id": vm_id, "seconds": seconds})
-
-
-async def hand_back(tx: AsyncConnection, *, token: UUID) -> None:
-    """Gives back all that a stopping worker still holds, to be taken at once by another."""
-    await tx.execute(_HAND_BACK, {"token": token})

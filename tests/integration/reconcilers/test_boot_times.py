@@ -9,7 +9,7 @@ from app.domain.stages import BootMarks, measure_stages
 from app.domain.states import VmState
 from app.errors import ClusterError, ClusterForbidden, ClusterUnavailable
 from app.reconcilers.runtime.loop import Wake
-from app.reconcilers.vms.boot_times import Measure
+from app.reconcilers.vms.boot_times import BootTimes
 from tests.support.rows import fetch, make_pool, make_vms
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -29,7 +29,7 @@ async def stages_of(db, vm_id):
 
 @pytest.fixture
 def measure(db, gateway):
-    return Measure(db, gateway, Wake())
+    return BootTimes(db, gateway, Wake())
 
 
 async def test_one_read_for_all_that_booted(db, gateway, measure):

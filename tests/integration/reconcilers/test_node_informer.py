@@ -7,8 +7,8 @@ from dataclasses import replace
 from app.compute.vms import Broken
 from app.domain.nodes import Demand, Node
 from app.lifecycle.placement import Placing
-from app.reconcilers.nodes.informer import WatchNodes
-from app.reconcilers.pools.plan_pool import plan_next_pool
+from app.reconcilers.nodes.informer import NodeInformer
+from app.reconcilers.pools.planner import plan_next_pool
 from app.store import nodes
 from app.store import watch_state as watches
 from tests.support.fake_gateway import FakeGateway
@@ -21,7 +21,7 @@ NODE = Node("node-1", uid="a", allocatable={"cpu": 4000, "pods": 10}, conditions
 @asynccontextmanager
 async def watching(db, gateway, settings, holder="one"):
     stop = asyncio.Event()
-    task = asyncio.create_task(WatchNodes(db, gateway, settings, holder=holder).run(stop))
+    task = asyncio.create_task(NodeInformer(db, gateway, settings, holder=holder).run(stop))
     try:
         yield task
     finally:

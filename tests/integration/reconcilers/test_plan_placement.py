@@ -8,7 +8,7 @@ from app.domain.nodes import SCHEDULABLE, Demand, Node
 from app.domain.states import VmState
 from app.errors import Unschedulable
 from app.lifecycle.placement import FACTS_SECONDS, Placing, check_fit, nodes_status
-from app.reconcilers.pools.plan_pool import plan_next_pool
+from app.reconcilers.pools.planner import plan_next_pool
 from app.services.pools.service import put_pool
 from app.store import nodes
 from app.store import watch_state as watches

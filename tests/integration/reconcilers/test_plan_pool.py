@@ -3,7 +3,7 @@
 import asyncio
 
 from app.domain.states import VmState
-from app.reconcilers.pools.plan_pool import plan_next_pool
+from app.reconcilers.pools.planner import plan_next_pool
 from tests.support.rows import event_types, execute, fetch, make_pool, make_ready, make_vms, scalar, state_of
 
 

@@ -5,12 +5,12 @@ from uuid import UUID
 import pytest
 
 from app.domain.paths import FromImage, FromVolume, ImageKind, ImageRef
-from app.domain.preload_lifecycle import ObjectKind, PreloadState, Seen
+from app.domain.preload_lifecycle import ObjectKind, PreloadObject, PreloadState
 from app.domain.preloads import PreloadSpec
 from app.domain.states import VmState
 from app.errors import ClusterForbidden, ClusterUnavailable
-from app.reconcilers.preloads.reconciler import Preloads
-from app.reconcilers.vms.creator import Provision
+from app.reconcilers.preloads.reconciler import PreloadReconciler
+from app.reconcilers.vms.creator import VmCreator
 from app.services.preloads.service import delete_preload, put_preload, refresh_preload
 from app.store.preloads import rows as preload_rows
 from app.store.preloads import sources as preloads
@@ -30,7 +30,7 @@ def settings(settings):
 
 @pytest.fixture
 def worker(db, gateway, settings):
-    return Preloads(db, gateway, settings)
+    return PreloadReconciler(db, gateway, settings)
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ async def test_an_import_that_stalls_is_given_up(db, gateway, cluster, worker):
     )
     found = await look(db, worker)
     assert (found.state, cluster.objects) == (S.FAILED, {})
-    assert "stood still at 60 % in phase ImportInProgress for 700 s" in found.reason
+    assert "made no progress at 60 % in phase ImportInProgress for 700 s" in found.reason
 
 
 async def test_what_the_cluster_refuses_is_a_failure_in_its_words(db, gateway, cluster, worker):
@@ -154,7 +154,7 @@ async def test_a_cluster_that_is_away_is_waited_for_and_nobodys_failure(db, gate
     await worker.step()
     found = await read(db)
     assert (found.state, found.attempts) == (S.PLANNED, 0)
-    assert found.reason == "the cluster is away: no route"
+    assert found.reason == "the cluster is unavailable: no route"
     del cluster.before[call]
     found = await look(db, worker)
     assert (found.state, found.reason) == (S.IMPORTING, None)
@@ -189,11 +189,11 @@ async def test_a_worker_killed_between_any_two_steps_leaves_no_half_object(db, g
             cluster.before[call] = die
             await due(db)
             try:
-                await Preloads(db, gateway, settings).step()
+                await PreloadReconciler(db, gateway, settings).step()
             except Died:
                 cluster.before.clear()
                 await due(db)
-                await Preloads(db, gateway, settings).step()
+                await PreloadReconciler(db, gateway, settings).step()
             cluster.before.clear()
 
     await live(2)
@@ -224,8 +224,8 @@ async def test_a_worker_killed_between_any_two_steps_leaves_no_half_object(db, g
 async def test_two_workers_do_not_look_at_the_same_one(db, gateway, worker, settings):
     await put(db, gateway)
     async with db.begin() as tx:
-        (taken,) = await preload_rows.take_due(tx, token=UUID(int=1), limit=8, seconds=30)
-        assert await preload_rows.take_due(tx, token=UUID(int=2), limit=8, seconds=30) == []
+        (taken,) = await preload_rows.acquire_due(tx, token=UUID(int=1), limit=8, seconds=30)
+        assert await preload_rows.acquire_due(tx, token=UUID(int=2), limit=8, seconds=30) == []
     await worker.step()
     assert gateway.preloads.objects == {}
     assert taken.name == "fedora"
@@ -402,7 +402,7 @@ async def test_vms_that_waited_for_it_are_due_at_once(db, gateway, cluster, work
     await worker.step()
     pool = await make_pool(db, start_from={"preload": "fedora"})
     (vm_id,) = await make_vms(db, pool, 1, VmState.PLANNED)
-    provision = Provision(db, gateway, settings)
+    provision = VmCreator(db, gateway, settings)
     await provision.step()
     assert await state_of(db, vm_id) is VmState.PLANNED
     await execute(db, "UPDATE vm SET due_at = now() + interval '1 hour'")
@@ -458,7 +458,7 @@ class TestCollection:
         )
 
     async def collected(self, db, gateway, settings, **given):
-        await Preloads(db, gateway, settings.model_copy(update=given)).step()
+        await PreloadReconciler(db, gateway, settings.model_copy(update=given)).sweep()
         rows = await fetch(db, "SELECT name FROM preload WHERE deleting_at IS NOT NULL ORDER BY name")
         return [row["name"] for row in rows]
 
@@ -500,16 +500,16 @@ class TestCollection:
 
 async def test_objects_of_no_row_are_removed(db, gateway, cluster, worker, settings):
     name = await ready(db, gateway, worker)
-    orphan = Seen(ObjectKind.VOLUME, "left-over", "uid-x", UUID(int=9), 1)
-    nameless = Seen(ObjectKind.NODES, "strange", "uid-y", None, 1)
+    orphan = PreloadObject(ObjectKind.VOLUME, "left-over", "uid-x", UUID(int=9), 1)
+    nameless = PreloadObject(ObjectKind.NODES, "strange", "uid-y", None, 1)
     cluster.objects |= {each.name: each for each in (orphan, nameless)}
     await execute(db, "DELETE FROM lease")
-    await Preloads(db, gateway, settings).step()
+    await PreloadReconciler(db, gateway, settings).sweep()
     assert list(cluster.objects) == [name]
 
 
 async def test_one_replica_sweeps_at_a_time(db, gateway, cluster, worker, settings):
-    await worker.step()
-    cluster.objects["left-over"] = Seen(ObjectKind.VOLUME, "left-over", "uid-x", UUID(int=9), 1)
-    await Preloads(db, gateway, settings).step()
+    await worker.sweep()
+    cluster.objects["left-over"] = PreloadObject(ObjectKind.VOLUME, "left-over", "uid-x", UUID(int=9), 1)
+    await PreloadReconciler(db, gateway, settings).sweep()
     assert list(cluster.objects) == ["left-over"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.reconcilers.snapshots.reconciler import Snapshots
+from app.reconcilers.snapshots.reconciler import SnapshotReconciler
 from tests.support.rows import execute, scalar
 from tests.support.snapshot_world import Died, World
 
@@ -15,7 +15,7 @@ def world(db, gateway, settings):
 async def test_two_workers_never_have_one_snapshot(world, db, gateway, settings):
     await world.make_pool()
     await world.ask()
-    other = Snapshots(db, gateway, settings)
+    other = SnapshotReconciler(db, gateway, settings)
     inner = gateway.snapshots.source
 
     async def source(name):
@@ -53,7 +53,7 @@ class Crashing:
 
         for call in ("source", "stop", "take", "look", "disks", "remove"):
             world.gateway.before[call] = self.hit
-        return Snapshots(Database(), world.gateway, world.settings)
+        return SnapshotReconciler(Database(), world.gateway, world.settings)
 
 
 @pytest.mark.parametrize("outcome", [{"ready": True}, {"failed": True, "error": "no space"}])
@@ -78,7 +78,7 @@ async def test_killed_between_any_two_steps_it_ends_the_same(world, db, outcome)
             if (await world.take(name=name))["state"] in {"ready", "failed"}:
                 break
         world.gateway.before.clear()
-        world.worker = Snapshots(db, world.gateway, world.settings)
+        world.worker = SnapshotReconciler(db, world.gateway, world.settings)
         take = await world.until("ready" if "ready" in outcome else "failed", name=name)
         await world.nothing_is_left()
         made = await scalar(

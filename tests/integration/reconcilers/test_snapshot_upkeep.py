@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.reconcilers.snapshots.reconciler import Snapshots
+from app.reconcilers.snapshots.sweeper import SnapshotSweeper
 from app.services.pools.service import delete_pool
 from app.services.snapshots.service import delete_snapshot, refresh_snapshot
 from app.store.snapshots.sources import start_of
@@ -198,7 +198,7 @@ class TestSweep:
 
     async def sweep(self, world):
         await execute(world.db, "DELETE FROM lease")
-        await world.worker.sweep()
+        await SnapshotSweeper(world.db, world.gateway, world.settings).step()
 
     async def test_what_rows_know_stays(self, world):
         await self.sweep(world)
@@ -262,5 +262,5 @@ class TestSweep:
 
     async def test_one_replica_does_it_in_an_interval(self, world, db, gateway, settings):
         await self.sweep(world)
-        await Snapshots(db, gateway, settings).sweep()
+        await SnapshotSweeper(db, gateway, settings).step()
         assert len(gateway.called("all")) == 1

@@ -243,7 +243,7 @@ class TestWhatGoesWrong:
         await world.ask()
         await world.until("taking")
         await world.look()
-        assert (await world.take())["reason"] == "the cluster is away: refused"
+        assert (await world.take())["reason"] == "the cluster is unavailable: refused"
         assert await scalar(world.db, "SELECT attempts FROM snapshot") > 0
 
     async def test_an_object_of_that_name_that_is_not_ours_is_left_alone(self, world):

@@ -12,7 +12,7 @@ from app.domain.stages import STAGES
 from app.domain.states import ClaimState, VmState
 from app.errors import ClusterUnavailable
 from app.ids import new_id
-from app.reconcilers.vms.status_writer import Observing
+from app.reconcilers.vms.status_writer import StatusWriter
 from app.services.claims.lifecycle import release_claim
 from app.store.claims import rows as claims
 from app.store.pools import rows as pools
@@ -26,7 +26,7 @@ CRASHED = Failure("CrashLoopBackOff", "the guest does not start")
 
 @pytest.fixture
 def observing(db, gateway):
-    return Observing(db, gateway, Settings(breaker_failures=2, backoff_base_seconds=100))
+    return StatusWriter(db, gateway, Settings(breaker_failures=2, backoff_base_seconds=100))
 
 
 async def seen(db, vm_id, **given):
@@ -200,7 +200,7 @@ async def test_a_claimed_vm_that_dies_late_fails_its_claim(db, observing):
     await observing.apply_gone(Gone((await seen(db, vm_id)).name, f"uid-{vm_id}"))
     claim = await get_claim(db, claim_id)
     assert claim.state is ClaimState.FAILED
-    assert "left the cluster" in claim.reason
+    assert "removed from the cluster by somebody else" in claim.reason
     assert await state_of(db, vm_id) is VmState.LOST
     assert (await release_claim(db, claim_id)).state is ClaimState.FAILED
 

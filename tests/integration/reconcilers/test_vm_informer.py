@@ -6,8 +6,8 @@ from datetime import timedelta
 
 from app.compute.vms import Broken, Changed, Gone
 from app.domain.states import VmState
-from app.reconcilers.vms.creator import Provision
-from app.reconcilers.vms.informer import Observe
+from app.reconcilers.vms.creator import VmCreator
+from app.reconcilers.vms.informer import VmInformer
 from app.store import watch_state as watches
 from tests.support.patience import PATIENCE
 from tests.support.rows import eventually, execute, fetch, make_pool, make_vms, scalar, state_of
@@ -16,7 +16,7 @@ from tests.support.rows import eventually, execute, fetch, make_pool, make_vms, 
 @asynccontextmanager
 async def observing(db, gateway, settings, holder="one"):
     stop = asyncio.Event()
-    task = asyncio.create_task(Observe(db, gateway, settings, holder=holder).run(stop))
+    task = asyncio.create_task(VmInformer(db, gateway, settings, holder=holder).run(stop))
     try:
         yield task
     finally:
@@ -29,7 +29,7 @@ async def made(db, gateway, settings, count=1):
     """VMs that the cluster has, in the rows' state booting: (id, name)."""
     pool = await make_pool(db)
     ids = await make_vms(db, pool, count, VmState.PLANNED)
-    await Provision(db, gateway, settings).step()
+    await VmCreator(db, gateway, settings).step()
     rows = await fetch(db, "SELECT id, name FROM vm WHERE id = ANY(:ids) ORDER BY id", ids=ids)
     return [(row["id"], row["name"]) for row in rows]
 
@@ -132,7 +132,7 @@ async def test_one_watches_and_another_takes_over_when_it_stops(db, gateway, set
 
 async def test_another_takes_over_when_the_one_that_watched_is_gone(db, gateway, settings):
     ((vm_id, name),) = await made(db, gateway, settings)
-    dying = asyncio.create_task(Observe(db, gateway, settings, holder="dying").run(asyncio.Event()))
+    dying = asyncio.create_task(VmInformer(db, gateway, settings, holder="dying").run(asyncio.Event()))
     await holds(db, "dying")
     async with observing(db, gateway, settings, "heir"):
         dying.cancel()

@@ -8,12 +8,12 @@ import pytest
 from app.domain.states import VmState
 from app.domain.vm_pools import Backing
 from app.errors import ClusterNotFound, ClusterRefused, ClusterUnavailable
-from app.reconcilers.pools.plan_pool import plan_next_pool
-from app.reconcilers.vm_pools.reconciler import Backings
-from app.reconcilers.vms.creator import Provision
-from app.reconcilers.vms.labeler import Labelling
-from app.reconcilers.vms.remover import Removal
-from app.reconcilers.vms.status_writer import Observing
+from app.reconcilers.pools.planner import plan_next_pool
+from app.reconcilers.vm_pools.reconciler import VmPoolReconciler
+from app.reconcilers.vms.creator import VmCreator
+from app.reconcilers.vms.labeler import ClaimLabeler
+from app.reconcilers.vms.remover import VmRemover
+from app.reconcilers.vms.status_writer import StatusWriter
 from app.services.claims.lifecycle import release_claim
 from app.services.pools.service import delete_pool, put_pool
 from app.store.claims.warm import WarmClaimStore
@@ -35,7 +35,7 @@ class World:
         self.gateway = gateway
         self.settings = settings
         self.pools = gateway.vm_pools
-        self.observing = Observing(db, gateway, settings)
+        self.status_writer = StatusWriter(db, gateway, settings)
         gateway.boots_at_once = True
 
     async def put(self, **given):
@@ -52,17 +52,17 @@ class World:
             "UPDATE vm_pool SET lease_expires_at = now() - interval '1 second', due_at = now() WHERE lease_token IS NOT NULL",
         )
         await execute(self.db, "UPDATE vm_pool SET due_at = now()")
-        await Backings(self.db, self.gateway, self.settings).step()
+        await VmPoolReconciler(self.db, self.gateway, self.settings).step()
 
     async def look(self):
-        await self.observing.apply_list(self.gateway.listed())
+        await self.status_writer.apply_list(self.gateway.listed())
 
     async def remove(self):
         await execute(
             self.db,
             "UPDATE vm SET due_at = now(), lease_expires_at = NULL WHERE ended_at IS NULL AND state IN ('failed', 'releasing')",
         )
-        await Removal(self.db, self.gateway, self.settings).step()
+        await VmRemover(self.db, self.gateway, self.settings).step()
 
     async def turn(self):
         """All parts once, the cluster's controller too."""
@@ -113,7 +113,7 @@ def world(db, gateway, settings):
 async def test_a_pool_is_made_before_its_vms_and_counts_what_is_planned(world, gateway):
     pool = await world.put(size=3)
     await world.plan()
-    await Provision(world.db, gateway, world.settings).step()
+    await VmCreator(world.db, gateway, world.settings).step()
     assert gateway.called("create") == [], "its VMs are made by the cluster"
     await world.work()
     (made,) = world.pools.pools.values()
@@ -158,12 +158,12 @@ async def test_a_claim_is_labelled_by_the_patch_that_detaches_its_vm(world, gate
     await world.put(size=1)
     await world.settle(ready=1)
     await take(world.db)
-    await Labelling(world.db, gateway, world.settings).step()
+    await ClaimLabeler(world.db, gateway, world.settings).step()
     assert gateway.called("label") == [], "not before it is detached"
     await world.work()
     assert await scalar(world.db, "SELECT labelled FROM claim")
     await execute(world.db, "UPDATE claim SET label_due_at = now()")
-    await Labelling(world.db, gateway, world.settings).step()
+    await ClaimLabeler(world.db, gateway, world.settings).step()
     assert gateway.called("label") == []
     assert await scalar(world.db, "SELECT count(*) FROM event WHERE type = 'vm.detached'") == 1
 
@@ -175,7 +175,7 @@ async def test_what_people_call_a_claim_is_written_after_its_vm_is_detached(worl
     await world.work()
     assert gateway.vms[vm["name"]].claim_id == str(vm["claim_id"])
     assert not await scalar(world.db, "SELECT labelled FROM claim")
-    await Labelling(world.db, gateway, world.settings).step()
+    await ClaimLabeler(world.db, gateway, world.settings).step()
     assert gateway.called("label") == [vm["name"]]
     assert await scalar(world.db, "SELECT labelled FROM claim")
 
@@ -249,6 +249,9 @@ async def test_a_call_that_fails_is_made_again_later(world, gateway, error):
     await world.put(size=1)
     await world.plan()
     gateway.refuse("make", error, times=2)
+    world.settings = world.settings.model_copy(
+        update={"backoff_base_seconds": 60}
+    )  # no busy machine takes so long to look
     await world.work()
     row = (await fetch(world.db, "SELECT attempts, lease_token, reason, due_at > now() AS later FROM vm_pool"))[0]
     assert (row["attempts"], row["lease_token"], row["later"]) == (1, None, True)
@@ -277,7 +280,7 @@ async def test_a_vm_that_is_gone_has_nothing_to_be_detached(world, gateway):
     del gateway.vms[vm["name"]]
     await world.work()
     row = (await fetch(world.db, "SELECT member, state FROM vm WHERE id = :id", id=vm["id"]))[0]
-    assert (row["member"], row["state"]) == (False, "claimed"), "whoever watches tells that it is lost"
+    assert (row["member"], row["state"]) == (False, "claimed"), "the informer says that it is lost"
     assert not await scalar(world.db, "SELECT labelled FROM claim")
 
 
@@ -293,7 +296,7 @@ async def test_two_workers_are_never_at_one_of_them(world, gateway):
         return await look(name)
 
     world.pools.look = hang
-    first, second = (Backings(world.db, gateway, world.settings) for _ in range(2))
+    first, second = (VmPoolReconciler(world.db, gateway, world.settings) for _ in range(2))
     hanging = asyncio.create_task(first.step())
     await asyncio.wait_for(asked.wait(), PATIENCE)
     world.pools.look = look
@@ -301,7 +304,7 @@ async def test_two_workers_are_never_at_one_of_them(world, gateway):
     assert gateway.called("make") == []
     hanging.cancel()
     await asyncio.wait([hanging])
-    await first.hand_back()
+    await first.release()
     await second.step()
     assert len(gateway.called("make")) == 1
 
@@ -312,14 +315,14 @@ async def test_a_sweep_lets_go_of_what_no_pool_knows(world, gateway):
     await execute(world.db, "UPDATE vm SET member = false")
     await execute(world.db, "DELETE FROM vm_pool")
     for _ in range(2):
-        await Backings(world.db, gateway, world.settings).step()
+        await VmPoolReconciler(world.db, gateway, world.settings).sweep()
     assert world.pools.pools == {}
     assert len(gateway.vms) == 1, "its VMs are not the sweep's to remove"
 
 
 async def test_without_a_right_to_them_other_pools_are_served(world, gateway):
     gateway.refuse("all", ClusterNotFound("no such kind"))
-    assert not await Backings(world.db, gateway, world.settings).step()
+    assert not await VmPoolReconciler(world.db, gateway, world.settings).sweep()
 
 
 # Kills

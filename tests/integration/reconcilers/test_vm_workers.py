@@ -12,9 +12,9 @@ from app.errors import (
     ClusterRefused,
     ClusterUnavailable,
 )
-from app.reconcilers.vms.creator import Provision
-from app.reconcilers.vms.labeler import Labelling
-from app.reconcilers.vms.remover import Removal
+from app.reconcilers.vms.creator import VmCreator
+from app.reconcilers.vms.labeler import ClaimLabeler
+from app.reconcilers.vms.remover import VmRemover
 from app.store.claims.warm import WarmClaimStore
 from tests.support.patience import PATIENCE
 from tests.support.rows import execute, fetch, make_pool, make_ready, make_vms, request, scalar, state_of
@@ -22,12 +22,12 @@ from tests.support.rows import execute, fetch, make_pool, make_ready, make_vms, 
 
 @pytest.fixture
 def provision(db, gateway, settings):
-    return Provision(db, gateway, settings)
+    return VmCreator(db, gateway, settings)
 
 
 @pytest.fixture
 def removal(db, gateway, settings):
-    return Removal(db, gateway, settings)
+    return VmRemover(db, gateway, settings)
 
 
 async def due(db):
@@ -78,7 +78,7 @@ async def test_a_create_whose_answer_was_lost_is_found_and_not_made_twice(db, ga
     gateway.create_vm = create
     assert await state_of(db, vm_id) is VmState.CREATING
     await due(db)
-    await Provision(db, gateway, settings).step()
+    await VmCreator(db, gateway, settings).step()
     vm = await row(db, vm_id)
     assert (vm["state"], vm["uid"]) == ("booting", gateway.vms[vm["name"]].uid)
     assert len(gateway.vms) == 1
@@ -91,7 +91,7 @@ async def test_an_absent_cluster_puts_the_create_off_and_counts_as_nobodys_failu
     gateway.refuse("create", ClusterUnavailable("refused"), times=1)
     await provision.step()
     vm = await row(db, vm_id)
-    assert (vm["state"], vm["health"]) == ("planned", "the cluster is away: refused")
+    assert (vm["state"], vm["health"]) == ("planned", "the cluster is unavailable: refused")
     assert vm["due_at"] > vm["state_since"]
     assert await scalar(db, "SELECT consecutive_failures FROM pool") == 0
     await due(db)
@@ -127,7 +127,7 @@ async def test_what_came_too_late_is_not_written(db, gateway, provision, setting
     """The lease ran out while the cluster was asked, and another worker has the VM."""
     pool = await make_pool(db)
     (vm_id,) = await make_vms(db, pool, 1, VmState.PLANNED)
-    other = Provision(db, gateway, settings)
+    other = VmCreator(db, gateway, settings)
     gate, asked = asyncio.Event(), asyncio.Event()
     create = gateway.create_vm
 
@@ -165,10 +165,10 @@ async def test_what_a_stopping_worker_holds_is_free_at_once(db, gateway, provisi
     hanging.cancel()
     await asyncio.wait([hanging])
     gateway.create_vm = create
-    other = Provision(db, gateway, settings)
+    other = VmCreator(db, gateway, settings)
     await other.step()
     assert gateway.vms == {}
-    await provision.hand_back()
+    await provision.release()
     await other.step()
     assert len(gateway.vms) == 1
 
@@ -181,13 +181,13 @@ async def made(db, gateway, provision, count=1):
     return ids
 
 
-async def let_go(db, vm_id):
+async def release_vm(db, vm_id):
     await execute(db, "UPDATE vm SET state = 'releasing', due_at = now() WHERE id = :id", id=vm_id)
 
 
 async def test_a_vm_that_is_let_go_is_removed_and_then_deleted(db, gateway, provision, removal):
     (vm_id,) = await made(db, gateway, provision)
-    await let_go(db, vm_id)
+    await release_vm(db, vm_id)
     await removal.step()
     assert gateway.vms == {}
     assert await state_of(db, vm_id) is VmState.DELETED
@@ -195,7 +195,7 @@ async def test_a_vm_that_is_let_go_is_removed_and_then_deleted(db, gateway, prov
 
 async def test_a_vm_that_is_still_going_is_asked_about_again(db, gateway, provision, removal):
     (vm_id,) = await made(db, gateway, provision)
-    await let_go(db, vm_id)
+    await release_vm(db, vm_id)
     gateway.lingers = True
     await removal.step()
     vm = await row(db, vm_id)
@@ -212,7 +212,7 @@ async def test_an_object_of_another_uid_is_left_alone(db, gateway, provision, re
     (vm_id,) = await made(db, gateway, provision)
     name = (await row(db, vm_id))["name"]
     gateway.change(name, uid="another")
-    await let_go(db, vm_id)
+    await release_vm(db, vm_id)
     await removal.step()
     assert name in gateway.vms
     assert await state_of(db, vm_id) is VmState.DELETED
@@ -221,7 +221,7 @@ async def test_an_object_of_another_uid_is_left_alone(db, gateway, provision, re
 @pytest.mark.parametrize("error", [ClusterUnavailable("away"), ClusterForbidden("no right")])
 async def test_a_removal_that_fails_is_tried_again(db, gateway, provision, removal, error):
     (vm_id,) = await made(db, gateway, provision)
-    await let_go(db, vm_id)
+    await release_vm(db, vm_id)
     gateway.refuse("delete", error, times=1)
     await removal.step()
     vm = await row(db, vm_id)
@@ -245,9 +245,9 @@ async def claimed(db, gateway, provision):
 
 async def test_a_claimed_vm_is_labelled_once(db, gateway, provision, settings):
     bound = await claimed(db, gateway, provision)
-    labelling = Labelling(db, gateway, settings)
+    labelling = ClaimLabeler(db, gateway, settings)
     await labelling.step()
-    assert gateway.vms[bound.name].claim_id == str(bound.claim_id)
+    assert gateway.vms[bound.vm_name].claim_id == str(bound.claim.id)
     await labelling.step()
     assert len(gateway.called("label")) == 1
 
@@ -255,17 +255,17 @@ async def test_a_claimed_vm_is_labelled_once(db, gateway, provision, settings):
 async def test_a_claimed_vm_is_labelled_with_what_people_call_its_claim(db, gateway, provision, settings):
     bound = await claimed(db, gateway, provision)
     await execute(db, "UPDATE claim SET labels = jsonb_build_object('name', 'pinned-vm')")
-    await Labelling(db, gateway, settings).step()
-    assert gateway.called_names == {bound.name: "pinned-vm"}
+    await ClaimLabeler(db, gateway, settings).step()
+    assert gateway.called_names == {bound.vm_name: "pinned-vm"}
 
 
 @pytest.mark.parametrize("error", [ClusterUnavailable("away"), ClusterConflict("another")])
 async def test_a_label_that_cannot_be_written_is_tried_again(db, gateway, provision, settings, error):
     bound = await claimed(db, gateway, provision)
-    labelling = Labelling(db, gateway, settings)
+    labelling = ClaimLabeler(db, gateway, settings)
     gateway.refuse("label", error, times=1)
     await labelling.step()
-    assert gateway.vms[bound.name].claim_id is None
+    assert gateway.vms[bound.vm_name].claim_id is None
     await execute(db, "UPDATE claim SET label_due_at = now()")
     await labelling.step()
-    assert gateway.vms[bound.name].claim_id == str(bound.claim_id)
+    assert gateway.vms[bound.vm_name].claim_id == str(bound.claim.id)

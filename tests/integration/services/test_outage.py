@@ -12,8 +12,8 @@ from app.config import Settings
 from app.domain.claims import WarmClaim
 from app.errors import DatabaseUnavailable
 from app.ids import new_id
-from app.reconcilers.pools.plan_pool import plan_next_pool
-from app.reconcilers.vms.status_writer import Observing
+from app.reconcilers.pools.planner import plan_next_pool
+from app.reconcilers.vms.status_writer import StatusWriter
 from app.services.claims.lifecycle import release_claim, renew_claim
 from app.services.pools.service import delete_pool, pause_pool, put_pool, replenish_pool, resume_pool
 from app.store.claims import rows as claims
@@ -63,7 +63,7 @@ async def test_every_entry_says_that_the_database_is_away_and_all_goes_on_after(
     async with run_claim_service(outage.url) as claim_service:
         assert isinstance(await claim_service.claim(new_claim(), stays_connected), WarmClaim)
         await outage.begin()
-        observing = Observing(db, gateway, Settings())
+        observing = StatusWriter(db, gateway, Settings())
         entries = {
             "claim": lambda: claim_service.claim(new_claim(), stays_connected),
             "claim of a pool not met yet": lambda: claim_service.claim(new_claim("other"), stays_connected),

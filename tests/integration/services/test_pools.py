@@ -6,7 +6,7 @@ import pytest
 
 from app.domain.states import ClaimState, VmState
 from app.errors import ClusterUnavailable, Conflict, PoolBeingDeleted, PoolNotFound, TemplateRefused
-from app.reconcilers.pools.plan_pool import plan_next_pool
+from app.reconcilers.pools.planner import plan_next_pool
 from app.services.pools.service import delete_pool, pause_pool, put_pool, replenish_pool, resume_pool
 from app.services.writes import WriteOutcome
 from app.store.claims import rows as claims

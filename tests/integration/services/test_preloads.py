@@ -55,7 +55,7 @@ async def serve(db, name="fedora", claim="volume-1"):
         token = new_id()
         await execute(db, "UPDATE preload SET due_at = now() WHERE name = :name", name=name)
         row = next(
-            each for each in await preload_rows.take_due(tx, token=token, limit=99, seconds=30) if each.name == name
+            each for each in await preload_rows.acquire_due(tx, token=token, limit=99, seconds=30) if each.name == name
         )
         assert await preload_rows.write(
             tx,

@@ -12,7 +12,7 @@ MINE, THEIRS = uuid4(), uuid4()
 
 async def take(db, token, *, seconds=30.0):
     async with db.begin() as tx:
-        return await leases.take(tx, "watch", holder=f"holder of {token}", token=token, seconds=seconds)
+        return await leases.acquire(tx, "watch", holder=f"holder of {token}", token=token, seconds=seconds)
 
 
 async def test_a_lease_is_held_by_one_holder_who_renews_it(db):
@@ -34,10 +34,10 @@ async def test_an_expired_lease_can_be_acquired(db):
 async def test_a_released_lease_can_be_acquired(db):
     assert await take(db, MINE)
     async with db.begin() as tx:
-        await leases.give_back(tx, "watch", token=THEIRS)
+        await leases.release(tx, "watch", token=THEIRS)
     assert not await take(db, THEIRS), "only its holder gives it back"
     async with db.begin() as tx:
-        await leases.give_back(tx, "watch", token=MINE)
+        await leases.release(tx, "watch", token=MINE)
     assert await take(db, THEIRS)
 
 

@@ -54,7 +54,7 @@ async def preload(db):
 
 async def take(db, token):
     async with db.begin() as tx:
-        return await preload_rows.take_due(tx, token=token, limit=8, seconds=30)
+        return await preload_rows.acquire_due(tx, token=token, limit=8, seconds=30)
 
 
 async def write(db, preload_id, token, **given):
@@ -110,7 +110,7 @@ async def test_a_new_wish_takes_the_lease_away(db, preload):
 async def test_what_is_handed_back_is_taken_at_once(db, preload):
     await take(db, ONE)
     async with db.begin() as tx:
-        await preload_rows.hand_back(tx, token=ONE)
+        await preload_rows.LEASES.release(tx, token=ONE)
     assert len(await take(db, TWO)) == 1
 
 

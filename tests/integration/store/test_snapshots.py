@@ -247,18 +247,18 @@ class TestUse:
 class TestWork:
     async def take(self, db, token=None, seconds=30):
         async with db.begin() as tx:
-            return await snapshot_work.take_due(tx, token=token or uuid.uuid4(), limit=10, seconds=seconds)
+            return await snapshot_work.acquire_due(tx, token=token or uuid.uuid4(), limit=10, seconds=seconds)
 
-    async def test_one_has_it_until_it_is_rested(self, db):
+    async def test_one_worker_holds_it_until_it_is_finished(self, db):
         row = await make_snapshot(db)
         token = uuid.uuid4()
         assert [item.id for item in await self.take(db, token)] == [row.id]
         assert await self.take(db) == []
         async with db.begin() as tx:
-            assert await snapshot_work.holds(tx, row.id, token=token, seconds=30)
-            assert not await snapshot_work.holds(tx, row.id, token=uuid.uuid4(), seconds=30)
-            await snapshot_work.rest(tx, row.id, token=token, seconds=60, well=True)
-            assert not await snapshot_work.holds(tx, row.id, token=token, seconds=30)
+            assert await snapshot_work.renew(tx, row.id, token=token, seconds=30)
+            assert not await snapshot_work.renew(tx, row.id, token=uuid.uuid4(), seconds=30)
+            await snapshot_work.finish(tx, row.id, token=token, seconds=60)
+            assert not await snapshot_work.renew(tx, row.id, token=token, seconds=30)
         assert await self.take(db) == []
         await execute(db, "UPDATE snapshot SET due_at = now()")
         assert (await self.take(db))[0].attempts == 1
@@ -271,7 +271,7 @@ class TestWork:
             await snapshot_rows.make_due(tx, row.id)
         assert await self.take(db) == []
         async with db.begin() as tx:
-            await snapshot_work.rest(tx, row.id, token=token, seconds=3600, well=False)
+            await snapshot_work.finish(tx, row.id, token=token, seconds=3600, failed=True)
         assert (await self.take(db))[0].attempts == 2
 
     async def test_what_a_dead_one_had_is_taken_after_the_lease(self, db):
@@ -280,12 +280,12 @@ class TestWork:
         await self.take(db, token, seconds=-1)
         assert [item.id for item in await self.take(db)] == [row.id]
         async with db.begin() as tx:
-            assert not await snapshot_work.holds(tx, row.id, token=token, seconds=30)
+            assert not await snapshot_work.renew(tx, row.id, token=token, seconds=30)
 
-    async def test_what_is_handed_back_is_free_at_once(self, db):
+    async def test_what_is_released_is_free_at_once(self, db):
         await make_snapshot(db)
         token = uuid.uuid4()
         await self.take(db, token)
         async with db.begin() as tx:
-            await snapshot_work.hand_back(tx, token=token)
+            await snapshot_work.LEASES.release(tx, token=token)
         assert len(await self.take(db)) == 1

@@ -19,8 +19,8 @@ from tests.support.rows import (
     make_ready,
     make_vms,
     scalar,
-    sighting,
     state_of,
+    vm_status,
 )
 
 
@@ -184,7 +184,7 @@ async def test_history_is_dropped_once_it_is_old(db):
 async def test_what_was_seen_is_written_to_the_row_and_to_its_place(db):
     pool = await make_pool(db)
     ids = await make_vms(db, pool, 2)
-    seen = [sighting(ids[0], node="node-2", addresses=("10.0.0.2", "fd00::2")), sighting(ids[1], health="slow")]
+    seen = [vm_status(ids[0], node="node-2", addresses=("10.0.0.2", "fd00::2")), vm_status(ids[1], health="slow")]
     async with db.begin() as tx:
         await observed.write(tx, seen)
         await observed.write(tx, [])
@@ -194,7 +194,7 @@ async def test_what_was_seen_is_written_to_the_row_and_to_its_place(db):
     assert rows[ids[1]].facts.unhealthy_since is not None
     assert await scalar(db, "SELECT node FROM ready_slot WHERE vm_id = :id", id=ids[0]) == "node-2"
     async with db.begin() as tx:
-        await observed.write(tx, [sighting(ids[1], uid="another", addresses=())])
+        await observed.write(tx, [vm_status(ids[1], uid="another", addresses=())])
         row = (await observed.by_ids(tx, ids))[ids[1]]
     assert row.facts.uid == f"uid-{ids[1]}", "a UID once written stays"
     assert (row.facts.health, row.facts.unhealthy_since, row.facts.addresses) == (None, None, ())

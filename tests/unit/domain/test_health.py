@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.domain.health import HealthRules, Verdict, VmFacts, ailment, judge
+from app.domain.health import HealthRules, Verdict, VmFacts, health_problem, judge
 from app.domain.observation import Failure, Observation, WarmWhen
 from app.domain.states import VmState
 
@@ -125,7 +125,7 @@ def test_a_claimed_vm_is_its_claimants_once_the_window_is_over():
     assert verdict(at_the_edge, seen(phase="Failed", ready=False)) is Verdict.DEAD
 
 
-def test_a_ready_vm_that_looks_well_again_loses_its_ailment():
+def test_a_ready_vm_that_looks_well_again_loses_its_health_problem():
     judgement = judge(row(VmState.READY, health="it is not ready"), seen(), WarmWhen.AGENT, RULES, NOW)
     assert judgement.verdict is Verdict.NOTED
     assert judgement.reason is None
@@ -144,7 +144,7 @@ AILMENTS = {
 
 @pytest.mark.parametrize(("words", "given"), AILMENTS.items())
 def test_an_observation_is_described_by_what_is_wrong_with_it(words, given):
-    assert ailment(seen(**given)) == words
+    assert health_problem(seen(**given)) == words
 
 
 class TestDisksMadeAfterTheVm:

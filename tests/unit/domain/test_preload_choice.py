@@ -27,7 +27,7 @@ def test_the_only_image_of_a_vm_is_preloaded(images, found):
 
 @pytest.mark.parametrize(
     ("images", "why"),
-    [((HTTP, REGISTRY), "from 2 images"), ((PVC,), "near already"), ((), "no image")],
+    [((HTTP, REGISTRY), "from 2 images"), ((PVC,), "need no preload"), ((), "no image")],
 )
 def test_a_reason_is_given_when_no_image_can_be_preloaded(images, why):
     assert why in needed_image(images)

@@ -15,11 +15,11 @@ from app.domain.preload_lifecycle import (
     NodePull,
     ObjectKind,
     OnNodes,
+    PreloadObject,
     PreloadState,
     Present,
     PullState,
     Rules,
-    Seen,
     Serving,
     Status,
     Volume,
@@ -52,7 +52,7 @@ def facts(spec=ALWAYS, state=S.IMPORTING, generation=2, *, deleting=False, **sta
 
 
 def volume(generation=2, **shown):
-    return Seen(ObjectKind.VOLUME, f"pre-{generation}", f"uid-{generation}", ID, generation, **shown)
+    return PreloadObject(ObjectKind.VOLUME, f"pre-{generation}", f"uid-{generation}", ID, generation, **shown)
 
 
 def finished(generation=2):
@@ -64,7 +64,9 @@ def daemon_set(generation=2, wanted=2, **nodes):
         NodePull(node, PullState(how)) if how in list(PullState) else NodePull(node, PullState.FAILED, how)
         for node, how in nodes.items()
     )
-    return Seen(ObjectKind.NODES, f"set-{generation}", f"uid-{generation}", ID, generation, nodes=told, wanted=wanted)
+    return PreloadObject(
+        ObjectKind.NODES, f"set-{generation}", f"uid-{generation}", ID, generation, nodes=told, wanted=wanted
+    )
 
 
 def serves(generation, *, adopted=False):
@@ -116,7 +118,7 @@ class TestAVolume:
             ({"restarts": 3, "trouble": "Error: 404"}, "3 restarts did not help: Error: 404"),
             (
                 {"phase": "ImportInProgress", "progress": 60.0},
-                "stood still at 60 % in phase ImportInProgress for 700 s",
+                "made no progress at 60 % in phase ImportInProgress for 700 s",
             ),
         ],
     )

@@ -15,17 +15,17 @@ from app.domain.snapshots import (
     UNDER_WAY,
     ClaimFacts,
     Origin,
-    Sight,
     SnapshotSpec,
     SnapshotState,
+    SnapshotStatus,
     SourceVm,
     TakeFacts,
     TakePlan,
     TakeState,
     VolumeVerdict,
     after_claim,
-    after_look,
     after_loss,
+    after_status,
     after_stop,
     assess,
     check_take_transition,
@@ -51,7 +51,7 @@ def take(number, state, **given):
 
 def sight(**given):
     base = {"ready": False, "failed": False, "deleting": False}
-    return Sight("s", "uid", "take", **{**base, **given})
+    return SnapshotStatus("s", "uid", "take", **{**base, **given})
 
 
 class TestSpec:
@@ -200,7 +200,7 @@ class TestPlan:
 @pytest.mark.parametrize(
     ("takes", "deleting", "state", "reason"),
     [
-        ([], False, SnapshotState.FAILED, "nothing was taken"),
+        ([], False, SnapshotState.FAILED, "there is no take"),
         ([take(1, T.BOOTING, reason="a VM boots")], False, SnapshotState.TAKING, "a VM boots"),
         ([take(1, T.READY)], False, SnapshotState.READY, None),
         ([take(1, T.READY), take(2, T.TAKING, reason="x")], False, SnapshotState.READY, None),
@@ -208,7 +208,7 @@ class TestPlan:
             [take(1, T.READY), take(2, T.FAILED, reason="no space")],
             False,
             SnapshotState.READY,
-            "the last refresh failed, and the one before serves on: no space",
+            "the last refresh failed; VMs start from the one before: no space",
         ),
         ([take(1, T.FAILED, reason="no space")], False, SnapshotState.FAILED, "no space"),
         ([take(1, T.FAILING, reason="no space")], False, SnapshotState.FAILED, "no space"),
@@ -282,7 +282,7 @@ def test_what_a_stopping_vm_means(vm, age, to):
     ],
 )
 def test_what_a_snapshot_object_means(seen, age, to, says):
-    step = after_look(seen, timedelta(seconds=age), timeout_seconds=100)
+    step = after_status(seen, timedelta(seconds=age), timeout_seconds=100)
     assert step.to is to
     assert says is None or says in step.reason
 

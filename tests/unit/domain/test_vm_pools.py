@@ -10,18 +10,18 @@ from app.domain.pools import PoolSpec
 from app.domain.vm_pools import (
     Backing,
     Change,
-    VmPoolSight,
-    Wish,
+    DesiredVmPool,
+    VmPoolStatus,
     Written,
-    bring_about,
+    describe_problem,
     is_changed_by_others,
     lower_first,
     name_incidents,
-    tell_state,
+    plan_change,
 )
 from app.ids import new_id, vm_pool_name
 
-SEEN = VmPoolSight(
+SEEN = VmPoolStatus(
     name="web-abc",
     uid="u1",
     generation=4,
@@ -34,11 +34,11 @@ SEEN = VmPoolSight(
     pool_id="p",
     labels={},
 )
-WISH = Wish(planned=0, kept=3, paused=False, deleting=False, template="t")
+WISH = DesiredVmPool(planned=0, kept=3, paused=False, deleting=False, template="t")
 WRITTEN = Written(uid="u1", replicas=3, generation=4, template="t", paused=False)
 
 
-def wish(**given):
+def desired(**given):
     return replace(WISH, **given)
 
 
@@ -52,15 +52,15 @@ def wish(**given):
     ],
 )
 def test_only_what_is_to_be_made_now_raises_the_number(given, replicas):
-    assert wish(**given).replicas == replicas
+    assert desired(**given).replicas == replicas
 
 
 @pytest.mark.parametrize(
     ("wanted", "seen", "change"),
     [
-        (wish(kept=2), SEEN, Change(replicas=2)),
-        (wish(kept=2, planned=1), SEEN, Change()),
-        (wish(planned=4), SEEN, Change()),
+        (desired(kept=2), SEEN, Change(replicas=2)),
+        (desired(kept=2, planned=1), SEEN, Change()),
+        (desired(planned=4), SEEN, Change()),
         (WISH, replace(SEEN, unmanaged=False), Change(restore=True)),
     ],
     ids=["fewer", "a replacement is wanted", "more comes after", "it could delete"],
@@ -74,16 +74,16 @@ def test_before_vms_are_detached_replicas_are_only_lowered(wanted, seen, change)
     ("wanted", "written", "seen", "change"),
     [
         (WISH, WRITTEN, SEEN, Change()),
-        (wish(planned=2), WRITTEN, SEEN, Change(replicas=5)),
-        (wish(template="t2"), WRITTEN, SEEN, Change(template=True)),
-        (wish(template=None), WRITTEN, SEEN, Change()),
+        (desired(planned=2), WRITTEN, SEEN, Change(replicas=5)),
+        (desired(template="t2"), WRITTEN, SEEN, Change(template=True)),
+        (desired(template=None), WRITTEN, SEEN, Change()),
         (WISH, WRITTEN, replace(SEEN, generation=5), Change(template=True)),
         (WISH, WRITTEN, replace(SEEN, held=False), Change(restore=True)),
         (WISH, WRITTEN, replace(SEEN, ours=False), Change(restore=True)),
-        (wish(paused=True), WRITTEN, SEEN, Change(paused=True)),
+        (desired(paused=True), WRITTEN, SEEN, Change(paused=True)),
         (WISH, replace(WRITTEN, paused=True), replace(SEEN, paused=True), Change(paused=False)),
         (WISH, WRITTEN, replace(SEEN, paused=True), Change()),
-        (wish(paused=True), WRITTEN, replace(SEEN, paused=True), Change()),
+        (desired(paused=True), WRITTEN, replace(SEEN, paused=True), Change()),
     ],
     ids=[
         "as it is to be",
@@ -101,7 +101,7 @@ def test_before_vms_are_detached_replicas_are_only_lowered(wanted, seen, change)
 )
 def test_what_is_left_to_be_written(wanted, written, seen, change):
     others = is_changed_by_others(written, seen)
-    assert bring_about(wanted, written, seen, others_wrote=others) == change
+    assert plan_change(wanted, written, seen, others_wrote=others) == change
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_what_is_left_to_be_written(wanted, written, seen, change):
         (WISH, WRITTEN, replace(SEEN, generation=5, replicas=9), ["replicas was set to 9"]),
         (WISH, WRITTEN, replace(SEEN, generation=5, unmanaged=False), ["strategies were changed"]),
         (
-            wish(paused=True),
+            desired(paused=True),
             replace(WRITTEN, paused=True),
             replace(SEEN, generation=5),
             ["it was resumed in the cluster"],
@@ -130,12 +130,12 @@ def test_what_others_did_is_told(wanted, written, seen, words):
 
 
 def test_what_keeps_it_from_making_vms_is_told():
-    assert tell_state(WISH, WRITTEN, SEEN) is None
-    assert "paused by somebody" in tell_state(WISH, WRITTEN, replace(SEEN, paused=True))
-    assert tell_state(wish(paused=True), WRITTEN, replace(SEEN, paused=True)) is None
+    assert describe_problem(WISH, WRITTEN, SEEN) is None
+    assert "paused by somebody" in describe_problem(WISH, WRITTEN, replace(SEEN, paused=True))
+    assert describe_problem(desired(paused=True), WRITTEN, replace(SEEN, paused=True)) is None
     failing = replace(SEEN, failure="exceeded quota")
-    assert tell_state(WISH, WRITTEN, failing) is None, "nothing is to be made"
-    assert "exceeded quota" in tell_state(wish(planned=1), WRITTEN, failing)
+    assert describe_problem(WISH, WRITTEN, failing) is None, "nothing is to be made"
+    assert "exceeded quota" in describe_problem(desired(planned=1), WRITTEN, failing)
 
 
 @given(
@@ -151,7 +151,7 @@ def test_nothing_more_is_made_than_is_planned(planned, kept, leaving, late, seen
     `late` of the planned VMs it had made before, and no row knows them yet.
     """
     late = min(late, planned)
-    wanted = wish(planned=planned, kept=kept)
+    wanted = desired(planned=planned, kept=kept)
     members = kept + leaving + late
     pool = replace(SEEN, replicas=seen)
     if (change := lower_first(wanted, pool)).replicas is not None:
@@ -159,7 +159,7 @@ def test_nothing_more_is_made_than_is_planned(planned, kept, leaving, late, seen
     for _ in range(leaving):
         members -= 1
         members = max(members, pool.replicas)  # the controller acts
-    left = bring_about(wanted, WRITTEN, pool, others_wrote=False)
+    left = plan_change(wanted, WRITTEN, pool, others_wrote=False)
     pool = replace(pool, replicas=left.replicas if left.replicas is not None else pool.replicas)
     members = max(members, pool.replicas)
     assert members == kept + planned

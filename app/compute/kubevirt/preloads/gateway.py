@@ -34,7 +34,7 @@ from app.compute.kubevirt.preloads.status import (
 from app.compute.preloads import PreloadOrder
 from app.config import Settings
 from app.domain.paths import ImageRef
-from app.domain.preload_lifecycle import ObjectKind, Present, Seen, Volume
+from app.domain.preload_lifecycle import ObjectKind, PreloadObject, Present, Volume
 from app.domain.preloads import PreloadSpec
 from app.domain.templates import VmSpec
 from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterRefused, FieldProblem, PreloadRefused
@@ -96,7 +96,7 @@ class KubeVirtPreloads:
         except ClusterNotFound as error:
             raise _without(kind, error) from error
 
-    async def look(self, preload_id: UUID) -> tuple[Seen, ...]:
+    async def look(self, preload_id: UUID) -> tuple[PreloadObject, ...]:
         mine = f"{labels.PRELOAD}={preload_id}"
         volumes = [await self._see_volume(each) for each in await self._list(DATA_VOLUMES, mine)]
         crons = [await self._see_cron(each) for each in await self._list(DATA_IMPORT_CRONS, mine)]
@@ -124,7 +124,7 @@ class KubeVirtPreloads:
         found = await self._client.list_all(DATA_VOLUMES, selector="")
         return tuple(clones_from(found[0], volume))
 
-    async def remove(self, seen: Seen) -> None:
+    async def remove(self, seen: PreloadObject) -> None:
         kind = _KINDS[seen.kind]
         try:
             await self._client.delete(kind, seen.name, seen.uid)
@@ -132,7 +132,7 @@ class KubeVirtPreloads:
             return
         _log.info("cluster.preload_object_removed", kind=str(kind), name=seen.name)
 
-    async def all(self) -> tuple[Seen, ...]:
+    async def all(self) -> tuple[PreloadObject, ...]:
         found = []
         for name, kind in _KINDS.items():
             found += [read_bare(name, each) for each in await self._list(kind, labels.PRELOAD)]
@@ -161,7 +161,7 @@ class KubeVirtPreloads:
         except ClusterNotFound:
             return None
 
-    async def _see_volume(self, volume: Manifest) -> Seen:
+    async def _see_volume(self, volume: Manifest) -> PreloadObject:
         status = volume.get("status") or {}
         held = None
         if status.get("phase") == COMPLETE:
@@ -169,7 +169,7 @@ class KubeVirtPreloads:
             held = read_claim(claim) if claim is not None and "deletionTimestamp" not in claim["metadata"] else None
         return read_volume_object(volume, held)
 
-    async def _see_cron(self, cron: Manifest) -> Seen:
+    async def _see_cron(self, cron: Manifest) -> PreloadObject:
         status = cron.get("status") or {}
         last = str((status.get("lastImportedPVC") or {}).get("name") or "")
         held = await self._held(cron, last) if last else None

@@ -7,7 +7,7 @@ from app.compute.kubevirt import labels
 from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.preloads.manifests import IMAGE_CONTAINER
 from app.compute.kubevirt.quantities import parse_quantity, requested_storage
-from app.domain.preload_lifecycle import NodePull, ObjectKind, PullState, Seen, Volume
+from app.domain.preload_lifecycle import NodePull, ObjectKind, PreloadObject, PullState, Volume
 
 COMPLETE = "Succeeded"
 _ENDED = frozenset({COMPLETE, "Failed"})
@@ -27,12 +27,12 @@ _PULL_PROBLEMS = frozenset(
 _POD_PHASE = "cdi.kubevirt.io/storage.pod.phase"
 
 
-def read_volume_object(volume: Manifest, claim: Volume | None) -> Seen:
+def read_volume_object(volume: Manifest, claim: Volume | None) -> PreloadObject:
     """Reads a DataVolume. `claim` is its PVC, if it is complete and the PVC exists."""
     status = volume.get("status") or {}
     spec = volume.get("spec") or {}
     phase = str(status.get("phase") or "")
-    return Seen(
+    return PreloadObject(
         **_identity(ObjectKind.VOLUME, volume),
         phase=phase,
         progress=_percent(status.get("progress")),
@@ -44,11 +44,11 @@ def read_volume_object(volume: Manifest, claim: Volume | None) -> Seen:
     )
 
 
-def read_cron(cron: Manifest, current: Manifest | None, held: Volume | None) -> Seen:
+def read_cron(cron: Manifest, current: Manifest | None, held: Volume | None) -> PreloadObject:
     """Reads a DataImportCron. `current` is the DataVolume of the running import, `held` the result of the last one."""
     status = cron.get("status") or {}
     told = read_volume_object(current, None) if current is not None else None
-    return Seen(
+    return PreloadObject(
         **_identity(ObjectKind.CRON, cron),
         phase=told.phase if told else "",
         progress=told.progress if told else None,
@@ -60,13 +60,13 @@ def read_cron(cron: Manifest, current: Manifest | None, held: Volume | None) -> 
     )
 
 
-def read_daemon_set(daemon_set: Manifest, pods: list[Manifest]) -> Seen:
+def read_daemon_set(daemon_set: Manifest, pods: list[Manifest]) -> PreloadObject:
     """Reads a DaemonSet and its `pods`. The number of pods it wants is unknown until its controller has processed it."""
     status = daemon_set.get("status") or {}
     counted = int(status.get("observedGeneration") or 0) >= int(daemon_set["metadata"].get("generation") or 1)
     nodes = tuple(sorted((_pull(pod) for pod in pods if not _is_going(pod)), key=lambda each: each.node))
     failed = next((each.reason for each in nodes if each.state is PullState.FAILED), None)
-    return Seen(
+    return PreloadObject(
         **_identity(ObjectKind.NODES, daemon_set),
         nodes=nodes,
         wanted=int(status.get("desiredNumberScheduled") or 0) if counted else -1,
@@ -74,9 +74,9 @@ def read_daemon_set(daemon_set: Manifest, pods: list[Manifest]) -> Seen:
     )
 
 
-def read_bare(kind: ObjectKind, thing: Manifest) -> Seen:
+def read_bare(kind: ObjectKind, thing: Manifest) -> PreloadObject:
     """Reads only the identity of an object."""
-    return Seen(**_identity(kind, thing))
+    return PreloadObject(**_identity(kind, thing))
 
 
 def read_claim(claim: Manifest) -> Volume:

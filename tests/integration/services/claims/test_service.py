@@ -362,7 +362,7 @@ async def test_a_turn_that_does_not_come_is_not_waited_for_without_end(db, claim
     await make_pool(db)
     for _ in range(4):
         await claim_service.queue._turn.acquire()
-    with pytest.raises(DatabaseUnavailable, match="more is asked of the database than it takes") as refused:
+    with pytest.raises(DatabaseUnavailable, match="the database is overloaded") as refused:
         await claim(claim_service, wait=30)
     assert refused.value.retry_after is not None
     for _ in range(4):

@@ -8,7 +8,7 @@ from app.domain.paths import StartPath
 from app.domain.pools import StartFrom
 from app.domain.states import ClaimState
 from app.errors import NoPath
-from app.reconcilers.claims import failover_step as rerouting
+from app.reconcilers.claims import failover as rerouting
 from app.services.claims.lifecycle import release_claim
 from app.services.pools.service import delete_pool, pause_pool
 from tests.support import store_invariants as invariants

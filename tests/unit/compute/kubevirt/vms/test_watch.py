@@ -115,7 +115,7 @@ async def test_a_watch_that_ends_soon_is_told_and_listed_again(plural, end):
 
 
 async def test_a_watch_that_lasted_is_listed_again_at_once(monkeypatch):
-    monkeypatch.setattr("app.compute.kubevirt.vms.watch._SHORT_ROUND", 0)
+    monkeypatch.setattr("app.compute.kubevirt.rounds._SHORT_ROUND", 0)
     source, naps = ScriptedSource(([vm("a")], [])), Naps()
     async with aclosing(observe(source, relist_seconds=LONG, sleep=naps)) as events:
         await soon(events)
