@@ -1,1 +1,1 @@
-"""Everything in the background: each reconciler brings the cluster, or the rows, to what the rows say."""
+"""Everything in the background. Each reconciler brings the cluster, or the rows, to what the rows say should be."""

@@ -1,1 +1,1 @@
-"""Claims in the background: leases that end, failover to another path."""
+"""Claims in the background: expired leases, and failover to another path."""

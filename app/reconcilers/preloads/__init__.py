@@ -1,1 +1,1 @@
-"""Brings preloads about."""
+"""Imports and pulls preloads, and removes those that nobody uses."""

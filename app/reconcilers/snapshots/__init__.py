@@ -1,1 +1,1 @@
-"""Takes snapshots and keeps them fresh."""
+"""Takes snapshots, keeps them current, and removes what no row wants."""

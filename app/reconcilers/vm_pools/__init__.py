@@ -1,1 +1,1 @@
-"""Keeps VirtualMachinePools as their pools want them."""
+"""Keeps VirtualMachinePools as their pools want them, and assigns their VMs to rows."""

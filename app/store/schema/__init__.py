@@ -1,11 +1,11 @@
-"""The tables, as the migrations make them (a test compares the two).
+"""The tables as the migrations create them. A test compares the two.
 
-`vm.state` is authoritative for a VM; `ready_slot` is the queue of those that are `ready`, narrow so that a claim touches
-nothing wide; `claim_queue` is the queue of claims that wait. A row of either queue exists exactly while its VM is `ready`
-(its claim `pending`): each change of state moves both in one transaction, the queue's row locked first.
+`vm.state` is authoritative for a VM. `ready_slot` is the queue of VMs that are `ready`, a narrow table so that a claim writes
+little; `claim_queue` is the queue of pending claims. A row of a queue exists exactly while its VM is `ready` (its claim is
+`pending`): each change of state changes both in one transaction, which locks the row of the queue first.
 
-`event` is the history. Its order is `(xid, id)`: ids are given out before they commit, so that a reader that only remembered
-the highest id would miss those that commit late; events of transactions below the oldest one still running are final.
+`event` is the history, in the order of `(xid, id)`. An id is assigned before its transaction commits, so a reader that only
+remembered the highest id would miss events that commit late. Events of transactions older than all running ones are final.
 """
 
 from app.store.schema import cluster, journal, pools

@@ -1,4 +1,4 @@
-"""What all tables share: their registry, the names of constraints, and the types of columns."""
+"""What all tables share: their metadata, the names of constraints, types of columns, and the columns of leases."""
 
 from enum import StrEnum
 from typing import Any
@@ -33,7 +33,7 @@ AWARE = DateTime(timezone=True)
 
 
 def one_of(column: str, values: type[StrEnum]) -> str:
-    """A check that the column holds one of the values."""
+    """The condition that the column has one of the values."""
     return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"
 
 

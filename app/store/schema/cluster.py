@@ -1,4 +1,4 @@
-"""What the cluster is to hold beside VMs, and the nodes that it has."""
+"""Tables of nodes, and of what the cluster has for us besides VMs: snapshots, preloads and VirtualMachinePools."""
 
 from sqlalchemy import (
     ARRAY,

@@ -1,4 +1,4 @@
-"""The history, and who does what at the moment."""
+"""Tables of events, named leases, rate limits, and how current watches are."""
 
 from sqlalchemy import (
     BigInteger,

@@ -1,4 +1,4 @@
-"""Pools, their VMs, the claims on them, and the queues of both."""
+"""Tables of pools, their VMs and claims, and the two queues."""
 
 from sqlalchemy import (
     ARRAY,
@@ -159,9 +159,9 @@ vm = Table(
     ),
     CheckConstraint(one_of("state", VmState), name="state"),
     CheckConstraint("state <> 'claimed' OR claim_id IS NOT NULL", name="claimed"),
-    # No index on what a claim changes (state, claim_id): the row is then updated in its page, with no index touched, which
-    # halves what a claim costs Postgres. Half of each page is left free for that: a batch changes every row of a page at once.
-    # The names of a VirtualMachinePool's VMs come back: live ones are told apart by their UIDs alone.
+    # No index on what a claim changes (state, claim_id): Postgres then updates the row within its page and no index, which
+    # halves the cost of a claim. Half of each page is left free for that, because a batch changes all rows of a page at once.
+    # A VirtualMachinePool uses the names of its VMs again, so only the UIDs of live VMs are unique.
     Index("vm_name_idx", "name", postgresql_where=text("ended_at IS NULL")),
     Index("vm_uid_key", "uid", unique=True, postgresql_where=text("ended_at IS NULL AND uid IS NOT NULL")),
     Index("vm_live_idx", "pool_id", postgresql_where=text("ended_at IS NULL")),
