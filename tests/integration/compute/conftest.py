@@ -2,8 +2,8 @@
 
 import pytest
 
+from app.compute.kubevirt import rounds
 from app.compute.kubevirt.gateway import connect
-from app.compute.kubevirt.vms import watch
 from app.config import Settings
 from app.devcluster import DevCluster, DevClusterConfig, Durations
 
@@ -17,7 +17,7 @@ async def cluster():
 @pytest.fixture
 async def connected(cluster, tmp_path, monkeypatch):
     """Makes gateways to the cluster, with the settings that a test wants. Their pauses are next to none."""
-    monkeypatch.setattr(watch, "_BACKOFF_BASE", 0.001)
+    monkeypatch.setattr(rounds, "_BACKOFF_BASE", 0.001)
     made = []
 
     async def make(**settings):

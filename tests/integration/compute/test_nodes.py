@@ -5,10 +5,10 @@ from contextlib import aclosing
 
 import pytest
 
+from app.compute.kubevirt import rounds
 from app.compute.kubevirt.kinds import ALL_PODS, NODES
 from app.compute.kubevirt.nodes.inventory import NodeInventory
 from app.compute.kubevirt.nodes.watch import observe_nodes
-from app.compute.kubevirt.vms import watch as watching
 from app.compute.nodes import NodeChanged, NodeGone, NodesListed
 from app.compute.vms import Broken
 from app.domain.observation import WarmWhen
@@ -66,7 +66,7 @@ class Api:
 
 @pytest.fixture
 def api(monkeypatch):
-    monkeypatch.setattr(watching, "_BACKOFF_BASE", 0.001)
+    monkeypatch.setattr(rounds, "_BACKOFF_BASE", 0.001)
     return Api()
 
 
