@@ -45,7 +45,9 @@ EmberpoolError                     500 internal-error
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from typing_extensions import override
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,227 +68,151 @@ class EmberpoolError(Exception):
     status: ClassVar[int] = 500
     title: ClassVar[str] = "The service failed unexpectedly"
 
-    def __init__(
-        self,
-        detail: str,
-        *,
-        problems: Sequence[FieldProblem] = (),
-        retry_after: float | None = None,
-    ) -> None:
+    @override
+    def __init_subclass__(cls, *, code: str | None = None, status: int | None = None, title: str | None = None) -> None:
+        """What a subclass does not give it has from its parent."""
+        super().__init_subclass__()
+        cls.code, cls.status, cls.title = code or cls.code, status or cls.status, title or cls.title
+
+    def __init__(self, detail: str, *, problems: Sequence[FieldProblem] = (), retry_after: float | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
         self.problems = tuple(problems)
         self.retry_after = retry_after
 
+    @classmethod
+    def of_field(cls, field: str, message: str, hint: str = "") -> Self:
+        """The error for one invalid field. `hint` follows in the sentence only."""
+        return cls(f"{field}: {message}{hint}", problems=[FieldProblem(field, message)])
 
-class InvalidRequest(EmberpoolError):
-    code = "invalid-request"
-    status = 422
-    title = "The request is invalid"
 
+class InvalidRequest(EmberpoolError, code="invalid-request", status=422, title="The request is invalid"): ...
 
-class MalformedBody(InvalidRequest):
-    code = "malformed-body"
-    status = 400
-    title = "The body cannot be read"
 
+class MalformedBody(InvalidRequest, code="malformed-body", status=400, title="The body cannot be read"): ...
 
-class UnsupportedMediaType(InvalidRequest):
-    code = "unsupported-media-type"
-    status = 415
-    title = "The content type is not supported"
 
+class UnsupportedMediaType(
+    InvalidRequest, code="unsupported-media-type", status=415, title="The content type is not supported"
+): ...
 
-class BodyTooLarge(InvalidRequest):
-    code = "body-too-large"
-    status = 413
-    title = "The body is too large"
 
+class BodyTooLarge(InvalidRequest, code="body-too-large", status=413, title="The body is too large"): ...
 
-class TemplateRefused(InvalidRequest):
-    code = "template-refused"
-    title = "No VM can be created from this template"
 
+class TemplateRefused(InvalidRequest, code="template-refused", title="No VM can be created from this template"): ...
 
-class ManifestRefused(InvalidRequest):
-    code = "manifest-refused"
-    title = "The manifests are refused"
 
+class ManifestRefused(InvalidRequest, code="manifest-refused", title="The manifests are refused"): ...
 
-class SnapshotRefused(InvalidRequest):
-    code = "snapshot-refused"
-    title = "None of the VM's disks can be snapshotted"
 
+class SnapshotRefused(InvalidRequest, code="snapshot-refused", title="None of the VM's disks can be snapshotted"): ...
 
-class PreloadRefused(InvalidRequest):
-    code = "preload-refused"
-    title = "The image cannot be preloaded"
 
+class PreloadRefused(InvalidRequest, code="preload-refused", title="The image cannot be preloaded"): ...
 
-class Unschedulable(InvalidRequest):
-    code = "unschedulable"
-    title = "The nodes have no room for the VMs"
 
+class Unschedulable(InvalidRequest, code="unschedulable", title="The nodes have no room for the VMs"): ...
 
-class LeaseTooLong(InvalidRequest):
-    code = "lease-too-long"
-    title = "The lease is longer than the pool allows"
 
+class LeaseTooLong(InvalidRequest, code="lease-too-long", title="The lease is longer than the pool allows"): ...
 
-class IdempotencyKeyReused(InvalidRequest):
-    code = "idempotency-key-reused"
-    title = "The idempotency key was used with a different body"
 
+class IdempotencyKeyReused(
+    InvalidRequest, code="idempotency-key-reused", title="The idempotency key was used with a different body"
+): ...
 
-class Unauthenticated(EmberpoolError):
-    code = "unauthenticated"
-    status = 401
-    title = "A valid token is required"
 
+class Unauthenticated(EmberpoolError, code="unauthenticated", status=401, title="A valid token is required"): ...
 
-class NotFound(EmberpoolError):
-    code = "not-found"
-    status = 404
-    title = "The path does not exist"
 
+class NotFound(EmberpoolError, code="not-found", status=404, title="The path does not exist"): ...
 
-class PoolNotFound(NotFound):
-    code = "pool-not-found"
-    title = "The pool does not exist"
 
+class PoolNotFound(NotFound, code="pool-not-found", title="The pool does not exist"): ...
 
-class SnapshotNotFound(NotFound):
-    code = "snapshot-not-found"
-    title = "The snapshot does not exist"
 
+class SnapshotNotFound(NotFound, code="snapshot-not-found", title="The snapshot does not exist"): ...
 
-class PreloadNotFound(NotFound):
-    code = "preload-not-found"
-    title = "The preload does not exist"
 
+class PreloadNotFound(NotFound, code="preload-not-found", title="The preload does not exist"): ...
 
-class ClaimNotFound(NotFound):
-    code = "claim-not-found"
-    title = "The claim does not exist"
 
+class ClaimNotFound(NotFound, code="claim-not-found", title="The claim does not exist"): ...
 
-class NodeNotFound(NotFound):
-    code = "node-not-found"
-    title = "The node does not exist"
 
+class NodeNotFound(NotFound, code="node-not-found", title="The node does not exist"): ...
 
-class VmNotFound(NotFound):
-    code = "vm-not-found"
-    title = "The VM does not exist"
 
+class VmNotFound(NotFound, code="vm-not-found", title="The VM does not exist"): ...
 
-class MethodNotAllowed(EmberpoolError):
-    code = "method-not-allowed"
-    status = 405
-    title = "The path does not support this method"
 
+class MethodNotAllowed(
+    EmberpoolError, code="method-not-allowed", status=405, title="The path does not support this method"
+): ...
 
-class Conflict(EmberpoolError):
-    code = "conflict"
-    status = 409
-    title = "The current state does not allow this"
 
+class Conflict(EmberpoolError, code="conflict", status=409, title="The current state does not allow this"): ...
 
-class PoolBeingDeleted(Conflict):
-    code = "pool-being-deleted"
-    title = "The pool is being deleted"
 
+class PoolBeingDeleted(Conflict, code="pool-being-deleted", title="The pool is being deleted"): ...
 
-class SnapshotBeingDeleted(Conflict):
-    code = "snapshot-being-deleted"
-    title = "The snapshot is being deleted"
 
+class SnapshotBeingDeleted(Conflict, code="snapshot-being-deleted", title="The snapshot is being deleted"): ...
 
-class SnapshotInUse(Conflict):
-    code = "snapshot-in-use"
-    title = "The snapshot is in use"
 
+class SnapshotInUse(Conflict, code="snapshot-in-use", title="The snapshot is in use"): ...
 
-class PreloadBeingDeleted(Conflict):
-    code = "preload-being-deleted"
-    title = "The preload is being deleted"
 
+class PreloadBeingDeleted(Conflict, code="preload-being-deleted", title="The preload is being deleted"): ...
 
-class PreloadInUse(Conflict):
-    code = "preload-in-use"
-    title = "The preload is in use"
 
+class PreloadInUse(Conflict, code="preload-in-use", title="The preload is in use"): ...
 
-class ClaimEnded(Conflict):
-    code = "claim-ended"
-    title = "The claim has ended"
 
+class ClaimEnded(Conflict, code="claim-ended", title="The claim has ended"): ...
 
-class Unavailable(EmberpoolError):
-    code = "unavailable"
-    status = 503
-    title = "Not available at the moment"
 
+class Unavailable(EmberpoolError, code="unavailable", status=503, title="Not available at the moment"): ...
 
-class NoWarmVm(Unavailable):
-    code = "no-warm-vm"
-    title = "No VM is ready"
 
+class NoWarmVm(Unavailable, code="no-warm-vm", title="No VM is ready"): ...
 
-class NoPath(Unavailable):
-    code = "no-path"
-    title = "No start path is available"
 
+class NoPath(Unavailable, code="no-path", title="No start path is available"): ...
 
-class DeadlineTooShort(Unavailable):
-    code = "deadline-too-short"
-    title = "No start path is fast enough for the deadline"
 
+class DeadlineTooShort(
+    Unavailable, code="deadline-too-short", title="No start path is fast enough for the deadline"
+): ...
 
-class DatabaseUnavailable(Unavailable):
-    code = "database-unavailable"
-    title = "The database is not available"
 
+class DatabaseUnavailable(Unavailable, code="database-unavailable", title="The database is not available"): ...
 
-class ClusterUnavailable(Unavailable):
-    code = "cluster-unavailable"
-    title = "The cluster is not available"
 
+class ClusterUnavailable(Unavailable, code="cluster-unavailable", title="The cluster is not available"): ...
 
-class ClusterError(EmberpoolError):
-    code = "cluster-error"
-    status = 502
-    title = "The cluster returned an error"
 
+class ClusterError(EmberpoolError, code="cluster-error", status=502, title="The cluster returned an error"): ...
 
-class ClusterRefused(ClusterError):
-    code = "template-refused"
-    status = 422
-    title = "The cluster refuses the object"
 
+class ClusterRefused(ClusterError, code="template-refused", status=422, title="The cluster refuses the object"): ...
 
-class ClusterForbidden(ClusterError):
-    code = "cluster-forbidden"
-    title = "The cluster does not permit the request"
 
+class ClusterForbidden(ClusterError, code="cluster-forbidden", title="The cluster does not permit the request"): ...
 
-class ClusterConflict(ClusterError):
-    code = "cluster-conflict"
-    status = 409
-    title = "The object in the cluster was changed by someone else"
 
+class ClusterConflict(
+    ClusterError, code="cluster-conflict", status=409, title="The object in the cluster was changed by someone else"
+): ...
 
-class ClusterNotFound(ClusterError):
-    code = "cluster-object-not-found"
-    status = 404
-    title = "The object does not exist in the cluster"
 
+class ClusterNotFound(
+    ClusterError, code="cluster-object-not-found", status=404, title="The object does not exist in the cluster"
+): ...
 
-class WatchExpired(ClusterError):
-    code = "watch-expired"
-    title = "The watch is too old to continue"
 
+class WatchExpired(ClusterError, code="watch-expired", title="The watch is too old to continue"): ...
 
-class IllegalTransition(EmberpoolError):
-    code = "illegal-transition"
-    title = "The change of state is not allowed"
+
+class IllegalTransition(EmberpoolError, code="illegal-transition", title="The change of state is not allowed"): ...

@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import Query
 from pydantic import BaseModel, Field
 
-from app.errors import FieldProblem, InvalidRequest
+from app.errors import InvalidRequest
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -57,4 +57,4 @@ def decode_id(cursor: str | None) -> UUID | None:
 
 def bad_cursor() -> InvalidRequest:
     message = "not a cursor of this service; pass `next` of the previous page, or leave it out for the first page"
-    return InvalidRequest(f"after: {message}", problems=[FieldProblem("after", message)])
+    return InvalidRequest.of_field("after", message)
