@@ -7,7 +7,9 @@ shape overrule that order. A claim waits for a pool's next VM where that comes s
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer, TypeAdapter
 
 from app.domain.paths import StartPath
 from app.domain.pools import StartFrom
@@ -17,6 +19,8 @@ ENOUGH = 5
 """How often each of two paths must have been measured for a shape before their medians overrule the order."""
 
 NO_DATA = BootTimes()
+_Rounded = Annotated[float, PlainSerializer(lambda seconds: round(seconds, 3))]
+"""Seconds, which are stored in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,8 @@ class PathOption:
 class PathEstimate:
     """Seconds until the VM is ready, and what that is based on, in words. None: nothing was measured."""
 
-    p50: float | None
-    p95: float | None
+    p50: _Rounded | None
+    p95: _Rounded | None
     count: int
     basis: str
 
@@ -152,32 +156,13 @@ class Record:
         cls, choice: Choice, *, now: datetime, deadline_seconds: float | None, start_from: StartFrom | None
     ) -> "Record":
         deadline_at = now + timedelta(seconds=deadline_seconds) if deadline_seconds is not None else None
-        return cls(
-            choice.path,
-            choice.source,
-            choice.reason,
-            now,
-            choice.considered,
-            deadline_at=deadline_at,
-            start_from=start_from,
-        )
+        first = cls(choice.path, choice.source, choice.reason, now, deadline_at=deadline_at, start_from=start_from)
+        return first.followed_by(choice, now)
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> "Record":
         """From `as_json`, without what was considered, which is no longer true."""
-        forced, deadline_at = stored.get("start_from"), stored.get("deadline_at")
-        return cls(
-            path=StartPath(stored["path"]),
-            source=stored["source"],
-            reason=stored["reason"],
-            at=datetime.fromisoformat(stored["at"]),
-            deadline_at=datetime.fromisoformat(deadline_at) if deadline_at else None,
-            tried=tuple(
-                Tried(StartPath(each["path"]), each["source"], each["reason"], datetime.fromisoformat(each["at"]))
-                for each in stored["tried"]
-            ),
-            start_from=StartFrom.model_validate(forced) if forced else None,
-        )
+        return _JSON.validate_python({**stored, "considered": ()})
 
     def gave_up(self, reason: str, now: datetime) -> "Record":
         """The path that was chosen has failed."""
@@ -185,46 +170,15 @@ class Record:
 
     def followed_by(self, choice: Choice, now: datetime) -> "Record":
         return replace(
-            self,
-            path=choice.path,
-            source=choice.source,
-            reason=choice.reason,
-            at=now,
-            considered=choice.considered,
+            self, path=choice.path, source=choice.source, reason=choice.reason, at=now, considered=choice.considered
         )
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "path": str(self.path),
-            "source": self.source,
-            "reason": self.reason,
-            "at": _stamp(self.at),
-            "deadline_at": _stamp(self.deadline_at) if self.deadline_at else None,
-            "considered": considered_as_json(self.considered),
-            "tried": [
-                {"path": str(each.path), "source": each.source, "reason": each.reason, "at": _stamp(each.at)}
-                for each in self.tried
-            ],
-            "start_from": self.start_from.model_dump() if self.start_from else None,
-        }
+        found: dict[str, Any] = _JSON.dump_python(self, mode="json")
+        return found
 
 
-def considered_as_json(considered: Sequence[Considered]) -> list[dict[str, Any]]:
-    return [
-        {
-            "path": str(each.path),
-            "source": each.source,
-            "available": each.available,
-            "why": each.why,
-            "estimate": {
-                "p50": _round(each.estimate.p50),
-                "p95": _round(each.estimate.p95),
-                "count": each.estimate.count,
-                "basis": each.estimate.basis,
-            },
-        }
-        for each in considered
-    ]
+_JSON = TypeAdapter(Record)
 
 
 def _is_too_slow(option: PathOption, deadline_seconds: float | None) -> bool:
@@ -306,11 +260,3 @@ def _times(count: int) -> str:
 
 def _say(seconds: float | None) -> str:
     return "an unknown time" if seconds is None else f"{seconds:.1f} s"
-
-
-def _stamp(moment: datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")
-
-
-def _round(seconds: float | None) -> float | None:
-    return round(seconds, 3) if seconds is not None else None
