@@ -8,8 +8,9 @@ nothing else on the nodes, and without their temporary states; a VM that does no
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
-from app.domain.nodes import CORDON, CPU, DEVICES, HUGEPAGES, MEMORY, PODS, SCHEDULABLE, Demand, Node, Taint
+from app.domain.nodes import CORDON, CPU, DEVICES, HUGEPAGES, MEMORY, PAGE_BYTES, PODS, SCHEDULABLE, Demand, Node, Taint
 from app.domain.placement import in_words
 
 _MANY = 1_000_000
@@ -102,12 +103,8 @@ def has_more_room(before: Node | None, after: Node) -> bool:
     """Whether a VM may fit that did not fit before: the node is new, has more free, or has other labels or taints."""
     if before is None or before.uid != after.uid:
         return True
-    if (before.labels, before.taints, before.cordoned, before.is_ready) != (
-        after.labels,
-        after.taints,
-        after.cordoned,
-        after.is_ready,
-    ):
+    told = attrgetter("labels", "taints", "cordoned", "is_ready")
+    if told(before) != told(after):
         return True
     return any(after.free(name) > before.free(name) for name in after.allocatable)
 
@@ -193,7 +190,7 @@ def _shortage(name: str, *, free: int, of: int, needed: int) -> str:
         return f"CPUs: {free / 1000:g} free of {of / 1000:g}, {needed / 1000:g} needed"
     if name.startswith(HUGEPAGES):
         size = name.removeprefix(HUGEPAGES)
-        page = _PAGES.get(size)
+        page = PAGE_BYTES.get(size)
         if page is not None:
             return f"{size} hugepages: {free // page} free of {of // page}, {-(-needed // page)} needed"
         return f"{size} hugepages: {_bytes(free)} free of {_bytes(of)}, {_bytes(needed)} needed"
@@ -221,5 +218,4 @@ def _write(taint: Taint) -> str:
     return f"{taint.key}={taint.value}:{taint.effect}" if taint.value else f"{taint.key}:{taint.effect}"
 
 
-_PAGES = {"2Mi": 2**21, "1Gi": 2**30, "64Ki": 2**16, "32Mi": 2**25, "16Gi": 2**34}
 _BYTES = {MEMORY: "memory", "ephemeral-storage": "ephemeral storage"}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 CPU, MEMORY, PODS = "cpu", "memory", "pods"
 HUGEPAGES = "hugepages-"
+PAGE_BYTES = {"2Mi": 2**21, "1Gi": 2**30, "64Ki": 2**16, "32Mi": 2**25, "16Gi": 2**34}
 DEVICES = "devices.kubevirt.io/"
 KVM = f"{DEVICES}kvm"
 SCHEDULABLE = "kubevirt.io/schedulable"

@@ -60,4 +60,4 @@ async def get_node(
     if node is None:
         known = "GET /v1/nodes lists them" if status.stale_reason is None else status.stale_reason
         raise NodeNotFound(f"no node is named {name!r}; {known}")
-    return NodeWithVms.with_vms(node, vms[name], on_it)
+    return NodeWithVms.of(node, vms[name], labels=node.labels, vms_on_it=on_it)

@@ -1,15 +1,14 @@
 """Bodies of answers about nodes."""
 
-from typing import Any, Self
+from typing import Self
 from uuid import UUID
 
 from pydantic import BaseModel, Field
 
 from app.api.pages import Page
 from app.api.views import View
-from app.domain.nodes import CPU, HUGEPAGES, KVM, MEMORY, PODS, Node
+from app.domain.nodes import CPU, HUGEPAGES, KVM, MEMORY, PAGE_BYTES, PODS, Node
 from app.lifecycle.placement import NodesStatus
-from app.store.nodes import VmOnNode
 
 
 class Cpus(BaseModel):
@@ -57,7 +56,7 @@ class VmOnNodeView(View):
     state: str
 
 
-class NodeView(BaseModel):
+class NodeView(View):
     name: str = Field(examples=["node1"])
     zone: str | None
     ready: bool
@@ -79,18 +78,40 @@ class NodeView(BaseModel):
     )
 
     @classmethod
-    def of(cls, node: Node, vms: dict[str, int]) -> Self:
-        return cls(**_describe(node, vms))
+    def of(cls, node: Node, vms: dict[str, int], **more: object) -> Self:
+        used = node.used
+        return cls.from_row(
+            node,
+            ready=node.is_ready,
+            cpumanager=node.pins_cpus,
+            cpus=Cpus(
+                capacity=node.capacity.get(CPU, 0) / 1000,
+                allocatable=node.allocatable.get(CPU, 0) / 1000,
+                pinned=node.pinned / 1000 if used is not None else None,
+                shared=(used.get(CPU, 0) - node.pinned) / 1000 if used is not None else None,
+                free=node.free(CPU) / 1000,
+            ),
+            memory=_amount(node, MEMORY),
+            hugepages={
+                size: Pages(
+                    allocatable=node.allocatable[name] // page,
+                    used=used.get(name, 0) // page if used is not None else None,
+                    free=node.free(name) // page,
+                )
+                for size, page in PAGE_BYTES.items()
+                if node.allocatable.get(name := f"{HUGEPAGES}{size}")
+            },
+            kvm=_amount(node, KVM),
+            pods=_amount(node, PODS),
+            images=[ImageView(name=name, bytes=size) for name, size in node.images],
+            vms=vms,
+            **more,
+        )
 
 
 class NodeWithVms(NodeView):
     labels: dict[str, str]
     vms_on_it: list[VmOnNodeView] = Field(description="The service's VMs on the node, oldest first, at most 1000.")
-
-    @classmethod
-    def with_vms(cls, node: Node, vms: dict[str, int], on_it: list[VmOnNode]) -> Self:
-        listed = [VmOnNodeView.from_row(vm) for vm in on_it]
-        return cls(**_describe(node, vms), labels=dict(node.labels), vms_on_it=listed)
 
 
 class NodesObservation(BaseModel):
@@ -110,44 +131,6 @@ class NodesObservation(BaseModel):
 
 class NodePage(Page[NodeView]):
     observation: NodesObservation
-
-
-_PAGES = {"2Mi": 2**21, "1Gi": 2**30, "64Ki": 2**16, "32Mi": 2**25, "16Gi": 2**34}
-
-
-def _describe(node: Node, vms: dict[str, int]) -> dict[str, Any]:
-    used = node.used
-    return {
-        "name": node.name,
-        "zone": node.zone,
-        "ready": node.is_ready,
-        "takes_vms": node.takes_vms,
-        "cordoned": node.cordoned,
-        "cpumanager": node.pins_cpus,
-        "taints": [TaintView.from_row(taint) for taint in node.taints],
-        "conditions": dict(node.conditions),
-        "cpus": Cpus(
-            capacity=node.capacity.get(CPU, 0) / 1000,
-            allocatable=node.allocatable.get(CPU, 0) / 1000,
-            pinned=node.pinned / 1000 if used is not None else None,
-            shared=(used.get(CPU, 0) - node.pinned) / 1000 if used is not None else None,
-            free=node.free(CPU) / 1000,
-        ),
-        "memory": _amount(node, MEMORY),
-        "hugepages": {
-            size: Pages(
-                allocatable=node.allocatable[name] // page,
-                used=used.get(name, 0) // page if used is not None else None,
-                free=node.free(name) // page,
-            )
-            for size, page in _PAGES.items()
-            if node.allocatable.get(name := f"{HUGEPAGES}{size}")
-        },
-        "kvm": _amount(node, KVM),
-        "pods": _amount(node, PODS),
-        "images": [ImageView(name=name, bytes=size) for name, size in node.images],
-        "vms": vms,
-    }
 
 
 def _amount(node: Node, name: str) -> Amount:
