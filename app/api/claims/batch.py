@@ -1,26 +1,13 @@
 """Many warm VMs in one request."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from app.api.claims.fast_path.route import Key, fingerprint, refuse_odd_key, warm_view
 from app.api.claims.schemas import BatchBody, BatchView, ClaimView
-from app.api.dependencies import Services, services
+from app.api.dependencies import Svc
 from app.api.problems import responses
 from app.domain.claims import ClaimRequest, WarmClaim
-from app.errors import (
-    BodyTooLarge,
-    DatabaseUnavailable,
-    IdempotencyKeyReused,
-    InvalidRequest,
-    LeaseTooLong,
-    MalformedBody,
-    NoWarmVm,
-    PoolBeingDeleted,
-    PoolNotFound,
-    UnsupportedMediaType,
-)
+from app.errors import IdempotencyKeyReused, LeaseTooLong, NoWarmVm, PoolBeingDeleted, PoolNotFound
 
 router = APIRouter(tags=["claims"])
 
@@ -31,14 +18,9 @@ router = APIRouter(tags=["claims"])
     summary="Claim many VMs at once",
     status_code=201,
     response_description="The bound claims, one for each VM: as many as were ready",
-    responses=responses(
-        *(PoolNotFound, PoolBeingDeleted, InvalidRequest, LeaseTooLong, IdempotencyKeyReused, MalformedBody),
-        *(BodyTooLarge, UnsupportedMediaType, NoWarmVm, DatabaseUnavailable),
-    ),
+    responses=responses(PoolNotFound, PoolBeingDeleted, LeaseTooLong, IdempotencyKeyReused, NoWarmVm),
 )
-async def claim_batch(
-    body: BatchBody, svc: Annotated[Services, Depends(services)], idempotency_key: Key = None
-) -> BatchView:
+async def claim_batch(body: BatchBody, svc: Svc, idempotency_key: Key = None) -> BatchView:
     """A batch does not wait: `missing` says how many VMs were not ready. Where none is ready, or with `all_or_nothing` fewer than
     `count`, the answer is a 503 with `Retry-After` and nothing is claimed. A retry with the same key gets the same claims.
     """

@@ -4,30 +4,20 @@ from typing import Annotated
 from uuid import UUID
 
 import orjson
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 
 from app.api.claims.schemas import ClaimView, RenewBody
-from app.api.dependencies import Services, services
-from app.api.pages import After, Limit, Page, decode_id, encode
+from app.api.dependencies import Svc
+from app.api.pages import After, Limit, Page, cut, decode_id
 from app.api.problems import responses
 from app.config import MAX_WAIT_SECONDS
 from app.domain.states import ClaimState
-from app.errors import (
-    ClaimEnded,
-    ClaimNotFound,
-    Conflict,
-    DatabaseUnavailable,
-    FieldProblem,
-    InvalidRequest,
-    LeaseTooLong,
-)
+from app.errors import ClaimEnded, ClaimNotFound, Conflict, InvalidRequest, LeaseTooLong
 from app.services.claims import lifecycle
 from app.store.claims import rows as claim_rows
 
 router = APIRouter(prefix="/v1/claims", tags=["claims"])
 ClaimId = Annotated[UUID, Path(description="The claim's id.")]
-Svc = Annotated[Services, Depends(services)]
-_FOUND = (InvalidRequest, ClaimNotFound, DatabaseUnavailable)
 
 
 @router.get(
@@ -35,7 +25,7 @@ _FOUND = (InvalidRequest, ClaimNotFound, DatabaseUnavailable)
     operation_id="listClaims",
     summary="List claims, newest first",
     response_description="A page of claims, including ended ones",
-    responses=responses(InvalidRequest, DatabaseUnavailable),
+    responses=responses(),
 )
 async def list_claims(
     svc: Svc,
@@ -51,11 +41,8 @@ async def list_claims(
         found = await claim_rows.page(
             tx, after=decode_id(after), limit=limit + 1, pool=pool, state=state, label=_label(label), shape=shape
         )
-    namespace = svc.settings.namespace
-    return Page(
-        items=[ClaimView.of(claim, namespace=namespace) for claim in found[:limit]],
-        next=encode(str(found[limit - 1].id)) if len(found) > limit else None,
-    )
+    claims, following = cut(found, limit, lambda claim: claim.id)
+    return Page(items=[ClaimView.of(claim, namespace=svc.settings.namespace) for claim in claims], next=following)
 
 
 @router.get(
@@ -63,7 +50,7 @@ async def list_claims(
     operation_id="getClaim",
     summary="Get a claim",
     response_description="The claim, as it is now or when the wait ended",
-    responses=responses(*_FOUND),
+    responses=responses(ClaimNotFound),
 )
 async def get_claim(
     claim_id: ClaimId,
@@ -89,7 +76,7 @@ async def get_claim(
     operation_id="renewClaim",
     summary="Renew a claim's lease",
     response_description="The claim with its new lease",
-    responses=responses(*_FOUND, LeaseTooLong, ClaimEnded, Conflict),
+    responses=responses(ClaimNotFound, LeaseTooLong, ClaimEnded, Conflict),
 )
 async def renew_claim(claim_id: ClaimId, svc: Svc, body: RenewBody | None = None) -> ClaimView:
     """The lease then expires `lease_seconds` from now. Without a body the claim's own `lease_seconds` is used."""
@@ -102,7 +89,7 @@ async def renew_claim(claim_id: ClaimId, svc: Svc, body: RenewBody | None = None
     operation_id="releaseClaim",
     summary="Release a claim",
     response_description="The claim, ended",
-    responses=responses(*_FOUND),
+    responses=responses(ClaimNotFound),
 )
 async def release_claim(claim_id: ClaimId, svc: Svc) -> ClaimView:
     """The VM is destroyed and never given to another client. Releasing a claim that has ended changes nothing."""
@@ -115,6 +102,5 @@ def _label(label: str | None) -> str | None:
         return None
     name, equals, value = label.partition("=")
     if not (name and equals):
-        message = "a label filter is name=value"
-        raise InvalidRequest(f"label: {message}", problems=[FieldProblem("label", message)])
+        raise InvalidRequest.of_field("label", "a label filter is name=value")
     return orjson.dumps({name: value}).decode()

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator
 
-from app.api.views import STAGES, Stages
+from app.api.views import STAGES, Milliseconds, Stages, View
 from app.config import MAX_BATCH, MAX_LEASE_SECONDS, MAX_WAIT_SECONDS
 from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
@@ -136,7 +136,7 @@ class RenewBody(BaseModel):
     )
 
 
-class ClaimedVm(BaseModel):
+class ClaimedVm(View):
     id: UUID
     name: str = Field(examples=["fast-start-pool-dguq7x4y2r3t5v6w7x8y9z2a3b"])
     namespace: str
@@ -145,8 +145,8 @@ class ClaimedVm(BaseModel):
     health: str | None = Field(description="The problem that the cluster reports for the VM; null if none.")
 
 
-class Estimate(BaseModel):
-    seconds: float | None = Field(description="Seconds until a VM is ready; null if none will come by itself.")
+class Estimate(View):
+    seconds: Milliseconds | None = Field(description="Seconds until a VM is ready; null if none will come by itself.")
     basis: str = Field(description="What the estimate is based on.")
 
 
@@ -199,11 +199,11 @@ class RememberedView(BaseModel):
 class ClaimTimings(BaseModel):
     """In seconds; null if not known yet."""
 
-    wait: float | None = Field(description="From the claim's arrival until it had a VM; 0 if one was warm.")
-    boot: float | None = Field(
+    wait: Milliseconds | None = Field(description="From the claim's arrival until it had a VM; 0 if one was warm.")
+    boot: Milliseconds | None = Field(
         description="How long its VM took from its creation in the cluster until it was ready, whenever that was."
     )
-    warm: float | None = Field(description="How long the VM had been ready when it was claimed.")
+    warm: Milliseconds | None = Field(description="How long the VM had been ready when it was claimed.")
     stages: Stages = Field(description=f"Null if the path is `pool`. {STAGES}")
 
 
@@ -215,7 +215,7 @@ class Replacement(BaseModel):
     at: datetime
 
 
-class ClaimView(BaseModel):
+class ClaimView(View):
     id: UUID
     pool: str | None = Field(description="null if the VM is made for this claim alone.")
     shape: str | None = Field(description="For a claim with `vm`: the fingerprint of what the VM boots.")
@@ -237,30 +237,20 @@ class ClaimView(BaseModel):
 
     @classmethod
     def of(cls, claim: ClaimRow, *, namespace: str, estimate: WaitEstimate | None = None) -> Self:
-        return cls(
-            id=claim.id,
+        vm = {"id": claim.vm_id, "name": claim.vm_name, "namespace": namespace}
+        return cls.from_row(
+            claim,
             pool=claim.pool if claim.pool_kind == "pool" else None,
-            shape=claim.shape,
-            state=claim.state,
-            path=claim.path,
-            choice=ChoiceView.model_validate(claim.choice) if claim.choice else None,
-            remembered=_remembered(claim.choice),
-            vm=_claimed_vm(claim, namespace),
-            labels=claim.labels,
-            lease_seconds=claim.lease_seconds,
-            lease_expires_at=claim.lease_expires_at,
-            created_at=claim.created_at,
-            bound_at=claim.bound_at,
-            ended_at=claim.ended_at,
-            reason=claim.reason,
-            replacements=[Replacement.model_validate(entry) for entry in claim.replacements],
-            estimate=Estimate(seconds=_round(estimate.seconds), basis=estimate.basis) if estimate else None,
-            timings=ClaimTimings(
-                wait=_between(claim.created_at, claim.bound_at),
-                boot=_round(claim.vm_boot_seconds),
-                warm=_between(claim.vm_ready_at, claim.bound_at),
-                stages=claim.vm_stages if claim.path != StartPath.POOL else None,
-            ),
+            choice=claim.choice or None,
+            remembered=(claim.choice or {}).get("remembered") or None,
+            vm=ClaimedVm.from_row(claim, **vm) if None not in vm.values() else None,
+            estimate=estimate,
+            timings={
+                "wait": _between(claim.created_at, claim.bound_at),
+                "boot": claim.vm_boot_seconds,
+                "warm": _between(claim.vm_ready_at, claim.bound_at),
+                "stages": claim.vm_stages if claim.path != StartPath.POOL else None,
+            },
         )
 
 
@@ -270,27 +260,5 @@ class BatchView(BaseModel):
     missing: int = Field(description="How many of the requested VMs were not ready.")
 
 
-def _claimed_vm(claim: ClaimRow, namespace: str) -> ClaimedVm | None:
-    if claim.vm_id is None or claim.vm_name is None:
-        return None
-    return ClaimedVm(
-        id=claim.vm_id,
-        name=claim.vm_name,
-        namespace=namespace,
-        node=claim.node,
-        addresses=list(claim.addresses),
-        health=claim.health,
-    )
-
-
-def _remembered(choice: dict[str, Any] | None) -> RememberedView | None:
-    found = (choice or {}).get("remembered")
-    return RememberedView.model_validate(found) if found else None
-
-
 def _between(start: datetime | None, end: datetime | None) -> float | None:
-    return round(max(0.0, (end - start).total_seconds()), 3) if start and end else None
-
-
-def _round(seconds: float | None) -> float | None:
-    return round(seconds, 3) if seconds is not None else None
+    return max(0.0, (end - start).total_seconds()) if start and end else None

@@ -4,22 +4,12 @@ import asyncio
 from importlib import resources
 from typing import Annotated, Final, Self
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
-from app.api.dependencies import Services, services
-from app.api.problems import responses
-from app.errors import (
-    BodyTooLarge,
-    ClusterError,
-    ClusterForbidden,
-    ClusterUnavailable,
-    DatabaseUnavailable,
-    InvalidRequest,
-    MalformedBody,
-    ManifestRefused,
-    UnsupportedMediaType,
-)
+from app.api.dependencies import Svc
+from app.api.problems import CLUSTER_ERRORS, responses
+from app.errors import ManifestRefused
 from app.manifests.documents import read_json, read_yaml
 from app.manifests.requests import Resource
 from app.services.manifests.service import Applied
@@ -89,14 +79,11 @@ class ManifestsView(BaseModel):
     summary="Apply Kubernetes-style manifests",
     response_description="Each document, what was done, and the resource that it describes",
     openapi_extra={"requestBody": _BODY},
-    responses=responses(
-        *(ManifestRefused, InvalidRequest, MalformedBody, BodyTooLarge, UnsupportedMediaType),
-        *(ClusterUnavailable, ClusterForbidden, ClusterError, DatabaseUnavailable),
-    ),
+    responses=responses(ManifestRefused, *CLUSTER_ERRORS),
 )
 async def apply(
     request: Request,
-    svc: Annotated[Services, Depends(services)],
+    svc: Svc,
     *,
     dry_run: Annotated[bool, Query(description="Check everything, and change nothing.")] = False,
 ) -> ManifestsView:

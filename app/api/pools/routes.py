@@ -15,7 +15,6 @@ from app.domain.pools import POOL_NAME_PATTERN, PoolSpec
 from app.errors import (
     ClusterNotFound,
     Conflict,
-    FieldProblem,
     InvalidRequest,
     PoolBeingDeleted,
     PoolNotFound,
@@ -74,11 +73,11 @@ async def import_pool(body: ImportBody, svc: Svc, response: Response) -> ImportV
     """
     namespace = svc.settings.namespace
     if body.namespace not in {None, namespace}:
-        raise _invalid("namespace", f"this service works in namespace {namespace!r} only")
+        raise InvalidRequest.of_field("namespace", f"this service works in namespace {namespace!r} only")
     name = body.name or body.vm_pool
     if not re.fullmatch(POOL_NAME_PATTERN, name):
         message = "a pool's name has lower-case letters, digits and '-', but no dots; set `name`"
-        raise _invalid("name", f"{name!r} cannot be the name of a pool: {message}")
+        raise InvalidRequest.of_field("name", f"{name!r} cannot be the name of a pool: {message}")
     done = await import_vm_pool(
         svc.db, svc.gateway, vm_pool=body.vm_pool, name=name, warm_when=body.warm_when, dry_run=body.dry_run
     )
@@ -179,12 +178,7 @@ def _refuse_unserializable(spec: PoolSpec) -> None:
     try:
         orjson.dumps(spec.template)
     except orjson.JSONEncodeError as error:
-        message = f"cannot be sent to the cluster: {error}"
-        raise TemplateRefused(f"template: {message}", problems=[FieldProblem("template", message)]) from error
-
-
-def _invalid(field: str, message: str) -> InvalidRequest:
-    return InvalidRequest(f"{field}: {message}", problems=[FieldProblem(field, message)])
+        raise TemplateRefused.of_field("template", f"cannot be sent to the cluster: {error}") from error
 
 
 async def _view(svc: Services, pool: PoolRow) -> PoolView:

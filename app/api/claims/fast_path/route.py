@@ -21,31 +21,23 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.claims.schemas import ClaimBody, ClaimView
 from app.api.dependencies import Services
-from app.api.problems import explain, render, render_crash, responses
+from app.api.problems import CLUSTER_ERRORS, explain, render, render_crash, responses
 from app.domain.claims import ClaimRequest, DescribedClaimRequest, NewClaim, Outcome, WarmClaim
 from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
 from app.domain.states import ClaimState
 from app.errors import (
-    BodyTooLarge,
-    ClusterError,
-    ClusterForbidden,
-    ClusterUnavailable,
-    DatabaseUnavailable,
     DeadlineTooShort,
     EmberpoolError,
-    FieldProblem,
     IdempotencyKeyReused,
     InvalidRequest,
     LeaseTooLong,
-    MalformedBody,
     NoPath,
     NoWarmVm,
     PoolBeingDeleted,
     PoolNotFound,
     TemplateRefused,
     Unschedulable,
-    UnsupportedMediaType,
 )
 from app.services.claims.batcher import Recipient
 from app.services.claims.queue import StoredClaim, UntilDisconnected
@@ -79,9 +71,8 @@ router = APIRouter(tags=["claims"])
             "headers": {"Location": {"schema": {"type": "string"}, "description": "The claim"}},
         },
         **responses(
-            *(PoolNotFound, PoolBeingDeleted, InvalidRequest, LeaseTooLong, IdempotencyKeyReused, MalformedBody),
-            *(BodyTooLarge, UnsupportedMediaType, TemplateRefused, Unschedulable, NoWarmVm, NoPath, DeadlineTooShort),
-            *(DatabaseUnavailable, ClusterUnavailable, ClusterForbidden, ClusterError),
+            *(PoolNotFound, PoolBeingDeleted, LeaseTooLong, IdempotencyKeyReused, TemplateRefused, Unschedulable),
+            *(NoWarmVm, NoPath, DeadlineTooShort, *CLUSTER_ERRORS),
         ),
     },
 )
@@ -201,7 +192,7 @@ def refuse_odd_key(key: str | None) -> None:
     """Raises InvalidRequest for an invalid idempotency key."""
     if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
         message = f"between 1 and {MAX_KEY} printable characters, a UUID for example"
-        raise InvalidRequest(f"Idempotency-Key: {message}", problems=[FieldProblem("Idempotency-Key", message)])
+        raise InvalidRequest.of_field("Idempotency-Key", message)
 
 
 def render_stored(answer: StoredClaim, namespace: str) -> tuple[str, Response]:
@@ -241,13 +232,11 @@ def fingerprint(body: BaseModel, *, leave_out: set[str] | None = None) -> str:
 def _described(body: ClaimBody, key: str | None) -> DescribedClaimRequest:
     """Raises InvalidRequest where there is neither a pool nor a VM, TemplateRefused for a VM that is not valid JSON."""
     if body.vm is None:
-        message = "this field is required, or `vm` in its place"
-        raise InvalidRequest(f"pool: {message}. Nothing was changed", problems=[FieldProblem("pool", message)])
+        raise InvalidRequest.of_field("pool", "this field is required, or `vm` in its place", ". Nothing was changed")
     try:
         orjson.dumps(body.vm)
     except orjson.JSONEncodeError as error:  # half a surrogate pair, an integer beyond 64 bits, too deep nesting
-        message = f"cannot be sent to the cluster: {error}"
-        raise TemplateRefused(f"vm: {message}", problems=[FieldProblem("vm", message)]) from error
+        raise TemplateRefused.of_field("vm", f"cannot be sent to the cluster: {error}") from error
     return DescribedClaimRequest(
         vm=body.vm,
         paths=body.paths or tuple(StartPath),
