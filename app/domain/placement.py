@@ -194,19 +194,15 @@ def contradictions(terms: Terms, *, full_cores_only: bool = False) -> tuple[Cont
 
 
 def _needs(terms: Terms) -> Iterator[Contradiction]:
-    if terms.isolated and not terms.dedicated:
-        yield Contradiction(Aspect.ISOLATED, "needs dedicated CPUs: ask for them too, or leave it out")
-    if terms.numa:
-        lacking = [
-            *([] if terms.dedicated else ["dedicated CPUs"]),
-            *([] if terms.page is not None else ["hugepages"]),
-        ]
-        if lacking:
-            yield Contradiction(Aspect.NUMA, f"needs {' and '.join(lacking)}: ask for them too, or leave it out")
-    if terms.realtime:
-        lacking = [*([] if terms.dedicated else ["dedicated CPUs"]), *([] if terms.numa else ["NUMA passthrough"])]
-        if lacking:
-            yield Contradiction(Aspect.REALTIME, f"needs {' and '.join(lacking)}: ask for them too, or leave it out")
+    given = {"dedicated CPUs": terms.dedicated, "hugepages": terms.page is not None, "NUMA passthrough": terms.numa}
+    for aspect, asked, needs in (
+        (Aspect.ISOLATED, terms.isolated, ("dedicated CPUs",)),
+        (Aspect.NUMA, terms.numa, ("dedicated CPUs", "hugepages")),
+        (Aspect.REALTIME, terms.realtime, ("dedicated CPUs", "NUMA passthrough")),
+    ):
+        lacking = [need for need in needs if not given[need]]
+        if asked and lacking:
+            yield Contradiction(aspect, f"needs {' and '.join(lacking)}: ask for them too, or leave it out")
 
 
 def _pinned(terms: Terms, *, full_cores_only: bool) -> Iterator[Contradiction]:

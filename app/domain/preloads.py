@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.alias_generators import to_camel
 
 from app.domain.paths import ImageKind, ImageRef
 from app.domain.pools import Count
@@ -34,7 +35,7 @@ class _Source(BaseModel):
     def to_source(self) -> dict[str, Any]:
         """As CDI writes it in a DataVolume's `spec.source`."""
         return {
-            _camel(key): value for key, value in self.model_dump(mode="json").items() if value not in (None, [], "")
+            to_camel(key): value for key, value in self.model_dump(mode="json").items() if value not in (None, [], "")
         }
 
 
@@ -52,11 +53,7 @@ class HttpSource(_Source):
 class RegistrySource(_Source):
     url: Annotated[
         str,
-        Field(
-            pattern=_REGISTRY,
-            max_length=2048,
-            examples=["docker://quay.io/containerdisks/fedora:42"],
-        ),
+        Field(pattern=_REGISTRY, max_length=2048, examples=["docker://quay.io/containerdisks/fedora:42"]),
     ]
     secret_ref: ObjectName | None = None
     cert_config_map: ObjectName | None = None
@@ -187,16 +184,14 @@ class PreloadSpec(BaseModel):
 
     def data_volume(self, namespace: str) -> dict[str, Any]:
         """The spec of a DataVolume that imports the image. `namespace` is that of a PVC that names none."""
-        storage: dict[str, Any] = {}
-        if self.size is not None:
-            storage["resources"] = {"requests": {"storage": self.size}}
-        if self.storage_class is not None:
-            storage["storageClassName"] = self.storage_class
-        if self.access_modes:
-            storage["accessModes"] = list(self.access_modes)
-        if self.volume_mode is not None:
-            storage["volumeMode"] = self.volume_mode
-        return {"source": self.image.source(namespace), "storage": storage}
+        storage = {
+            "resources": {"requests": {"storage": self.size}} if self.size is not None else None,
+            "storageClassName": self.storage_class,
+            "accessModes": list(self.access_modes),
+            "volumeMode": self.volume_mode,
+        }
+        given = {key: value for key, value in storage.items() if value not in (None, [])}
+        return {"source": self.image.source(namespace), "storage": given}
 
     def same_import(self, other: "PreloadSpec") -> bool:
         """Whether both import the same content in the same way, so that nothing has to be imported again."""
@@ -252,8 +247,3 @@ class PreloadSpec(BaseModel):
         if value and image is not None and image.container is None:
             raise ValueError("goes only with image.container: a disk image is a volume and on no node")
         return value
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(part.title() for part in rest)

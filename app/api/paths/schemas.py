@@ -2,14 +2,14 @@
 
 from typing import Self
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from app.api.views import Milliseconds
+from app.api.views import Milliseconds, View
 from app.domain.paths import EXPECTED_SAVING, StartPath
 from app.domain.statistics import BootTimes
 
 
-class PathView(BaseModel):
+class PathView(View):
     """The measured times of one path, for one shape or over all shapes, and how much it saved. Times are in seconds."""
 
     path: StartPath
@@ -29,12 +29,10 @@ class PathView(BaseModel):
 
     @classmethod
     def of(cls, path: StartPath, shape: str | None, times: BootTimes, cold: BootTimes) -> Self:
-        return cls(
+        return cls.from_row(
+            times,
             path=path,
             shape=shape,
-            count=times.count,
-            p50=times.p50,
-            p95=times.p95,
             saving=_saving(path, times, cold),
             expected=EXPECTED_SAVING.get(path),
             basis=_basis(path, shape, times, cold),

@@ -91,7 +91,7 @@ class ImportBody(BaseModel):
     )
 
 
-class ImportView(BaseModel):
+class ImportView(View):
     vm_pool: str = Field(description="Name of the VirtualMachinePool.")
     pool: str = Field(description="Name of the pool.")
     imported: bool = Field(description="false after a dry run.")
@@ -101,11 +101,4 @@ class ImportView(BaseModel):
 
     @classmethod
     def of(cls, done: Import) -> Self:
-        return cls(
-            vm_pool=done.vm_pool,
-            pool=done.name,
-            imported=done.pool is not None,
-            spec=done.spec,
-            changes=list(done.changes),
-            vms=list(done.vms),
-        )
+        return cls.from_row(done, pool=done.name, imported=done.pool is not None)

@@ -27,7 +27,7 @@ class PreloadProgress(BaseModel):
     restarts: int = Field(description="How often CDI restarted the importer.")
 
 
-class PreloadVolume(BaseModel):
+class PreloadVolume(View):
     """The volume from which the disks of VMs are cloned."""
 
     name: str
@@ -111,12 +111,9 @@ def _volume(preload: PreloadRow) -> PreloadVolume | None:
     if serving is None:
         return None
     volume = serving.volume
-    return PreloadVolume(
+    return PreloadVolume.from_row(
+        volume,
         name=volume.claim,
-        size=volume.size,
-        storage_class=volume.storage_class,
-        access_modes=list(volume.access_modes),
-        volume_mode=volume.volume_mode,
         kind="VolumeSnapshot" if volume.is_snapshot else "PersistentVolumeClaim",
         adopted=serving.adopted,
         since=serving.since,
