@@ -64,10 +64,8 @@ def judge(vm: VmFacts, obs: Observation, warm_when: WarmWhen, rules: HealthRules
     match vm.state:
         case VmState.PLANNED | VmState.CREATING:
             return Judgement(Verdict.CREATED if vm.whole or _has_its_disks(obs) else Verdict.NOTHING)
-        case VmState.BOOTING:
-            return _judge_booting(vm, obs, warm_when)
-        case VmState.READY:
-            return _judge_ready(vm, obs, warm_when)
+        case VmState.BOOTING | VmState.READY:
+            return _judge_unclaimed(vm, obs, warm_when)
         case VmState.CLAIMED:
             return _judge_claimed(vm, obs, rules, now)
         case _:
@@ -96,24 +94,17 @@ def health_problem(obs: Observation) -> str | None:
     return None
 
 
-def _judge_booting(vm: VmFacts, obs: Observation, warm_when: WarmWhen) -> Judgement:
+def _judge_unclaimed(vm: VmFacts, obs: Observation, warm_when: WarmWhen) -> Judgement:
+    booting = vm.state is VmState.BOOTING
     if obs.deleting:
-        return Judgement(Verdict.FAILED, "it was deleted in the cluster while it booted")
+        return Judgement(Verdict.FAILED, f"it was deleted in the cluster while it {'booted' if booting else 'waited'}")
     if obs.failure is not None and not obs.failure.transient:
         return Judgement(Verdict.FAILED, f"{obs.failure.reason}: {obs.failure.message}")
     if obs.is_warm(warm_when):
-        return Judgement(Verdict.READY)
-    return _noted(vm, obs, health_problem(obs) if obs.failure is not None else None)
-
-
-def _judge_ready(vm: VmFacts, obs: Observation, warm_when: WarmWhen) -> Judgement:
-    if obs.deleting:
-        return Judgement(Verdict.FAILED, "it was deleted in the cluster while it waited")
-    if obs.failure is not None and not obs.failure.transient:
-        return Judgement(Verdict.FAILED, f"{obs.failure.reason}: {obs.failure.message}")
-    if not obs.is_warm(warm_when):
-        return Judgement(Verdict.UNREADY, health_problem(obs) or "its guest agent is not connected")
-    return _noted(vm, obs, None)
+        return Judgement(Verdict.READY) if booting else _noted(vm, obs, None)
+    if booting:
+        return _noted(vm, obs, health_problem(obs) if obs.failure is not None else None)
+    return Judgement(Verdict.UNREADY, health_problem(obs) or "its guest agent is not connected")
 
 
 def _judge_claimed(vm: VmFacts, obs: Observation, rules: HealthRules, now: datetime) -> Judgement:

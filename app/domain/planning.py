@@ -123,10 +123,9 @@ def plan(pool: PoolSnapshot, now: datetime) -> Plan:
     fresh_ready = len(pool.ready) - len(stale)
     cancel = _cancel(pool, keep=keep, fresh_ready=fresh_ready, urgent=urgent)
     staying = [vm for vm in pool.in_flight if vm.id not in set(cancel)]
-    create, notes = _create(
-        pool, now, want=want, fresh=fresh_ready + sum(vm.current for vm in staying), staying=len(staying)
-    )
-    remove = _remove(pool, now, keep=keep, stale=stale, room_needed=_missing(want, fresh_ready, staying) - create)
+    fresh = fresh_ready + sum(vm.current for vm in staying)
+    create, notes = _create(pool, now, want=want, fresh=fresh, staying=len(staying))
+    remove = _remove(pool, now, keep=keep, stale=stale, room_needed=want - fresh - create)
     return Plan(
         create=create,
         cancel=cancel,
@@ -166,39 +165,33 @@ def _cancel(pool: PoolSnapshot, *, keep: int, fresh_ready: int, urgent: bool) ->
     return _ids([*old, *youngest[: min(surplus, len(current))]])
 
 
-def _missing(want: int, fresh_ready: int, staying: list[InFlightVm]) -> int:
-    return max(0, want - fresh_ready - sum(vm.current for vm in staying))
-
-
 def _create(pool: PoolSnapshot, now: datetime, *, want: int, fresh: int, staying: int) -> tuple[int, tuple[str, ...]]:
     missing = want - fresh
     if missing <= 0:
         return 0, ()
     if pool.stalled:
         return 0, ("stalled: too many VMs failed in a row; edit or resume the pool",)
-    if pool.backoff_until is not None and pool.backoff_until > now:
-        return 0, (f"backing off after a failure until {pool.backoff_until.isoformat(timespec='seconds')}",)
-    notes: list[str] = []
-    create = missing
-    pace = pool.max_concurrent_creates - staying
-    if pace < create:
-        create = pace
-        notes.append(f"{count_of(staying, 'VM')} on the way; max_concurrent_creates is {pool.max_concurrent_creates}")
+    if backoff_until := _backoff(pool, now):
+        return 0, (f"backing off after a failure until {backoff_until.isoformat(timespec='seconds')}",)
     # A rotation replaces some VMs at a time, so that a new template does not double the pool.
     surge = max(1, int(pool.size * _SURGE_SHARE))
-    headroom = want + surge - len(pool.ready) - staying
-    if headroom < create:
-        create = headroom
-        notes.append("rotating to a new template: more VMs are created once these are ready")
+    pace = f"{count_of(staying, 'VM')} on the way; max_concurrent_creates is {pool.max_concurrent_creates}"
+    rotating = "rotating to a new template: more VMs are created once these are ready"
+    limits = [
+        (pool.max_concurrent_creates - staying, pace),
+        (want + surge - len(pool.ready) - staying, rotating),
+    ]
     if pool.max_vms is not None:
         # A cancelled VM takes room until the cluster has removed it.
         room = pool.max_vms - pool.claimed - pool.leaving - len(pool.ready) - len(pool.in_flight)
-        if room < create:
-            create = room
-            notes.append(f"max_vms is {pool.max_vms}: {pool.claimed} claimed, {pool.leaving} leaving")
-    if pool.room is not None and pool.room < create:
-        create = pool.room
-        notes.append(pool.room_note)
+        limits.append((room, f"max_vms is {pool.max_vms}: {pool.claimed} claimed, {pool.leaving} leaving"))
+    if pool.room is not None:
+        limits.append((pool.room, pool.room_note))
+    create, notes = missing, []
+    for limit, note in limits:
+        if limit < create:
+            create = limit
+            notes.append(note)
     return max(0, create), tuple(notes)
 
 
@@ -220,9 +213,7 @@ def _remove(
 
 def _is_blocked_by_cap(pool: PoolSnapshot, now: datetime) -> bool:
     """Whether only `max_vms` keeps a new VM from being created, and no VM is being removed that would make room."""
-    if pool.max_vms is None or pool.leaving or pool.stalled:
-        return False
-    if pool.backoff_until is not None and pool.backoff_until > now:
+    if pool.max_vms is None or pool.leaving or pool.stalled or _backoff(pool, now):
         return False
     return pool.claimed + len(pool.ready) + len(pool.in_flight) >= pool.max_vms
 
@@ -233,17 +224,18 @@ def _is_blocked_by_nodes(pool: PoolSnapshot, now: datetime, keep: int) -> bool:
     """
     if pool.room is None or pool.room > 0 or pool.never_fits:
         return False
-    if pool.leaving or pool.in_flight or pool.stalled:
-        return False
-    if pool.backoff_until is not None and pool.backoff_until > now:
+    if pool.leaving or pool.in_flight or pool.stalled or _backoff(pool, now):
         return False
     return len(pool.ready) >= keep
 
 
+def _backoff(pool: PoolSnapshot, now: datetime) -> datetime | None:
+    """Until when no VM is created after a failure; None: it is over."""
+    return pool.backoff_until if pool.backoff_until is not None and pool.backoff_until > now else None
+
+
 def _look_again_at(pool: PoolSnapshot, now: datetime) -> datetime | None:
-    moments = []
-    if pool.backoff_until is not None and pool.backoff_until > now:
-        moments.append(pool.backoff_until)
+    moments = [moment for moment in (_backoff(pool, now),) if moment]
     if pool.max_ready_age is not None:
         moments += [vm.ready_at + pool.max_ready_age for vm in pool.ready if not _is_aged(pool, vm, now)]
     return min(moments, default=None)
