@@ -110,10 +110,16 @@ async def test_a_name_that_no_cluster_would_take_is_refused(server, name):
         ({"pool": "nowhere"}, Refused(404, "pool-not-found", says="PUT /v1/pools/nowhere creates it")),
         ({}, Refused(422, "invalid-request", "pool", says="this field is required")),
         ({"pool": "target", "path": ["pool"]}, Refused(422, "invalid-request", "path", says="check its spelling")),
-        ({"pool": "target", "paths": ["cold"]}, Refused(422, "invalid-request", "paths", says="'pool' alone")),
+        (
+            {"pool": "target", "paths": ["cold"]},
+            Refused(422, "invalid-request", "paths", says="only 'pool' is allowed"),
+        ),
         ({"pool": "target", "paths": ["warm"]}, Refused(422, "invalid-request", "paths.0", says="'pool'")),
         ({"pool": "target", "vm": {"image": "a"}}, Refused(422, "invalid-request", "vm", says="not both")),
-        ({"pool": "target", "remember": True}, Refused(422, "invalid-request", "remember", says="goes with `vm`")),
+        (
+            {"pool": "target", "remember": True},
+            Refused(422, "invalid-request", "remember", says="only for a claim with `vm`"),
+        ),
         ({"pool": "target", "deadline_seconds": 5.0}, Refused(422, "invalid-request", "deadline_seconds")),
         ({"pool": "target", "warm_when": "ready"}, Refused(422, "invalid-request", "warm_when")),
         ({"pool": "target", "start_from": {"snapshot": "s"}}, Refused(422, "invalid-request", "start_from")),

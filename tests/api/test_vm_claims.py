@@ -148,6 +148,7 @@ async def test_hidden_pools_cannot_be_reached(server):
 
 
 async def test_what_each_path_costs(server):
+    assert (await claim(server, "another-shape", wait_seconds=30)).status_code == 201
     told = (await claim(server, "costs", wait_seconds=30)).json()
     page = (await server.client.get("/v1/paths", params={"shape": told["shape"]})).json()
     assert page["next"] is None
