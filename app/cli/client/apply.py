@@ -6,15 +6,13 @@ import typer
 
 from app.cli.client.files import read_file
 from app.cli.client.options import OutputForm, Server, Token, connect
-from app.cli.client.printing import Column, Json, Output, make_console, print_data, print_table, tell
+from app.cli.client.printing import Output, read_columns, show, tell
 from app.cli.client.progress import watch_progress
-from app.cli.client.service import DEFAULT_SERVER, Service
+from app.cli.client.service import DEFAULT_SERVER
 
-_COLUMNS: Final = (
-    Column("KIND", lambda document: str(document["kind"])),
-    Column("NAME", lambda document: str(document["name"])),
-    Column("ACTION", lambda document: str(document["action"])),
-    Column("RESOURCE", lambda document: document["resource"]["href"] or str(document["resource"]["type"])),
+_COLUMNS: Final = read_columns(
+    "KIND:kind NAME:name ACTION:action RESOURCE",
+    {"RESOURCE": lambda document: document["resource"]["href"] or str(document["resource"]["type"])},
 )
 
 
@@ -34,26 +32,19 @@ def apply(
     """Apply manifests: all documents, or none if one is refused. Applying them again changes nothing."""
     body = read_file(file)
     with connect(server, token) as service:
-        applied = _apply(service, body, dry_run=dry_run)
-        console = make_console()
+        applied = service.ask(
+            "POST",
+            "/v1/manifests",
+            content=body,
+            params={"dry_run": "true"} if dry_run else {},
+            headers={"Content-Type": "application/yaml"},
+        )
+        show(output, applied, _COLUMNS, applied["documents"])
         if output is Output.TABLE:
-            print_table(console, _COLUMNS, applied["documents"])
             for document in applied["documents"]:
                 for note in document["notes"]:
                     tell(f"{document['kind']} {document['name']}: {note}.")
             if dry_run:
                 tell("Nothing was changed: this was a dry run.")
-        else:
-            print_data(console, output, applied)
         if watch and not dry_run:
             watch_progress(service, [document["resource"]["href"] for document in applied["documents"]])
-
-
-def _apply(service: Service, body: bytes, *, dry_run: bool) -> Json:
-    return service.ask(
-        "POST",
-        "/v1/manifests",
-        content=body,
-        params={"dry_run": "true"} if dry_run else {},
-        headers={"Content-Type": "application/yaml"},
-    ).body

@@ -12,13 +12,12 @@ from rich.markup import escape
 from app.cli.client.files import read_documents, read_request
 from app.cli.client.listings import LISTINGS, Kind
 from app.cli.client.options import OutputForm, Server, Token, connect
-from app.cli.client.printing import Json, Output, make_console, print_data, print_table, seconds, tell
-from app.cli.client.service import DEFAULT_SERVER, Service
+from app.cli.client.printing import Json, Output, make_console, seconds, show, tell
+from app.cli.client.service import DEFAULT_SERVER, TIMEOUT_SECONDS, Service
 from app.config import MAX_WAIT_SECONDS
 from app.errors import EmberpoolError
 from app.manifests.requests import Resource
 
-_TIMEOUT_SECONDS: Final = 30.0
 _REFRESH_SECONDS: Final = 10.0
 """How often the reason and the estimate of a waiting claim are read again. The VM itself is reported at once."""
 
@@ -60,12 +59,9 @@ def claim(
         body["paths"] = path
     with connect(server, token) as service:
         claimed = _claim(service, body, key or str(uuid.uuid4()), wait)
-    console = make_console()
+    show(output, claimed, LISTINGS[Kind.CLAIMS].columns, [claimed])
     if output is Output.TABLE:
-        print_table(console, LISTINGS[Kind.CLAIMS].columns, [claimed])
         _explain(claimed)
-    else:
-        print_data(console, output, claimed)
     if claimed["state"] == "pending" and wait:
         raise StillWaiting(
             f"claim {claimed['id']} still waits ({claimed['reason']}); `emberpool get claims {claimed['id']}` shows it, and "
@@ -86,8 +82,8 @@ def _claim(service: Service, body: Json, key: str, wait: float) -> Json:
                 "/v1/claim",
                 json={**body, "wait_seconds": first},
                 headers={"Idempotency-Key": key},
-                timeout=_TIMEOUT_SECONDS + first,
-            ).body
+                timeout=TIMEOUT_SECONDS + first,
+            )
             while claimed["state"] == "pending" and (left := give_up - time.monotonic()) > 0:
                 if status is not None:
                     status.update(escape(_describe_wait(claimed)))
@@ -108,8 +104,7 @@ def _body(pool: str | None, file: str | None) -> Json:
     documents = read_documents(file)
     if len(documents) == 1 and "kind" not in documents[0].body:
         return {"vm": documents[0].body}
-    request = read_request(file, Resource.CLAIM)
-    return dict(request.body)
+    return dict(read_request(file, documents, Resource.CLAIM).body)
 
 
 def _labels(given: list[str]) -> dict[str, str]:

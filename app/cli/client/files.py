@@ -1,16 +1,14 @@
 """Reads the files that commands are given; `-` is standard input."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from app.cli.client.printing import Json
 from app.errors import EmberpoolError, MalformedBody
 from app.manifests.documents import Document, read_yaml
 from app.manifests.requests import Resource, ResourceRequest
 from app.manifests.translate import translate
-
-STDIN: Final = "-"
 
 
 class FileUnusable(EmberpoolError):
@@ -21,7 +19,7 @@ class FileUnusable(EmberpoolError):
 def read_file(name: str) -> bytes:
     """Raises FileUnusable."""
     try:
-        return sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise FileUnusable(f"{name}: {error.strerror}") from error
 
@@ -34,9 +32,8 @@ def read_documents(name: str) -> list[Document]:
         raise FileUnusable(f"{name}: {error.detail}") from error
 
 
-def read_request(name: str, resource: Resource) -> ResourceRequest:
+def read_request(name: str, documents: Sequence[Document], resource: Resource) -> ResourceRequest:
     """The only document of the file, which must describe that kind of resource. Raises FileUnusable with all problems."""
-    documents = read_documents(name)
     if len(documents) != 1:
         raise FileUnusable(
             f"{name} has {len(documents)} documents, and this command takes one; `emberpool apply` takes several"

@@ -11,7 +11,7 @@ from rich.live import Live
 
 from app.cli.client.listings import LISTINGS, Filters, Kind, Listing, find_all, find_one
 from app.cli.client.options import OutputForm, Server, Token, connect
-from app.cli.client.printing import Json, Output, make_console, print_data, print_table, tabulate, tell
+from app.cli.client.printing import Json, Output, make_console, show, tabulate, tell
 from app.cli.client.service import DEFAULT_SERVER
 
 
@@ -44,13 +44,10 @@ def get(
             follow(look, listing, output)
             return
         found = look()
-    console = make_console()
-    if output is not Output.TABLE:
-        print_data(console, output, found[0] if name is not None else {"items": found})
-    elif found:
-        print_table(console, listing.columns, found)
-    else:
+    if output is Output.TABLE and not found:
         tell(f"There are no {kind}.")
+    else:
+        show(output, found[0] if name is not None else {"items": found}, listing.columns, found)
 
 
 def follow(
@@ -81,7 +78,6 @@ def _follow_live(look: Callable[[], list[Json]], listing: Listing, console: Cons
 def _follow_changes(
     look: Callable[[], list[Json]], listing: Listing, output: Output, pause: Callable[[], None]
 ) -> None:
-    console = make_console()
     shown: dict[str, list[str]] = {}
     while True:
         for item in look():
@@ -89,10 +85,7 @@ def _follow_changes(
             cells = [column.cell(item) for column in listing.columns if not column.ticks]
             if shown.get(key) == cells:
                 continue
-            if output is Output.TABLE:
-                print_table(console, listing.columns, [item], header=not shown)
-            else:
-                print_data(console, output, item)
+            show(output, item, listing.columns, [item], header=not shown)
             shown[key] = cells
         pause()
 

@@ -5,10 +5,10 @@ from typing import Annotated
 import typer
 
 from app.cli.client.options import OutputForm, Server, Token, connect
-from app.cli.client.printing import Column, Output, make_console, print_data, print_table, tell
+from app.cli.client.printing import Output, read_columns, show, tell
 from app.cli.client.service import DEFAULT_SERVER
 
-_COLUMNS = (Column("VM", lambda item: str(item["vm"])), Column("BECOMES", lambda item: str(item["becomes"])))
+_COLUMNS = read_columns("VM:vm BECOMES:becomes")
 
 
 def import_pool(
@@ -31,14 +31,11 @@ def import_pool(
         raise typer.BadParameter(f"{vm_pool!r} is not NAMESPACE/NAME, such as default/web-servers")
     body = {"vm_pool": found, "namespace": namespace, "name": name, "warm_when": warm_when, "dry_run": dry_run}
     with connect(server, token) as service:
-        answer = service.ask("POST", "/v1/pools/import", json=body).body
-    console = make_console()
-    if output is not Output.TABLE:
-        print_data(console, output, answer)
-        return
-    for change in answer["changes"]:
-        tell(f"{found}: {change}.")
+        answer = service.ask("POST", "/v1/pools/import", json=body)
+    if output is Output.TABLE:
+        for change in answer["changes"]:
+            tell(f"{found}: {change}.")
     becomes = f"a warm VM of pool {answer['pool']}"
-    print_table(console, _COLUMNS, [{"vm": vm, "becomes": becomes} for vm in answer["vms"]])
-    if not answer["imported"]:
+    show(output, answer, _COLUMNS, [{"vm": vm, "becomes": becomes} for vm in answer["vms"]])
+    if output is Output.TABLE and not answer["imported"]:
         tell("Nothing was changed: this was a dry run.")

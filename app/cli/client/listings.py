@@ -1,12 +1,12 @@
 """What `get` can list: the routes, the filters and the columns of each kind."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from app.cli.client.printing import Column, Json, seconds, share, since, size, text, until
+from app.cli.client.printing import Column, Json, read_columns, seconds, share, text, until
 from app.cli.client.service import PAGE, Service
 from app.errors import EmberpoolError
 
@@ -112,28 +112,6 @@ def _find_vm(service: Service, name: str) -> Json:
     raise NotFound(f"no VM has the id or the name {name}; `emberpool get vms` lists those that have not ended")
 
 
-def _of(*keys: str) -> Callable[[Json], str]:
-    """The cell of a nested field; `-` if it is missing or null."""
-
-    def cell(item: Json) -> str:
-        found: object = item
-        for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
-        return text(found)
-
-    return cell
-
-
-def _number(*keys: str) -> Callable[[Json], float | None]:
-    def read(item: Json) -> float | None:
-        found: object = item
-        for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
-        return found if isinstance(found, int | float) else None
-
-    return read
-
-
 def _ready(pool: Json) -> str:
     return f"{pool['status']['counts']['ready']}/{pool['spec']['size']}"
 
@@ -161,11 +139,8 @@ def _image(preload: Json) -> str:
 
 
 def _percent(preload: Json) -> str:
-    return share((found or 0) / 100 if (found := _number("progress", "percent")(preload)) is not None else None)
-
-
-def _cpus(node: Json) -> str:
-    return f"{node['cpus']['free']:g}/{node['cpus']['allocatable']:g}"
+    percent = (preload.get("progress") or {}).get("percent")
+    return share(percent / 100 if percent is not None else None)
 
 
 def _pages(node: Json) -> str:
@@ -174,94 +149,56 @@ def _pages(node: Json) -> str:
 
 LISTINGS: Final[dict[Kind, Listing]] = {
     Kind.POOLS: Listing(
-        (
-            Column("NAME", _of("name")),
-            Column("PHASE", _of("status", "phase")),
-            Column("READY", _ready),
-            Column("COMING", _on_its_way),
-            Column("CLAIMED", _of("status", "counts", "claimed")),
-            Column("WAITING", _of("status", "counts", "waiting")),
-            Column("BOOT", lambda pool: seconds(pool["status"]["boot_seconds"]["p50"])),
-            Column("AGE", lambda pool: since(pool["created_at"]), ticks=True),
-            Column("REASON", _of("status", "reason")),
+        read_columns(
+            "NAME:name PHASE:status.phase READY COMING CLAIMED:status.counts.claimed WAITING:status.counts.waiting "
+            "BOOT:status.boot_seconds.p50|seconds AGE:created_at|since REASON:status.reason",
+            {"READY": _ready, "COMING": _on_its_way},
         )
     ),
     Kind.CLAIMS: Listing(
-        (
-            Column("NAME", lambda claim: text(claim["labels"].get("name"))),
-            Column("STATE", _of("state")),
-            Column("POOL", _of("pool")),
-            Column("PATH", _of("path")),
-            Column("VM", _of("vm", "name")),
-            Column("NODE", _of("vm", "node")),
-            Column("ADDRESSES", _of("vm", "addresses")),
-            Column("WAIT", _wait, ticks=True),
-            Column(
-                "LEASE",
-                lambda claim: until(claim["lease_expires_at"]) if claim["ended_at"] is None else "-",
-                ticks=True,
-            ),
-            Column("ID", _of("id")),
+        read_columns(
+            "NAME:labels.name STATE:state POOL:pool PATH:path VM:vm.name NODE:vm.node ADDRESSES:vm.addresses WAIT LEASE ID:id",
+            {
+                "WAIT": _wait,
+                "LEASE": lambda claim: until(claim["lease_expires_at"] if claim["ended_at"] is None else None),
+            },
         ),
         frozenset({"pool", "state", "label", "shape", "everything"}),
     ),
     Kind.VMS: Listing(
-        (
-            Column("NAME", _of("name")),
-            Column("STATE", _of("state")),
-            Column("POOL", _of("pool")),
-            Column("NODE", _of("node")),
-            Column("ADDRESSES", _of("addresses")),
-            Column("BOOT", lambda vm: seconds(vm["boot_seconds"])),
-            Column("AGE", lambda vm: since(vm["created_at"]), ticks=True),
-            Column("HEALTH", _of("health")),
+        read_columns(
+            "NAME:name STATE:state POOL:pool NODE:node ADDRESSES:addresses BOOT:boot_seconds|seconds AGE:created_at|since "
+            "HEALTH:health"
         ),
         frozenset({"pool", "state", "everything"}),
     ),
     Kind.SNAPSHOTS: Listing(
-        (
-            Column("NAME", _of("name")),
-            Column("STATE", _of("state")),
-            Column("SOURCE", _source),
-            Column("SIZE", lambda snapshot: size(_number("bytes")(snapshot))),
-            Column("USED", _of("used", "count")),
-            Column("AGE", lambda snapshot: since(snapshot.get("ready_at")), ticks=True),
-            Column("SHAPE", _of("shape")),
-            Column("REASON", _of("reason")),
+        read_columns(
+            "NAME:name STATE:state SOURCE SIZE:bytes|size USED:used.count AGE:ready_at|since SHAPE:shape REASON:reason",
+            {"SOURCE": _source},
         )
     ),
     Kind.PRELOADS: Listing(
-        (
-            Column("NAME", _of("name")),
-            Column("STATE", _of("state")),
-            Column("PROGRESS", _percent),
-            Column("IMAGE", _image),
-            Column("USED", _of("used")),
-            Column("REASON", _of("reason")),
+        read_columns(
+            "NAME:name STATE:state PROGRESS IMAGE USED:used REASON:reason", {"PROGRESS": _percent, "IMAGE": _image}
         )
     ),
     Kind.PATHS: Listing(
-        (
-            Column("PATH", _of("path")),
-            Column("COUNT", _of("count")),
-            Column("P50", lambda path: seconds(_number("p50")(path))),
-            Column("P95", lambda path: seconds(_number("p95")(path))),
-            Column("SAVING", lambda path: share(_number("saving")(path))),
-            Column("EXPECTED", lambda path: share(_number("expected")(path))),
-            Column("SHAPE", lambda path: path["shape"] or "(all)"),
+        read_columns(
+            "PATH:path COUNT:count P50:p50|seconds P95:p95|seconds SAVING:saving|share EXPECTED:expected|share SHAPE",
+            {"SHAPE": lambda path: path["shape"] or "(all)"},
         ),
         frozenset({"shape", "path"}),
     ),
     Kind.NODES: Listing(
-        (
-            Column("NAME", _of("name")),
-            Column("ZONE", _of("zone")),
-            Column("TAKES-VMS", lambda node: "yes" if node["takes_vms"] else "no"),
-            Column("FREE-CPUS", _cpus),
-            Column("FREE-MEMORY", lambda node: size(_number("memory", "free")(node))),
-            Column("FREE-HUGEPAGES", _pages),
-            Column("PODS", _of("pods", "used")),
-            Column("VMS", lambda node: str(sum(node["vms"].values()))),
+        read_columns(
+            "NAME:name ZONE:zone TAKES-VMS FREE-CPUS FREE-MEMORY:memory.free|size FREE-HUGEPAGES PODS:pods.used VMS",
+            {
+                "TAKES-VMS": lambda node: "yes" if node["takes_vms"] else "no",
+                "FREE-CPUS": lambda node: f"{node['cpus']['free']:g}/{node['cpus']['allocatable']:g}",
+                "FREE-HUGEPAGES": _pages,
+                "VMS": lambda node: str(sum(node["vms"].values())),
+            },
         )
     ),
 }

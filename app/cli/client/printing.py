@@ -2,12 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final, TextIO
 
+import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +24,7 @@ _STYLES: Final = {
     ),
     **dict.fromkeys(("failed", "stalled", "lost", "absent"), "red"),
 }
+_TICKING: Final = frozenset({"AGE", "WAIT", "LEASE"})
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
@@ -37,7 +40,31 @@ class Column:
 
     name: str
     cell: Callable[[Json], str]
-    ticks: bool = False
+    ticks: bool
+
+
+def read_columns(table: str, cells: Mapping[str, Callable[[Json], str]] = MappingProxyType({})) -> tuple[Column, ...]:
+    """Columns as in kubectl's custom-columns, `NAME:path.of.the.field`, with `|` and a format if it is not `text`.
+
+    A column without a path has its cell from `cells`.
+    """
+    columns = []
+    for column in table.split():
+        name, _, source = column.partition(":")
+        path, _, form = source.partition("|")
+        cell = cells[name] if not path else _cell(path, _FORMATS[form or "text"])
+        columns.append(Column(name, cell, ticks=name in _TICKING))
+    return tuple(columns)
+
+
+def _cell(path: str, form: Callable[[Any], str]) -> Callable[[Json], str]:
+    def cell(item: Json) -> str:
+        found: Any = item
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        return form(found)
+
+    return cell
 
 
 def make_console(file: TextIO | None = None) -> Console:
@@ -48,15 +75,15 @@ def make_console(file: TextIO | None = None) -> Console:
     return Console(file=file, highlight=False, width=_UNWRAPPED, no_color=True, force_terminal=False)
 
 
-def print_data(console: Console, output: Output, data: Any) -> None:
-    """Prints the service's whole answer as JSON or YAML."""
-    text = (
-        json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-        if output is Output.JSON
-        else yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-    )
-    console.file.write(text)
-    console.file.flush()
+def show(output: Output, answer: Any, columns: Sequence[Column], items: Iterable[Json], *, header: bool = True) -> None:
+    """Prints a table of `items`, or the service's whole answer as JSON or YAML."""
+    match output:
+        case Output.TABLE:
+            _print_table(columns, items, header=header)
+        case Output.JSON:
+            typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+        case Output.YAML:
+            typer.echo(yaml.safe_dump(answer, sort_keys=False, allow_unicode=True), nl=False)
 
 
 def tabulate(columns: Sequence[Column], items: Iterable[Json], *, header: bool = True) -> Table:
@@ -64,12 +91,14 @@ def tabulate(columns: Sequence[Column], items: Iterable[Json], *, header: bool =
     for column in columns:
         table.add_column(column.name, overflow="fold")
     for item in items:
-        table.add_row(*(_styled(column.cell(item)) for column in columns))
+        cells = [column.cell(item) for column in columns]
+        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
     return table
 
 
-def print_table(console: Console, columns: Sequence[Column], items: Iterable[Json], *, header: bool = True) -> None:
+def _print_table(columns: Sequence[Column], items: Iterable[Json], *, header: bool) -> None:
     """Prints a table without trailing spaces."""
+    console = make_console()
     table = tabulate(columns, items, header=header)
     if console.is_terminal:
         console.print(table)
@@ -112,15 +141,17 @@ def seconds(value: float | None) -> str:
 
 def since(moment: str | None) -> str:
     """The time that has passed since `moment`."""
-    return "-" if moment is None else seconds(max(0.0, (datetime.now(UTC) - read_time(moment)).total_seconds()))
+    return _between(moment, 1)
 
 
 def until(moment: str | None) -> str:
-    return "-" if moment is None else seconds(max(0.0, (read_time(moment) - datetime.now(UTC)).total_seconds()))
+    return _between(moment, -1)
 
 
-def read_time(moment: str) -> datetime:
-    return datetime.fromisoformat(moment)
+def _between(moment: str | None, sign: int) -> str:
+    if moment is None:
+        return "-"
+    return seconds(max(0.0, sign * (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()))
 
 
 def size(value: float | None) -> str:
@@ -138,5 +169,10 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
 
 
-def _styled(cell: str) -> Text:
-    return Text(cell, style=_STYLES.get(cell, ""))
+_FORMATS: Final[dict[str, Callable[[Any], str]]] = {
+    "text": text,
+    "seconds": seconds,
+    "since": since,
+    "size": size,
+    "share": share,
+}

@@ -2,12 +2,13 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from app.cli.client.listings import name_of
 from app.cli.client.printing import Json, make_console, seconds, tell
@@ -34,18 +35,19 @@ class ItemProgress:
     failed: bool = False
     guess: str = ""
 
-    @property
-    def done(self) -> bool:
-        return self.share >= 1
-
 
 def watch_progress(
     service: Service, hrefs: Sequence[str], *, pause: Callable[[], None] = lambda: time.sleep(_REFRESH_SECONDS)
 ) -> None:
     """Returns when everything is ready. If something failed, raises NotReady once the rest is ready."""
     console = make_console(sys.stderr)
-    show = _bars if console.is_terminal else _lines
-    items = show(service, hrefs, console, pause)
+    with _bars(console) if console.is_terminal else _lines() as show:
+        while True:
+            items = [progress_of(href, service.get(href)) for href in hrefs]
+            show(items)
+            if all(item.share >= 1 or item.failed for item in items):
+                break
+            pause()
     failed = [item for item in items if item.failed]
     if failed:
         raise NotReady("; ".join(f"{item.what}: {item.text}" for item in failed))
@@ -78,41 +80,30 @@ def progress_of(href: str, found: Json) -> ItemProgress:
     return ItemProgress(what, share, text, failed=share < 1 and state in _FAILED, guess=guess)
 
 
-def _look(service: Service, hrefs: Sequence[str]) -> list[ItemProgress]:
-    return [progress_of(href, service.get(href)) for href in hrefs]
-
-
-def _bars(service: Service, hrefs: Sequence[str], console: Console, pause: Callable[[], None]) -> list[ItemProgress]:
+@contextmanager
+def _bars(console: Console) -> Iterator[Callable[[Sequence[ItemProgress]], None]]:
     what = TextColumn("{task.description}", markup=False)
     columns = (what, BarColumn(), TextColumn("{task.fields[text]}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        tasks = {href: progress.add_task(href, total=1.0, text="") for href in hrefs}
-        while True:
-            items = _look(service, hrefs)
-            for href, item in zip(hrefs, items, strict=True):
-                progress.update(
-                    tasks[href],
-                    description=item.what,
-                    completed=item.share,
-                    text=item.text + item.guess,
-                )
-            if _settled(items):
-                return items
-            pause()
+        tasks: dict[str, TaskID] = {}
+
+        def show(items: Sequence[ItemProgress]) -> None:
+            for item in items:
+                if item.what not in tasks:
+                    tasks[item.what] = progress.add_task(item.what, total=1.0, text="")
+                progress.update(tasks[item.what], completed=item.share, text=item.text + item.guess)
+
+        yield show
 
 
-def _lines(service: Service, hrefs: Sequence[str], _console: Console, pause: Callable[[], None]) -> list[ItemProgress]:
+@contextmanager
+def _lines() -> Iterator[Callable[[Sequence[ItemProgress]], None]]:
     last: dict[str, str] = {}
-    while True:
-        items = _look(service, hrefs)
+
+    def show(items: Sequence[ItemProgress]) -> None:
         for item in items:
             if last.get(item.what) != item.text:
                 last[item.what] = item.text
                 tell(f"{item.what}: {item.text}")
-        if _settled(items):
-            return items
-        pause()
 
-
-def _settled(items: Sequence[ItemProgress]) -> bool:
-    return all(item.done or item.failed for item in items)
+    yield show

@@ -6,7 +6,7 @@ import typer
 
 from app.cli.client.listings import LISTINGS, Kind, find_claim, name_of
 from app.cli.client.options import OutputForm, Server, Token, connect
-from app.cli.client.printing import Output, make_console, print_data, print_table, tell
+from app.cli.client.printing import Output, show, tell
 from app.cli.client.service import DEFAULT_SERVER
 
 
@@ -23,9 +23,5 @@ def release(
         for claim in found:
             if claim["ended_at"] is not None:
                 tell(f"Claim {name_of(claim)} had already ended: {claim['state']}.")
-        released = [service.ask("DELETE", f"/v1/claims/{claim['id']}").body for claim in found]
-    console = make_console()
-    if output is Output.TABLE:
-        print_table(console, LISTINGS[Kind.CLAIMS].columns, released)
-    else:
-        print_data(console, output, {"items": released})
+        released = [service.ask("DELETE", f"/v1/claims/{claim['id']}") for claim in found]
+    show(output, {"items": released}, LISTINGS[Kind.CLAIMS].columns, released)

@@ -3,7 +3,8 @@
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, NamedTuple, Self
+from contextlib import suppress
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -15,38 +16,19 @@ Query = Mapping[str, str | int]
 DEFAULT_SERVER: Final = "http://127.0.0.1:8080"
 _TRIES: Final = 5
 _FIRST_PAUSE_SECONDS: Final = 0.2
-_TIMEOUT_SECONDS: Final = 30.0
+TIMEOUT_SECONDS: Final = 30.0
 PAGE: Final = 500
-_UNPROCESSABLE: Final = 422
-_NOT_FOUND: Final = 404
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class ServiceRefused(EmberpoolError):
-    """`problem_code` and `problem_status` are those of the service's problem."""
-
     code = "service-refused"
     title = "The service refused the request"
-
-    def __init__(self, detail: str, *, problem_code: str, problem_status: int) -> None:
-        super().__init__(detail)
-        self.problem_code = problem_code
-        self.problem_status = problem_status
-
-    @property
-    def is_not_found(self) -> bool:
-        return self.problem_status == _NOT_FOUND
 
 
 class ServiceUnreachable(EmberpoolError):
     code = "service-unreachable"
     title = "The service does not answer"
-
-
-class Answer(NamedTuple):
-    status: int
-    body: Json
-    headers: Mapping[str, str]
 
 
 class Service:
@@ -65,7 +47,7 @@ class Service:
         self._client = httpx.Client(
             base_url=self.server,
             headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=_TIMEOUT_SECONDS,
+            timeout=TIMEOUT_SECONDS,
             transport=transport,
             # A proxy from the environment is not for this machine.
             trust_env=urlsplit(server).hostname not in _LOOPBACK,
@@ -80,22 +62,24 @@ class Service:
     def get(self, path: str, query: Query | None = None, *, wait_seconds: float = 0) -> Json:
         """`wait_seconds`: how long the service may wait before it answers."""
         params = {**(query or {}), **({"wait_seconds": wait_seconds} if wait_seconds else {})}
-        return self.ask("GET", path, params=params, timeout=_TIMEOUT_SECONDS + wait_seconds).body
+        return self.ask("GET", path, params=params, timeout=TIMEOUT_SECONDS + wait_seconds)
 
-    def ask(self, method: str, path: str, **request: Any) -> Answer:
-        """Sends a request that is idempotent, and so sends it again if the connection broke."""
-        for number in range(1, _TRIES + 1):
+    def ask(self, method: str, path: str, **request: Any) -> Json:
+        """Sends a request that is idempotent, and so sends it again if the connection broke. Returns the answer's body."""
+        number = 1
+        while True:
             try:
-                answer = self._client.request(method, path, **request)
-                break
+                return self._read(method, path, self._client.request(method, path, **request))
             except httpx.TransportError as error:
                 if number == _TRIES or isinstance(error, httpx.UnsupportedProtocol | httpx.ReadTimeout):
-                    raise self._unreachable(error) from error
-                longest = _FIRST_PAUSE_SECONDS * 2 ** (number - 1)
-                self._pause(random.uniform(longest / 2, longest))  # noqa: S311 - the pause is not a secret
-        else:
-            raise AssertionError("the last try raises")
-        return Answer(answer.status_code, self._read(method, path, answer), answer.headers)
+                    reason = str(error) or type(error).__name__
+                    raise ServiceUnreachable(
+                        f"{self.server}: {reason}; start the service (emberpool up), or set its address with --server "
+                        "or EMBERPOOL_SERVER"
+                    ) from error
+            longest = _FIRST_PAUSE_SECONDS * 2 ** (number - 1)
+            self._pause(random.uniform(longest / 2, longest))  # noqa: S311 - the pause is not a secret
+            number += 1
 
     def pages(
         self, path: str, query: Query | None = None, *, limit: int | None = None, page: int = PAGE
@@ -111,29 +95,17 @@ class Service:
             asked["after"] = found["next"]
 
     def _read(self, method: str, path: str, answer: httpx.Response) -> Json:
-        try:
+        body = None
+        with suppress(ValueError):
             body = answer.json()
-        except ValueError as error:
-            raise self._not_emberpool(method, path, answer) from error
-        if not isinstance(body, dict):
-            raise self._not_emberpool(method, path, answer)
-        if not answer.is_error:
-            return body
-        if "detail" not in body or "code" not in body:
-            raise self._not_emberpool(method, path, answer)
-        raise ServiceRefused(_tell(body), problem_code=str(body["code"]), problem_status=answer.status_code)
-
-    def _not_emberpool(self, method: str, path: str, answer: httpx.Response) -> ServiceUnreachable:
-        return ServiceUnreachable(
-            f"{self.server} is not an Emberpool service: {method} {path} gave HTTP {answer.status_code} without its JSON; "
-            "set the address of the service with --server or EMBERPOOL_SERVER"
-        )
-
-    def _unreachable(self, error: httpx.TransportError) -> ServiceUnreachable:
-        reason = str(error) or type(error).__name__
-        return ServiceUnreachable(
-            f"{self.server}: {reason}; start the service (emberpool up), or set its address with --server or EMBERPOOL_SERVER"
-        )
+        if not isinstance(body, dict) or (answer.is_error and not {"detail", "code"} <= body.keys()):
+            raise ServiceUnreachable(
+                f"{self.server} is not an Emberpool service: {method} {path} gave HTTP {answer.status_code} without its JSON; "
+                "set the address of the service with --server or EMBERPOOL_SERVER"
+            )
+        if answer.is_error:
+            raise ServiceRefused(_tell(body))
+        return body
 
 
 def _tell(problem: Json) -> str:

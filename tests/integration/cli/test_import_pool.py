@@ -44,7 +44,7 @@ async def test_the_changes_are_told_and_the_vms_listed(run, monkeypatch):
 
         def ask(self, method, path, json):
             assert (method, path, json["vm_pool"], json["dry_run"]) == ("POST", "/v1/pools/import", "web-servers", True)
-            return type("Answer", (), {"body": examples.load()["schemas"]["ImportView"][0]})
+            return examples.load()["schemas"]["ImportView"][0]
 
     monkeypatch.setattr("app.cli.client.import_pool.connect", lambda *_: Canned())
     said = await run("import-pool", "default/web-servers", "--dry-run", "--name", "web")

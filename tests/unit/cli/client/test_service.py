@@ -24,8 +24,7 @@ def answer(code=200, /, **body):
 def test_a_broken_connection_is_tried_again_with_the_same_key():
     transport = Flaky(httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError, answer=answer(201, id="c"))
     asked, pauses = service(transport, token="secret")
-    found = asked.ask("POST", "/v1/claim", json={"pool": "web"}, headers={"Idempotency-Key": "k"})
-    assert (found.status, found.body) == (201, {"id": "c"})
+    assert asked.ask("POST", "/v1/claim", json={"pool": "web"}, headers={"Idempotency-Key": "k"}) == {"id": "c"}
     assert {request.headers["idempotency-key"] for request in transport.requests} == {"k"}
     assert {request.headers["authorization"] for request in transport.requests} == {"Bearer secret"}
     assert len(pauses) == 3
@@ -52,9 +51,8 @@ def test_what_is_another_service_is_told(other):
 
 def test_a_problem_is_its_sentence():
     asked, _ = service(Flaky(answer=answer(404, code="pool-not-found", detail="no pool is named 'x'")))
-    with pytest.raises(ServiceRefused, match="no pool is named 'x'") as raised:
+    with pytest.raises(ServiceRefused, match="no pool is named 'x'"):
         asked.get("/v1/pools/x")
-    assert raised.value.is_not_found
 
 
 def test_lists_are_read_page_by_page():
