@@ -54,11 +54,11 @@ async def run_embedded_cluster(
     arguments = ["--nodes", str(nodes)]
     if settings.namespace != "default":
         arguments += ["--namespace", settings.namespace]
-    async with run_cluster(folder, cold_boot_seconds=cold_boot_seconds, arguments=arguments) as cluster:
+    async with run_cluster(folder, cold_boot_seconds=cold_boot_seconds, arguments=arguments) as kubeconfig:
         yield settings.model_copy(
             update={
                 "database_url": SecretStr(postgres.url()),
-                "kubeconfig": cluster.kubeconfig,
+                "kubeconfig": kubeconfig,
                 "kube_context": None,
                 "role": Role.ALL,
             }

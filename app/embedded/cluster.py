@@ -9,14 +9,13 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 import structlog
 
-from app.embedded.folder import DataFolder, EmbeddedError
+from app.embedded.folder import DataFolder, EmbeddedError, read_tail
 
 _READY_SECONDS: Final = 30
 _STOP_SECONDS: Final = 10
@@ -30,23 +29,18 @@ class DevClusterFailed(EmbeddedError):
     title = "The dev cluster cannot run"
 
 
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """A running dev cluster. A restart changes neither field."""
-
-    url: str
-    kubeconfig: Path
-
-
 @asynccontextmanager
 async def run_cluster(
     folder: DataFolder, *, cold_boot_seconds: float = 30, arguments: Sequence[str] = ()
-) -> AsyncIterator[Cluster]:
-    """Runs a dev cluster until the block ends. It listens when the block begins, and is restarted at the same address if it dies.
+) -> AsyncIterator[Path]:
+    """Runs a dev cluster until the block ends, and gives its kubeconfig.
 
+    It listens when the block begins, and is restarted at the same address if it dies.
     `arguments` are more arguments of `python -m app.devcluster`. Raises DevClusterFailed with the end of its log.
     """
-    log = _make_folder(folder.cluster)
+    folder.cluster.mkdir(mode=0o700, exist_ok=True)
+    log = folder.cluster / "log"
+    log.write_bytes(b"")  # it is about one run
     kubeconfig = folder.cluster / "kubeconfig"
     command = [
         *(sys.executable, "-m", "app.embedded.leash", "app.devcluster", "--host", "127.0.0.1"),
@@ -58,7 +52,7 @@ async def run_cluster(
     supervisor = _Supervisor(process, [*command, "--port", str(urlsplit(url).port)], log)
     keeping = asyncio.create_task(supervisor.keep_running(), name="keep-dev-cluster")
     try:
-        yield Cluster(url=url, kubeconfig=kubeconfig)
+        yield kubeconfig
     finally:
         keeping.cancel()
         with suppress(asyncio.CancelledError):
@@ -83,9 +77,8 @@ class _Supervisor:
                 try:
                     self.process, url = await _start(self._command, self._log)
                 except DevClusterFailed as error:
-                    _log.error(
-                        "dev cluster does not start", reason=str(error)
-                    )  # the reason is a sentence; a traceback would add nothing
+                    # The reason is a sentence; a traceback would add nothing.
+                    _log.error("dev cluster does not start", reason=str(error))
                 else:
                     _log.info("dev cluster restarted", url=url)
                     break
@@ -104,10 +97,9 @@ async def _start(command: Sequence[str], log: Path) -> tuple[Process, str]:
         return process, str(json.loads(line)["url"])
     except (TimeoutError, ValueError, KeyError) as error:
         await _stop(process)
-        reason = (
-            f"it did not listen within {_READY_SECONDS} s" if isinstance(error, TimeoutError) else "it ended at once"
-        )
-        raise DevClusterFailed(f"The dev cluster cannot run: {reason}. The end of {log}:\n{_read_tail(log)}") from error
+        late = isinstance(error, TimeoutError)
+        reason = f"it did not listen within {_READY_SECONDS} s" if late else "it ended at once"
+        raise DevClusterFailed(f"The dev cluster cannot run: {reason}. The end of {log}:\n{read_tail(log)}") from error
     except BaseException:
         await _stop(process)
         raise
@@ -130,18 +122,6 @@ async def _stop(process: Process) -> None:
         with suppress(ProcessLookupError):
             process.kill()
         await _drain(process)
-
-
-def _make_folder(path: Path) -> Path:
-    """Makes the folder and returns its log file, emptied: it is about one run."""
-    path.mkdir(mode=0o700, exist_ok=True)
-    log = path / "log"
-    log.write_bytes(b"")
-    return log
-
-
-def _read_tail(log: Path) -> str:
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])
 
 
 def _stdout(process: Process) -> asyncio.StreamReader:

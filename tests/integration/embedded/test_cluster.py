@@ -24,8 +24,7 @@ from app.embedded.folder import lock_folder
 
 async def main():
     with lock_folder(Path(sys.argv[1])) as folder:
-        async with run_cluster(folder) as cluster:
-            print(cluster.url, flush=True)
+        async with run_cluster(folder):
             os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())
@@ -46,6 +45,11 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.05)
 
 
+def url_in(kubeconfig: Path) -> str:
+    (cluster,) = yaml.safe_load(kubeconfig.read_text(encoding="utf-8"))["clusters"]
+    return cluster["cluster"]["server"]
+
+
 def clusters_of(folder: Path) -> list[psutil.Process]:
     """The processes that keep their state in the folder."""
     state = str(folder / "cluster" / "state.sqlite")
@@ -58,29 +62,24 @@ def clusters_of(folder: Path) -> list[psutil.Process]:
 
 async def test_it_listens_on_loopback_while_the_block_lasts(tmp_path):
     with lock_folder(tmp_path) as folder:
-        async with run_cluster(folder) as cluster:
-            assert cluster.url.startswith("http://127.0.0.1:")
-            assert await answers(cluster.url)
-        assert not await answers(cluster.url)
+        async with run_cluster(folder) as kubeconfig:
+            url = url_in(kubeconfig)
+            assert url.startswith("http://127.0.0.1:")
+            assert await answers(url)
+        assert not await answers(url)
     assert clusters_of(tmp_path) == []
-
-
-async def test_its_kubeconfig_leads_to_it(tmp_path):
-    with lock_folder(tmp_path) as folder:
-        async with run_cluster(folder) as cluster:
-            kubeconfig = yaml.safe_load(cluster.kubeconfig.read_text(encoding="utf-8"))
-            assert [each["cluster"]["server"] for each in kubeconfig["clusters"]] == [cluster.url]
 
 
 async def test_it_comes_back_at_its_address_when_it_dies(tmp_path):
     with lock_folder(tmp_path) as folder:
-        async with run_cluster(folder) as cluster:
+        async with run_cluster(folder) as kubeconfig:
+            url = url_in(kubeconfig)
             for _ in range(2):
                 (before,) = clusters_of(tmp_path)
                 before.kill()
                 before.wait(PATIENCE)
-                await until(lambda: answers(cluster.url))
-        assert not await answers(cluster.url)
+                await until(lambda: answers(url))
+        assert not await answers(url)
     assert clusters_of(tmp_path) == []
 
 
@@ -90,8 +89,7 @@ async def test_it_does_not_outlive_a_killed_starter(tmp_path):
         subprocess.run, command, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    url = done.stdout.strip()
-    assert url
+    url = url_in(tmp_path / "cluster" / "kubeconfig")
     _, alive = psutil.wait_procs(clusters_of(tmp_path), timeout=PATIENCE)
     assert not alive
     assert not await answers(url)
