@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Collection
 
 from app.compute.gateway import Gateway
-from app.compute.vms import VmTemplate
 from app.domain.paths import StartPath
 from app.domain.pools import PoolSpec
 from app.domain.preloads import PreloadSpec
@@ -46,24 +45,20 @@ class PoolHandler:
     async def prepare(self, request: ResourceRequest, coming: Coming) -> Prepared[PreparedPool]:
         spec = validated(request, PoolSpec)
         plan = await prepare_pool(self._db, self._gateway, request.name, spec)
-        if plan.template is not None:
-            await self._check_source(request, spec, plan.template, coming)
+        # What VMs start from must exist, or be made by another document of the body.
+        if plan.template is None:
+            pass
+        elif not request.references.keys() <= coming.keys():
+            async with self._db.begin() as tx:
+                await require_source(tx, spec.start_from, plan.template)
+        elif spec.path is StartPath.PRELOAD and spec.source is not None:
+            preload: PreparedPreload = coming[Resource.PRELOAD, spec.source].plan
+            refuse_other_image(preload.name, preload.image, plan.template)
         return Prepared(request, Outcome(plan.outcome, f"/v1/pools/{request.name}"), plan)
 
     async def commit(self, prepared: Prepared[PreparedPool]) -> Outcome:
         written = await commit_pool(self._db, prepared.plan)
         return dataclasses.replace(prepared.outcome, action=written.outcome)
-
-    async def _check_source(
-        self, request: ResourceRequest, spec: PoolSpec, template: VmTemplate, coming: Coming
-    ) -> None:
-        """What VMs start from must exist, or be made by another document of the body."""
-        if not request.references.keys() <= coming.keys():
-            async with self._db.begin() as tx:
-                await require_source(tx, spec.start_from, template)
-        elif spec.path is StartPath.PRELOAD and spec.source is not None:
-            preload: PreparedPreload = coming[Resource.PRELOAD, spec.source].plan
-            refuse_other_image(preload.name, preload.image, template)
 
 
 class PreloadHandler:

@@ -117,9 +117,8 @@ class ManifestService:
         refused: set[Reference] = set()
         for request in ordered:
             if not request.valid or request.references.keys() & refused:
-                refused.add(
-                    request.key
-                )  # what it refers to is refused: a further problem would tell its author nothing new
+                # Where what it refers to is refused, a further problem would tell its author nothing new.
+                refused.add(request.key)
                 continue
             try:
                 prepared[request.key] = await self._handlers[request.resource].prepare(request, prepared)
@@ -161,7 +160,10 @@ def validated(request: ResourceRequest, model: type[_Model]) -> _Model:
 def _problems(request: ResourceRequest, error: EmberpoolError) -> Iterator[FieldProblem]:
     """The error as problems of the document's fields. Raises it if the document is not the cause."""
     if error.status >= _SERVER_ERRORS and not error.problems:
-        raise _not_checked(request, error) from error
+        raise type(error)(
+            f"{request.document.path} could not be checked, and nothing was changed: {error.detail}",
+            retry_after=error.retry_after,
+        ) from error
     if not error.problems:
         yield request.problem("", error.detail)
     for problem in error.problems:
@@ -183,26 +185,15 @@ def _refusal(problems: Sequence[FieldProblem], documents: Sequence[Document]) ->
     named = "; ".join(f"{problem.field}: {problem.message}" for problem in problems[:_PROBLEMS_IN_DETAIL])
     more = f"; and {len(problems) - _PROBLEMS_IN_DETAIL} more" if len(problems) > _PROBLEMS_IN_DETAIL else ""
     refused = sum(any(f"{each.field}.".startswith(f"{document.path}.") for each in problems) for document in documents)
-    which = "The document is" if len(documents) == 1 else f"{refused} of {len(documents)} documents {_is(refused)}"
+    several = f"{refused} of {len(documents)} documents {'is' if refused == 1 else 'are'}"
+    which = "The document is" if len(documents) == 1 else several
     return ManifestRefused(f"{which} refused, and nothing was changed. {named}{more}", problems=problems)
-
-
-def _is(number: int) -> str:
-    return "is" if number == 1 else "are"
-
-
-def _not_checked(request: ResourceRequest, error: EmberpoolError) -> EmberpoolError:
-    """For an error while preparing that the document did not cause."""
-    return type(error)(
-        f"{request.document.path} could not be checked, and nothing was changed: {error.detail}",
-        retry_after=error.retry_after,
-    )
 
 
 def _interrupted(request: ResourceRequest, error: EmberpoolError, done: Collection[Applied]) -> EmberpoolError:
     """For an error after the first document was committed, or might have been."""
     before = ", ".join(f"{applied.request.document.path} ({applied.outcome.action})" for applied in done)
-    told = f"{before} {_was(len(done))} applied before it" if done else "nothing was applied before it"
+    told = f"{before or 'nothing'} {'were' if len(done) > 1 else 'was'} applied before it"
     when = " once the service can reach what it needs" if isinstance(error, Unavailable) else ""
     return type(error)(
         f"{request.document.path} could not be applied: {error.detail}; {told}. Apply the whole body again{when}: "
@@ -210,10 +201,6 @@ def _interrupted(request: ResourceRequest, error: EmberpoolError, done: Collecti
         problems=[request.problem(problem.field, problem.message) for problem in error.problems],
         retry_after=error.retry_after,
     )
-
-
-def _was(number: int) -> str:
-    return "was" if number == 1 else "were"
 
 
 def _sentence(found: ErrorDetails) -> str:

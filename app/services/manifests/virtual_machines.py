@@ -60,7 +60,8 @@ class VirtualMachineHandler:
         known = await self._known(request, spec)
         if known is not None:
             return Prepared(request, known, None)
-        claim = _claim_of(request, spec)
+        fields = {name: getattr(spec, name) for name in VmClaim.model_fields}
+        claim = DescribedClaimRequest(**fields, key=key_of(request.name), request_hash=_content(spec))
         await self._path_selector.check(claim, source_is_coming=bool(request.references.keys() & coming.keys()))
         return Prepared(request, Outcome(WriteOutcome.CREATED, None), claim)
 
@@ -89,22 +90,6 @@ class VirtualMachineHandler:
         return Outcome(WriteOutcome.UNCHANGED, _href(claim.id), str(claim.state), _lease_notes(claim))
 
 
-def _claim_of(request: ResourceRequest, spec: VmClaim) -> DescribedClaimRequest:
-    return DescribedClaimRequest(
-        vm=spec.vm,
-        paths=spec.paths,
-        warm_when=spec.warm_when,
-        start_from=spec.start_from,
-        placement=spec.placement,
-        deadline_seconds=spec.deadline_seconds,
-        remember=spec.remember,
-        lease_seconds=spec.lease_seconds,
-        labels=spec.labels,
-        key=key_of(request.name),
-        request_hash=_content(spec),
-    )
-
-
 def _content(spec: VmClaim) -> str:
     body = spec.model_dump(mode="json", exclude_defaults=True)
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
@@ -113,13 +98,9 @@ def _content(spec: VmClaim) -> str:
 def _outcome_of(answer: ClaimAnswer) -> Outcome:
     if isinstance(answer, WarmClaim):
         claim = answer.claim
-        path = f"it was served warm, by pool {claim.request.pool!r}"
-        return Outcome(
-            WriteOutcome.CREATED,
-            _href(claim.id),
-            str(ClaimState.BOUND),
-            (path, _lease(claim.id, answer.lease_expires_at)),
-        )
+        served = f"it was served warm, by pool {claim.request.pool!r}"
+        lease = _lease(claim.id, answer.lease_expires_at)
+        return Outcome(WriteOutcome.CREATED, _href(claim.id), str(ClaimState.BOUND), (served, lease))
     stored = answer.claim
     notes = _lease_notes(stored)
     if stored.state is ClaimState.PENDING:

@@ -93,14 +93,16 @@ async def commit_pool(db: Database, prepared: PreparedPool) -> WrittenPool:
         elif pool.revision != revision:
             await require_use(tx, spec.start_from, template)
         if pool is None:
-            written = await _insert(tx, prepared, template)
+            written = await insert_pool(tx, prepared, template)
+            if spec.backing is Backing.VIRTUAL_MACHINE_POOL:
+                await vm_pools.insert(tx, written.id, name=vm_pool_name(name, written.id, 1))
         else:
             await pool_rows.replace(
                 tx, pool.id, spec=spec, vm_spec=template.spec, revision=revision, shape=template.shape
             )
             written = await _again(tx, pool)
         await events.record(tx, f"pool.{prepared.outcome}", pool_id=written.id, size=spec.size, revision=revision[:12])
-        await _wake(tx, written.id)
+        await wake(tx, written.id)
     log.info("pool.written", pool=name, outcome=prepared.outcome, size=spec.size)
     return WrittenPool(written, prepared.outcome)
 
@@ -136,7 +138,7 @@ async def delete_pool(db: Database, name: str, *, force: bool) -> PoolRow:
             await vms.release(tx, held, sources=[VmState.CLAIMED], reason=f"{reason} by force")
             await notify(tx, Topic.REMOVE)
         await notify_settled(tx, waiting)
-        await _wake(tx, pool.id)
+        await wake(tx, pool.id)
         deleted = await pool_rows.get_by_id(tx, pool.id)
     log.info("pool.deleting", pool=name, force=force)
     return deleted if deleted is not None else pool
@@ -149,7 +151,7 @@ async def replenish_pool(db: Database, name: str) -> PoolRow:
         _refuse_deleting(pool)
         await pool_rows.replenish(tx, pool.id)
         await events.record(tx, "pool.replenish", pool_id=pool.id)
-        await _wake(tx, pool.id)
+        await wake(tx, pool.id)
         return await _again(tx, pool)
 
 
@@ -160,7 +162,7 @@ async def pause_pool(db: Database, name: str) -> PoolRow:
         _refuse_deleting(pool)
         if await pool_rows.set_paused(tx, pool.id, paused=True):
             await events.record(tx, "pool.paused", pool_id=pool.id)
-            await _wake(tx, pool.id)
+            await wake(tx, pool.id)
         return await _again(tx, pool)
 
 
@@ -173,7 +175,7 @@ async def resume_pool(db: Database, name: str) -> PoolRow:
         forgiven = await pool_rows.forgive(tx, [pool.id])
         if resumed or forgiven:
             await events.record(tx, "pool.resumed", pool_id=pool.id)
-            await _wake(tx, pool.id)
+            await wake(tx, pool.id)
         return await _again(tx, pool)
 
 
@@ -186,7 +188,8 @@ def _version(pool: PoolRow | None) -> tuple[UUID, int] | None:
     return (pool.id, pool.generation) if pool is not None else None
 
 
-async def _insert(tx: Tx, prepared: PreparedPool, template: VmTemplate) -> PoolRow:
+async def insert_pool(tx: Tx, prepared: PreparedPool, template: VmTemplate) -> PoolRow:
+    """Raises Overtaken where the name is taken by now."""
     pool_id = new_id()
     spec = prepared.spec
     if not await pool_rows.insert(
@@ -199,8 +202,6 @@ async def _insert(tx: Tx, prepared: PreparedPool, template: VmTemplate) -> PoolR
         shape=template.shape,
     ):
         raise overtaken(f"pool {prepared.name!r}")
-    if spec.backing is Backing.VIRTUAL_MACHINE_POOL:
-        await vm_pools.insert(tx, pool_id, name=vm_pool_name(prepared.name, pool_id, 1))
     inserted = await pool_rows.get_by_id(tx, pool_id)
     if inserted is None:
         raise AssertionError("this transaction inserted the pool")
@@ -250,6 +251,7 @@ async def _check_vm_pool(gateway: Gateway, name: str, template: VmTemplate, revi
     await gateway.vm_pools.check(VmPoolOrder(vm_pool_name(name, pool_id, 1), name, pool_id, template.spec, revision))
 
 
-async def _wake(tx: Tx, pool_id: UUID) -> None:
+async def wake(tx: Tx, pool_id: UUID) -> None:
+    """Has the pool planned, and tells whoever keeps it in memory."""
     await pool_rows.plan_soon(tx, pool_id)
     await notify(tx, Topic.POOL, pool_id)

@@ -8,16 +8,12 @@ from pydantic import ValidationError
 from app.compute.gateway import Gateway
 from app.compute.vm_pools import FoundVmPool
 from app.domain.observation import WarmWhen
-from app.domain.pools import PoolSpec, revision_of
+from app.domain.pools import PoolSpec
 from app.domain.vm_pools import Backing
 from app.errors import ClusterNotFound, Conflict, FieldProblem, InvalidRequest
-from app.ids import new_id
-from app.services.pools.service import prepare_pool
-from app.services.writes import overtaken
+from app.services.pools.service import insert_pool, prepare_pool, wake
 from app.store import events, vm_pools
 from app.store.database import Database
-from app.store.notices import Topic, notify
-from app.store.pools import rows as pool_rows
 from app.store.rows import PoolRow
 
 log = structlog.get_logger(__name__)
@@ -60,27 +56,14 @@ async def import_vm_pool(
         )
     pool: PoolRow | None = None
     if not dry_run:
-        pool_id = new_id()
-        revision = revision_of(template.fingerprint, spec)
         async with db.begin() as tx:
-            if not await pool_rows.insert(
-                tx,
-                pool_id=pool_id,
-                name=name,
-                spec=spec,
-                vm_spec=template.spec,
-                revision=revision,
-                shape=template.shape,
-            ):
-                raise overtaken(f"pool {name!r}")
+            pool = await insert_pool(tx, prepared, template)
             sight = found.sight
-            await vm_pools.insert(tx, pool_id, name=sight.name, uid=sight.uid, replicas=sight.replicas, adopted=True)
+            await vm_pools.insert(tx, pool.id, name=sight.name, uid=sight.uid, replicas=sight.replicas, adopted=True)
             await events.record(
-                tx, "pool.created", pool_id=pool_id, size=spec.size, revision=revision[:12], imported=vm_pool
+                tx, "pool.created", pool_id=pool.id, size=spec.size, revision=pool.revision[:12], imported=vm_pool
             )
-            await notify(tx, Topic.POOL, pool_id)
-            await notify(tx, Topic.PLAN, pool_id)
-            pool = await pool_rows.get_by_id(tx, pool_id)
+            await wake(tx, pool.id)
         log.info("pool.imported", pool=name, vm_pool=vm_pool, vms=len(found.members))
     return Import(vm_pool, name, spec, tell_changes(found, name), found.members, pool)
 
