@@ -5,9 +5,9 @@ from typing import Final
 
 from rich.console import Console
 
-from app.cli.demo.board import Board
-from app.cli.demo.client import Client, DemoFailed, Json
-from app.cli.demo.pool import why_never_full
+from app.cli.demo.board import show_board, show_step
+from app.cli.demo.client import Client, Json
+from app.cli.demo.pool import claim_warm, watch_pool
 from app.cli.demo.words import in_time, quote, say
 
 _POOL: Final = "ubuntu-listed"
@@ -26,13 +26,8 @@ async def show_backing(client: Client, console: Console) -> None:
     path = f"/v1/pools/{_POOL}"
     began = time.perf_counter()
     await client.ask("PUT", path, _BODY)
-    with Board(console) as board, board.step("VirtualMachinePool"):
-        await client.watch(
-            path,
-            until=lambda pool: bool(pool["status"]["counts"]["ready"] >= _SIZE),
-            lost=why_never_full,
-            what="the pool with a VirtualMachinePool is not full",
-        )
+    with show_board(console) as board, show_step(board, "VirtualMachinePool"):
+        await watch_pool(client, path, size=_SIZE, what="the pool with a VirtualMachinePool is not full")
     warm_up = in_time(time.perf_counter() - began)
     say(
         console,
@@ -40,20 +35,15 @@ async def show_backing(client: Client, console: Console) -> None:
         "cluster's own controller creates them, and kubectl lists them",
         indent=2,
     )
-    began = time.perf_counter()
-    claim = await client.ask("POST", "/v1/claim", {"pool": _POOL})
-    took = in_time(time.perf_counter() - began)
+    claim, took = await claim_warm(client, _POOL)
     vm = claim["vm"]
-    if vm is None:
-        raise DemoFailed(f"the pool was full, but the claim is {claim['state']}: {claim['reason']}.")
     await client.watch(
         f"/v1/vms/{vm['id']}",
         until=lambda seen: any(event["type"] == "vm.detached" for event in seen["history"]),
-        lost=lambda _: None,
         what=f"{vm['name']} is not detached from its VirtualMachinePool",
     )
     say(
         console,
-        f"a claim gets {quote(vm['name'])} in {took}; the VM is then detached, and the VirtualMachinePool creates another\n",
+        f"a claim gets {quote(vm['name'])} in {in_time(took)}; the VM is then detached, and the VirtualMachinePool creates another\n",
         indent=4,
     )

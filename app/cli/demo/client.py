@@ -51,7 +51,12 @@ class Client:
         return found
 
     async def watch(
-        self, path: str, *, until: Callable[[Json], bool], lost: Callable[[Json], str | None], what: str
+        self,
+        path: str,
+        *,
+        until: Callable[[Json], bool],
+        lost: Callable[[Json], str | None] = lambda _: None,
+        what: str,
     ) -> Json:
         """Reads `path` until `until` is true, and returns what it read.
 

@@ -2,14 +2,16 @@
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import Final
 
 from rich.console import Console
+from rich.progress import Progress
 
-from app.cli.demo.board import Board
+from app.cli.demo.board import show_board, show_step
 from app.cli.demo.chart import Bar, draw
 from app.cli.demo.client import Client, DemoFailed, Json
-from app.cli.demo.pool import why_never_full
+from app.cli.demo.pool import watch_pool
 from app.cli.demo.words import in_time, quote, say
 
 IMAGE: Final = "https://example.com/vm-images/ubuntu.qcow2"
@@ -28,7 +30,7 @@ async def show_paths(client: Client, console: Console) -> None:
         f"[bold]The same VM by all four paths[/bold]: {IMAGE} on its own disk, 2 CPUs, 2Gi. The same POST /v1/claim with "
         "the VM's description is sent four times; what is ready at that moment decides the path.\n",
     )
-    with Board(console) as board:
+    with show_board(console) as board:
         bars = await _Paths(client, console, board).walk()
     shape = bars[0].claim["shape"]
     costs = await client.ask("GET", "/v1/paths", query={"shape": shape})
@@ -41,20 +43,19 @@ async def show_paths(client: Client, console: Console) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True)
 class _Paths:
-    def __init__(self, client: Client, console: Console, board: Board) -> None:
-        self._client = client
-        self._console = console
-        self._board = board
+    client: Client
+    console: Console
+    board: Progress
 
     async def walk(self) -> list[Bar]:
         """The four claims, the slowest first."""
         path = f"/v1/preloads/{_PRELOAD}"
-        await self._client.ask("PUT", path, {"image": {"http": {"url": IMAGE}}, "size": _SIZE})
+        await self.client.ask("PUT", path, {"image": {"http": {"url": IMAGE}}, "size": _SIZE})
         cold = await self._claim()
-        preloading = (
-            asyncio.Event()
-        )  # set once the second claim was made: the snapshot, which is faster, must not exist before
+        # Set once the second claim was made: the snapshot, which is faster, must not exist before.
+        preloading = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as group:
                 from_preload = group.create_task(self._import(path, preloading))
@@ -71,14 +72,14 @@ class _Paths:
     async def _claim(self) -> tuple[float, Json, float]:
         """The time of the request, the first answer, and the time of the answer."""
         began = time.perf_counter()
-        claim = await self._client.ask("POST", "/v1/claim", {"vm": VM})
+        claim = await self.client.ask("POST", "/v1/claim", {"vm": VM})
         return began, claim, time.perf_counter()
 
     async def _finish(self, path: str, sent: tuple[float, Json, float]) -> Bar:
         began, claim, ended = sent
         if claim["state"] != "bound":
-            with self._board.step(f"claim, {claim['choice']['path']}"):
-                claim = await self._client.bound(claim)
+            with show_step(self.board, f"claim, {claim['choice']['path']}"):
+                claim = await self.client.bound(claim)
             ended = time.perf_counter()
         if claim["path"] != path:
             raise DemoFailed(f"the claim was served by {claim['path']} instead of {path}: {claim['choice']['reason']}.")
@@ -87,13 +88,13 @@ class _Paths:
 
     async def _import(self, path: str, preloading: asyncio.Event) -> Bar:
         began = time.perf_counter()
-        with self._board.step("import of the image") as step:
+        with show_step(self.board, "import of the image") as reach:
 
             def is_ready(preload: Json) -> bool:
-                step.reach(preload["progress"]["percent"])
+                reach(preload["progress"]["percent"])
                 return bool(preload["ready"])
 
-            await self._client.watch(path, until=is_ready, lost=_why_failed, what="the image is not imported")
+            await self.client.watch(path, until=is_ready, lost=_why_failed, what="the image is not imported")
         self._tell_done(
             f"PUT {path}", f"imported the image in {in_time(time.perf_counter() - began)}, during the cold start"
         )
@@ -105,9 +106,9 @@ class _Paths:
         name = (await first).claim["vm"]["name"]
         await preloading.wait()
         began = time.perf_counter()
-        await self._client.ask("POST", "/v1/snapshots", {"name": _SNAPSHOT, "source": {"vm": name}})
-        with self._board.step("snapshot of the first VM"):
-            await self._client.watch(
+        await self.client.ask("POST", "/v1/snapshots", {"name": _SNAPSHOT, "source": {"vm": name}})
+        with show_step(self.board, "snapshot of the first VM"):
+            await self.client.watch(
                 f"/v1/snapshots/{_SNAPSHOT}",
                 until=lambda snapshot: bool(snapshot["ready"]),
                 lost=_why_failed,
@@ -120,14 +121,10 @@ class _Paths:
     async def _fill(self) -> None:
         path = f"/v1/pools/{_POOL}"
         began = time.perf_counter()
-        await self._client.ask("PUT", path, {"size": 1, "template": VM, "start_from": {"snapshot": _SNAPSHOT}})
-        with self._board.step("pool of one, from the snapshot"):
-            await self._client.watch(
-                path,
-                until=lambda pool: bool(pool["status"]["counts"]["ready"]),
-                lost=why_never_full,
-                what="the pool that starts from the snapshot is not full",
-            )
+        await self.client.ask("PUT", path, {"size": 1, "template": VM, "start_from": {"snapshot": _SNAPSHOT}})
+        with show_step(self.board, "pool of one, from the snapshot"):
+            what = "the pool that starts from the snapshot is not full"
+            await watch_pool(self.client, path, size=1, what=what)
         self._tell_done(
             f"PUT {path}", f"was warm in {in_time(time.perf_counter() - began)}, with a VM from the snapshot"
         )
@@ -139,24 +136,24 @@ class _Paths:
         """
         path = f"/v1/claims/{bar.claim['id']}"
         give_up = time.monotonic() + _STAGES_TIMEOUT_SECONDS
-        claim = await self._client.ask("GET", path)
+        claim = await self.client.ask("GET", path)
         while claim["path"] != "pool" and None in _stages(claim) and time.monotonic() < give_up:
             await asyncio.sleep(0.2)
-            claim = await self._client.ask("GET", path)
+            claim = await self.client.ask("GET", path)
         return Bar(bar.path, bar.seconds, claim)
 
     def _tell_choice(self, path: str, seconds: float, choice: Json) -> None:
-        say(self._console, f"[bold]{path}[/bold] in {in_time(seconds)}: {quote(choice['reason'])}", indent=2)
+        say(self.console, f"[bold]{path}[/bold] in {in_time(seconds)}: {quote(choice['reason'])}", indent=2)
         faster = []
         for way in choice["considered"]:
             if way["path"] == path:
                 break
             faster.append(f"{way['path']}: {way['why']}")
         if faster:
-            say(self._console, f"[dim]why not faster: {quote('; '.join(faster))}[/dim]", indent=4)
+            say(self.console, f"[dim]why not faster: {quote('; '.join(faster))}[/dim]", indent=4)
 
     def _tell_done(self, request: str, done: str) -> None:
-        say(self._console, f"[bold]{request}[/bold] {done}", indent=2)
+        say(self.console, f"[bold]{request}[/bold] {done}", indent=2)
 
 
 def _stages(claim: Json) -> list[float | None]:

@@ -1,11 +1,12 @@
 """Act three: VMs that need something special of their node, and a VM that fits on no node."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from rich.console import Console
 
-from app.cli.demo.board import Board
+from app.cli.demo.board import show_board, show_step
 from app.cli.demo.client import Client, Json
 from app.cli.demo.words import in_time, quote, say
 
@@ -27,21 +28,21 @@ MACHINES: Final[dict[str, Callable[[Json], str | None]]] = {
     "hugepages-vm.yaml": _tell_pages,
 }
 """The manifest of each VM in examples/, and what describes the effect on its node; None until the node shows it."""
-_TOO_LARGE: Final[Json] = {
-    "template": {"cpu": 2, "memory": "20Gi"},
-    "placement": {"hugepages": "1Gi"},
-}
+_TOO_LARGE: Final[Json] = {"template": {"cpu": 2, "memory": "20Gi"}, "placement": {"hugepages": "1Gi"}}
 
 
 async def show_placement(client: Client, machines: bytes, console: Console) -> None:
     """`machines` holds the manifests of `MACHINES`, in that order. Raises DemoFailed."""
     say(console, f"[bold]POST /v1/manifests[/bold] with {' and '.join(MACHINES)} of examples/:\n")
     applied = await client.ask("POST", "/v1/manifests", manifest=machines)
-    with Board(console) as board:
+    with show_board(console) as board:
         for document, told in zip(applied["documents"], MACHINES.values(), strict=True):
-            with board.step(document["name"]):
+            with show_step(board, document["name"]):
                 claim = await client.bound(await client.ask("GET", document["resource"]["href"]))
-                node = await _see(client, claim["vm"]["node"], told)
+                host = claim["vm"]["node"]
+                node = await client.watch(
+                    f"/v1/nodes/{host}", until=partial(_shows, told), what=f"{host} does not show its VM"
+                )
             took = in_time(claim["timings"]["wait"])
             say(
                 console,
@@ -58,10 +59,5 @@ async def show_placement(client: Client, machines: bytes, console: Console) -> N
     )
 
 
-async def _see(client: Client, node: str, told: Callable[[Json], str | None]) -> Json:
-    return await client.watch(
-        f"/v1/nodes/{node}",
-        until=lambda seen: told(seen) is not None,
-        lost=lambda _: None,
-        what=f"{node} does not show its VM",
-    )
+def _shows(told: Callable[[Json], str | None], node: Json) -> bool:
+    return told(node) is not None

@@ -3,14 +3,12 @@
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from rich.status import Status
 from rich.text import Text
 
 from app.cli.demo.backing import show_backing
@@ -52,12 +50,20 @@ def play(settings: Settings, pool: PoolFile, console: Console, *, cold_boot_seco
     opening = describe_opening(Path(tempfile.gettempdir()) / _PREFIX)
     if opening is not None:
         console.print(Text(opening + "\n", style="yellow"), soft_wrap=not console.is_terminal)
-    acts = _Acts(pool, machines, console, timeout_seconds=4 * cold_boot_seconds + _TIMEOUT_SECONDS)
     own = settings.model_copy(update={"api_token": None})
+
+    async def show(address: str) -> None:
+        async with connect(address, timeout_seconds=4 * cold_boot_seconds + _TIMEOUT_SECONDS) as client:
+            status.stop()
+            await show_pool(client, pool, console)
+            await show_paths(client, console)
+            await show_placement(client, machines, console)
+            await show_backing(client, console)
+        say(console, f"OpenAPI UI: [bold]{address}/docs[/bold]")
 
     async def run() -> None:
         async with run_embedded_cluster(own, folder, postgres, cold_boot_seconds=cold_boot_seconds) as embedded:
-            await _perform(embedded, acts, status, stay=stay)
+            await _perform(embedded, show, console, stay=stay)
 
     with (
         _folder() as folder,
@@ -66,23 +72,6 @@ def play(settings: Settings, pool: PoolFile, console: Console, *, cold_boot_seco
     ):
         migrations.upgrade(postgres.url())
         run_async(run)
-
-
-@dataclass(frozen=True, slots=True)
-class _Acts:
-    """What is shown. `machines` are manifests of VMs; `timeout_seconds` is for each step."""
-
-    pool: PoolFile
-    machines: bytes
-    console: Console
-    timeout_seconds: float
-
-    async def show(self, address: str) -> None:
-        async with connect(address, timeout_seconds=self.timeout_seconds) as client:
-            await show_pool(client, self.pool, self.console)
-            await show_paths(client, self.console)
-            await show_placement(client, self.machines, self.console)
-            await show_backing(client, self.console)
 
 
 @contextmanager
@@ -108,16 +97,16 @@ def _sweep() -> None:
                     shutil.rmtree(path)
 
 
-async def _perform(settings: Settings, acts: _Acts, status: Status, *, stay: bool) -> None:
+async def _perform(
+    settings: Settings, act: Callable[[str], Coroutine[None, None, None]], console: Console, *, stay: bool
+) -> None:
     stopping = asyncio.Event()
     async with _service(settings, stopping) as address:
-        status.stop()
-        show = asyncio.create_task(acts.show(address))
+        show = asyncio.create_task(act(address))
         if show in await first_of(show, stopping.wait()):
             show.result()
-            say(acts.console, f"OpenAPI UI: [bold]{address}/docs[/bold]")
             if stay:
-                say(acts.console, "The service runs until you press Ctrl-C. Then everything is removed.")
+                say(console, "The service runs until you press Ctrl-C. Then everything is removed.")
                 await stopping.wait()
         show.cancel()
         await asyncio.gather(show, return_exceptions=True)

@@ -1,6 +1,7 @@
 """Act one: a pool becomes warm, a claim takes a VM of it, and the pool refills."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -68,13 +69,10 @@ async def show_pool(client: Client, pool: PoolFile, console: Console) -> None:
     full = await _watch(client, path, console, size=size)
     warm_up = time.perf_counter() - began
 
-    began = time.perf_counter()
-    claim = await client.ask("POST", "/v1/claim", {"pool": pool.name})
+    claim, took = await claim_warm(client, pool.name)
     claimed = time.perf_counter()
     vm = claim["vm"]
-    if vm is None:
-        raise DemoFailed(f"the pool was full, but the claim is {claim['state']}: {claim['reason']}.")
-    say(console, f"\n[bold]POST /v1/claim[/bold] hands out a running VM in [bold]{in_time(claimed - began)}[/bold]:")
+    say(console, f"\n[bold]POST /v1/claim[/bold] hands out a running VM in [bold]{in_time(took)}[/bold]:")
     say(console, quote(f"{vm['name']} at {', '.join(vm['addresses'])} on {vm['node']}"), indent=2)
     await client.ask("DELETE", f"/v1/claims/{claim['id']}")
     say(
@@ -87,7 +85,7 @@ async def show_pool(client: Client, pool: PoolFile, console: Console) -> None:
         warm_up=warm_up,
         cold_boot=float(full["status"]["boot_seconds"]["p50"]),
         own_boot=float(claim["timings"]["boot"]),
-        claim=claimed - began,
+        claim=took,
         backfill=time.perf_counter() - claimed,
     )
     console.print("", tabulate(measured))
@@ -108,7 +106,29 @@ def tabulate(measured: Measured) -> Table:
     return table
 
 
-def why_never_full(pool: Json) -> str | None:
+async def claim_warm(client: Client, pool: str) -> tuple[Json, float]:
+    """A claim from a full pool, and the seconds that it took. Raises DemoFailed if it got no VM at once."""
+    began = time.perf_counter()
+    claim = await client.ask("POST", "/v1/claim", {"pool": pool})
+    if claim["vm"] is None:
+        raise DemoFailed(f"the pool was full, but the claim is {claim['state']}: {claim['reason']}.")
+    return claim, time.perf_counter() - began
+
+
+async def watch_pool(
+    client: Client, path: str, *, size: int, what: str, show: Callable[[Json], None] = lambda _: None
+) -> Json:
+    """Waits until the pool is full, and returns it. `show` gets its counts at every look."""
+
+    def is_full(pool: Json) -> bool:
+        counts = pool["status"]["counts"]
+        show(counts)
+        return bool(counts["ready"] >= size)
+
+    return await client.watch(path, until=is_full, lost=_why_never_full, what=what)
+
+
+def _why_never_full(pool: Json) -> str | None:
     """Why the pool will not fill by itself; None if it may."""
     status = pool["status"]
     if status["phase"] != "stalled":
@@ -128,10 +148,8 @@ async def _watch(client: Client, path: str, console: Console, *, size: int) -> J
     with bar:
         task = bar.add_task("", total=size, doing="")
 
-        def is_full(pool: Json) -> bool:
-            counts = pool["status"]["counts"]
+        def show(counts: Json) -> None:
             doing = [f"{counts[state]} {state}" for state in _DOING if counts[state]]
             bar.update(task, completed=min(size, counts["ready"]), doing=", ".join(doing))
-            return bool(counts["ready"] >= size)
 
-        return await client.watch(path, until=is_full, lost=why_never_full, what="the pool is not full")
+        return await watch_pool(client, path, size=size, what="the pool is not full", show=show)
