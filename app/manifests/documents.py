@@ -78,11 +78,7 @@ def read_json(data: bytes) -> list[Document]:
 def _checked(found: Iterable[tuple[str, Any, dict[str, int]]]) -> list[Document]:
     documents: list[Document] = []
     for path, body, lines in found:
-        if not isinstance(body, dict):
-            raise MalformedBody(
-                f"{path} is {_describe(body)}; a manifest is a mapping with apiVersion, kind and metadata"
-            )
-        documents.extend(_unpack(Document(path, body, lines)))
+        documents.extend(_unpack(_require_mapping(path, body, lines)))
     if not documents:
         raise MalformedBody("the body has no document; send at least one manifest")
     if len(documents) > MAX_DOCUMENTS:
@@ -97,12 +93,13 @@ def _unpack(document: Document) -> Iterator[Document]:
         yield document
         return
     for index, item in enumerate(items):
-        path = f"{document.path}.items[{index}]"
-        if not isinstance(item, dict):
-            raise MalformedBody(
-                f"{path} is {_describe(item)}; a manifest is a mapping with apiVersion, kind and metadata"
-            )
-        yield Document(path, item, document.lines)
+        yield _require_mapping(f"{document.path}.items[{index}]", item, document.lines)
+
+
+def _require_mapping(path: str, body: Any, lines: dict[str, int]) -> Document:
+    if not isinstance(body, dict):
+        raise MalformedBody(f"{path} is {describe(body)}; a manifest is a mapping with apiVersion, kind and metadata")
+    return Document(path, body, lines)
 
 
 def _decode(data: bytes) -> str:
@@ -195,7 +192,7 @@ class _Builder:
             if is_merge:
                 for source in reversed(value if isinstance(value, list) else [value]):
                     if not isinstance(source, dict):
-                        raise MalformedBody(f"{_mark(key_event)}: << merges mappings, not {_describe(source)}")
+                        raise MalformedBody(f"{_mark(key_event)}: << merges mappings, not {describe(source)}")
                     merged |= source
             else:
                 own[key] = value
@@ -210,7 +207,7 @@ class _Builder:
             return _MERGE, True
         key = self._scalar(event)
         if not isinstance(key, str):
-            raise MalformedBody(f"{_mark(event)}: the key {event.value} is {_describe(key)}; put it in quotes")
+            raise MalformedBody(f"{_mark(event)}: the key {event.value} is {describe(key)}; put it in quotes")
         return key, False
 
     def _scalar(self, event: Any) -> Any:
@@ -349,7 +346,8 @@ def _too_many() -> MalformedBody:
     return MalformedBody(f"the body has more than {MAX_DOCUMENTS} documents; send them in several requests")
 
 
-def _describe(value: Any) -> str:
+def describe(value: object) -> str:
+    """The type of a value, in words."""
     match value:
         case None:
             return "nothing"

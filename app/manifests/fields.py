@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from app.errors import FieldProblem
-from app.manifests.documents import Document
+from app.manifests.documents import Document, describe
 from app.manifests.requests import Json, located
 
 _CLOSE = 0.6
@@ -126,17 +126,11 @@ def suggest(word: str, known: Collection[str]) -> str | None:
 
 
 def name_type(value: object) -> str:
-    """The type of a value, in words."""
+    """The type of a field's value, in words; of a number also the value."""
     match value:
-        case None:
-            return "nothing"
         case bool():
             return "true or false"
         case int() | float():
             return f"the number {value}"
-        case str():
-            return "text"
-        case list():
-            return "a list"
         case _:
-            return "a mapping"
+            return describe(value)

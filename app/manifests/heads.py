@@ -10,7 +10,7 @@ import orjson
 from app.domain.pools import POOL_NAME_PATTERN
 from app.manifests.documents import Document
 from app.manifests.fields import Findings, Part, unknown
-from app.manifests.requests import Json
+from app.manifests.requests import Json, Reference, Resource
 
 PREFIX: Final = "emberpool.io/"
 _NAME: Final = re.compile(POOL_NAME_PATTERN)
@@ -36,13 +36,23 @@ _REFUSED_METADATA: Final = {
 _TOP: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 
 
+Reader = Callable[[str], Any]
+
+
 @dataclass(frozen=True, slots=True)
 class DocumentKind:
-    """One supported kind, and the supported versions of its group."""
+    """One supported kind, the supported versions of its group, and its settings: see `read_settings`.
+
+    `translate` is given the head, the body that the settings begin, and the places of the body's fields. It completes both, and
+    returns what the document refers to.
+    """
 
     name: str
     group: str
     versions: tuple[str, ...]
+    resource: Resource
+    settings: Mapping[str, tuple[str, Reader]]
+    translate: Callable[["Head", Json, dict[str, str]], dict[Reference, str]]
 
     def takes(self, api_version: str) -> bool:
         group, slash, version = api_version.partition("/")
@@ -55,9 +65,9 @@ class DocumentKind:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A document whose kind is supported. `annotations` holds all annotations; `labels` are as written."""
+    """A document whose kind is supported, at `path`. `annotations` holds all annotations; `labels` are as written."""
 
-    kind: str
+    path: str
     name: str
     labels: dict[str, str]
     annotations: Part
@@ -84,7 +94,7 @@ def read_kind(document: Document, kinds: Mapping[str, DocumentKind], findings: F
     return kind
 
 
-def read_head(document: Document, kind: DocumentKind, namespace: str, findings: Findings) -> Head:
+def read_head(document: Document, namespace: str, findings: Findings) -> Head:
     """The document's metadata, checked. Its name is empty if it has no valid name (a problem)."""
     root = Part(document.body, document.path, findings)
     root.allow(_TOP)
@@ -106,15 +116,12 @@ def read_head(document: Document, kind: DocumentKind, namespace: str, findings: 
             labels.refuse(key, f"must be text in quotes, got {value!r}")
     annotations = metadata.part("annotations")
     return Head(
-        kind=kind.name,
+        path=document.path,
         name=name,
         labels={key: value for key, value in labels.value.items() if isinstance(value, str)},
         annotations=annotations,
         spec=root.part("spec", required=True),
     )
-
-
-Reader = Callable[[str], Any]
 
 
 def as_text(text: str) -> str:

@@ -6,7 +6,7 @@ imports the preload's image, and a start from the preload turns that import into
 
 import copy
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from app.domain.preloads import PreloadSpec
@@ -15,8 +15,8 @@ from app.manifests.requests import Json, Resource, ResourceRequest
 
 def names_of_volumes(request: ResourceRequest) -> frozenset[str]:
     """The DataVolumes and PersistentVolumeClaims that the request's VM uses without having a template for them."""
-    vm_spec = _vm_spec(request.body.get(_ROOTS.get(request.resource, "")))
-    return frozenset(name for _, name, _ in _borrowed(vm_spec)) if vm_spec is not None else frozenset()
+    vm_spec, _ = _find_vm(request.body.get(_ROOTS.get(request.resource, "")))
+    return frozenset(name for _, name, _ in _borrowed(vm_spec))
 
 
 def link(request: ResourceRequest, preloads: Mapping[str, PreloadSpec], *, namespace: str) -> ResourceRequest:
@@ -25,22 +25,23 @@ def link(request: ResourceRequest, preloads: Mapping[str, PreloadSpec], *, names
     `namespace` is the namespace of an image that is a PersistentVolumeClaim without one.
     """
     root = _ROOTS.get(request.resource, "")
-    written = request.body.get(root)
+    written: Any = request.body.get(root)
     if not names_of_volumes(request) & preloads.keys():
         return request
     body = copy.deepcopy(request.body)
     places = dict(request.places)
     references = dict(request.references)
     notes = list(request.notes)
-    if isinstance(written, dict) and _is_vmi(written):
+    _, volumes = _find_vm(written)
+    if _is_vmi(written):
         body[root] = {"template": body[root]}
         places[f"{root}.template"] = places[root]
-    vm_spec = _vm_spec(body[root])
-    for number, name, volume in list(_borrowed(vm_spec or {})):
+    vm_spec, _ = _find_vm(body[root])
+    for number, name, volume in list(_borrowed(vm_spec)):
         preload = preloads.get(name)
-        if vm_spec is None or preload is None:
+        if preload is None:
             continue
-        place = f"{places[root]}{_path_of_volumes(written)}[{number}]"
+        place = f"{places[root]}{volumes}[{number}]"
         vm_spec["dataVolumeTemplates"] = [
             *(vm_spec.get("dataVolumeTemplates") or []),
             {"metadata": {"name": name}, "spec": preload.data_volume(namespace)},
@@ -66,29 +67,26 @@ def _is_vmi(written: Json) -> bool:
     return "template" not in written and isinstance(spec, dict) and "template" not in spec
 
 
-def _vm_spec(written: Any) -> Json | None:
-    """The part of a template that may have dataVolumeTemplates; a VMI template is wrapped into one."""
+def _find_vm(written: Any) -> tuple[Json, str]:
+    """The part of a template that may have dataVolumeTemplates, and the path from the template to the volumes.
+
+    A VMI template is wrapped into such a part; what is no template has an empty one.
+    """
     if not isinstance(written, dict):
-        return None
+        return {}, ""
     if _is_vmi(written):
-        return {"template": written}
-    found = written if "template" in written else written.get("spec")
-    return found if isinstance(found, dict) else None
-
-
-def _path_of_volumes(written: Any) -> str:
-    if isinstance(written, dict) and _is_vmi(written):
-        return ".spec.volumes"
-    return (
-        ".template.spec.volumes"
-        if isinstance(written, dict) and "template" in written
-        else ".spec.template.spec.volumes"
-    )
+        return {"template": written}, ".spec.volumes"
+    if "template" in written:
+        return written, ".template.spec.volumes"
+    found = written.get("spec")
+    return found if isinstance(found, dict) else {}, ".spec.template.spec.volumes"
 
 
 def _borrowed(vm_spec: Json) -> Iterator[tuple[int, str, Json]]:
     """The position of each such volume, the name of its DataVolume or PersistentVolumeClaim, and the volume."""
-    own = set(_names(vm_spec.get("dataVolumeTemplates")))
+    given = vm_spec.get("dataVolumeTemplates")
+    heads = [each.get("metadata") for each in given if isinstance(each, dict)] if isinstance(given, list) else []
+    own = {str(head.get("name")) for head in heads if isinstance(head, dict)}
     template = vm_spec.get("template")
     inner = template.get("spec") if isinstance(template, dict) else None
     volumes = inner.get("volumes") if isinstance(inner, dict) else None
@@ -100,10 +98,3 @@ def _borrowed(vm_spec: Json) -> Iterator[tuple[int, str, Json]]:
             name = source.get(key) if isinstance(source, dict) else None
             if isinstance(name, str) and name not in own:
                 yield number, name, volume
-
-
-def _names(templates: Any) -> Collection[str]:
-    metadata = (
-        [each.get("metadata") for each in templates if isinstance(each, dict)] if isinstance(templates, list) else []
-    )
-    return [str(each.get("name")) for each in metadata if isinstance(each, dict)]

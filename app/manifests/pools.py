@@ -5,13 +5,11 @@
 from typing import Final
 
 from app.domain.pools import PoolSpec
-from app.manifests.documents import Document
 from app.manifests.fields import Part
-from app.manifests.heads import DocumentKind, Head, as_text, read_settings, settings_of
-from app.manifests.requests import Json, Reference, Resource, ResourceRequest
+from app.manifests.heads import DocumentKind, Head, as_text, settings_of
+from app.manifests.requests import Json, Reference, Resource
 from app.manifests.templates import START_SETTINGS, copy_part, read_start
 
-KIND: Final = DocumentKind("VirtualMachinePool", "pool.kubevirt.io", ("v1", "v1beta1", "v1alpha1"))
 _WORDS: Final = {
     "size": "size",
     "replicas": "size",
@@ -38,9 +36,8 @@ _SETTINGS: Final = {
 }
 
 
-def translate_pool(document: Document, head: Head) -> ResourceRequest:
+def _translate(head: Head, body: Json, places: dict[str, str]) -> dict[Reference, str]:
     spec = head.spec
-    body, places = read_settings(head, _SETTINGS)
     spec.allow((*_WORDS, *_STRATEGIES, "selector", "paused"), refused=_UNSUPPORTED)
     for word, name in _WORDS.items():
         if word in spec and name in places:
@@ -49,11 +46,7 @@ def translate_pool(document: Document, head: Head) -> ResourceRequest:
             body[name] = spec.get(word)
             places[name] = spec.at(word)
     _translate_upstream(spec, body)
-    if head.labels:
-        spec.note("metadata.labels were ignored: a pool has no labels")
-    references = _move_start(head, body, places)
-    places.setdefault("", spec.path)
-    return ResourceRequest(document, head.kind, Resource.POOL, head.name, body, places, references, head.findings.notes)
+    return _move_start(head, body, places)
 
 
 def _translate_upstream(spec: Part, body: Json) -> None:
@@ -102,3 +95,13 @@ def _vmi_of(template: Part) -> Part:
     if "template" in template:
         return template.part("template").part("spec")
     return template.part("spec") if isinstance(spec, dict) else Part({}, template.at("spec"), template.findings)
+
+
+KIND: Final = DocumentKind(
+    "VirtualMachinePool",
+    "pool.kubevirt.io",
+    ("v1", "v1beta1", "v1alpha1"),
+    Resource.POOL,
+    _SETTINGS,
+    _translate,
+)

@@ -4,12 +4,10 @@ import re
 from typing import Final
 
 from app.domain.snapshots import SnapshotSpec
-from app.manifests.documents import Document
 from app.manifests.fields import Part, unknown
-from app.manifests.heads import DocumentKind, Head, as_text, read_settings, settings_of
-from app.manifests.requests import VIRTUAL_MACHINE, Json, Reference, Resource, ResourceRequest
+from app.manifests.heads import DocumentKind, Head, as_text, settings_of
+from app.manifests.requests import VIRTUAL_MACHINE, Json, Reference, Resource
 
-KIND: Final = DocumentKind("VirtualMachineSnapshot", "snapshot.kubevirt.io", ("v1", "v1beta1", "v1alpha1"))
 _POOL: Final = "VirtualMachinePool"
 _GROUPS: Final = {VIRTUAL_MACHINE: "kubevirt.io", _POOL: "pool.kubevirt.io"}
 _SOURCE_POOL: Final = "source-pool"
@@ -20,13 +18,11 @@ _SETTINGS: Final = {
 _DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", re.ASCII)
 
 
-def translate_snapshot(document: Document, head: Head) -> ResourceRequest:
+def _translate(head: Head, body: Json, places: dict[str, str]) -> dict[Reference, str]:
     """The source is a pool if it has the kind VirtualMachinePool, or if the annotation `emberpool.io/source-pool` names it."""
     spec = head.spec
-    body, places = read_settings(head, _SETTINGS)
     body["name"] = head.name
-    places[""] = spec.path
-    places["name"] = f"{document.path}.metadata.name"
+    places["name"] = f"{head.path}.metadata.name"
     spec.allow(("source", "deletionPolicy", "failureDeadline"))
     _read_deadline(spec, body, places)
     if spec.get("deletionPolicy") not in {None, "Delete"}:
@@ -48,11 +44,7 @@ def translate_snapshot(document: Document, head: Head) -> ResourceRequest:
         body["source"] = {word: name}
         places["source"] = places[f"source.{word}"] = place
         references[resource, name] = place
-    if head.labels:
-        spec.note("metadata.labels were ignored: a snapshot has no labels")
-    return ResourceRequest(
-        document, head.kind, Resource.SNAPSHOT, head.name, body, places, references, head.findings.notes
-    )
+    return references
 
 
 def _read_deadline(spec: Part, body: Json, places: dict[str, str]) -> None:
@@ -88,3 +80,13 @@ def _read_source(spec: Part) -> tuple[str, str, str] | None:
     if kind is not None and group is not None and group.partition("/")[0] != _GROUPS[kind]:
         source.refuse("apiGroup", f"must be {_GROUPS[kind]} for a {kind}; it is {group!r}")
     return (kind, name, source.at("name")) if kind is not None and name is not None else None
+
+
+KIND: Final = DocumentKind(
+    "VirtualMachineSnapshot",
+    "snapshot.kubevirt.io",
+    ("v1", "v1beta1", "v1alpha1"),
+    Resource.SNAPSHOT,
+    _SETTINGS,
+    _translate,
+)

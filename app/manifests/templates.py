@@ -37,10 +37,8 @@ def read_start(vmi: Part, settings: Json, places: dict[str, str]) -> tuple[Json 
     if len(found) > 1:
         vmi.findings.refuse(found[1][2], f"is a second source: {vmi.findings.relative(found[0][2])} names one already")
     resource, name, place = found[0]
-    word = "snapshot" if resource is Resource.SNAPSHOT else "preload"
-    places["start_from"] = place
-    places[f"start_from.{word}"] = place
-    return {word: name}, {(resource, name): place}
+    places["start_from"] = places[f"start_from.{resource.noun}"] = place
+    return {resource.noun: name}, {(resource, name): place}
 
 
 def has_disk(vmi: Part) -> bool:

@@ -1,26 +1,21 @@
 """Translates all documents of a body into requests, and orders them so that each follows what it refers to."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Final
 
 from app.errors import FieldProblem
-from app.manifests import pools, snapshots, volumes
-from app.manifests import virtual_machines as machines
+from app.manifests import pools, snapshots, virtual_machines, volumes
 from app.manifests.documents import Document
 from app.manifests.fields import Findings
-from app.manifests.heads import DocumentKind, Head, read_head, read_kind
-from app.manifests.requests import Reference, ResourceRequest, located
+from app.manifests.heads import read_head, read_kind, read_settings
+from app.manifests.requests import Reference, Resource, ResourceRequest, located
 
-_TRANSLATORS: Final[dict[str, tuple[DocumentKind, Callable[[Document, Head], ResourceRequest]]]] = {
-    pools.KIND.name: (pools.KIND, pools.translate_pool),
-    snapshots.KIND.name: (snapshots.KIND, snapshots.translate_snapshot),
-    machines.KIND.name: (machines.KIND, machines.translate_machine),
-    volumes.DATA_VOLUME.name: (volumes.DATA_VOLUME, volumes.translate_data_volume),
-    volumes.IMPORT_CRON.name: (volumes.IMPORT_CRON, volumes.translate_import_cron),
+_KINDS: Final = {
+    kind.name: kind
+    for kind in (pools.KIND, snapshots.KIND, virtual_machines.KIND, volumes.DATA_VOLUME, volumes.IMPORT_CRON)
 }
-_KINDS: Final = {name: kind for name, (kind, _) in _TRANSLATORS.items()}
 
 
 def translate(documents: Sequence[Document], *, namespace: str) -> tuple[list[ResourceRequest], list[FieldProblem]]:
@@ -74,5 +69,10 @@ def _translate_one(document: Document, namespace: str, findings: Findings) -> Re
     kind = read_kind(document, _KINDS, findings)
     if kind is None:
         return None
-    head = read_head(document, kind, namespace, findings)
-    return _TRANSLATORS[kind.name][1](document, head)
+    head = read_head(document, namespace, findings)
+    body, places = read_settings(head, kind.settings)
+    places[""] = head.spec.path
+    if head.labels and kind.resource is not Resource.CLAIM:
+        findings.note(f"metadata.labels were ignored: a {kind.resource.noun} has no labels")
+    references = kind.translate(head, body, places)
+    return ResourceRequest(document, kind.name, kind.resource, head.name, body, places, references, findings.notes)

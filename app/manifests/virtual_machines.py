@@ -3,13 +3,11 @@
 from typing import Final
 
 from app.config import MAX_LEASE_SECONDS
-from app.manifests.documents import Document
 from app.manifests.fields import Part
-from app.manifests.heads import PREFIX, DocumentKind, Head, as_list, as_text, as_value, read_settings
-from app.manifests.requests import VIRTUAL_MACHINE, Json, Resource, ResourceRequest
+from app.manifests.heads import PREFIX, DocumentKind, Head, as_list, as_text, as_value
+from app.manifests.requests import VIRTUAL_MACHINE, Json, Reference, Resource
 from app.manifests.templates import START_SETTINGS, copy_part, has_disk, read_start
 
-KIND: Final = DocumentKind(VIRTUAL_MACHINE, "kubevirt.io", ("v1", "v1alpha3"))
 NAME_LABEL: Final = "name"
 """The claim's label that carries the VirtualMachine's name: claims are found by it."""
 _SPEC: Final = ("running", "runStrategy", "template", "dataVolumeTemplates", "instancetype", "preference")
@@ -29,10 +27,8 @@ _LABELS: Final = 32
 _LABEL_NAME: Final = 63
 
 
-def translate_machine(document: Document, head: Head) -> ResourceRequest:
-    body, places = read_settings(head, _SETTINGS)
+def _translate(head: Head, body: Json, places: dict[str, str]) -> dict[Reference, str]:
     spec = copy_part(head.spec)
-    places[""] = spec.path
     places["vm"] = spec.path
     spec.allow(_SPEC, refused=_UNSUPPORTED)
     _settle_strategy(spec)
@@ -55,9 +51,7 @@ def translate_machine(document: Document, head: Head) -> ResourceRequest:
         )
     body["labels"] = _labels(head, places)
     body["vm"] = spec.value
-    return ResourceRequest(
-        document, head.kind, Resource.CLAIM, head.name, body, places, references, head.findings.notes
-    )
+    return references
 
 
 def _settle_strategy(spec: Part) -> None:
@@ -83,7 +77,7 @@ def _settle_strategy(spec: Part) -> None:
 
 def _labels(head: Head, places: dict[str, str]) -> Json:
     """The labels of the claim: the VirtualMachine's labels, and its name as the label `name`."""
-    at = f"{head.spec.path.removesuffix('.spec')}.metadata"
+    at = f"{head.path}.metadata"
     places["labels"] = f"{at}.labels"
     places[f"labels.{NAME_LABEL}"] = f"{at}.name"
     labels = {NAME_LABEL: head.name}
@@ -107,3 +101,6 @@ def _labels(head: Head, places: dict[str, str]) -> Json:
     elif len(labels) > 1:
         head.findings.note("metadata.labels became the labels of the claim")
     return labels
+
+
+KIND: Final = DocumentKind(VIRTUAL_MACHINE, "kubevirt.io", ("v1", "v1alpha3"), Resource.CLAIM, _SETTINGS, _translate)

@@ -4,13 +4,10 @@ import re
 from typing import Final
 
 from app.domain.preloads import PreloadImage
-from app.manifests.documents import Document
 from app.manifests.fields import Part, unknown
-from app.manifests.heads import DocumentKind, Head, as_text, as_value, read_settings
-from app.manifests.requests import Json, Resource, ResourceRequest
+from app.manifests.heads import DocumentKind, Head, as_text, as_value
+from app.manifests.requests import Json, Reference, Resource
 
-DATA_VOLUME: Final = DocumentKind("DataVolume", "cdi.kubevirt.io", ("v1beta1",))
-IMPORT_CRON: Final = DocumentKind("DataImportCron", "cdi.kubevirt.io", ("v1beta1",))
 _SOURCES: Final = tuple(kind for kind in PreloadImage.model_fields if kind != "container")
 _NO_IMAGE: Final = {
     kind: f"is not supported: a preload imports an image ({', '.join(_SOURCES)})"
@@ -46,15 +43,14 @@ _CRON_SETTINGS: Final = {"ttl-seconds": ("ttl_seconds", as_value)}
 _SETTINGS: Final = {"schedule": ("schedule", as_text), "keep": ("keep", as_value), **_CRON_SETTINGS}
 
 
-def translate_data_volume(document: Document, head: Head) -> ResourceRequest:
-    body, places = read_settings(head, _SETTINGS)
+def _translate_data_volume(head: Head, body: Json, places: dict[str, str]) -> dict[Reference, str]:
     _read_volume(head.spec, body, places)
-    return _request(document, head, body, places)
+    _note_name(head)
+    return {}
 
 
-def translate_import_cron(document: Document, head: Head) -> ResourceRequest:
+def _translate_import_cron(head: Head, body: Json, places: dict[str, str]) -> dict[Reference, str]:
     spec = head.spec
-    body, places = read_settings(head, _CRON_SETTINGS)
     spec.allow(
         ("template", "schedule", "importsToKeep", "managedDataSource", "garbageCollect", "retentionPolicy"),
         refused=_CRON_UNSUPPORTED,
@@ -75,17 +71,14 @@ def translate_import_cron(document: Document, head: Head) -> ResourceRequest:
     template = spec.part("template", required=True)
     template.allow(("metadata", "spec"))
     _read_volume(template.part("spec", required="template" in spec), body, places)
-    return _request(document, head, body, places)
+    _note_name(head)
+    return {}
 
 
-def _request(document: Document, head: Head, body: Json, places: dict[str, str]) -> ResourceRequest:
-    places[""] = head.spec.path
-    if head.labels:
-        head.findings.note("metadata.labels were ignored: a preload has no labels")
+def _note_name(head: Head) -> None:
     head.findings.note(
         f"the service generates the volume's name in the cluster; VMs start from it with start_from: {{preload: {head.name}}}"
     )
-    return ResourceRequest(document, head.kind, Resource.PRELOAD, head.name, body, places, {}, head.findings.notes)
 
 
 def _read_volume(spec: Part, body: Json, places: dict[str, str]) -> None:
@@ -143,3 +136,11 @@ def _read_source(source: Part, body: Json, places: dict[str, str]) -> None:
 
 def _snake(name: str) -> str:
     return re.sub(r"([A-Z])", lambda letter: f"_{letter[1].lower()}", name)
+
+
+DATA_VOLUME: Final = DocumentKind(
+    "DataVolume", "cdi.kubevirt.io", ("v1beta1",), Resource.PRELOAD, _SETTINGS, _translate_data_volume
+)
+IMPORT_CRON: Final = DocumentKind(
+    "DataImportCron", "cdi.kubevirt.io", ("v1beta1",), Resource.PRELOAD, _CRON_SETTINGS, _translate_import_cron
+)
