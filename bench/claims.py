@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from app.embedded.folder import hold_folder
+from app.embedded.folder import lock_folder
 from app.embedded.postgres import run_postgres
 from app.store import migrations as migrating
 from bench import rows
@@ -54,7 +54,7 @@ def main() -> None:
         # Each row has a database of its own, so that none runs on what another has left behind.
         with tempfile.TemporaryDirectory(prefix="emberpool-bench-", dir=_open_folder()) as scratch:
             Path(scratch).chmod(0o755)
-            with hold_folder(Path(scratch) / "data") as folder, run_postgres(folder) as postgres:
+            with lock_folder(Path(scratch) / "data") as folder, run_postgres(folder) as postgres:
                 url = postgres.url()
                 migrating.upgrade(url)
                 bench = Bench(

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from app.embedded.folder import hold_folder
+from app.embedded.folder import lock_folder
 from app.embedded.postgres import run_postgres
 from app.store.migrations import upgrade
 from bench.soak_delays import Delays
@@ -361,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     with tempfile.TemporaryDirectory(prefix="emberpool-soak-") as name:
         folder = Path(name)
-        with hold_folder(folder) as held, run_postgres(held, fast=True) as postgres:
+        with lock_folder(folder) as held, run_postgres(held, fast=True) as postgres:
             upgrade(postgres.url())
             try:
                 result = asyncio.run(run(plan, console, folder, postgres.url()))
