@@ -9,7 +9,7 @@ import typer
 from app import server
 from app.cli.migrate import DatabaseUnusable, read_migration
 from app.cli.settings import DatabaseUrl, check_settings, read_settings, run_async
-from app.config import Role, Settings
+from app.config import Role
 from app.errors import DatabaseUnavailable
 from app.store import migrations
 
@@ -35,18 +35,13 @@ def serve(
 
     async def run() -> None:
         try:
-            await _require_migrated(settings)
+            found, needed = await read_migration(settings), migrations.head()
+            if found is None or found < needed:
+                raise DatabaseUnusable(
+                    f"it is at migration {found or 'nothing'}, and this program needs {needed}; run `emberpool migrate` first"
+                )
         except DatabaseUnavailable:
             log.warning("start.without_database", hint="requests get 503 until the database can be reached")
         await server.serve(settings)
 
     run_async(run)
-
-
-async def _require_migrated(settings: Settings) -> None:
-    """Raises DatabaseUnusable if the database is older than this program needs, and DatabaseUnavailable."""
-    found, needed = await read_migration(settings), migrations.head()
-    if found is None or found < needed:
-        raise DatabaseUnusable(
-            f"it is at migration {found or 'nothing'}, and this program needs {needed}; run `emberpool migrate` first"
-        )

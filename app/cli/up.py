@@ -13,8 +13,6 @@ from app.embedded.postgres import describe_opening, run_postgres
 from app.server import serve
 from app.store import migrations
 
-_errors = Console(stderr=True)
-
 
 def up(
     *,
@@ -31,23 +29,22 @@ def up(
     folder_path = data_dir or default_data_dir()
     opening = describe_opening(folder_path / "postgres")
     if opening is not None:
-        _errors.print(Text(opening, style="yellow"), soft_wrap=True)
+        _tell((opening, "yellow"))
+
+    def greet(address: str) -> None:
+        _tell("\nEmberpool serves at ", (address, "bold"), "; its OpenAPI UI is at ", (f"{address}/docs", "bold"), ".")
+        _tell(f"The cluster is simulated, and so are its times. All data is kept in {folder_path}. Ctrl-C stops.\n")
 
     async def run() -> None:
         async with run_embedded_cluster(
             settings, folder, postgres, cold_boot_seconds=cold_boot_seconds, nodes=nodes
         ) as embedded:
-            await serve(embedded, on_ready=lambda address: _greet(address, folder_path))
+            await serve(embedded, on_ready=greet)
 
     with lock_folder(folder_path) as folder, run_postgres(folder) as postgres:
         migrations.upgrade(postgres.url())
         run_async(run)
 
 
-def _greet(address: str, folder: Path) -> None:
-    where = ("\nEmberpool serves at ", (address, "bold"), "; its OpenAPI UI is at ", (f"{address}/docs", "bold"), ".")
-    _errors.print(Text.assemble(*where), soft_wrap=True)
-    _errors.print(
-        Text(f"The cluster is simulated, and so are its times. All data is kept in {folder}. Ctrl-C stops.\n"),
-        soft_wrap=True,
-    )
+def _tell(*text: str | tuple[str, str]) -> None:
+    Console(stderr=True).print(Text.assemble(*text), soft_wrap=True)

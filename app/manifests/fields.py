@@ -13,21 +13,13 @@ _MISSING = "is missing"
 
 
 class Findings:
-    """The problems of one document, and the notes about its translation."""
+    """The problems of one document, and the notes about its translation: each once, in order."""
 
     def __init__(self, document: Document) -> None:
         self._document = document
-        self._problems: dict[FieldProblem, None] = {}
+        self.problems: dict[FieldProblem, None] = {}
+        self.notes: dict[str, None] = {}
         self._absent: set[str] = set()
-        self._notes: dict[str, None] = {}
-
-    @property
-    def problems(self) -> tuple[FieldProblem, ...]:
-        return tuple(self._problems)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return tuple(self._notes)
 
     def relative(self, path: str) -> str:
         """The path within the document: `spec.size`."""
@@ -38,10 +30,10 @@ class Findings:
             return  # the field around it is missing, which is reported already
         if message.startswith(_MISSING):
             self._absent.add(path)
-        self._problems[located(self._document, path, message)] = None
+        self.problems[located(self._document, path, message)] = None
 
     def note(self, sentence: str) -> None:
-        self._notes[sentence] = None
+        self.notes[sentence] = None
 
 
 class Part:

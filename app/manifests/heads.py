@@ -37,6 +37,7 @@ _TOP: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 
 
 Reader = Callable[[str], Any]
+as_text: Final[Reader] = str
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +123,6 @@ def read_head(document: Document, namespace: str, findings: Findings) -> Head:
         annotations=annotations,
         spec=root.part("spec", required=True),
     )
-
-
-def as_text(text: str) -> str:
-    return text
 
 
 def as_value(text: str) -> Any:

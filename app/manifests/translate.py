@@ -75,4 +75,6 @@ def _translate_one(document: Document, namespace: str, findings: Findings) -> Re
     if head.labels and kind.resource is not Resource.CLAIM:
         findings.note(f"metadata.labels were ignored: a {kind.resource.noun} has no labels")
     references = kind.translate(head, body, places)
-    return ResourceRequest(document, kind.name, kind.resource, head.name, body, places, references, findings.notes)
+    return ResourceRequest(
+        document, kind.name, kind.resource, head.name, body, places, references, tuple(findings.notes)
+    )

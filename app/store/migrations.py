@@ -1,6 +1,5 @@
 """Runs the migrations, and says whether they have been run."""
 
-import asyncio
 from pathlib import Path
 
 from alembic import command
@@ -15,17 +14,13 @@ _SCRIPTS = Path(__file__).resolve().parents[2] / "migrations"
 def upgrade(url: str, revision: str = "head") -> None:
     """Upgrades the database at a libpq `url` to `revision`. A database that is there already is not changed.
 
-    Blocks and starts its own event loop: call it outside of one, or through `upgrade_async`.
+    Blocks and starts its own event loop: call it outside of one.
     """
     command.upgrade(_config(url), revision)
 
 
 def downgrade(url: str, revision: str) -> None:
     command.downgrade(_config(url), revision)
-
-
-async def upgrade_async(url: str) -> None:
-    await asyncio.to_thread(upgrade, url)
 
 
 def head() -> str:

@@ -60,8 +60,10 @@ def claim(
     with connect(server, token) as service:
         claimed = _claim(service, body, key or str(uuid.uuid4()), wait)
     show(output, claimed, LISTINGS[Kind.CLAIMS].columns, [claimed])
-    if output is Output.TABLE:
-        _explain(claimed)
+    if output is Output.TABLE and claimed.get("choice") is not None:
+        tell(f"Path {claimed['choice']['path']}: {claimed['choice']['reason']}.")
+    if output is Output.TABLE and claimed["state"] == "pending":
+        tell(_describe_wait(claimed))
     if claimed["state"] == "pending" and wait:
         raise StillWaiting(
             f"claim {claimed['id']} still waits ({claimed['reason']}); `emberpool get claims {claimed['id']}` shows it, and "
@@ -115,15 +117,6 @@ def _labels(given: list[str]) -> dict[str, str]:
             raise typer.BadParameter(f"--label: {each!r} is not NAME=VALUE")
         labels[name] = value
     return labels
-
-
-def _explain(claimed: Json) -> None:
-    """Tells why this path was chosen, and what the claim waits for."""
-    choice = claimed.get("choice")
-    if choice is not None:
-        tell(f"Path {choice['path']}: {choice['reason']}.")
-    if claimed["state"] == "pending":
-        tell(_describe_wait(claimed))
 
 
 def _describe_wait(claimed: Json) -> str:

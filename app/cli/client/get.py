@@ -3,10 +3,10 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
 
 from app.cli.client.listings import LISTINGS, Filters, Kind, Listing, find_all, find_one
@@ -59,35 +59,21 @@ def follow(
 ) -> None:
     """Shows the resources until Ctrl-C: on a terminal as a live table, else with a line (or a document) for each change."""
     console = make_console()
-    try:
-        if console.is_terminal and output is Output.TABLE:
-            _follow_live(look, listing, console, pause)
-        else:
-            _follow_changes(look, listing, output, pause)
-    except KeyboardInterrupt:
-        return
-
-
-def _follow_live(look: Callable[[], list[Json]], listing: Listing, console: Console, pause: Callable[[], None]) -> None:
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            live.update(tabulate(listing.columns, look()), refresh=True)
-            pause()
-
-
-def _follow_changes(
-    look: Callable[[], list[Json]], listing: Listing, output: Output, pause: Callable[[], None]
-) -> None:
     shown: dict[str, list[str]] = {}
-    while True:
-        for item in look():
-            key = str(item.get("id") or item.get("name") or (item.get("path"), item.get("shape")))
-            cells = [column.cell(item) for column in listing.columns if not column.ticks]
-            if shown.get(key) == cells:
-                continue
-            show(output, item, listing.columns, [item], header=not shown)
-            shown[key] = cells
-        pause()
+    with suppress(KeyboardInterrupt):
+        if console.is_terminal and output is Output.TABLE:
+            with Live(console=console, auto_refresh=False) as live:
+                while True:
+                    live.update(tabulate(listing.columns, look()), refresh=True)
+                    pause()
+        while True:
+            for item in look():
+                key = str(item.get("id") or item.get("name") or (item.get("path"), item.get("shape")))
+                cells = [column.cell(item) for column in listing.columns if not column.ticks]
+                if shown.get(key) != cells:
+                    show(output, item, listing.columns, [item], header=not shown)
+                    shown[key] = cells
+            pause()
 
 
 def _refuse_filters(kind: Kind, listing: Listing, filters: Filters, name: str | None) -> None:

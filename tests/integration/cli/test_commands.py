@@ -117,6 +117,9 @@ async def test_claim_takes_a_file(run, tmp_path):
     assert (row[0], row[1], row[2], row[3]) == ("filed", "bound", "-", "cold")
     assert "Path cold: cold, from its template alone" in said.err
     assert (await run("release", "filed")).code == 0
+    piped = await run("claim", "-f", "-", "--wait", "30", stdin=as_yaml(machine(name="piped")))
+    assert piped.code == 0, piped.err
+    assert (await run("release", "piped")).code == 0
     short = await run("claim", "-f", "-", "--wait", "30", "-o", "json", stdin=as_yaml(TEMPLATE))
     claim = json.loads(short.out)
     assert claim["state"] == "bound"
