@@ -25,7 +25,7 @@ class AbsentDatabase:
 
 
 async def test_looking_again_and_again_leaves_nothing_behind(monkeypatch):
-    monkeypatch.setattr(tail, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(tail, "_POLL_SECONDS", 0.001)
     monkeypatch.setattr(tail, "_RETRY_SECONDS", 0.001)
     db, stop = AbsentDatabase(), asyncio.Event()
     end = EventTail(db)

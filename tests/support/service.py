@@ -96,7 +96,9 @@ async def listen(app: Edge) -> AsyncIterator[httpx.AsyncClient]:
 async def bind(app: Edge) -> AsyncIterator[tuple[uvicorn.Server, int]]:
     """The application behind a real server that speaks as the service does, and its port."""
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http=protocol(app), lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, http=protocol(app), lifespan="off", log_config=None, timeout_graceful_shutdown=1, timeout_keep_alive=75
+    )
     server = uvicorn.Server(config)
     # Its own way to catch signals would take them from the test runner.
     serving = asyncio.create_task(server._serve([listening]))
