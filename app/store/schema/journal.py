@@ -15,19 +15,19 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from app.store.schema.base import AWARE, NOW, Xid8, metadata
+from app.store.schema.base import AWARE, Xid8, metadata, required
 
 event = Table(
     "event",
     metadata,
-    Column("xid", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
+    required("xid", Xid8, "pg_current_xact_id()"),
     Column("id", BigInteger, Identity(always=True), nullable=False),
-    Column("at", AWARE, nullable=False, server_default=NOW),
+    required("at", AWARE, "now()"),
     Column("type", Text, nullable=False, comment="pool.*, vm.<state>, claim.<state>"),
     Column("pool_id", Uuid),
     Column("vm_id", Uuid),
     Column("claim_id", Uuid),
-    Column("data", JSONB, nullable=False, server_default=text("'{}'")),
+    required("data", JSONB, "'{}'"),
     PrimaryKeyConstraint("xid", "id"),
     Index("event_vm_idx", "vm_id", "id", postgresql_where=text("vm_id IS NOT NULL")),
 )
@@ -46,7 +46,7 @@ bucket = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("tokens", Double, nullable=False),
-    Column("filled_at", AWARE, nullable=False, server_default=NOW),
+    required("filled_at", AWARE, "now()"),
 )
 
 watch = Table(

@@ -23,7 +23,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from app.domain.paths import StartPath
 from app.domain.states import ClaimState, VmState
-from app.store.schema.base import AWARE, NOW, lease_columns, metadata, one_of
+from app.store.schema.base import AWARE, lease_columns, lifetime_columns, metadata, one_of, required, vacuumed_after
 
 ready_seq = Sequence("ready_seq", metadata=metadata)
 
@@ -35,33 +35,23 @@ pool = Table(
     Column("spec", JSONB, nullable=False, comment="PoolSpec as written"),
     Column("vm_spec", JSONB, nullable=False, comment="the template, expanded"),
     Column("revision", Text, nullable=False, comment="fingerprint of vm_spec"),
-    Column("generation", BigInteger, nullable=False, server_default=text("1")),
-    Column("paused", Boolean, nullable=False, server_default=text("false")),
-    Column(
-        "refilled_at",
-        AWARE,
-        nullable=False,
-        server_default=NOW,
-        comment="claims since then drain a pool without auto_replenish",
-    ),
-    Column("consecutive_failures", Integer, nullable=False, server_default=text("0")),
+    required("generation", BigInteger, "1"),
+    required("paused", Boolean, "false"),
+    required("refilled_at", AWARE, "now()", "claims since then drain a pool without auto_replenish"),
+    required("consecutive_failures", Integer, "0"),
     Column("last_failure", Text),
     Column("last_failure_at", AWARE),
     Column("backoff_until", AWARE),
     Column("stalled_at", AWARE),
-    Column("created_at", AWARE, nullable=False, server_default=NOW),
-    Column("updated_at", AWARE, nullable=False, server_default=NOW),
-    Column("deleting_at", AWARE),
-    Column("deleted_at", AWARE),
-    Column(
+    *lifetime_columns(),
+    required(
         "kind",
         Text,
-        nullable=False,
-        server_default=text("'pool'"),
-        comment="pool; on_demand: size 0 and not listed, its VMs are made for claims that describe their VM",
+        "'pool'",
+        "pool; on_demand: size 0 and not listed, its VMs are made for claims that describe their VM",
     ),
     Column("shape", Text, comment="fingerprint of what its VMs boot"),
-    Column("path", Text, nullable=False, server_default=text("'cold'"), comment="how its VMs start"),
+    required("path", Text, "'cold'", "how its VMs start"),
     Column("source", Text, comment="the snapshot or preload that they start from"),
     CheckConstraint("kind IN ('pool', 'on_demand')", name="kind"),
     CheckConstraint(one_of("path", StartPath), name="path"),
@@ -74,11 +64,9 @@ pool_plan = Table(
     "pool_plan",
     metadata,
     Column("pool_id", Uuid, ForeignKey("pool.id", ondelete="CASCADE"), primary_key=True),
-    Column("due_at", AWARE, nullable=False, server_default=NOW),
+    required("due_at", AWARE, "now()"),
     Column("planned_at", AWARE),
-    Column(
-        "notes", JSONB, nullable=False, server_default=text("'[]'"), comment="what the last plan waits for, in words"
-    ),
+    required("notes", JSONB, "'[]'", "what the last plan waits for, in words"),
     Column(
         "capacity_problem",
         Text,
@@ -87,13 +75,7 @@ pool_plan = Table(
             "NULL: they could, or nothing is known"
         ),
     ),
-    Column(
-        "waits_for_room",
-        Boolean,
-        nullable=False,
-        server_default=text("false"),
-        comment="it is planned again as soon as a node has more room",
-    ),
+    required("waits_for_room", Boolean, "false", "it is planned again as soon as a node has more room"),
     postgresql_with={"fillfactor": "50"},
 )
 
@@ -103,17 +85,17 @@ vm = Table(
     Column("id", Uuid, primary_key=True),
     Column("pool_id", Uuid, ForeignKey("pool.id"), nullable=False),
     Column("name", Text, nullable=False),
-    Column("state", Text, nullable=False, server_default=text("'planned'")),
-    Column("state_since", AWARE, nullable=False, server_default=NOW),
+    required("state", Text, "'planned'"),
+    required("state_since", AWARE, "now()"),
     Column("revision", Text, nullable=False),
-    Column("urgent", Boolean, nullable=False, server_default=text("false"), comment="its pool is below its floor"),
+    required("urgent", Boolean, "false", "its pool is below its floor"),
     Column("uid", Text),
     Column("vmi_uid", Text),
     Column("node", Text),
-    Column("addresses", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    required("addresses", ARRAY(Text), "'{}'"),
     Column("health", Text, comment="what ails it, in words; NULL: nothing known"),
     Column("unhealthy_since", AWARE),
-    Column("created_at", AWARE, nullable=False, server_default=NOW),
+    required("created_at", AWARE, "now()"),
     Column("asked_at", AWARE, comment="when the cluster was first asked for it"),
     Column("ready_at", AWARE),
     Column("claimed_at", AWARE),
@@ -136,26 +118,10 @@ vm = Table(
     Column("shape", Text, comment="its pool's when the cluster was first asked for it"),
     Column("path", Text, comment="likewise: how it started"),
     Column("source", Text, comment="likewise: the snapshot or preload that it started from"),
-    Column(
-        "whole",
-        Boolean,
-        nullable=False,
-        server_default=text("true"),
-        comment="false: its disks are made after it, and may be missing while it is creating",
-    ),
-    Column(
-        "stopped",
-        Boolean,
-        nullable=False,
-        server_default=text("false"),
-        comment="we stopped it, for a snapshot: it is well without an instance",
-    ),
-    Column(
-        "member",
-        Boolean,
-        nullable=False,
-        server_default=text("false"),
-        comment="a VirtualMachinePool owns it: it is detached before anything else is done to it",
+    required("whole", Boolean, "true", "false: its disks are made after it, and may be missing while it is creating"),
+    required("stopped", Boolean, "false", "we stopped it, for a snapshot: it is well without an instance"),
+    required(
+        "member", Boolean, "false", "a VirtualMachinePool owns it: it is detached before anything else is done to it"
     ),
     CheckConstraint(one_of("state", VmState), name="state"),
     CheckConstraint("state <> 'claimed' OR claim_id IS NOT NULL", name="claimed"),
@@ -187,11 +153,7 @@ ready_slot = Table(
     Column("boot_seconds", Double),
     PrimaryKeyConstraint("pool_id", "seq"),
     Index("ready_slot_vm_id_key", "vm_id", unique=True),
-    postgresql_with={
-        "autovacuum_vacuum_scale_factor": "0",
-        "autovacuum_vacuum_threshold": "5000",
-        "autovacuum_vacuum_cost_delay": "0",
-    },
+    postgresql_with=vacuumed_after(5000),
 )
 
 claim = Table(
@@ -203,25 +165,19 @@ claim = Table(
     Column("state", Text, nullable=False),
     Column("idem_key", Text),
     Column("request_hash", Text),
-    Column("labels", JSONB, nullable=False, server_default=text("'{}'")),
+    required("labels", JSONB, "'{}'"),
     Column("path", Text),
     Column("lease_seconds", Integer, nullable=False),
     Column("lease_expires_at", AWARE),
-    Column("created_at", AWARE, nullable=False, server_default=NOW),
+    required("created_at", AWARE, "now()"),
     Column("bound_at", AWARE),
     Column("ended_at", AWARE),
     Column("pending_until", AWARE, comment="pending: failed after it"),
     Column("reason", Text, comment="pending: why it was not warm; ended: why"),
-    Column("replacements", JSONB, nullable=False, server_default=text("'[]'"), comment="VMs that were dead on arrival"),
-    Column(
-        "labelled",
-        Boolean,
-        nullable=False,
-        server_default=text("false"),
-        comment="its VM carries its id in the cluster",
-    ),
-    Column("label_due_at", AWARE, nullable=False, server_default=NOW, comment="a worker labels the VM from then on"),
-    Column("label_attempts", Integer, nullable=False, server_default=text("0")),
+    required("replacements", JSONB, "'[]'", "VMs that were dead on arrival"),
+    required("labelled", Boolean, "false", "its VM carries its id in the cluster"),
+    required("label_due_at", AWARE, "now()", "a worker labels the VM from then on"),
+    required("label_attempts", Integer, "0"),
     Column("shape", Text, comment="of a claim that named no pool: what it asked for"),
     Column("choice", JSONB, comment="likewise: the path that was chosen, and why not each other"),
     Column("allowed", ARRAY(Text), comment="likewise: the paths that it may be served by"),
@@ -242,9 +198,5 @@ claim_queue = Table(
     Column("claim_id", Uuid, nullable=False),
     PrimaryKeyConstraint("pool_id", "seq"),
     Index("claim_queue_claim_id_key", "claim_id", unique=True),
-    postgresql_with={
-        "autovacuum_vacuum_scale_factor": "0",
-        "autovacuum_vacuum_threshold": "1000",
-        "autovacuum_vacuum_cost_delay": "0",
-    },
+    postgresql_with=vacuumed_after(1000),
 )
