@@ -1,11 +1,11 @@
 """Connections to Postgres: the engine, transactions, and the one place where driver errors become ours."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import asyncpg
-from sqlalchemy import make_url
+from sqlalchemy import CursorResult, RowMapping, TextClause, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -14,6 +14,27 @@ from app.errors import DatabaseUnavailable
 
 Tx = AsyncConnection
 """An open transaction, as store functions take it. Only the store knows what it is."""
+
+
+async def run(tx: Tx, query: TextClause, /, **params: object) -> CursorResult[Any]:
+    """Executes a statement; its parameters are given by name, as in the three functions below."""
+    return await tx.execute(query, params)
+
+
+async def any_row(tx: Tx, query: TextClause, /, **params: object) -> bool:
+    """Whether the statement returned a row."""
+    return (await tx.execute(query, params)).first() is not None
+
+
+async def first(tx: Tx, query: TextClause, /, **params: object) -> RowMapping | None:
+    """The first row by column names."""
+    return (await tx.execute(query, params)).mappings().first()
+
+
+async def mappings(tx: Tx, query: TextClause, /, **params: object) -> Sequence[RowMapping]:
+    """All rows by column names."""
+    return (await tx.execute(query, params)).mappings().all()
+
 
 _RETRY_AFTER_SECONDS = 2.0
 _AWAY = (
@@ -84,24 +105,19 @@ def _driver_error(error: BaseException) -> BaseException | None:
 
 
 def unavailable() -> DatabaseUnavailable:
-    return DatabaseUnavailable(
-        "the database does not answer; a change that was not confirmed may be missing. Try again in a moment",
-        retry_after=_RETRY_AFTER_SECONDS,
-    )
+    return _later("the database does not answer; a change that was not confirmed may be missing. Try again in a moment")
 
 
 def busy() -> DatabaseUnavailable:
-    return DatabaseUnavailable(
-        "the database ended this because other requests were in the way; nothing was changed. Try again",
-        retry_after=_RETRY_AFTER_SECONDS,
-    )
+    return _later("the database ended this because other requests were in the way; nothing was changed. Try again")
 
 
 def overrun() -> DatabaseUnavailable:
-    return DatabaseUnavailable(
-        "the database is overloaded at this moment; nothing was changed. Try again",
-        retry_after=_RETRY_AFTER_SECONDS,
-    )
+    return _later("the database is overloaded at this moment; nothing was changed. Try again")
+
+
+def _later(detail: str) -> DatabaseUnavailable:
+    return DatabaseUnavailable(detail, retry_after=_RETRY_AFTER_SECONDS)
 
 
 @contextmanager

@@ -6,38 +6,37 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import bindparam, text
+from sqlalchemy import RowMapping, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
 from typing_extensions import override
+
+from app.store.database import Tx, first, mappings, run
 
 _RECORD = text("""
     INSERT INTO event (type, pool_id, vm_id, claim_id, data) VALUES (:type, :pool_id, :vm_id, :claim_id, :data)
 """).bindparams(bindparam("data", type_=JSONB))
 
+_SELECT = """SELECT e.xid::text AS xid, e.id, e.at, e.type, e.pool_id, CASE WHEN p.kind = 'pool' THEN p.name END AS pool, e.vm_id, e.claim_id, e.data
+    FROM event e LEFT JOIN pool p ON p.id = e.pool_id"""
 # Only events of transactions that are older than all running ones: no event can appear before them later.
-_PAGE = """
-    SELECT e.xid::text AS xid, e.id, e.at, e.type, e.pool_id, CASE WHEN p.kind = 'pool' THEN p.name END AS pool, e.vm_id, e.claim_id, e.data
-    FROM event e LEFT JOIN pool p ON p.id = e.pool_id
+_PAGE = text(f"""
+    {_SELECT}
     WHERE (e.xid, e.id) > (CAST(CAST(:xid AS text) AS xid8), :id) AND e.xid < pg_snapshot_xmin(pg_current_snapshot())
       AND (CAST(:pool AS text) IS NULL OR (p.name = :pool AND p.kind = 'pool'))
       AND (CAST(:kind AS text) IS NULL OR e.type LIKE :kind || '.%')
     ORDER BY e.xid, e.id LIMIT :limit
-"""
-_LATEST = """
+""")
+_LATEST = text("""
     SELECT e.xid::text AS xid, e.id FROM event e
     WHERE e.xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY e.xid DESC, e.id DESC LIMIT 1
-"""
-_OF_VM = """
-    SELECT e.xid::text AS xid, e.id, e.at, e.type, e.pool_id, CASE WHEN p.kind = 'pool' THEN p.name END AS pool, e.vm_id, e.claim_id, e.data
-    FROM event e LEFT JOIN pool p ON p.id = e.pool_id WHERE e.vm_id = :vm_id ORDER BY e.id LIMIT :limit
-"""
+""")
+_OF_VM = text(f"{_SELECT} WHERE e.vm_id = :vm_id ORDER BY e.id LIMIT :limit")
 # Only the oldest few are read: the order of transaction ids is about the order of time.
-_PRUNE = """
+_PRUNE = text("""
     DELETE FROM event WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM (SELECT ctid, at FROM event ORDER BY xid, id LIMIT :limit) oldest
         WHERE at < now() - make_interval(secs => :seconds)))
-"""
+""")
 _CURSOR = re.compile(r"([0-9]{1,20})-([0-9]{1,19})")
 
 
@@ -74,7 +73,7 @@ class EventRow:
 
 
 async def record(
-    tx: AsyncConnection,
+    tx: Tx,
     type_: str,
     *,
     pool_id: UUID | None = None,
@@ -82,40 +81,34 @@ async def record(
     claim_id: UUID | None = None,
     **data: object,
 ) -> None:
-    await tx.execute(_RECORD, {"type": type_, "pool_id": pool_id, "vm_id": vm_id, "claim_id": claim_id, "data": data})
+    await run(tx, _RECORD, type=type_, pool_id=pool_id, vm_id=vm_id, claim_id=claim_id, data=data)
 
 
 async def page(
-    tx: AsyncConnection, *, after: Cursor, limit: int, pool: str | None = None, kind: str | None = None
+    tx: Tx, *, after: Cursor, limit: int, pool: str | None = None, kind: str | None = None
 ) -> list[EventRow]:
     """Up to `limit` events after a cursor, oldest first. `kind`: the part of the type before the dot, for example `pool` or `vm`."""
-    params = {"xid": str(after.xid), "id": after.id, "limit": limit, "pool": pool, "kind": kind}
-    return [_read(row) for row in (await tx.execute(text(_PAGE), params)).mappings()]
+    return [
+        _read(row)
+        for row in await mappings(tx, _PAGE, xid=str(after.xid), id=after.id, limit=limit, pool=pool, kind=kind)
+    ]
 
 
-async def latest(tx: AsyncConnection) -> Cursor:
+async def latest(tx: Tx) -> Cursor:
     """The position of the last event: everything after it is new."""
-    row = (await tx.execute(text(_LATEST))).mappings().first()
+    row = await first(tx, _LATEST)
     return Cursor(int(row["xid"]), row["id"]) if row else Cursor()
 
 
-async def of_vm(tx: AsyncConnection, vm_id: UUID, *, limit: int = 200) -> list[EventRow]:
-    return [_read(row) for row in (await tx.execute(text(_OF_VM), {"vm_id": vm_id, "limit": limit})).mappings()]
+async def of_vm(tx: Tx, vm_id: UUID, *, limit: int = 200) -> list[EventRow]:
+    return [_read(row) for row in await mappings(tx, _OF_VM, vm_id=vm_id, limit=limit)]
 
 
-async def prune(tx: AsyncConnection, *, seconds: float, limit: int) -> int:
+async def prune(tx: Tx, *, seconds: float, limit: int) -> int:
     """Deletes up to `limit` events that are older than `seconds`, the oldest first. Returns how many."""
-    return (await tx.execute(text(_PRUNE), {"seconds": seconds, "limit": limit})).rowcount
+    return (await run(tx, _PRUNE, seconds=seconds, limit=limit)).rowcount
 
 
-def _read(row: Any) -> EventRow:
-    return EventRow(
-        cursor=Cursor(int(row["xid"]), row["id"]),
-        at=row["at"],
-        type=row["type"],
-        pool_id=row["pool_id"],
-        pool=row["pool"],
-        vm_id=row["vm_id"],
-        claim_id=row["claim_id"],
-        data=row["data"],
-    )
+def _read(row: RowMapping) -> EventRow:
+    rest = {key: value for key, value in row.items() if key not in {"xid", "id"}}
+    return EventRow(cursor=Cursor(int(row["xid"]), row["id"]), **rest)

@@ -7,7 +7,8 @@ whose lease ran out cannot overwrite what the next holder did. A worker that die
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.store.database import Tx, any_row, run
 
 IS_FREE = "(lease_expires_at IS NULL OR lease_expires_at < now())"
 ACQUIRE = "lease_token = :token, lease_expires_at = now() + make_interval(secs => :seconds)"
@@ -26,13 +27,13 @@ class RowLeases:
             f"UPDATE {table} SET lease_expires_at = now(), due_at = now() WHERE {among} AND lease_token = :token"
         )
 
-    async def holds(self, tx: AsyncConnection, row_id: UUID, *, token: UUID) -> bool:
+    async def holds(self, tx: Tx, row_id: UUID, *, token: UUID) -> bool:
         """Whether the token still holds the row, which is then locked until `tx` ends."""
-        return (await tx.execute(self._lock, {"id": row_id, "token": token})).first() is not None
+        return await any_row(tx, self._lock, id=row_id, token=token)
 
-    async def release(self, tx: AsyncConnection, *, token: UUID) -> None:
+    async def release(self, tx: Tx, *, token: UUID) -> None:
         """Gives back everything that the token holds: another worker can acquire it at once."""
-        await tx.execute(self._release, {"token": token})
+        await run(tx, self._release, token=token)
 
 
 _ACQUIRE = text("""
@@ -47,19 +48,18 @@ _HOLDS = text("SELECT 1 FROM lease WHERE name = :name AND token = :token FOR SHA
 _RELEASE = text("DELETE FROM lease WHERE name = :name AND token = :token")
 
 
-async def acquire(tx: AsyncConnection, name: str, *, holder: str, token: UUID, seconds: float) -> bool:
+async def acquire(tx: Tx, name: str, *, holder: str, token: UUID, seconds: float) -> bool:
     """Acquires or renews the lease of a named job for `seconds`. False if another token holds it."""
-    params = {"name": name, "holder": holder, "token": token, "seconds": seconds}
-    return (await tx.execute(_ACQUIRE, params)).scalar() is True
+    return (await run(tx, _ACQUIRE, name=name, holder=holder, token=token, seconds=seconds)).scalar() is True
 
 
-async def holds(tx: AsyncConnection, name: str, *, token: UUID) -> bool:
+async def holds(tx: Tx, name: str, *, token: UUID) -> bool:
     """Whether the token still holds the lease. Nobody else can acquire it until `tx` ends: what `tx` writes comes before
     everything that the next holder writes.
     """
-    return (await tx.execute(_HOLDS, {"name": name, "token": token})).first() is not None
+    return await any_row(tx, _HOLDS, name=name, token=token)
 
 
-async def release(tx: AsyncConnection, name: str, *, token: UUID) -> None:
+async def release(tx: Tx, name: str, *, token: UUID) -> None:
     """Lets another acquire it at once. Does nothing if the token no longer holds it."""
-    await tx.execute(_RELEASE, {"name": name, "token": token})
+    await run(tx, _RELEASE, name=name, token=token)

@@ -6,7 +6,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.store.database import Tx
 
 _SCRIPTS = Path(__file__).resolve().parents[2] / "migrations"
 
@@ -31,7 +32,7 @@ def head() -> str:
     return found
 
 
-async def current(tx: AsyncConnection) -> str | None:
+async def current(tx: Tx) -> str | None:
     """The revision of the database. None if it was never migrated."""
     if (await tx.execute(text("SELECT to_regclass('alembic_version')"))).scalar() is None:
         return None

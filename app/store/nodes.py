@@ -4,23 +4,23 @@ Each write gives the row a new version from one sequence. Only the leader writes
 a reader that keeps what it has read needs to read only what is newer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import bindparam, text
+from sqlalchemy import RowMapping, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import Uuid
 
 from app.domain.nodes import Node, Taint
+from app.store.database import Tx, first, mappings, run
 
 WATCH = "nodes"
 """The watch of nodes: the name of its row and of its lease."""
 PODS_WATCH = "pods"
 """The watch of the pods on nodes: its row is broken, with the reason, if they cannot be listed."""
 
+_FACTS = ("labels", "taints", "cordoned", "conditions", "capacity", "allocatable", "images")
 # A node that did not change is not written: every reader would read it again because of its new version.
 _WRITE = text("""
     INSERT INTO node (name, uid, zone, facts, used, vms, version)
@@ -99,79 +99,72 @@ class VmOnNode:
     pool: str
 
 
-async def write(tx: AsyncConnection, nodes: Sequence[Node]) -> None:
+async def write(tx: Tx, nodes: Sequence[Node]) -> None:
     """Writes those of the nodes that changed."""
     if nodes:
         await tx.execute(_WRITE, [_row(node) for node in sorted(nodes, key=lambda node: node.name)])
 
 
-async def drop(tx: AsyncConnection, names: Sequence[str]) -> None:
+async def drop(tx: Tx, names: Sequence[str]) -> None:
     if names:
-        await tx.execute(_DROP, {"names": list(names)})
+        await run(tx, _DROP, names=list(names))
 
 
-async def keep_only(tx: AsyncConnection, names: Sequence[str]) -> None:
+async def keep_only(tx: Tx, names: Sequence[str]) -> None:
     """Deletes all other nodes, because a whole list did not show them."""
-    await tx.execute(_KEEP, {"names": list(names)})
+    await run(tx, _KEEP, names=list(names))
 
 
-async def read_all(tx: AsyncConnection) -> list[Node]:
-    return [_read(row) for row in (await tx.execute(_ALL)).mappings()]
+async def read_all(tx: Tx) -> list[Node]:
+    return [_read(row) for row in await mappings(tx, _ALL)]
 
 
-async def read_newer(tx: AsyncConnection, version: int) -> NewerNodes:
+async def read_newer(tx: Tx, version: int) -> NewerNodes:
     """All names, and the nodes that are newer than `version` (0: all)."""
-    rows = (await tx.execute(_NEWER, {"version": version})).mappings().all()
+    rows = await mappings(tx, _NEWER, version=version)
     newest = max((row["version"] for row in rows if row["name"] is not None), default=version)
     changed = tuple(_read(row) for row in rows if row["name"] is not None)
     return NewerNodes(frozenset(row["known"] for row in rows), changed, newest)
 
 
-async def page(tx: AsyncConnection, *, after: str, limit: int) -> list[Node]:
+async def page(tx: Tx, *, after: str, limit: int) -> list[Node]:
     """By name, those after `after`."""
-    return [_read(row) for row in (await tx.execute(_PAGE, {"after": after, "limit": limit})).mappings()]
+    return [_read(row) for row in await mappings(tx, _PAGE, after=after, limit=limit)]
 
 
-async def get(tx: AsyncConnection, name: str) -> Node | None:
-    row = (await tx.execute(_ONE, {"name": name})).mappings().first()
+async def get(tx: Tx, name: str) -> Node | None:
+    row = await first(tx, _ONE, name=name)
     return _read(row) if row else None
 
 
-async def unplaced(tx: AsyncConnection, placed: Sequence[UUID], *, seconds: float) -> list[Unplaced]:
+async def unplaced(tx: Tx, placed: Sequence[UUID], *, seconds: float) -> list[Unplaced]:
     """By pool, the VMs that are not ready, or ready for less than `seconds`, and not among `placed` (see `Node.vms`)."""
-    rows = await tx.execute(_UNPLACED, {"placed": list(placed), "seconds": seconds})
+    rows = await run(tx, _UNPLACED, placed=list(placed), seconds=seconds)
     return [Unplaced(row.id, row.revision, row.n) for row in rows]
 
 
-async def count_vms(tx: AsyncConnection, names: Sequence[str]) -> dict[str, dict[str, int]]:
+async def count_vms(tx: Tx, names: Sequence[str]) -> dict[str, dict[str, int]]:
     """Our VMs on each of these nodes, by state."""
     found: dict[str, dict[str, int]] = {name: {} for name in names}
-    for row in await tx.execute(_VMS_BY_STATE, {"names": list(names)}):
+    for row in await run(tx, _VMS_BY_STATE, names=list(names)):
         found[row.node][row.state] = row.n
     return found
 
 
-async def vms_on(tx: AsyncConnection, name: str) -> list[VmOnNode]:
+async def vms_on(tx: Tx, name: str) -> list[VmOnNode]:
     """Our VMs on one node, the oldest first, at most a thousand."""
-    return [VmOnNode(row.id, row.name, row.state, row.pool) for row in await tx.execute(_VMS, {"name": name})]
+    return [VmOnNode(row.id, row.name, row.state, row.pool) for row in await run(tx, _VMS, name=name)]
 
 
-async def wake_waiting(tx: AsyncConnection) -> int:
+async def wake_waiting(tx: Tx) -> int:
     """Every pool that waits for room is due for planning. Returns how many."""
-    return (await tx.execute(_WAKE)).rowcount
+    return (await run(tx, _WAKE)).rowcount
 
 
 def _row(node: Node) -> dict[str, object]:
-    facts = {
-        "labels": dict(node.labels),
-        "taints": [[taint.key, taint.value, taint.effect] for taint in node.taints],
-        "cordoned": node.cordoned,
-        "conditions": dict(node.conditions),
-        "capacity": dict(node.capacity),
-        "allocatable": dict(node.allocatable),
-        "images": [list(image) for image in node.images],
-    }
-    used = None if node.used is None else {"pods": dict(node.used), "pinned": node.pinned, "repels": node.repels}
+    facts = {name: getattr(node, name) for name in _FACTS}
+    facts["taints"] = [[taint.key, taint.value, taint.effect] for taint in node.taints]
+    used = None if node.used is None else {"pods": node.used, "pinned": node.pinned, "repels": node.repels}
     vms = sorted(found for text_id in node.vms if (found := _as_id(text_id)) is not None)
     return {"name": node.name, "uid": node.uid, "zone": node.zone, "facts": facts, "used": used, "vms": vms}
 
@@ -184,20 +177,13 @@ def _as_id(value: str) -> UUID | None:
         return None
 
 
-def _read(row: Mapping[Any, Any]) -> Node:
-    facts, used = row["facts"], row["used"]
-    return Node(
-        name=row["name"],
-        uid=row["uid"],
-        labels=facts["labels"],
-        taints=tuple(Taint(*taint) for taint in facts["taints"]),
-        cordoned=facts["cordoned"],
-        conditions=facts["conditions"],
-        capacity=facts["capacity"],
-        allocatable=facts["allocatable"],
-        images=tuple((name, size) for name, size in facts["images"]),
-        used=None if used is None else used["pods"],
-        pinned=0 if used is None else used["pinned"],
-        vms=frozenset(str(vm_id) for vm_id in row["vms"]),
-        repels=used is not None and used.get("repels", False),
-    )
+def _read(row: RowMapping) -> Node:
+    facts, used = row["facts"], row["used"] or {}
+    given = {
+        **{name: facts[name] for name in _FACTS},
+        "taints": tuple(Taint(*taint) for taint in facts["taints"]),
+        "images": tuple((name, size) for name, size in facts["images"]),
+        "vms": frozenset(str(vm_id) for vm_id in row["vms"]),
+    }
+    pinned, repels = used.get("pinned", 0), used.get("repels", False)
+    return Node(name=row["name"], uid=row["uid"], used=used.get("pods"), pinned=pinned, repels=repels, **given)

@@ -9,10 +9,9 @@ from uuid import UUID
 import asyncpg
 import structlog
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.concurrency import first_of
-from app.store.database import driver_dsn, is_away
+from app.store.database import Tx, driver_dsn, is_away
 
 _CHANNEL = "emberpool"
 _RECONNECT_SECONDS = 1.0
@@ -38,14 +37,14 @@ class Topic(StrEnum):
     """Warm VMs of a pool were claimed; the payload is the pool's id."""
 
 
-async def notify(tx: AsyncConnection, topic: Topic, payload: object = "") -> None:
+async def notify(tx: Tx, topic: Topic, payload: object = "") -> None:
     """Sent when `tx` commits. Never call it in the transaction of a warm claim: commits with notices wait for each other."""
     await tx.execute(
         text("SELECT pg_notify(:channel, :payload)"), {"channel": _CHANNEL, "payload": f"{topic}:{payload}"}
     )
 
 
-async def notify_settled(tx: AsyncConnection, claim_ids: Iterable[UUID]) -> None:
+async def notify_settled(tx: Tx, claim_ids: Iterable[UUID]) -> None:
     """Notices for claims that are pending no longer: one for as many ids as a payload may hold."""
     names = [str(claim_id) for claim_id in claim_ids]
     for start in range(0, len(names), _SETTLED_AT_ONCE):
@@ -92,9 +91,8 @@ class Listener:
 
     def _dispatch(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         topic, _, rest = str(payload).partition(":")
-        known = next((t for t in Topic if t == topic), None)
-        if known is not None:
-            self._call(known, rest)
+        if topic in Topic.__members__.values():
+            self._call(Topic(topic), rest)
 
     def _call(self, topic: Topic, payload: str) -> None:
         for call in self._calls[topic]:

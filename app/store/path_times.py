@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.paths import StartPath
 from app.domain.statistics import BootTimes
+from app.store.database import Tx, run
 
 LAST = 200
 _CLAIMS_LOOKED_AT = 2000
@@ -76,38 +76,38 @@ class PathTimes:
         return self.by_path.get(path, BootTimes())
 
 
-async def of_shapes(tx: AsyncConnection, shapes: Sequence[str]) -> dict[str, PathTimes]:
+async def of_shapes(tx: Tx, shapes: Sequence[str]) -> dict[str, PathTimes]:
     """The times of every path, for each of these shapes."""
     found: dict[str, dict[StartPath, BootTimes]] = {shape: {} for shape in shapes}
     params = {"shapes": list(shapes), "last": LAST}
-    for row in await tx.execute(_OF_SHAPES, params):
+    for row in await run(tx, _OF_SHAPES, **params):
         found[row.shape][StartPath(row.path)] = _times(row)
-    for row in await tx.execute(_CLAIMED_OF_SHAPES, params):
+    for row in await run(tx, _CLAIMED_OF_SHAPES, **params):
         found[row.shape][StartPath.POOL] = _times(row)
     return {shape: PathTimes(times) for shape, times in found.items()}
 
 
-async def starts_of_shape(tx: AsyncConnection, shape: str) -> PathTimes:
+async def starts_of_shape(tx: Tx, shape: str) -> PathTimes:
     """The times of one shape, without claims of warm VMs."""
-    rows = await tx.execute(_OF_SHAPES, {"shapes": [shape], "last": LAST})
+    rows = await run(tx, _OF_SHAPES, shapes=[shape], last=LAST)
     return PathTimes({StartPath(row.path): _times(row) for row in rows})
 
 
-async def starts_overall(tx: AsyncConnection) -> PathTimes:
+async def starts_overall(tx: Tx) -> PathTimes:
     """The times over all shapes, without claims of warm VMs."""
-    return PathTimes({StartPath(row.path): _times(row) for row in await tx.execute(_OVERALL, {"last": LAST})})
+    return PathTimes({StartPath(row.path): _times(row) for row in await run(tx, _OVERALL, last=LAST)})
 
 
-async def overall(tx: AsyncConnection) -> PathTimes:
+async def overall(tx: Tx) -> PathTimes:
     """The times of every path over all shapes."""
     times = dict((await starts_overall(tx)).by_path)
-    claimed = (await tx.execute(_CLAIMED, {"last": LAST, "looked_at": _CLAIMS_LOOKED_AT})).one()
+    claimed = (await run(tx, _CLAIMED, last=LAST, looked_at=_CLAIMS_LOOKED_AT)).one()
     return PathTimes({**times, StartPath.POOL: _times(claimed)})
 
 
-async def shapes(tx: AsyncConnection, *, after: str, limit: int) -> list[str]:
+async def shapes(tx: Tx, *, after: str, limit: int) -> list[str]:
     """Shapes of which a VM was ever ready, in order, after the shape `after`."""
-    return [row.shape for row in await tx.execute(_SHAPES, {"after": after, "limit": limit})]
+    return [row.shape for row in await run(tx, _SHAPES, after=after, limit=limit)]
 
 
 def _times(row: Any) -> BootTimes:

@@ -1,7 +1,7 @@
 """Rows of pools, VMs and claims as the rest of the program reads them: frozen, typed, detached from any connection."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -100,18 +100,18 @@ class ClaimRow:
     vm_stages: dict[str, float | None] | None = None
 
 
-POOL_COLUMNS = """
-    p.id, p.name, p.spec, p.vm_spec, p.revision, p.generation, p.paused, p.refilled_at, p.consecutive_failures,
-    p.last_failure, p.last_failure_at, p.backoff_until, p.stalled_at, p.created_at, p.updated_at, p.deleting_at,
-    p.kind, p.shape, p.path, p.source
-"""
+def columns(row: type, table: str, **others: str) -> str:
+    """The columns that the fields of a row are read from: those of the table, or what `others` name."""
+    return ", ".join(f"{others[name]} AS {name}" if name in others else f"{table}.{name}" for name in names_of(row))
 
-VM_COLUMNS = """
-    v.id, v.pool_id, p.name AS pool, v.name, v.state, v.state_since, v.revision, v.uid, v.vmi_uid, v.node, v.addresses,
-    v.health, v.created_at, v.asked_at, v.ready_at, v.claimed_at, v.ended_at, v.boot_seconds, v.stages, v.reason, v.claim_id,
-    v.path, v.source, v.shape, p.kind AS pool_kind
-"""
 
+def names_of(row: type) -> list[str]:
+    """The names of a dataclass's fields."""
+    return [field.name for field in fields(row)]
+
+
+POOL_COLUMNS = columns(PoolRow, "p")
+VM_COLUMNS = columns(VmRow, "v", pool="p.name", pool_kind="p.kind")
 CLAIM_COLUMNS = """
     c.id, c.pool_id, p.name AS pool, c.state, c.labels, c.path, c.lease_seconds, c.lease_expires_at, c.created_at,
     c.bound_at, c.ended_at, c.reason, c.replacements, c.request_hash, c.vm_id, v.name AS vm_name, v.uid AS vm_uid,
@@ -128,7 +128,7 @@ def read_pool(row: Mapping[Any, Any]) -> PoolRow:
 
 
 def read_vm(row: Mapping[Any, Any]) -> VmRow:
-    return VmRow(**{**row, "state": VmState(row["state"]), "addresses": _tuple(row["addresses"])})
+    return VmRow(**{**row, "state": VmState(row["state"]), "addresses": tuple(row["addresses"])})
 
 
 def read_claim(row: Mapping[Any, Any]) -> ClaimRow:
@@ -136,12 +136,8 @@ def read_claim(row: Mapping[Any, Any]) -> ClaimRow:
         **{
             **row,
             "state": ClaimState(row["state"]),
-            "addresses": _tuple(row["addresses"]),
+            "addresses": tuple(row["addresses"]),
             "replacements": tuple(row["replacements"]),
-            "allowed": _tuple(row["allowed"]) if row["allowed"] is not None else None,
+            "allowed": tuple(row["allowed"]) if row["allowed"] is not None else None,
         }
     )
-
-
-def _tuple(value: Sequence[str]) -> tuple[str, ...]:
-    return tuple(value)

@@ -6,17 +6,17 @@ And the VMs that they make: each is assigned to a row by its UID, because a Virt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import RowMapping, text
 
 from app.domain.paths import StartPath
 from app.domain.states import VmState
 from app.domain.templates import VmSpec
 from app.domain.vm_pools import DesiredVmPool, VmPoolStatus, Written
+from app.store.database import Tx, any_row, mappings, run
 from app.store.leases import ACQUIRE, IS_FREE, RELEASE, RowLeases
+from app.store.rows import names_of
 
 LEASES = RowLeases("vm_pool", key="pool_id")
 INCIDENT_SHOWN = timedelta(minutes=10)
@@ -26,6 +26,7 @@ _INSERT = text(
     "INSERT INTO vm_pool (pool_id, name, uid, replicas, adopted) VALUES (:pool_id, :name, :uid, :replicas, :adopted)"
 )
 
+_WRITTEN = names_of(Written)
 # VMs to be detached and replicas to be changed are work at once. After a failure they are work once the row is due again.
 _ACQUIRE_DUE = text(f"""
     WITH due AS (
@@ -39,9 +40,8 @@ _ACQUIRE_DUE = text(f"""
         ORDER BY o.due_at LIMIT :limit FOR UPDATE OF o SKIP LOCKED)
     UPDATE vm_pool o SET attempts = attempts + 1, due_at = now(), {ACQUIRE}
     FROM due, pool p WHERE o.pool_id = due.pool_id AND p.id = o.pool_id
-    RETURNING o.pool_id, p.name AS pool, o.name, o.round, o.adopted, o.uid, o.replicas, o.generation, o.template,
-        o.paused AS paused_by_us, o.attempts, o.incident, p.paused, p.deleting_at IS NOT NULL AS deleting, p.vm_spec,
-        p.revision, p.path, p.source
+    RETURNING o.pool_id, p.name AS pool, o.name, o.round, o.adopted, o.attempts, o.incident, p.paused,
+        {", ".join(f"o.{name} AS written_{name}" for name in _WRITTEN)}, p.deleting_at IS NOT NULL AS deleting, p.vm_spec, p.revision, p.path, p.source
 """)
 _LEAVING = text("""
     SELECT v.id, v.pool_id, v.name, v.uid, v.state, v.claim_id, coalesce(jsonb_exists(c.labels, 'name'), false) AS is_named
@@ -162,160 +162,131 @@ class PoolOfVmPool:
 
 
 async def insert(
-    tx: AsyncConnection,
-    pool_id: UUID,
-    *,
-    name: str,
-    uid: str | None = None,
-    replicas: int | None = None,
-    adopted: bool = False,
+    tx: Tx, pool_id: UUID, *, name: str, uid: str | None = None, replicas: int | None = None, adopted: bool = False
 ) -> None:
     """The pool is to have a VirtualMachinePool of that name. `adopted`: the cluster has it already."""
-    params = {"pool_id": pool_id, "name": name, "uid": uid, "replicas": replicas, "adopted": adopted}
-    await tx.execute(_INSERT, params)
+    await run(tx, _INSERT, pool_id=pool_id, name=name, uid=uid, replicas=replicas, adopted=adopted)
 
 
-async def acquire_due(tx: AsyncConnection, *, token: UUID, limit: int, seconds: float) -> list[VmPoolRow]:
-    rows = (await tx.execute(_ACQUIRE_DUE, {"token": token, "limit": limit, "seconds": seconds})).mappings()
+async def acquire_due(tx: Tx, *, token: UUID, limit: int, seconds: float) -> list[VmPoolRow]:
+    rows = await mappings(tx, _ACQUIRE_DUE, token=token, limit=limit, seconds=seconds)
     return [_read(row) for row in rows]
 
 
-async def leaving(tx: AsyncConnection, pool_id: UUID, *, states: Sequence[VmState], limit: int) -> list[LeavingVm]:
+async def leaving(tx: Tx, pool_id: UUID, *, states: Sequence[VmState], limit: int) -> list[LeavingVm]:
     """VMs that must be detached, claimed ones first."""
-    params = {"pool_id": pool_id, "states": [str(state) for state in states], "limit": limit}
-    rows = (await tx.execute(_LEAVING, params)).mappings()
+    rows = await mappings(tx, _LEAVING, pool_id=pool_id, states=[str(state) for state in states], limit=limit)
     return [LeavingVm(**{**row, "state": VmState(row["state"])}) for row in rows]
 
 
-async def read_desired(tx: AsyncConnection, row: VmPoolRow, *, template: str | None) -> DesiredVmPool:
+async def read_desired(tx: Tx, row: VmPoolRow, *, template: str | None) -> DesiredVmPool:
     """What the rows want of it now. Call it after `leaving` in the same transaction: it counts none of those."""
-    counts = (await tx.execute(_COUNT, {"pool_id": row.pool_id})).one()
+    counts = (await run(tx, _COUNT, pool_id=row.pool_id)).one()
     return DesiredVmPool(
         planned=counts.planned, kept=counts.kept, paused=row.paused, deleting=row.deleting, template=template
     )
 
 
 async def write_status(
-    tx: AsyncConnection, row: VmPoolRow, status: VmPoolStatus, *, token: UUID, template: str | None, paused: bool
+    tx: Tx, row: VmPoolRow, status: VmPoolStatus, *, token: UUID, template: str | None, paused: bool
 ) -> None:
     """What it is after our write. `template` None: the template was not written."""
-    params = {
-        "pool_id": row.pool_id,
-        "token": token,
-        "uid": status.uid,
-        "replicas": status.replicas,
-        "generation": status.generation,
-        "template": template,
-        "paused": paused,
-    }
-    await tx.execute(_WRITE_STATUS, params)
+    await run(
+        tx,
+        _WRITE_STATUS,
+        pool_id=row.pool_id,
+        token=token,
+        uid=status.uid,
+        replicas=status.replicas,
+        generation=status.generation,
+        template=template,
+        paused=paused,
+    )
 
 
-async def replace(tx: AsyncConnection, row: VmPoolRow, *, token: UUID, name: str) -> None:
+async def replace(tx: Tx, row: VmPoolRow, *, token: UUID, name: str) -> None:
     """The cluster lost it, and another is to be made under another name."""
-    params = {"pool_id": row.pool_id, "token": token, "name": name, "round": row.round + 1}
-    await tx.execute(_REPLACE, params)
+    await run(tx, _REPLACE, pool_id=row.pool_id, token=token, name=name, round=row.round + 1)
 
 
-async def write_incident(tx: AsyncConnection, pool_id: UUID, incident: str) -> None:
-    await tx.execute(_INCIDENT, {"pool_id": pool_id, "incident": incident})
+async def write_incident(tx: Tx, pool_id: UUID, incident: str) -> None:
+    await run(tx, _INCIDENT, pool_id=pool_id, incident=incident)
 
 
 async def finish(
-    tx: AsyncConnection, pool_id: UUID, *, token: UUID, seconds: float, reason: str | None, failed: bool = False
+    tx: Tx, pool_id: UUID, *, token: UUID, seconds: float, reason: str | None, failed: bool = False
 ) -> None:
     """Releases the row, which is due again after `seconds`; sooner if there is work for it, unless it `failed`."""
-    params = {"pool_id": pool_id, "token": token, "seconds": seconds, "reason": reason, "failed": failed}
-    await tx.execute(_FINISH, params)
+    await run(tx, _FINISH, pool_id=pool_id, token=token, seconds=seconds, reason=reason, failed=failed)
 
 
-async def mark_enrolled(tx: AsyncConnection, pool_id: UUID, *, token: UUID) -> None:
+async def mark_enrolled(tx: Tx, pool_id: UUID, *, token: UUID) -> None:
     """All VMs that it had before the pool existed carry our labels."""
-    await tx.execute(_ENROLLED, {"pool_id": pool_id, "token": token})
+    await run(tx, _ENROLLED, pool_id=pool_id, token=token)
 
 
-async def end(tx: AsyncConnection, pool_id: UUID, *, token: UUID) -> bool:
+async def end(tx: Tx, pool_id: UUID, *, token: UUID) -> bool:
     """Its pool is being deleted, and the cluster has it no longer."""
-    return (await tx.execute(_END, {"pool_id": pool_id, "token": token})).first() is not None
+    return await any_row(tx, _END, pool_id=pool_id, token=token)
 
 
-async def notes(tx: AsyncConnection, pool_id: UUID) -> tuple[str, ...]:
+async def notes(tx: Tx, pool_id: UUID) -> tuple[str, ...]:
     """What keeps it from making its VMs, and what somebody else did to it recently."""
-    row = (await tx.execute(_NOTES, {"pool_id": pool_id, "shown": INCIDENT_SHOWN})).first()
+    row = (await run(tx, _NOTES, pool_id=pool_id, shown=INCIDENT_SHOWN)).first()
     return tuple(each for each in (row.reason, row.incident) if each) if row else ()
 
 
-async def known_names(tx: AsyncConnection) -> set[str]:
+async def known_names(tx: Tx) -> set[str]:
     """The names of all VirtualMachinePools that pools have, or are about to have."""
-    return set((await tx.execute(_NAMES)).scalars())
+    return set((await run(tx, _NAMES)).scalars())
 
 
-async def of_pool(tx: AsyncConnection, pool_id: UUID) -> tuple[str, str | None] | None:
+async def of_pool(tx: Tx, pool_id: UUID) -> tuple[str, str | None] | None:
     """Name and UID of the pool's VirtualMachinePool. None: the service creates its VMs one by one."""
-    row = (await tx.execute(_OF_POOL, {"pool_id": pool_id})).first()
+    row = (await run(tx, _OF_POOL, pool_id=pool_id)).first()
     return (row.name, row.uid) if row else None
 
 
 async def mark_detached(
-    tx: AsyncConnection, *, ids: Sequence[UUID] = (), uids: Sequence[str] = (), pool_id: UUID | None = None
+    tx: Tx, *, ids: Sequence[UUID] = (), uids: Sequence[str] = (), pool_id: UUID | None = None
 ) -> list[UUID]:
     """No VirtualMachinePool owns these VMs (or any of the pool's) any more. Returns the pools of those for which that is new."""
-    rows = await tx.execute(_DETACH, {"ids": list(ids), "uids": list(uids), "pool_id": pool_id})
+    rows = await run(tx, _DETACH, ids=list(ids), uids=list(uids), pool_id=pool_id)
     return sorted({row.pool_id for row in rows})
 
 
-async def ids_of_uids(tx: AsyncConnection, uids: Sequence[str]) -> dict[str, UUID]:
+async def ids_of_uids(tx: Tx, uids: Sequence[str]) -> dict[str, UUID]:
     """The rows of VMs that have not ended, by the UID of their object."""
-    return {row.uid: row.id for row in await tx.execute(_IDS_OF_UIDS, {"uids": list(uids)})}
+    return {row.uid: row.id for row in await run(tx, _IDS_OF_UIDS, uids=list(uids))}
 
 
-async def pools_of(tx: AsyncConnection, pool_ids: Sequence[UUID]) -> dict[UUID, PoolOfVmPool]:
+async def pools_of(tx: Tx, pool_ids: Sequence[UUID]) -> dict[UUID, PoolOfVmPool]:
     """Those of the pools that exist and have a VirtualMachinePool."""
-    rows = await tx.execute(_WITH_VM_POOL, {"ids": list(pool_ids)})
+    rows = await run(tx, _WITH_VM_POOL, ids=list(pool_ids))
     return {row.id: PoolOfVmPool(row.revision, row.source) for row in rows}
 
 
-async def unassigned(tx: AsyncConnection, pool_id: UUID, *, limit: int) -> list[UUID]:
+async def unassigned(tx: Tx, pool_id: UUID, *, limit: int) -> list[UUID]:
     """Planned VMs that have no object yet, the oldest first. They are locked until `tx` ends."""
-    return list((await tx.execute(_UNASSIGNED, {"pool_id": pool_id, "limit": limit})).scalars())
+    return list((await run(tx, _UNASSIGNED, pool_id=pool_id, limit=limit)).scalars())
 
 
-async def assign(tx: AsyncConnection, objects: Mapping[UUID, MadeVm]) -> None:
+async def assign(tx: Tx, objects: Mapping[UUID, MadeVm]) -> None:
     """Assigns objects to rows."""
     ids = sorted(objects)
     made = [objects[vm_id] for vm_id in ids]
-    await tx.execute(
+    await run(
+        tx,
         _ASSIGN,
-        {
-            "ids": ids,
-            "names": [vm.name for vm in made],
-            "uids": [vm.uid for vm in made],
-            "members": [vm.member for vm in made],
-            "revisions": [vm.revision for vm in made],
-        },
+        ids=ids,
+        names=[vm.name for vm in made],
+        uids=[vm.uid for vm in made],
+        members=[vm.member for vm in made],
+        revisions=[vm.revision for vm in made],
     )
 
 
-def _read(row: Mapping[Any, Any]) -> VmPoolRow:
-    return VmPoolRow(
-        pool_id=row["pool_id"],
-        pool=row["pool"],
-        name=row["name"],
-        round=row["round"],
-        adopted=row["adopted"],
-        written=Written(
-            uid=row["uid"],
-            replicas=row["replicas"],
-            generation=row["generation"],
-            template=row["template"],
-            paused=row["paused_by_us"],
-        ),
-        attempts=row["attempts"],
-        incident=row["incident"],
-        paused=row["paused"],
-        deleting=row["deleting"],
-        vm_spec=row["vm_spec"],
-        revision=row["revision"],
-        path=StartPath(row["path"]),
-        source=row["source"],
-    )
+def _read(row: RowMapping) -> VmPoolRow:
+    given = dict(row)
+    written = Written(**{name: given.pop(f"written_{name}") for name in _WRITTEN})
+    return VmPoolRow(**{**given, "written": written, "path": StartPath(given["path"])})

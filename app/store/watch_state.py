@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.store.database import Tx, first, run
 
 VMS = "virtualmachines"
 """The watch of our VMs: the name of its row and of its lease."""
@@ -21,8 +22,8 @@ _BROKEN = text("""
         broken_since = coalesce(watch.broken_since, now()), broken_reason = excluded.broken_reason
 """)
 _READ = text("""
-    SELECT holder, listed_at, extract(epoch FROM now() - listed_at)::float AS list_age,
-        extract(epoch FROM now() - heard_at)::float AS age, broken_since, broken_reason FROM watch WHERE name = :name
+    SELECT holder, extract(epoch FROM now() - listed_at)::float AS list_age_seconds,
+        extract(epoch FROM now() - heard_at)::float AS age_seconds, broken_since, broken_reason FROM watch WHERE name = :name
 """)
 
 
@@ -37,22 +38,14 @@ class WatchState:
     broken_reason: str | None
 
 
-async def write_heard(tx: AsyncConnection, name: str, *, holder: str, listed: bool) -> None:
-    await tx.execute(_HEARD, {"name": name, "holder": holder, "listed": listed})
+async def write_heard(tx: Tx, name: str, *, holder: str, listed: bool) -> None:
+    await run(tx, _HEARD, name=name, holder=holder, listed=listed)
 
 
-async def write_broken(tx: AsyncConnection, name: str, *, holder: str, reason: str) -> None:
-    await tx.execute(_BROKEN, {"name": name, "holder": holder, "reason": reason})
+async def write_broken(tx: Tx, name: str, *, holder: str, reason: str) -> None:
+    await run(tx, _BROKEN, name=name, holder=holder, reason=reason)
 
 
-async def get(tx: AsyncConnection, name: str) -> WatchState | None:
-    row = (await tx.execute(_READ, {"name": name})).first()
-    if row is None:
-        return None
-    return WatchState(
-        holder=row.holder,
-        age_seconds=row.age,
-        list_age_seconds=row.list_age,
-        broken_since=row.broken_since,
-        broken_reason=row.broken_reason,
-    )
+async def get(tx: Tx, name: str) -> WatchState | None:
+    row = await first(tx, _READ, name=name)
+    return WatchState(**row) if row else None

@@ -14,7 +14,6 @@ from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.path_selection import Choice, NoChoice, PathOption, Record, choose
 from app.domain.paths import StartPath
-from app.domain.states import ClaimState
 from app.errors import NoPath
 from app.lifecycle.on_demand_pools import enter_pool, on_demand_spec, start_of
 from app.lifecycle.path_options import OptionRules, VmTerms, read_options
@@ -23,7 +22,6 @@ from app.store.claims import described
 from app.store.claims import rows as claims
 from app.store.claims.described import StuckClaim
 from app.store.database import Database, Tx
-from app.store.notices import notify_settled
 from app.store.pools import rows as pool_rows
 from app.store.rows import ClaimRow, PoolRow
 from app.store.vms.observed import database_now
@@ -106,8 +104,7 @@ class ClaimFailover:
         return self._gateway.expand(spec.template, spec.warm_when, spec.placement, diskless=spec.start_from is not None)
 
     async def _fail(self, tx: Tx, claim: ClaimRow, reason: str) -> None:
-        ended = await claims.end(tx, [claim.id], ClaimState.FAILED, sources=[ClaimState.PENDING], reason=reason)
-        await notify_settled(tx, [claim_id for claim_id, _, _ in ended])
+        await claims.fail_pending(tx, [claim.id], reason=reason)
         await pool_rows.plan_soon(tx, claim.pool_id)
         log.info("claim.no_path_left", claim=str(claim.id), reason=reason)
 

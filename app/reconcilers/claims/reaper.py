@@ -7,11 +7,11 @@ import structlog
 
 from app.config import Settings
 from app.domain.states import ClaimState, VmState
-from app.reconcilers.vms.outcomes import FailureRules, give_up, serve_waiting
+from app.reconcilers.vms.outcomes import give_up, serve_waiting
 from app.store import events
 from app.store.claims import rows as claims
 from app.store.database import Database
-from app.store.notices import Topic, notify, notify_settled
+from app.store.notices import Topic, notify
 from app.store.pools import rows as pool_rows
 from app.store.vms import observed
 from app.store.vms import rows as vms
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 class Reaper:
     def __init__(self, db: Database, settings: Settings) -> None:
         self._db = db
-        self._rules = FailureRules.of(settings)
+        self._settings = settings
         self._history_seconds = settings.history_days * _DAY
 
     async def step(self) -> bool:
@@ -33,7 +33,11 @@ class Reaper:
         full = await self._end_leases()
         full |= await self._end_waits()
         full |= await self._end_boots()
-        await self._serve_waiting()
+        async with self._db.begin() as tx:
+            waiting = await claims.pools_with_pending(tx)
+        for pool_id in waiting:
+            async with self._db.begin() as tx:
+                await serve_waiting(tx, pool_id)
         return full
 
     async def prune(self) -> bool:
@@ -70,9 +74,7 @@ class Reaper:
         async with self._db.begin() as tx:
             over = await claims.expired_places(tx, limit=_BATCH)
             why = "no VM became ready before its deadline, or before the time that a claim may wait was over"
-            ended = await claims.end(tx, over, ClaimState.FAILED, sources=[ClaimState.PENDING], reason=why)
-            await notify_settled(tx, [claim_id for claim_id, _, _ in ended])
-            await pool_rows.plan_soon(tx, *(pool_id for _, pool_id, _ in ended))
+            await pool_rows.plan_soon(tx, *await claims.fail_pending(tx, over, reason=why))
         return len(over) == _BATCH
 
     async def _end_boots(self) -> bool:
@@ -80,19 +82,11 @@ class Reaper:
             late = await observed.overdue(tx, limit=_BATCH)
         for vm in late:
             async with self._db.begin() as tx:
-                now = await observed.database_now(tx)
                 if vm.ready_at is None:
                     reason = f"not ready {vm.boot_timeout_seconds:.0f} s after it was created"
                 else:
                     reason = "no longer warm, and it did not recover"
                 if vm.facts.health:
                     reason = f"{reason}: {vm.facts.health}"
-                await give_up(tx, vm, VmState.FAILED, reason=reason, rules=self._rules, now=now)
+                await give_up(tx, vm, VmState.FAILED, reason=reason, settings=self._settings)
         return len(late) == _BATCH
-
-    async def _serve_waiting(self) -> None:
-        async with self._db.begin() as tx:
-            waiting = await claims.pools_with_pending(tx)
-        for pool_id in waiting:
-            async with self._db.begin() as tx:
-                await serve_waiting(tx, pool_id)

@@ -13,7 +13,7 @@ from app.domain.nodes import Node
 from app.reconcilers.runtime.informer import Batch, Informer, Pending
 from app.store import nodes as node_rows
 from app.store import watch_state
-from app.store.database import Database, Tx
+from app.store.database import Database
 from app.store.notices import Topic, notify
 
 log = structlog.get_logger(__name__)
@@ -25,8 +25,7 @@ class NodeInformer(Informer[NodesListed, NodeChanged | NodeGone]):
     gather_seconds = 0.2  # pods come and go in bursts
 
     def __init__(self, db: Database, gateway: Gateway, settings: Settings, *, holder: str) -> None:
-        super().__init__(db, settings, holder=holder)
-        self._gateway = gateway
+        super().__init__(db, gateway, settings, holder=holder)
         self._known: dict[str, Node] = {}
 
     @override
@@ -49,7 +48,11 @@ class NodeInformer(Informer[NodesListed, NodeChanged | NodeGone]):
             await self._leader.require(tx)
             if listed is not None:
                 await node_rows.keep_only(tx, [node.name for node in listed.nodes])
-                await self._write_pods_watch(tx, listed.pods_hidden)
+                holder, hidden = self._leader.holder, listed.pods_hidden
+                if hidden is None:
+                    await watch_state.write_heard(tx, node_rows.PODS_WATCH, holder=holder, listed=True)
+                else:
+                    await watch_state.write_broken(tx, node_rows.PODS_WATCH, holder=holder, reason=hidden)
             await node_rows.write(tx, list(nodes.values()))
             await node_rows.drop(tx, gone)
             if any(has_more_room(self._known.get(name), node) for name, node in nodes.items()):
@@ -60,13 +63,6 @@ class NodeInformer(Informer[NodesListed, NodeChanged | NodeGone]):
         self._known = {name: node for name, node in known.items() if name not in gone}
         if woken:
             log.info("nodes.more_room", pools=woken)
-
-    async def _write_pods_watch(self, tx: Tx, hidden: str | None) -> None:
-        holder = self._leader.holder
-        if hidden is None:
-            await watch_state.write_heard(tx, node_rows.PODS_WATCH, holder=holder, listed=True)
-        else:
-            await watch_state.write_broken(tx, node_rows.PODS_WATCH, holder=holder, reason=hidden)
 
 
 def _name_of(event: NodeChanged | NodeGone) -> str:

@@ -11,14 +11,14 @@ from uuid import UUID
 import structlog
 
 from app.domain.planning import Plan, plan
-from app.domain.states import ClaimState, VmState
+from app.domain.states import VmState
 from app.ids import new_id, vm_name
 from app.lifecycle.placement import Placing, Room
 from app.lifecycle.start_sources import note_on_start
 from app.store import events, vm_pools
 from app.store.claims import rows as claims
 from app.store.database import Database, Tx
-from app.store.notices import Topic, notify, notify_settled
+from app.store.notices import Topic, notify
 from app.store.pools import planning
 from app.store.pools import rows as pool_rows
 from app.store.rows import PoolRow
@@ -66,7 +66,9 @@ async def plan_next_pool(
             return pool_id
         snapshot, now = await planning.snapshot(tx, pool)
         if pool.deleting_at is not None:
-            await _fail_pending(tx, pool)
+            # Claims that became pending before the deletion was committed.
+            late = await claims.pending_of_pool(tx, pool.id)
+            await claims.fail_pending(tx, late, reason=f"pool {pool.name!r} was deleted")
         if await pool_rows.end_delete(tx, pool_id):
             await events.record(tx, "pool.deleted", pool_id=pool_id)
             log.info("pool.deleted", pool=pool.name)
@@ -77,11 +79,8 @@ async def plan_next_pool(
             known = replace(snapshot, room=room.count, room_note=room.note, never_fits=room.never_fits)
             step = plan(known, now)
         await _apply(tx, pool, step, asked={vm.id for vm in snapshot.in_flight if vm.asked})
-        notes = (
-            *step.notes,
-            *await note_on_start(tx, pool.path, pool.source),
-            *await vm_pools.notes(tx, pool_id),
-        )
+        waits = await note_on_start(tx, pool.path, pool.source)
+        notes = (*step.notes, *waits, *await vm_pools.notes(tx, pool_id))
         await planning.write(
             tx,
             pool_id,
@@ -100,14 +99,6 @@ async def plan_next_pool(
             urgent=step.urgent,
         )
     return pool_id
-
-
-async def _fail_pending(tx: Tx, pool: PoolRow) -> None:
-    """Fails claims that became pending before the deletion of their pool was committed."""
-    late = await claims.pending_of_pool(tx, pool.id)
-    reason = f"pool {pool.name!r} was deleted"
-    ended = await claims.end(tx, late, ClaimState.FAILED, sources=[ClaimState.PENDING], reason=reason)
-    await notify_settled(tx, [claim_id for claim_id, _, _ in ended])
 
 
 async def _apply(tx: Tx, pool: PoolRow, step: Plan, *, asked: set[UUID]) -> None:

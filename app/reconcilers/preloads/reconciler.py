@@ -27,7 +27,7 @@ from app.domain.preload_lifecycle import (
 )
 from app.errors import ClusterError, ClusterUnavailable
 from app.reconcilers.runtime.leased_worker import LeasedWorker, LeaseLost, RetryLater
-from app.reconcilers.vms.outcomes import FailureRules, give_up_stranded
+from app.reconcilers.vms.outcomes import give_up_stranded
 from app.store import events, leases
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
@@ -51,10 +51,9 @@ class PreloadReconciler(LeasedWorker[PreloadRow]):
     batch_size = _BATCH
 
     def __init__(self, db: Database, gateway: Gateway, settings: Settings) -> None:
-        super().__init__(db, settings)
+        super().__init__(db, gateway, settings)
         self._cluster = gateway.preloads
         self._rules = Rules(stall_seconds=settings.preload_stall_seconds)
-        self._failure_rules = FailureRules.of(settings)
 
     @override
     async def acquire(self, tx: Tx, limit: int) -> Sequence[PreloadRow]:
@@ -150,10 +149,8 @@ class PreloadReconciler(LeasedWorker[PreloadRow]):
         written = await preload_rows.write(
             tx,
             item.id,
+            step,
             token=self.token,
-            state=step.state,
-            status=step.status,
-            reason=step.reason,
             generation=item.generation + 1 if step.begin_anew else item.generation,
             attempts=0 if step.state is PreloadState.READY else attempts,
             usable=usable,
@@ -190,7 +187,7 @@ class PreloadReconciler(LeasedWorker[PreloadRow]):
         async with self._db.begin() as tx:
             stranded = await preload_rows.stranded(tx, item.name, before=now)
         reason = f"the volume of preload {item.name!r} was deleted in the cluster before this VM had its disks"
-        await give_up_stranded(self._db, stranded, reason=reason, rules=self._failure_rules)
+        await give_up_stranded(self._db, stranded, reason=reason, settings=self._settings)
 
     async def _delete_unused(self) -> None:
         settings = self._settings

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar, cast
 
+from app.compute.gateway import Gateway
 from app.compute.vms import Broken
 from app.concurrency import first_of
 from app.config import Settings
@@ -93,8 +94,9 @@ class Informer(ABC, Generic[Listed, Event]):
     gather_seconds: ClassVar[float]
     """How long to wait for further events before a batch is written."""
 
-    def __init__(self, db: Database, settings: Settings, *, holder: str) -> None:
+    def __init__(self, db: Database, gateway: Gateway, settings: Settings, *, holder: str) -> None:
         self._db = db
+        self._gateway = gateway
         self._leader = Leader(db, self.loop, self.watch, holder=holder, lease_seconds=settings.watch_lease_seconds)
         self._broken = True
         self._heard_at = 0.0

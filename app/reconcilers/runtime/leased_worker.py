@@ -21,6 +21,7 @@ from uuid import UUID
 
 import structlog
 
+from app.compute.gateway import Gateway
 from app.config import Settings
 from app.domain.failures import retry_delay
 from app.errors import ClusterError, ClusterUnavailable
@@ -67,9 +68,10 @@ class LeasedWorker(ABC, Generic[Item]):
     leases: ClassVar[RowLeases]
     retry_cap_seconds: ClassVar[float] = 60.0
 
-    def __init__(self, db: Database, settings: Settings) -> None:
+    def __init__(self, db: Database, gateway: Gateway, settings: Settings) -> None:
         self.token = new_id()
         self._db = db
+        self._gateway = gateway
         self._settings = settings
 
     async def step(self) -> bool:

@@ -66,7 +66,7 @@ class Reconcilers:
         """Works until `stop`, finishes the calls under way, and releases all other work. A loop that dies ends all of them."""
         async with asyncio.TaskGroup() as tasks:
             for name, loop in self._loops.items():
-                tasks.create_task(loop(stop), name=name)
+                tasks.create_task(loop(stop=stop), name=name)
             if await self._gateway.unavailable(Capability.WATCH_NODES) is None:
                 tasks.create_task(self._nodes.run(stop), name="nodes")
         for worker in (self._creator, self._remover, self._snapshots, self._preloads, self._vm_pools):
@@ -99,9 +99,8 @@ class Reconcilers:
             ("prune", self._reaper.prune, _MINUTE, Wake()),
             ("retire", partial(retire_idle_pools, self._db), _MINUTE, Wake()),
         ]
-        loops: dict[str, _Run] = {name: partial(_run, name, step, seconds, wake) for name, step, seconds, wake in steps}
-        loops["vms"] = self._vms.run
-        return loops
+        loops = {name: partial(run_loop, name, step, every=every, wake=wake) for name, step, every, wake in steps}
+        return {**loops, "vms": self._vms.run}
 
     def _on(self, *topics: Topic) -> Wake:
         wake = Wake()
@@ -111,8 +110,5 @@ class Reconcilers:
 
 
 _Step = Callable[[], Awaitable[bool]]
-_Run = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
-
-
-async def _run(name: str, step: _Step, seconds: float, wake: Wake, stop: asyncio.Event) -> None:
-    await run_loop(name, step, every=seconds, wake=wake, stop=stop)
+_Run = Callable[..., Coroutine[Any, Any, None]]
+"""Runs until its argument `stop` is set."""

@@ -34,8 +34,7 @@ class SnapshotReconciler(LeasedWorker[SnapshotWork]):
     leases = snapshot_work.LEASES
 
     def __init__(self, db: Database, gateway: Gateway, settings: Settings) -> None:
-        super().__init__(db, settings)
-        self._gateway = gateway
+        super().__init__(db, gateway, settings)
         self._phases = TakePhases(db, gateway, settings, self.guarded)
 
     @override

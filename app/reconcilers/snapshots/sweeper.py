@@ -9,7 +9,7 @@ from app.config import Settings
 from app.domain.snapshots import TAKE_ENDED, SnapshotStatus, TakeState
 from app.errors import ClusterError, ClusterUnavailable
 from app.ids import new_id
-from app.reconcilers.vms.outcomes import FailureRules, give_up_stranded
+from app.reconcilers.vms.outcomes import give_up_stranded
 from app.store import leases
 from app.store.database import Database
 from app.store.snapshots import rows as snapshot_rows
@@ -27,7 +27,6 @@ class SnapshotSweeper:
         self._db = db
         self._cluster = gateway.snapshots
         self._settings = settings
-        self._rules = FailureRules.of(settings)
 
     async def step(self) -> bool:
         """One comparison, unless a replica made one within the interval. Never asks to be run again at once."""
@@ -72,7 +71,7 @@ class SnapshotSweeper:
             stranded = await snapshot_work.stranded(tx, limit=_STRANDED_AT_ONCE)
         for vm_id, snapshot in stranded.items():
             reason = f"snapshot {snapshot!r} was deleted in the cluster before this VM had its disks"
-            await give_up_stranded(self._db, [vm_id], reason=reason, rules=self._rules)
+            await give_up_stranded(self._db, [vm_id], reason=reason, settings=self._settings)
 
     async def _remove_orphans(self, found: tuple[SnapshotStatus, ...]) -> None:
         by_take = {take_id: status for status in found if (take_id := _take_id(status)) is not None}

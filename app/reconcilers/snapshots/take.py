@@ -186,7 +186,7 @@ class TakePhases:
 
     async def _take(self, at: Situation, take: TakeRow) -> float | None:
         spec = at.row.spec
-        name = object_name(at.row, take)
+        name = vm_name(at.row.name, take.id)  # never used twice
         status = await self._cluster.look(name)
         if status is not None and status.take_id != str(take.id):
             taken = f"the name {name} belongs to a VirtualMachineSnapshot that is not ours"
@@ -234,7 +234,9 @@ class TakePhases:
                 waiting = await snapshot_work.starting_from(tx, at.row.name, before=take.state_since + _SETTLE)
             if waiting:
                 return await self._follow(at, take, Step(None, f"{waiting} VMs that start from it are on their way"))
-        going = await self._cluster.remove(name=object_name(at.row, take), uid=take.object_uid, take_id=str(take.id))
+        going = await self._cluster.remove(
+            name=vm_name(at.row.name, take.id), uid=take.object_uid, take_id=str(take.id)
+        )
         if going:
             return _pause(at, take)
         over = TakeState.RETIRED if take.state is TakeState.RETIRING else TakeState.FAILED
@@ -268,11 +270,6 @@ class TakePhases:
         if claim.lease_expires_at - at.now < timedelta(seconds=seconds / 2):
             async with self._guarded(at.row.id) as tx:
                 await claims.renew(tx, claim.id, seconds=seconds)
-
-
-def object_name(row: SnapshotRow, take: TakeRow) -> str:
-    """The name of a take's VirtualMachineSnapshot, never used twice."""
-    return vm_name(row.name, take.id)
 
 
 async def fail_take(tx: Tx, take: TakeRow, reason: str | None) -> None:

@@ -59,8 +59,7 @@ class VmPoolReconciler(LeasedWorker[VmPoolRow]):
     retry_cap_seconds = 15.0
 
     def __init__(self, db: Database, gateway: Gateway, settings: Settings) -> None:
-        super().__init__(db, settings)
-        self._gateway = gateway
+        super().__init__(db, gateway, settings)
         self._cluster = gateway.vm_pools
 
     @override
@@ -171,9 +170,8 @@ class VmPoolReconciler(LeasedWorker[VmPoolRow]):
             await vm_pools.mark_detached(tx, ids=[vm.id])
             if claim_id is not None and found:
                 label = LabelWork(claim_id=claim_id, vm_id=vm.id, name=vm.name, uid=vm.uid, attempts=0)
-                if (
-                    vm.is_named
-                ):  # for the labeler: a name may be refused as a label, and must not keep the VM from being detached
+                # For the labeler: a name may be refused as a label, and must not keep the VM from being detached.
+                if vm.is_named:
                     await work.retry_label(tx, label, seconds=0)
                     await notify(tx, Topic.CLAIMED, vm.pool_id)
                 else:

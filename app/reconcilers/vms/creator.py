@@ -9,15 +9,13 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
-from app.compute.gateway import Gateway
-from app.config import Settings
 from app.domain.paths import StartPath
 from app.domain.states import VmState
 from app.errors import ClusterError
 from app.lifecycle.start_sources import NotYet, resolve_start
 from app.reconcilers.runtime.leased_worker import LeasedWorker, RetryLater
-from app.reconcilers.vms.outcomes import FailureRules, give_up
-from app.store.database import Database, Tx
+from app.reconcilers.vms.outcomes import give_up
+from app.store.database import Tx
 from app.store.preloads import rows as preload_rows
 from app.store.vms import observed, work
 from app.store.vms import rows as vms
@@ -34,20 +32,11 @@ class VmCreator(LeasedWorker[CreateWork]):
     leases = work.LEASES
     retry_cap_seconds = math.inf
 
-    def __init__(self, db: Database, gateway: Gateway, settings: Settings) -> None:
-        super().__init__(db, settings)
-        self._gateway = gateway
-        self._rules = FailureRules.of(settings)
-
     @override
     async def acquire(self, tx: Tx, limit: int) -> Sequence[CreateWork]:
         settings = self._settings
         return await work.acquire_creates(
-            tx,
-            token=self.token,
-            limit=limit,
-            seconds=settings.work_lease_seconds,
-            rate=settings.creates_per_second,
+            tx, token=self.token, limit=limit, seconds=settings.work_lease_seconds, rate=settings.creates_per_second
         )
 
     @override
@@ -86,5 +75,4 @@ class VmCreator(LeasedWorker[CreateWork]):
         async with self.guarded(item.id) as tx:
             vm = (await observed.by_ids(tx, [item.id])).get(item.id)
             if vm is not None:
-                now = await observed.database_now(tx)
-                await give_up(tx, vm, VmState.FAILED, reason=error.detail, rules=self._rules, now=now)
+                await give_up(tx, vm, VmState.FAILED, reason=error.detail, settings=self._settings)

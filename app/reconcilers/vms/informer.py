@@ -21,8 +21,7 @@ class VmInformer(Informer[Listed, Changed | Gone]):
     def __init__(
         self, db: Database, gateway: Gateway, settings: Settings, *, holder: str, on_boot: OnBoot | None = None
     ) -> None:
-        super().__init__(db, settings, holder=holder)
-        self._gateway = gateway
+        super().__init__(db, gateway, settings, holder=holder)
         self._writer = StatusWriter(db, gateway, settings, fence=self._leader.require, on_boot=on_boot)
 
     @override

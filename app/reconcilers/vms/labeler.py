@@ -4,10 +4,8 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
-from app.compute.gateway import Gateway
-from app.config import Settings
 from app.reconcilers.runtime.leased_worker import LeasedWorker, RetryLater
-from app.store.database import Database, Tx
+from app.store.database import Tx
 from app.store.vms import work
 from app.store.vms.work import LabelWork
 
@@ -17,10 +15,6 @@ class ClaimLabeler(LeasedWorker[LabelWork]):
 
     subject = "vm"
     call = "label"
-
-    def __init__(self, db: Database, gateway: Gateway, settings: Settings) -> None:
-        super().__init__(db, settings)
-        self._gateway = gateway
 
     @override
     async def acquire(self, tx: Tx, limit: int) -> Sequence[LabelWork]:

@@ -5,8 +5,7 @@ Functions that take `tx` work inside the caller's transaction. They lock in one 
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 import structlog
@@ -25,27 +24,6 @@ from app.store.vms.observed import ObservedVm
 from app.telemetry import VM_ENDS
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class FailureRules:
-    """The settings that decide what follows when a VM fails. Times are in seconds."""
-
-    replace_window: timedelta
-    pending_seconds: float
-    backoff_base_seconds: float
-    backoff_cap_seconds: float
-    breaker_failures: int
-
-    @classmethod
-    def of(cls, settings: Settings) -> "FailureRules":
-        return cls(
-            replace_window=timedelta(seconds=settings.replace_window_seconds),
-            pending_seconds=settings.pending_seconds,
-            backoff_base_seconds=settings.backoff_base_seconds,
-            backoff_cap_seconds=settings.backoff_cap_seconds,
-            breaker_failures=settings.breaker_failures,
-        )
 
 
 async def make_ready(tx: Tx, booted: Sequence[ObservedVm]) -> list[UUID]:
@@ -86,17 +64,19 @@ async def serve_waiting(tx: Tx, pool_id: UUID) -> int:
     return len(bound)
 
 
-async def give_up(tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, rules: FailureRules, now: datetime) -> bool:
+async def give_up(tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, settings: Settings) -> bool:
     """A VM becomes `failed` or `lost`. False if it is in another state by now: then nothing was changed.
 
     Its claim fails, or, within the replace window, waits at the front of the queue for another VM. A VM that was never ready
     counts as a failure of its pool.
     """
+    now = await observed.database_now(tx)
     requeued = False
     if vm.state is VmState.CLAIMED and vm.claim_id is not None and await claims.has_vm(tx, vm.claim_id, vm.id):
-        if vm.facts.claimed_at is not None and now - vm.facts.claimed_at <= rules.replace_window:
+        since = vm.facts.claimed_at
+        if since is not None and (now - since).total_seconds() <= settings.replace_window_seconds:
             requeued = await claims.requeue(
-                tx, vm.claim_id, vm_id=vm.id, reason=reason, pending_seconds=rules.pending_seconds
+                tx, vm.claim_id, vm_id=vm.id, reason=reason, pending_seconds=settings.pending_seconds
             )
         else:
             why = f"its VM {vm.name} failed: {reason}"
@@ -108,7 +88,7 @@ async def give_up(tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, rules
     if not await vms.move(tx, [vm.id], target, sources=[vm.state], reason=reason):
         return False
     if was_never_ready:
-        await count_failure(tx, vm.pool_id, planned_at=vm.created_at, reason=reason, rules=rules, now=now)
+        await _count_failure(tx, vm, now, reason=reason, settings=settings)
     if requeued:
         await serve_waiting(tx, vm.pool_id)
     if target is VmState.FAILED:
@@ -119,33 +99,24 @@ async def give_up(tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, rules
     return True
 
 
-async def count_failure(
-    tx: Tx, pool_id: UUID, *, planned_at: datetime, reason: str, rules: FailureRules, now: datetime
-) -> None:
+async def _count_failure(tx: Tx, vm: ObservedVm, now: datetime, *, reason: str, settings: Settings) -> None:
     """Counts a VM that was never ready as a failure of its pool: the pool backs off, and stalls after too many in a row."""
-    consecutive, counted_at = await pool_rows.lock_failures(tx, pool_id)
+    consecutive, counted_at = await pool_rows.lock_failures(tx, vm.pool_id)
     verdict = judge_failure(
         FailureRecord(consecutive, counted_at),
-        planned_at=planned_at,
+        planned_at=vm.created_at,
         now=now,
-        base_seconds=rules.backoff_base_seconds,
-        cap_seconds=rules.backoff_cap_seconds,
-        breaker=rules.breaker_failures,
+        base_seconds=settings.backoff_base_seconds,
+        cap_seconds=settings.backoff_cap_seconds,
+        breaker=settings.breaker_failures,
         roll=random.random(),  # noqa: S311 - jitter, not a secret
     )
     if not verdict.counts:
         return
-    await pool_rows.write_failure(
-        tx,
-        pool_id,
-        reason=reason,
-        consecutive=verdict.consecutive,
-        backoff_until=verdict.backoff_until,
-        stalled=verdict.stalled,
-    )
+    await pool_rows.write_failure(tx, vm.pool_id, verdict, reason=reason)
     if verdict.stalled:
-        await events.record(tx, "pool.stalled", pool_id=pool_id, reason=reason, failures=verdict.consecutive)
-        log.warning("pool.stalled", pool_id=str(pool_id), reason=reason, failures=verdict.consecutive)
+        await events.record(tx, "pool.stalled", pool_id=vm.pool_id, reason=reason, failures=verdict.consecutive)
+        log.warning("pool.stalled", pool_id=str(vm.pool_id), reason=reason, failures=verdict.consecutive)
 
 
 async def end_removed(tx: Tx, vm: ObservedVm) -> None:
@@ -156,7 +127,7 @@ async def end_removed(tx: Tx, vm: ObservedVm) -> None:
     await pool_rows.plan_soon(tx, vm.pool_id)
 
 
-async def give_up_stranded(db: Database, vm_ids: Iterable[UUID], *, reason: str, rules: FailureRules) -> None:
+async def give_up_stranded(db: Database, vm_ids: Iterable[UUID], *, reason: str, settings: Settings) -> None:
     """Gives up VMs whose disks were to be made from something that the cluster has lost, each in its own transaction.
 
     Otherwise their claims would wait until the boot timeout, though another path may be open to them. A VM that has a node by
@@ -167,5 +138,4 @@ async def give_up_stranded(db: Database, vm_ids: Iterable[UUID], *, reason: str,
             vm = (await observed.by_ids(tx, [vm_id])).get(vm_id)
             if vm is None or vm.state not in {VmState.CREATING, VmState.BOOTING} or vm.facts.node is not None:
                 continue
-            now = await observed.database_now(tx)
-            await give_up(tx, vm, VmState.FAILED, reason=reason, rules=rules, now=now)
+            await give_up(tx, vm, VmState.FAILED, reason=reason, settings=settings)

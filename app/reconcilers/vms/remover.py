@@ -4,12 +4,10 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
-from app.compute.gateway import Gateway
-from app.config import Settings
 from app.domain.states import VmState
 from app.errors import ClusterError
 from app.reconcilers.runtime.leased_worker import LeasedWorker, RetryLater
-from app.store.database import Database, Tx
+from app.store.database import Tx
 from app.store.pools import rows as pool_rows
 from app.store.vms import rows as vms
 from app.store.vms import work
@@ -23,10 +21,6 @@ class VmRemover(LeasedWorker[RemoveWork]):
     subject = "vm"
     call = "delete"
     leases = work.LEASES
-
-    def __init__(self, db: Database, gateway: Gateway, settings: Settings) -> None:
-        super().__init__(db, settings)
-        self._gateway = gateway
 
     @override
     async def acquire(self, tx: Tx, limit: int) -> Sequence[RemoveWork]:

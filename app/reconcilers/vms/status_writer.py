@@ -18,7 +18,7 @@ from app.domain.stages import BootMarks, measure_stages
 from app.domain.states import VM_ENDED, VmState
 from app.errors import ClusterError, ClusterUnavailable
 from app.reconcilers.vm_pools.adoption import find_rows, note_detached
-from app.reconcilers.vms.outcomes import FailureRules, end_removed, follow_ready, give_up, make_ready
+from app.reconcilers.vms.outcomes import end_removed, follow_ready, give_up, make_ready
 from app.store import vm_pools
 from app.store.database import Database, Tx
 from app.store.vms import observed
@@ -30,6 +30,7 @@ _CHUNK = 200
 _CLOCK_ALLOWANCE = timedelta(seconds=30)
 """How far this process's clock may be off the database's. A VM that is newer than that may be missing from a list."""
 _ORPHANS_AT_ONCE = 50
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _SHOWN = frozenset({Verdict.READY, Verdict.NOTED, Verdict.UNREADY})
 log = structlog.get_logger(__name__)
 
@@ -58,11 +59,11 @@ class StatusWriter:
         self._fence = fence
         self._on_boot = on_boot
         self._gateway = gateway
+        self._settings = settings
         self._rules = HealthRules(
             unready_grace=timedelta(seconds=settings.unready_grace_seconds),
             replace_window=timedelta(seconds=settings.replace_window_seconds),
         )
-        self._failure_rules = FailureRules.of(settings)
         self._orphan_grace = timedelta(seconds=settings.orphan_grace_seconds)
 
     async def apply_changes(self, observations: Sequence[Observation]) -> None:
@@ -92,9 +93,8 @@ class StatusWriter:
         async with self._begin() as tx:
             ended = await observed.of_objects(tx, {each.uid: each.name for each in gone})
             expected = [vm for vm in ended if vm.state in {VmState.RELEASING, VmState.FAILED}]
-            for vm in sorted(
-                expected, key=lambda vm: (vm.pool_id, vm.id)
-            ):  # pools in one order, so that nobody deadlocks
+            # Pools in one order, so that nobody deadlocks.
+            for vm in sorted(expected, key=lambda vm: (vm.pool_id, vm.id)):
                 await end_removed(tx, vm)
         for vm in [vm for vm in ended if vm not in expected]:
             async with self._begin() as tx:
@@ -175,30 +175,24 @@ class StatusWriter:
                 BOOT_SECONDS.observe((now - vm.asked_at).total_seconds())
 
     async def _act(self, tx: Tx, vm: ObservedVm, obs: Observation, judgement: Judgement, now: datetime) -> None:
-        if await self._carry_out(tx, vm, judgement, now):
+        if await self._carry_out(tx, vm, judgement):
             return
         # Its state changed since its row was read, for example by a claim: the same observation means something else now.
         current = (await observed.by_ids(tx, [vm.id])).get(vm.id)
         if current is not None and current.state is not vm.state:
-            again = judge(current.facts, obs, current.warm_when, self._rules, now)
-            await self._carry_out(tx, current, again, now)
+            await self._carry_out(tx, current, self._judge(current, obs, now))
 
-    async def _carry_out(self, tx: Tx, vm: ObservedVm, judgement: Judgement, now: datetime) -> bool:
+    async def _carry_out(self, tx: Tx, vm: ObservedVm, judgement: Judgement) -> bool:
         """False if the VM is in another state by now: then nothing was changed."""
         reason = judgement.reason or "the cluster gave no reason"
-        match judgement.verdict:
-            case Verdict.UNREADY:
-                grace = self._rules.unready_grace.total_seconds()
-                if not await vms.move(
-                    tx, [vm.id], VmState.BOOTING, sources=[VmState.READY], reason=reason, deadline_seconds=grace
-                ):
-                    return False
-                log.info("vm.unready", vm=vm.name, reason=reason)
-            case Verdict.FAILED | Verdict.DEAD:
-                if not await give_up(tx, vm, VmState.FAILED, reason=reason, rules=self._failure_rules, now=now):
-                    return False
-            case _:
-                pass
+        if judgement.verdict in {Verdict.FAILED, Verdict.DEAD}:
+            return await give_up(tx, vm, VmState.FAILED, reason=reason, settings=self._settings)
+        if judgement.verdict is not Verdict.UNREADY:
+            return True
+        grace, ready = self._settings.unready_grace_seconds, [VmState.READY]
+        if not await vms.move(tx, [vm.id], VmState.BOOTING, sources=ready, reason=reason, deadline_seconds=grace):
+            return False
+        log.info("vm.unready", vm=vm.name, reason=reason)
         return True
 
     async def _end(self, tx: Tx, vm: ObservedVm, *, reason: str) -> None:
@@ -212,9 +206,7 @@ class StatusWriter:
         if vm.state in {VmState.RELEASING, VmState.FAILED}:
             await end_removed(tx, vm)
         elif vm.state in {VmState.BOOTING, VmState.READY, VmState.CLAIMED}:
-            now = await observed.database_now(tx)
-            if not await give_up(tx, vm, VmState.LOST, reason=reason, rules=self._failure_rules, now=now):
-                return False
+            return await give_up(tx, vm, VmState.LOST, reason=reason, settings=self._settings)
         return True
 
     async def _end_missing(self, listed: Listed) -> None:
@@ -231,7 +223,8 @@ class StatusWriter:
 
         Objects that a VirtualMachinePool owns are left alone: the cluster would only replace them.
         """
-        old = [obs for obs in listed.observations if not obs.deleting and self._is_old(obs, listed.began_at)]
+        before = listed.began_at - self._orphan_grace
+        old = [obs for obs in listed.observations if not obs.deleting and (obs.created_at or _LONG_AGO) <= before]
         async with self._begin() as tx:
             known = await observed.by_ids(tx, [vm_id for obs in old if (vm_id := _vm_id(obs)) is not None])
             of_pools = await vm_pools.ids_of_uids(tx, [obs.uid for obs in old if _vm_id(obs) is None])
@@ -244,10 +237,6 @@ class StatusWriter:
                 log.info("orphan.retry_later", vm=obs.name, error=error.detail)
                 return
             ORPHANS.inc()
-
-    def _is_old(self, obs: Observation, now: datetime) -> bool:
-        created = obs.created_at or datetime.min.replace(tzinfo=UTC)
-        return now - created >= self._orphan_grace
 
 
 def _is_orphan(obs: Observation, known: dict[UUID, ObservedVm]) -> bool:

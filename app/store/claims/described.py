@@ -9,9 +9,9 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.store.claims.rows import StoredChoice
+from app.store.database import Tx, any_row, run
 
 _EXPLAIN = text("""
     UPDATE claim SET shape = :shape, choice = :choice, allowed = CAST(:allowed AS text[])
@@ -54,45 +54,43 @@ class StuckClaim:
     pool_id: UUID
 
 
-async def explain(tx: AsyncConnection, claim_id: UUID, written: StoredChoice, *, whatever_vm: bool = False) -> bool:
+async def explain(tx: Tx, claim_id: UUID, written: StoredChoice, *, whatever_vm: bool = False) -> bool:
     """Writes the choice to the claim's row. False where the claim's VM does not have that shape: nothing was written.
 
     With `whatever_vm` the VM's shape is not checked.
     """
-    params = {
-        "id": claim_id,
-        "shape": written.shape,
-        "choice": written.choice,
-        "allowed": list(written.allowed),
-        "whatever": whatever_vm,
-    }
-    return (await tx.execute(_EXPLAIN, params)).first() is not None
+    return await any_row(
+        tx,
+        _EXPLAIN,
+        id=claim_id,
+        shape=written.shape,
+        choice=written.choice,
+        allowed=list(written.allowed),
+        whatever=whatever_vm,
+    )
 
 
-async def remember(tx: AsyncConnection, claim_id: UUID, remembered: dict[str, Any]) -> None:
+async def remember(tx: Tx, claim_id: UUID, remembered: dict[str, Any]) -> None:
     """Writes to the claim's row what was kept for the next claim of the same shape."""
-    await tx.execute(_REMEMBER, {"id": claim_id, "remembered": remembered})
+    await run(tx, _REMEMBER, id=claim_id, remembered=remembered)
 
 
-async def stuck(tx: AsyncConnection, *, patience_seconds: float, limit: int) -> list[StuckClaim]:
+async def stuck(tx: Tx, *, patience_seconds: float, limit: int) -> list[StuckClaim]:
     """Some of the claims that may wait in vain: their pool is stalled, paused or being deleted, or one of its VMs failed or has
     been waiting for its source for long. In random order, so that claims with no other path do not hide the rest.
     """
-    rows = await tx.execute(_STUCK, {"patience": patience_seconds, "limit": limit})
+    rows = await run(tx, _STUCK, patience=patience_seconds, limit=limit)
     return [StuckClaim(row.claim_id, row.pool_id) for row in rows]
 
 
-async def lock(tx: AsyncConnection, claim: StuckClaim) -> bool:
+async def lock(tx: Tx, claim: StuckClaim) -> bool:
     """Locks the claim with its place until `tx` ends; False where it no longer waits there, or is being served."""
-    if (await tx.execute(_LOCK_PLACE, {"id": claim.id, "pool_id": claim.pool_id})).first() is None:
+    if not await any_row(tx, _LOCK_PLACE, id=claim.id, pool_id=claim.pool_id):
         return False
-    return (await tx.execute(_LOCK_CLAIM, {"id": claim.id})).first() is not None
+    return await any_row(tx, _LOCK_CLAIM, id=claim.id)
 
 
-async def move(
-    tx: AsyncConnection, claim_id: UUID, *, pool_id: UUID, path: str, choice: dict[str, Any], reason: str
-) -> None:
+async def move(tx: Tx, claim_id: UUID, *, pool_id: UUID, path: str, choice: dict[str, Any], reason: str) -> None:
     """Moves a pending claim, which the caller has locked, to the end of another pool's queue."""
-    params = {"id": claim_id, "pool_id": pool_id, "path": path, "choice": choice, "reason": reason}
-    await tx.execute(_MOVE, params)
-    await tx.execute(_QUEUE, {"id": claim_id, "pool_id": pool_id})
+    await run(tx, _MOVE, id=claim_id, pool_id=pool_id, path=path, choice=choice, reason=reason)
+    await run(tx, _QUEUE, id=claim_id, pool_id=pool_id)

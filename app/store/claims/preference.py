@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.claims import NewClaim, WarmClaim
 from app.domain.placement import WarmPlace
+from app.store.database import Tx
 
 LOOKED_AT = 64
 """How many ready VMs, and how many of the pool's latest claims, are looked at."""
@@ -64,7 +64,7 @@ class KeyTaken:
     """Another claim has the idempotency key; nothing was taken."""
 
 
-async def head(tx: AsyncConnection, pool_id: UUID, *, from_seq: int) -> list[WarmPlace]:
+async def head(tx: Tx, pool_id: UUID, *, from_seq: int) -> list[WarmPlace]:
     """The head of the pool's queue of ready VMs, from a sequence number on, with their nodes' zones. From then on the
     transaction's statements use indexes only.
     """
@@ -75,13 +75,13 @@ async def head(tx: AsyncConnection, pool_id: UUID, *, from_seq: int) -> list[War
     return [WarmPlace(row.seq, row.node, zones.get(row.node)) for row in rows]
 
 
-async def latest_by_node(tx: AsyncConnection, pool_id: UUID) -> Mapping[str, int]:
+async def latest_by_node(tx: Tx, pool_id: UUID) -> Mapping[str, int]:
     """How many VMs of the pool's latest claims are on each node, counting bound claims only."""
     rows = await tx.execute(_LATEST, {"pool_id": pool_id, "limit": LOOKED_AT})
     return {row.node: row.n for row in rows}
 
 
-async def take(tx: AsyncConnection, pool_id: UUID, claim: NewClaim, seqs: Sequence[int]) -> WarmClaim | KeyTaken | None:
+async def take(tx: Tx, pool_id: UUID, claim: NewClaim, seqs: Sequence[int]) -> WarmClaim | KeyTaken | None:
     """Claims the first of these ready VMs that nobody else is claiming; None: all of them are gone."""
     params = {
         "pool_id": pool_id,

@@ -11,15 +11,16 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.states import ClaimState, check_claim_transition
+from app.store.database import Tx, any_row, first, mappings, run
+from app.store.notices import notify_settled
 from app.store.rows import CLAIM_COLUMNS, CLAIM_TABLES, ClaimRow, read_claim
 
 _FROM = f"FROM {CLAIM_TABLES}"
-_BY_ID = f"SELECT {CLAIM_COLUMNS} {_FROM} WHERE c.id = :id"
+_BY_ID = text(f"SELECT {CLAIM_COLUMNS} {_FROM} WHERE c.id = :id")
 _SETTLED = text("SELECT id FROM claim WHERE id = ANY(CAST(:ids AS uuid[])) AND state <> 'pending'")
-_PAGE = f"""
+_PAGE = text(f"""
     SELECT {CLAIM_COLUMNS} {_FROM}
     WHERE (CAST(:after AS uuid) IS NULL OR c.id < :after)
       AND (CAST(:pool AS text) IS NULL OR (p.name = :pool AND p.kind = 'pool'))
@@ -27,7 +28,7 @@ _PAGE = f"""
       AND (CAST(:shape AS text) IS NULL OR c.shape = :shape)
       AND (CAST(:label AS jsonb) IS NULL OR c.labels @> CAST(:label AS jsonb))
     ORDER BY c.id DESC LIMIT :limit
-"""
+""")
 
 _INSERT_PENDING = text("""
     WITH made AS (
@@ -155,18 +156,18 @@ class StoredChoice:
     allowed: tuple[str, ...]
 
 
-async def get(tx: AsyncConnection, claim_id: UUID) -> ClaimRow | None:
-    row = (await tx.execute(text(_BY_ID), {"id": claim_id})).mappings().first()
+async def get(tx: Tx, claim_id: UUID) -> ClaimRow | None:
+    row = await first(tx, _BY_ID, id=claim_id)
     return read_claim(row) if row else None
 
 
-async def settled(tx: AsyncConnection, claim_ids: Sequence[UUID]) -> list[UUID]:
+async def settled(tx: Tx, claim_ids: Sequence[UUID]) -> list[UUID]:
     """Those of the claims that are no longer pending."""
-    return [row.id for row in await tx.execute(_SETTLED, {"ids": list(claim_ids)})]
+    return [row.id for row in await run(tx, _SETTLED, ids=list(claim_ids))]
 
 
 async def page(
-    tx: AsyncConnection,
+    tx: Tx,
     *,
     after: UUID | None,
     limit: int,
@@ -176,19 +177,16 @@ async def page(
     shape: str | None = None,
 ) -> list[ClaimRow]:
     """The newest first. `label` is a JSON object that a claim's labels must contain."""
-    params = {
-        "after": after,
-        "limit": limit,
-        "pool": pool,
-        "state": state and str(state),
-        "label": label,
-        "shape": shape,
-    }
-    return [read_claim(row) for row in (await tx.execute(text(_PAGE), params)).mappings()]
+    return [
+        read_claim(row)
+        for row in await mappings(
+            tx, _PAGE, after=after, limit=limit, pool=pool, state=state and str(state), label=label, shape=shape
+        )
+    ]
 
 
 async def insert_pending(
-    tx: AsyncConnection,
+    tx: Tx,
     *,
     claim_id: UUID,
     pool_id: UUID,
@@ -201,42 +199,43 @@ async def insert_pending(
     choice: StoredChoice | None = None,
 ) -> UUID:
     """Adds a claim to the end of its pool's queue. Returns its id, or that of the claim that has its key already."""
-    params: dict[str, Any] = {
-        "id": claim_id,
-        "pool_id": pool_id,
-        "key": key,
-        "request_hash": request_hash,
-        "labels": labels,
-        "lease_seconds": lease_seconds,
-        "seconds": pending_seconds,
-        "reason": reason,
-        "shape": choice.shape if choice else None,
-        "choice": choice.choice if choice else None,
-        "allowed": list(choice.allowed) if choice else None,
-    }
-    if (await tx.execute(_INSERT_PENDING, params)).first() is not None:
+    if await any_row(
+        tx,
+        _INSERT_PENDING,
+        id=claim_id,
+        pool_id=pool_id,
+        key=key,
+        request_hash=request_hash,
+        labels=labels,
+        lease_seconds=lease_seconds,
+        seconds=pending_seconds,
+        reason=reason,
+        shape=choice.shape if choice else None,
+        choice=choice.choice if choice else None,
+        allowed=list(choice.allowed) if choice else None,
+    ):
         return claim_id
     known = await by_key(tx, key) if key is not None else None
     return known if known is not None else claim_id
 
 
-async def by_key(tx: AsyncConnection, key: str) -> UUID | None:
+async def by_key(tx: Tx, key: str) -> UUID | None:
     """The claim that an idempotency key belongs to."""
-    known: UUID | None = (await tx.execute(_BY_KEY, {"key": key})).scalar()
+    known: UUID | None = (await run(tx, _BY_KEY, key=key)).scalar()
     return known
 
 
-async def bind_pending(tx: AsyncConnection, pool_id: UUID, *, limit: int = 500) -> list[UUID]:
+async def bind_pending(tx: Tx, pool_id: UUID, *, limit: int = 500) -> list[UUID]:
     """Binds waiting claims to ready VMs, both in order. Returns the claims that were bound."""
-    return [row.id for row in await tx.execute(_BIND, {"pool_id": pool_id, "limit": limit})]
+    return [row.id for row in await run(tx, _BIND, pool_id=pool_id, limit=limit)]
 
 
-async def pools_with_pending(tx: AsyncConnection) -> list[UUID]:
-    return [row.pool_id for row in await tx.execute(_POOLS_WAITING)]
+async def pools_with_pending(tx: Tx) -> list[UUID]:
+    return [row.pool_id for row in await run(tx, _POOLS_WAITING)]
 
 
 async def end(
-    tx: AsyncConnection, claim_ids: Sequence[UUID], target: ClaimState, *, sources: Sequence[ClaimState], reason: str
+    tx: Tx, claim_ids: Sequence[UUID], target: ClaimState, *, sources: Sequence[ClaimState], reason: str
 ) -> list[tuple[UUID, UUID, UUID | None]]:
     """Ends those of the claims that are in one of `sources`. Returns (claim, pool, VM to release) of each.
 
@@ -246,69 +245,76 @@ async def end(
         check_claim_transition(source, target)
     if not claim_ids:
         return []
-    params = {"ids": list(claim_ids), "sources": [str(s) for s in sources], "target": str(target), "reason": reason}
     while True:
         async with tx.begin_nested() as attempt:
             # The queue before the claim, as binding does it.
-            places = {row.claim_id for row in await tx.execute(_LOCK_PLACES, {"ids": list(claim_ids)})}
-            ended = [(row.id, row.pool_id, row.vm_id) for row in await tx.execute(_END, params)]
+            places = {row.claim_id for row in await run(tx, _LOCK_PLACES, ids=list(claim_ids))}
+            ended = [
+                (row.id, row.pool_id, row.vm_id)
+                for row in await run(
+                    tx, _END, ids=list(claim_ids), sources=[str(s) for s in sources], target=str(target), reason=reason
+                )
+            ]
             ids = [claim_id for claim_id, _, _ in ended]
-            await tx.execute(_LEAVE_QUEUE, {"ids": list(places.intersection(ids))})
+            await run(tx, _LEAVE_QUEUE, ids=list(places.intersection(ids)))
             # A claim that was requeued while this transaction waited for its row has a place that was not locked here.
             # Whoever locks that place waits for the claim, so deleting it now could deadlock: start again.
-            if (await tx.execute(_QUEUED_AGAIN, {"ids": ids})).first() is None:
+            if not await any_row(tx, _QUEUED_AGAIN, ids=ids):
                 break
             await attempt.rollback()
     return ended
 
 
-async def renew(tx: AsyncConnection, claim_id: UUID, *, seconds: int) -> bool:
+async def fail_pending(tx: Tx, claim_ids: Sequence[UUID], *, reason: str) -> list[UUID]:
+    """Those of the claims that are pending fail, and whoever waits for them is told. Returns their pools."""
+    ended = await end(tx, claim_ids, ClaimState.FAILED, sources=[ClaimState.PENDING], reason=reason)
+    await notify_settled(tx, [claim_id for claim_id, _, _ in ended])
+    return [pool_id for _, pool_id, _ in ended]
+
+
+async def renew(tx: Tx, claim_id: UUID, *, seconds: int) -> bool:
     """False where the claim is not bound."""
-    return (await tx.execute(_RENEW, {"id": claim_id, "seconds": seconds})).first() is not None
+    return await any_row(tx, _RENEW, id=claim_id, seconds=seconds)
 
 
-async def keep_place(
-    tx: AsyncConnection, claim_id: UUID, *, seconds: float, expires_at: datetime | None = None
-) -> datetime | None:
+async def keep_place(tx: Tx, claim_id: UUID, *, seconds: float, expires_at: datetime | None = None) -> datetime | None:
     """Has the place of a pending claim expire in `seconds`, and returns when that is. None: nothing was changed.
 
     With `expires_at` only where the place still expires then, and no other request has changed that.
     """
-    params = {"id": claim_id, "seconds": seconds, "expected": expires_at}
-    until: datetime | None = (await tx.execute(_KEEP_PLACE, params)).scalar()
+    until: datetime | None = (await run(tx, _KEEP_PLACE, id=claim_id, seconds=seconds, expected=expires_at)).scalar()
     return until
 
 
-async def expired_leases(tx: AsyncConnection, *, limit: int) -> list[UUID]:
+async def expired_leases(tx: Tx, *, limit: int) -> list[UUID]:
     """Bound claims whose lease has expired, locked until `tx` ends. One that is being renewed is skipped."""
-    return [row.id for row in await tx.execute(_EXPIRED_LEASES, {"limit": limit})]
+    return [row.id for row in await run(tx, _EXPIRED_LEASES, limit=limit)]
 
 
-async def expired_places(tx: AsyncConnection, *, limit: int) -> list[UUID]:
+async def expired_places(tx: Tx, *, limit: int) -> list[UUID]:
     """Pending claims whose place has expired, locked with it until `tx` ends. One that is being kept or bound is skipped."""
-    return [row.id for row in await tx.execute(_EXPIRED_PLACES, {"limit": limit})]
+    return [row.id for row in await run(tx, _EXPIRED_PLACES, limit=limit)]
 
 
-async def requeue(tx: AsyncConnection, claim_id: UUID, *, vm_id: UUID, reason: str, pending_seconds: float) -> bool:
+async def requeue(tx: Tx, claim_id: UUID, *, vm_id: UUID, reason: str, pending_seconds: float) -> bool:
     """Puts a bound claim whose VM died back to the front of the queue; False where it is no longer bound to that VM."""
-    params = {"id": claim_id, "vm_id": vm_id, "reason": reason, "seconds": pending_seconds}
-    return (await tx.execute(_REQUEUE, params)).first() is not None
+    return await any_row(tx, _REQUEUE, id=claim_id, vm_id=vm_id, reason=reason, seconds=pending_seconds)
 
 
-async def has_vm(tx: AsyncConnection, claim_id: UUID, vm_id: UUID) -> bool:
+async def has_vm(tx: Tx, claim_id: UUID, vm_id: UUID) -> bool:
     """Whether the claim is bound to that VM; its row is locked until `tx` ends."""
-    return (await tx.execute(_HAS_VM, {"id": claim_id, "vm_id": vm_id})).first() is not None
+    return await any_row(tx, _HAS_VM, id=claim_id, vm_id=vm_id)
 
 
-async def pending_of_pool(tx: AsyncConnection, pool_id: UUID) -> list[UUID]:
+async def pending_of_pool(tx: Tx, pool_id: UUID) -> list[UUID]:
     """Pending claims that name the pool. One that describes its VM is moved to another path instead (`store.claims.described`)."""
-    return [row.claim_id for row in await tx.execute(_PENDING_OF_POOL, {"pool_id": pool_id})]
+    return [row.claim_id for row in await run(tx, _PENDING_OF_POOL, pool_id=pool_id)]
 
 
-async def bound_of_pool(tx: AsyncConnection, pool_id: UUID) -> list[UUID]:
-    return [row.id for row in await tx.execute(_BOUND_OF_POOL, {"pool_id": pool_id})]
+async def bound_of_pool(tx: Tx, pool_id: UUID) -> list[UUID]:
+    return [row.id for row in await run(tx, _BOUND_OF_POOL, pool_id=pool_id)]
 
 
-async def prune(tx: AsyncConnection, *, seconds: float, limit: int) -> int:
+async def prune(tx: Tx, *, seconds: float, limit: int) -> int:
     """Deletes up to `limit` claims that ended more than `seconds` ago; returns how many."""
-    return (await tx.execute(_PRUNE, {"seconds": seconds, "limit": limit})).rowcount
+    return (await run(tx, _PRUNE, seconds=seconds, limit=limit)).rowcount

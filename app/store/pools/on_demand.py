@@ -4,16 +4,16 @@ An on-demand pool has size 0 and users do not see it: its VMs are made for the c
 once it has no VM and no claim; whoever puts a claim into it locks its row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.ids import lowest_id_at
+from app.store.database import Tx, first, mappings, run
 from app.store.rows import POOL_COLUMNS, PoolRow, read_pool
 
 _BY_NAME = text(f"""
@@ -64,32 +64,28 @@ class OnDemandPool:
     waiting: int
 
 
-async def lock(tx: AsyncConnection, name: str) -> PoolRow | None:
+async def lock(tx: Tx, name: str) -> PoolRow | None:
     """The on-demand pool of that name, locked so that it is not retired before `tx` ends."""
-    row = (await tx.execute(_BY_NAME, {"name": name})).mappings().first()
+    row = await first(tx, _BY_NAME, name=name)
     return read_pool(row) if row else None
 
 
-async def serving(tx: AsyncConnection, shape: str) -> list[ServingPool]:
+async def serving(tx: Tx, shape: str) -> list[ServingPool]:
     """The users' pools of that shape, by name, including those that are being deleted."""
-    return [ServingPool(*_with(row, "mixed")) for row in (await tx.execute(_SERVING, {"shape": shape})).mappings()]
+    return [ServingPool(*_with(row, "mixed")) for row in await mappings(tx, _SERVING, shape=shape)]
 
 
-async def of_shape(tx: AsyncConnection, shape: str) -> list[OnDemandPool]:
-    return [OnDemandPool(*_with(row, "waiting")) for row in (await tx.execute(_OF_SHAPE, {"shape": shape})).mappings()]
+async def of_shape(tx: Tx, shape: str) -> list[OnDemandPool]:
+    return [OnDemandPool(*_with(row, "waiting")) for row in await mappings(tx, _OF_SHAPE, shape=shape)]
 
 
-async def retire_idle(tx: AsyncConnection, *, seconds: float, limit: int) -> list[UUID]:
+async def retire_idle(tx: Tx, *, seconds: float, limit: int) -> list[UUID]:
     """Deletes on-demand pools that have no VM and no waiting claim and got no claim for `seconds`; returns which ones."""
     since = lowest_id_at(datetime.now(UTC) - timedelta(seconds=seconds))
-    idle = [row.pool_id for row in await tx.execute(_IDLE, {"seconds": seconds, "since": since, "limit": limit})]
-    return await _retire(tx, idle) if idle else []
-
-
-async def _retire(tx: AsyncConnection, ids: Sequence[UUID]) -> list[UUID]:
-    """In a statement of its own, which sees a claim that was added before the rows were locked."""
-    gone = [row.id for row in await tx.execute(_RETIRE, {"ids": list(ids)})]
-    await tx.execute(_DROP_PLANS, {"ids": gone})
+    idle = [row.pool_id for row in await run(tx, _IDLE, seconds=seconds, since=since, limit=limit)]
+    # In a statement of its own, which sees a claim that was added before the rows were locked.
+    gone = [row.id for row in await run(tx, _RETIRE, ids=idle)] if idle else []
+    await run(tx, _DROP_PLANS, ids=gone)
     return gone
 
 

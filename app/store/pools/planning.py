@@ -7,10 +7,10 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.planning import InFlightVm, PoolSnapshot, ReadyVm
 from app.ids import lowest_id_at
+from app.store.database import Tx, run
 from app.store.rows import PoolRow
 
 # Pools below their floor first: their VMs are needed soonest.
@@ -63,14 +63,14 @@ class LastPlan:
     capacity_problem: str | None = None
 
 
-async def take_due(tx: AsyncConnection, *, skip: Sequence[UUID] = ()) -> UUID | None:
+async def take_due(tx: Tx, *, skip: Sequence[UUID] = ()) -> UUID | None:
     """One pool that is due. It is locked until `tx` ends, so that no other replica plans it. None: no pool is due."""
-    found: UUID | None = (await tx.execute(_TAKE, {"skip": list(skip)})).scalar()
+    found: UUID | None = (await run(tx, _TAKE, skip=list(skip))).scalar()
     return found
 
 
 async def write(
-    tx: AsyncConnection,
+    tx: Tx,
     pool_id: UUID,
     *,
     next_in_seconds: float,
@@ -81,24 +81,36 @@ async def write(
     """Writes what a plan found, and when the next one is due. See `LastPlan`; a pool that `waits_for_room` is planned as soon
     as a node has more of it.
     """
-    params = {
-        "id": pool_id,
-        "seconds": next_in_seconds,
-        "notes": list(notes),
-        "capacity_problem": capacity_problem,
-        "waits_for_room": waits_for_room,
-    }
-    await tx.execute(_WRITE, params)
+    await run(
+        tx,
+        _WRITE,
+        id=pool_id,
+        seconds=next_in_seconds,
+        notes=list(notes),
+        capacity_problem=capacity_problem,
+        waits_for_room=waits_for_room,
+    )
 
 
-async def last_plan(tx: AsyncConnection, pool_id: UUID) -> LastPlan:
-    row = (await tx.execute(_LAST, {"id": pool_id})).first()
+async def last_plan(tx: Tx, pool_id: UUID) -> LastPlan:
+    row = (await run(tx, _LAST, id=pool_id)).first()
     return LastPlan(tuple(row.notes), row.capacity_problem) if row else LastPlan()
 
 
-async def snapshot(tx: AsyncConnection, pool: PoolRow) -> tuple[PoolSnapshot, datetime]:
+async def snapshot(tx: Tx, pool: PoolRow) -> tuple[PoolSnapshot, datetime]:
     """The pool as its rows say, and the time of the database."""
-    rows = (await tx.execute(_SNAPSHOT, _snapshot_params(pool))).all()
+    spec = pool.spec
+    found = await run(
+        tx,
+        _SNAPSHOT,
+        id=pool.id,
+        revision=pool.revision,
+        drains=not spec.auto_replenish,
+        since=pool.refilled_at,
+        since_id=lowest_id_at(pool.refilled_at - timedelta(hours=1)),
+        size=spec.size,
+    )
+    rows = found.all()
     ready: list[ReadyVm] = []
     in_flight: list[InFlightVm] = []
     for row in rows:
@@ -108,7 +120,6 @@ async def snapshot(tx: AsyncConnection, pool: PoolRow) -> tuple[PoolSnapshot, da
             leased = row.state == "creating"
             in_flight.append(InFlightVm(row.id, row.created_at, row.current, asked=row.asked, leased=leased))
     counts = rows[0]
-    spec = pool.spec
     return PoolSnapshot(
         size=spec.size,
         min_available=spec.min_available,
@@ -127,14 +138,3 @@ async def snapshot(tx: AsyncConnection, pool: PoolRow) -> tuple[PoolSnapshot, da
         stalled=pool.stalled_at is not None,
         backoff_until=pool.backoff_until,
     ), counts.now
-
-
-def _snapshot_params(pool: PoolRow) -> dict[str, object]:
-    return {
-        "id": pool.id,
-        "revision": pool.revision,
-        "drains": not pool.spec.auto_replenish,
-        "since": pool.refilled_at,
-        "since_id": lowest_id_at(pool.refilled_at - timedelta(hours=1)),
-        "size": pool.spec.size,
-    }

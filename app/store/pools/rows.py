@@ -6,18 +6,19 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.failures import FailureVerdict
 from app.domain.pools import PoolSpec
 from app.domain.templates import VmSpec
+from app.store.database import Tx, any_row, first, mappings, run
 from app.store.notices import Topic, notify
 from app.store.rows import POOL_COLUMNS, PoolRow, read_pool
 
 _BY_NAME = f"SELECT {POOL_COLUMNS} FROM pool p WHERE p.name = :name AND p.deleted_at IS NULL"
-_BY_ID = f"SELECT {POOL_COLUMNS} FROM pool p WHERE p.id = :id"
-_PAGE = f"""
+_BY_ID = text(f"SELECT {POOL_COLUMNS} FROM pool p WHERE p.id = :id")
+_PAGE = text(f"""
     SELECT {POOL_COLUMNS} FROM pool p WHERE p.deleted_at IS NULL AND p.kind = 'pool' AND p.name > :after ORDER BY p.name LIMIT :limit
-"""
+""")
 
 _INSERT = text("""
     INSERT INTO pool (id, name, spec, vm_spec, revision, kind, shape, path, source)
@@ -71,25 +72,25 @@ _PRUNE = text("""
 """)
 
 
-async def get(tx: AsyncConnection, name: str, *, lock: bool = False) -> PoolRow | None:
+async def get(tx: Tx, name: str, *, lock: bool = False) -> PoolRow | None:
     """The pool of that name; with `lock` no other writer changes it until `tx` ends."""
-    row = (await tx.execute(text(_BY_NAME + (" FOR UPDATE" if lock else "")), {"name": name})).mappings().first()
+    row = await first(tx, text(_BY_NAME + (" FOR UPDATE" if lock else "")), name=name)
     return read_pool(row) if row else None
 
 
-async def get_by_id(tx: AsyncConnection, pool_id: UUID) -> PoolRow | None:
-    row = (await tx.execute(text(_BY_ID), {"id": pool_id})).mappings().first()
+async def get_by_id(tx: Tx, pool_id: UUID) -> PoolRow | None:
+    row = await first(tx, _BY_ID, id=pool_id)
     return read_pool(row) if row else None
 
 
-async def page(tx: AsyncConnection, *, after: str, limit: int) -> list[PoolRow]:
+async def page(tx: Tx, *, after: str, limit: int) -> list[PoolRow]:
     """By name, those after `after`."""
-    rows = (await tx.execute(text(_PAGE), {"after": after, "limit": limit})).mappings()
+    rows = await mappings(tx, _PAGE, after=after, limit=limit)
     return [read_pool(row) for row in rows]
 
 
 async def insert(
-    tx: AsyncConnection,
+    tx: Tx,
     *,
     pool_id: UUID,
     name: str,
@@ -100,95 +101,71 @@ async def insert(
     kind: str = "pool",
 ) -> bool:
     """False if there is a pool of that name already."""
-    params = {
-        "id": pool_id,
-        "name": name,
-        "spec": spec.model_dump(mode="json"),
-        "vm_spec": vm_spec,
-        "revision": revision,
-        "kind": kind,
-        "shape": shape,
-        "path": str(spec.path),
-        "source": spec.source,
-    }
-    if (await tx.execute(_INSERT, params)).first() is None:
+    written = _written(spec, vm_spec, revision, shape)
+    if not await any_row(tx, _INSERT, id=pool_id, name=name, kind=kind, **written):
         return False
-    await tx.execute(_INSERT_PLAN, {"id": pool_id})
+    await run(tx, _INSERT_PLAN, id=pool_id)
     return True
 
 
-async def replace(
-    tx: AsyncConnection, pool_id: UUID, *, spec: PoolSpec, vm_spec: VmSpec, revision: str, shape: str
-) -> None:
-    body = spec.model_dump(mode="json")
-    params = {
-        "id": pool_id,
-        "spec": body,
-        "vm_spec": vm_spec,
-        "revision": revision,
-        "shape": shape,
-        "path": str(spec.path),
-        "source": spec.source,
-        "size": spec.size,
-        "replenishes": spec.auto_replenish,
-    }
-    await tx.execute(_REPLACE, params)
+async def replace(tx: Tx, pool_id: UUID, *, spec: PoolSpec, vm_spec: VmSpec, revision: str, shape: str) -> None:
+    written = _written(spec, vm_spec, revision, shape)
+    await run(tx, _REPLACE, id=pool_id, size=spec.size, replenishes=spec.auto_replenish, **written)
 
 
-async def plan_soon(tx: AsyncConnection, *pool_ids: UUID) -> None:
+async def plan_soon(tx: Tx, *pool_ids: UUID) -> None:
     """The pools are due for planning, and planners are woken when `tx` commits. A pool that is being planned at this moment is
     planned again after its interval.
     """
     for pool_id in sorted(set(pool_ids)):
-        await tx.execute(_DUE, {"id": pool_id})
+        await run(tx, _DUE, id=pool_id)
         await notify(tx, Topic.PLAN, pool_id)
 
 
-async def replenish(tx: AsyncConnection, pool_id: UUID) -> None:
-    await tx.execute(_REPLENISH, {"id": pool_id})
+async def replenish(tx: Tx, pool_id: UUID) -> None:
+    await run(tx, _REPLENISH, id=pool_id)
 
 
-async def set_paused(tx: AsyncConnection, pool_id: UUID, *, paused: bool) -> bool:
+async def set_paused(tx: Tx, pool_id: UUID, *, paused: bool) -> bool:
     """True if that changed anything."""
-    return (await tx.execute(_PAUSE, {"id": pool_id, "paused": paused})).first() is not None
+    return await any_row(tx, _PAUSE, id=pool_id, paused=paused)
 
 
-async def forgive(tx: AsyncConnection, ids: Sequence[UUID]) -> list[UUID]:
+async def forgive(tx: Tx, ids: Sequence[UUID]) -> list[UUID]:
     """Forgets the failures of these pools and ends their stalls. Returns those that had failures."""
-    return [row.id for row in await tx.execute(_RESET, {"ids": list(ids)})]
+    return [row.id for row in await run(tx, _RESET, ids=list(ids))]
 
 
-async def begin_delete(tx: AsyncConnection, pool_id: UUID) -> bool:
-    return (await tx.execute(_BEGIN_DELETE, {"id": pool_id})).first() is not None
+async def begin_delete(tx: Tx, pool_id: UUID) -> bool:
+    return await any_row(tx, _BEGIN_DELETE, id=pool_id)
 
 
-async def end_delete(tx: AsyncConnection, pool_id: UUID) -> bool:
+async def end_delete(tx: Tx, pool_id: UUID) -> bool:
     """Deletes a pool that is being deleted and has no VM, no pending claim and no VirtualMachinePool left. Its name is free then."""
-    if (await tx.execute(_END_DELETE, {"id": pool_id})).first() is None:
+    if not await any_row(tx, _END_DELETE, id=pool_id):
         return False
-    await tx.execute(_DROP_PLAN, {"id": pool_id})
+    await run(tx, _DROP_PLAN, id=pool_id)
     return True
 
 
-async def lock_failures(tx: AsyncConnection, pool_id: UUID) -> tuple[int, datetime | None]:
+async def lock_failures(tx: Tx, pool_id: UUID) -> tuple[int, datetime | None]:
     """Failures in a row, and when the last one was counted. The row is locked until `tx` ends."""
-    row = (await tx.execute(_LOCK, {"id": pool_id})).one()
+    row = (await run(tx, _LOCK, id=pool_id)).one()
     return row.consecutive_failures, row.last_failure_at
 
 
-async def write_failure(
-    tx: AsyncConnection, pool_id: UUID, *, reason: str, consecutive: int, backoff_until: datetime | None, stalled: bool
-) -> None:
-    params = {
-        "id": pool_id,
-        "reason": reason,
-        "consecutive": consecutive,
-        "backoff_until": backoff_until,
-        "stalled": stalled,
-    }
-    await tx.execute(_FAILED, params)
+async def write_failure(tx: Tx, pool_id: UUID, verdict: FailureVerdict, *, reason: str) -> None:
+    consecutive, backoff_until, stalled = verdict.consecutive, verdict.backoff_until, verdict.stalled
+    await run(
+        tx, _FAILED, id=pool_id, reason=reason, consecutive=consecutive, backoff_until=backoff_until, stalled=stalled
+    )
 
 
-async def prune(tx: AsyncConnection, *, seconds: float) -> int:
+async def prune(tx: Tx, *, seconds: float) -> int:
     """Deletes the rows of pools that were deleted more than `seconds` ago and have no rows of VMs and claims any more."""
-    return (await tx.execute(_PRUNE, {"seconds": seconds})).rowcount
+    return (await run(tx, _PRUNE, seconds=seconds)).rowcount
+
+
+def _written(spec: PoolSpec, vm_spec: VmSpec, revision: str, shape: str) -> dict[str, object]:
+    kept = {"vm_spec": vm_spec, "revision": revision, "shape": shape, "path": str(spec.path), "source": spec.source}
+    return {"spec": spec.model_dump(mode="json"), **kept}

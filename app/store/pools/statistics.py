@@ -6,9 +6,9 @@ from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.statistics import BootTimes, PoolCounts
+from app.store.database import Tx, run
 
 _LAST_BOOTS = 200
 _RATE_WINDOW_SECONDS = 300
@@ -51,33 +51,32 @@ class PoolFigures:
     refill_per_minute: float
 
 
-async def of_pools(tx: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, PoolFigures]:
+async def of_pools(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, PoolFigures]:
     """The figures of each of these pools."""
     counts: dict[UUID, dict[str, int]] = {pool_id: {} for pool_id in ids}
-    for row in await tx.execute(_COUNTS, {"ids": list(ids)}):
+    for row in await run(tx, _COUNTS, ids=list(ids)):
         counts[row.pool_id][row.state] = row.n
-    params = {"ids": list(ids), "last": _LAST_BOOTS, "window": _RATE_WINDOW_SECONDS}
     return {
         row.id: PoolFigures(
             counts=PoolCounts(**counts[row.id]),
             boots=BootTimes(count=row.n, p50=row.p50, p95=row.p95),
             refill_per_minute=row.recent * 60 / _RATE_WINDOW_SECONDS,
         )
-        for row in await tx.execute(_BOOTS, params)
+        for row in await run(tx, _BOOTS, ids=list(ids), last=_LAST_BOOTS, window=_RATE_WINDOW_SECONDS)
     }
 
 
-async def count(tx: AsyncConnection, pool_id: UUID) -> PoolCounts:
+async def count(tx: Tx, pool_id: UUID) -> PoolCounts:
     """Only the counts, of one pool."""
-    return PoolCounts(**{row.state: row.n for row in await tx.execute(_COUNTS, {"ids": [pool_id]})})
+    return PoolCounts(**{row.state: row.n for row in await run(tx, _COUNTS, ids=[pool_id])})
 
 
-async def in_flight_since(tx: AsyncConnection, pool_id: UUID) -> tuple[datetime, ...]:
+async def in_flight_since(tx: Tx, pool_id: UUID) -> tuple[datetime, ...]:
     """When each VM on its way was requested, oldest first. A VM that a paused pool only plans is not on its way."""
-    return tuple(row.since for row in await tx.execute(_IN_FLIGHT, {"id": pool_id}))
+    return tuple(row.since for row in await run(tx, _IN_FLIGHT, id=pool_id))
 
 
-async def place_in_queue(tx: AsyncConnection, pool_id: UUID, claim_id: UUID | None) -> int:
+async def place_in_queue(tx: Tx, pool_id: UUID, claim_id: UUID | None) -> int:
     """1 is the next to be served. A claim that is not in the queue counts as the last."""
-    before: int = (await tx.execute(_PLACE, {"id": pool_id, "claim_id": claim_id})).scalar_one()
+    before: int = (await run(tx, _PLACE, id=pool_id, claim_id=claim_id)).scalar_one()
     return before + 1

@@ -1,21 +1,23 @@
 """Preload rows: written by name, leased by reconcilers and written while the lease holds, and deleted when unused."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import bindparam, text
+from sqlalchemy import RowMapping, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.paths import ImageKind, ImageRef
-from app.domain.preload_lifecycle import NodePull, OnNodes, PreloadState, PullState, Serving, Status, Volume
+from app.domain.preload_lifecycle import NodePull, OnNodes, PreloadState, PullState, Serving, Status, Step, Volume
 from app.domain.preloads import PreloadSpec
+from app.store.database import Tx, any_row, first, mappings, run
 from app.store.leases import ACQUIRE, IS_FREE, RELEASE, RowLeases
 
 LEASES = RowLeases("preload")
+_AS_IT_IS = ("phase", "bytes_total", "restarts", "trouble", "failure")
+"""The fields of a status that are stored as they are."""
 
 _COLUMNS = """
     p.id, p.name, p.spec, p.generation, p.state, p.state_since, p.image_kind, p.image, p.status, p.reason, p.used_at, p.uses,
@@ -131,66 +133,58 @@ class PreloadRow:
     attempts: int
 
 
-async def get(tx: AsyncConnection, name: str, *, lock: bool = False) -> PreloadRow | None:
-    row = (await tx.execute(text(_BY_NAME + (" FOR UPDATE" if lock else "")), {"name": name})).mappings().first()
+async def get(tx: Tx, name: str, *, lock: bool = False) -> PreloadRow | None:
+    row = await first(tx, text(_BY_NAME + (" FOR UPDATE" if lock else "")), name=name)
     return _read(row) if row else None
 
 
-async def get_by_id(tx: AsyncConnection, preload_id: UUID) -> PreloadRow | None:
-    row = (await tx.execute(_BY_ID, {"id": preload_id})).mappings().first()
+async def get_by_id(tx: Tx, preload_id: UUID) -> PreloadRow | None:
+    row = await first(tx, _BY_ID, id=preload_id)
     return _read(row) if row else None
 
 
-async def get_by_image(tx: AsyncConnection, image: ImageRef) -> PreloadRow | None:
+async def get_by_image(tx: Tx, image: ImageRef) -> PreloadRow | None:
     """A preload of that image. One that a user wrote comes before one that `remember` made."""
-    row = (await tx.execute(_BY_IMAGE, {"image": image.reference, "kind": str(image.kind)})).mappings().first()
+    row = await first(tx, _BY_IMAGE, image=image.reference, kind=str(image.kind))
     return _read(row) if row else None
 
 
-async def page(tx: AsyncConnection, *, after: str, limit: int) -> list[PreloadRow]:
+async def page(tx: Tx, *, after: str, limit: int) -> list[PreloadRow]:
     """Sorted by name, those after `after`."""
-    return [_read(row) for row in (await tx.execute(_PAGE, {"after": after, "limit": limit})).mappings()]
+    return [_read(row) for row in await mappings(tx, _PAGE, after=after, limit=limit)]
 
 
-async def insert(
-    tx: AsyncConnection, *, preload_id: UUID, name: str, spec: PreloadSpec, image: ImageRef, automatic: bool
-) -> bool:
+async def insert(tx: Tx, *, preload_id: UUID, name: str, spec: PreloadSpec, image: ImageRef, automatic: bool) -> bool:
     """False if there is a preload of that name already."""
-    params = {**_written(spec, image), "id": preload_id, "name": name, "automatic": automatic}
-    return (await tx.execute(_INSERT, params)).first() is not None
+    return await any_row(tx, _INSERT, **_written(spec, image), id=preload_id, name=name, automatic=automatic)
 
 
-async def replace(
-    tx: AsyncConnection, preload_id: UUID, *, spec: PreloadSpec, image: ImageRef, automatic: bool
-) -> None:
-    await tx.execute(_REPLACE, {**_written(spec, image), "id": preload_id, "automatic": automatic})
+async def replace(tx: Tx, preload_id: UUID, *, spec: PreloadSpec, image: ImageRef, automatic: bool) -> None:
+    await run(tx, _REPLACE, **_written(spec, image), id=preload_id, automatic=automatic)
 
 
-async def begin_anew(tx: AsyncConnection, preload_id: UUID, *, keep_serving: bool = True) -> None:
+async def begin_anew(tx: Tx, preload_id: UUID, *, keep_serving: bool = True) -> None:
     """Begins the next generation. Until it is ready, VMs start from the present one if `keep_serving`."""
     if not keep_serving:
-        await tx.execute(_DROP_SERVING, {"id": preload_id})
-    await tx.execute(_BEGIN_ANEW, {"id": preload_id})
+        await run(tx, _DROP_SERVING, id=preload_id)
+    await run(tx, _BEGIN_ANEW, id=preload_id)
 
 
-async def begin_delete(tx: AsyncConnection, preload_id: UUID, *, reason: str | None = None) -> bool:
-    return (await tx.execute(_BEGIN_DELETE, {"id": preload_id, "reason": reason})).first() is not None
+async def begin_delete(tx: Tx, preload_id: UUID, *, reason: str | None = None) -> bool:
+    return await any_row(tx, _BEGIN_DELETE, id=preload_id, reason=reason)
 
 
-async def acquire_due(tx: AsyncConnection, *, token: UUID, limit: int, seconds: float) -> list[PreloadRow]:
+async def acquire_due(tx: Tx, *, token: UUID, limit: int, seconds: float) -> list[PreloadRow]:
     """Preloads that are due, under a lease of `seconds`."""
-    params = {"token": token, "limit": limit, "seconds": seconds}
-    return [_read(row) for row in (await tx.execute(_ACQUIRE_DUE, params)).mappings()]
+    return [_read(row) for row in await mappings(tx, _ACQUIRE_DUE, token=token, limit=limit, seconds=seconds)]
 
 
 async def write(
-    tx: AsyncConnection,
+    tx: Tx,
     preload_id: UUID,
+    step: Step,
     *,
     token: UUID,
-    state: PreloadState,
-    status: Status,
-    reason: str | None,
     generation: int,
     attempts: int,
     usable: bool,
@@ -200,128 +194,101 @@ async def write(
     """Writes what a visit found, and that the next one is due after `seconds`. False if the lease was lost: nothing is written.
     `fresh`: VMs start from something else than before.
     """
-    params = {
-        "id": preload_id,
-        "token": token,
-        "state": str(state),
-        "status": dump_status(status),
-        "reason": reason,
-        "generation": generation,
-        "attempts": attempts,
-        "usable": usable,
-        "fresh": fresh,
-        "seconds": seconds,
-    }
-    return (await tx.execute(_WRITE, params)).first() is not None
+    return await any_row(
+        tx,
+        _WRITE,
+        id=preload_id,
+        token=token,
+        state=str(step.state),
+        status=dump_status(step.status),
+        reason=step.reason,
+        generation=generation,
+        attempts=attempts,
+        usable=usable,
+        fresh=fresh,
+        seconds=seconds,
+    )
 
 
-async def retry_later(tx: AsyncConnection, preload_id: UUID, *, token: UUID, seconds: float, reason: str) -> None:
+async def retry_later(tx: Tx, preload_id: UUID, *, token: UUID, seconds: float, reason: str) -> None:
     """The cluster could not be asked: the preload is due again after `seconds`."""
-    await tx.execute(_RETRY, {"id": preload_id, "token": token, "seconds": seconds, "reason": reason})
+    await run(tx, _RETRY, id=preload_id, token=token, seconds=seconds, reason=reason)
 
 
-async def live(tx: AsyncConnection, ids: list[UUID]) -> set[UUID]:
+async def live(tx: Tx, ids: list[UUID]) -> set[UUID]:
     """Those of `ids` that are not deleted yet."""
-    return {row.id for row in await tx.execute(_LIVE, {"ids": ids})}
+    return {row.id for row in await run(tx, _LIVE, ids=ids)}
 
 
-async def note_use(tx: AsyncConnection, name: str) -> None:
+async def note_use(tx: Tx, name: str) -> None:
     """A VM that starts from it was created."""
-    await tx.execute(_NOTE_USE, {"name": name})
+    await run(tx, _NOTE_USE, name=name)
 
 
-async def users(tx: AsyncConnection, name: str) -> tuple[list[str], int]:
+async def users(tx: Tx, name: str) -> tuple[list[str], int]:
     """At most ten pools that start from it, and how many VMs are being created from it."""
-    pools = [row.name for row in await tx.execute(_POOLS, {"name": name})]
-    making: int = (await tx.execute(_VMS, {"name": name})).scalar_one()
+    pools = [row.name for row in await run(tx, _POOLS, name=name)]
+    making: int = (await run(tx, _VMS, name=name)).scalar_one()
     return pools, making
 
 
-async def stranded(tx: AsyncConnection, name: str, *, before: datetime) -> list[UUID]:
+async def stranded(tx: Tx, name: str, *, before: datetime) -> list[UUID]:
     """VMs that have no node yet and were asked for before that moment, to start from the preload."""
-    return [row.id for row in await tx.execute(_STRANDED, {"name": name, "before": before})]
+    return [row.id for row in await run(tx, _STRANDED, name=name, before=before)]
 
 
-async def is_cloned(tx: AsyncConnection, name: str, *, since: datetime) -> bool:
+async def is_cloned(tx: Tx, name: str, *, since: datetime) -> bool:
     """Whether a VM is being created that may still clone what served until `since`."""
-    return (await tx.execute(_CLONING, {"name": name, "since": since})).first() is not None
+    return await any_row(tx, _CLONING, name=name, since=since)
 
 
-async def expired(tx: AsyncConnection, *, keep_seconds: float) -> list[PreloadRow]:
+async def expired(tx: Tx, *, keep_seconds: float) -> list[PreloadRow]:
     """Preloads made by `remember`, or with `ttl_seconds`, that were unused for too long. Their rows are locked."""
-    return [_read(row) for row in (await tx.execute(_EXPIRED, {"keep_seconds": keep_seconds})).mappings()]
+    return [_read(row) for row in await mappings(tx, _EXPIRED, keep_seconds=keep_seconds)]
 
 
-async def in_excess(tx: AsyncConnection, *, most: int) -> list[PreloadRow]:
+async def in_excess(tx: Tx, *, most: int) -> list[PreloadRow]:
     """Unused preloads made by `remember`, except the `most` that were used last. Their rows are locked."""
-    return [_read(row) for row in (await tx.execute(_EXCESS, {"most": most})).mappings()]
+    return [_read(row) for row in await mappings(tx, _EXCESS, most=most)]
 
 
-async def prune(tx: AsyncConnection, *, seconds: float) -> int:
-    return (await tx.execute(_PRUNE, {"seconds": seconds})).rowcount
+async def prune(tx: Tx, *, seconds: float) -> int:
+    return (await run(tx, _PRUNE, seconds=seconds)).rowcount
 
 
 def dump_status(status: Status) -> dict[str, Any]:
     """The status as the column stores it. Other statements read `volume` and `on`."""
-    kept: dict[str, Any] = {
-        "phase": status.phase,
-        "bytes_total": status.bytes_total,
-        "restarts": status.restarts,
-        "trouble": status.trouble,
-        "failure": status.failure,
-        "moved_at": _moment(status.moved_at),
+    kept: dict[str, Any] = {name: getattr(status, name) for name in _AS_IT_IS}
+    kept |= {
+        "moved_at": status.moved_at.isoformat() if status.moved_at is not None else None,
         "samples": [[at.isoformat(), percent] for at, percent in status.samples],
         "nodes": [[each.node, str(each.state), each.reason] for each in status.nodes],
     }
+    kept = {key: value for key, value in kept.items() if value not in (None, [], "", 0)}
     if (serving := status.serving) is not None:
-        volume = serving.volume
-        kept["volume"] = {
-            "claim": volume.claim,
-            "size": volume.size,
-            "storage_class": volume.storage_class,
-            "access_modes": list(volume.access_modes),
-            "volume_mode": volume.volume_mode,
-            "is_snapshot": volume.is_snapshot,
-            "generation": serving.generation,
-            "adopted": serving.adopted,
-            "since": serving.since.isoformat(),
-        }
-    if (on := status.on) is not None:
-        kept["on"] = {"generation": on.generation, "pulled": on.pulled, "wanted": on.wanted}
-    return {key: value for key, value in kept.items() if value not in (None, [], "", 0) or key in {"volume", "on"}}
+        rest = {"generation": serving.generation, "adopted": serving.adopted, "since": serving.since.isoformat()}
+        kept["volume"] = {**asdict(serving.volume), **rest}
+    if status.on is not None:
+        kept["on"] = asdict(status.on)
+    return kept
 
 
 def read_status(kept: Mapping[str, Any]) -> Status:
-    serving, on = kept.get("volume"), kept.get("on")
-    moved_at = kept.get("moved_at")
+    serving, on, moved_at = kept.get("volume"), kept.get("on"), kept.get("moved_at")
     return Status(
-        serving=_serving(serving) if serving else None,
+        serving=_read_serving(serving) if serving else None,
         on=OnNodes(**on) if on else None,
-        phase=kept.get("phase", ""),
-        bytes_total=kept.get("bytes_total"),
-        restarts=kept.get("restarts", 0),
-        trouble=kept.get("trouble"),
-        failure=kept.get("failure"),
         moved_at=datetime.fromisoformat(moved_at) if moved_at else None,
         samples=tuple((datetime.fromisoformat(at), percent) for at, percent in kept.get("samples", ())),
         nodes=tuple(NodePull(node, PullState(state), reason) for node, state, reason in kept.get("nodes", ())),
+        **{name: kept[name] for name in _AS_IT_IS if name in kept},
     )
 
 
-def read_volume(kept: Mapping[str, Any]) -> Volume:
-    return Volume(
-        claim=kept["claim"],
-        size=kept["size"],
-        storage_class=kept["storage_class"],
-        access_modes=tuple(kept["access_modes"]),
-        volume_mode=kept["volume_mode"],
-        is_snapshot=kept.get("is_snapshot", False),
-    )
-
-
-def _serving(kept: Mapping[str, Any]) -> Serving:
-    since = datetime.fromisoformat(kept["since"])
-    return Serving(read_volume(kept), kept["generation"], kept["adopted"], since)
+def _read_serving(kept: Mapping[str, Any]) -> Serving:
+    volume = {**kept, "access_modes": tuple(kept["access_modes"])}
+    generation, adopted, since = (volume.pop(name) for name in ("generation", "adopted", "since"))
+    return Serving(Volume(**volume), generation, adopted, datetime.fromisoformat(since))
 
 
 def _written(spec: PreloadSpec, image: ImageRef) -> dict[str, Any]:
@@ -329,19 +296,8 @@ def _written(spec: PreloadSpec, image: ImageRef) -> dict[str, Any]:
     return {"spec": body, "kind": str(image.kind), "image": image.reference}
 
 
-def _moment(at: datetime | None) -> str | None:
-    return at.isoformat() if at is not None else None
-
-
-def _read(row: Mapping[Any, Any]) -> PreloadRow:
-    kind = row["image_kind"]
-    given = {key: value for key, value in row.items() if key != "image_kind"}
-    return PreloadRow(
-        **{
-            **given,
-            "spec": PreloadSpec.model_validate(row["spec"]),
-            "state": PreloadState(row["state"]),
-            "image": ImageRef(ImageKind(kind), row["image"]),
-            "status": read_status(row["status"]),
-        }
-    )
+def _read(row: RowMapping) -> PreloadRow:
+    given = dict(row)
+    image = ImageRef(ImageKind(given.pop("image_kind")), given["image"])
+    spec, status = PreloadSpec.model_validate(row["spec"]), read_status(row["status"])
+    return PreloadRow(**{**given, "spec": spec, "state": PreloadState(row["state"]), "image": image, "status": status})

@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.paths import FromImage, FromVolume, ImageKind, ImageRef
+from app.store.database import Tx, run
 
 # The status says what VMs start from. The state is that of the import, which may be one of a newer generation.
 _BY_NAME = text("""
@@ -47,9 +47,9 @@ class PreloadOption:
     of_nodes: int | None = None
 
 
-async def start_of(tx: AsyncConnection, name: str) -> FromVolume | FromImage | str | None:
+async def start_of(tx: Tx, name: str) -> FromVolume | FromImage | str | None:
     """What VMs start from. A string says why there is nothing yet. None: there is no preload of that name."""
-    row = (await tx.execute(_BY_NAME, {"name": name})).first()
+    row = (await run(tx, _BY_NAME, name=name)).first()
     if row is None:
         return None
     if row.image_kind == ImageKind.CONTAINER:
@@ -59,25 +59,23 @@ async def start_of(tx: AsyncConnection, name: str) -> FromVolume | FromImage | s
     volume = row.status.get("volume")
     if volume is None:
         return _why_not(row)
+    kept = {name: volume[name] for name in ("claim", "size", "storage_class", "volume_mode")}
     return FromVolume(
         name=row.name,
-        image=ImageRef(ImageKind(row.image_kind), row.image),
-        claim=volume["claim"],
-        size=volume["size"],
-        storage_class=volume["storage_class"],
+        image=_image(row),
         access_modes=tuple(volume["access_modes"]),
-        volume_mode=volume["volume_mode"],
         is_snapshot=volume.get("is_snapshot", False),
+        **kept,
     )
 
 
-async def ready_for_images(tx: AsyncConnection, images: Sequence[ImageRef]) -> list[PreloadOption]:
+async def ready_for_images(tx: Tx, images: Sequence[ImageRef]) -> list[PreloadOption]:
     """For each image the best preload, in the order of `images`. Images without a preload are left out.
 
     A VM starts from one preload: `domain.preload_choice.needed_image` says which of several images counts.
     """
-    rows = await tx.execute(_FOR_IMAGES, {"images": [image.reference for image in images]})
-    found = {ImageRef(ImageKind(row.image_kind), row.image): row for row in rows}
+    rows = await run(tx, _FOR_IMAGES, images=[image.reference for image in images])
+    found = {_image(row): row for row in rows}
     options = []
     for image in dict.fromkeys(images):
         if (row := found.get(image)) is not None:
@@ -86,22 +84,26 @@ async def ready_for_images(tx: AsyncConnection, images: Sequence[ImageRef]) -> l
     return options
 
 
-async def under_way_for_images(tx: AsyncConnection, images: Sequence[ImageRef]) -> list[str]:
+async def under_way_for_images(tx: Tx, images: Sequence[ImageRef]) -> list[str]:
     """Names of the preloads that import or pull one of the images now."""
-    rows = await tx.execute(_UNDER_WAY, {"images": [image.reference for image in images]})
-    return [row.name for row in rows if ImageRef(ImageKind(row.image_kind), row.image) in images]
+    rows = await run(tx, _UNDER_WAY, images=[image.reference for image in images])
+    return [row.name for row in rows if _image(row) in images]
 
 
-async def ready_at(tx: AsyncConnection, name: str) -> datetime | None:
+async def ready_at(tx: Tx, name: str) -> datetime | None:
     """When the present volume or image became ready. None: VMs cannot start from it."""
-    found: datetime | None = (await tx.execute(_READY_AT, {"name": name})).scalar()
+    found: datetime | None = (await run(tx, _READY_AT, name=name)).scalar()
     return found
 
 
-async def lock(tx: AsyncConnection, name: str) -> ImageRef | None:
+async def lock(tx: Tx, name: str) -> ImageRef | None:
     """The image of the preload, whose row is locked against changes until `tx` ends. None: there is none, or it is being deleted."""
-    row = (await tx.execute(_LOCK, {"name": name})).first()
-    return ImageRef(ImageKind(row.image_kind), row.image) if row is not None else None
+    row = (await run(tx, _LOCK, name=name)).first()
+    return _image(row) if row is not None else None
+
+
+def _image(row: Any) -> ImageRef:
+    return ImageRef(ImageKind(row.image_kind), row.image)
 
 
 def _why_not(row: Any) -> str:

@@ -8,36 +8,87 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.snapshots import SnapshotSpec, TakeFacts, TakeState, check_take_transition
 from app.domain.templates import VmSpec
+from app.store.database import Tx, any_row, first, mappings, run
+from app.store.rows import columns, names_of
 
 _TAKES_KEPT = 10
 _LAST_BOOTS = 200
-_COLUMNS = "s.id, s.name, s.spec, s.created_at, s.updated_at, s.deleting_at, s.attempts"
-_TAKE_COLUMNS = """
-    t.id, t.snapshot_id, t.number, t.state, t.state_since, t.shape, t.revision, t.based_at, t.vm_name, t.vm_uid, t.claim_id,
-    t.object_uid, t.disks, t.excluded, t.bytes, t.reason, t.created_at, t.ready_at, t.ended_at
-"""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    id: UUID
+    name: str
+    spec: SnapshotSpec
+    created_at: datetime
+    updated_at: datetime
+    deleting_at: datetime | None
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeRow:
+    """`disks` and `excluded` as they are stored: fields of SnapshotDisk, and name and reason."""
+
+    id: UUID
+    snapshot_id: UUID
+    number: int
+    state: TakeState
+    state_since: datetime
+    shape: str | None
+    revision: str | None
+    based_at: datetime | None
+    vm_name: str | None
+    vm_uid: str | None
+    claim_id: UUID | None
+    object_uid: str | None
+    disks: tuple[dict[str, Any], ...]
+    excluded: tuple[dict[str, Any], ...]
+    bytes: int | None
+    reason: str | None
+    created_at: datetime
+    ready_at: datetime | None
+    ended_at: datetime | None
+
+    @property
+    def facts(self) -> TakeFacts:
+        return TakeFacts(**{name: getattr(self, name) for name in names_of(TakeFacts)})
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotUse:
+    """How many VMs, of those that still have a row, started from a snapshot; and how long the last boots took, in seconds."""
+
+    used: int = 0
+    last_at: datetime | None = None
+    boots: int = 0
+    p50: float | None = None
+    p95: float | None = None
+
+
+_COLUMNS = columns(SnapshotRow, "s")
+_TAKE_COLUMNS = columns(TakeRow, "t")
 _BY_NAME = f"SELECT {_COLUMNS} FROM snapshot s WHERE s.name = :name AND s.deleted_at IS NULL"
-_BY_ID = f"SELECT {_COLUMNS} FROM snapshot s WHERE s.id = :id AND s.deleted_at IS NULL"
-_PAGE = f"""
+_BY_ID = text(f"SELECT {_COLUMNS} FROM snapshot s WHERE s.id = :id AND s.deleted_at IS NULL")
+_PAGE = text(f"""
     SELECT {_COLUMNS} FROM snapshot s
     WHERE s.deleted_at IS NULL AND s.name > :after
       AND (CAST(:source AS text) IS NULL OR :source IN (s.spec->'source'->>'vm', s.spec->'source'->>'pool'))
       AND (CAST(:shape AS text) IS NULL OR EXISTS (
           SELECT 1 FROM snapshot_take t WHERE t.snapshot_id = s.id AND t.state = 'ready' AND t.shape = :shape))
     ORDER BY s.name LIMIT :limit
-"""
+""")
 # All takes that have not ended, and the last of those that have.
-_TAKES = f"""
+_TAKES = text(f"""
     SELECT {_TAKE_COLUMNS} FROM snapshot_take t
     WHERE t.snapshot_id = ANY(CAST(:ids AS uuid[])) AND (t.ended_at IS NULL OR t.number > (
         SELECT max(n.number) FROM snapshot_take n WHERE n.snapshot_id = t.snapshot_id) - :kept)
     ORDER BY t.snapshot_id, t.number
-"""
-_TAKE_BY_ID = f"SELECT {_TAKE_COLUMNS} FROM snapshot_take t WHERE t.id = :id"
+""")
+_TAKE_BY_ID = text(f"SELECT {_TAKE_COLUMNS} FROM snapshot_take t WHERE t.id = :id")
 _LOCK = text("SELECT 1 FROM snapshot WHERE name = :name AND deleting_at IS NULL AND deleted_at IS NULL FOR KEY SHARE")
 _INSERT = text("""
     INSERT INTO snapshot (id, name, spec) VALUES (:id, :name, :spec)
@@ -100,132 +151,66 @@ _USE = text("""
 _PRUNE = text("DELETE FROM snapshot WHERE deleted_at < now() - make_interval(secs => :seconds)")
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotRow:
-    id: UUID
-    name: str
-    spec: SnapshotSpec
-    created_at: datetime
-    updated_at: datetime
-    deleting_at: datetime | None
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class TakeRow:
-    """`disks` and `excluded` as they are stored: fields of SnapshotDisk, and name and reason."""
-
-    id: UUID
-    snapshot_id: UUID
-    number: int
-    state: TakeState
-    state_since: datetime
-    shape: str | None
-    revision: str | None
-    based_at: datetime | None
-    vm_name: str | None
-    vm_uid: str | None
-    claim_id: UUID | None
-    object_uid: str | None
-    disks: tuple[dict[str, Any], ...]
-    excluded: tuple[dict[str, Any], ...]
-    bytes: int | None
-    reason: str | None
-    created_at: datetime
-    ready_at: datetime | None
-    ended_at: datetime | None
-
-    @property
-    def facts(self) -> TakeFacts:
-        return TakeFacts(
-            id=self.id,
-            number=self.number,
-            state=self.state,
-            state_since=self.state_since,
-            revision=self.revision,
-            based_at=self.based_at,
-            ended_at=self.ended_at,
-            reason=self.reason,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotUse:
-    """How many VMs, of those that still have a row, started from a snapshot; and how long the last boots took, in seconds."""
-
-    used: int = 0
-    last_at: datetime | None = None
-    boots: int = 0
-    p50: float | None = None
-    p95: float | None = None
-
-
-async def get(tx: AsyncConnection, name: str, *, lock: bool = False) -> SnapshotRow | None:
+async def get(tx: Tx, name: str, *, lock: bool = False) -> SnapshotRow | None:
     """The snapshot of that name. With `lock` nobody else changes it until `tx` ends."""
     query = _BY_NAME + (" FOR UPDATE" if lock else "")
-    return _snapshot((await tx.execute(text(query), {"name": name})).mappings().first())
+    return _snapshot(await first(tx, text(query), name=name))
 
 
-async def get_by_id(tx: AsyncConnection, snapshot_id: UUID) -> SnapshotRow | None:
-    return _snapshot((await tx.execute(text(_BY_ID), {"id": snapshot_id})).mappings().first())
+async def get_by_id(tx: Tx, snapshot_id: UUID) -> SnapshotRow | None:
+    return _snapshot(await first(tx, _BY_ID, id=snapshot_id))
 
 
-async def page(
-    tx: AsyncConnection, *, after: str, limit: int, shape: str | None, source: str | None
-) -> list[SnapshotRow]:
+async def page(tx: Tx, *, after: str, limit: int, shape: str | None, source: str | None) -> list[SnapshotRow]:
     """Sorted by name, those after `after`. `source`: the name of their VM or pool. `shape`: of one of their ready takes."""
-    params = {"after": after, "limit": limit, "shape": shape, "source": source}
-    rows = (await tx.execute(text(_PAGE), params)).mappings()
+    rows = await mappings(tx, _PAGE, after=after, limit=limit, shape=shape, source=source)
     return [row for row in map(_snapshot, rows) if row is not None]
 
 
-async def takes_of(tx: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, list[TakeRow]]:
+async def takes_of(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, list[TakeRow]]:
     """The takes of each snapshot, oldest first. Of takes that have ended only the last few."""
     found: dict[UUID, list[TakeRow]] = {snapshot_id: [] for snapshot_id in ids}
-    for row in (await tx.execute(text(_TAKES), {"ids": list(ids), "kept": _TAKES_KEPT})).mappings():
+    for row in await mappings(tx, _TAKES, ids=list(ids), kept=_TAKES_KEPT):
         found[row["snapshot_id"]].append(_take(row))
     return found
 
 
-async def get_take(tx: AsyncConnection, take_id: UUID) -> TakeRow | None:
-    row = (await tx.execute(text(_TAKE_BY_ID), {"id": take_id})).mappings().first()
+async def get_take(tx: Tx, take_id: UUID) -> TakeRow | None:
+    row = await first(tx, _TAKE_BY_ID, id=take_id)
     return _take(row) if row else None
 
 
-async def lock(tx: AsyncConnection, name: str) -> bool:
+async def lock(tx: Tx, name: str) -> bool:
     """Whether there is such a snapshot that is not being deleted. Nobody can delete it until `tx` ends."""
-    return (await tx.execute(_LOCK, {"name": name})).first() is not None
+    return await any_row(tx, _LOCK, name=name)
 
 
-async def insert(tx: AsyncConnection, *, snapshot_id: UUID, spec: SnapshotSpec) -> bool:
+async def insert(tx: Tx, *, snapshot_id: UUID, spec: SnapshotSpec) -> bool:
     """False if there is a snapshot of that name already."""
-    params = {"id": snapshot_id, "name": spec.name, "spec": spec.model_dump(mode="json")}
-    return (await tx.execute(_INSERT, params)).first() is not None
+    return await any_row(tx, _INSERT, id=snapshot_id, name=spec.name, spec=spec.model_dump(mode="json"))
 
 
-async def insert_take(tx: AsyncConnection, *, snapshot_id: UUID, take_id: UUID) -> int:
+async def insert_take(tx: Tx, *, snapshot_id: UUID, take_id: UUID) -> int:
     """Inserts a planned take and returns its number. The caller has locked the snapshot, or leased it."""
-    number: int = (await tx.execute(_INSERT_TAKE, {"id": take_id, "snapshot_id": snapshot_id})).scalar_one()
+    number: int = (await run(tx, _INSERT_TAKE, id=take_id, snapshot_id=snapshot_id)).scalar_one()
     return number
 
 
-async def begin_delete(tx: AsyncConnection, snapshot_id: UUID) -> bool:
-    return (await tx.execute(_BEGIN_DELETE, {"id": snapshot_id})).first() is not None
+async def begin_delete(tx: Tx, snapshot_id: UUID) -> bool:
+    return await any_row(tx, _BEGIN_DELETE, id=snapshot_id)
 
 
-async def end_delete(tx: AsyncConnection, snapshot_id: UUID) -> bool:
+async def end_delete(tx: Tx, snapshot_id: UUID) -> bool:
     """Deletes a snapshot that is being deleted and has no take left. Its name is free then."""
-    return (await tx.execute(_END_DELETE, {"id": snapshot_id})).first() is not None
+    return await any_row(tx, _END_DELETE, id=snapshot_id)
 
 
-async def make_due(tx: AsyncConnection, snapshot_id: UUID) -> None:
+async def make_due(tx: Tx, snapshot_id: UUID) -> None:
     """The snapshot is due for its reconciler."""
-    await tx.execute(_MAKE_DUE, {"id": snapshot_id})
+    await run(tx, _MAKE_DUE, id=snapshot_id)
 
 
-async def move_take(
-    tx: AsyncConnection, take: TakeRow, target: TakeState, *, reason: str | None = None, **written: Any
-) -> bool:
+async def move_take(tx: Tx, take: TakeRow, target: TakeState, *, reason: str | None = None, **written: Any) -> bool:
     """Moves a take from the state of `take` to `target`, and writes what else is known now. False if it is in another state.
 
     `written`: shape, revision, based_at, vm_name, vm_uid, claim_id, disks, excluded, bytes. Raises IllegalTransition.
@@ -234,43 +219,44 @@ async def move_take(
     more = "".join(f", {column} = :{column}" for column in sorted(written))
     kept = [bindparam(column, type_=JSONB) for column in ("disks", "excluded") if column in written]
     statement = text(_MOVE.format(more=more)).bindparams(*kept)
-    params = {"id": take.id, "source": str(take.state), "target": str(target), "reason": reason, **written}
-    return (await tx.execute(statement, params)).first() is not None
+    return await any_row(
+        tx, statement, id=take.id, source=str(take.state), target=str(target), reason=reason, **written
+    )
 
 
-async def note_take(tx: AsyncConnection, take_id: UUID, reason: str | None) -> None:
+async def note_take(tx: Tx, take_id: UUID, reason: str | None) -> None:
     """Writes what the take waits for."""
-    await tx.execute(_NOTE, {"id": take_id, "reason": reason})
+    await run(tx, _NOTE, id=take_id, reason=reason)
 
 
-async def write_object(tx: AsyncConnection, take_id: UUID, uid: str) -> None:
+async def write_object(tx: Tx, take_id: UUID, uid: str) -> None:
     """Writes the UID of the take's VirtualMachineSnapshot."""
-    await tx.execute(_WRITE_OBJECT, {"id": take_id, "uid": uid})
+    await run(tx, _WRITE_OBJECT, id=take_id, uid=uid)
 
 
-async def pools_using(tx: AsyncConnection, name: str) -> dict[str, VmSpec]:
+async def pools_using(tx: Tx, name: str) -> dict[str, VmSpec]:
     """The pools whose VMs start from it, each with the spec of its VMs. On-demand pools are not among them."""
-    return {row.name: row.vm_spec for row in await tx.execute(_USERS, {"name": name})}
+    return {row.name: row.vm_spec for row in await run(tx, _USERS, name=name)}
 
 
-async def users_of(tx: AsyncConnection, names: Iterable[str]) -> dict[str, list[str]]:
+async def users_of(tx: Tx, names: Iterable[str]) -> dict[str, list[str]]:
     """By snapshot, the names of the pools whose VMs start from it."""
     wanted = list(names)
     found: dict[str, list[str]] = {name: [] for name in wanted}
-    for row in await tx.execute(_USERS_OF, {"names": wanted}):
+    for row in await run(tx, _USERS_OF, names=wanted):
         found[row.source].append(row.name)
     return found
 
 
-async def use_of(tx: AsyncConnection, names: Iterable[str]) -> dict[str, SnapshotUse]:
+async def use_of(tx: Tx, names: Iterable[str]) -> dict[str, SnapshotUse]:
     """By snapshot, how it was used."""
-    rows = await tx.execute(_USE, {"names": list(names), "last": _LAST_BOOTS})
+    rows = await run(tx, _USE, names=list(names), last=_LAST_BOOTS)
     return {row.name: SnapshotUse(row.used, row.last, row.boots, row.p50, row.p95) for row in rows}
 
 
-async def prune(tx: AsyncConnection, *, seconds: float) -> int:
+async def prune(tx: Tx, *, seconds: float) -> int:
     """Deletes the rows of snapshots that were deleted more than `seconds` ago, with their takes. Returns how many."""
-    return (await tx.execute(_PRUNE, {"seconds": seconds})).rowcount
+    return (await run(tx, _PRUNE, seconds=seconds)).rowcount
 
 
 def _snapshot(row: Mapping[Any, Any] | None) -> SnapshotRow | None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.paths import FromSnapshot, SnapshotDisk
+from app.store.database import Tx, run
 
 # A VM keeps the take that it began with: its disks are made one by one, and the worker after one that died must go on with the
 # same take. A take is removed only once no such VM is left.
@@ -43,12 +43,12 @@ class SnapshotOption:
     ready_at: datetime
 
 
-async def start_of(tx: AsyncConnection, name: str, *, asked_at: datetime | None = None) -> FromSnapshot | str | None:
+async def start_of(tx: Tx, name: str, *, asked_at: datetime | None = None) -> FromSnapshot | str | None:
     """The disks of the latest ready take. A string says why there are none yet. None: there is no snapshot of that name.
 
     For a VM that the cluster was first asked for at `asked_at` it is the take that was the latest at that time, if any.
     """
-    row = (await tx.execute(_LATEST, {"name": name, "asked_at": asked_at})).first()
+    row = (await run(tx, _LATEST, name=name, asked_at=asked_at)).first()
     if row is None:
         return None
     if row.disks is None:
@@ -59,12 +59,12 @@ async def start_of(tx: AsyncConnection, name: str, *, asked_at: datetime | None 
     )
 
 
-async def ready_for_shape(tx: AsyncConnection, shape: str, *, limit: int = 10) -> list[SnapshotOption]:
+async def ready_for_shape(tx: Tx, shape: str, *, limit: int = 10) -> list[SnapshotOption]:
     """Snapshots from which VMs of that shape can start, the newest first."""
-    rows = await tx.execute(_FOR_SHAPE, {"shape": shape, "limit": limit})
+    rows = await run(tx, _FOR_SHAPE, shape=shape, limit=limit)
     return [SnapshotOption(row.name, row.shape, row.ready_at) for row in rows]
 
 
-async def under_way_for_shape(tx: AsyncConnection, shape: str, *, limit: int = 10) -> list[str]:
+async def under_way_for_shape(tx: Tx, shape: str, *, limit: int = 10) -> list[str]:
     """Names of the snapshots that have a take of that shape under way."""
-    return [row.name for row in await tx.execute(_UNDER_WAY, {"shape": shape, "limit": limit})]
+    return [row.name for row in await run(tx, _UNDER_WAY, shape=shape, limit=limit)]

@@ -9,9 +9,9 @@ from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.snapshots import TakeState
+from app.store.database import Tx, any_row, mappings, run
 from app.store.leases import ACQUIRE, RELEASE, RowLeases
 
 LEASES = RowLeases("snapshot")
@@ -71,50 +71,49 @@ class SnapshotWork:
     attempts: int
 
 
-async def acquire_due(tx: AsyncConnection, *, token: UUID, limit: int, seconds: float) -> list[SnapshotWork]:
+async def acquire_due(tx: Tx, *, token: UUID, limit: int, seconds: float) -> list[SnapshotWork]:
     """Snapshots that are due, and those whose lease expired."""
-    rows = (await tx.execute(_ACQUIRE_DUE, {"token": token, "limit": limit, "seconds": seconds})).mappings()
+    rows = await mappings(tx, _ACQUIRE_DUE, token=token, limit=limit, seconds=seconds)
     return [SnapshotWork(**row) for row in rows]
 
 
-async def renew(tx: AsyncConnection, snapshot_id: UUID, *, token: UUID, seconds: float) -> bool:
+async def renew(tx: Tx, snapshot_id: UUID, *, token: UUID, seconds: float) -> bool:
     """Renews the lease for `seconds`, and locks the row until `tx` ends. False if the token no longer holds it."""
-    params = {"id": snapshot_id, "token": token, "seconds": seconds}
-    return (await tx.execute(_RENEW, params)).first() is not None
+    return await any_row(tx, _RENEW, id=snapshot_id, token=token, seconds=seconds)
 
 
-async def finish(tx: AsyncConnection, snapshot_id: UUID, *, token: UUID, seconds: float, failed: bool = False) -> None:
+async def finish(tx: Tx, snapshot_id: UUID, *, token: UUID, seconds: float, failed: bool = False) -> None:
     """Releases the snapshot, which is due again after `seconds`, or at once if somebody made it due meanwhile."""
-    await tx.execute(_FINISH, {"id": snapshot_id, "token": token, "seconds": seconds, "failed": failed})
+    await run(tx, _FINISH, id=snapshot_id, token=token, seconds=seconds, failed=failed)
 
 
-async def mark_stopped(tx: AsyncConnection, claim_id: UUID) -> bool:
+async def mark_stopped(tx: Tx, claim_id: UUID) -> bool:
     """Writes that we are about to stop the VM of our claim. False if the claim has no VM any more."""
-    return (await tx.execute(_MARK_STOPPED, {"claim_id": claim_id})).first() is not None
+    return await any_row(tx, _MARK_STOPPED, claim_id=claim_id)
 
 
-async def starting_from(tx: AsyncConnection, name: str, *, before: datetime) -> int:
+async def starting_from(tx: Tx, name: str, *, before: datetime) -> int:
     """How many VMs start from the snapshot, are not ready, and were first asked for before that moment."""
-    count: int = (await tx.execute(_STARTED_FROM, {"name": name, "before": before})).scalar_one()
+    count: int = (await run(tx, _STARTED_FROM, name=name, before=before)).scalar_one()
     return count
 
 
-async def stranded(tx: AsyncConnection, *, limit: int) -> dict[UUID, str]:
+async def stranded(tx: Tx, *, limit: int) -> dict[UUID, str]:
     """VMs that have no node yet and began with a take that was lost since, each with the name of its snapshot."""
-    return {row.id: row.source for row in await tx.execute(_STRANDED, {"limit": limit})}
+    return {row.id: row.source for row in await run(tx, _STRANDED, limit=limit)}
 
 
-async def shape_of_vm(tx: AsyncConnection, name: str) -> str | None:
+async def shape_of_vm(tx: Tx, name: str) -> str | None:
     """The shape of one of our VMs; None if it is not ours or has no shape."""
-    row = (await tx.execute(_VM_SHAPE, {"name": name})).first()
+    row = (await run(tx, _VM_SHAPE, name=name)).first()
     return row.shape if row else None
 
 
-async def states_of(tx: AsyncConnection, take_ids: Sequence[UUID]) -> dict[UUID, TakeState]:
+async def states_of(tx: Tx, take_ids: Sequence[UUID]) -> dict[UUID, TakeState]:
     """The state of each of these takes that has a row."""
-    return {row.id: TakeState(row.state) for row in await tx.execute(_STATES, {"ids": list(take_ids)})}
+    return {row.id: TakeState(row.state) for row in await run(tx, _STATES, ids=list(take_ids))}
 
 
-async def ready_objects(tx: AsyncConnection) -> dict[UUID, UUID]:
+async def ready_objects(tx: Tx) -> dict[UUID, UUID]:
     """Every ready take whose object is known, with the id of its snapshot."""
-    return {row.id: row.snapshot_id for row in await tx.execute(_READY)}
+    return {row.id: row.snapshot_id for row in await run(tx, _READY)}

@@ -4,40 +4,43 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import TextClause, text
 
 from app.domain.health import VmFacts
 from app.domain.observation import WarmWhen
 from app.domain.states import VmState
+from app.store.database import Tx, mappings, run
+from app.store.rows import names_of
 
-_COLUMNS = """
-    v.id, v.pool_id, v.name, v.state, v.state_since, v.uid, v.vmi_uid, v.node, v.addresses, v.health, v.unhealthy_since,
+_SELECT = """
+    SELECT v.id, v.pool_id, v.name, v.state, v.state_since, v.uid, v.vmi_uid, v.node, v.addresses, v.health, v.unhealthy_since,
     v.whole, v.stopped, v.claimed_at, v.claim_id, v.created_at, v.asked_at, v.ready_at, p.spec->>'warm_when' AS warm_when,
-    (p.spec->>'boot_timeout_seconds')::float AS boot_timeout
+    (p.spec->>'boot_timeout_seconds')::float AS boot_timeout_seconds
+    FROM vm v JOIN pool p ON p.id = v.pool_id
 """
-_BY_IDS = f"SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = ANY(CAST(:ids AS uuid[]))"
+_BY_IDS = text(f"{_SELECT} WHERE v.id = ANY(CAST(:ids AS uuid[]))")
 # A name may be used again. A row that has a UID is found by the UID alone, and only a row that has none by its name.
-_OF_OBJECTS = f"""
-    SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id
+_OF_OBJECTS = text(f"""
+    {_SELECT}
     WHERE v.ended_at IS NULL
       AND (v.uid = ANY(CAST(:uids AS text[])) OR (v.uid IS NULL AND v.name = ANY(CAST(:names AS text[]))))
-"""
+""")
 
 # A VM can only be missing from a list if its object was known before the list was asked for. One that became ready earlier had
 # its object earlier.
-_MISSING = f"""
-    SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id
+_MISSING = text(f"""
+    {_SELECT}
     WHERE v.ended_at IS NULL AND v.state IN ('booting', 'ready', 'claimed', 'failed', 'releasing') AND least(v.ready_at, v.state_since) < :before
       AND NOT CASE WHEN v.uid IS NULL THEN v.name = ANY(CAST(:names AS text[])) ELSE v.uid = ANY(CAST(:uids AS text[])) END
     ORDER BY v.id LIMIT :limit
-"""
-_OVERDUE = f"""
-    SELECT {_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id
+""")
+_OVERDUE = text(f"""
+    {_SELECT}
     WHERE v.ended_at IS NULL AND v.state = 'booting' AND v.deadline_at < now() ORDER BY v.id LIMIT :limit
-"""
+""")
 
 _LOCK_SLOTS = text("SELECT 1 FROM ready_slot WHERE vm_id = ANY(CAST(:ids AS uuid[])) ORDER BY pool_id, seq FOR UPDATE")
 _WRITE = text("""
@@ -57,6 +60,9 @@ _STAGES = text("""
     WHERE vm.id = n.id
 """)
 _NOW = text("SELECT now()")
+
+
+_FACTS = names_of(VmFacts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,85 +98,63 @@ class VmStatus:
     health: str | None
 
 
-async def by_ids(tx: AsyncConnection, ids: Iterable[UUID]) -> dict[UUID, ObservedVm]:
-    return {vm.id: vm for vm in await _read(tx, _BY_IDS, {"ids": list(ids)})}
+async def by_ids(tx: Tx, ids: Iterable[UUID]) -> dict[UUID, ObservedVm]:
+    return {vm.id: vm for vm in await _read(tx, _BY_IDS, ids=list(ids))}
 
 
-async def of_objects(tx: AsyncConnection, objects: Mapping[str, str]) -> list[ObservedVm]:
+async def of_objects(tx: Tx, objects: Mapping[str, str]) -> list[ObservedVm]:
     """The rows that have not ended of the objects given as UID: name."""
-    return await _read(tx, _OF_OBJECTS, {"uids": list(objects), "names": list(objects.values())})
+    return await _read(tx, _OF_OBJECTS, uids=list(objects), names=list(objects.values()))
 
 
-async def missing(tx: AsyncConnection, *, objects: Mapping[str, str], before: datetime, limit: int) -> list[ObservedVm]:
+async def missing(tx: Tx, *, objects: Mapping[str, str], before: datetime, limit: int) -> list[ObservedVm]:
     """VMs that should have an object, have been in their state since before `before`, and have none of the objects given as
     UID: name.
     """
-    params = {"uids": list(objects), "names": list(objects.values()), "before": before, "limit": limit}
-    return await _read(tx, _MISSING, params)
+    return await _read(tx, _MISSING, uids=list(objects), names=list(objects.values()), before=before, limit=limit)
 
 
-async def overdue(tx: AsyncConnection, *, limit: int) -> list[ObservedVm]:
+async def overdue(tx: Tx, *, limit: int) -> list[ObservedVm]:
     """Booting VMs past their deadline."""
-    return await _read(tx, _OVERDUE, {"limit": limit})
+    return await _read(tx, _OVERDUE, limit=limit)
 
 
-async def write(tx: AsyncConnection, statuses: Sequence[VmStatus]) -> None:
+async def write(tx: Tx, statuses: Sequence[VmStatus]) -> None:
     """Writes what the cluster shows, in the order of ids. Places in the queue follow if a ready VM moved to another node."""
     if not statuses:
         return
     ordered = sorted(statuses, key=lambda s: s.id)
-    await tx.execute(_LOCK_SLOTS, {"ids": [s.id for s in ordered]})  # the queue before the VM, as a claim does it
-    await tx.execute(
+    await run(tx, _LOCK_SLOTS, ids=[s.id for s in ordered])  # the queue before the VM, as a claim does it
+    await run(
+        tx,
         _WRITE,
-        {
-            "ids": [s.id for s in ordered],
-            "uids": [s.uid for s in ordered],
-            "vmi_uids": [s.vmi_uid for s in ordered],
-            "nodes": [s.node for s in ordered],
-            "addresses": [" ".join(s.addresses) for s in ordered],
-            "healths": [s.health for s in ordered],
-        },
+        ids=[s.id for s in ordered],
+        uids=[s.uid for s in ordered],
+        vmi_uids=[s.vmi_uid for s in ordered],
+        nodes=[s.node for s in ordered],
+        addresses=[" ".join(s.addresses) for s in ordered],
+        healths=[s.health for s in ordered],
     )
-    await tx.execute(_WRITE_SLOTS, {"ids": [s.id for s in ordered]})
+    await run(tx, _WRITE_SLOTS, ids=[s.id for s in ordered])
 
 
-async def write_stages(tx: AsyncConnection, stages: Mapping[UUID, Mapping[str, float | None]]) -> None:
+async def write_stages(tx: Tx, stages: Mapping[UUID, Mapping[str, float | None]]) -> None:
     """Writes seconds by stage of each of these VMs."""
     if stages:
         texts = [json.dumps(dict(of_vm)) for of_vm in stages.values()]
-        await tx.execute(_STAGES, {"ids": list(stages), "stages": texts})
+        await run(tx, _STAGES, ids=list(stages), stages=texts)
 
 
-async def database_now(tx: AsyncConnection) -> datetime:
-    now: datetime = (await tx.execute(_NOW)).scalar_one()
+async def database_now(tx: Tx) -> datetime:
+    now: datetime = (await run(tx, _NOW)).scalar_one()
     return now
 
 
-async def _read(tx: AsyncConnection, query: str, params: dict[str, object]) -> list[ObservedVm]:
-    return [
-        ObservedVm(
-            id=row["id"],
-            pool_id=row["pool_id"],
-            name=row["name"],
-            facts=VmFacts(
-                state=VmState(row["state"]),
-                uid=row["uid"],
-                vmi_uid=row["vmi_uid"],
-                node=row["node"],
-                addresses=tuple(row["addresses"]),
-                health=row["health"],
-                unhealthy_since=row["unhealthy_since"],
-                claimed_at=row["claimed_at"],
-                whole=row["whole"],
-                stopped=row["stopped"],
-            ),
-            state_since=row["state_since"],
-            claim_id=row["claim_id"],
-            created_at=row["created_at"],
-            asked_at=row["asked_at"],
-            ready_at=row["ready_at"],
-            warm_when=WarmWhen(row["warm_when"]),
-            boot_timeout_seconds=row["boot_timeout"],
-        )
-        for row in (await tx.execute(text(query), params)).mappings()
-    ]
+async def _read(tx: Tx, query: TextClause, **params: object) -> list[ObservedVm]:
+    return [_vm(dict(row)) for row in await mappings(tx, query, **params)]
+
+
+def _vm(row: dict[str, Any]) -> ObservedVm:
+    facts = {name: row.pop(name) for name in _FACTS}
+    facts |= {"state": VmState(facts["state"]), "addresses": tuple(facts["addresses"])}
+    return ObservedVm(facts=VmFacts(**facts), **{**row, "warm_when": WarmWhen(row["warm_when"])})

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.states import VmState, check_vm_transition
+from app.store.database import Tx, first, mappings, run
 from app.store.rows import VM_COLUMNS, VmRow, read_vm
 
 _PLAN = text("""
@@ -54,16 +54,16 @@ _TAKE_BACK = text("""
 
 _COUNT_READY = text("SELECT count(*) FROM ready_slot WHERE pool_id = :pool_id")
 
-_BY_ID = f"SELECT {VM_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = ANY(CAST(:ids AS uuid[]))"
+_BY_ID = text(f"SELECT {VM_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = ANY(CAST(:ids AS uuid[]))")
 
-_PAGE = f"""
+_PAGE = text(f"""
     SELECT {VM_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id
     WHERE (CAST(:after AS uuid) IS NULL OR v.id < :after)
       AND (CAST(:pool AS text) IS NULL OR (p.name = :pool AND p.kind = 'pool'))
       AND (CAST(:state AS text) IS NULL OR v.state = :state)
       AND (:ended OR v.ended_at IS NULL)
     ORDER BY v.id DESC LIMIT :limit
-"""
+""")
 
 _PRUNE = text("""
     DELETE FROM vm WHERE ctid = ANY(ARRAY(
@@ -89,27 +89,26 @@ _MOVES = {
 }
 
 
-async def plan(
-    tx: AsyncConnection, pool_id: UUID, *, vms: Sequence[tuple[UUID, str]], revision: str, urgent: bool
-) -> None:
+async def plan(tx: Tx, pool_id: UUID, *, vms: Sequence[tuple[UUID, str]], revision: str, urgent: bool) -> None:
     """Inserts VMs in state `planned`, given as (id, name in the cluster)."""
-    params = {
-        "pool_id": pool_id,
-        "ids": [vm_id for vm_id, _ in vms],
-        "names": [name for _, name in vms],
-        "revision": revision,
-        "urgent": urgent,
-    }
-    await tx.execute(_PLAN, params)
+    await run(
+        tx,
+        _PLAN,
+        pool_id=pool_id,
+        ids=[vm_id for vm_id, _ in vms],
+        names=[name for _, name in vms],
+        revision=revision,
+        urgent=urgent,
+    )
 
 
-async def urge(tx: AsyncConnection, pool_id: UUID, *, urgent: bool) -> None:
+async def urge(tx: Tx, pool_id: UUID, *, urgent: bool) -> None:
     """Marks the planned VMs of a pool as urgent, or not: urgent ones are created first."""
-    await tx.execute(_URGE, {"pool_id": pool_id, "urgent": urgent})
+    await run(tx, _URGE, pool_id=pool_id, urgent=urgent)
 
 
 async def move(
-    tx: AsyncConnection,
+    tx: Tx,
     ids: Iterable[UUID],
     target: VmState,
     *,
@@ -129,56 +128,58 @@ async def move(
     if not wanted:
         return []
     if VmState.READY in states:
-        left = {row.vm_id for row in await tx.execute(_LEAVE_QUEUE, {"ids": wanted})}
+        left = {row.vm_id for row in await run(tx, _LEAVE_QUEUE, ids=wanted)}
         if states == [VmState.READY]:
             wanted = [vm_id for vm_id in wanted if vm_id in left]
     return await _move(tx, wanted, target, states, reason=reason, deadline_seconds=deadline_seconds)
 
 
-async def take_from_queue(tx: AsyncConnection, pool_id: UUID, ids: Sequence[UUID], *, floor: int) -> list[UUID]:
+async def take_from_queue(tx: Tx, pool_id: UUID, ids: Sequence[UUID], *, floor: int) -> list[UUID]:
     """Takes ready VMs out of the queue to remove them, in the order given, and leaves at least `floor` in it.
 
     A VM that a claim is taking at this moment is skipped. The caller moves the returned VMs to `releasing`.
     """
     if not ids:
         return []
-    ready: int = (await tx.execute(_COUNT_READY, {"pool_id": pool_id})).scalar_one()
+    ready: int = (await run(tx, _COUNT_READY, pool_id=pool_id)).scalar_one()
     allowed = list(ids)[: max(0, ready - floor)]
-    return [row.vm_id for row in await tx.execute(_TAKE_BACK, {"ids": allowed})]
+    return [row.vm_id for row in await run(tx, _TAKE_BACK, ids=allowed)]
 
 
-async def leave_ready(tx: AsyncConnection, ids: Sequence[UUID], *, reason: str) -> list[UUID]:
+async def leave_ready(tx: Tx, ids: Sequence[UUID], *, reason: str) -> list[UUID]:
     """Moves VMs from `ready` to `releasing` whose places in the queue the caller has deleted."""
     return await _move(tx, list(ids), VmState.RELEASING, [VmState.READY], reason=reason, deadline_seconds=None)
 
 
-async def release(
-    tx: AsyncConnection, ids: Iterable[UUID], *, sources: Iterable[VmState], reason: str | None
-) -> list[UUID]:
+async def release(tx: Tx, ids: Iterable[UUID], *, sources: Iterable[VmState], reason: str | None) -> list[UUID]:
     """Moves VMs to `releasing`. `reason` None keeps the reason of the row."""
     return await move(tx, ids, VmState.RELEASING, sources=sources, reason=reason)
 
 
-async def get(tx: AsyncConnection, vm_id: UUID) -> VmRow | None:
-    row = (await tx.execute(text(_BY_ID), {"ids": [vm_id]})).mappings().first()
+async def get(tx: Tx, vm_id: UUID) -> VmRow | None:
+    row = await first(tx, _BY_ID, ids=[vm_id])
     return read_vm(row) if row else None
 
 
 async def page(
-    tx: AsyncConnection, *, after: UUID | None, limit: int, pool: str | None, state: VmState | None, ended: bool
+    tx: Tx, *, after: UUID | None, limit: int, pool: str | None, state: VmState | None, ended: bool
 ) -> list[VmRow]:
     """The newest first. Without `ended` only VMs that still exist."""
-    params = {"after": after, "limit": limit, "pool": pool, "state": state and str(state), "ended": ended}
-    return [read_vm(row) for row in (await tx.execute(text(_PAGE), params)).mappings()]
+    return [
+        read_vm(row)
+        for row in await mappings(
+            tx, _PAGE, after=after, limit=limit, pool=pool, state=state and str(state), ended=ended
+        )
+    ]
 
 
-async def prune(tx: AsyncConnection, *, seconds: float, limit: int) -> int:
+async def prune(tx: Tx, *, seconds: float, limit: int) -> int:
     """Deletes the rows of up to `limit` VMs that ended more than `seconds` ago. Returns how many."""
-    return (await tx.execute(_PRUNE, {"seconds": seconds, "limit": limit})).rowcount
+    return (await run(tx, _PRUNE, seconds=seconds, limit=limit)).rowcount
 
 
 async def _move(
-    tx: AsyncConnection,
+    tx: Tx,
     ids: Sequence[UUID],
     target: VmState,
     sources: Sequence[VmState],
@@ -189,4 +190,4 @@ async def _move(
     params = {"ids": list(ids), "sources": [str(s) for s in sources], "target": str(target), "reason": reason}
     if target is VmState.BOOTING:
         params["deadline"] = deadline_seconds
-    return [row.id for row in await tx.execute(_MOVES[target], params)]
+    return [row.id for row in await run(tx, _MOVES[target], **params)]

@@ -9,10 +9,10 @@ from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.paths import StartPath
 from app.domain.templates import VmSpec
+from app.store.database import Tx, mappings, run
 from app.store.leases import ACQUIRE, IS_FREE, RELEASE, RowLeases
 
 LEASES = RowLeases("vm", among="work IS NOT NULL")
@@ -146,72 +146,66 @@ class RemoveWork(VmWork):
     uid: str | None
 
 
-async def acquire_creates(
-    tx: AsyncConnection, *, token: UUID, limit: int, seconds: float, rate: float
-) -> list[CreateWork]:
+async def acquire_creates(tx: Tx, *, token: UUID, limit: int, seconds: float, rate: float) -> list[CreateWork]:
     """Planned VMs that are due, urgent ones first, and creates whose lease expired. At most `rate` a second, over all replicas."""
     burst = max(1.0, rate)
-    tokens: float = (await tx.execute(_FILL, {"name": "creates", "rate": rate, "burst": burst})).scalar_one()
+    tokens: float = (await run(tx, _FILL, name="creates", rate=rate, burst=burst)).scalar_one()
     allowed = min(limit, int(tokens))
     if allowed <= 0:
         return []
-    rows = (await tx.execute(_ACQUIRE_CREATES, {"token": token, "limit": allowed, "seconds": seconds})).mappings().all()
+    rows = await mappings(tx, _ACQUIRE_CREATES, token=token, limit=allowed, seconds=seconds)
     if rows:
-        await tx.execute(_SPEND, {"name": "creates", "spent": len(rows)})
+        await run(tx, _SPEND, name="creates", spent=len(rows))
     return [CreateWork(**{**row, "path": StartPath(row["path"])}) for row in rows]
 
 
-async def acquire_removals(tx: AsyncConnection, *, token: UUID, limit: int, seconds: float) -> list[RemoveWork]:
+async def acquire_removals(tx: Tx, *, token: UUID, limit: int, seconds: float) -> list[RemoveWork]:
     """VMs whose object must be removed from the cluster."""
-    params = {"token": token, "limit": limit, "seconds": seconds}
-    rows = (await tx.execute(_ACQUIRE_REMOVALS, params)).mappings()
+    rows = await mappings(tx, _ACQUIRE_REMOVALS, token=token, limit=limit, seconds=seconds)
     return [RemoveWork(**row) for row in rows]
 
 
-async def acquire_labels(tx: AsyncConnection, *, limit: int, seconds: float) -> list[LabelWork]:
+async def acquire_labels(tx: Tx, *, limit: int, seconds: float) -> list[LabelWork]:
     """Bound claims whose VM does not carry their id in the cluster yet. They are not due again for `seconds`."""
-    rows = (await tx.execute(_ACQUIRE_LABELS, {"limit": limit, "seconds": seconds})).mappings()
+    rows = await mappings(tx, _ACQUIRE_LABELS, limit=limit, seconds=seconds)
     return [LabelWork(**row) for row in rows]
 
 
-async def write_uid(tx: AsyncConnection, vm_id: UUID, uid: str) -> None:
-    await tx.execute(_WRITE_UID, {"id": vm_id, "uid": uid})
+async def write_uid(tx: Tx, vm_id: UUID, uid: str) -> None:
+    await run(tx, _WRITE_UID, id=vm_id, uid=uid)
 
 
-async def mark_labelled(tx: AsyncConnection, item: LabelWork) -> None:
+async def mark_labelled(tx: Tx, item: LabelWork) -> None:
     """Changes nothing if the claim has another VM by now."""
-    await tx.execute(_LABELLED, {"claim_id": item.claim_id, "vm_id": item.vm_id})
+    await run(tx, _LABELLED, claim_id=item.claim_id, vm_id=item.vm_id)
 
 
-async def retry_label(tx: AsyncConnection, item: LabelWork, *, seconds: float) -> None:
-    await tx.execute(_LABEL_LATER, {"claim_id": item.claim_id, "vm_id": item.vm_id, "seconds": seconds})
+async def retry_label(tx: Tx, item: LabelWork, *, seconds: float) -> None:
+    await run(tx, _LABEL_LATER, claim_id=item.claim_id, vm_id=item.vm_id, seconds=seconds)
 
 
-async def retry_create(
-    tx: AsyncConnection, vm_id: UUID, *, token: UUID, seconds: float, reason: str, unasked: bool = False
-) -> None:
+async def retry_create(tx: Tx, vm_id: UUID, *, token: UUID, seconds: float, reason: str, unasked: bool = False) -> None:
     """The VM is planned again and due after `seconds`; its attempts keep counting. `unasked`: the cluster was never asked for
     it, so that its boot has not begun.
     """
-    params = {"id": vm_id, "token": token, "seconds": seconds, "reason": reason, "unasked": unasked}
-    await tx.execute(_RETRY_CREATE, params)
+    await run(tx, _RETRY_CREATE, id=vm_id, token=token, seconds=seconds, reason=reason, unasked=unasked)
 
 
-async def retry_removal(tx: AsyncConnection, vm_id: UUID, *, token: UUID, seconds: float, reason: str) -> None:
+async def retry_removal(tx: Tx, vm_id: UUID, *, token: UUID, seconds: float, reason: str) -> None:
     """The VM is due again after `seconds`."""
-    await tx.execute(_RETRY_REMOVAL, {"id": vm_id, "token": token, "seconds": seconds, "reason": reason})
+    await run(tx, _RETRY_REMOVAL, id=vm_id, token=token, seconds=seconds, reason=reason)
 
 
-async def check_removal(tx: AsyncConnection, vm_id: UUID, *, seconds: float) -> None:
+async def check_removal(tx: Tx, vm_id: UUID, *, seconds: float) -> None:
     """The cluster was asked to remove the VM. It is asked again after `seconds` if the informer has not seen it go by then."""
-    await tx.execute(_CHECK_REMOVAL, {"id": vm_id, "seconds": seconds})
+    await run(tx, _CHECK_REMOVAL, id=vm_id, seconds=seconds)
 
 
-async def start_cold(tx: AsyncConnection, vm_id: UUID, *, token: UUID) -> None:
+async def start_cold(tx: Tx, vm_id: UUID, *, token: UUID) -> None:
     """The source of the VM was deleted: it starts from its template alone, and counts as a cold start."""
-    await tx.execute(_START_COLD, {"id": vm_id, "token": token})
+    await run(tx, _START_COLD, id=vm_id, token=token)
 
 
-async def source_is_ready(tx: AsyncConnection, *, path: StartPath, source: str) -> None:
+async def source_is_ready(tx: Tx, *, path: StartPath, source: str) -> None:
     """Planned VMs that wait for this snapshot or preload are due at once."""
-    await tx.execute(_SOURCE_READY, {"path": str(path), "source": source})
+    await run(tx, _SOURCE_READY, path=str(path), source=source)

@@ -8,7 +8,7 @@ import pytest
 from app.compute.vms import VmTemplate
 from app.domain.paths import FromVolume, ImageKind, ImageRef, StartPath
 from app.domain.pools import StartFrom
-from app.domain.preload_lifecycle import PreloadState, Serving, Status
+from app.domain.preload_lifecycle import PreloadState, Serving, Status, Step
 from app.domain.preloads import PreloadSpec
 from app.domain.states import VmState
 from app.errors import (
@@ -57,15 +57,12 @@ async def serve(db, name="fedora", claim="volume-1"):
         row = next(
             each for each in await preload_rows.acquire_due(tx, token=token, limit=99, seconds=30) if each.name == name
         )
+        serving = Serving(replace(VOLUME, claim=claim), row.generation, adopted=False, since=row.due_at)
         assert await preload_rows.write(
             tx,
             row.id,
+            Step(PreloadState.READY, Status(serving=serving)),
             token=token,
-            state=PreloadState.READY,
-            status=Status(
-                serving=Serving(replace(VOLUME, claim=claim), row.generation, adopted=False, since=row.due_at)
-            ),
-            reason=None,
             generation=row.generation,
             attempts=0,
             usable=True,

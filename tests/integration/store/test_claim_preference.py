@@ -36,7 +36,7 @@ async def test_every_statement_walks_an_index_and_reads_no_more_than_it_looks_at
         taking = {
             "pool_id": pool.id,
             "seqs": [place.seq for place in places],
-            "claim_id": wanted.claim_id,
+            "claim_id": wanted.id,
             "key": None,
             "hash": "",
             "labels": "{}",

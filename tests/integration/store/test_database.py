@@ -113,5 +113,5 @@ async def test_a_transaction_that_postgres_ends_for_another_can_be_tried_again(d
     results = await asyncio.gather(cross(first, second, met), cross(second, first, met), return_exceptions=True)
     ended = [result for result in results if result is not None]
     assert [type(result) for result in ended] == [DatabaseUnavailable]
-    assert "others were in the way" in ended[0].detail
+    assert "other requests were in the way" in ended[0].detail
     assert ended[0].retry_after

@@ -126,7 +126,7 @@ async def test_looking_for_old_events_does_not_read_the_whole_history(db):
 
 
 def _prune_sql():
-    return events._PRUNE.replace(":seconds", "3600").replace(":limit", "10")
+    return events._PRUNE.text.replace(":seconds", "3600").replace(":limit", "10")
 
 
 def _rows_read(node):

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SAWarning
 from app.compute.kubevirt.templates.shapes import shape_of
 from app.ids import new_id
 from app.store.database import Database, make_engine
-from app.store.migrations import current, downgrade, head, upgrade, upgrade_async
+from app.store.migrations import current, downgrade, head, upgrade
 from app.store.schema import metadata
 
 
@@ -80,14 +80,14 @@ async def test_every_column_and_storage_setting_of_the_models_is_there(database_
 
 
 async def test_down_and_up_again_is_the_same(empty_database_url):
-    await upgrade_async(empty_database_url)
+    await asyncio.to_thread(upgrade, empty_database_url)
     first = (await compared(empty_database_url), await columns(empty_database_url), await relations(empty_database_url))
     await asyncio.to_thread(downgrade, empty_database_url, "base")
     assert [row["relname"] for row in await relations(empty_database_url)] == [
         "alembic_version",
         "alembic_version_pkc",
     ]
-    await upgrade_async(empty_database_url)
+    await asyncio.to_thread(upgrade, empty_database_url)
     assert first == (
         await compared(empty_database_url),
         await columns(empty_database_url),
@@ -111,7 +111,7 @@ async def test_a_pool_from_before_shapes_gets_the_shape_of_its_template(empty_da
         )
         await connection.execute(insert, of_template, old, "a", "r2")
         await connection.execute(insert, of_older_template, old, "b", "r1")
-        await upgrade_async(empty_database_url)
+        await asyncio.to_thread(upgrade, empty_database_url)
         pools = {row["id"]: (row["kind"], row["shape"]) for row in await connection.fetch("SELECT * FROM pool")}
         vms = {row["id"]: (row["path"], row["shape"]) for row in await connection.fetch("SELECT * FROM vm")}
         await asyncio.to_thread(downgrade, empty_database_url, "0004")

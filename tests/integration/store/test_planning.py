@@ -28,7 +28,7 @@ async def claim(db, pool, count=1):
     lane = WarmClaimStore(db.url)
     outcomes = await lane.claim(pool.id, [request() for _ in range(count)])
     await lane.close()
-    return [outcome.claim_id for outcome in outcomes if outcome is not None]
+    return [outcome.claim.id for outcome in outcomes if outcome is not None]
 
 
 async def test_a_pool_with_nothing_is_a_snapshot_with_nothing(db):

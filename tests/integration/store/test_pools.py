@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 
+from app.domain.failures import FailureVerdict
 from app.domain.states import VmState
 from app.ids import new_id
 from app.store.pools import planning
@@ -52,9 +53,8 @@ async def test_pages_are_by_name(db):
 async def fail(db, pool, *, stalled=False):
     async with db.begin() as tx:
         now = await scalar(db, "SELECT now()")
-        await pools.write_failure(
-            tx, pool.id, reason="no image", consecutive=2, backoff_until=now + timedelta(minutes=1), stalled=stalled
-        )
+        verdict = FailureVerdict(True, 2, backoff_until=now + timedelta(minutes=1), stalled=stalled)
+        await pools.write_failure(tx, pool.id, verdict, reason="no image")
 
 
 async def test_an_edit_closes_the_breaker_and_counts_up(db):

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from app.domain.paths import ImageKind, ImageRef
-from app.domain.preload_lifecycle import NodePull, OnNodes, PreloadState, PullState, Serving, Status, Volume
+from app.domain.preload_lifecycle import NodePull, OnNodes, PreloadState, PullState, Serving, Status, Step, Volume
 from app.domain.preloads import PreloadSpec
 from app.ids import new_id
 from app.store.preloads import rows as preload_rows
@@ -58,19 +58,11 @@ async def take(db, token):
 
 
 async def write(db, preload_id, token, **given):
-    seen = {
-        "state": PreloadState.IMPORTING,
-        "status": Status(),
-        "reason": None,
-        "generation": 1,
-        "attempts": 0,
-        "usable": False,
-        "fresh": False,
-        "seconds": 60,
-        **given,
-    }
+    found = {"state": PreloadState.IMPORTING, "status": Status(), "reason": None}
+    step = Step(**{name: given.pop(name, default) for name, default in found.items()})
+    seen = {"generation": 1, "attempts": 0, "usable": False, "fresh": False, "seconds": 60, **given}
     async with db.begin() as tx:
-        written = await preload_rows.write(tx, preload_id, token=token, **seen)
+        written = await preload_rows.write(tx, preload_id, step, token=token, **seen)
         return written, await preload_rows.get_by_id(tx, preload_id)
 
 
