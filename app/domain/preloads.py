@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
-from app.domain.paths import ImageKind, ImageRef
+from app.domain.paths import FromVolume, ImageKind, ImageRef, SnapshotDisk
 from app.domain.pools import Count
 
 _QUANTITY = r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"
@@ -184,14 +184,7 @@ class PreloadSpec(BaseModel):
 
     def data_volume(self, namespace: str) -> dict[str, Any]:
         """The spec of a DataVolume that imports the image. `namespace` is that of a PVC that names none."""
-        storage = {
-            "resources": {"requests": {"storage": self.size}} if self.size is not None else None,
-            "storageClassName": self.storage_class,
-            "accessModes": list(self.access_modes),
-            "volumeMode": self.volume_mode,
-        }
-        given = {key: value for key, value in storage.items() if value not in (None, [])}
-        return {"source": self.image.source(namespace), "storage": given}
+        return {"source": self.image.source(namespace), "storage": storage_request(self)}
 
     def same_import(self, other: "PreloadSpec") -> bool:
         """Whether both import the same content in the same way, so that nothing has to be imported again."""
@@ -247,3 +240,14 @@ class PreloadSpec(BaseModel):
         if value and image is not None and image.container is None:
             raise ValueError("goes only with image.container: a disk image is a volume and on no node")
         return value
+
+
+def storage_request(asked: "PreloadSpec | FromVolume | SnapshotDisk") -> dict[str, Any]:
+    """What a DataVolume's `storage`, or a PVC's spec, asks for; without what is not given."""
+    request = {
+        "resources": {"requests": {"storage": asked.size}} if asked.size is not None else None,
+        "storageClassName": asked.storage_class,
+        "accessModes": list(asked.access_modes),
+        "volumeMode": asked.volume_mode,
+    }
+    return {key: value for key, value in request.items() if value}

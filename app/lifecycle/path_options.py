@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from math import inf
 
 from app.compute.vms import VmTemplate
@@ -39,26 +40,14 @@ class VmTerms:
     lease_seconds: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class OptionRules:
-    """`rest_seconds`: how long a path is not used after its VMs failed. `max_pending`: how many claims may wait in one queue."""
-
-    rest_seconds: float
-    max_pending: int
-
-    @classmethod
-    def of(cls, settings: Settings) -> "OptionRules":
-        return cls(settings.backoff_cap_seconds, settings.max_pending_per_pool)
-
-
-async def read_options(tx: Tx, terms: VmTerms, rules: OptionRules) -> list[PathOption]:
+async def read_options(tx: Tx, terms: VmTerms, settings: Settings) -> list[PathOption]:
     """One option for each path, in the order of `StartPath`."""
     shape = terms.template.shape
     own, overall = await path_times.starts_of_shape(tx, shape), await path_times.starts_overall(tx)
     pools, now = await on_demand.of_shape(tx, shape), await database_now(tx)
-    found = [await _pool_option(tx, terms, rules)]
+    found = [await _pool_option(tx, terms, settings)]
     for option in (await _snapshot_option(tx, terms), await _preload_option(tx, terms), _cold_option(terms)):
-        checked = _unless_closed(option, pools, rules, now)
+        checked = _unless_closed(option, pools, settings, now)
         found.append(replace(checked, own=own.of(option.path), overall=overall.of(option.path)))
     return found
 
@@ -80,41 +69,35 @@ def why_unsuitable(serving: ServingPool, terms: VmTerms) -> str | None:
     return None
 
 
-async def _pool_option(tx: Tx, terms: VmTerms, rules: OptionRules) -> PathOption:
+async def _pool_option(tx: Tx, terms: VmTerms, settings: Settings) -> PathOption:
     """The pool whose next VM comes soonest. None has a ready VM: that was tried before."""
     reasons: list[str] = []
-    best: PathOption | None = None
+    open_ones: list[PathOption] = []
     for serving in await on_demand.serving(tx, terms.template.shape):
         why_not = why_unsuitable(serving, terms)
-        option = await _next_vm(tx, serving.pool, rules) if why_not is None else None
+        option = await _next_vm(tx, serving.pool, settings) if why_not is None else None
         if option is None or not option.available:
             reasons.append((option.why if option else why_not) or "")
-        elif best is None or _soon(option) < _soon(best):
-            best = option
-    if best is not None:
-        return best
+        else:
+            open_ones.append(option)
+    if open_ones:
+        return min(open_ones, key=lambda each: inf if (soon := estimate(each).p50) is None else soon)
     return PathOption(StartPath.POOL, available=False, why="; ".join(reasons) or "no pool has this shape")
 
 
-def _soon(option: PathOption) -> float:
-    expected = estimate(option).p50
-    return inf if expected is None else expected
-
-
-async def _next_vm(tx: Tx, pool: PoolRow, rules: OptionRules) -> PathOption:
+async def _next_vm(tx: Tx, pool: PoolRow, settings: Settings) -> PathOption:
     counts = await statistics.count(tx, pool.id)
+    closed = partial(PathOption, StartPath.POOL, pool.name, available=False)
     empty = f"pool {pool.name!r} has no ready VM"
-    if counts.waiting >= rules.max_pending:
-        return PathOption(
-            StartPath.POOL, pool.name, available=False, why=f"{empty}, and {counts.waiting} claims wait already"
-        )
+    if counts.waiting >= settings.max_pending_per_pool:
+        return closed(why=f"{empty}, and {counts.waiting} claims wait already")
     on_its_way = counts.in_flight - (counts.planned if pool.paused else 0) > counts.waiting
     because = why_none_will_come(pool, counts.claimed, 0)
     if because is not None and not on_its_way:
-        return PathOption(StartPath.POOL, pool.name, available=False, why=f"{empty}, and {because}")
+        return closed(why=f"{empty}, and {because}")
     told = await estimate_in_pool(tx, pool.id, None)
     if told.seconds is None:
-        return PathOption(StartPath.POOL, pool.name, available=False, why=f"{empty}; {told.basis}")
+        return closed(why=f"{empty}; {told.basis}")
     measured = await measure_boots(tx, pool)
     boots = measured.times
     if boots.p50 is None or boots.p95 is None:
@@ -168,18 +151,15 @@ async def _forced(tx: Tx, path: StartPath, start_from: StartFrom) -> PathOption:
     if start_from.path is not path:
         return PathOption(path, available=False, why=f"the claim must start from {start_from.source!r}")
     start = await resolve_start(tx, path, start_from.source)
+    option = PathOption(path, start_from.source)
     if isinstance(start, NotYet):  # the claim must start from this, so it waits
-        return PathOption(
-            path, start_from.source, waits_for_source=True, basis=f"it waits for its source first: {start.reason}"
-        )
+        return replace(option, waits_for_source=True, basis=f"it waits for its source first: {start.reason}")
     if start is None:
-        return PathOption(
-            path, start_from.source, available=False, why=f"there is no {path} {start_from.source!r} any more"
-        )
-    return PathOption(path, start_from.source)
+        return replace(option, available=False, why=f"there is no {path} {start_from.source!r} any more")
+    return option
 
 
-def _unless_closed(option: PathOption, pools: Iterable[OnDemandPool], rules: OptionRules, now: datetime) -> PathOption:
+def _unless_closed(option: PathOption, pools: Iterable[OnDemandPool], settings: Settings, now: datetime) -> PathOption:
     """The option; not available where the queue of its on-demand pool is full, or its last VMs failed a short while ago.
 
     A cold start is the last resort: one failure does not close it, only its breaker does.
@@ -189,10 +169,10 @@ def _unless_closed(option: PathOption, pools: Iterable[OnDemandPool], rules: Opt
         pool = each.pool
         if (pool.path, pool.source) != (option.path, source):
             continue
-        if each.waiting >= rules.max_pending:
+        if each.waiting >= settings.max_pending_per_pool:
             why = f"{each.waiting} claims wait already for such a VM, which is the limit"
             return PathOption(option.path, option.source, available=False, why=why)
-        until = rests_until(pool, seconds=rules.rest_seconds)
+        until = rests_until(pool, seconds=settings.backoff_cap_seconds)
         if until is None or until <= now or (option.path is StartPath.COLD and pool.stalled_at is None):
             continue
         failed = f"{pool.consecutive_failures} VMs in a row" if pool.consecutive_failures > 1 else "its last VM"

@@ -6,7 +6,7 @@ what a VM needs, the answer is that nothing is known, and VMs are created as if 
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -126,6 +126,16 @@ class _Ever:
     count: int
     missing: str
 
+    def room(self, size: int) -> Room:
+        """What it says about a pool of this size."""
+        problem = None
+        if not self.count:
+            problem = f"no node could take a VM of it, even with nothing else on it: {self.missing}"
+        elif self.count < size:
+            fitting = f"at most {self.count} of its {size} VMs fit on these nodes"
+            problem = f"{fitting}, even with nothing else on them: {self.missing}"
+        return Room(capacity_problem=problem, never_fits=not self.count)
+
 
 class Placing:
     """A process's copy of the nodes for planning. It reads only nodes that changed since the last read."""
@@ -145,7 +155,7 @@ class Placing:
             return Room()
         size = max(1, pool.spec.size)
         if not wants_more and (known := self._known(pool.revision, size)) is not None:
-            return Room(capacity_problem=_capacity_problem(known, size), never_fits=not known.count)
+            return known.room(size)
         if (await nodes_status(tx)).stale_reason is not None:
             self._ever.pop(pool.revision, None)
             return Room()
@@ -153,15 +163,14 @@ class Placing:
         nodes = list(self._nodes.values())
         left = take_places(nodes, await self._on_their_way(tx, nodes)) if wants_more else nodes
         found = fit(left, demand)
-        ever = self._remember(pool.revision, nodes, found.ever, demand, size)
-        problem = _capacity_problem(ever, size)
+        ever = self._remember(pool.revision, nodes, found.ever, demand, size).room(size)
         if not wants_more or pool.spec.allow_unschedulable:
-            return Room(capacity_problem=problem, never_fits=not ever.count)
+            return ever
         note = (
             f"the nodes have room for {found.now} more VMs of this pool at the moment ({tell(found.missing)}); more are created as "
             "soon as there is room"
         )
-        return Room(count=found.now, note=note, capacity_problem=problem, never_fits=not ever.count)
+        return replace(ever, count=found.now, note=note)
 
     async def _refresh(self, tx: Tx) -> None:
         newer = await node_rows.read_newer(tx, self._version)
@@ -201,16 +210,6 @@ class Placing:
             if demand is not None:
                 found.append((demand, group.count))
         return found
-
-
-def _capacity_problem(ever: _Ever, size: int) -> str | None:
-    if not ever.count:
-        return f"no node could take a VM of it, even with nothing else on it: {ever.missing}"
-    if ever.count < size:
-        return (
-            f"at most {ever.count} of its {size} VMs fit on these nodes, even with nothing else on them: {ever.missing}"
-        )
-    return None
 
 
 def _forget_oldest(kept: dict[str, Any]) -> None:

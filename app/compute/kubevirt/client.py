@@ -8,7 +8,7 @@ reads the stream of a watch itself.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import aiohttp
@@ -55,6 +55,13 @@ class KubeVirtClient:
             answer = await self._call("GET", kind.path(self._namespace, name))
         return _as_object(answer)
 
+    async def find(self, kind: Kind, name: str) -> Manifest | None:
+        """None if there is no such object."""
+        try:
+            return await self.get(kind, name)
+        except ClusterNotFound:
+            return None
+
     async def create(self, kind: Kind, body: Manifest, *, dry_run: bool = False) -> Manifest:
         """Raises AlreadyExists if the name is taken.
 
@@ -75,17 +82,55 @@ class KubeVirtClient:
             raise
         return _as_object(answer)
 
-    async def delete(self, kind: Kind, name: str, uid: str, *, propagation: str = "Foreground") -> Manifest:
-        """Deletes exactly that UID. Returns the object if it still exists, or a Status if it is gone at once."""
-        with translating(f"delete {kind}/{name}"):
-            options = {
-                "apiVersion": "v1",
-                "kind": "DeleteOptions",
-                "propagationPolicy": propagation,
-                "preconditions": {"uid": uid},
-            }
-            answer = await self._call("DELETE", kind.path(self._namespace, name), body=options)
-        return _as_object(answer or {})  # a 202 may come without a body
+    async def create_or_find(
+        self,
+        kind: Kind,
+        body: Manifest,
+        identity: tuple[str, ...],
+        *,
+        called: str | None = None,
+        advice: str = "It will be created again.",
+    ) -> tuple[Manifest, bool]:
+        """Creates the object, or finds the one that an earlier attempt created; and whether it was created now.
+
+        The earlier one has the labels `identity` as in `body`. Raises ClusterConflict if the name belongs to another object, or
+        if the object has gone since: the message calls its kind `called` and ends with the `advice`.
+        """
+        name, ours, what = body["metadata"]["name"], body["metadata"]["labels"], called or kind.name
+        try:
+            return await self.create(kind, body), True
+        except AlreadyExists as error:
+            found = await self.find(kind, name)
+            if found is None:
+                raise ClusterConflict(
+                    f"{what} {name} existed already and was deleted before it could be read. {advice}"
+                ) from error
+            if not labels.has(found, {key: ours[key] for key in identity}):
+                raise ClusterConflict(
+                    f"The name {name} belongs to a {what} that is not ours. It was not changed."
+                ) from error
+            return found, False
+
+    async def delete(self, kind: Kind, name: str, uid: str, *, propagation: str = "Foreground") -> bool:
+        """Deletes exactly that UID. True: it still exists; False: it does not exist (any more), or another object has the name."""
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": propagation,
+            "preconditions": {"uid": uid},
+        }
+        try:
+            with translating(f"delete {kind}/{name}"):
+                answer = await self._call("DELETE", kind.path(self._namespace, name), body=options)
+        except ClusterNotFound:
+            return False
+        except ClusterConflict:
+            now = await self.find(kind, name)
+            if now is not None and now["metadata"].get("uid") == uid:
+                raise
+            return False
+        # A Status means that it had no finalizer and is gone. A 202 may come without a body.
+        return _as_object(answer or {}).get("kind") != "Status"
 
     async def merge(self, kind: Kind, name: str, uid: str, patch: Manifest) -> Manifest:
         """A JSON merge patch of exactly that UID. Raises ClusterConflict if another object has the name."""
@@ -156,7 +201,7 @@ class KubeVirtClient:
                 response = await self._client.call_api(
                     kind.path(self._namespace),
                     "GET",
-                    query_params=[(name, value) for name, value in query.items() if value],
+                    query_params=_given(query),
                     header_params={"Accept": _JSON},
                     auth_settings=["BearerToken"],
                     _return_http_data_only=True,
@@ -180,7 +225,7 @@ class KubeVirtClient:
         path: str,
         *,
         body: object = None,
-        query: dict[str, str] | None = None,
+        query: Mapping[str, str | None] | None = None,
         content_type: str = _JSON,
     ) -> object:
         """One request. Returns the JSON of the answer, whatever its kind.
@@ -191,7 +236,7 @@ class KubeVirtClient:
         answer: object = await self._client.call_api(
             path,
             method,
-            query_params=list((query or {}).items()),
+            query_params=_given(query or {}),
             header_params=headers,
             body=body,
             response_types_map={200: "object", 201: "object", 202: "object"},
@@ -207,12 +252,7 @@ class KubeVirtClient:
         while True:
             with translating(f"list {kind}"):
                 query = {"labelSelector": selector, "limit": str(_PAGE_SIZE), "continue": token}
-                answer = await self._call(
-                    "GET",
-                    kind.path(self._namespace),
-                    query={name: value for name, value in query.items() if value},
-                )
-            page = _as_object(answer)
+                page = _as_object(await self._call("GET", kind.path(self._namespace), query=query))
             items.extend(page.get("items") or [])
             metadata = page.get("metadata") or {}
             token = metadata.get("continue")
@@ -282,6 +322,10 @@ def _renew_by_plugin(loader: Any, configuration: kubernetes.Configuration) -> No
         current.api_key["BearerToken"] = loader.token
 
     configuration.refresh_api_key_hook = renew
+
+
+def _given(query: Mapping[str, str | None]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in query.items() if value]
 
 
 def _as_object(answer: object) -> Manifest:

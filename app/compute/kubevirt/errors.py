@@ -38,19 +38,14 @@ def translating(doing: str) -> Iterator[None]:
         yield
     except ApiException as error:
         raise translate(int(error.status or 0), _read_status(error.body, error.reason), error.headers, doing) from error
-    except TimeoutError as error:
-        raise ClusterUnavailable(
-            f"The cluster did not answer in time; could not {doing}.", retry_after=DEFAULT_RETRY_AFTER
-        ) from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise ClusterUnavailable(
-            f"The cluster cannot be reached ({_name(error)}); could not {doing}.", retry_after=DEFAULT_RETRY_AFTER
-        ) from error
-    except ConfigException as error:
-        raise ClusterUnavailable(
-            f"The cluster's credentials cannot be renewed ({_name(error)}); could not {doing}.",
-            retry_after=DEFAULT_RETRY_AFTER,
-        ) from error
+    except (aiohttp.ClientError, OSError, ConfigException) as error:
+        if isinstance(error, TimeoutError):
+            what = "The cluster did not answer in time"
+        elif isinstance(error, ConfigException):
+            what = f"The cluster's credentials cannot be renewed ({_name(error)})"
+        else:
+            what = f"The cluster cannot be reached ({_name(error)})"
+        raise ClusterUnavailable(f"{what}; could not {doing}.", retry_after=DEFAULT_RETRY_AFTER) from error
     except (ValueError, LookupError) as error:  # the answer is not JSON, or not UTF-8
         raise ClusterError(f"The cluster's answer cannot be read ({_name(error)}); could not {doing}.") from error
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
@@ -30,7 +31,7 @@ from app.domain.observation import Observation, PodTimes, WarmWhen
 from app.domain.paths import Start
 from app.domain.placement import Placement
 from app.domain.templates import VmSpec, WrittenTemplate
-from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused, FieldProblem, TemplateRefused
+from app.errors import ClusterRefused, FieldProblem, TemplateRefused
 from app.ids import new_id, vm_name
 
 _DRY_RUN = "dry-run"
@@ -53,6 +54,7 @@ class KubeVirtGateway:
         """Owns the client and closes it."""
         self._settings = settings
         self._client = client
+        self._where = {"namespace": settings.namespace, "instance": settings.instance}
         self.snapshots = KubeVirtSnapshots(settings, client)
         self.preloads = KubeVirtPreloads(settings, client)
         self.vm_pools = KubeVirtVmPools(settings, client)
@@ -88,51 +90,43 @@ class KubeVirtGateway:
         return fragment_of(opened(spec))
 
     async def check(self, template: VmTemplate) -> None:
-        vm_id = new_id()
-        body = self._manifest(
-            name=vm_name(_DRY_RUN, vm_id), pool=_DRY_RUN, vm_id=str(vm_id), spec=opened(template.spec)
-        )
+        vm_id, form = new_id(), templates.TemplateForm(template.form)
+        name, spec = vm_name(_DRY_RUN, vm_id), opened(template.spec)
+        body = vm_manifest(name=name, **self._where, pool=_DRY_RUN, vm_id=str(vm_id), spec=spec)
         try:
             await self._client.create(VMS, body, dry_run=True)
         except ClusterRefused as error:
             raise TemplateRefused(
                 f"The cluster refuses a VM of this template: {error.detail}",
-                problems=[
-                    FieldProblem(
-                        templates.locate(templates.TemplateForm(template.form), problem.field), problem.message
-                    )
-                    for problem in error.problems
-                ],
+                problems=[FieldProblem(templates.locate(form, each.field), each.message) for each in error.problems],
             ) from error
 
     async def create_vm(self, *, name: str, pool: str, vm_id: str, spec: VmSpec, start: Start = None) -> Observation:
         begun = begin(opened(spec), start, vm=name, namespace=self._settings.namespace)
-        body = self._manifest(name=name, pool=pool, vm_id=vm_id, spec=begun)
-        try:
-            vm = await self._client.create(VMS, body)
-        except AlreadyExists:
-            vm = await self._find_earlier(name, vm_id)
+        body = vm_manifest(name=name, **self._where, pool=pool, vm_id=vm_id, spec=begun)
+        identity = (*labels.ours(self._settings.instance), labels.VM_ID)
+        vm, created = await self._client.create_or_find(
+            VMS, body, identity, called="VM", advice="A new VM needs a new name."
+        )
+        if not created:
             _log.info("cluster.vm_found", vm=name, pool=pool)
         for claim in claims_of(vm, start):
-            await self._make_claim(claim)
+            try:
+                await self._client.create(CLAIMS, claim)
+            except AlreadyExists:
+                _log.info("cluster.claim_found", claim=claim["metadata"]["name"])
         return observe_vm(vm, None)
 
     async def delete_vm(self, *, name: str, uid: str | None) -> bool:
-        try:
-            if uid is None:
-                vm = await self._client.get(VMS, name)
-                if not self._is_ours(vm):
-                    _log.warning("cluster.foreign_vm_left_alone", vm=name)
-                    return False
-                uid = str(vm["metadata"]["uid"])
-            answer = await self._client.delete(VMS, name, uid)
-        except ClusterNotFound:
-            return False
-        except ClusterConflict:
-            if await self._has_uid(name, uid):
-                raise
-            return False
-        return answer.get("kind") != "Status"  # a Status means that it had no finalizer and is gone
+        if uid is None:
+            vm = await self._client.find(VMS, name)
+            if vm is None:
+                return False
+            if not labels.has(vm, labels.ours(self._settings.instance)):
+                _log.warning("cluster.foreign_vm_left_alone", vm=name)
+                return False
+            uid = str(vm["metadata"]["uid"])
+        return await self._client.delete(VMS, name, uid)
 
     async def label_claim(self, *, name: str, uid: str, claim_id: str, called: str | None = None) -> None:
         await self._client.merge(VMS, name, uid, {"metadata": claim_marks(claim_id, called)})
@@ -153,14 +147,12 @@ class KubeVirtGateway:
         return observe(self, relist_seconds=self._settings.relist_seconds)
 
     def observe_nodes(self) -> AsyncGenerator[NodeEvent, None]:
-        async def list_all(kind: Kind) -> tuple[list[Manifest], str]:
-            return await self._client.list_all(kind, selector="")
-
-        def watch(kind: Kind, version: str) -> AsyncGenerator[Manifest, None]:
-            return self._client.watch(kind, version, selector="")
-
-        settings = self._settings
-        return observe_nodes(list_all, watch, namespace=settings.namespace, relist_seconds=settings.relist_seconds)
+        return observe_nodes(
+            partial(self._client.list_all, selector=""),
+            partial(self._client.watch, selector=""),
+            namespace=self._settings.namespace,
+            relist_seconds=self._settings.relist_seconds,
+        )
 
     async def close(self) -> None:
         await self._client.close()
@@ -179,42 +171,3 @@ class KubeVirtGateway:
     def _within(self, template: VmTemplate) -> VmTemplate:
         """A volume claim that is named without a namespace is in that of the VMs."""
         return replace(template, images=tuple(each.within(self._settings.namespace) for each in template.images))
-
-    def _manifest(self, *, name: str, pool: str, vm_id: str, spec: Manifest) -> Manifest:
-        settings = self._settings
-        return vm_manifest(
-            name=name,
-            namespace=settings.namespace,
-            instance=settings.instance,
-            pool=pool,
-            vm_id=vm_id,
-            spec=spec,
-        )
-
-    async def _make_claim(self, body: Manifest) -> None:
-        try:
-            await self._client.create(CLAIMS, body)
-        except AlreadyExists:
-            _log.info("cluster.claim_found", claim=body["metadata"]["name"])
-
-    async def _find_earlier(self, name: str, vm_id: str) -> Manifest:
-        try:
-            vm = await self._client.get(VMS, name)
-        except ClusterNotFound as error:
-            # It existed a moment ago: the name must not be used again.
-            raise ClusterConflict(
-                f"VM {name} existed already and was deleted before it could be read. A new VM needs a new name."
-            ) from error
-        if not self._is_ours(vm) or (vm["metadata"].get("labels") or {}).get(labels.VM_ID) != vm_id:
-            raise ClusterConflict(f"The name {name} belongs to a VM that is not ours. It was not changed.")
-        return vm
-
-    def _is_ours(self, vm: Manifest) -> bool:
-        return labels.ours(self._settings.instance).items() <= (vm["metadata"].get("labels") or {}).items()
-
-    async def _has_uid(self, name: str, uid: str | None) -> bool:
-        try:
-            vm = await self._client.get(VMS, name)
-        except ClusterNotFound:
-            return False
-        return bool(vm["metadata"].get("uid") == uid)

@@ -37,6 +37,9 @@ class Kind:
         where = f"/namespaces/{quote(namespace, safe='')}" if self.namespaced else ""
         return f"{root}{where}/{self.plural}" + (f"/{quote(name, safe='')}" if name is not None else "")
 
+    def manifest(self, metadata: Manifest, spec: Manifest) -> Manifest:
+        return {"apiVersion": self.api_version, "kind": self.name, "metadata": metadata, "spec": spec}
+
     @override
     def __str__(self) -> str:
         return self.plural

@@ -1,5 +1,7 @@
 """The labels by which we find our objects in the cluster, and what belongs together."""
 
+from app.compute.kubevirt.kinds import Manifest
+
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "emberpool"
 PREFIX = "emberpool.io/"
@@ -29,6 +31,11 @@ def is_ours(key: str) -> bool:
 def ours(instance: str) -> dict[str, str]:
     """The labels that every object of one installation has."""
     return {MANAGED_BY: MANAGER, INSTANCE: instance}
+
+
+def has(item: Manifest, wanted: dict[str, str]) -> bool:
+    """Whether an object has these labels."""
+    return wanted.items() <= (item["metadata"].get("labels") or {}).items()
 
 
 def selector(instance: str) -> str:

@@ -1,4 +1,4 @@
-"""Reads Kubernetes quantities (`2Gi`, `500m`, `1e3`) exactly."""
+"""Reads Kubernetes quantities (`2Gi`, `500m`, `1e3`) exactly, and what is asked of storage."""
 
 import re
 from fractions import Fraction

@@ -10,7 +10,7 @@ from math import ceil
 from typing import Any
 
 from app.compute.kubevirt import labels
-from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
+from app.compute.kubevirt.client import KubeVirtClient
 from app.compute.kubevirt.kinds import VM_SNAPSHOT_CONTENTS, VM_SNAPSHOTS, VMS, VOLUME_SNAPSHOTS, Manifest, opened
 from app.compute.kubevirt.quantities import parse_quantity, requested_storage
 from app.compute.kubevirt.templates.shapes import shape_of
@@ -18,14 +18,12 @@ from app.config import Settings
 from app.domain.paths import SnapshotDisk
 from app.domain.snapshots import SnapshotStatus, SourceVm, VolumeVerdict
 from app.domain.templates import VmSpec
-from app.errors import ClusterConflict, ClusterError, ClusterNotFound
+from app.errors import ClusterError
 
 _COPIED = ("dataVolume", "persistentVolumeClaim")
 _HALTED = "Halted"
 _LEAVING = frozenset({"Stopping", "Terminating"})
 _PARTIAL = "PartialSnapshot"
-_DEFAULTS: Manifest = {"architecture": "amd64"}
-_DEFAULT_MACHINE: Manifest = {"type": "q35"}
 _DEFAULT_NETWORKS: list[Manifest] = [{"name": "default", "pod": {}}]
 _DEFAULT_INTERFACES: list[Manifest] = [{"name": "default", "masquerade": {}}]
 
@@ -34,47 +32,28 @@ class KubeVirtSnapshots:
     """Implements `SnapshotGateway`."""
 
     def __init__(self, settings: Settings, client: KubeVirtClient) -> None:
-        self._settings = settings
         self._client = client
+        self._where = {"namespace": settings.namespace, "instance": settings.instance}
 
     def judge(self, spec: VmSpec) -> tuple[VolumeVerdict, ...]:
         return tuple(judge_volume(volume) for volume in _volumes(opened(spec)))
 
     async def source(self, name: str) -> SourceVm | None:
-        try:
-            vm = await self._client.get(VMS, name)
-        except ClusterNotFound:
-            return None
-        return read_source(vm)
+        vm = await self._client.find(VMS, name)
+        return read_source(vm) if vm is not None else None
 
     async def stop(self, *, name: str, uid: str) -> None:
         await self._client.merge(VMS, name, uid, {"spec": {"runStrategy": _HALTED}})
 
     async def take(self, *, name: str, snapshot: str, take_id: str, vm: str, deadline_seconds: int) -> SnapshotStatus:
-        body = snapshot_manifest(
-            name=name,
-            namespace=self._settings.namespace,
-            instance=self._settings.instance,
-            snapshot=snapshot,
-            take_id=take_id,
-            vm=vm,
-            deadline_seconds=deadline_seconds,
-        )
-        try:
-            return read_sight(await self._client.create(VM_SNAPSHOTS, body))
-        except AlreadyExists as error:
-            found = await self.look(name)
-            if found is None or found.take_id != take_id:
-                raise ClusterConflict(
-                    f"The name {name} belongs to a VirtualMachineSnapshot that is not ours. It was not changed."
-                ) from error
-            return found
+        take = {"snapshot": snapshot, "take_id": take_id, "vm": vm}
+        body = snapshot_manifest(name=name, **self._where, **take, deadline_seconds=deadline_seconds)
+        made, _ = await self._client.create_or_find(VM_SNAPSHOTS, body, (labels.TAKE,))
+        return read_sight(made)
 
     async def look(self, name: str) -> SnapshotStatus | None:
-        try:
-            return read_sight(await self._client.get(VM_SNAPSHOTS, name))
-        except ClusterNotFound:
-            return None
+        found = await self._client.find(VM_SNAPSHOTS, name)
+        return read_sight(found) if found is not None else None
 
     async def disks(self, sight: SnapshotStatus) -> tuple[SnapshotDisk, ...]:
         if sight.content is None:
@@ -91,21 +70,12 @@ class KubeVirtSnapshots:
         return sum(ceil(_number(disk.size)) for disk in disks)
 
     async def remove(self, *, name: str, uid: str | None, take_id: str) -> bool:
-        try:
-            if uid is None:
-                found = await self.look(name)
-                if found is None or found.take_id != take_id:
-                    return False
-                uid = found.uid
-            answer = await self._client.delete(VM_SNAPSHOTS, name, uid)
-        except ClusterNotFound:
-            return False
-        except ClusterConflict:
-            now = await self.look(name)
-            if now is not None and now.uid == uid:
-                raise
-            return False
-        return answer.get("kind") != "Status"  # a Status means that it had no finalizer and is gone
+        if uid is None:
+            found = await self.look(name)
+            if found is None or found.take_id != take_id:
+                return False
+            uid = found.uid
+        return await self._client.delete(VM_SNAPSHOTS, name, uid)
 
     async def all(self) -> tuple[SnapshotStatus, ...]:
         found, _ = await self._client.list_all(VM_SNAPSHOTS)
@@ -116,24 +86,15 @@ def snapshot_manifest(
     *, name: str, namespace: str, instance: str, snapshot: str, take_id: str, vm: str, deadline_seconds: int
 ) -> Manifest:
     """The VirtualMachineSnapshot of one take. Its contents are deleted with it."""
-    return {
-        "apiVersion": VM_SNAPSHOTS.api_version,
-        "kind": VM_SNAPSHOTS.name,
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "labels": {
-                **labels.ours(instance),
-                labels.SNAPSHOT: snapshot,
-                labels.TAKE: take_id,
-            },
-        },
-        "spec": {
+    marks = {**labels.ours(instance), labels.SNAPSHOT: snapshot, labels.TAKE: take_id}
+    return VM_SNAPSHOTS.manifest(
+        {"name": name, "namespace": namespace, "labels": marks},
+        {
             "source": {"apiGroup": VMS.group, "kind": VMS.name, "name": vm},
             "deletionPolicy": "Delete",
             "failureDeadline": f"{deadline_seconds}s",
         },
-    }
+    )
 
 
 def judge_volume(volume: Manifest) -> VolumeVerdict:
@@ -238,11 +199,9 @@ def _shape(spec: Manifest) -> str | None:
     spec = copy.deepcopy(spec)
     vmi = spec["template"]["spec"]
     domain = vmi.get("domain") or {}
-    for key, value in _DEFAULTS.items():
-        if vmi.get(key) == value:
-            del vmi[key]
-    if domain.get("machine") == _DEFAULT_MACHINE:
-        del domain["machine"]
+    for holder, key, default in ((vmi, "architecture", "amd64"), (domain, "machine", {"type": "q35"})):
+        if holder.get(key) == default:
+            del holder[key]
     firmware = {key: value for key, value in (domain.get("firmware") or {}).items() if key not in {"uuid", "serial"}}
     domain.pop("firmware", None)
     if firmware:

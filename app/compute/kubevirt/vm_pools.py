@@ -8,16 +8,17 @@ autohealing, which would act on every VM of the namespace, is off.
 import copy
 import hashlib
 import json
+from contextlib import suppress
 
 from app.compute.kubevirt import labels
-from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
+from app.compute.kubevirt.client import KubeVirtClient
 from app.compute.kubevirt.kinds import VM_POOLS, VMIS, VMS, Kind, Manifest, opened
 from app.compute.kubevirt.templates.manifests import rename_data_volumes
 from app.compute.kubevirt.templates.start_sources import begin
 from app.compute.vm_pools import FoundVmPool, VmPoolOrder
 from app.config import Settings
 from app.domain.vm_pools import Change, VmPoolStatus
-from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterRefused
+from app.errors import ClusterError, ClusterNotFound, ClusterRefused
 
 _UNMANAGED: Manifest = {"unmanaged": {}}
 _CONTROLLER = "pool.kubevirt.io/finalizer"
@@ -52,39 +53,28 @@ class KubeVirtVmPools:
 
     async def look(self, name: str) -> VmPoolStatus | None:
         kind = await self._kind()
-        try:
-            return self._read(await self._client.get(kind, name))
-        except ClusterNotFound:
+        found = await self._client.find(kind, name)
+        if found is None:
             # An API server that has just started answers the same while it does not know the kind yet: then this raises.
             await self._client.list_all(kind)
             return None
+        return self._read(found)
 
     async def make(self, order: VmPoolOrder, *, replicas: int, paused: bool) -> VmPoolStatus:
         body = await self._manifest(order, replicas=replicas, paused=paused)
-        try:
-            return self._read(await self._client.create(await self._kind(), body))
-        except AlreadyExists as error:
-            found = await self.look(order.name)
-            if found is None or found.pool_id != str(order.pool_id):
-                raise ClusterConflict(
-                    f"The name {order.name} belongs to a VirtualMachinePool that is not ours. It was not changed."
-                ) from error
-            return found
+        made, _ = await self._client.create_or_find(await self._kind(), body, (labels.POOL_ID,))
+        return self._read(made)
 
     async def change(self, order: VmPoolOrder, seen: VmPoolStatus, change: Change) -> VmPoolStatus:
-        steps: list[Manifest] = [
-            {"op": "test", "path": "/metadata/uid", "value": seen.uid},
-            {"op": "test", "path": "/metadata/generation", "value": seen.generation},
-        ]
+        steps = [_test("metadata/uid", seen.uid), _test("metadata/generation", seen.generation)]
         if change.restore:
             steps += await self._restore(order, seen)
         if change.template:
             template = self._template(order, seen.labels)
             steps.append({"op": "replace", "path": "/spec/virtualMachineTemplate", "value": template})
-        if change.paused is not None:
-            steps.append({"op": "add", "path": "/spec/paused", "value": change.paused})
-        if change.replicas is not None:
-            steps.append({"op": "add", "path": "/spec/replicas", "value": change.replicas})
+        for key, value in (("paused", change.paused), ("replicas", change.replicas)):
+            if value is not None:
+                steps.append({"op": "add", "path": f"/spec/{key}", "value": value})
         return self._read(await self._client.patch(await self._kind(), seen.name, steps))
 
     async def detach(self, *, name: str, uid: str, claim_id: str | None) -> None:
@@ -111,12 +101,7 @@ class KubeVirtVmPools:
         for attempt in range(1, _ATTEMPTS + 1):
             if found is None or found.uid != seen.uid or not found.held:
                 return
-            kept = [item for item in found.finalizers if item != labels.MEMBERS]
-            steps: list[Manifest] = [
-                {"op": "test", "path": "/metadata/uid", "value": found.uid},
-                {"op": "test", "path": "/metadata/finalizers", "value": list(found.finalizers)},
-                {"op": "replace", "path": "/metadata/finalizers", "value": kept},
-            ]
+            steps = [_test("metadata/uid", found.uid), *_drop_finalizer(list(found.finalizers), labels.MEMBERS)]
             try:
                 await self._client.patch(await self._kind(), seen.name, steps)
             except ClusterNotFound:
@@ -129,27 +114,18 @@ class KubeVirtVmPools:
                 return
 
     async def remove(self, seen: VmPoolStatus) -> None:
-        try:
-            await self._client.delete(await self._kind(), seen.name, seen.uid, propagation="Orphan")
-        except ClusterNotFound:
-            return
-        except ClusterConflict:
-            found = await self.look(seen.name)
-            if found is not None and found.uid == seen.uid:
-                raise
+        await self._client.delete(await self._kind(), seen.name, seen.uid, propagation="Orphan")
 
     async def all(self) -> tuple[VmPoolStatus, ...]:
         items, _ = await self._client.list_all(await self._kind())
         return tuple(self._read(item) for item in items)
 
     async def find(self, name: str) -> FoundVmPool | None:
-        try:
-            body = await self._client.get(await self._kind(), name)
-        except ClusterNotFound:
+        body = await self._client.find(await self._kind(), name)
+        if body is None:
             return None
         uid = body["metadata"]["uid"]
-        vms, _ = await self._client.list_all(VMS, selector="")
-        members = [vm for vm in vms if _owner_at(vm, uid) is not None and not vm["metadata"].get("deletionTimestamp")]
+        members = await self._members(uid)
         spec = body["spec"]
         managed = [key for key in ("updateStrategy", "scaleInStrategy") if spec.get(key) != _UNMANAGED]
         return FoundVmPool(
@@ -163,22 +139,20 @@ class KubeVirtVmPools:
     async def enroll(self, order: VmPoolOrder, owner: str) -> int:
         """Labels the VM and its VMI, so that our watches include them, and the VM's template for later VMIs."""
         wanted = self._our_labels(order)
-        vms, _ = await self._client.list_all(VMS, selector="")
-        count = 0
-        for vm in vms:
-            metadata = vm["metadata"]
-            if _owner_at(vm, owner) is None or metadata.get("deletionTimestamp") or _has(metadata, wanted):
-                continue
-            name, uid = metadata["name"], metadata["uid"]
-            try:
+        lacking = [vm for vm in await self._members(owner) if not labels.has(vm, wanted)]
+        for vm in lacking:
+            name, uid = vm["metadata"]["name"], vm["metadata"]["uid"]
+            with suppress(ClusterNotFound):  # it has no VMI yet: a later one gets the labels from the template
                 vmi = await self._client.get(VMIS, name)
                 await self._client.merge(VMIS, name, vmi["metadata"]["uid"], {"metadata": {"labels": wanted}})
-            except ClusterNotFound:
-                pass  # it has no VMI yet: a later one gets the labels from the template
             body = {"metadata": {"labels": wanted}, "spec": {"template": {"metadata": {"labels": wanted}}}}
             await self._client.merge(VMS, name, uid, body)
-            count += 1
-        return count
+        return len(lacking)
+
+    async def _members(self, uid: str) -> list[Manifest]:
+        """The VMs that the VirtualMachinePool with that UID owns, without those that are being deleted."""
+        vms, _ = await self._client.list_all(VMS, selector="")
+        return [vm for vm in vms if _is_owned(vm, uid) and not vm["metadata"].get("deletionTimestamp")]
 
     async def _kind(self) -> Kind:
         """The kind in the newest version that the cluster serves. Raises ClusterNotFound if we know none of its versions."""
@@ -191,17 +165,14 @@ class KubeVirtVmPools:
         return self._served
 
     async def _manifest(self, order: VmPoolOrder, *, replicas: int, paused: bool) -> Manifest:
-        kind = await self._kind()
-        return {
-            "apiVersion": kind.api_version,
-            "kind": kind.name,
-            "metadata": {
+        return (await self._kind()).manifest(
+            {
                 "name": order.name,
                 "namespace": self._settings.namespace,
                 "labels": self._our_labels(order),
                 "finalizers": [labels.MEMBERS],
             },
-            "spec": {
+            {
                 "replicas": replicas,
                 **({"paused": True} if paused else {}),
                 "selector": {"matchLabels": {labels.POOL_ID: str(order.pool_id)}},
@@ -209,7 +180,7 @@ class KubeVirtVmPools:
                 "scaleInStrategy": _UNMANAGED,
                 "virtualMachineTemplate": self._template(order, {}),
             },
-        }
+        )
 
     def _template(self, order: VmPoolOrder, selected: dict[str, str]) -> Manifest:
         """The VM gets the labels and annotations of its VMI, as a VM that we create ourselves does. `selected`: the labels by which
@@ -223,11 +194,8 @@ class KubeVirtVmPools:
         return {"metadata": {"labels": dict(metadata["labels"]), "annotations": annotations}, "spec": spec}
 
     def _our_labels(self, order: VmPoolOrder) -> dict[str, str]:
-        return {
-            **labels.ours(self._settings.instance),
-            labels.POOL: order.pool,
-            labels.POOL_ID: str(order.pool_id),
-        }
+        ours = labels.ours(self._settings.instance)
+        return {**ours, labels.POOL: order.pool, labels.POOL_ID: str(order.pool_id)}
 
     async def _restore(self, order: VmPoolOrder, seen: VmPoolStatus) -> list[Manifest]:
         body = await self._client.get(await self._kind(), seen.name)
@@ -242,7 +210,7 @@ class KubeVirtVmPools:
             steps.append({"op": "add", "path": "/metadata/labels", "value": ours})
         finalizers = metadata.get("finalizers") or []
         if labels.MEMBERS not in finalizers and not metadata.get("deletionTimestamp"):
-            steps.append({"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]})
+            steps.append(_test("metadata/resourceVersion", metadata["resourceVersion"]))
             steps.append({"op": "add", "path": "/metadata/finalizers", "value": [*finalizers, labels.MEMBERS]})
         return steps
 
@@ -261,7 +229,7 @@ class KubeVirtVmPools:
             and "autohealing" not in spec,
             deleting=bool(metadata.get("deletionTimestamp")),
             held=labels.MEMBERS in finalizers,
-            ours=_has(metadata, labels.ours(self._settings.instance)),
+            ours=labels.has(body, labels.ours(self._settings.instance)),
             pool_id=found.get(labels.POOL_ID),
             labels=_selected(spec),
             finalizers=finalizers,
@@ -279,15 +247,9 @@ def detach_steps(vm: Manifest, claim_id: str | None) -> list[Manifest] | None:
     index = next((i for i, owner in enumerate(owners) if owner.get("kind") == VM_POOLS.name), None)
     if index is None:
         return None
-    steps: list[Manifest] = [
-        {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]},
-        {"op": "test", "path": f"/metadata/ownerReferences/{index}/uid", "value": owners[index]["uid"]},
-    ]
-    finalizers = metadata.get("finalizers") or []
-    if _CONTROLLER in finalizers:
-        kept = [item for item in finalizers if item != _CONTROLLER]
-        steps.append({"op": "test", "path": "/metadata/finalizers", "value": finalizers})
-        steps.append({"op": "replace", "path": "/metadata/finalizers", "value": kept})
+    uid = owners[index]["uid"]
+    steps = [_test("metadata/uid", metadata["uid"]), _test(f"metadata/ownerReferences/{index}/uid", uid)]
+    steps += _drop_finalizer(metadata.get("finalizers") or [], _CONTROLLER)
     where = "/metadata/ownerReferences" + (f"/{index}" if len(owners) > 1 else "")
     steps.append({"op": "remove", "path": where})
     found = metadata.get("labels") or {}
@@ -300,18 +262,24 @@ def detach_steps(vm: Manifest, claim_id: str | None) -> list[Manifest] | None:
     return steps
 
 
+def _test(path: str, value: object) -> Manifest:
+    return {"op": "test", "path": f"/{path}", "value": value}
+
+
+def _drop_finalizer(found: list[str], finalizer: str) -> list[Manifest]:
+    if finalizer not in found:
+        return []
+    kept = [item for item in found if item != finalizer]
+    return [_test("metadata/finalizers", found), {"op": "replace", "path": "/metadata/finalizers", "value": kept}]
+
+
 def _label_path(label: str) -> str:
     return f"/metadata/labels/{label.replace('~', '~0').replace('/', '~1')}"
 
 
-def _owner_at(vm: Manifest, uid: str) -> int | None:
+def _is_owned(vm: Manifest, uid: str) -> bool:
     owners = vm["metadata"].get("ownerReferences") or []
-    return next((i for i, owner in enumerate(owners) if owner.get("uid") == uid and owner.get("controller")), None)
-
-
-def _has(metadata: Manifest, wanted: dict[str, str]) -> bool:
-    found = metadata.get("labels") or {}
-    return all(found.get(key) == value for key, value in wanted.items())
+    return any(owner.get("uid") == uid and owner.get("controller") for owner in owners)
 
 
 def _selected(spec: Manifest) -> dict[str, str]:

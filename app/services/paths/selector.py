@@ -34,7 +34,7 @@ from app.errors import (
 )
 from app.ids import new_id
 from app.lifecycle.on_demand_pools import enter_pool, on_demand_name, on_demand_spec, start_of
-from app.lifecycle.path_options import OptionRules, VmTerms, read_options, why_unsuitable
+from app.lifecycle.path_options import VmTerms, read_options, why_unsuitable
 from app.lifecycle.placement import require_fit
 from app.lifecycle.start_sources import require_source
 from app.services.claims.lifecycle import release_claim
@@ -95,7 +95,7 @@ class PathSelector:
         self._gateway = gateway
         self._claim_service = claim_service
         self._queue = claim_service.queue
-        self._rules = OptionRules.of(settings)
+        self._settings = settings
         self._pending_seconds = settings.pending_seconds
         self._expanded: dict[bytes, VmTemplate] = {}
         self._checked: dict[str, float] = {}
@@ -233,7 +233,9 @@ class PathSelector:
             async with self._db.begin() as tx:
                 chosen, _ = await self._choose(tx, wanted)
                 choice = chosen.choice
-                pool = await enter_pool(tx, choice, chosen.template, chosen.spec, max_pending=self._rules.max_pending)
+                pool = await enter_pool(
+                    tx, choice, chosen.template, chosen.spec, max_pending=self._settings.max_pending_per_pool
+                )
                 if await claims.requeue(
                     tx, claim_id, vm_id=warm.vm_id, reason=why, pending_seconds=self._pending_seconds
                 ):
@@ -278,7 +280,7 @@ class PathSelector:
         Raises NoPath, DeadlineTooShort, Unschedulable.
         """
         request = wanted.request
-        choice = choose(await read_options(tx, wanted.terms, self._rules), wanted.allowed, request.deadline_seconds)
+        choice = choose(await read_options(tx, wanted.terms, self._settings), wanted.allowed, request.deadline_seconds)
         if isinstance(choice, NoChoice):
             raise _refusal(choice, request.deadline_seconds)
         template, spec = wanted.terms.template, wanted.spec(start_of(choice))
@@ -348,7 +350,7 @@ class PathSelector:
         starts = [path for path in wanted.allowed if path is not StartPath.POOL]
         try:
             async with self._db.begin() as tx:
-                choice = choose(await read_options(tx, wanted.terms, self._rules), starts)
+                choice = choose(await read_options(tx, wanted.terms, self._settings), starts)
         except DatabaseUnavailable:
             return None  # no pool can be made then either
         return start_of(choice) if isinstance(choice, Choice) else None

@@ -10,7 +10,7 @@ import structlog
 from app.compute.gateway import Gateway
 from app.compute.preloads import PreloadOrder
 from app.compute.vms import VmTemplate
-from app.domain.paths import ImageKind, ImageRef
+from app.domain.paths import ImageRef
 from app.domain.preloads import PreloadSpec
 from app.errors import Conflict, PreloadBeingDeleted, PreloadInUse, PreloadNotFound
 from app.ids import new_id
@@ -21,7 +21,6 @@ from app.store.notices import Topic, notify
 from app.store.preloads import rows as preload_rows
 from app.store.preloads.rows import PreloadRow
 
-_DEFAULT_SIZE = "10Gi"
 _HASH = 10
 _LONGEST_WORD = 40
 log = structlog.get_logger(__name__)
@@ -152,34 +151,12 @@ async def delete_preload(db: Database, name: str, *, force: bool) -> PreloadRow:
     return deleted if deleted is not None else preload
 
 
-async def ensure_preload(
-    db: Database,
-    gateway: Gateway,
-    image: ImageRef,
-    *,
-    automatic: bool = True,
-    size: str | None = None,
-    storage_class: str | None = None,
-) -> PreloadRow | None:
-    """The preload of `image`: an existing one, or a new one. None for a PVC, which needs no preload.
+async def ensure_preloads(db: Database, gateway: Gateway, template: VmTemplate) -> list[PreloadRow]:
+    """One automatic preload for each image of the template, as large as the template asks; an existing one will do.
 
-    A disk image is imported into a volume of `size`, by default 10 GiB. Raises what `put_preload` raises.
+    Raises what `put_preload` raises.
     """
-    if image.kind is ImageKind.PVC:
-        return None
-    source = image.reference if image.kind is ImageKind.CONTAINER else {"url": image.reference}
-    body: dict[str, object] = {"image": {str(image.kind): source}}
-    if image.kind is not ImageKind.CONTAINER:
-        body |= {"size": size or _DEFAULT_SIZE, "storage_class": storage_class}
-    return await _ensure(db, gateway, PreloadSpec.model_validate(body), automatic=automatic)
-
-
-async def ensure_preloads(
-    db: Database, gateway: Gateway, template: VmTemplate, *, automatic: bool = True
-) -> list[PreloadRow]:
-    """One preload for each image of the template, as large as the template asks. Raises what `put_preload` raises."""
-    specs = gateway.preloads.specs_for(template.spec)
-    return [await _ensure(db, gateway, spec, automatic=automatic) for spec in specs]
+    return [await _ensure(db, gateway, spec) for spec in gateway.preloads.specs_for(template.spec)]
 
 
 async def existing(tx: Tx, name: str, *, lock: bool = False) -> PreloadRow:
@@ -192,14 +169,14 @@ async def existing(tx: Tx, name: str, *, lock: bool = False) -> PreloadRow:
     return preload
 
 
-async def _ensure(db: Database, gateway: Gateway, spec: PreloadSpec, *, automatic: bool) -> PreloadRow:
+async def _ensure(db: Database, gateway: Gateway, spec: PreloadSpec) -> PreloadRow:
     image = gateway.preloads.reference(spec)
     async with db.begin() as tx:
         found = await preload_rows.get_by_image(tx, image)
     if found is not None:
         return found
     try:
-        return (await put_preload(db, gateway, _name_for(image), spec, automatic=automatic)).preload
+        return (await put_preload(db, gateway, _name_for(image), spec, automatic=True)).preload
     except Conflict:  # another claim for the same image came first
         async with db.begin() as tx:
             found = await preload_rows.get_by_image(tx, image)
@@ -221,14 +198,12 @@ def _version(preload: PreloadRow | None) -> tuple[UUID, PreloadSpec, bool] | Non
 
 
 def _usage(pools: list[str], making: int) -> str:
-    parts = []
+    users = []
     if pools:
-        parts.append(
-            f"is what pool{'s' if len(pools) > 1 else ''} {', '.join(pools)} start{'' if len(pools) > 1 else 's'} from"
-        )
+        users.append((f"pool{'s' if len(pools) > 1 else ''} {', '.join(pools)}", len(pools)))
     if making:
-        parts.append(f"is what {making} VM{'s' if making > 1 else ''} being made start{'' if making > 1 else 's'} from")
-    return " and ".join(parts)
+        users.append((f"{making} VM{'s' if making > 1 else ''} being made", making))
+    return " and ".join(f"is what {words} start{'' if count > 1 else 's'} from" for words, count in users)
 
 
 def _refuse_deleting(preload: PreloadRow | None) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import structlog
 
 from app.compute.gateway import Gateway
-from app.compute.vms import VmTemplate
 from app.domain.pools import revision_of
 from app.domain.snapshots import UNDER_WAY, SnapshotSpec, VolumeVerdict
 from app.errors import (
@@ -73,7 +72,9 @@ async def prepare_snapshot(
         await _check_vm(gateway, spec.source.vm)
     revision = None
     if pool is not None and pool.template is not None:
-        revision = _check_prepared_pool(gateway, pool, pool.template)
+        if pool.spec.start_from is None:
+            refuse_without_disks(f"pool {pool.name!r}", "source.pool", gateway.snapshots.judge(pool.template.spec))
+        revision = revision_of(pool.template.fingerprint, pool.spec)
     elif spec.source.pool is not None:
         revision = await _check_pool(db, gateway, spec.source.pool, spec)
     return PreparedSnapshot(spec, pool_revision=revision)
@@ -220,13 +221,6 @@ async def _check_pool(db: Database, gateway: Gateway, name: str, snapshot: Snaps
         verdicts = gateway.snapshots.judge(template.spec)
         refuse_without_disks(f"pool {name!r}", "source.pool", verdicts)
     return pool.revision
-
-
-def _check_prepared_pool(gateway: Gateway, pool: PreparedPool, template: VmTemplate) -> str:
-    """The revision that the pool will have."""
-    if pool.spec.start_from is None:
-        refuse_without_disks(f"pool {pool.name!r}", "source.pool", gateway.snapshots.judge(template.spec))
-    return revision_of(template.fingerprint, pool.spec)
 
 
 async def _existing(tx: Tx, name: str) -> SnapshotRow:

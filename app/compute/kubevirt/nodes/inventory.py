@@ -13,8 +13,7 @@ from typing import Any
 
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.kinds import Manifest
-from app.compute.kubevirt.quantities import parse_quantity
-from app.compute.kubevirt.templates.demand import REQUIRED, Amounts, add, counted
+from app.compute.kubevirt.templates.demand import REQUIRED, Amounts, add, amounts_of, counted, raise_to
 from app.domain.nodes import CPU, HUGEPAGES, MEMORY, Node, Taint
 
 _CREATED_BY = "kubevirt.io/created-by"  # on a launcher pod: the UID of its VMI (KubeVirt v1.9.0)
@@ -68,7 +67,7 @@ class NodeInventory:
         return Node(
             name=name,
             used={key: amount for key, amount in load.used.items() if amount} if self._pods_seen else None,
-            pinned=load.pinned if _pins(facts["labels"]) else 0,
+            pinned=load.pinned if Node("", labels=facts["labels"]).pins_cpus else 0,
             vms=frozenset(load.vms),
             repels=load.repelling > 0,
             **facts,
@@ -136,15 +135,9 @@ def _facts(node: Manifest) -> dict[str, Any]:
     }
 
 
-def _pins(node_labels: Mapping[str, str]) -> bool:
-    return Node("", labels=node_labels).pins_cpus
-
-
 def _offered(amounts: object) -> dict[str, int]:
     """Rounded up, as the scheduler does it. `pods` is a resource like the others."""
-    if not isinstance(amounts, dict):
-        return {}
-    read = {str(name): parse_quantity(value) for name, value in amounts.items()}
+    read = amounts_of(amounts)
     return {name: value for name, value in counted(read).items() if name in read}
 
 
@@ -184,17 +177,17 @@ def _requests(spec: Manifest) -> Amounts:
         if container.get("restartPolicy") == "Always":
             add(total, asked)
             add(beside, asked)
-            _raise(peak, beside)
+            raise_to(peak, beside)
         else:
             add(asked, beside)
-            _raise(peak, asked)
-    _raise(total, peak)
+            raise_to(peak, asked)
+    raise_to(total, peak)
     # A pod as a whole may request CPU, memory and hugepages, and nothing else (Kubernetes 1.34).
     whole = _asked(spec)
     total.update(
         {name: amount for name, amount in whole.items() if name in {CPU, MEMORY} or name.startswith(HUGEPAGES)}
     )
-    add(total, {str(name): parse_quantity(value) for name, value in (spec.get("overhead") or {}).items()})
+    add(total, amounts_of(spec.get("overhead")))
     return total
 
 
@@ -202,7 +195,7 @@ def _asked(holder: Manifest) -> Amounts:
     """A limit without a request counts as the request."""
     resources = holder.get("resources") or {}
     given = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
-    return {str(name): parse_quantity(value) for name, value in given.items()}
+    return amounts_of(given)
 
 
 def _pinned(pod: Manifest) -> int:
@@ -213,8 +206,3 @@ def _pinned(pod: Manifest) -> int:
     sidecars = [item for item in spec.get("initContainers") or () if item.get("restartPolicy") == "Always"]
     amounts = [_asked(container).get(CPU, Fraction(0)) for container in (*(spec.get("containers") or ()), *sidecars)]
     return sum(int(amount) * 1000 for amount in amounts if amount.denominator == 1)
-
-
-def _raise(total: Amounts, least: Amounts) -> None:
-    for name, amount in least.items():
-        total[name] = max(total.get(name, Fraction(0)), amount)

@@ -1,6 +1,7 @@
 """Implements `PreloadGateway` with CDI's DataVolumes and DataImportCrons, and with DaemonSets."""
 
 import re
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -23,8 +24,8 @@ from app.compute.kubevirt.preloads.specs import specs_of
 from app.compute.kubevirt.preloads.status import (
     COMPLETE,
     clones_from,
+    identity,
     is_populated,
-    read_bare,
     read_claim,
     read_cron,
     read_daemon_set,
@@ -37,7 +38,7 @@ from app.domain.paths import ImageRef
 from app.domain.preload_lifecycle import ObjectKind, PreloadObject, Present, Volume
 from app.domain.preloads import PreloadSpec
 from app.domain.templates import VmSpec
-from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterRefused, FieldProblem, PreloadRefused
+from app.errors import ClusterError, ClusterNotFound, ClusterRefused, FieldProblem, PreloadRefused
 
 _KINDS: dict[ObjectKind, Kind] = {
     ObjectKind.VOLUME: DATA_VOLUMES,
@@ -65,6 +66,12 @@ class KubeVirtPreloads:
         """Does not own the client."""
         self._settings = settings
         self._client = client
+        self._build = partial(
+            build,
+            namespace=settings.namespace,
+            instance=settings.instance,
+            helper_image=settings.preload_helper_image,
+        )
 
     def reference(self, spec: PreloadSpec) -> ImageRef:
         return spec.image.reference(self._settings.namespace)
@@ -89,12 +96,11 @@ class KubeVirtPreloads:
     async def make(self, order: PreloadOrder) -> None:
         kind, body = self._build(order)
         try:
-            await self._client.create(kind, body)
-        except AlreadyExists:
-            await self._require_ours(kind, body)
-            _log.info("cluster.preload_object_found", kind=str(kind), name=body["metadata"]["name"])
+            _, created = await self._client.create_or_find(kind, body, tuple(body["metadata"]["labels"]))
         except ClusterNotFound as error:
             raise _without(kind, error) from error
+        if not created:
+            _log.info("cluster.preload_object_found", kind=str(kind), name=body["metadata"]["name"])
 
     async def look(self, preload_id: UUID) -> tuple[PreloadObject, ...]:
         mine = f"{labels.PRELOAD}={preload_id}"
@@ -106,7 +112,7 @@ class KubeVirtPreloads:
 
     async def find_present(self, name: str) -> Present:
         namespace = self._settings.namespace
-        volume, claim = await self._find(DATA_VOLUMES, name), await self._find(CLAIMS, name)
+        volume, claim = await self._client.find(DATA_VOLUMES, name), await self._client.find(CLAIMS, name)
         if volume is not None:
             status = volume.get("status") or {}
             phase = status.get("phase") or "not begun"
@@ -126,26 +132,14 @@ class KubeVirtPreloads:
 
     async def remove(self, seen: PreloadObject) -> None:
         kind = _KINDS[seen.kind]
-        try:
-            await self._client.delete(kind, seen.name, seen.uid)
-        except (ClusterNotFound, ClusterConflict):
-            return
+        await self._client.delete(kind, seen.name, seen.uid)
         _log.info("cluster.preload_object_removed", kind=str(kind), name=seen.name)
 
     async def all(self) -> tuple[PreloadObject, ...]:
         found = []
         for name, kind in _KINDS.items():
-            found += [read_bare(name, each) for each in await self._list(kind, labels.PRELOAD)]
+            found += [PreloadObject(**identity(name, each)) for each in await self._list(kind, labels.PRELOAD)]
         return tuple(found)
-
-    def _build(self, order: PreloadOrder) -> tuple[Kind, Manifest]:
-        settings = self._settings
-        return build(
-            order,
-            namespace=settings.namespace,
-            instance=settings.instance,
-            helper_image=settings.preload_helper_image,
-        )
 
     async def _list(self, kind: Kind, selector: str) -> list[Manifest]:
         """Empty if the cluster does not know the kind: a cluster without CDI can still pull images."""
@@ -155,17 +149,11 @@ class KubeVirtPreloads:
         except ClusterNotFound:
             return []
 
-    async def _find(self, kind: Kind, name: str) -> Manifest | None:
-        try:
-            return await self._client.get(kind, name)
-        except ClusterNotFound:
-            return None
-
     async def _see_volume(self, volume: Manifest) -> PreloadObject:
         status = volume.get("status") or {}
         held = None
         if status.get("phase") == COMPLETE:
-            claim = await self._find(CLAIMS, str(status.get("claimName") or volume["metadata"]["name"]))
+            claim = await self._client.find(CLAIMS, str(status.get("claimName") or volume["metadata"]["name"]))
             held = read_claim(claim) if claim is not None and "deletionTimestamp" not in claim["metadata"] else None
         return read_volume_object(volume, held)
 
@@ -174,27 +162,16 @@ class KubeVirtPreloads:
         last = str((status.get("lastImportedPVC") or {}).get("name") or "")
         held = await self._held(cron, last) if last else None
         importing = [str(each.get("DataVolumeName") or "") for each in status.get("currentImports") or ()]
-        current = await self._find(DATA_VOLUMES, importing[0]) if importing and importing[0] else None
+        current = await self._client.find(DATA_VOLUMES, importing[0]) if importing and importing[0] else None
         return read_cron(cron, current, held)
 
     async def _held(self, cron: Manifest, name: str) -> Volume | None:
         if (cron.get("status") or {}).get("sourceFormat") == "snapshot":
-            snapshot = await self._find(VOLUME_SNAPSHOTS, name)
+            snapshot = await self._client.find(VOLUME_SNAPSHOTS, name)
             storage = cron["spec"]["template"]["spec"].get("storage") or {}
             return read_snapshot(snapshot, storage) if snapshot is not None else None
-        claim = await self._find(CLAIMS, name)
+        claim = await self._client.find(CLAIMS, name)
         return read_claim(claim) if claim is not None and is_populated(claim) else None
-
-    async def _require_ours(self, kind: Kind, body: Manifest) -> None:
-        name = body["metadata"]["name"]
-        found = await self._find(kind, name)
-        if found is None:
-            raise ClusterConflict(
-                f"{kind.name} {name} existed already and was deleted before it could be read. It will be created again."
-            )
-        theirs, ours = found["metadata"].get("labels") or {}, body["metadata"]["labels"]
-        if any(theirs.get(key) != value for key, value in ours.items()):
-            raise ClusterConflict(f"The name {name} belongs to a {kind.name} that is not ours. It was not changed.")
 
 
 def _owned(pods: list[Manifest], daemon_set: Manifest) -> list[Manifest]:

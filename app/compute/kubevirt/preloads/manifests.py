@@ -45,7 +45,7 @@ def build(order: PreloadOrder, *, namespace: str, instance: str, helper_image: s
     }
     if kind is DATA_VOLUMES:
         metadata["annotations"] = dict(_ANNOTATIONS)
-    return kind, {"apiVersion": kind.api_version, "kind": kind.name, "metadata": metadata, "spec": spec}
+    return kind, kind.manifest(metadata, spec)
 
 
 def _labels(order: PreloadOrder, instance: str) -> dict[str, str]:

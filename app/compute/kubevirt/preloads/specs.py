@@ -3,30 +3,19 @@
 from contextlib import suppress
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.alias_generators import to_camel
 
 from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.quantities import requested_storage
 from app.compute.kubevirt.templates.manifests import data_volume_specs, disk_source
-from app.domain.preloads import PreloadSpec
+from app.domain.preloads import GcsSource, HttpSource, PreloadSpec, RegistrySource, S3Source
 
-_SOURCES = {
-    "http": {
-        "url": "url",
-        "secretRef": "secret_ref",
-        "certConfigMap": "cert_config_map",
-        "extraHeaders": "extra_headers",
-        "secretExtraHeaders": "secret_extra_headers",
-        "checksum": "checksum",
-    },
-    "registry": {
-        "url": "url",
-        "secretRef": "secret_ref",
-        "certConfigMap": "cert_config_map",
-        "pullMethod": "pull_method",
-    },
-    "s3": {"url": "url", "secretRef": "secret_ref", "certConfigMap": "cert_config_map"},
-    "gcs": {"url": "url", "secretRef": "secret_ref"},
+_SOURCES: dict[str, type[BaseModel]] = {
+    "http": HttpSource,
+    "registry": RegistrySource,
+    "s3": S3Source,
+    "gcs": GcsSource,
 }
 
 
@@ -37,15 +26,13 @@ def specs_of(vm_spec: Manifest) -> tuple[PreloadSpec, ...]:
     templates = data_volume_specs(vm_spec)
     vmi = vm_spec["template"]["spec"]
     found: list[PreloadSpec] = []
-    bodies = []
     for volume in vmi.get("volumes") or []:
         disk = volume.get("containerDisk") or {}
-        name = disk_source(volume)
-        if disk.get("image"):
-            bodies.append(_of_container(disk, vmi))
-        elif name in templates:
-            bodies.append(_of_import(templates[name]))
-    for body in bodies:
+        body = (
+            _of_container(disk, vmi)
+            if disk.get("image")
+            else _of_import(templates.get(disk_source(volume) or "") or {})
+        )
         with suppress(ValidationError):
             spec = PreloadSpec.model_validate(body)
             if spec not in found:
@@ -54,16 +41,15 @@ def specs_of(vm_spec: Manifest) -> tuple[PreloadSpec, ...]:
 
 
 def _of_container(disk: Manifest, vmi: Manifest) -> dict[str, Any]:
-    body: dict[str, Any] = {"image": {"container": disk["image"]}}
-    if disk.get("imagePullPolicy"):
-        body["policy"] = disk["imagePullPolicy"]
-    if disk.get("imagePullSecret"):
-        body["pull_secret"] = disk["imagePullSecret"]
-    if vmi.get("nodeSelector"):
-        body["node_selector"] = {"kubevirt.io/schedulable": "true", **vmi["nodeSelector"]}
-    if vmi.get("tolerations"):
-        body["tolerations"] = vmi["tolerations"]
-    return body
+    selector = vmi.get("nodeSelector")
+    body = {
+        "image": {"container": disk["image"]},
+        "policy": disk.get("imagePullPolicy"),
+        "pull_secret": disk.get("imagePullSecret"),
+        "node_selector": {"kubevirt.io/schedulable": "true", **selector} if selector else None,
+        "tolerations": vmi.get("tolerations"),
+    }
+    return {key: value for key, value in body.items() if value}
 
 
 def _of_import(spec: Manifest) -> dict[str, Any]:
@@ -73,7 +59,7 @@ def _of_import(spec: Manifest) -> dict[str, Any]:
     if kind is None:
         return {}
     given = source[kind]
-    image = {ours: given[theirs] for theirs, ours in _SOURCES[kind].items() if given.get(theirs)}
+    image = {name: given[key] for name in _SOURCES[kind].model_fields if given.get(key := to_camel(name))}
     return {
         "image": {kind: image},
         "size": requested_storage(storage),

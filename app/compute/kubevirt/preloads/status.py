@@ -33,7 +33,7 @@ def read_volume_object(volume: Manifest, claim: Volume | None) -> PreloadObject:
     spec = volume.get("spec") or {}
     phase = str(status.get("phase") or "")
     return PreloadObject(
-        **_identity(ObjectKind.VOLUME, volume),
+        **identity(ObjectKind.VOLUME, volume),
         phase=phase,
         progress=_percent(status.get("progress")),
         bytes_total=_bytes(requested_storage(spec.get("storage") or spec.get("pvc") or {})),
@@ -49,7 +49,7 @@ def read_cron(cron: Manifest, current: Manifest | None, held: Volume | None) -> 
     status = cron.get("status") or {}
     told = read_volume_object(current, None) if current is not None else None
     return PreloadObject(
-        **_identity(ObjectKind.CRON, cron),
+        **identity(ObjectKind.CRON, cron),
         phase=told.phase if told else "",
         progress=told.progress if told else None,
         bytes_total=_bytes(requested_storage(cron["spec"]["template"]["spec"].get("storage") or {})),
@@ -67,45 +67,21 @@ def read_daemon_set(daemon_set: Manifest, pods: list[Manifest]) -> PreloadObject
     nodes = tuple(sorted((_pull(pod) for pod in pods if not _is_going(pod)), key=lambda each: each.node))
     failed = next((each.reason for each in nodes if each.state is PullState.FAILED), None)
     return PreloadObject(
-        **_identity(ObjectKind.NODES, daemon_set),
+        **identity(ObjectKind.NODES, daemon_set),
         nodes=nodes,
         wanted=int(status.get("desiredNumberScheduled") or 0) if counted else -1,
         trouble=failed,
     )
 
 
-def read_bare(kind: ObjectKind, thing: Manifest) -> PreloadObject:
-    """Reads only the identity of an object."""
-    return PreloadObject(**_identity(kind, thing))
-
-
 def read_claim(claim: Manifest) -> Volume:
     """Reads a PVC as a source for clones. Its size is its capacity, which may be more than was requested."""
-    spec = claim.get("spec") or {}
-    has = ((claim.get("status") or {}).get("capacity") or {}).get("storage")
-    asked = requested_storage(spec)
-    sizes = [size for size in (has, asked) if size is not None]
-    return Volume(
-        claim=claim["metadata"]["name"],
-        size=max(sizes, key=_number, default="0"),
-        storage_class=spec.get("storageClassName"),
-        access_modes=tuple(spec.get("accessModes") or ()),
-        volume_mode=spec.get("volumeMode"),
-    )
+    return _volume(claim, claim.get("spec") or {}, ((claim.get("status") or {}).get("capacity") or {}).get("storage"))
 
 
 def read_snapshot(snapshot: Manifest, storage: Manifest) -> Volume:
     """Reads a VolumeSnapshot in which a schedule keeps its import. `storage` is what the import requested."""
-    status = snapshot.get("status") or {}
-    sizes = [size for size in (status.get("restoreSize"), requested_storage(storage)) if size is not None]
-    return Volume(
-        claim=snapshot["metadata"]["name"],
-        size=max(sizes, key=_number, default="0"),
-        storage_class=storage.get("storageClassName"),
-        access_modes=tuple(storage.get("accessModes") or ()),
-        volume_mode=storage.get("volumeMode"),
-        is_snapshot=True,
-    )
+    return _volume(snapshot, storage, (snapshot.get("status") or {}).get("restoreSize"), is_snapshot=True)
 
 
 def is_populated(claim: Manifest) -> bool:
@@ -126,7 +102,20 @@ def clones_from(volumes: list[Manifest], source: Volume) -> list[str]:
     ]
 
 
-def _identity(kind: ObjectKind, thing: Manifest) -> Manifest:
+def _volume(thing: Manifest, storage: Manifest, has: str | None, *, is_snapshot: bool = False) -> Volume:
+    sizes = [size for size in (has, requested_storage(storage)) if size is not None]
+    return Volume(
+        claim=thing["metadata"]["name"],
+        size=max(sizes, key=_number, default="0"),
+        storage_class=storage.get("storageClassName"),
+        access_modes=tuple(storage.get("accessModes") or ()),
+        volume_mode=storage.get("volumeMode"),
+        is_snapshot=is_snapshot,
+    )
+
+
+def identity(kind: ObjectKind, thing: Manifest) -> Manifest:
+    """The fields of a PreloadObject that every object has."""
     metadata = thing["metadata"]
     found = metadata.get("labels") or {}
     generation = str(found.get(labels.GENERATION) or "")
@@ -166,7 +155,7 @@ def _trouble(conditions: list[Manifest] | None, kinds: tuple[str, ...]) -> str |
         condition = told.get(kind) or {}
         reason, message = str(condition.get("reason") or ""), str(condition.get("message") or "")
         if condition.get("status") == "False" and reason not in _QUIET:
-            return f"{reason}: {message}" if message else reason
+            return ": ".join(filter(None, (reason, message)))
     return None
 
 
@@ -181,9 +170,8 @@ def _pull(pod: Manifest) -> NodePull:
     for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
         waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in _PULL_PROBLEMS:
-            message = waiting.get("message")
-            reason = f"{waiting['reason']}: {message}" if message else str(waiting["reason"])
-            return NodePull(node, PullState.FAILED, reason)
+            told = (waiting["reason"], waiting.get("message"))
+            return NodePull(node, PullState.FAILED, ": ".join(filter(None, told)))
     for condition in status.get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return NodePull(node, PullState.FAILED, f"{condition.get('reason')}: {condition.get('message')}")

@@ -73,8 +73,7 @@ def _pod_amounts(vmi: Manifest, annotations: Manifest) -> Amounts:
         cpu, memory = (10, 40) if guaranteed else (1, 1)
         puller = {CPU: Fraction(cpu, 1000), MEMORY: Fraction(memory * 10**6), _STORAGE: _EPHEMERAL}
         add(puller, beside)
-        for name, amount in puller.items():
-            total[name] = max(total.get(name, Fraction(0)), amount)
+        raise_to(total, puller)
     return total
 
 
@@ -82,8 +81,8 @@ def _compute(vmi: Manifest, annotations: Manifest, *, guaranteed: bool) -> Amoun
     """The requests of the container that runs QEMU."""
     domain = vmi["domain"]
     resources = domain.get("resources") or {}
-    limits = _amounts(resources.get("limits"))
-    asked = _amounts(resources.get("requests"))
+    limits = amounts_of(resources.get("limits"))
+    asked = amounts_of(resources.get("requests"))
     memory = domain.get("memory") or {}
     cpu = domain.get("cpu") or {}
     vcpus = count_cpus(cpu, resources)
@@ -105,8 +104,7 @@ def _compute(vmi: Manifest, annotations: Manifest, *, guaranteed: bool) -> Amoun
         asked[MEMORY] = max(Fraction(0), wanted - (guest if guest is not None else wanted)) + overhead
     else:
         asked[MEMORY] = wanted + (Fraction(0) if resources.get("overcommitGuestOverhead") else overhead)
-    for name, amount in _devices(domain.get("devices") or {}).items():
-        asked[name] = asked.get(name, Fraction(0)) + amount
+    add(asked, _devices(domain.get("devices") or {}))
     # The API server uses the limit for a missing request.
     return {**{name: amount for name, amount in limits.items() if name not in {CPU, MEMORY}}, **asked}
 
@@ -155,7 +153,7 @@ def _is_guaranteed(domain: Manifest) -> bool:
     if (domain.get("cpu") or {}).get("dedicatedCpuPlacement"):
         return True
     resources = domain.get("resources") or {}
-    asked, limits = _amounts(resources.get("requests")), _amounts(resources.get("limits"))
+    asked, limits = amounts_of(resources.get("requests")), amounts_of(resources.get("limits"))
     memory, bound = asked.get(MEMORY), limits.get(MEMORY)
     cpu = asked.get(CPU) or limits.get(CPU)
     return bool(bound) and (not memory or memory == bound) and bool(cpu) and cpu == limits.get(CPU)
@@ -257,7 +255,8 @@ def _unseen(vmi: Manifest) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _amounts(given: object) -> Amounts:
+def amounts_of(given: object) -> Amounts:
+    """Reads a mapping of quantities; empty if it is none."""
     if not isinstance(given, dict):
         return {}
     return {str(name): parse_quantity(value) for name, value in given.items() if value is not None}
@@ -267,3 +266,9 @@ def add(total: Amounts, more: Amounts) -> None:
     """Adds `more` to `total`."""
     for name, amount in more.items():
         total[name] = total.get(name, Fraction(0)) + amount
+
+
+def raise_to(total: Amounts, least: Amounts) -> None:
+    """Raises each amount of `total` to that of `least`."""
+    for name, amount in least.items():
+        total[name] = max(total.get(name, Fraction(0)), amount)

@@ -284,7 +284,8 @@ def _expand_long(written: Manifest, form: TemplateForm, problems: Problems) -> M
         _check_wrapper(written, form, problems)
         vm_metadata = problems.mapping(written, "metadata", ROOT) if form is TemplateForm.VM else {}
         problems.mapping(written, "spec", ROOT)
-        vm_spec = written["spec"] if form is TemplateForm.VM else {"template": _pick(written, "metadata", "spec")}
+        parts = {key: written[key] for key in ("metadata", "spec") if written.get(key) is not None}
+        vm_spec = written["spec"] if form is TemplateForm.VM else {"template": parts}
     rules.check_metadata(vm_metadata, f"{ROOT}.metadata", problems, on_vmi=False)
     vmi_root = _VMI_ROOTS[form]
     if vm_root := _VM_ROOTS.get(form):
@@ -309,10 +310,6 @@ def _check_wrapper(written: Manifest, form: TemplateForm, problems: Problems) ->
     version = written.get("apiVersion", "kubevirt.io/v1")
     if not isinstance(version, str) or not version.startswith("kubevirt.io/"):
         problems.add(f"{ROOT}.apiVersion", "must be kubevirt.io/v1, or be left out")
-
-
-def _pick(mapping: Manifest, *keys: str) -> Manifest:
-    return {key: mapping[key] for key in keys if mapping.get(key) is not None}
 
 
 def _merge_metadata(vmi_template: Manifest, vm_metadata: Manifest) -> None:

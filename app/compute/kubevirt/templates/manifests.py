@@ -5,9 +5,7 @@ import hashlib
 import re
 
 from app.compute.kubevirt import labels
-from app.compute.kubevirt.kinds import Manifest
-
-API_VERSION = "kubevirt.io/v1"
+from app.compute.kubevirt.kinds import VMS, Manifest
 
 _NAME_LIMIT = 63  # a PVC's name becomes a label value of the pods that CDI starts for it
 _DIGEST_CHARS = 16
@@ -26,18 +24,10 @@ def vm_manifest(*, name: str, namespace: str, instance: str, pool: str, vm_id: s
     metadata: Manifest = spec["template"].setdefault("metadata", {})
     ours = {**labels.ours(instance), labels.POOL: pool, labels.VM_ID: vm_id}
     metadata["labels"] = {**(metadata.get("labels") or {}), **ours}
-    annotations = metadata.get("annotations") or {}
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "VirtualMachine",
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "labels": dict(metadata["labels"]),
-            **({"annotations": dict(annotations)} if annotations else {}),
-        },
-        "spec": spec,
-    }
+    own: Manifest = {"name": name, "namespace": namespace, "labels": dict(metadata["labels"])}
+    if metadata.get("annotations"):
+        own["annotations"] = dict(metadata["annotations"])
+    return VMS.manifest(own, spec)
 
 
 def claim_marks(claim_id: str, called: str | None) -> Manifest:
@@ -88,10 +78,6 @@ def disk_source(volume: Manifest) -> str | None:
 
 def _disk_references(volume: Manifest) -> list[tuple[Manifest, str]]:
     """The places where a volume names a DataVolume, or the PVC of the same name that CDI creates for it."""
-    ephemeral = (volume.get("ephemeral") or {}).get("persistentVolumeClaim")
-    found = (
-        (volume.get("dataVolume"), "name"),
-        (volume.get("persistentVolumeClaim"), "claimName"),
-        (ephemeral, "claimName"),
-    )
+    claims = [holder.get("persistentVolumeClaim") for holder in (volume, volume.get("ephemeral") or {})]
+    found = [(volume.get("dataVolume"), "name"), *((claim, "claimName") for claim in claims)]
     return [(source, key) for source, key in found if isinstance(source, dict)]

@@ -121,20 +121,18 @@ def count_pod_cpus(domain: Manifest, vcpus: int, *, even: bool) -> int:
 
 
 def _write_domain(domain: Manifest, placement: Placement, locate: Locate, problems: Problems) -> None:
-    wanted: dict[str, tuple[str, str, Any]] = {}
-    if placement.dedicated_cpus:
-        wanted["dedicated_cpus"] = ("cpu", "dedicatedCpuPlacement", True)
-    if placement.isolate_emulator_thread:
-        wanted["isolate_emulator_thread"] = ("cpu", "isolateEmulatorThread", True)
-    if placement.numa_passthrough:
-        wanted["numa_passthrough"] = ("cpu", "numa", {"guestMappingPassthrough": {}})
-    if placement.realtime and not isinstance((domain.get("cpu") or {}).get("realtime"), dict):
-        wanted["realtime"] = ("cpu", "realtime", {})
-    if placement.cpu_model is not None:
-        wanted["cpu_model"] = ("cpu", "model", placement.cpu_model)
-    if placement.hugepages is not None:
-        wanted["hugepages"] = ("memory", "hugepages", {"pageSize": str(placement.hugepages)})
-    for field, (part, key, value) in wanted.items():
+    has_realtime = isinstance((domain.get("cpu") or {}).get("realtime"), dict)
+    wanted: tuple[tuple[str, bool, str, str, Any], ...] = (
+        ("dedicated_cpus", placement.dedicated_cpus, "cpu", "dedicatedCpuPlacement", True),
+        ("isolate_emulator_thread", placement.isolate_emulator_thread, "cpu", "isolateEmulatorThread", True),
+        ("numa_passthrough", placement.numa_passthrough, "cpu", "numa", {"guestMappingPassthrough": {}}),
+        ("realtime", placement.realtime and not has_realtime, "cpu", "realtime", {}),
+        ("cpu_model", placement.cpu_model is not None, "cpu", "model", placement.cpu_model),
+        ("hugepages", placement.hugepages is not None, "memory", "hugepages", {"pageSize": str(placement.hugepages)}),
+    )
+    for field, asked, part, key, value in wanted:
+        if not asked:
+            continue
         section = domain[part] = domain.get(part) or {}
         if section.get(key) not in (None, value):
             at = locate(f"{_DOMAIN}.{part}.{key}")
@@ -185,10 +183,9 @@ def _check_affinity(vmi: Manifest, at: str, problems: Problems) -> None:
     affinity = vmi.get("affinity") or {}
     for key in ("podAffinity", "podAntiAffinity"):
         problems.mapping(affinity, key, at)
-    nodes = problems.mapping(affinity, "nodeAffinity", at)
-    required = problems.mapping(nodes, "requiredDuringSchedulingIgnoredDuringExecution", f"{at}.nodeAffinity")
-    where = f"{at}.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution"
-    for term, path in problems.mappings(required, "nodeSelectorTerms", where):
+    rule_at = "nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution"
+    required = problems.mapping(affinity, rule_at, at)
+    for term, path in problems.mappings(required, "nodeSelectorTerms", f"{at}.{rule_at}"):
         for key in ("matchExpressions", "matchFields"):
             for rule, rule_path in problems.mappings(term, key, path):
                 if not isinstance(rule.get("key"), str) or not isinstance(rule.get("operator"), str):

@@ -18,15 +18,14 @@ class Problems:
     def add(self, field: str, message: str) -> None:
         self._found[FieldProblem(field, message)] = None
 
-    def mapping(self, parent: Manifest, key: str, path: str) -> Manifest:
-        """The mapping at `key`; empty if there is none, or if it is something else, which is a problem."""
-        value = parent.get(key)
-        if value is None:
-            return {}
-        if isinstance(value, dict):
-            return value
-        self.add(f"{path}.{key}", f"must be a mapping, got {type(value).__name__}")
-        return {}
+    def mapping(self, parent: Manifest, keys: str, path: str) -> Manifest:
+        """The mapping at dotted `keys`; empty if there is none, or if something on the way is no mapping, which is a problem."""
+        for key in keys.split("."):
+            path, value = f"{path}.{key}", parent.get(key)
+            if value is not None and not isinstance(value, dict):
+                self.add(path, f"must be a mapping, got {type(value).__name__}")
+            parent = value if isinstance(value, dict) else {}
+        return parent
 
     def mappings(self, parent: Manifest, key: str, path: str) -> list[tuple[Manifest, str]]:
         """The mappings in the list at `key`, each with its path. Anything else is a problem."""

@@ -66,13 +66,12 @@ def check_vm_spec(spec: Manifest, path: str, problems: Problems) -> None:
 
 def check_vmi_template(vm_spec: Manifest, path: str, problems: Problems) -> None:
     """The VMI template of a VM's spec. `path` is where its author wrote it."""
-    template = vm_spec.get("template")
+    template, at = vm_spec.get("template"), f"{path}.spec"
     if not isinstance(template, dict):
         problems.add(path, "must be a mapping with `spec`")
         return
     check_metadata(problems.mapping(template, "metadata", path), f"{path}.metadata", problems, on_vmi=True)
     spec = problems.mapping(template, "spec", path)
-    at = f"{path}.spec"
     if not spec:
         if not template.get("spec"):
             problems.add(at, "is empty: it needs at least the domain's memory")
@@ -88,19 +87,20 @@ def check_vmi_template(vm_spec: Manifest, path: str, problems: Problems) -> None
     _check_domain(spec["domain"], f"{at}.domain", problems, sized_elsewhere=vm_spec.get("instancetype") is not None)
     _check_names(problems.mappings(spec, "volumes", at), problems)
     for volume, where in problems.mappings(spec, "volumes", at):
-        disk = problems.mapping(volume, "emptyDisk", where)
-        if disk:
+        if disk := problems.mapping(volume, "emptyDisk", where):
             check_positive(disk.get("capacity"), f"{where}.emptyDisk.capacity", problems)
 
 
-def check_positive(value: object, path: str, problems: Problems) -> None:
-    """Adds a problem unless the value is a quantity above zero."""
+def check_positive(value: object, path: str, problems: Problems, *, or_zero: bool = False) -> None:
+    """Adds a problem unless the value is a quantity above zero, or zero if that is allowed."""
     try:
         number = parse_quantity(value)
     except ValueError as error:
         problems.add(path, str(error))
         return
-    if number <= 0:
+    if or_zero and number < 0:
+        problems.add(path, f"must not be below zero; got {value!r}")
+    elif not or_zero and number <= 0:
         problems.add(path, f"must be above zero; got {value!r}")
 
 
@@ -138,13 +138,11 @@ def _check_domain(domain: Manifest, path: str, problems: Problems, *, sized_else
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             problems.add(f"{path}.cpu.{key}", f"must be an integer, 1 or more; got {value!r}")
     memory = problems.mapping(domain, "memory", path)
-    hugepages = problems.mapping(memory, "hugepages", f"{path}.memory")
-    resources = problems.mapping(domain, "resources", path)
-    requests = problems.mapping(resources, "requests", f"{path}.resources")
-    limits = problems.mapping(resources, "limits", f"{path}.resources")
+    requests = problems.mapping(domain, "resources.requests", path)
+    limits = problems.mapping(domain, "resources.limits", path)
     sizes = {
         f"{path}.memory.guest": memory.get("guest"),
-        f"{path}.memory.hugepages.pageSize": hugepages.get("pageSize"),
+        f"{path}.memory.hugepages.pageSize": problems.mapping(domain, "memory.hugepages", path).get("pageSize"),
         f"{path}.resources.requests.memory": requests.get("memory"),
         f"{path}.resources.limits.memory": limits.get("memory"),
     }
@@ -164,9 +162,9 @@ def _check_domain(domain: Manifest, path: str, problems: Problems, *, sized_else
             check_positive(value, where, problems)
     _check_other_resources(requests, f"{path}.resources.requests", problems)
     _check_other_resources(limits, f"{path}.resources.limits", problems)
-    added = problems.mapping(memory, "reservedOverhead", f"{path}.memory").get("addedOverhead")
+    added = problems.mapping(domain, "memory.reservedOverhead", path).get("addedOverhead")
     if added is not None:
-        _check_other_resources({"addedOverhead": added}, f"{path}.memory.reservedOverhead", problems)
+        check_positive(added, f"{path}.memory.reservedOverhead.addedOverhead", problems, or_zero=True)
     devices = problems.mapping(domain, "devices", path)
     for kind in ("disks", "filesystems"):
         _check_names(problems.mappings(devices, kind, f"{path}.devices"), problems)
@@ -174,49 +172,32 @@ def _check_domain(domain: Manifest, path: str, problems: Problems, *, sized_else
 
 def _check_other_resources(amounts: Manifest, path: str, problems: Problems) -> None:
     for key, value in amounts.items():
-        if key in {"cpu", "memory"}:
-            continue
-        try:
-            negative = parse_quantity(value) < 0
-        except ValueError as error:
-            problems.add(f"{path}.{key}", str(error))
-        else:
-            if negative:
-                problems.add(f"{path}.{key}", f"must not be below zero; got {value!r}")
+        if key not in {"cpu", "memory"}:
+            check_positive(value, f"{path}.{key}", problems, or_zero=True)
 
 
-def _check_names(items: list[tuple[Manifest, str]], problems: Problems) -> None:
+def _check_names(items: list[tuple[Manifest, str]], problems: Problems, *, within: str = "") -> None:
+    """Each item needs a `name` of its own; `within`: where below the item it is."""
     first: dict[str, str] = {}
     for item, path in items:
-        name = item.get("name")
+        name = (problems.mapping(item, within, path) if within else item).get("name")
+        at = f"{path}.{within}.name" if within else f"{path}.name"
         if not isinstance(name, str) or not name:
-            problems.add(f"{path}.name", "is missing: each needs a name of its own")
+            why = "a volume of the template refers to it" if within else "each needs a name of its own"
+            problems.add(at, f"is missing: {why}")
         elif name in first:
-            problems.add(f"{path}.name", f"{name!r} is the name of {first[name]} already: each needs a name of its own")
+            problems.add(at, f"{name!r} is the name of {first[name]} already: each needs a name of its own")
         else:
             first[name] = path
 
 
 def _check_data_volumes(spec: Manifest, path: str, problems: Problems) -> None:
-    first: dict[str, str] = {}
-    for template, where in problems.mappings(spec, "dataVolumeTemplates", path):
-        metadata = problems.mapping(template, "metadata", where)
-        name = metadata.get("name")
-        if not isinstance(name, str) or not name:
-            problems.add(f"{where}.metadata.name", "is missing: a volume of the template refers to it")
-        elif name in first:
-            problems.add(
-                f"{where}.metadata.name", f"{name!r} is the name of {first[name]} already: each needs a name of its own"
-            )
-        else:
-            first[name] = where
-        if metadata.get("namespace") is not None:
+    templates = problems.mappings(spec, "dataVolumeTemplates", path)
+    _check_names(templates, problems, within="metadata")
+    for template, where in templates:
+        if problems.mapping(template, "metadata", where).get("namespace") is not None:
             problems.add(f"{where}.metadata.namespace", "is set by the service for each VM of the pool: leave it out")
-        volume = problems.mapping(template, "spec", where)
         for kind in ("storage", "pvc"):
-            resources = problems.mapping(
-                problems.mapping(volume, kind, f"{where}.spec"), "resources", f"{where}.spec.{kind}"
-            )
-            size = problems.mapping(resources, "requests", f"{where}.spec.{kind}.resources").get("storage")
+            size = problems.mapping(template, f"spec.{kind}.resources.requests", where).get("storage")
             if size is not None:
                 check_positive(size, f"{where}.spec.{kind}.resources.requests.storage", problems)

@@ -41,12 +41,7 @@ _CONTAINERS = frozenset(
         "disks",
     }
 )
-_SOURCES = {
-    "http": (ImageKind.HTTP, "url"),
-    "registry": (ImageKind.REGISTRY, "url"),
-    "s3": (ImageKind.S3, "url"),
-    "gcs": (ImageKind.GCS, "url"),
-}
+_BY_URL = (ImageKind.HTTP, ImageKind.REGISTRY, ImageKind.S3, ImageKind.GCS)
 
 
 def shape_of(spec: Manifest) -> str:
@@ -61,16 +56,14 @@ def shape_of(spec: Manifest) -> str:
     devices = domain.get("devices") or {}
     if domain.get("cpu"):
         domain["cpu"] = {**_CPU_DEFAULTS, **domain["cpu"]}
-    disks = _disks(devices, _volumes(spec, vmi))
-    devices.pop("disks", None)
-    devices.pop("filesystems", None)
-    vmi.pop("volumes", None)
     boots = {
-        "disks": disks,
+        "disks": _disks(devices, _volumes(spec, vmi)),
         "instance": vmi,
         "instancetype": spec.get("instancetype"),
         "preference": spec.get("preference"),
     }
+    for holder, key in ((devices, "disks"), (devices, "filesystems"), (vmi, "volumes")):
+        holder.pop(key, None)
     return fingerprint(_canonical(boots))
 
 
@@ -93,8 +86,8 @@ def images_of(spec: Manifest) -> tuple[ImageRef, ...]:
 
 def image_of_source(source: Manifest) -> ImageRef | None:
     """The image of a DataVolume's `source`; None if it has none (blank, upload, snapshot)."""
-    for key, (kind, field) in _SOURCES.items():
-        reference = (source.get(key) or {}).get(field)
+    for kind in _BY_URL:
+        reference = (source.get(kind) or {}).get("url")
         if isinstance(reference, str):
             return ImageRef(kind, reference)
     claim = source.get("pvc")

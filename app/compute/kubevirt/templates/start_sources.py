@@ -6,14 +6,14 @@ PVC and continues once it exists. The disk of a preload is cloned by a DataVolum
 """
 
 import copy
-from typing import Any
 
 from app.compute.kubevirt import labels
-from app.compute.kubevirt.kinds import CLAIMS, VMS, Manifest
+from app.compute.kubevirt.kinds import CLAIMS, VMS, VOLUME_SNAPSHOTS, Manifest
 from app.compute.kubevirt.quantities import parse_quantity
 from app.compute.kubevirt.templates.manifests import data_volume_name, data_volume_specs, disk_source
 from app.compute.kubevirt.templates.shapes import image_of_source
 from app.domain.paths import FromImage, FromSnapshot, FromVolume, Start
+from app.domain.preloads import storage_request
 
 BOOT = "boot"
 _NO_DISKS = frozenset(
@@ -57,28 +57,17 @@ def claims_of(vm: Manifest, start: Start) -> list[Manifest]:
     metadata = vm["metadata"]
     owner = {"apiVersion": VMS.api_version, "kind": VMS.name, "name": metadata["name"], "uid": metadata["uid"]}
     ours = {key: value for key, value in (metadata.get("labels") or {}).items() if labels.is_ours(key)}
+    content = {"apiGroup": VOLUME_SNAPSHOTS.group, "kind": VOLUME_SNAPSHOTS.name}
     return [
-        {
-            "apiVersion": CLAIMS.api_version,
-            "kind": CLAIMS.name,
-            "metadata": {
+        CLAIMS.manifest(
+            {
                 "name": data_volume_name(metadata["name"], disk.volume),
                 "namespace": metadata["namespace"],
                 "labels": ours,
                 "ownerReferences": [owner],
             },
-            "spec": {
-                "accessModes": list(disk.access_modes),
-                "resources": {"requests": {"storage": disk.size}},
-                "dataSource": {
-                    "apiGroup": "snapshot.storage.k8s.io",
-                    "kind": "VolumeSnapshot",
-                    "name": disk.volume_snapshot,
-                },
-                **({"storageClassName": disk.storage_class} if disk.storage_class is not None else {}),
-                **({"volumeMode": disk.volume_mode} if disk.volume_mode is not None else {}),
-            },
-        }
+            {**storage_request(disk), "dataSource": {**content, "name": disk.volume_snapshot}},
+        )
         for disk in start.disks
     ]
 
@@ -109,14 +98,7 @@ def _from_volume(spec: Manifest, start: FromVolume, namespace: str) -> Manifest:
             template["spec"]["source"] = source
             _make_room(template["spec"], start.size)
     if not has_own_disk(spec):
-        storage: dict[str, Any] = {"resources": {"requests": {"storage": start.size}}}
-        if start.storage_class is not None:
-            storage["storageClassName"] = start.storage_class
-        if start.access_modes:
-            storage["accessModes"] = list(start.access_modes)
-        if start.volume_mode is not None:
-            storage["volumeMode"] = start.volume_mode
-        template = {"metadata": {"name": BOOT}, "spec": {"source": source, "storage": storage}}
+        template = {"metadata": {"name": BOOT}, "spec": {"source": source, "storage": storage_request(start)}}
         spec["dataVolumeTemplates"] = [*(spec.get("dataVolumeTemplates") or []), template]
         _add_first(spec["template"]["spec"], [{"name": BOOT, "dataVolume": {"name": BOOT}}])
     return spec

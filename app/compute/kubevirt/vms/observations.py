@@ -43,9 +43,8 @@ def observe_vm(vm: Manifest, vmi: Manifest | None) -> Observation:
     vmi_metadata = (vmi or {}).get("metadata") or {}
     vmi_status = (vmi or {}).get("status") or {}
     ending = bool(vmi_metadata.get("deletionTimestamp"))
-    true_of = (
-        set() if ending else {kind for kind, condition in _conditions(vmi_status) if condition.get("status") == "True"}
-    )
+    found_true = _true(vmi_status)
+    true_of = {} if ending else found_true
     phase = None if ending else vmi_status.get("phase") or None
     deleting = bool(metadata.get("deletionTimestamp"))
     found_labels = metadata.get("labels") or {}
@@ -68,7 +67,7 @@ def observe_vm(vm: Manifest, vmi: Manifest | None) -> Observation:
         failure=None if deleting or phase == "Running" else _find_failure(vm_status, {} if ending else vmi_status),
         phase_times=dict(_read_phase_times(vmi_status)),
         vmi_created_at=_read_time(vmi_metadata.get("creationTimestamp")),
-        agent_at=_find_agent(vmi_status),
+        agent_at=_read_time(found_true.get("AgentConnected", {}).get("lastTransitionTime")),
         owner=_find_pool(metadata),
         pool_id=_read_id(found_labels.get(labels.POOL_ID)),
         revision=(metadata.get("annotations") or {}).get(labels.REVISION),
@@ -78,14 +77,7 @@ def observe_vm(vm: Manifest, vmi: Manifest | None) -> Observation:
 def observe_pod(pod: Manifest) -> tuple[str | None, PodTimes]:
     """The `vm_id` in the labels of a virt-launcher pod, and the pod's times. KubeVirt v1.9.0 copies the VMI's labels to the pod."""
     status = pod.get("status") or {}
-    scheduled = next(
-        (
-            _read_time(condition.get("lastTransitionTime"))
-            for kind, condition in _conditions(status)
-            if kind == "PodScheduled" and condition.get("status") == "True"
-        ),
-        None,
-    )
+    scheduled = _read_time(_true(status).get("PodScheduled", {}).get("lastTransitionTime"))
     started = [
         _read_time(((container.get("state") or {}).get("running") or {}).get("startedAt"))
         for container in status.get("containerStatuses") or []
@@ -136,6 +128,11 @@ def _conditions(status: Manifest) -> Iterator[tuple[str, Manifest]]:
         yield str(condition.get("type")), condition
 
 
+def _true(status: Manifest) -> dict[str, Manifest]:
+    """The conditions that are true, by their type."""
+    return {kind: condition for kind, condition in _conditions(status) if condition.get("status") == "True"}
+
+
 def _find_failure(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
     """The most serious failure that is reported: first those that do not go away by themselves."""
     return (
@@ -163,9 +160,8 @@ def _find_crash(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
 
 def _find_refused_start(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
     """KubeVirt could not create the VMI (condition Failure of the VM) or its pod (condition Synchronized of the VMI)."""
-    for kind, condition in _conditions(vm_status):
-        if kind == "Failure" and condition.get("status") == "True":
-            return _failure_of(condition)
+    if failure := _true(vm_status).get("Failure"):
+        return _failure_of(failure)
     for kind, condition in (*_conditions(vmi_status), *_conditions(vm_status)):
         if (
             kind == "Synchronized"
@@ -211,13 +207,6 @@ def _read_addresses(vmi_status: Manifest) -> list[str]:
             if not address.is_link_local and not address.is_loopback:
                 found[str(address)] = None
     return list(found)
-
-
-def _find_agent(vmi_status: Manifest) -> datetime | None:
-    for kind, condition in _conditions(vmi_status):
-        if kind == "AgentConnected" and condition.get("status") == "True":
-            return _read_time(condition.get("lastTransitionTime"))
-    return None
 
 
 def _read_phase_times(vmi_status: Manifest) -> Iterator[tuple[str, datetime]]:

@@ -291,8 +291,8 @@ class TestRefusals:
         template = changed(WITH_DATA_VOLUME, "dataVolumeTemplates.0.spec.storage.resources.requests.storage", "10GB")
         template["dataVolumeTemplates"].append({"metadata": {"name": "root", "namespace": "n"}, "spec": {}})
         assert [field for field, _ in problems_of(template)] == [
-            "template.dataVolumeTemplates[0].spec.storage.resources.requests.storage",
             "template.dataVolumeTemplates[1].metadata.name",
+            "template.dataVolumeTemplates[0].spec.storage.resources.requests.storage",
             "template.dataVolumeTemplates[1].metadata.namespace",
         ]
 
