@@ -58,12 +58,12 @@ async def require_source(tx: Tx, start_from: StartFrom | None, template: VmTempl
     if start_from.snapshot is not None:
         if not await snapshot_rows.lock(tx, start_from.snapshot):
             raise _refused("snapshot", f"there is no snapshot {start_from.snapshot!r}; POST /v1/snapshots takes one")
-    elif await preloads.lock(tx, start_from.source) is None:
+    elif (image := await preloads.lock(tx, start_from.source)) is None:
         raise _refused(
             "preload", f"there is no preload {start_from.source!r}; PUT /v1/preloads/{start_from.source} creates it"
         )
     elif template is not None:
-        await require_use(tx, start_from, template)
+        refuse_other_image(start_from.source, image, template)
 
 
 async def require_use(tx: Tx, start_from: StartFrom | None, template: VmTemplate) -> None:

@@ -16,7 +16,7 @@ from app.domain.path_selection import Choice, NoChoice, PathOption, Record, choo
 from app.domain.paths import StartPath
 from app.errors import NoPath
 from app.lifecycle.on_demand_pools import enter_pool, on_demand_spec, start_of
-from app.lifecycle.path_options import OptionRules, VmTerms, read_options
+from app.lifecycle.path_options import VmTerms, read_options
 from app.lifecycle.start_sources import NotYet, resolve_start
 from app.store.claims import described
 from app.store.claims import rows as claims
@@ -37,7 +37,7 @@ class ClaimFailover:
     def __init__(self, db: Database, gateway: Gateway, settings: Settings) -> None:
         self._db = db
         self._gateway = gateway
-        self._rules = OptionRules.of(settings)
+        self._settings = settings
 
     async def step(self, *, patience_seconds: float = PATIENCE_SECONDS) -> bool:
         """Handles every claim that may be stuck, each in its own transaction. True if there may be more."""
@@ -75,7 +75,9 @@ class ClaimFailover:
             placement=pool.spec.placement,
         )
         try:
-            target = await enter_pool(tx, choice, self._expand(pool), spec, max_pending=self._rules.max_pending)
+            target = await enter_pool(
+                tx, choice, self._expand(pool), spec, max_pending=self._settings.max_pending_per_pool
+            )
         except NoPath as error:
             await self._fail(tx, claim, error.detail)
             return True
@@ -95,7 +97,7 @@ class ClaimFailover:
             PathOption(option.path, option.source, available=False, why=f"failed: {tried[option.path]}")
             if option.path in tried
             else option
-            for option in await read_options(tx, terms, self._rules)
+            for option in await read_options(tx, terms, self._settings)
         ]
         return choose(options, [StartPath(path) for path in claim.allowed or ()])
 
