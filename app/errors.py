@@ -182,6 +182,10 @@ class NoWarmVm(Unavailable, code="no-warm-vm", title="No VM is ready"): ...
 class NoPath(Unavailable, code="no-path", title="No start path is available"): ...
 
 
+class ChosenPathGone(NoPath):
+    """The chosen path was available a moment ago. Choosing again may find another one."""
+
+
 class DeadlineTooShort(
     Unavailable, code="deadline-too-short", title="No start path is fast enough for the deadline"
 ): ...

@@ -29,7 +29,8 @@ class PathOption:
 
     `own` was measured for this shape, `overall` for this path over all shapes; for a pool both are the time until its next
     VM, and `basis` says what that is based on. `on_its_way`: that VM is being made already. `waits_for_source`: the source
-    is not ready, and the claim wants nothing else. `note` is added to the reason where the path is chosen.
+    is not ready, and the claim wants nothing else. `note` is added to the reason where the path is chosen. `generation` is
+    that of the user's pool, which changes with each of its edits.
     """
 
     path: StartPath
@@ -42,6 +43,7 @@ class PathOption:
     on_its_way: bool = False
     waits_for_source: bool = False
     note: str | None = None
+    generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Choice:
     reason: str
     considered: tuple[Considered, ...]
     waits_for_source: bool = False
+    generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,14 @@ def choose(
     )
     if chosen is None:
         return NoChoice(considered, too_slow=bool(usable))
-    return Choice(chosen.path, chosen.source, _why(chosen, fitting), considered, chosen.waits_for_source)
+    return Choice(
+        chosen.path,
+        chosen.source,
+        _why(chosen, fitting),
+        considered,
+        chosen.waits_for_source,
+        chosen.generation,
+    )
 
 
 def estimate(option: PathOption) -> PathEstimate:

@@ -16,7 +16,7 @@ from app.domain.path_selection import Choice
 from app.domain.paths import StartPath
 from app.domain.placement import Placement
 from app.domain.pools import PoolSpec, StartFrom, revision_of
-from app.errors import NoPath
+from app.errors import ChosenPathGone, NoPath
 from app.ids import new_id
 from app.lifecycle.start_sources import NotYet, resolve_start
 from app.store.database import Database, Tx
@@ -97,12 +97,12 @@ def start_of(choice: Choice) -> StartFrom | None:
 async def enter_pool(tx: Tx, choice: Choice, template: VmTemplate, spec: PoolSpec, *, max_pending: int) -> PoolRow:
     """The pool in whose queue a claim with this choice waits: the user's pool, or the on-demand pool of `spec`.
 
-    What was chosen is checked again. Raises NoPath where it is gone or its queue is full. Forgets the failures of an on-demand
+    What was chosen is checked again. Raises ChosenPathGone where it is gone, and NoPath where its queue is full. Forgets the failures of an on-demand
     pool, which has rested long enough if it was chosen again.
     """
     if choice.path is StartPath.POOL:
         pool = await pool_rows.get(tx, choice.source or "")
-        if pool is None or pool.deleting_at is not None or pool.shape != template.shape:
+        if pool is None or pool.deleting_at is not None or pool.generation != choice.generation:
             raise _gone(f"pool {choice.source!r} was deleted or changed")
     else:
         start = await resolve_start(tx, choice.path, choice.source)
@@ -135,5 +135,5 @@ async def retire_idle_pools(db: Database, *, idle_seconds: float = IDLE_SECONDS)
     return len(gone) == _RETIRE_AT_ONCE
 
 
-def _gone(what: str) -> NoPath:
-    return NoPath(f"{what} at the same moment; try again", retry_after=1)
+def _gone(what: str) -> ChosenPathGone:
+    return ChosenPathGone(f"{what} at the same moment; try again", retry_after=1)

@@ -101,7 +101,9 @@ async def _next_vm(tx: Tx, pool: PoolRow, settings: Settings) -> PathOption:
     measured = await measure_boots(tx, pool)
     boots = measured.times
     if boots.p50 is None or boots.p95 is None:
-        return PathOption(StartPath.POOL, pool.name, basis=told.basis, on_its_way=on_its_way)
+        return PathOption(
+            StartPath.POOL, pool.name, basis=told.basis, on_its_way=on_its_way, generation=pool.generation
+        )
     late = told.seconds + boots.p95 - boots.p50
     times = BootTimes(boots.count, told.seconds, max(told.seconds, late))
     return PathOption(
@@ -112,6 +114,7 @@ async def _next_vm(tx: Tx, pool: PoolRow, settings: Settings) -> PathOption:
         overall=times,
         basis=told.basis,
         on_its_way=on_its_way,
+        generation=pool.generation,
     )
 
 

@@ -14,7 +14,7 @@ from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.path_selection import Choice, NoChoice, PathOption, Record, choose
 from app.domain.paths import StartPath
-from app.errors import NoPath
+from app.errors import ChosenPathGone, NoPath
 from app.lifecycle.on_demand_pools import enter_pool, on_demand_spec, start_of
 from app.lifecycle.path_options import VmTerms, read_options
 from app.lifecycle.start_sources import NotYet, resolve_start
@@ -78,6 +78,8 @@ class ClaimFailover:
             target = await enter_pool(
                 tx, choice, self._expand(pool), spec, max_pending=self._settings.max_pending_per_pool
             )
+        except ChosenPathGone:
+            return False  # the next step chooses again
         except NoPath as error:
             await self._fail(tx, claim, error.detail)
             return True

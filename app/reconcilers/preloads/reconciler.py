@@ -100,7 +100,13 @@ class PreloadReconciler(LeasedWorker[PreloadRow]):
             seconds = self._settings.preload_idle_seconds
             if not await leases.acquire(tx, _SWEEP_LEASE, holder=str(self.token), token=self.token, seconds=seconds):
                 return False
-        found = [each for each in await self._cluster.all() if not each.deleting]
+        try:
+            found = [each for each in await self._cluster.all() if not each.deleting]
+        except ClusterUnavailable:
+            raise
+        except ClusterError as error:  # the right to list them is missing; a preload that needs it will say so
+            log.warning("preload.sweep_refused", error=error.detail)
+            return False
         async with self._db.begin() as tx:
             live = await preload_rows.live(tx, [each.preload_id for each in found if each.preload_id is not None])
         for each in found:

@@ -146,6 +146,7 @@ class Informer(ABC, Generic[Listed, Event]):
         holder = self._leader.holder
         if batch.broken is not None:
             async with self._db.begin() as tx:
+                await self._leader.require(tx)
                 await watch_state.write_broken(tx, self.watch, holder=holder, reason=batch.broken.reason)
         elif not self._broken and (batch.listed is not None or now - self._heard_at >= _HEARTBEAT_SECONDS):
             self._heard_at = now

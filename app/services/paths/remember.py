@@ -8,7 +8,7 @@ from app.compute.gateway import Gateway
 from app.compute.vms import VmTemplate
 from app.domain.pools import PoolSpec
 from app.errors import Conflict, EmberpoolError
-from app.services.pools.service import put_pool
+from app.services.pools.service import commit_pool, prepare_pool
 from app.services.preloads.service import ensure_preloads
 from app.store.database import Database
 from app.store.pools import on_demand
@@ -55,7 +55,9 @@ async def _ensure_pool(db: Database, gateway: Gateway, template: VmTemplate, spe
     if taken is not None and taken.deleting_at is None:
         return name
     try:
-        await put_pool(db, gateway, name, spec)
+        prepared = await prepare_pool(db, gateway, name, spec)
+        if prepared.before is None:
+            await commit_pool(db, prepared)
     except Conflict:
         async with db.begin() as tx:
             if await pool_rows.get(tx, name) is None:

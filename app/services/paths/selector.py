@@ -9,7 +9,7 @@ that what was chosen is still there.
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -31,6 +31,7 @@ from app.errors import (
     InvalidRequest,
     NoPath,
     TemplateRefused,
+    Unschedulable,
 )
 from app.ids import new_id
 from app.lifecycle.on_demand_pools import enter_pool, on_demand_name, on_demand_spec, start_of
@@ -112,7 +113,13 @@ class PathSelector:
         Raises TemplateRefused, Unschedulable, InvalidRequest, LeaseTooLong, IdempotencyKeyReused, NoPath (with `retry_after`),
         DeadlineTooShort, ClusterUnavailable and ClusterError (from the dry run of a new shape), DatabaseUnavailable.
         """
-        wanted = self._understand(request)
+        try:
+            wanted = self._understand(request)
+        except InvalidRequest:
+            known = await self._known(request)
+            if known is None:
+                raise
+            return await self._queue.replay(known, request.in_pool(), until_disconnected)
         known, pools = await self._look(wanted)
         if known is not None:
             return await self._queue.replay(known, request.in_pool(), until_disconnected)
@@ -127,6 +134,9 @@ class PathSelector:
             if request.remember:
                 async with self._queue.kept(place):
                     await self._remember(wanted, claim.id, choice)
+                place = replace(
+                    place, answer=None
+                )  # read again: that took a while, and the row says what was remembered
         return await self._queue.follow(place, claim, until_disconnected)
 
     async def check(self, request: DescribedClaimRequest, *, source_is_coming: bool = False) -> None:
@@ -171,6 +181,13 @@ class PathSelector:
                 self._expanded.clear()
             self._expanded[key] = template
         return template
+
+    async def _known(self, request: DescribedClaimRequest) -> UUID | None:
+        """The claim that has the idempotency key. It stands even if its request would be refused now."""
+        if request.key is None:
+            return None
+        async with self._db.begin() as tx:
+            return await claims.by_key(tx, request.key)
 
     async def _look(self, wanted: _Wanted) -> tuple[UUID | None, list[ServingPool]]:
         """The claim that has the idempotency key, or the pools of the shape; in one transaction at most.
@@ -251,7 +268,7 @@ class PathSelector:
                     )
                     await pool_rows.plan_soon(tx, pool.id)
                     await notify(tx, Topic.REMOVE)
-        except (NoPath, DeadlineTooShort):
+        except (NoPath, DeadlineTooShort, Unschedulable):
             await release_claim(self._db, claim_id)
             raise
         return await self._queue.look(claim_id, wanted.request.wait_seconds, until_disconnected)

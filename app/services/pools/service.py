@@ -51,7 +51,8 @@ class PreparedPool:
 
 
 async def prepare_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> PreparedPool:
-    """Checks the pool without writing anything. The same spec again is neither expanded nor checked.
+    """Checks the pool without writing anything. The same spec again changes nothing, unless it now expands to another template:
+    then the settings, or the version of the service, have changed since.
 
     A template that is new to the pool is checked by a server-side dry run. If the pool asks for more of the nodes than before, all
     its VMs must fit on the nodes as last observed, with nothing else there; claimed VMs do not count, as they leave the pool.
@@ -62,10 +63,10 @@ async def prepare_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec
         before = await pool_rows.get(tx, name)
     _refuse_deleting(before)
     _refuse_other_backing(before, spec)
-    if before is not None and before.spec == spec:
-        return PreparedPool(name, spec, before, None)
     template = gateway.expand(spec.template, spec.warm_when, spec.placement, diskless=spec.start_from is not None)
     revision = revision_of(template.fingerprint, spec)
+    if before is not None and before.spec == spec and before.revision == revision:
+        return PreparedPool(name, spec, before, None)
     if before is None or before.revision != revision:
         await gateway.check(template)
         if spec.backing is Backing.VIRTUAL_MACHINE_POOL:

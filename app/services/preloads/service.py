@@ -175,8 +175,11 @@ async def _ensure(db: Database, gateway: Gateway, spec: PreloadSpec) -> PreloadR
         found = await preload_rows.get_by_image(tx, image)
     if found is not None:
         return found
+    prepared = await prepare_preload(db, gateway, _name_for(image), spec, automatic=True)
+    if prepared.before is not None:
+        return prepared.before
     try:
-        return (await put_preload(db, gateway, _name_for(image), spec, automatic=True)).preload
+        return (await commit_preload(db, prepared)).preload
     except Conflict:  # another claim for the same image came first
         async with db.begin() as tx:
             found = await preload_rows.get_by_image(tx, image)

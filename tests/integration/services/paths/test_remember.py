@@ -23,6 +23,7 @@ async def test_a_pool_of_one_is_kept_and_serves_the_next(db, process):
     assert pool["name"] == name
     assert (pool["spec"]["size"], pool["spec"]["min_available"], pool["spec"]["template"]) == (1, 0, TEMPLATE)
     assert (await remembered(db, first.claim.id))["pool"] == name
+    assert first.claim.choice["remembered"]["pool"] == name
     await process.serve()
     assert await claim_state(db, first.claim.id) == "bound"
     second = await process.claim(remember=True)

@@ -353,6 +353,39 @@ async def test_a_key_stands_though_what_its_claim_starts_from_has_gone(db, proce
     assert (await process.claim(**wish)).claim.id == first.claim.id
 
 
+async def test_a_key_stands_though_its_request_would_be_refused_now(db, process, start, monkeypatch):
+    first = await process.claim(key="k")
+    restarted = start()
+
+    def refuse(*_, **__):
+        raise TemplateRefused("the rules are stricter since the restart")
+
+    monkeypatch.setattr(restarted.gateway, "expand", refuse)
+    assert (await restarted.claim(key="k")).claim.id == first.claim.id
+    with pytest.raises(IdempotencyKeyReused):
+        await restarted.claim(key="k", request_hash="another")
+    with pytest.raises(TemplateRefused):
+        await restarted.claim(key="new")
+
+
+async def test_a_pool_that_is_edited_between_the_choice_and_the_queue_is_chosen_anew(db, process, monkeypatch):
+    await process.make_pool(size=1)
+    await process.plan()
+    await process.create()
+    enter, generations = process.claim_service.queue.enter, []
+
+    async def edited(chosen, *rest):
+        if not generations:
+            await execute(db, "UPDATE pool SET generation = generation + 1")
+        generations.append(chosen.choice.generation)
+        return await enter(chosen, *rest)
+
+    monkeypatch.setattr(process.claim_service.queue, "enter", edited)
+    answer = await process.claim()
+    assert answer.claim.choice["source"] == "web"
+    assert generations == [generations[0], generations[0] + 1]
+
+
 async def test_a_key_on_two_replicas_at_the_same_moment_makes_one_claim(db, start):
     replicas = [start(), start()]
     answers = await asyncio.gather(*(each.claim(key="k", request_hash="h") for each in replicas * 3))
