@@ -31,11 +31,11 @@ _S = PreloadState
 _WORKING = frozenset({_S.PLANNED, _S.IMPORTING, _S.PULLING, _S.READY, _S.FAILED, _S.ABSENT, _S.DELETING})
 PRELOAD_TRANSITIONS: dict[PreloadState, frozenset[PreloadState]] = {
     _S.PLANNED: _WORKING,
-    _S.IMPORTING: _WORKING - {_S.PULLING, _S.ABSENT},
+    _S.IMPORTING: _WORKING - {_S.PULLING},
     _S.PULLING: _WORKING - {_S.IMPORTING, _S.ABSENT},
     _S.READY: _WORKING,
     _S.FAILED: _WORKING - {_S.IMPORTING},
-    _S.ABSENT: _WORKING - {_S.IMPORTING, _S.PULLING},
+    _S.ABSENT: _WORKING - {_S.PULLING},
     _S.DELETING: frozenset({_S.DELETING, _S.DELETED}),
     _S.DELETED: frozenset(),
 }
