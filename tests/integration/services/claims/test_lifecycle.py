@@ -28,7 +28,7 @@ async def test_a_release_destroys_the_vm_and_may_be_asked_again(db):
     again = await release_claim(db, claim_id)
     assert (again.state, again.ended_at) == (first.state, first.ended_at)
     assert (await event_types(db)).count("claim.released") == 1
-    with pytest.raises(ClaimNotFound, match="forgotten after a time"):
+    with pytest.raises(ClaimNotFound, match="deleted after some days"):
         await release_claim(db, new_id())
 
 
