@@ -69,7 +69,7 @@ class Considered:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The chosen path, its source and the reason, and what was considered of each path, fastest first."""
+    """The chosen path, its source and the reason, and what was considered of each path, in the order of `StartPath`."""
 
     path: StartPath
     source: str | None
@@ -236,7 +236,7 @@ def _why(chosen: PathOption, fitting: Sequence[PathOption]) -> str:
     ahead = [
         other for other in fitting if other.path is not StartPath.POOL and _place(other.path) < _place(chosen.path)
     ]
-    why = "measured to be the fastest" if ahead else "the fastest path available"
+    why = "measured to be the fastest" if ahead else "the first path available"
     noted = f" ({chosen.note})" if chosen.note else ""
     return f"{what}{noted}: {why}{about}"
 
@@ -253,7 +253,7 @@ def _why_not(
     if _is_too_slow(option, deadline_seconds):
         return f"its measured p95 of {_say(option.own.p95)} is beyond the deadline of {_say(deadline_seconds)}"
     if chosen is None or _place(option.path) > _place(chosen.path):
-        return "not needed: a faster path is available"
+        return f"not needed: {chosen.path} comes before it" if chosen is not None else "not available"
     mine, its = estimate(option), estimate(chosen)
     if mine.p50 is not None and its.p50 is not None:
         return f"slower: {_say(mine.p50)} ({mine.basis}) against {_say(its.p50)} ({its.basis})"

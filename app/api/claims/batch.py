@@ -21,7 +21,7 @@ router = APIRouter(tags=["claims"])
     responses=responses(PoolNotFound, PoolBeingDeleted, LeaseTooLong, IdempotencyKeyReused, NoWarmVm),
 )
 async def claim_batch(body: BatchBody, svc: Svc, idempotency_key: Key = None) -> BatchView:
-    """A batch does not wait: `missing` says how many VMs were not ready. Where none is ready, or with `all_or_nothing` fewer than
+    """A batch does not wait: `missing` says how many VMs were not ready. If none is ready, or with `all_or_nothing` fewer than
     `count`, the answer is a 503 with `Retry-After` and nothing is claimed. A retry with the same key gets the same claims.
     """
     refuse_odd_key(idempotency_key)

@@ -27,7 +27,7 @@ class _Body(BaseModel):
         default=None,
         ge=1,
         le=MAX_LEASE_SECONDS,
-        description="Lease in seconds; the claim is released when it expires. Default: the pool's.",
+        description="Lease in seconds; the claim is released when it expires. Default: the pool's, or 3600 if the VM is made for the claim.",
     )
     labels: dict[LabelName, Label] = Field(
         default_factory=dict,
@@ -184,7 +184,9 @@ class ChoiceView(BaseModel):
     reason: str
     at: datetime
     deadline_at: datetime | None = Field(description="A claim that still waits fails at this time.")
-    considered: list[ConsideredPath] = Field(description="Every path, fastest first. Empty if a warm VM was ready.")
+    considered: list[ConsideredPath] = Field(
+        description="Every path, in the order pool, snapshot, preload, cold. Empty if a warm VM was ready."
+    )
     tried: list[TriedPath] = Field(description="Paths that failed, oldest first.")
 
 

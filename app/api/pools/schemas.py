@@ -19,7 +19,7 @@ from app.store.rows import PoolRow
 
 class PoolStatus(BaseModel):
     phase: PoolPhase
-    reason: str | None = Field(description="Why the phase is not `ready`.")
+    reason: str | None = Field(description="Why the phase is not `ready`. Null for `ready` and `filling`.")
     notes: list[str] = Field(
         description="What the pool waits for, and recent changes that others made to it in the cluster. Independent of the phase."
     )

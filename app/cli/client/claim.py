@@ -37,7 +37,10 @@ def claim(
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait if no VM is ready.")] = 0,
     lease: Annotated[
         int | None,
-        typer.Option(min=1, help="Lease in seconds; the claim is released when it expires. Default: the pool's."),
+        typer.Option(
+            min=1,
+            help="Lease in seconds; the claim is released when it expires. Default: the pool's, or 3600 if the VM is made for the claim.",
+        ),
     ] = None,
     path: Annotated[
         list[str] | None, typer.Option(help="Allow only this path: pool, snapshot, preload or cold. May be repeated.")

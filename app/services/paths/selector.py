@@ -140,7 +140,7 @@ class PathSelector:
         return await self._queue.follow(place, claim, until_disconnected)
 
     async def check(self, request: DescribedClaimRequest, *, source_is_coming: bool = False) -> None:
-        """Finds out what speaks against the request now, and writes nothing. Raises what `claim` raises.
+        """Finds out whether the request would be refused now, and writes nothing. Raises what `claim` raises.
 
         `source_is_coming`: what the VM starts from need not exist yet.
         """

@@ -1,5 +1,6 @@
 """Creates, refreshes and deletes snapshots: first checks, then writes in one transaction. `reconcilers.snapshots` takes them."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -187,7 +188,7 @@ async def _known(tx: Tx, spec: SnapshotSpec) -> SnapshotRow | None:
     _refuse_deleting(row)
     was, asked = row.spec.model_dump(mode="json"), spec.model_dump(mode="json")
     problems = [
-        FieldProblem(key, f"the snapshot has {was[key]!r}, the request has {asked[key]!r}")
+        FieldProblem(key, f"the snapshot has {_in_words(was[key])}, the request has {_in_words(asked[key])}")
         for key in asked
         if was[key] != asked[key]
     ]
@@ -239,3 +240,9 @@ def _refuse_deleting(row: SnapshotRow) -> None:
 
 def _quoted(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names)
+
+
+def _in_words(value: object) -> str:
+    """As JSON, without what is not set."""
+    given = {key: each for key, each in value.items() if each is not None} if isinstance(value, dict) else value
+    return json.dumps(given)

@@ -80,7 +80,7 @@ async def claim(
     body: ClaimBody,  # noqa: ARG001 - the signature is the documentation
     idempotency_key: Key = None,  # noqa: ARG001 - likewise
 ) -> ClaimView:
-    """Returns a warm VM in milliseconds. Where none is ready the claim joins the pool's queue, which is served in order of
+    """Returns a warm VM in milliseconds. If none is ready, the claim joins the pool's queue, which is served in order of
     arrival: the request waits for up to `wait_seconds`, and then returns the pending claim (202). Where no VM would come the
     claim is refused with `Retry-After` (503).
 

@@ -1,4 +1,4 @@
-"""A claim that describes its VM is served by the fastest path that is open, and told why not by each other."""
+"""A claim that describes its VM is served by the first path that is open, and told why not by each other."""
 
 import asyncio
 
@@ -97,7 +97,7 @@ async def test_what_is_about_to_be_there_is_said(db, process):
 async def test_an_image_that_is_on_some_nodes_only_says_so(db, process):
     await make_preload(db, "near", pulled=2)
     reason = (await process.claim()).claim.choice["reason"]
-    assert reason.startswith("from preload 'near' (its image is on 2 of 3 nodes): the fastest path available")
+    assert reason.startswith("from preload 'near' (its image is on 2 of 3 nodes): the first path available")
 
 
 async def test_a_snapshot_of_another_shape_is_none(db, process):
