@@ -37,7 +37,7 @@ class SnapshotGateway(Protocol):
         """None if there is no such snapshot."""
         ...
 
-    async def disks(self, sight: SnapshotStatus) -> tuple[SnapshotDisk, ...]:
+    async def disks(self, status: SnapshotStatus) -> tuple[SnapshotDisk, ...]:
         """The disks of a ready snapshot, each large enough for its content."""
         ...
 

@@ -29,7 +29,7 @@ class FoundVmPool:
     change or delete its VMs; `heals`: autohealing is on.
     """
 
-    sight: VmPoolStatus
+    status: VmPoolStatus
     template: WrittenTemplate
     members: tuple[str, ...]
     managed: tuple[str, ...]

@@ -22,7 +22,7 @@ from app.compute.kubevirt.templates.start_sources import begin, claims_of
 from app.compute.kubevirt.vm_pools import KubeVirtVmPools
 from app.compute.kubevirt.vms.inventory import Inventory
 from app.compute.kubevirt.vms.observations import observe_pod, observe_vm
-from app.compute.kubevirt.vms.watch import Snapshot, observe
+from app.compute.kubevirt.vms.watch import Listing, observe
 from app.compute.nodes import NodeEvent
 from app.compute.vms import ClusterEvent, Listed, VmTemplate
 from app.config import Settings
@@ -132,7 +132,7 @@ class KubeVirtGateway:
         await self._client.merge(VMS, name, uid, {"metadata": claim_marks(claim_id, called)})
 
     async def list_vms(self) -> Listed:
-        found = await self.snapshot()
+        found = await self.listing()
         inventory = Inventory()
         inventory.replace(found.vms, found.vmis)
         return Listed(inventory.observations(), found.began_at)
@@ -157,12 +157,12 @@ class KubeVirtGateway:
     async def close(self) -> None:
         await self._client.close()
 
-    async def snapshot(self) -> Snapshot:
+    async def listing(self) -> Listing:
         """A complete list of both kinds."""
         began_at = datetime.now(UTC)
         vms, vm_version = await self._client.list_all(VMS)
         vmis, vmi_version = await self._client.list_all(VMIS)
-        return Snapshot(vms, vmis, vm_version, vmi_version, began_at)
+        return Listing(vms, vmis, vm_version, vmi_version, began_at)
 
     def watch(self, kind: Kind, resource_version: str) -> AsyncGenerator[Manifest, None]:
         """The watch events of one kind; see `KubeVirtClient.watch`."""

@@ -55,10 +55,10 @@ class KubeVirtSnapshots:
         found = await self._client.find(VM_SNAPSHOTS, name)
         return read_sight(found) if found is not None else None
 
-    async def disks(self, sight: SnapshotStatus) -> tuple[SnapshotDisk, ...]:
-        if sight.content is None:
-            raise ClusterError(f"VirtualMachineSnapshot {sight.name} is ready but names no content.")
-        content = await self._client.get(VM_SNAPSHOT_CONTENTS, sight.content)
+    async def disks(self, status: SnapshotStatus) -> tuple[SnapshotDisk, ...]:
+        if status.content is None:
+            raise ClusterError(f"VirtualMachineSnapshot {status.name} is ready but names no content.")
+        content = await self._client.get(VM_SNAPSHOT_CONTENTS, status.content)
         found = []
         for backup in content["spec"].get("volumeBackups") or []:
             name = backup.get("volumeSnapshotName")

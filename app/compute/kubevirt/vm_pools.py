@@ -129,7 +129,7 @@ class KubeVirtVmPools:
         spec = body["spec"]
         managed = [key for key in ("updateStrategy", "scaleInStrategy") if spec.get(key) != _UNMANAGED]
         return FoundVmPool(
-            sight=self._read(body),
+            status=self._read(body),
             template=copy.deepcopy(spec["virtualMachineTemplate"]),
             members=tuple(str(vm["metadata"]["name"]) for vm in members),
             managed=tuple(managed),

@@ -43,9 +43,9 @@ async def import_vm_pool(
     found = await gateway.vm_pools.find(vm_pool)
     if found is None:
         raise ClusterNotFound(f"There is no VirtualMachinePool {vm_pool}; kubectl get vmpool lists them.")
-    if found.sight.deleting:
+    if found.status.deleting:
         raise Conflict(f"VirtualMachinePool {vm_pool} is being deleted; nothing was changed")
-    if found.sight.ours:
+    if found.status.ours:
         raise Conflict(f"VirtualMachinePool {vm_pool} belongs to a pool already; GET /v1/pools lists them")
     spec = _spec_of(found, warm_when)
     prepared = await prepare_pool(db, gateway, name, spec)
@@ -58,8 +58,8 @@ async def import_vm_pool(
     if not dry_run:
         async with db.begin() as tx:
             pool = await insert_pool(tx, prepared, template)
-            sight = found.sight
-            await vm_pools.insert(tx, pool.id, name=sight.name, uid=sight.uid, replicas=sight.replicas, adopted=True)
+            status = found.status
+            await vm_pools.insert(tx, pool.id, name=status.name, uid=status.uid, replicas=status.replicas, adopted=True)
             await events.record(
                 tx, "pool.created", pool_id=pool.id, size=spec.size, revision=pool.revision[:12], imported=vm_pool
             )
@@ -83,7 +83,7 @@ def tell_changes(found: FoundVmPool, pool: str) -> tuple[str, ...]:
     )
     told.append("it gets a finalizer, so that its VMs can be detached before it is deleted")
     told.append("its template is replaced by the pool's, from which new VMs are made; running VMs stay as they are")
-    if found.sight.paused:
+    if found.status.paused:
         told.append("it is paused and stays paused until somebody resumes it in the cluster")
     if found.members:
         told.append(f"{len(found.members)} running VMs become warm VMs of pool {pool!r}; none is restarted or removed")
@@ -92,7 +92,7 @@ def tell_changes(found: FoundVmPool, pool: str) -> tuple[str, ...]:
 
 def _spec_of(found: FoundVmPool, warm_when: WarmWhen) -> PoolSpec:
     given = {
-        "size": found.sight.replicas,
+        "size": found.status.replicas,
         "template": found.template,
         "backing": Backing.VIRTUAL_MACHINE_POOL,
         "warm_when": warm_when,
@@ -105,5 +105,5 @@ def _spec_of(found: FoundVmPool, warm_when: WarmWhen) -> PoolSpec:
         ]
         told = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
         raise InvalidRequest(
-            f"VirtualMachinePool {found.sight.name} cannot be a pool: {told}", problems=problems
+            f"VirtualMachinePool {found.status.name} cannot be a pool: {told}", problems=problems
         ) from error

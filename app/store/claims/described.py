@@ -41,7 +41,7 @@ _MOVE = text("""
     moved AS (
         UPDATE claim SET pool_id = :pool_id, choice = choice || :choice, reason = :reason WHERE id = :id RETURNING id),
     noted AS (INSERT INTO event (type, pool_id, claim_id, data)
-        SELECT 'claim.rerouted', CAST(:pool_id AS uuid), id, jsonb_build_object('path', CAST(:path AS text), 'reason', CAST(:reason AS text))
+        SELECT 'claim.failed_over', CAST(:pool_id AS uuid), id, jsonb_build_object('path', CAST(:path AS text), 'reason', CAST(:reason AS text))
         FROM moved)
     SELECT id FROM moved
 """).bindparams(bindparam("choice", type_=JSONB))

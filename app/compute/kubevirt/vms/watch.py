@@ -13,7 +13,7 @@ from app.compute.vms import ClusterEvent, Listed
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class Listing:
     """One list of both kinds, the VMs first: so a VMI in it has its VM in it too, unless that VM is newer than the list."""
 
     vms: list[Manifest]
@@ -26,7 +26,7 @@ class Snapshot:
 class Source(Protocol):
     """Where lists and watch events come from."""
 
-    async def snapshot(self) -> Snapshot: ...
+    async def listing(self) -> Listing: ...
 
     def watch(self, kind: Kind, resource_version: str) -> AsyncGenerator[Manifest, None]: ...
 
@@ -41,9 +41,9 @@ def observe(
         return inventory.apply_vm(what, item) if kind == VMS else inventory.apply_vmi(what, item)
 
     async def list_all() -> Round[Listed | Change]:
-        snapshot = await source.snapshot()
-        gone = inventory.replace(snapshot.vms, snapshot.vmis)
-        listed = Listed(inventory.observations(), snapshot.began_at)
-        return Round([*gone, listed], {VMS: snapshot.vm_version, VMIS: snapshot.vmi_version}, apply)
+        listing = await source.listing()
+        gone = inventory.replace(listing.vms, listing.vmis)
+        listed = Listed(inventory.observations(), listing.began_at)
+        return Round([*gone, listed], {VMS: listing.vm_version, VMIS: listing.vmi_version}, apply)
 
     return follow(list_all, source.watch, relist_seconds=relist_seconds, sleep=sleep)

@@ -174,7 +174,7 @@ async def test_two_replicas_move_a_claim_once(db, start):
     assert len((await choice_of(db, answer))["tried"]) == 1
     assert await scalar(db, "SELECT count(*) FROM claim_queue") == 1
     types = [row["type"] for row in await fetch(db, "SELECT type FROM event WHERE claim_id = :id", id=answer.claim.id)]
-    assert types.count("claim.rerouted") == 1
+    assert types.count("claim.failed_over") == 1
 
 
 async def test_releases_and_moves_at_the_same_moment(db, start):

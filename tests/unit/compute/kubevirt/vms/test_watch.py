@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from app.compute.kubevirt.kinds import VMIS, VMS
-from app.compute.kubevirt.vms.watch import Snapshot, observe
+from app.compute.kubevirt.vms.watch import Listing, observe
 from app.compute.vms import Broken, Changed, Gone, Listed
 from app.errors import ClusterForbidden, ClusterUnavailable, WatchExpired
 from tests.support.kubevirt_documents import uid_of, vm, vmi
@@ -26,12 +26,12 @@ class ScriptedSource:
         self.open = 0
         self.opened = asyncio.Event()
 
-    async def snapshot(self):
+    async def listing(self):
         answer = self.lists.pop(0) if len(self.lists) > 1 else self.lists[0]
         if isinstance(answer, Exception):
             raise answer
         vms, vmis = answer
-        return Snapshot(vms, vmis, "5", "6", datetime(2026, 11, 23, tzinfo=UTC))
+        return Listing(vms, vmis, "5", "6", datetime(2026, 11, 23, tzinfo=UTC))
 
     async def watch(self, plural, resource_version):
         assert resource_version == {VMS: "5", VMIS: "6"}[plural]
