@@ -10,7 +10,7 @@ import structlog
 from app.compute.capabilities import Capability
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient, configure
-from app.compute.kubevirt.kinds import CLAIMS, PODS, VMIS, VMS, Kind, Manifest, opened
+from app.compute.kubevirt.kinds import PODS, PVCS, VMIS, VMS, Kind, Manifest, opened
 from app.compute.kubevirt.nodes.watch import observe_nodes
 from app.compute.kubevirt.preloads.gateway import KubeVirtPreloads
 from app.compute.kubevirt.snapshots import KubeVirtSnapshots
@@ -18,7 +18,7 @@ from app.compute.kubevirt.templates import expand as templates
 from app.compute.kubevirt.templates.demand import demand_of
 from app.compute.kubevirt.templates.manifests import claim_marks, vm_manifest
 from app.compute.kubevirt.templates.placement import fragment_of
-from app.compute.kubevirt.templates.start_sources import begin, claims_of
+from app.compute.kubevirt.templates.start_sources import begin, pvcs_of
 from app.compute.kubevirt.vm_pools import KubeVirtVmPools
 from app.compute.kubevirt.vms.inventory import Inventory
 from app.compute.kubevirt.vms.observations import observe_pod, observe_vm
@@ -110,9 +110,9 @@ class KubeVirtGateway:
         )
         if not created:
             _log.info("cluster.vm_found", vm=name, pool=pool)
-        for claim in claims_of(vm, start):
+        for claim in pvcs_of(vm, start):
             try:
-                await self._client.create(CLAIMS, claim)
+                await self._client.create(PVCS, claim)
             except AlreadyExists:
                 _log.info("cluster.claim_found", claim=claim["metadata"]["name"])
         return observe_vm(vm, None)

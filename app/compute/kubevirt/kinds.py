@@ -49,7 +49,7 @@ VMS = Kind("kubevirt.io", "v1", "virtualmachines", "VirtualMachine")
 VMIS = Kind("kubevirt.io", "v1", "virtualmachineinstances", "VirtualMachineInstance")
 VM_POOLS = Kind("pool.kubevirt.io", "v1beta1", "virtualmachinepools", "VirtualMachinePool")
 """KubeVirt 1.7 and later serve this version; earlier ones serve v1alpha1 only."""
-CLAIMS = Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
+PVCS = Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 VM_SNAPSHOTS = Kind("snapshot.kubevirt.io", "v1beta1", "virtualmachinesnapshots", "VirtualMachineSnapshot")
 VM_SNAPSHOT_CONTENTS = Kind(
     "snapshot.kubevirt.io", "v1beta1", "virtualmachinesnapshotcontents", "VirtualMachineSnapshotContent"

@@ -9,11 +9,11 @@ import structlog
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
 from app.compute.kubevirt.kinds import (
-    CLAIMS,
     DAEMON_SETS,
     DATA_IMPORT_CRONS,
     DATA_VOLUMES,
     PODS,
+    PVCS,
     VOLUME_SNAPSHOTS,
     Kind,
     Manifest,
@@ -112,7 +112,7 @@ class KubeVirtPreloads:
 
     async def find_present(self, name: str) -> Present:
         namespace = self._settings.namespace
-        volume, claim = await self._client.find(DATA_VOLUMES, name), await self._client.find(CLAIMS, name)
+        volume, claim = await self._client.find(DATA_VOLUMES, name), await self._client.find(PVCS, name)
         if volume is not None:
             status = volume.get("status") or {}
             phase = status.get("phase") or "not begun"
@@ -153,7 +153,7 @@ class KubeVirtPreloads:
         status = volume.get("status") or {}
         held = None
         if status.get("phase") == COMPLETE:
-            claim = await self._client.find(CLAIMS, str(status.get("claimName") or volume["metadata"]["name"]))
+            claim = await self._client.find(PVCS, str(status.get("claimName") or volume["metadata"]["name"]))
             held = read_claim(claim) if claim is not None and "deletionTimestamp" not in claim["metadata"] else None
         return read_volume_object(volume, held)
 
@@ -170,7 +170,7 @@ class KubeVirtPreloads:
             snapshot = await self._client.find(VOLUME_SNAPSHOTS, name)
             storage = cron["spec"]["template"]["spec"].get("storage") or {}
             return read_snapshot(snapshot, storage) if snapshot is not None else None
-        claim = await self._client.find(CLAIMS, name)
+        claim = await self._client.find(PVCS, name)
         return read_claim(claim) if claim is not None and is_populated(claim) else None
 
 

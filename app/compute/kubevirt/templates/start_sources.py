@@ -8,7 +8,7 @@ PVC and continues once it exists. The disk of a preload is cloned by a DataVolum
 import copy
 
 from app.compute.kubevirt import labels
-from app.compute.kubevirt.kinds import CLAIMS, VMS, VOLUME_SNAPSHOTS, Manifest
+from app.compute.kubevirt.kinds import PVCS, VMS, VOLUME_SNAPSHOTS, Manifest
 from app.compute.kubevirt.quantities import parse_quantity
 from app.compute.kubevirt.templates.manifests import data_volume_name, data_volume_specs, disk_source
 from app.compute.kubevirt.templates.shapes import image_of_source
@@ -50,7 +50,7 @@ def has_own_disk(spec: Manifest) -> bool:
     return any(not (volume.keys() & _NO_DISKS or disk_source(volume) in blank) for volume in volumes)
 
 
-def claims_of(vm: Manifest, start: Start) -> list[Manifest]:
+def pvcs_of(vm: Manifest, start: Start) -> list[Manifest]:
     """The PVCs that a VM from a snapshot needs, each owned by `vm`, which is the VM as the cluster returned it."""
     if not isinstance(start, FromSnapshot):
         return []
@@ -59,7 +59,7 @@ def claims_of(vm: Manifest, start: Start) -> list[Manifest]:
     ours = {key: value for key, value in (metadata.get("labels") or {}).items() if labels.is_ours(key)}
     content = {"apiGroup": VOLUME_SNAPSHOTS.group, "kind": VOLUME_SNAPSHOTS.name}
     return [
-        CLAIMS.manifest(
+        PVCS.manifest(
             {
                 "name": data_volume_name(metadata["name"], disk.volume),
                 "namespace": metadata["namespace"],

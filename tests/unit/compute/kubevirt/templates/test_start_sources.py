@@ -8,7 +8,7 @@ import pytest
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.templates.expand import expand
 from app.compute.kubevirt.templates.manifests import vm_manifest
-from app.compute.kubevirt.templates.start_sources import begin, claims_of, has_own_disk
+from app.compute.kubevirt.templates.start_sources import begin, has_own_disk, pvcs_of
 from app.domain.observation import WarmWhen
 from app.domain.paths import FromImage, FromSnapshot, FromVolume, ImageKind, ImageRef, SnapshotDisk
 from tests.support.crd_schemas import complaints
@@ -70,7 +70,7 @@ class TestSnapshot:
 
     def test_its_claims_belong_to_the_vm(self):
         vm = cluster_vm(NAME, uid="the-uid")
-        (claim,) = claims_of(vm, SNAPSHOT)
+        (claim,) = pvcs_of(vm, SNAPSHOT)
         assert claim["metadata"]["name"] == f"{NAME}-rootdisk"
         assert claim["metadata"]["ownerReferences"] == [
             {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "name": NAME, "uid": "the-uid"}
@@ -91,16 +91,16 @@ class TestSnapshot:
     def test_a_users_label_is_not_carried_to_the_claim(self):
         vm = cluster_vm(NAME)
         vm["metadata"]["labels"]["team"] = "a"
-        assert "team" not in claims_of(vm, SNAPSHOT)[0]["metadata"]["labels"]
+        assert "team" not in pvcs_of(vm, SNAPSHOT)[0]["metadata"]["labels"]
 
     def test_the_cluster_decides_what_the_snapshot_leaves_open(self):
         disk = SnapshotDisk("rootdisk", "s", "1Gi", None, ("ReadWriteOnce",), None)
-        (claim,) = claims_of(cluster_vm(NAME), FromSnapshot("ready", (disk,)))
+        (claim,) = pvcs_of(cluster_vm(NAME), FromSnapshot("ready", (disk,)))
         assert not claim["spec"].keys() & {"storageClassName", "volumeMode"}
 
     @pytest.mark.parametrize("start", [None, PRELOAD, FromImage("i", "a:1")])
     def test_no_other_start_has_claims_of_its_own(self, start):
-        assert claims_of(cluster_vm(NAME), start) == []
+        assert pvcs_of(cluster_vm(NAME), start) == []
 
 
 class TestPreload:
