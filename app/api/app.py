@@ -36,7 +36,7 @@ If the service was started with a token, enter it under Authorize. If not, every
 _TAGS = [
     {"name": "pools", "description": "Which VMs to keep warm, and how many."},
     {"name": "snapshots", "description": "Disks of booted VMs, from which other VMs start."},
-    {"name": "preloads", "description": "Images that are imported before a VM needs them."},
+    {"name": "preloads", "description": "Images that are imported, or pulled onto nodes, before a VM needs them."},
     {"name": "claims", "description": "Claim a VM, keep it, release it."},
     {
         "name": "paths",

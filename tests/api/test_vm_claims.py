@@ -159,7 +159,7 @@ async def test_what_each_path_costs(server):
     assert cold["p50"] == cold["p95"] > 0
     snapshot = by_path["snapshot"]
     assert (snapshot["count"], snapshot["p50"], snapshot["saving"], snapshot["expected"]) == (0, None, None, 0.7)
-    assert snapshot["basis"] == "no data: nothing of this shape has used this path yet"
+    assert snapshot["basis"] == "no data: no VM of this shape has used this path yet"
 
     await server.fill("costs", template=vm("costs"))
     assert (await claim(server, "costs")).json()["path"] == "pool"

@@ -48,15 +48,24 @@ def _saving(path: StartPath, times: BootTimes, cold: BootTimes) -> float | None:
 def _basis(path: StartPath, shape: str | None, times: BootTimes, cold: BootTimes) -> str:
     of = "over all shapes" if shape is None else "of this shape"
     if not times.count:
-        return f"no data: nothing {of} has used this path yet"
+        return (
+            "no data: no VM has used this path yet"
+            if shape is None
+            else "no data: no VM of this shape has used this path yet"
+        )
     what = (
-        f"the last {times.count} claims of warm VMs {of}, from the arrival of the claim"
+        f"the last {_counted(times.count, 'claim')} of warm VMs {of}, from the arrival of the claim"
         if path is StartPath.POOL
-        else f"the last {times.count} starts {of}, from planning the VM until it was ready"
+        else f"the last {_counted(times.count, 'start')} {of}, from planning the VM until it was ready"
     )
     if path is StartPath.COLD:
         return what
     if not cold.count:
         return f"{what}; there is no cold start {of} to compare with"
     mixed = "; the mix of shapes may differ" if shape is None else ""
-    return f"{what}; compared with the last {cold.count} cold starts {of}{mixed}"
+    return f"{what}; compared with the last {_counted(cold.count, 'cold start')} {of}{mixed}"
+
+
+def _counted(count: int, what: str) -> str:
+    """`start` for one, `3 starts` for three: to be read after "the last"."""
+    return what if count == 1 else f"{count} {what}s"

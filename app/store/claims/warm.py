@@ -1,7 +1,7 @@
 """The claim of warm VMs: one statement for many claims, prepared by the driver itself.
 
 It takes constant time, whatever the size of the pool or its history: a claim begins at a hint, the first sequence number
-that this process has not seen claimed, and so never walks the dead entries that an old snapshot keeps at the head of the
+that this process has not seen claimed, and so never walks the dead entries that an old transaction snapshot keeps at the head of the
 index. A hint may be wrong. Sequence numbers commit out of order and other processes roll back, so rows can lie below it:
 `lower_hints` corrects it in the background, and a caller looks again from the true start before it says "none".
 

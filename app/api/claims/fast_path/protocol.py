@@ -5,8 +5,8 @@ by the edge) goes from here straight to the claim route, and a warm answer is wr
 way through ASGI: every other request, every claim in an unusual form, and every plain claim that turns out not to be warm,
 which takes along what was found so far.
 
-The same head means the same on every request, so it is parsed once. ASGI would cost a claim 20 of 50 microseconds of CPU,
-with a task and two turns of the event loop.
+The same head means the same on every request, so it is parsed once. ASGI would cost a claim a task and two turns
+of the event loop; docs/operations.md says what a claim costs.
 """
 
 import time
