@@ -80,7 +80,7 @@ async def ensure_on_demand_pool(tx: Tx, template: VmTemplate, spec: PoolSpec) ->
             kind=KIND,
         )
         if made:
-            log.info("on_demand_pool.made", pool=name, shape=template.shape, path=spec.path, source=spec.source)
+            log.info("on_demand_pool.created", pool=name, shape=template.shape, path=spec.path, source=spec.source)
         found = await on_demand.lock(tx, name)
     return found
 
@@ -131,7 +131,7 @@ async def retire_idle_pools(db: Database, *, idle_seconds: float = IDLE_SECONDS)
     async with db.begin() as tx:
         gone = await on_demand.retire_idle(tx, seconds=idle_seconds, limit=_RETIRE_AT_ONCE)
     if gone:
-        log.info("on_demand_pools.retired", count=len(gone))
+        log.info("on_demand_pool.retired", count=len(gone))
     return len(gone) == _RETIRE_AT_ONCE
 
 

@@ -49,11 +49,11 @@ class KubeVirtSnapshots:
         take = {"snapshot": snapshot, "take_id": take_id, "vm": vm}
         body = snapshot_manifest(name=name, **self._where, **take, deadline_seconds=deadline_seconds)
         made, _ = await self._client.create_or_find(VM_SNAPSHOTS, body, (labels.TAKE,))
-        return read_sight(made)
+        return read_status(made)
 
     async def look(self, name: str) -> SnapshotStatus | None:
         found = await self._client.find(VM_SNAPSHOTS, name)
-        return read_sight(found) if found is not None else None
+        return read_status(found) if found is not None else None
 
     async def disks(self, status: SnapshotStatus) -> tuple[SnapshotDisk, ...]:
         if status.content is None:
@@ -79,7 +79,7 @@ class KubeVirtSnapshots:
 
     async def all(self) -> tuple[SnapshotStatus, ...]:
         found, _ = await self._client.list_all(VM_SNAPSHOTS)
-        return tuple(read_sight(each) for each in found)
+        return tuple(read_status(each) for each in found)
 
 
 def snapshot_manifest(
@@ -127,7 +127,7 @@ def read_source(vm: Manifest) -> SourceVm:
     )
 
 
-def read_sight(snapshot: Manifest) -> SnapshotStatus:
+def read_status(snapshot: Manifest) -> SnapshotStatus:
     """Reads a VirtualMachineSnapshot of the cluster."""
     metadata, status = snapshot["metadata"], snapshot.get("status") or {}
     volumes = status.get("snapshotVolumes") or {}

@@ -11,8 +11,8 @@ from app.compute.kubevirt.snapshots import (
     KubeVirtSnapshots,
     judge_volume,
     read_disk,
-    read_sight,
     read_source,
+    read_status,
     snapshot_manifest,
 )
 from app.compute.kubevirt.templates.expand import expand
@@ -145,14 +145,14 @@ class TestSources:
 
 class TestSights:
     def test_of_a_real_one(self):
-        sight = read_sight(recorded("GET the snapshot, ready"))
+        sight = read_status(recorded("GET the snapshot, ready"))
         assert (sight.ready, sight.failed, sight.deleting) == (True, False, False)
         assert (sight.included, sight.excluded) == (("root",), ("scratch",))
         assert sight.content.startswith("vmsnapshot-content-")
         assert sight.error is None
 
     def test_of_a_real_one_that_waits(self):
-        sight = read_sight(recorded("GET it"))
+        sight = read_status(recorded("GET it"))
         assert not sight.ready
         assert sight.progress == "Source does not exist"
 
@@ -175,14 +175,14 @@ class TestSights:
             "error": {"message": "VolumeSnapshot a error: no space"},
             "conditions": [{"type": "Failure", "status": "True", "reason": "snapshot deadline exceeded"}],
         }
-        sight = read_sight({"metadata": {"name": "a", "uid": "u"}, "status": status})
+        sight = read_status({"metadata": {"name": "a", "uid": "u"}, "status": status})
         assert sight.failed
         assert sight.error == "snapshot deadline exceeded: VolumeSnapshot a error: no space"
         assert sight.take_id is None
 
     def test_a_remark_on_what_was_left_out_is_kept(self):
         status = {"sourceIndications": [{"indication": "PartialSnapshot", "message": "Not all were included."}]}
-        assert read_sight({"metadata": {"name": "a", "uid": "u"}, "status": status}).hint == "Not all were included."
+        assert read_status({"metadata": {"name": "a", "uid": "u"}, "status": status}).hint == "Not all were included."
 
 
 class TestDisks:

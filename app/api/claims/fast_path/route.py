@@ -1,8 +1,7 @@
 """`POST /v1/claim`, the one route that has to be fast.
 
 It is documented like every other route, by the signature of `claim`. `ClaimRoute` serves it and bypasses the router, because
-the framework's way from a body to an answer costs more than the claim itself (an empty POST 65 microseconds of CPU, a claim
-30). A plain claim that a warm VM answers is served directly on its connection (`protocol`); every other claim comes through
+the framework's way from a body to an answer costs more than the claim itself (docs/operations.md has the figures). A plain claim that a warm VM answers is served directly on its connection (`protocol`); every other claim comes through
 ASGI, from the edge and before any routing. The checks at the edge, the validation, the service, the metrics and the rendering
 of errors are the same as everywhere.
 """
