@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.compute.kubevirt.kinds import CLAIMS, VM_SNAPSHOTS, VMS, VOLUME_SNAPSHOTS
+from app.compute.kubevirt.kinds import PVCS, VM_SNAPSHOTS, VMS, VOLUME_SNAPSHOTS
 from tests.support.service import Refused, check, until
 from tests.support.snapshots_over_http import kubernetes, ready, template
 
@@ -52,7 +52,7 @@ async def test_of_a_pool_then_a_pool_from_it(server, service):
     assert snapshot["used"]["count"] == 1
     assert snapshot["boot_seconds"]["count"] == 1
     async with kubernetes(server) as cluster:
-        claims, _ = await cluster.list_all(CLAIMS)
+        claims, _ = await cluster.list_all(PVCS)
         sources = [(each["spec"].get("dataSource") or {}).get("name") for each in claims]
         assert snapshot["included"][0]["volume_snapshot"] in sources
     listed = (await service.get("/v1/snapshots", params={"shape": snapshot["shape"], "source": "src"})).json()
@@ -97,7 +97,7 @@ async def test_of_a_vm_of_others_frozen_as_it_runs(server, service):
             "metadata": {"name": "theirs"},
             "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
         }
-        await cluster.create(CLAIMS, disk)
+        await cluster.create(PVCS, disk)
         volumes = [{"name": "root", "persistentVolumeClaim": {"claimName": "theirs"}}]
         vmi = {
             "domain": {

@@ -3,7 +3,7 @@
 import pytest
 
 from app.compute.kubevirt import labels
-from app.compute.kubevirt.kinds import CLAIMS, DAEMON_SETS, DATA_IMPORT_CRONS, DATA_VOLUMES
+from app.compute.kubevirt.kinds import DAEMON_SETS, DATA_IMPORT_CRONS, DATA_VOLUMES, PVCS
 from app.compute.kubevirt.preloads.manifests import build
 from app.compute.kubevirt.preloads.specs import specs_of
 from app.compute.kubevirt.preloads.status import clones_from, read_claim, read_cron, read_volume_object
@@ -224,7 +224,7 @@ async def test_what_a_schedule_imported_goes_with_it(preloads, gateway):
     await preloads.remove(seen)
 
     async def gone():
-        return not (await gateway._client.list_all(CLAIMS, selector=""))[0]
+        return not (await gateway._client.list_all(PVCS, selector=""))[0]
 
     await eventually(gone)
     assert await look() is None
@@ -268,7 +268,7 @@ async def test_removing_it_leaves_nothing(preloads, gateway, spec):
 
     await eventually(gone)
     await preloads.remove(seen)  # it is gone, which is what is wanted
-    assert (await gateway._client.list_all(CLAIMS, selector=""))[0] == []
+    assert (await gateway._client.list_all(PVCS, selector=""))[0] == []
 
 
 async def test_another_object_of_the_name_is_not_removed(preloads):
