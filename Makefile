@@ -4,7 +4,7 @@ PYTHON ?= python3
 # Arguments for `up`, `demo`, `bench` and `pytest`, as in: make up ARGS="--port 9000"
 ARGS ?=
 # Test processes side by side. More than there are cores, because many tests mostly wait for timers and for other processes.
-JOBS ?= 3
+JOBS ?= 4
 
 # Compiled once and kept: the tests start a hundred processes, and each would compile the whole service again.
 unexport PYTHONDONTWRITEBYTECODE

@@ -14,9 +14,10 @@ from tests.support.hangs import (
     pytest_sessionfinish,
     pytest_timeout_set_timer,
 )
-from tests.support.xdist_scheduling import pytest_xdist_make_scheduler
+from tests.support.xdist_scheduling import pytest_collection_modifyitems, pytest_xdist_make_scheduler
 
 __all__ = [
+    "pytest_collection_modifyitems",
     "pytest_configure",
     "pytest_runtest_call",
     "pytest_runtest_makereport",

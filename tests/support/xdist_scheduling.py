@@ -19,12 +19,22 @@ _TOGETHER = (
 )
 
 
-class Dealing(LoadScopeScheduling):
+# Begun first, so that no process is left alone at the end with a test of a minute.
+_FIRST = ("tests/system/", "tests/integration/services/claims/", "tests/api/")
+
+
+class SharedModules(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         return nodeid.partition("::")[0] if nodeid.startswith(_TOGETHER) else nodeid
 
 
-@pytest.hookimpl(optionalhook=True)  # without xdist there is nothing to deal
+@pytest.hookimpl(optionalhook=True)  # without xdist nothing is scheduled
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
     """For `--dist loadscope`, as `make pytest` runs it; another `--dist` is served as it is asked for."""
-    return Dealing(config, log) if config.getvalue("dist") == "loadscope" else None
+    return SharedModules(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under `-n` only: who runs tests by hand gets them in the order of the files."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(_FIRST))
