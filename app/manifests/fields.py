@@ -1,14 +1,13 @@
 """Reads a document field by field. An unknown field is a problem, reported with the known field that is most like it."""
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from app.domain.fields import suggest
 from app.errors import FieldProblem
 from app.manifests.documents import Document, describe
 from app.manifests.requests import Json, located
 
-_CLOSE = 0.6
 _MISSING = "is missing"
 
 
@@ -108,13 +107,6 @@ def unknown(what: str, word: str, known: Collection[str]) -> str:
     if meant is not None:
         return f"is not a known {what}; did you mean `{meant}`?"
     return f"is not a known {what}; known are: {', '.join(sorted(known))}"
-
-
-def suggest(word: str, known: Collection[str]) -> str | None:
-    """The known word that is most like `word`; None if none is close."""
-    folded = {each.casefold(): each for each in known}
-    found = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=_CLOSE)
-    return folded[found[0]] if found else None
 
 
 def name_type(value: object) -> str:

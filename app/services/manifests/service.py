@@ -9,10 +9,10 @@ import structlog
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from app.domain.fields import suggest
 from app.domain.preloads import PreloadSpec
 from app.errors import EmberpoolError, FieldProblem, InvalidRequest, ManifestRefused, Unavailable, Unschedulable
 from app.manifests.documents import Document
-from app.manifests.fields import suggest
 from app.manifests.links import link, names_of_volumes
 from app.manifests.requests import Reference, Resource, ResourceRequest
 from app.manifests.translate import order, translate

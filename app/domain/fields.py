@@ -1,0 +1,29 @@
+"""The fields of a body: what their values are, and which known one an unknown one may be meant for."""
+
+import difflib
+from collections.abc import Collection
+from typing import get_args
+
+from pydantic import BaseModel
+
+_CLOSE = 0.6
+
+
+def model_of(model: type[BaseModel] | None, field: str) -> type[BaseModel] | None:
+    """The model of the field's value, or of its items. None: it has none, or more than one, or `model` has no such field."""
+    found = model.model_fields.get(field) if model is not None else None
+    models = set(_models_in(found.annotation)) if found is not None else set()
+    return models.pop() if len(models) == 1 else None
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def suggest(word: str, known: Collection[str]) -> str | None:
+    """The known word that is most like `word`; None if none is close."""
+    folded = {each.casefold(): each for each in known}
+    found = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=_CLOSE)
+    return folded[found[0]] if found else None
