@@ -7,7 +7,7 @@ The rules, strongest first:
    the pool is not voluntary in this sense: its owner asked for it.
 3. A planned VM counts as capacity, so that planning again never creates twice.
 4. `max_vms` counts everything that takes room in the cluster, VMs that are being removed included.
-5. A stale VM (of an old template, or older than `max_ready_age`) is removed once a fresh one is ready, so that no claim notices
+5. A stale VM (of an old template, from before a rotation, or older than `max_ready_age`) is removed once a fresh one is ready, so that no claim notices
    a rotation. Only if `max_vms` leaves no room for a fresh one is a stale one removed first, never below the floor.
 6. If it is known how many VMs the nodes have room for, no more are created: a VM without a node would only fail at its boot
    timeout. Existing VMs are not affected, but if the nodes are full, stale VMs make room one by one.
@@ -26,7 +26,9 @@ _SURGE_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class ReadyVm:
-    """A VM that waits to be claimed. `current`: made from the pool's present template."""
+    """A VM that waits to be claimed. `current`: made from the pool's present template, and since the last rotation that was
+    requested.
+    """
 
     id: UUID
     ready_at: datetime
@@ -176,7 +178,7 @@ def _create(pool: PoolSnapshot, now: datetime, *, want: int, fresh: int, staying
     # A rotation replaces some VMs at a time, so that a new template does not double the pool.
     surge = max(1, int(pool.size * _SURGE_SHARE))
     pace = f"{count_of(staying, 'VM')} on the way; max_concurrent_creates is {pool.max_concurrent_creates}"
-    rotating = "rotating to a new template: more VMs are created once these are ready"
+    rotating = "rotating: more VMs are created once these are ready"
     limits = [
         (pool.max_concurrent_creates - staying, pace),
         (want + surge - len(pool.ready) - staying, rotating),

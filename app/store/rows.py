@@ -34,6 +34,7 @@ class PoolRow:
     shape: str | None = None
     path: StartPath = StartPath.COLD
     source: str | None = None
+    rotated_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,10 @@ async def _apply(tx: Tx, pool: PoolRow, step: Plan, *, asked: set[UUID]) -> None
 def _why_removed(pool: PoolRow) -> str:
     if pool.deleting_at is not None:
         return "its pool is being deleted"
-    return "the pool no longer needs it: it is above the pool's size, of an old template, or older than max_ready_age_seconds"
+    return (
+        "the pool no longer needs it: it is above the pool's size, of an old template, from before a rotation, or older than "
+        "max_ready_age_seconds"
+    )
 
 
 def _next_look(step: Plan, now: datetime, every_seconds: float) -> float:

@@ -45,7 +45,8 @@ _SNAPSHOT = text("""
             ELSE 0 END AS drained
         FROM vm WHERE pool_id = :id AND ended_at IS NULL) c
     LEFT JOIN (
-        SELECT id, state, created_at, ready_at, revision = :revision AS current, asked_at IS NOT NULL AS asked
+        SELECT id, state, created_at, ready_at, asked_at IS NOT NULL AS asked,
+            revision = :revision AND (asked_at <= CAST(:rotated_at AS timestamptz)) IS NOT TRUE AS current
         FROM vm WHERE pool_id = :id AND ended_at IS NULL AND state IN ('planned', 'creating', 'booting', 'ready')) v ON true
     ORDER BY v.created_at, v.id
 """)
@@ -105,6 +106,7 @@ async def snapshot(tx: Tx, pool: PoolRow) -> tuple[PoolSnapshot, datetime]:
         _SNAPSHOT,
         id=pool.id,
         revision=pool.revision,
+        rotated_at=pool.rotated_at,
         drains=not spec.auto_replenish,
         since=pool.refilled_at,
         since_id=lowest_id_at(pool.refilled_at - timedelta(hours=1)),

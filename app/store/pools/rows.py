@@ -42,6 +42,8 @@ _DUE = text("""
     UPDATE pool_plan SET due_at = now() WHERE pool_id = ANY(ARRAY(
         SELECT pool_id FROM pool_plan WHERE pool_id = :id AND due_at > now() FOR UPDATE SKIP LOCKED))
 """)
+# By the clock rather than the start of the transaction: it may have waited for the row while a VM was begun.
+_ROTATE = text("UPDATE pool SET rotated_at = clock_timestamp() WHERE id = :id")
 _REPLENISH = text("UPDATE pool SET refilled_at = now() WHERE id = :id")
 _PAUSE = text("UPDATE pool SET paused = :paused, updated_at = now() WHERE id = :id AND paused <> :paused RETURNING id")
 _RESET = text("""
@@ -124,6 +126,11 @@ async def plan_soon(tx: Tx, *pool_ids: UUID) -> None:
 
 async def replenish(tx: Tx, pool_id: UUID) -> None:
     await run(tx, _REPLENISH, id=pool_id)
+
+
+async def rotate(tx: Tx, pool_id: UUID) -> None:
+    """Every unclaimed VM that the cluster was asked for until now is to be replaced."""
+    await run(tx, _ROTATE, id=pool_id)
 
 
 async def set_paused(tx: Tx, pool_id: UUID, *, paused: bool) -> bool:

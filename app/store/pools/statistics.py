@@ -20,6 +20,15 @@ _COUNTS = text("""
     SELECT pool_id, 'waiting', count(*) FROM claim_queue WHERE pool_id = ANY(CAST(:ids AS uuid[])) GROUP BY pool_id
 """)
 
+# What was never asked for is made from the present template.
+_OUTDATED = text("""
+    SELECT v.pool_id, count(*) AS outdated, count(*) FILTER (WHERE v.asked_at <= p.rotated_at) AS rotated
+    FROM vm v JOIN pool p ON p.id = v.pool_id
+    WHERE v.pool_id = ANY(CAST(:ids AS uuid[])) AND v.ended_at IS NULL AND v.asked_at IS NOT NULL
+      AND v.state IN ('planned', 'creating', 'booting', 'ready') AND (v.revision <> p.revision OR v.asked_at <= p.rotated_at)
+    GROUP BY v.pool_id
+""")
+
 _BOOTS = text("""
     SELECT p.id, b.n, b.p50, b.p95, b.recent FROM unnest(CAST(:ids AS uuid[])) AS p(id) CROSS JOIN LATERAL (
         SELECT count(*) AS n,
@@ -43,12 +52,23 @@ _PLACE = text("""
 
 
 @dataclass(frozen=True, slots=True)
+class Outdated:
+    """How many unclaimed VMs are to be replaced: `count` in all, `rotated` of them by a rotation that was requested. The others
+    are of an old template.
+    """
+
+    count: int = 0
+    rotated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PoolFigures:
     """`refill_per_minute`: VMs that became ready per minute, over the last five minutes."""
 
     counts: PoolCounts
     boots: BootTimes
     refill_per_minute: float
+    outdated: Outdated
 
 
 async def of_pools(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, PoolFigures]:
@@ -56,14 +76,22 @@ async def of_pools(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, PoolFigures]:
     counts: dict[UUID, dict[str, int]] = {pool_id: {} for pool_id in ids}
     for row in await run(tx, _COUNTS, ids=list(ids)):
         counts[row.pool_id][row.state] = row.n
+    replaced = await outdated(tx, ids)
     return {
         row.id: PoolFigures(
             counts=PoolCounts(**counts[row.id]),
             boots=BootTimes(count=row.n, p50=row.p50, p95=row.p95),
             refill_per_minute=row.recent * 60 / _RATE_WINDOW_SECONDS,
+            outdated=replaced[row.id],
         )
         for row in await run(tx, _BOOTS, ids=list(ids), last=_LAST_BOOTS, window=_RATE_WINDOW_SECONDS)
     }
+
+
+async def outdated(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, Outdated]:
+    """What is to be replaced in each of these pools."""
+    found = {row.pool_id: Outdated(row.outdated, row.rotated) for row in await run(tx, _OUTDATED, ids=list(ids))}
+    return {pool_id: found.get(pool_id, Outdated()) for pool_id in ids}
 
 
 async def count(tx: Tx, pool_id: UUID) -> PoolCounts:

@@ -43,6 +43,7 @@ pool = Table(
     Column("last_failure_at", AWARE),
     Column("backoff_until", AWARE),
     Column("stalled_at", AWARE),
+    Column("rotated_at", AWARE, comment="VMs that the cluster was asked for until then are to be replaced"),
     *lifetime_columns(),
     required(
         "kind",

@@ -4,6 +4,7 @@ import asyncio
 
 from app.domain.states import VmState
 from app.reconcilers.pools.planner import plan_next_pool
+from app.store.pools import rows as pools
 from tests.support.rows import event_types, execute, fetch, make_pool, make_ready, make_vms, scalar, state_of
 
 
@@ -75,6 +76,41 @@ async def test_a_new_template_rotates_with_its_surge(db):
     assert await count(db, "planned") == 1
     assert await count(db, "ready") == len(old)
     assert await scalar(db, "SELECT revision FROM vm WHERE state = 'planned'") == "r2"
+
+
+async def test_a_rotation_and_a_new_template_replace_each_vm_once(db):
+    pool = await make_pool(db, size=2)
+    old = await make_vms(db, pool, 2)
+    async with db.begin() as tx:
+        await pools.rotate(tx, pool.id)
+    await look(db)
+    assert await count(db, "planned") == 1
+    await execute(db, "UPDATE pool SET revision = 'r2'")
+    for _ in range(4):
+        for row in await fetch(db, "SELECT id FROM vm WHERE state = 'planned'"):
+            await execute(
+                db, "UPDATE vm SET state = 'booting', asked_at = now(), revision = 'r2' WHERE id = :id", id=row["id"]
+            )
+            await make_ready(db, [row["id"]])
+        await look(db)
+    assert [await state_of(db, vm_id) for vm_id in old] == [VmState.RELEASING] * 2
+    assert await scalar(db, "SELECT count(*) FROM vm") == 4
+    assert await scalar(db, "SELECT count(*) FROM vm WHERE state = 'ready' AND revision = 'r2'") == 2
+    assert "from before a rotation" in await scalar(db, "SELECT reason FROM vm WHERE state = 'releasing' LIMIT 1")
+
+
+async def test_a_rotation_keeps_the_floor_and_waits_while_the_pool_is_paused(db):
+    pool = await make_pool(db, size=2, min_available=2)
+    await make_vms(db, pool, 2)
+    async with db.begin() as tx:
+        await pools.set_paused(tx, pool.id, paused=True)
+        await pools.rotate(tx, pool.id)
+    await look(db)
+    assert await count(db, "planned") == 0
+    async with db.begin() as tx:
+        await pools.set_paused(tx, pool.id, paused=False)
+    await look(db)
+    assert (await count(db, "planned"), await count(db, "ready")) == (1, 2)
 
 
 async def test_below_the_floor_creates_are_urgent_until_it_is_reached(db):

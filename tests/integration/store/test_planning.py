@@ -176,3 +176,16 @@ async def test_a_claim_that_nobody_shall_serve_any_more_waits_for_nothing(db):
 async def test_ids_of_a_moment_bound_the_claims_of_that_moment(db):
     now = await scalar(db, "SELECT now()")
     assert lowest_id_at(now - timedelta(seconds=5)) < new_id() < lowest_id_at(now + timedelta(seconds=5))
+
+
+async def test_after_a_rotation_what_the_cluster_was_asked_for_before_is_not_current(db):
+    pool = await make_pool(db)
+    old = await make_vms(db, pool, 1)
+    booting = await make_vms(db, pool, 1, VmState.BOOTING)
+    async with db.begin() as tx:
+        await pools.rotate(tx, pool.id)
+    new = await make_vms(db, pool, 1)
+    never_asked = await make_vms(db, pool, 1, VmState.PLANNED)
+    found = await snapshot(db, pool)
+    assert {(vm.id, vm.current) for vm in found.ready} == {(old[0], False), (new[0], True)}
+    assert {(vm.id, vm.current) for vm in found.in_flight} == {(booting[0], False), (never_asked[0], True)}

@@ -7,6 +7,7 @@ import pytest
 
 from app.domain.states import VmState
 from app.domain.statistics import BootTimes, PoolCounts
+from app.store.pools import rows as pools
 from app.store.pools import statistics
 from tests.support.claim_rows import bind, wait_for_vm
 from tests.support.rows import execute, make_pool, make_vms, scalar
@@ -81,3 +82,24 @@ async def test_what_is_planned_for_a_paused_pool_is_not_on_its_way(db):
     await execute(db, "UPDATE pool SET paused = true")
     async with db.begin() as tx:
         assert len(await statistics.in_flight_since(tx, pool.id)) == 1
+
+
+async def test_what_is_to_be_replaced_is_counted_by_its_cause(db):
+    pool, other = await make_pool(db), await make_pool(db, "other")
+    claimed = await wait_for_vm(db, pool)
+    await make_vms(db, pool, 1)
+    assert await bind(db, pool) == [claimed]
+    await make_vms(db, pool, 2)
+    await make_vms(db, pool, 1, VmState.BOOTING)
+    await make_vms(db, pool, 1, VmState.RELEASING)
+    await make_vms(db, other, 1)
+    assert (await figures(db, pool)).outdated == statistics.Outdated()
+    async with db.begin() as tx:
+        await pools.rotate(tx, pool.id)
+    assert (await figures(db, pool)).outdated == statistics.Outdated(count=3, rotated=3)
+    (young,) = await make_vms(db, pool, 1)
+    await make_vms(db, pool, 2, VmState.PLANNED)
+    assert (await figures(db, pool)).outdated == statistics.Outdated(count=3, rotated=3)
+    await execute(db, "UPDATE vm SET revision = 'r0' WHERE id = :id", id=young)
+    assert (await figures(db, pool)).outdated == statistics.Outdated(count=4, rotated=3)
+    assert (await figures(db, other)).outdated == statistics.Outdated()
