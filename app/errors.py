@@ -28,6 +28,7 @@ EmberpoolError                     500 internal-error
 |   |-- PreloadBeingDeleted        409 preload-being-deleted
 |   |-- PreloadInUse               409 preload-in-use           a pool starts from it, or a VM is being created from it
 |   `-- ClaimEnded                 409 claim-ended
+|-- PreconditionFailed             412 precondition-failed      If-Match names another version
 |-- Unavailable                    503 unavailable              retry after `retry_after` seconds
 |   |-- NoWarmVm                   503 no-warm-vm
 |   |-- NoPath                     503 no-path                  for a claim that describes its VM
@@ -171,6 +172,16 @@ class PreloadInUse(Conflict, code="preload-in-use", title="The preload is in use
 
 
 class ClaimEnded(Conflict, code="claim-ended", title="The claim has ended"): ...
+
+
+class PreconditionFailed(
+    EmberpoolError, code="precondition-failed", status=412, title="The resource is not the one that If-Match names"
+):
+    """`version` is what If-Match would have to name; None: the resource does not exist."""
+
+    def __init__(self, detail: str, *, problems: Sequence[FieldProblem] = (), version: str | None = None) -> None:
+        super().__init__(detail, problems=problems)
+        self.version = version
 
 
 class Unavailable(EmberpoolError, code="unavailable", status=503, title="Not available at the moment"): ...

@@ -69,7 +69,9 @@ def _complete(operation: Json, *, guarded: bool) -> None:
     for status, example in examples.load()["responses"].get(name, {}).items():
         answers[status]["content"][_JSON]["example"] = example
     if bodies := examples.load()["bodies"].get(name):
-        operation["requestBody"]["content"][_JSON]["examples"] = bodies
+        for kind, media in operation["requestBody"]["content"].items():
+            if kind.endswith("json"):
+                media["examples"] = bodies
     if guarded:
         operation["security"] = [{}, {"token": []}]
     operation["responses"] = dict(sorted(answers.items()))

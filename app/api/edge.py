@@ -16,6 +16,7 @@ from app.errors import BodyTooLarge, EmberpoolError, InvalidRequest, Unauthentic
 from app.telemetry import REQUESTS
 
 _JSON = b"application/json"
+_MERGE_PATCH = b"application/merge-patch+json"
 _YAML = frozenset(kind.encode() for kind in manifests.YAML_TYPES)
 _OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json", "/static-offline-docs", "/metrics")
 log = structlog.get_logger(__name__)
@@ -77,7 +78,7 @@ class Edge:
         if size > self._max_body_bytes:
             raise self._too_large()
         if (size or chunked) and content_type != _JSON:
-            _check_type(scope["path"], content_type)
+            _check_type(scope["method"], scope["path"], content_type)
         return chunked
 
     def _limited(self, receive: Receive) -> Receive:
@@ -103,15 +104,19 @@ def _require_open_path(path: str) -> None:
         raise Unauthenticated("send the API token as `Authorization: Bearer <token>`")
 
 
-def _check_type(path: str, content_type: bytes) -> None:
+def _check_type(method: str, path: str, content_type: bytes) -> None:
     """Raises UnsupportedMediaType."""
     takes_yaml = path == manifests.PATH
     kind = content_type.split(b";")[0].strip().lower()
-    if kind == _JSON or (takes_yaml and kind in _YAML):
+    if kind == _JSON or (takes_yaml and kind in _YAML) or (method == "PATCH" and kind == _MERGE_PATCH):
         return
     given = content_type.decode("latin-1") or "none"
     if takes_yaml:
         raise UnsupportedMediaType(
             f"the content type is {given}; send YAML as application/yaml, or JSON as application/json"
+        )
+    if method == "PATCH":
+        raise UnsupportedMediaType(
+            f"the content type is {given}; send a JSON merge patch (RFC 7396) as application/merge-patch+json or application/json"
         )
     raise UnsupportedMediaType(f"the content type is {given}; send JSON as application/json")

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import examples
+from app.api.versions import etag
 from app.domain.pools import POOL_NAME_PATTERN
 from app.domain.preloads import PATTERNS_IN_WORDS
 from app.errors import (
@@ -27,6 +28,7 @@ from app.errors import (
     MalformedBody,
     MethodNotAllowed,
     NotFound,
+    PreconditionFailed,
 )
 
 CLUSTER_ERRORS = (ClusterUnavailable, ClusterForbidden, ClusterError)
@@ -68,6 +70,8 @@ def render(error: EmberpoolError, *, instance: str | None = None) -> Response:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, PreconditionFailed) and error.version is not None:
+        headers["ETag"] = etag(error.version)
     if error.status == 401:  # noqa: PLR2004 - the one status that must name its scheme
         headers["WWW-Authenticate"] = "Bearer"
     return Response(orjson.dumps(body), status_code=error.status, media_type=MEDIA_TYPE, headers=headers)

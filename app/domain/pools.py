@@ -1,11 +1,13 @@
 """What a pool is asked to be. The same shape is the body of `PUT /v1/pools/{name}` and what the store keeps."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator, model_validator
 
 from app.config import MAX_LEASE_SECONDS, MAX_POOL_SIZE
+from app.domain.fields import model_of
 from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
 from app.domain.placement import Placement
@@ -166,6 +168,27 @@ class PoolSpec(BaseModel):
                 f"default_lease_seconds ({default}) is above max_lease_seconds ({value}); lower it or raise this"
             )
         return value
+
+
+def patched(spec: PoolSpec, patch: Mapping[str, Any]) -> PoolSpec:
+    """The spec after a JSON merge patch (RFC 7396), validated whole: null sets a field to its default, and removes one from the
+    template. Raises pydantic's ValidationError, also for an unknown field that is null.
+    """
+    return PoolSpec.model_validate(_merge(spec.model_dump(mode="json"), patch, PoolSpec))
+
+
+def _merge(target: Mapping[str, Any], patch: Mapping[str, Any], model: type[BaseModel] | None) -> dict[str, Any]:
+    """`model`: what the target is an instance of; None: any object."""
+    merged = dict(target)
+    for name, value in patch.items():
+        if isinstance(value, dict):
+            below = merged.get(name)
+            merged[name] = _merge(below if isinstance(below, dict) else {}, value, model_of(model, name))
+        elif value is not None or (model is not None and name not in model.model_fields):
+            merged[name] = value  # also an unknown name, which the validation refuses
+        else:
+            merged.pop(name, None)
+    return merged
 
 
 def revision_of(fingerprint: str, spec: PoolSpec) -> str:

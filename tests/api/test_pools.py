@@ -1,10 +1,16 @@
 """Pools over HTTP: written, read, refilled, paused, deleted."""
 
+import asyncio
+
 import pytest
 
 from tests.support.service import TEMPLATE, Refused, check, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def patch(server, name, body, **headers):
+    return await server.client.patch(f"/v1/pools/{name}", json=body, headers=headers)
 
 
 async def test_a_pool_is_created_once_and_then_changed(server):
@@ -91,7 +97,8 @@ async def test_a_deleted_pool_goes_once_its_claims_have_ended(server):
     assert (answer.status_code, answer.json()["status"]["phase"]) == (202, "deleting")
     check(await server.put("deleted"), Refused(409, "pool-being-deleted", says="force=true"))
     check(await server.claim("deleted"), Refused(409, "pool-being-deleted"))
-    for verb in ("pause", "resume", "replenish"):
+    check(await patch(server, "deleted", {"size": 2}), Refused(409, "pool-being-deleted", says="force=true"))
+    for verb in ("pause", "resume", "replenish", "rotate"):
         check(await server.client.post(f"/v1/pools/deleted/{verb}"), Refused(409, "pool-being-deleted"))
     assert (await server.client.get(f"/v1/claims/{claim['id']}")).json()["state"] == "bound"
 
@@ -136,6 +143,7 @@ async def test_a_template_that_never_boots_stalls_the_pool_until_it_is_resumed(s
         ("GET", "/v1/pools/none"),
         ("DELETE", "/v1/pools/none"),
         ("POST", "/v1/pools/none/replenish"),
+        ("POST", "/v1/pools/none/rotate"),
         ("POST", "/v1/pools/none/pause"),
         ("POST", "/v1/pools/none/resume"),
     ],
@@ -151,3 +159,178 @@ async def test_the_template_is_kept_as_it_was_written(server):
     spec = {"spec": {"domain": {"memory": {"guest": "64Mi"}}}}
     assert (await server.put("kept", size=0, template=spec)).json()["spec"]["template"] == spec
     assert (await server.put("kept", size=0, template=TEMPLATE)).json()["spec"]["template"] == TEMPLATE
+
+
+async def test_a_patch_changes_the_size_alone(server):
+    before = (await server.put("patched", size=0, max_vms=5, default_lease_seconds=60)).json()
+    changed = await patch(server, "patched", {"size": 3}, **{"Content-Type": "application/merge-patch+json"})
+    assert (changed.status_code, changed.headers["emberpool-outcome"]) == (200, "changed")
+    assert changed.json()["spec"] == {**before["spec"], "size": 3}
+    assert (changed.json()["generation"], changed.json()["revision"]) == (2, before["revision"])
+    again = await patch(server, "patched", {"size": 3}, **{"Content-Type": "application/json; charset=utf-8"})
+    assert (again.status_code, again.headers["emberpool-outcome"], again.json()["generation"]) == (200, "unchanged", 2)
+    assert (await patch(server, "patched", {})).headers["emberpool-outcome"] == "unchanged"
+
+
+async def test_a_patch_sets_defaults_and_changes_the_template(server):
+    before = (await server.put("merged", size=0, max_vms=5, min_available=0)).json()
+    body = {"max_vms": None, "template": {"memory": "128Mi", "cpu": 1}}
+    changed = (await patch(server, "merged", body)).json()
+    assert changed["spec"]["max_vms"] is None
+    assert changed["spec"]["template"] == {**TEMPLATE, "memory": "128Mi", "cpu": 1}
+    assert changed["revision"] != before["revision"]
+    back = (await patch(server, "merged", {"template": {"memory": "64Mi", "cpu": None}})).json()
+    assert (back["spec"]["template"], back["revision"]) == (TEMPLATE, before["revision"])
+
+
+@pytest.mark.parametrize(
+    ("body", "refused"),
+    [
+        ({"sizes": 3}, Refused(422, "invalid-request", "sizes", says="there is no such field")),
+        ({"sizes": None}, Refused(422, "invalid-request", "sizes")),
+        ({"size": None}, Refused(422, "invalid-request", "size", says="required")),
+        ({"size": "3"}, Refused(422, "invalid-request", "size", says="valid integer")),
+        ({"size": 0}, Refused(422, "invalid-request", "min_available", says="lower it or raise size")),
+        ({"size": {"a": 1}}, Refused(422, "invalid-request", "size")),
+        ({"size": 10**30}, Refused(422, "invalid-request", "size")),
+        ({"template": None}, Refused(422, "invalid-request", "template")),
+        ({"template": {"memory": "2Gx"}}, Refused(422, "template-refused", "template.memory", says="2Gx")),
+        ({"template": {"memory": None}}, Refused(422, "template-refused", "template.memory")),
+        ({"template": {"cpu": 10**30}}, Refused(422, "template-refused", "template", says="64-bit")),
+        ({"backing": "VirtualMachinePool"}, Refused(422, "invalid-request", "backing", says="cannot be changed")),
+        ({"start_from": {"snapshot": "none"}}, Refused(422, "invalid-request", "start_from.snapshot")),
+        ([{"size": 3}], Refused(422, "invalid-request", "", says="should be an object")),
+        (None, Refused(422, "invalid-request", "")),
+    ],
+    ids=str,
+)
+async def test_a_wrong_patch_is_refused_as_a_wrong_body_of_put_is(server, body, refused):
+    await server.put("sound", size=1, min_available=1)
+    before = await server.pool("sound")
+    check(await patch(server, "sound", body), refused)
+    after = await server.pool("sound")
+    assert (after["spec"], after["generation"]) == (before["spec"], before["generation"])
+
+
+async def test_a_patch_of_endless_depth_is_refused(server):
+    await server.put("deep", size=0)
+    for field in ("template", "size", "placement"):
+        body = f'{{"{field}": ' + '{"a": ' * 900 + "1" + "}" * 901
+        answer = await server.client.patch(
+            "/v1/pools/deep", content=body, headers={"Content-Type": "application/merge-patch+json"}
+        )
+        assert answer.status_code in {400, 422}, answer.text
+        assert answer.json()["code"] in {"template-refused", "malformed-body", "invalid-request"}
+    assert (await server.pool("deep"))["generation"] == 1
+
+
+async def test_a_patch_is_json_and_of_a_pool_that_exists(server):
+    check(await patch(server, "nobody", {"size": 1}, **{"If-Match": "*"}), Refused(404, "pool-not-found"))
+    yaml = {"content": "size: 1", "headers": {"Content-Type": "application/yaml"}}
+    refused = Refused(415, "unsupported-media-type", says="application/merge-patch+json")
+    check(await server.client.patch("/v1/pools/nobody", **yaml), refused)
+    merge = {"content": "{}", "headers": {"Content-Type": "application/merge-patch+json"}}
+    check(await server.client.put("/v1/pools/nobody", **merge), Refused(415, "unsupported-media-type"))
+
+
+async def test_patches_at_the_same_time_are_all_kept(server):
+    await server.put("crowded", size=0)
+    fields = {"size": 5, "max_vms": 9, "max_concurrent_creates": 3, "boot_timeout_seconds": 99, "auto_replenish": False}
+    await server.client.post("/v1/pools/crowded/pause")
+    done = await asyncio.gather(*(patch(server, "crowded", {name: value}) for name, value in fields.items()))
+    assert [answer.status_code for answer in done] == [200] * len(fields)
+    pool = await server.pool("crowded")
+    assert {name: pool["spec"][name] for name in fields} == fields
+    assert pool["generation"] == 1 + len(fields)
+
+
+async def test_a_write_that_names_an_older_generation_is_refused(server):
+    created = await server.put("matched", size=0)
+    assert created.headers["etag"] == '"1"'
+    read = await server.client.get("/v1/pools/matched")
+    assert read.headers["etag"] == '"1"'
+    changed = await patch(server, "matched", {"max_vms": 3}, **{"If-Match": read.headers["etag"]})
+    assert (changed.status_code, changed.headers["etag"]) == (200, '"2"')
+
+    stale = await patch(server, "matched", {"max_vms": 4}, **{"If-Match": '"1"'})
+    problem = check(stale, Refused(412, "precondition-failed", "If-Match", says="is 2, and If-Match names 1"))
+    assert stale.headers["etag"] == '"2"'
+    assert "Nothing was changed" in problem["detail"]
+    body = {"size": 0, "template": TEMPLATE}
+    for tags in ('"1"', '"0", "1"', 'W/"2"', '"two"'):
+        put = await server.client.put("/v1/pools/matched", json=body, headers={"If-Match": tags})
+        check(put, Refused(412, "precondition-failed", "If-Match"))
+    assert (await server.pool("matched"))["spec"]["max_vms"] == 3
+    for number, tags in enumerate(('"2"', '"1", "3"', 'W/"1","4"', "5", "*"), start=10):
+        assert (await patch(server, "matched", {"max_vms": number}, **{"If-Match": tags})).status_code == 200, tags
+    for odd in ("", "two", '"7', '"7" "8"', "*, 7"):
+        answer = await patch(server, "matched", {"max_vms": 3}, **{"If-Match": odd})
+        check(answer, Refused(422, "invalid-request", "If-Match", says="the ETag of an answer"))
+    absent = await server.client.put("/v1/pools/absent", json=body, headers={"If-Match": "*"})
+    check(absent, Refused(412, "precondition-failed", says="leave If-Match out to create it"))
+    assert "etag" not in absent.headers
+    for verb in ("pause", "resume", "replenish", "rotate"):
+        assert (await server.client.post(f"/v1/pools/matched/{verb}")).headers["etag"] == '"7"'
+
+
+@pytest.mark.parametrize("backing", ["VirtualMachine", "VirtualMachinePool"])
+async def test_a_rotation_replaces_the_unclaimed_vms_and_tells_how_many_remain(server, backing):
+    name = f"rotates-{backing.lower()}"
+    await server.fill(name, size=3, min_available=1, backing=backing)
+    claim = await server.claim_one(name)
+    await server.fill(name, size=3, min_available=1, backing=backing)
+    old = await ready_vms(server, name)
+
+    rotated = await server.client.post(f"/v1/pools/{name}/rotate")
+    assert (rotated.status_code, rotated.headers["emberpool-outcome"]) == (202, "changed")
+    assert rotated.json()["status"]["rotation"]["remaining"] == 3
+    assert rotated.json()["status"]["rotation"]["requested_at"] is not None
+    assert rotated.json()["generation"] == 1
+
+    async def ended():
+        pool = await server.pool(name)
+        assert pool["status"]["counts"]["ready"] >= 1
+        return pool["status"]["rotation"] is None and pool["status"]["counts"]["ready"] == 3
+
+    await until(ended)
+    assert not old & await ready_vms(server, name)
+    kept = (await server.client.get(f"/v1/claims/{claim['id']}")).json()
+    assert (kept["state"], kept["vm"]["id"]) == ("bound", claim["vm"]["id"])
+    found = (await server.client.get("/v1/events", params={"pool": name, "kind": "pool", "limit": 500})).json()["items"]
+    assert [event["data"] for event in found if event["type"] == "pool.rotating"] == [{"vms": 3}]
+
+
+async def ready_vms(server, name):
+    return {
+        vm["id"] for vm in (await server.client.get("/v1/vms", params={"pool": name, "state": "ready"})).json()["items"]
+    }
+
+
+async def test_a_rotation_that_runs_is_not_begun_again_unless_it_is_asked_for(server):
+    await server.fill("again", size=1)
+    await server.client.post("/v1/pools/again/pause")
+    first = await server.client.post("/v1/pools/again/rotate")
+    again = await server.client.post("/v1/pools/again/rotate")
+    assert (again.status_code, again.headers["emberpool-outcome"]) == (202, "unchanged")
+    assert again.json()["status"]["rotation"] == first.json()["status"]["rotation"]
+    anew = await server.client.post("/v1/pools/again/rotate", params={"restart": "true"})
+    assert anew.headers["emberpool-outcome"] == "changed"
+    assert anew.json()["status"]["rotation"]["requested_at"] > first.json()["status"]["rotation"]["requested_at"]
+    # A new template while it is pending: the same VM is still to be replaced once.
+    patched = (await patch(server, "again", {"template": {"memory": "128Mi"}})).json()
+    assert patched["status"]["rotation"] == anew.json()["status"]["rotation"]
+    await server.client.post("/v1/pools/again/resume")
+
+    async def ended():
+        return (await server.pool("again"))["status"]["rotation"] is None
+
+    await until(ended)
+    vms = (await server.client.get("/v1/vms", params={"pool": "again", "ended": "true"})).json()["items"]
+    assert len(vms) == 2
+
+
+async def test_a_new_template_tells_how_many_vms_are_of_the_old_one(server):
+    await server.fill("retemplated", size=2)
+    await server.client.post("/v1/pools/retemplated/pause")
+    patched = (await patch(server, "retemplated", {"template": {"memory": "128Mi"}})).json()
+    assert patched["status"]["rotation"] == {"requested_at": None, "remaining": 2}

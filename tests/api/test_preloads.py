@@ -61,6 +61,23 @@ def objects(cluster, *resources):
     return [each.obj["metadata"]["name"] for resource in resources for each in cluster.store.rows(resource)]
 
 
+async def test_a_write_that_names_an_older_version_is_refused(server):
+    first = (await put(server, "matched", DISK)).headers["etag"]
+    await once(server, "matched", lambda found: found["state"] == "ready")
+    read = await server.client.get("/v1/preloads/matched")
+    assert read.headers["etag"] == first, "an import is no change"
+    assert (await server.client.post("/v1/preloads/matched/refresh")).headers["etag"] == first
+    body = {**DISK, "ttl_seconds": 3600}
+    changed = await server.client.put("/v1/preloads/matched", json=body, headers={"If-Match": first})
+    assert changed.status_code == 200
+    second = changed.headers["etag"]
+    assert second != first
+    stale = await server.client.put("/v1/preloads/matched", json=DISK, headers={"If-Match": first})
+    check(stale, Refused(412, "precondition-failed", "If-Match", says=second.strip('"')))
+    assert stale.headers["etag"] == second
+    assert (await get(server, "matched"))["spec"]["ttl_seconds"] == 3600
+
+
 async def test_it_is_created_once_and_then_changed(server):
     created = await put(server, "written", DISK)
     assert (created.status_code, created.headers["emberpool-outcome"]) == (201, "created")

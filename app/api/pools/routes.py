@@ -1,23 +1,26 @@
-"""Pools: create, edit, read, refill, pause, delete, and import of VirtualMachinePools."""
+"""Pools: create, edit, read, refill, rotate, pause, delete, and import of VirtualMachinePools."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Body, Query, Response
+from pydantic import ValidationError
 
 from app.api.dependencies import Services, Svc
 from app.api.pages import After, Limit, Page, cut, decode
 from app.api.parameters import name_in_path
 from app.api.pools.schemas import ImportBody, ImportView, PoolView
-from app.api.problems import CLUSTER_ERRORS, responses
-from app.domain.pools import POOL_NAME_PATTERN, PoolSpec
+from app.api.problems import CLUSTER_ERRORS, explain, responses
+from app.api.versions import HEADERS, IfMatchHeader, etag, read_if_match
+from app.domain.pools import POOL_NAME_PATTERN, PoolSpec, patched
 from app.errors import (
     ClusterNotFound,
     Conflict,
     InvalidRequest,
     PoolBeingDeleted,
     PoolNotFound,
+    PreconditionFailed,
     TemplateRefused,
     Unschedulable,
 )
@@ -31,6 +34,7 @@ from app.store.rows import PoolRow
 
 router = APIRouter(prefix="/v1/pools", tags=["pools"])
 Name = Annotated[str, name_in_path("pool", "fast-start-pool")]
+_MERGE_PATCH = "application/merge-patch+json"
 
 
 @router.put(
@@ -39,22 +43,66 @@ Name = Annotated[str, name_in_path("pool", "fast-start-pool")]
     summary="Create or edit a pool",
     response_description="The pool existed; `Emberpool-Outcome` is `changed` or `unchanged`",
     responses={
-        201: {"model": PoolView, "description": "Created; its VMs are being created"},
-        **responses(TemplateRefused, Unschedulable, PoolBeingDeleted, *CLUSTER_ERRORS),
+        200: {"headers": HEADERS},
+        201: {"model": PoolView, "description": "Created; its VMs are being created", "headers": HEADERS},
+        **responses(TemplateRefused, Unschedulable, PoolBeingDeleted, PreconditionFailed, *CLUSTER_ERRORS),
     },
 )
-async def put_pool(name: Name, spec: PoolSpec, svc: Svc, response: Response) -> PoolView:
-    """Makes the pool match the body. Sending the same body again changes nothing.
+async def put_pool(
+    name: Name, spec: PoolSpec, svc: Svc, response: Response, if_match: IfMatchHeader = None
+) -> PoolView:
+    """Makes the pool match the body. Sending the same body again changes nothing. The `ETag` is the pool's `generation`.
 
     The service checks the template itself and with a server-side dry run before it stores anything. After a change of the
     template the pool replaces its unclaimed VMs, without going below `min_available`; claimed VMs stay as they are.
     """
-    _refuse_unserializable(spec)
-    put = await service.put_pool(svc.db, svc.gateway, name, spec)
+    _refuse_unserializable(spec.template, "template")
+    put = await service.put_pool(svc.db, svc.gateway, name, spec, if_match=read_if_match(if_match))
     if put.outcome is WriteOutcome.CREATED:
         response.status_code = 201
     response.headers["Emberpool-Outcome"] = put.outcome
-    return await _view(svc, put.pool)
+    return await _answer(svc, response, put.pool)
+
+
+@router.patch(
+    "/{name}",
+    operation_id="patchPool",
+    summary="Edit some fields of a pool",
+    response_description="The pool; `Emberpool-Outcome` is `changed` or `unchanged`",
+    responses={
+        200: {"headers": HEADERS},
+        **responses(
+            PoolNotFound, TemplateRefused, Unschedulable, PoolBeingDeleted, PreconditionFailed, *CLUSTER_ERRORS
+        ),
+    },
+    openapi_extra={"requestBody": {"content": {_MERGE_PATCH: {"schema": {"type": "object", "title": "Patch"}}}}},
+)
+async def patch_pool(
+    name: Name,
+    patch: Annotated[dict[str, Any], Body(description="The fields of the pool's `spec` to change.")],
+    svc: Svc,
+    response: Response,
+    if_match: IfMatchHeader = None,
+) -> PoolView:
+    """Changes the fields of the pool's `spec` that the body has, and leaves the others as they are: a JSON merge patch (RFC 7396).
+    null sets a field to its default, and removes one from the template. A list is replaced as a whole.
+
+    The result is checked like the body of PUT. Requests that change different fields at the same time do not lose each other's
+    changes; with `If-Match` a request is refused if the pool has changed since it was read.
+    """
+    for field, value in patch.items():
+        if isinstance(value, dict):
+            _refuse_unserializable(value, field)
+
+    def change(spec: PoolSpec) -> PoolSpec:
+        try:
+            return patched(spec, patch)
+        except ValidationError as error:
+            raise explain(error) from error
+
+    done = await service.edit_pool(svc.db, svc.gateway, name, change, if_match=read_if_match(if_match))
+    response.headers["Emberpool-Outcome"] = done.outcome
+    return await _answer(svc, response, done.pool)
 
 
 @router.post(
@@ -106,9 +154,9 @@ async def list_pools(svc: Svc, limit: Limit = 100, after: After = None) -> Page[
     operation_id="getPool",
     summary="Read a pool and its status",
     response_description="The pool",
-    responses=responses(PoolNotFound),
+    responses={200: {"headers": HEADERS}, **responses(PoolNotFound)},
 )
-async def get_pool(name: Name, svc: Svc) -> PoolView:
+async def get_pool(name: Name, svc: Svc, response: Response) -> PoolView:
     """The status has the number of VMs in each state, why the pool is degraded or stalled, its refill rate, and the boot times
     measured on this cluster.
     """
@@ -116,7 +164,7 @@ async def get_pool(name: Name, svc: Svc) -> PoolView:
         pool = await pool_rows.get(tx, name)
     if pool is None:
         raise no_such_pool(name)
-    return await _view(svc, pool)
+    return await _answer(svc, response, pool)
 
 
 @router.delete(
@@ -128,12 +176,16 @@ async def get_pool(name: Name, svc: Svc) -> PoolView:
     responses=responses(PoolNotFound),
 )
 async def delete_pool(
-    name: Name, svc: Svc, *, force: Annotated[bool, Query(description="Release the pool's claims now.")] = False
+    name: Name,
+    svc: Svc,
+    response: Response,
+    *,
+    force: Annotated[bool, Query(description="Release the pool's claims now.")] = False,
 ) -> PoolView:
     """Its unclaimed VMs are removed, waiting claims fail, and no new VM is created. The pool is deleted, and its name is free,
     when the last of its VMs has left the cluster.
     """
-    return await _view(svc, await service.delete_pool(svc.db, name, force=force))
+    return await _answer(svc, response, await service.delete_pool(svc.db, name, force=force))
 
 
 @router.post(
@@ -144,9 +196,40 @@ async def delete_pool(
     response_description="VMs are being created",
     responses=responses(PoolNotFound, PoolBeingDeleted),
 )
-async def replenish_pool(name: Name, svc: Svc) -> PoolView:
+async def replenish_pool(name: Name, svc: Svc, response: Response) -> PoolView:
     """For pools without `auto_replenish`. A pool with it refills by itself, and this changes nothing."""
-    return await _view(svc, await service.replenish_pool(svc.db, name))
+    return await _answer(svc, response, await service.replenish_pool(svc.db, name))
+
+
+@router.post(
+    "/{name}/rotate",
+    operation_id="rotatePool",
+    summary="Replace all unclaimed VMs of a pool",
+    status_code=202,
+    response_description=(
+        "VMs are being replaced; `status.rotation` says how many remain. `Emberpool-Outcome` is `unchanged` if a rotation that was "
+        "requested before still runs"
+    ),
+    responses=responses(PoolNotFound, PoolBeingDeleted),
+)
+async def rotate_pool(
+    name: Name,
+    svc: Svc,
+    response: Response,
+    *,
+    restart: Annotated[
+        bool, Query(description="Also replace the VMs that were created since an earlier rotation that still runs.")
+    ] = False,
+) -> PoolView:
+    """Replaces the VMs that exist now with new ones of the same template, a few at a time, without going below `min_available`.
+    Claimed VMs stay as they are. The rotation has ended when `status.rotation` is null.
+
+    While it runs, another request changes nothing, so that a client may repeat its request; `restart` begins anew. A template that
+    changes meanwhile replaces each VM once, not twice. A paused pool rotates when it is resumed.
+    """
+    rotated = await service.rotate_pool(svc.db, name, restart=restart)
+    response.headers["Emberpool-Outcome"] = rotated.outcome
+    return await _answer(svc, response, rotated.pool)
 
 
 @router.post(
@@ -156,9 +239,9 @@ async def replenish_pool(name: Name, svc: Svc) -> PoolView:
     response_description="The paused pool",
     responses=responses(PoolNotFound, PoolBeingDeleted),
 )
-async def pause_pool(name: Name, svc: Svc) -> PoolView:
+async def pause_pool(name: Name, svc: Svc, response: Response) -> PoolView:
     """Lasts until the pool is resumed. Its ready VMs can still be claimed."""
-    return await _view(svc, await service.pause_pool(svc.db, name))
+    return await _answer(svc, response, await service.pause_pool(svc.db, name))
 
 
 @router.post(
@@ -168,20 +251,21 @@ async def pause_pool(name: Name, svc: Svc) -> PoolView:
     response_description="The resumed pool",
     responses=responses(PoolNotFound, PoolBeingDeleted),
 )
-async def resume_pool(name: Name, svc: Svc) -> PoolView:
+async def resume_pool(name: Name, svc: Svc, response: Response) -> PoolView:
     """Resets the count of failures and creates VMs at once. Editing a stalled pool does the same."""
-    return await _view(svc, await service.resume_pool(svc.db, name))
+    return await _answer(svc, response, await service.resume_pool(svc.db, name))
 
 
-def _refuse_unserializable(spec: PoolSpec) -> None:
+def _refuse_unserializable(body: dict[str, Any], field: str) -> None:
     """Half a surrogate pair, an integer beyond 64 bits or very deep nesting: the framework parses them, the cluster does not."""
     try:
-        orjson.dumps(spec.template)
+        orjson.dumps(body)
     except orjson.JSONEncodeError as error:
-        raise TemplateRefused.of_field("template", f"cannot be sent to the cluster: {error}") from error
+        raise TemplateRefused.of_field(field, f"cannot be sent to the cluster: {error}") from error
 
 
-async def _view(svc: Services, pool: PoolRow) -> PoolView:
+async def _answer(svc: Services, response: Response, pool: PoolRow) -> PoolView:
+    response.headers["ETag"] = etag(str(pool.generation))
     return (await _views(svc, pool))[0]
 
 

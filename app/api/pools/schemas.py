@@ -17,6 +17,13 @@ from app.store.pools.statistics import PoolFigures
 from app.store.rows import PoolRow
 
 
+class PoolRotation(BaseModel):
+    requested_at: datetime | None = Field(
+        description="When the rotation was requested. Null: only a new template is the reason."
+    )
+    remaining: int = Field(description="Number of unclaimed VMs that are still to be replaced.", examples=[3])
+
+
 class PoolStatus(BaseModel):
     phase: PoolPhase
     reason: str | None = Field(description="Why the phase is not `ready`. Null for `ready` and `filling`.")
@@ -27,6 +34,9 @@ class PoolStatus(BaseModel):
     counts: dict[str, int] = Field(
         description="Number of VMs in each state, and `waiting`: the number of claims in the queue.",
         examples=[{"ready": 9, "booting": 1, "claimed": 3}],
+    )
+    rotation: PoolRotation | None = Field(
+        description="The VMs that are being replaced, because somebody requested it or the template changed. Null: there are none."
     )
     refill_per_minute: float = Field(description="VMs that became ready per minute, over the last five minutes.")
     boot_seconds: BootSeconds
@@ -65,12 +75,20 @@ class PoolView(View):
             notes=list(plan.notes),
             fill=round(min(1.0, counts.ready / size), 4) if size else 1.0,
             counts=asdict(counts),
+            rotation=_rotation(pool, figures),
             refill_per_minute=round(figures.refill_per_minute, 2),
             boot_seconds=BootSeconds.model_validate(figures.boots),
             last_failure=pool.last_failure,
             last_failure_at=pool.last_failure_at,
         )
         return cls.from_row(pool, status=status)
+
+
+def _rotation(pool: PoolRow, figures: PoolFigures) -> PoolRotation | None:
+    outdated = figures.outdated
+    if not outdated.count:
+        return None
+    return PoolRotation(requested_at=pool.rotated_at if outdated.rotated else None, remaining=outdated.count)
 
 
 class ImportBody(BaseModel):

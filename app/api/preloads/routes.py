@@ -9,8 +9,9 @@ from app.api.pages import After, Limit, Page, cut, decode
 from app.api.parameters import name_in_path
 from app.api.preloads.schemas import PreloadView
 from app.api.problems import CLUSTER_ERRORS, responses
+from app.api.versions import HEADERS, IfMatchHeader, etag, read_if_match
 from app.domain.preloads import PreloadSpec
-from app.errors import PreloadBeingDeleted, PreloadInUse, PreloadNotFound, PreloadRefused
+from app.errors import PreconditionFailed, PreloadBeingDeleted, PreloadInUse, PreloadNotFound, PreloadRefused
 from app.services.preloads import service
 from app.services.writes import WriteOutcome
 from app.store.preloads import rows as preload_rows
@@ -27,11 +28,18 @@ Name = Annotated[str, name_in_path("preload", "ubuntu")]
     summary="Create or edit a preload",
     response_description="The preload existed; `Emberpool-Outcome` is `changed` or `unchanged`",
     responses={
-        201: {"model": PreloadView, "description": "Created; the image is being imported or pulled"},
-        **responses(PreloadRefused, PreloadBeingDeleted, *CLUSTER_ERRORS),
+        200: {"headers": HEADERS},
+        201: {
+            "model": PreloadView,
+            "description": "Created; the image is being imported or pulled",
+            "headers": HEADERS,
+        },
+        **responses(PreloadRefused, PreloadBeingDeleted, PreconditionFailed, *CLUSTER_ERRORS),
     },
 )
-async def put_preload(name: Name, spec: PreloadSpec, svc: Svc, response: Response) -> PreloadView:
+async def put_preload(
+    name: Name, spec: PreloadSpec, svc: Svc, response: Response, if_match: IfMatchHeader = None
+) -> PreloadView:
     """Makes the preload match the body. Sending the same body again changes nothing.
 
     A disk image is imported into a volume that the disks of VMs are cloned from. A container disk is pulled onto the nodes, where
@@ -39,11 +47,11 @@ async def put_preload(name: Name, spec: PreloadSpec, svc: Svc, response: Respons
     a new import; VMs start from the previous import until the new one is ready, unless the image itself changed. `policy` says
     whether an existing volume is used. Pools and claims start from the preload with `start_from: {preload: name}`.
     """
-    put = await service.put_preload(svc.db, svc.gateway, name, spec)
+    put = await service.put_preload(svc.db, svc.gateway, name, spec, if_match=read_if_match(if_match))
     if put.outcome is WriteOutcome.CREATED:
         response.status_code = 201
     response.headers["Emberpool-Outcome"] = put.outcome
-    return await _view(svc, put.preload)
+    return await _answer(svc, response, put.preload)
 
 
 @router.get(
@@ -68,13 +76,13 @@ async def list_preloads(svc: Svc, limit: Limit = 100, after: After = None) -> Pa
     operation_id="getPreload",
     summary="Read a preload, its progress and its results",
     response_description="The preload",
-    responses=responses(PreloadNotFound),
+    responses={200: {"headers": HEADERS}, **responses(PreloadNotFound)},
 )
-async def get_preload(name: Name, svc: Svc) -> PreloadView:
+async def get_preload(name: Name, svc: Svc, response: Response) -> PreloadView:
     """The state, the progress and its speed, the volume or the nodes, errors, and how many VMs started from the preload."""
     async with svc.db.begin() as tx:
         preload = await service.existing(tx, name)
-    return await _view(svc, preload)
+    return await _answer(svc, response, preload)
 
 
 @router.delete(
@@ -88,6 +96,7 @@ async def get_preload(name: Name, svc: Svc) -> PreloadView:
 async def delete_preload(
     name: Name,
     svc: Svc,
+    response: Response,
     *,
     force: Annotated[
         bool, Query(description="Delete it even if a pool starts from it; new VMs of that pool then start cold.")
@@ -96,7 +105,7 @@ async def delete_preload(
     """Refused while a pool starts from the preload or a VM is being created from it. A volume that existed before the preload is
     kept. Running VMs have their own disks and are not affected.
     """
-    return await _view(svc, await service.delete_preload(svc.db, name, force=force))
+    return await _answer(svc, response, await service.delete_preload(svc.db, name, force=force))
 
 
 @router.post(
@@ -107,14 +116,15 @@ async def delete_preload(
     response_description="The image is being imported or pulled; VMs start from the previous one until it is ready",
     responses=responses(PreloadNotFound, PreloadBeingDeleted),
 )
-async def refresh_preload(name: Name, svc: Svc) -> PreloadView:
+async def refresh_preload(name: Name, svc: Svc, response: Response) -> PreloadView:
     """The previous volume is removed when the new one is ready and no clone of the previous one is running. After you have fixed
     the cause of a failure, this retries immediately instead of waiting for the next scheduled attempt.
     """
-    return await _view(svc, await service.refresh_preload(svc.db, name))
+    return await _answer(svc, response, await service.refresh_preload(svc.db, name))
 
 
-async def _view(svc: Services, preload: PreloadRow) -> PreloadView:
+async def _answer(svc: Services, response: Response, preload: PreloadRow) -> PreloadView:
+    response.headers["ETag"] = etag(service.version_of(preload))
     return (await _views(svc, preload))[0]
 
 

@@ -1,5 +1,6 @@
 """Writes pools: first checks them with the cluster, without a transaction, then writes them in one transaction."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -16,12 +17,13 @@ from app.errors import FieldProblem, InvalidRequest, PoolBeingDeleted, PoolNotFo
 from app.ids import new_id, vm_pool_name
 from app.lifecycle.placement import require_fit
 from app.lifecycle.start_sources import require_source, require_use
-from app.services.writes import WriteOutcome, overtaken, prepare_and_commit
+from app.services.writes import IfMatch, WriteOutcome, overtaken, prepare_and_commit
 from app.store import events, vm_pools
 from app.store.claims import rows as claim_rows
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify, notify_settled
 from app.store.pools import rows as pool_rows
+from app.store.pools import statistics
 from app.store.rows import PoolRow
 from app.store.vms import rows as vms
 
@@ -50,18 +52,26 @@ class PreparedPool:
         return WriteOutcome.CREATED if self.before is None else WriteOutcome.CHANGED
 
 
-async def prepare_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> PreparedPool:
+async def prepare_pool(
+    db: Database, gateway: Gateway, name: str, spec: PoolSpec, *, if_match: IfMatch | None = None
+) -> PreparedPool:
     """Checks the pool without writing anything. The same spec again changes nothing, unless it now expands to another template:
     then the settings, or the version of the service, have changed since.
 
     A template that is new to the pool is checked by a server-side dry run. If the pool asks for more of the nodes than before, all
     its VMs must fit on the nodes as last observed, with nothing else there; claimed VMs do not count, as they leave the pool.
-    Raises TemplateRefused, Unschedulable, PoolBeingDeleted, ClusterUnavailable, and InvalidRequest if `backing` would change or
-    is not possible on this cluster.
+    Raises TemplateRefused, Unschedulable, PoolBeingDeleted, PreconditionFailed, ClusterUnavailable, and InvalidRequest if
+    `backing` would change or is not possible on this cluster.
     """
     async with db.begin() as tx:
         before = await pool_rows.get(tx, name)
     _refuse_deleting(before)
+    if if_match is not None:
+        if_match.check(f"the generation of pool {name!r}", str(before.generation) if before is not None else None)
+    return await _prepare(db, gateway, name, spec, before)
+
+
+async def _prepare(db: Database, gateway: Gateway, name: str, spec: PoolSpec, before: PoolRow | None) -> PreparedPool:
     _refuse_other_backing(before, spec)
     template = gateway.expand(spec.template, spec.warm_when, spec.placement, diskless=spec.start_from is not None)
     revision = revision_of(template.fingerprint, spec)
@@ -108,14 +118,41 @@ async def commit_pool(db: Database, prepared: PreparedPool) -> WrittenPool:
     return WrittenPool(written, prepared.outcome)
 
 
-async def put_pool(db: Database, gateway: Gateway, name: str, spec: PoolSpec) -> WrittenPool:
+async def put_pool(
+    db: Database, gateway: Gateway, name: str, spec: PoolSpec, *, if_match: IfMatch | None = None
+) -> WrittenPool:
     """Creates the pool, or changes it to `spec`; the same spec again changes nothing.
 
     Raises what `prepare_pool` and `commit_pool` raise.
     """
     return await prepare_and_commit(
-        lambda: prepare_pool(db, gateway, name, spec), lambda prepared: commit_pool(db, prepared)
+        lambda: prepare_pool(db, gateway, name, spec, if_match=if_match), lambda prepared: commit_pool(db, prepared)
     )
+
+
+async def edit_pool(
+    db: Database,
+    gateway: Gateway,
+    name: str,
+    change: Callable[[PoolSpec], PoolSpec],
+    *,
+    if_match: IfMatch | None = None,
+) -> WrittenPool:
+    """Changes a pool to what `change` makes of its spec. If another request changes the pool meanwhile, `change` is applied again
+    to what that one wrote, so that neither is lost.
+
+    Raises PoolNotFound, and what `change`, `prepare_pool` and `commit_pool` raise.
+    """
+
+    async def prepare() -> PreparedPool:
+        async with db.begin() as tx:
+            before = await _existing(tx, name, lock=False)
+        _refuse_deleting(before)
+        if if_match is not None:
+            if_match.check(f"the generation of pool {name!r}", str(before.generation))
+        return await _prepare(db, gateway, name, change(before.spec), before)
+
+    return await prepare_and_commit(prepare, lambda prepared: commit_pool(db, prepared))
 
 
 async def delete_pool(db: Database, name: str, *, force: bool) -> PoolRow:
@@ -154,6 +191,26 @@ async def replenish_pool(db: Database, name: str) -> PoolRow:
         await events.record(tx, "pool.replenish", pool_id=pool.id)
         await wake(tx, pool.id)
         return await _again(tx, pool)
+
+
+async def rotate_pool(db: Database, name: str, *, restart: bool) -> WrittenPool:
+    """Replaces every unclaimed VM that exists, a few at a time and without going below the floor. Raises PoolNotFound.
+
+    While VMs of an earlier rotation remain, nothing is changed: a client that repeats its request rotates once. With `restart`
+    the VMs that were made since then are replaced too.
+    """
+    async with db.begin() as tx:
+        pool = await _existing(tx, name, lock=True)
+        _refuse_deleting(pool)
+        if not restart and (await statistics.outdated(tx, [pool.id]))[pool.id].rotated:
+            return WrittenPool(pool, WriteOutcome.UNCHANGED)
+        await pool_rows.rotate(tx, pool.id)
+        remaining = (await statistics.outdated(tx, [pool.id]))[pool.id].count
+        await events.record(tx, "pool.rotating", pool_id=pool.id, vms=remaining)
+        await wake(tx, pool.id)
+        rotating = await _again(tx, pool)
+    log.info("pool.rotating", pool=name, vms=remaining)
+    return WrittenPool(rotating, WriteOutcome.CHANGED)
 
 
 async def pause_pool(db: Database, name: str) -> PoolRow:

@@ -3,7 +3,6 @@
 import hashlib
 import re
 from dataclasses import dataclass
-from uuid import UUID
 
 import structlog
 
@@ -14,7 +13,7 @@ from app.domain.paths import ImageRef
 from app.domain.preloads import PreloadSpec
 from app.errors import Conflict, PreloadBeingDeleted, PreloadInUse, PreloadNotFound
 from app.ids import new_id
-from app.services.writes import WriteOutcome, overtaken, prepare_and_commit
+from app.services.writes import IfMatch, WriteOutcome, overtaken, prepare_and_commit
 from app.store import events
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
@@ -52,17 +51,25 @@ class PreparedPreload:
 
 
 async def prepare_preload(
-    db: Database, gateway: Gateway, name: str, spec: PreloadSpec, *, automatic: bool = False
+    db: Database,
+    gateway: Gateway,
+    name: str,
+    spec: PreloadSpec,
+    *,
+    automatic: bool = False,
+    if_match: IfMatch | None = None,
 ) -> PreparedPreload:
     """Checks the preload without writing anything. The cluster is asked only if the image would be imported again.
 
-    `automatic`: it is deleted when it is unused. Raises PreloadRefused, PreloadBeingDeleted, ClusterError (no CDI),
-    ClusterUnavailable.
+    `automatic`: it is deleted when it is unused. Raises PreloadRefused, PreloadBeingDeleted, PreconditionFailed, ClusterError
+    (no CDI), ClusterUnavailable.
     """
     image = gateway.preloads.reference(spec)
     async with db.begin() as tx:
         before = await preload_rows.get(tx, name)
     _refuse_deleting(before)
+    if if_match is not None:
+        if_match.check(f"the ETag of preload {name!r}", version_of(before) if before is not None else None)
     if before is None or not before.spec.same_import(spec):
         generation = before.generation + 1 if before is not None else 1
         order = PreloadOrder(before.id if before is not None else new_id(), name, generation, spec)
@@ -80,7 +87,8 @@ async def commit_preload(db: Database, prepared: PreparedPreload) -> WrittenPrel
     async with db.begin() as tx:
         preload = await preload_rows.get(tx, name, lock=True)
         _refuse_deleting(preload)
-        if _version(preload) != _version(prepared.before):
+        before = prepared.before
+        if (preload and version_of(preload)) != (before and version_of(before)):
             raise overtaken(f"preload {name!r}")
         if preload is not None and prepared.outcome is WriteOutcome.UNCHANGED:
             return WrittenPreload(preload, WriteOutcome.UNCHANGED)
@@ -104,14 +112,20 @@ async def commit_preload(db: Database, prepared: PreparedPreload) -> WrittenPrel
 
 
 async def put_preload(
-    db: Database, gateway: Gateway, name: str, spec: PreloadSpec, *, automatic: bool = False
+    db: Database,
+    gateway: Gateway,
+    name: str,
+    spec: PreloadSpec,
+    *,
+    automatic: bool = False,
+    if_match: IfMatch | None = None,
 ) -> WrittenPreload:
     """Creates the preload, or changes it to `spec`; the same spec again changes nothing.
 
     Raises what `prepare_preload` and `commit_preload` raise.
     """
     return await prepare_and_commit(
-        lambda: prepare_preload(db, gateway, name, spec, automatic=automatic),
+        lambda: prepare_preload(db, gateway, name, spec, automatic=automatic, if_match=if_match),
         lambda prepared: commit_preload(db, prepared),
     )
 
@@ -195,9 +209,10 @@ def _name_for(image: ImageRef) -> str:
     return f"{word[:_LONGEST_WORD].strip('-') or 'image'}-{digest}"
 
 
-def _version(preload: PreloadRow | None) -> tuple[UUID, PreloadSpec, bool] | None:
-    """Changes with everything that users write, and with nothing that reconcilers do."""
-    return (preload.id, preload.spec, preload.automatic) if preload is not None else None
+def version_of(preload: PreloadRow) -> str:
+    """Changes with everything that users write, and with nothing that reconcilers do: an import is no change of the preload."""
+    written = f"{preload.id} {preload.spec.model_dump_json()} {preload.automatic}"
+    return hashlib.sha256(written.encode()).hexdigest()[:_HASH]
 
 
 def _usage(pools: list[str], making: int) -> str:

@@ -5,12 +5,28 @@ import asyncio
 import pytest
 
 from app.domain.states import ClaimState, VmState
-from app.errors import ClusterUnavailable, Conflict, PoolBeingDeleted, PoolNotFound, TemplateRefused
+from app.errors import (
+    ClusterUnavailable,
+    Conflict,
+    PoolBeingDeleted,
+    PoolNotFound,
+    PreconditionFailed,
+    TemplateRefused,
+)
 from app.reconcilers.pools.planner import plan_next_pool
-from app.services.pools.service import delete_pool, pause_pool, put_pool, replenish_pool, resume_pool
-from app.services.writes import WriteOutcome
+from app.services.pools.service import (
+    delete_pool,
+    edit_pool,
+    pause_pool,
+    put_pool,
+    replenish_pool,
+    resume_pool,
+    rotate_pool,
+)
+from app.services.writes import IfMatch, WriteOutcome
 from app.store.claims import rows as claims
 from app.store.pools import rows as pools
+from app.store.vms import rows as vms
 from tests.support.claim_rows import bind, wait_for_vm
 from tests.support.rows import event_types, execute, fetch, make_vms, scalar, spec, state_of
 
@@ -97,7 +113,92 @@ async def test_replenish_fills_a_pool_that_does_not_refill(db, gateway):
     assert refilled.refilled_at > pool.refilled_at
 
 
-@pytest.mark.parametrize("order", [pause_pool, resume_pool, replenish_pool])
+async def test_a_rotation_that_is_asked_for_again_is_the_same_until_it_has_ended(db, gateway):
+    pool = (await put(db, gateway, size=2)).pool
+    old = await make_vms(db, pool, 2)
+    first = await rotate_pool(db, "web", restart=False)
+    assert (first.outcome, first.pool.generation) == (WriteOutcome.CHANGED, 1)
+    again = await rotate_pool(db, "web", restart=False)
+    assert (again.outcome, again.pool.rotated_at) == (WriteOutcome.UNCHANGED, first.pool.rotated_at)
+    anew = await rotate_pool(db, "web", restart=True)
+    assert anew.outcome is WriteOutcome.CHANGED
+    assert anew.pool.rotated_at > first.pool.rotated_at
+    async with db.begin() as tx:
+        await vms.release(tx, old, sources=[VmState.READY], reason="replaced")
+    after = await rotate_pool(db, "web", restart=False)
+    assert after.pool.rotated_at > anew.pool.rotated_at
+    rotations = await fetch(db, "SELECT data FROM event WHERE type = 'pool.rotating' ORDER BY id")
+    assert [row["data"] for row in rotations] == [{"vms": 2}, {"vms": 2}, {"vms": 0}]
+
+
+async def test_edits_at_the_same_time_lose_nothing(db, gateway):
+    await put(db, gateway, size=1)
+    fields = ("size", "max_lease_seconds", "max_concurrent_creates", "boot_timeout_seconds", "default_lease_seconds")
+
+    def raise_by_one(field):
+        return lambda spec: spec.model_copy(update={field: getattr(spec, field) + 1})
+
+    done = await asyncio.gather(
+        *(edit_pool(db, gateway, "web", raise_by_one(field)) for field in fields for _ in range(4))
+    )
+    assert sorted(edit.pool.generation for edit in done) == list(range(2, 22))
+    async with db.begin() as tx:
+        pool = await pools.get(tx, "web")
+    base = spec(size=1)
+    assert {field: getattr(pool.spec, field) for field in fields} == {
+        field: getattr(base, field) + 4 for field in fields
+    }
+
+
+async def test_an_edit_is_made_again_of_what_another_request_wrote(db, gateway):
+    """The other one comes between the look and the write: what both wrote is kept, and the cluster is asked for the second template."""
+    await put(db, gateway, size=1)
+    seen = []
+
+    def change(before):
+        seen.append(before.size)
+        return before.model_copy(update={"template": {"image": "another"}})
+
+    check = gateway.check
+
+    async def overtaking(template):
+        gateway.check = check
+        await put(db, gateway, size=7)
+        await check(template)
+
+    gateway.check = overtaking
+    edited = (await edit_pool(db, gateway, "web", change)).pool
+    assert seen == [1, 7]
+    assert (edited.spec.size, edited.spec.template, edited.generation) == (7, {"image": "another"}, 3)
+
+
+async def test_a_write_for_another_generation_is_refused_with_the_one_that_there_is(db, gateway):
+    await put(db, gateway, size=1)
+    await put(db, gateway, size=2)
+    for write in (
+        lambda if_match: put_pool(db, gateway, "web", spec(size=2), if_match=if_match),
+        lambda if_match: edit_pool(db, gateway, "web", lambda old: old, if_match=if_match),
+    ):
+        with pytest.raises(
+            PreconditionFailed, match="the generation of pool 'web' is 2, and If-Match names 1;"
+        ) as refused:
+            await write(IfMatch(frozenset({"1"})))
+        assert refused.value.version == "2"
+        with pytest.raises(PreconditionFailed, match="weak"):
+            await write(IfMatch(frozenset()))
+        assert (await write(IfMatch(None))).pool.generation == 2
+    with pytest.raises(PreconditionFailed, match="leave If-Match out to create it"):
+        await put_pool(db, gateway, "other", spec(), if_match=IfMatch(None))
+    with pytest.raises(PoolNotFound):
+        await edit_pool(db, gateway, "other", lambda old: old, if_match=IfMatch(None))
+    assert await scalar(db, "SELECT max(generation) FROM pool") == 2
+
+
+async def rotate(db, name):
+    return await rotate_pool(db, name, restart=False)
+
+
+@pytest.mark.parametrize("order", [rotate, pause_pool, resume_pool, replenish_pool])
 async def test_orders_for_a_pool_that_is_not_there_or_is_going(db, gateway, order):
     with pytest.raises(PoolNotFound, match="'web'"):
         await order(db, "web")
@@ -109,6 +210,8 @@ async def test_orders_for_a_pool_that_is_not_there_or_is_going(db, gateway, orde
         await order(db, "web")
     with pytest.raises(PoolBeingDeleted):
         await put(db, gateway)
+    with pytest.raises(PoolBeingDeleted):
+        await edit_pool(db, gateway, "web", lambda old: old, if_match=IfMatch(frozenset({"9"})))
 
 
 async def full_pool(db, gateway):
