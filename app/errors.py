@@ -27,6 +27,7 @@ EmberpoolError                     500 internal-error
 |   |-- SnapshotInUse              409 snapshot-in-use          a pool starts from it
 |   |-- PreloadBeingDeleted        409 preload-being-deleted
 |   |-- PreloadInUse               409 preload-in-use           a pool starts from it, or a VM is being created from it
+|   |-- VmClaimed                  409 vm-claimed
 |   `-- ClaimEnded                 409 claim-ended
 |-- PreconditionFailed             412 precondition-failed      If-Match names another version
 |-- Unavailable                    503 unavailable              retry after `retry_after` seconds
@@ -169,6 +170,9 @@ class PreloadBeingDeleted(Conflict, code="preload-being-deleted", title="The pre
 
 
 class PreloadInUse(Conflict, code="preload-in-use", title="The preload is in use"): ...
+
+
+class VmClaimed(Conflict, code="vm-claimed", title="The VM is claimed"): ...
 
 
 class ClaimEnded(Conflict, code="claim-ended", title="The claim has ended"): ...

@@ -255,7 +255,9 @@ async def test_what_postgres_cannot_read_does_not_reach_it(server, path):
 
 async def test_a_path_and_a_method_that_are_not_served(server):
     check(await server.client.get("/v1/nothing"), Refused(404, "not-found", says="/docs lists"))
-    check(await server.client.patch("/v1/preloads/a"), Refused(405, "method-not-allowed", says="does not support PATCH"))
+    check(
+        await server.client.patch("/v1/preloads/a"), Refused(405, "method-not-allowed", says="does not support PATCH")
+    )
     check(await server.client.get("/v1/claim"), Refused(405, "method-not-allowed", says="does not support GET"))
 
 

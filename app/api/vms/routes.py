@@ -1,4 +1,4 @@
-"""VMs, for operators who want to know what happened to one."""
+"""VMs, for operators who want to know what happened to one, or to be rid of it."""
 
 from typing import Annotated
 from uuid import UUID
@@ -11,11 +11,14 @@ from app.api.pages import After, Limit, Page, cut, decode_id
 from app.api.problems import responses
 from app.api.vms.schemas import VmView, VmWithHistory
 from app.domain.states import VmState
-from app.errors import VmNotFound
+from app.errors import Conflict, VmClaimed, VmNotFound
+from app.services.vms import service
+from app.services.vms.service import no_such_vm
 from app.store import events
 from app.store.vms import rows as vm_rows
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
+VmId = Annotated[UUID, Path(description="Id of the VM.")]
 
 
 @router.get(
@@ -51,12 +54,28 @@ async def list_vms(
     response_description="The VM, with its state changes, oldest first",
     responses=responses(VmNotFound),
 )
-async def get_vm(vm_id: Annotated[UUID, Path(description="Id of the VM.")], svc: Svc) -> VmWithHistory:
+async def get_vm(vm_id: VmId, svc: Svc) -> VmWithHistory:
     """Where the VM runs, what is wrong with it, who claimed it, and how long each stage of its start took."""
     async with svc.db.begin() as tx:
         vm = await vm_rows.get(tx, vm_id)
         history = await events.of_vm(tx, vm_id)
     if vm is None:
-        raise VmNotFound(f"no VM has the id {vm_id}; VMs that ended are deleted from the history after some days")
+        raise no_such_vm(vm_id)
     views = [EventView.from_row(event) for event in history]
     return VmWithHistory.of(vm, namespace=svc.settings.namespace, history=views)
+
+
+@router.delete(
+    "/{vm_id}",
+    operation_id="discardVm",
+    summary="Discard a VM that is not claimed",
+    status_code=202,
+    response_description="The VM is being destroyed, or already was",
+    responses=responses(VmNotFound, VmClaimed, Conflict),
+)
+async def discard_vm(vm_id: VmId, svc: Svc) -> VmView:
+    """Destroys a VM that is ready or booting, whatever its pool's `min_available`, and never hands it out again. The pool then
+    creates another one; a paused pool does so when it is resumed. To destroy a claimed VM, release its claim.
+    """
+    vm = await service.discard_vm(svc.db, vm_id)
+    return VmView.of(vm, namespace=svc.settings.namespace)

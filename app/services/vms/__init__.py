@@ -1,0 +1,1 @@
+"""Changing VMs that nobody has claimed."""
