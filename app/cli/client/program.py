@@ -10,9 +10,12 @@ from rich.text import Text
 
 from app.cli.client.apply import apply
 from app.cli.client.claim import claim
+from app.cli.client.delete import delete
+from app.cli.client.edit import patch, scale
 from app.cli.client.get import get
 from app.cli.client.import_pool import import_pool
 from app.cli.client.release import release
+from app.cli.client.rotate import rotate
 from app.errors import EmberpoolError
 
 _COMMANDS: Final[dict[str, Callable[..., None]]] = {
@@ -20,6 +23,10 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "claim": claim,
     "release": release,
     "get": get,
+    "scale": scale,
+    "patch": patch,
+    "rotate": rotate,
+    "delete": delete,
     "import-pool": import_pool,
 }
 

@@ -37,13 +37,21 @@ class ItemProgress:
 
 
 def watch_progress(
-    service: Service, hrefs: Sequence[str], *, pause: Callable[[], None] = lambda: time.sleep(_REFRESH_SECONDS)
+    service: Service,
+    hrefs: Sequence[str],
+    *,
+    read: Callable[[str, Json], ItemProgress] | None = None,
+    pause: Callable[[], None] = lambda: time.sleep(_REFRESH_SECONDS),
 ) -> None:
-    """Returns when everything is ready. If something failed, raises NotReady once the rest is ready."""
+    """Returns when everything is ready. If something failed, raises NotReady once the rest is ready.
+
+    `read` says how far the resource at an href is; without it, whether it is ready.
+    """
+    read = read or progress_of
     console = make_console(sys.stderr)
     with _bars(console) if console.is_terminal else _lines() as show:
         while True:
-            items = [progress_of(href, service.get(href)) for href in hrefs]
+            items = [read(href, service.get(href)) for href in hrefs]
             show(items)
             if all(item.share >= 1 or item.failed for item in items):
                 break

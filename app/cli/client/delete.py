@@ -1,0 +1,60 @@
+"""`emberpool delete`: deletes pools, snapshots and preloads, and discards VMs that nobody has claimed."""
+
+from typing import Annotated, Final
+
+import typer
+
+from app.cli.client.listings import LISTINGS, Kind, find_one, is_id
+from app.cli.client.options import OutputForm, Server, Token, connect
+from app.cli.client.printing import Output, show
+from app.cli.client.service import DEFAULT_SERVER, Service
+
+_KINDS: Final = {
+    word: kind
+    for kind in (Kind.POOLS, Kind.VMS, Kind.SNAPSHOTS, Kind.PRELOADS)
+    for word in (str(kind), kind.removesuffix("s"))
+}
+
+
+def delete(
+    kind: Annotated[str, typer.Argument(help="pool, vm, snapshot or preload.")],
+    names: Annotated[list[str], typer.Argument(help="Their names; of VMs also their ids.")],
+    *,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Release the claims of the pools now; delete what pools start from, and let them start cold.",
+        ),
+    ] = False,
+    output: OutputForm = Output.TABLE,
+    server: Server = DEFAULT_SERVER,
+    token: Token = None,
+) -> None:
+    """Delete pools, snapshots or preloads; or discard VMs that are not claimed, which their pools replace."""
+    found = _read_kind(kind)
+    if force and found is Kind.VMS:
+        raise typer.BadParameter(
+            "--force does not apply to VMs; `emberpool release` ends the claim of one that is claimed"
+        )
+    with connect(server, token) as service:
+        keys = [_key(service, found, name) for name in dict.fromkeys(names)]
+        query = {"force": "true"} if force else {}
+        deleted = [service.ask("DELETE", f"/v1/{found}/{key}", params=query) for key in keys]
+    show(output, {"items": deleted}, LISTINGS[found].columns, deleted)
+
+
+def _read_kind(word: str) -> Kind:
+    kind = _KINDS.get(word.casefold())
+    if kind is not None:
+        return kind
+    if word.casefold() in {"claim", "claims"}:
+        raise typer.BadParameter("claims are ended by `emberpool release`")
+    raise typer.BadParameter(f"{word!r} cannot be deleted; give pool, vm, snapshot or preload")
+
+
+def _key(service: Service, kind: Kind, name: str) -> str:
+    """What stands for it in the path: the id of a VM, and otherwise the name."""
+    if kind is Kind.VMS and not is_id(name):
+        return str(find_one(service, kind, name)["id"])
+    return name
