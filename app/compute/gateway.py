@@ -14,7 +14,7 @@ from app.compute.snapshots import SnapshotGateway
 from app.compute.vm_pools import VmPoolGateway
 from app.compute.vms import ClusterEvent, Listed, VmTemplate
 from app.domain.nodes import Demand
-from app.domain.observation import Observation, PodTimes, WarmWhen
+from app.domain.observation import Failure, Observation, PodTimes, WarmWhen
 from app.domain.paths import Start
 from app.domain.placement import Placement
 from app.domain.templates import VmSpec, WrittenTemplate
@@ -104,6 +104,12 @@ class Gateway(Protocol):
 
     async def pod_times(self, vm_ids: Sequence[str]) -> dict[str, PodTimes]:
         """When the pods of these VMs were scheduled and started, by `vm_id`. VMs without a pod are left out."""
+        ...
+
+    async def disk_failures(self, vm_uids: Sequence[str]) -> dict[str, Failure | None]:
+        """What keeps the disks of these VMs from being made, by the VM's UID; None: nothing does. VMs of which the cluster tells
+        nothing new are left out.
+        """
         ...
 
     def observe(self) -> AsyncGenerator[ClusterEvent, None]:

@@ -7,6 +7,9 @@ from enum import StrEnum
 from app.domain.observation import Observation, WarmWhen
 from app.domain.states import VmState
 
+_WITHOUT_POD = (None, "Pending")
+_NO_AGENT = "its guest agent is not connected"
+
 
 class Verdict(StrEnum):
     NOTHING = "nothing"
@@ -27,6 +30,7 @@ class VmFacts:
     """What a verdict needs of a VM's row.
 
     `whole` False: its disks are made after it, so that the cluster may show it before it can start. `stopped`: we stopped it.
+    `was_ready`: it was warm before.
     """
 
     state: VmState
@@ -39,6 +43,7 @@ class VmFacts:
     claimed_at: datetime | None
     whole: bool = True
     stopped: bool = False
+    was_ready: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +108,20 @@ def _judge_unclaimed(vm: VmFacts, obs: Observation, warm_when: WarmWhen) -> Judg
     if obs.is_warm(warm_when):
         return Judgement(Verdict.READY) if booting else _noted(vm, obs, None)
     if booting:
-        return _noted(vm, obs, health_problem(obs) if obs.failure is not None else None)
-    return Judgement(Verdict.UNREADY, health_problem(obs) or "its guest agent is not connected")
+        return _noted(vm, obs, _boot_problem(vm, obs))
+    return Judgement(Verdict.UNREADY, health_problem(obs) or _NO_AGENT)
+
+
+def _boot_problem(vm: VmFacts, obs: Observation) -> str | None:
+    """What keeps a VM from being warm. A boot that merely takes its time has no problem.
+
+    Before a VM has a pod, a problem counts until it has one: between two attempts to make its disks the cluster reports nothing.
+    """
+    if obs.failure is not None:
+        return health_problem(obs)
+    if vm.was_ready:
+        return health_problem(obs) or _NO_AGENT
+    return vm.health if obs.phase in _WITHOUT_POD else None
 
 
 def _judge_claimed(vm: VmFacts, obs: Observation, rules: HealthRules, now: datetime) -> Judgement:

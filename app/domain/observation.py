@@ -38,7 +38,7 @@ class Observation:
     those of the VMI (None without one). `agent_at`: since when the guest agent is connected. `failure` is set if the cluster
     reports a failed start. `phase_times` says when the VMI entered each phase (KubeVirt's `status.phaseTransitionTimestamps`).
     `owner` is the UID of the VirtualMachinePool that owns the VM, `pool_id` the pool in its label, `revision` the revision of the
-    template from which that VirtualMachinePool made it.
+    template from which that VirtualMachinePool made it. `disks`: the VM's status while it waits for its disks, otherwise None.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Observation:
     owner: str | None = None
     pool_id: str | None = None
     revision: str | None = None
+    disks: str | None = None
 
     def is_warm(self, when: WarmWhen) -> bool:
         """Whether it can be claimed. A paused VM cannot: with KubeVirt's start strategy `Paused` the guest has not booted."""

@@ -11,6 +11,8 @@ The rules, strongest first:
    a rotation. Only if `max_vms` leaves no room for a fresh one is a stale one removed first, never below the floor.
 6. If it is known how many VMs the nodes have room for, no more are created: a VM without a node would only fail at its boot
    timeout. Existing VMs are not affected, but if the nodes are full, stale VMs make room one by one.
+7. A VM on a node that is going (see `domain.nodes`) is removed once a VM elsewhere is ready, and never before: it still works.
+8. Where a VM is to be replaced and cannot be, the plan says why, and what would help.
 """
 
 from collections.abc import Iterable
@@ -21,18 +23,19 @@ from uuid import UUID
 from app.domain.statistics import count_of
 
 _SURGE_SHARE = 0.25
-"""During a rotation a pool may exceed its size by this share."""
+_TOLD = 5
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyVm:
     """A VM that waits to be claimed. `current`: made from the pool's present template, and since the last rotation that was
-    requested.
+    requested. `going`: the name of its node, if that node is going.
     """
 
     id: UUID
     ready_at: datetime
     current: bool
+    going: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,8 @@ class InFlightVm:
 class PoolSnapshot:
     """One pool as its rows say. `waiting` counts claims in its queue, `drained` VMs that were claimed since it was last filled.
 
-    `ready` and `in_flight` hold every such VM of the pool. `room`: how many more VMs the nodes have room for now, in words
-    `room_note`; None: that is not known. `never_fits`: no node could take one, even if it were empty.
+    `rotated`: a rotation was requested. `ready` and `in_flight` hold every such VM of the pool. `room`: how many more VMs the nodes
+    have room for now, in words `room_note`; None: that is not known. `never_fits`: no node could take one, even if it were empty.
     """
 
     size: int
@@ -69,6 +72,7 @@ class PoolSnapshot:
     paused: bool = False
     deleting: bool = False
     stalled: bool = False
+    rotated: bool = False
     backoff_until: datetime | None = None
     room: int | None = None
     room_note: str = ""
@@ -80,7 +84,8 @@ class Plan:
     """`create` so many VMs, `cancel` those in flight, `remove` those that are ready, in the order given and not below `floor`.
 
     `urgent`: the pool is below its floor, and its creates go first. `notes` tell people what keeps the pool from its size.
-    `look_again_at`: the plan changes then by time alone. `waits_for_room`: more VMs would be created if the nodes had room.
+    `held`: why VMs that are to be replaced are not, and what would help. `look_again_at`: the plan changes then by time alone.
+    `waits_for_room`: more VMs would be created if the nodes had room.
     """
 
     create: int = 0
@@ -89,6 +94,7 @@ class Plan:
     floor: int = 0
     urgent: bool = False
     notes: tuple[str, ...] = ()
+    held: str | None = None
     look_again_at: datetime | None = None
     waits_for_room: bool = False
 
@@ -103,6 +109,11 @@ def target(pool: PoolSnapshot) -> int:
         return 0
     size = pool.size if pool.auto_replenish else max(0, pool.size - pool.drained)
     return size + pool.waiting
+
+
+def surge_of(size: int) -> int:
+    """By how many VMs a pool may exceed its size while it replaces some, so that a new template does not double the pool."""
+    return max(1, int(size * _SURGE_SHARE))
 
 
 def plan(pool: PoolSnapshot, now: datetime) -> Plan:
@@ -122,12 +133,15 @@ def plan(pool: PoolSnapshot, now: datetime) -> Plan:
     want = target(pool)
     keep = _cap(pool, want)
     stale = _stale(pool, now)
-    fresh_ready = len(pool.ready) - len(stale)
+    going = _going(pool, stale)
+    fresh_ready = len(pool.ready) - len(stale) - len(going)
     cancel = _cancel(pool, keep=keep, fresh_ready=fresh_ready, urgent=urgent)
     staying = [vm for vm in pool.in_flight if vm.id not in set(cancel)]
-    fresh = fresh_ready + sum(vm.current for vm in staying)
+    coming = sum(vm.current for vm in staying)
+    fresh = fresh_ready + coming
     create, notes = _create(pool, now, want=want, fresh=fresh, staying=len(staying))
-    remove = _remove(pool, now, keep=keep, stale=stale, room_needed=want - fresh - create)
+    remove = _remove(pool, now, keep=keep, stale=stale, going=going, room_needed=want - fresh - create)
+    moves = create or coming or remove or pool.leaving
     return Plan(
         create=create,
         cancel=cancel,
@@ -135,6 +149,7 @@ def plan(pool: PoolSnapshot, now: datetime) -> Plan:
         floor=pool.min_available,
         urgent=urgent,
         notes=notes,
+        held=None if moves else _why_held(pool, stale, going, notes),
         look_again_at=_look_again_at(pool, now),
         waits_for_room=bool(pool.room_note) and pool.room_note in notes,
     )
@@ -153,6 +168,13 @@ def _stale(pool: PoolSnapshot, now: datetime) -> list[ReadyVm]:
 
 def _is_aged(pool: PoolSnapshot, vm: ReadyVm, now: datetime) -> bool:
     return pool.max_ready_age is not None and now - vm.ready_at >= pool.max_ready_age
+
+
+def _going(pool: PoolSnapshot, stale: list[ReadyVm]) -> list[ReadyVm]:
+    """Ready VMs on nodes that are going, and that need not be replaced otherwise, the oldest first."""
+    replaced = {vm.id for vm in stale}
+    found = (vm for vm in pool.ready if vm.going is not None and vm.id not in replaced)
+    return sorted(found, key=lambda vm: vm.ready_at)
 
 
 def _cancel(pool: PoolSnapshot, *, keep: int, fresh_ready: int, urgent: bool) -> tuple[UUID, ...]:
@@ -175,34 +197,46 @@ def _create(pool: PoolSnapshot, now: datetime, *, want: int, fresh: int, staying
         return 0, ("stalled: too many VMs failed in a row; edit or resume the pool",)
     if backoff_until := _backoff(pool, now):
         return 0, (f"backing off after a failure until {backoff_until.isoformat(timespec='seconds')}",)
-    # A rotation replaces some VMs at a time, so that a new template does not double the pool.
-    surge = max(1, int(pool.size * _SURGE_SHARE))
     pace = f"{count_of(staying, 'VM')} on the way; max_concurrent_creates is {pool.max_concurrent_creates}"
-    rotating = "rotating: more VMs are created once these are ready"
     limits = [
         (pool.max_concurrent_creates - staying, pace),
-        (want + surge - len(pool.ready) - staying, rotating),
+        (
+            want + surge_of(pool.size) - len(pool.ready) - staying,
+            "rotating: more VMs are created once these are ready",
+        ),
     ]
     if pool.max_vms is not None:
-        # A cancelled VM takes room until the cluster has removed it.
-        room = pool.max_vms - pool.claimed - pool.leaving - len(pool.ready) - len(pool.in_flight)
-        limits.append((room, f"max_vms is {pool.max_vms}: {pool.claimed} claimed, {pool.leaving} leaving"))
+        room = _room_below_cap(pool, pool.max_vms)
+        full = f"max_vms is {pool.max_vms}: {pool.claimed} claimed, {pool.leaving} leaving"
+        enough = min(missing, *(limit for limit, _ in limits))
+        limits.append((room, f"{full}; raise it by {enough - room} for {count_of(enough, 'more VM')}"))
     if pool.room is not None:
         limits.append((pool.room, pool.room_note))
-    create, notes = missing, []
-    for limit, note in limits:
-        if limit < create:
-            create = limit
-            notes.append(note)
-    return max(0, create), tuple(notes)
+    lowest = min(limit for limit, _ in limits)
+    # Only what decides is told: the next limit may be gone by the time that it would count.
+    notes = tuple(note for limit, note in limits if limit == lowest < missing)
+    return max(0, min(missing, lowest)), notes
+
+
+def _room_below_cap(pool: PoolSnapshot, max_vms: int) -> int:
+    """How many more VMs `max_vms` allows; below zero after it was lowered. A cancelled VM counts until the cluster has removed it."""
+    return max_vms - pool.claimed - pool.leaving - len(pool.ready) - len(pool.in_flight)
 
 
 def _remove(
-    pool: PoolSnapshot, now: datetime, *, keep: int, stale: list[ReadyVm], room_needed: int
+    pool: PoolSnapshot,
+    now: datetime,
+    *,
+    keep: int,
+    stale: list[ReadyVm],
+    going: list[ReadyVm],
+    room_needed: int,
 ) -> tuple[UUID, ...]:
-    """Ready VMs to remove: those that may not stay, stale ones first; if `max_vms` or the nodes leave no room, stale ones."""
-    stale_ids = {vm.id for vm in stale}
-    oldest = sorted((vm for vm in pool.ready if vm.id not in stale_ids), key=lambda vm: vm.ready_at)
+    """Ready VMs to remove: those that may not stay, stale ones first, then those on nodes that are going; if `max_vms` or the
+    nodes leave no room, stale ones.
+    """
+    outdated = {vm.id for vm in (*stale, *going)}
+    oldest = sorted((vm for vm in pool.ready if vm.id not in outdated), key=lambda vm: vm.ready_at)
     surplus = max(0, len(pool.ready) - keep)
     above_floor = max(0, len(pool.ready) - pool.min_available)
     count = min(surplus, above_floor)
@@ -210,7 +244,7 @@ def _remove(
         count = min(max(count, min(room_needed, len(stale), pool.max_concurrent_creates)), above_floor)
     if stale and _is_blocked_by_nodes(pool, now, keep):
         count = min(max(count, 1), above_floor)
-    return _ids([*stale, *oldest][:count])
+    return _ids([*stale, *going, *oldest][:count])
 
 
 def _is_blocked_by_cap(pool: PoolSnapshot, now: datetime) -> bool:
@@ -229,6 +263,41 @@ def _is_blocked_by_nodes(pool: PoolSnapshot, now: datetime, keep: int) -> bool:
     if pool.leaving or pool.in_flight or pool.stalled or _backoff(pool, now):
         return False
     return len(pool.ready) >= keep
+
+
+def _why_held(pool: PoolSnapshot, stale: list[ReadyVm], going: list[ReadyVm], notes: tuple[str, ...]) -> str | None:
+    """Why the VMs that are to be replaced stay as they are. None: there are none."""
+    if not stale and not going:
+        return None
+    old = sum(not vm.current for vm in stale)
+    nodes = sorted({vm.going for vm in going if vm.going is not None})
+    told = f"{', '.join(nodes[:_TOLD])}{' and more' if len(nodes) > _TOLD else ''}"
+    subjects = [
+        f"{count_of(number, 'VM')} {which}"
+        for number, which in (
+            (old, "of the old template or from before the rotation" if pool.rotated else "of the old template"),
+            (len(stale) - old, "older than max_ready_age_seconds"),
+            (len(going), f"on nodes that are cordoned or going ({told})"),
+        )
+        if number
+    ]
+    return f"{' and '.join(subjects)}: {_what_holds(pool, spare=bool(stale), notes=notes)}"
+
+
+def _what_holds(pool: PoolSnapshot, *, spare: bool, notes: tuple[str, ...]) -> str:
+    """`spare`: some of them may be removed before their successors are ready, if the floor allows it."""
+    room = _room_below_cap(pool, pool.max_vms) if pool.max_vms is not None else 1
+    lower = pool.min_available - len(pool.ready) + 1
+    at_floor = spare and lower > 0
+    if room <= 0 and at_floor:
+        helps = f"raise max_vms by {1 - room} or lower min_available by {lower}"
+        return f"min_available and max_vms leave no room to replace them; {helps}"
+    if room <= 0 and not spare:
+        return f"max_vms leaves no room to replace them; raise it by {1 - room}"
+    reasons = [*notes]
+    if at_floor and (pool.room == 0 or not notes):
+        reasons.append(f"min_available leaves none to remove first; lower it by {lower}")
+    return "; ".join(reasons) or "the next plan replaces them"
 
 
 def _backoff(pool: PoolSnapshot, now: datetime) -> datetime | None:

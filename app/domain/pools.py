@@ -1,6 +1,7 @@
 """What a pool is asked to be. The same shape is the body of `PUT /v1/pools/{name}` and what the store keeps."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
@@ -11,11 +12,14 @@ from app.domain.fields import model_of
 from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
 from app.domain.placement import Placement
+from app.domain.planning import surge_of
+from app.domain.statistics import BootTimes
 from app.domain.vm_pools import Backing
 
 POOL_NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 Count = Annotated[int, Strict()]
 """A whole number as such: `true` and `"3"` are none."""
+_NOT_MEASURED = BootTimes()
 PoolName = Annotated[str, Field(pattern=POOL_NAME_PATTERN, max_length=63, examples=["fast-start-pool"])]
 
 
@@ -189,6 +193,61 @@ def _merge(target: Mapping[str, Any], patch: Mapping[str, Any], model: type[Base
         else:
             merged.pop(name, None)
     return merged
+
+
+def why_never_a_vm(spec: PoolSpec) -> str | None:
+    """Why these settings never let the pool have a VM, and what would; None: they let it."""
+    if spec.max_vms == 0:
+        return "max_vms is 0: the pool never has a VM; raise max_vms"
+    if spec.size == 0 and not spec.auto_replenish:
+        return (
+            "size is 0 and auto_replenish is off: the pool never has a VM, and replenish creates none; "
+            "raise size or turn auto_replenish on"
+        )
+    return None
+
+
+def contradictions(spec: PoolSpec, boots: BootTimes = _NOT_MEASURED) -> tuple[str, ...]:
+    """Settings that cannot all hold though the pool works, and what to change. What can never work is refused by PoolSpec itself.
+
+    `boots`: the pool's boot times as measured.
+    """
+    found = [why_never_a_vm(spec), _no_room_to_replace(spec), _floor_without_refill(spec), _ages_too_fast(spec, boots)]
+    return tuple(note for note in found if note is not None)
+
+
+def _no_room_to_replace(spec: PoolSpec) -> str | None:
+    """The floor keeps every VM, and the cap allows no other."""
+    if not spec.size or spec.max_vms is None or spec.min_available < spec.max_vms:
+        return None
+    return (
+        f"size, min_available and max_vms are all {spec.size}: no VM can be replaced when the template changes or when it is too "
+        "old, and a claim takes the pool below min_available until it ends; raise max_vms by 1 or lower min_available by 1"
+    )
+
+
+def _floor_without_refill(spec: PoolSpec) -> str | None:
+    if spec.auto_replenish or not spec.min_available:
+        return None
+    return (
+        f"auto_replenish is off: claims take the pool below min_available ({spec.min_available}), where it stays until replenish "
+        "is called; turn auto_replenish on or set min_available to 0"
+    )
+
+
+def _ages_too_fast(spec: PoolSpec, boots: BootTimes) -> str | None:
+    """VMs become too old faster than others can take their place. Only known once boots were measured."""
+    age = spec.max_ready_age_seconds
+    if age is None or not spec.size or boots.p50 is None:
+        return None
+    at_once = min(spec.max_concurrent_creates, surge_of(spec.size))
+    seconds = -(-spec.size // at_once) * boots.p50
+    if seconds <= age:
+        return None
+    return (
+        f"replacing all {spec.size} VMs takes about {seconds:.0f} s ({at_once} at a time, {boots.p50:.0f} s each), so that VMs become "
+        f"older than max_ready_age_seconds ({age}); raise it to {math.ceil(seconds)} or more"
+    )
 
 
 def revision_of(fingerprint: str, spec: PoolSpec) -> str:

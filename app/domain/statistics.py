@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from typing_extensions import override
+
 from app.domain.states import PoolPhase
 
 _GUESS_SECONDS = 60.0
 """Assumed for a cold boot while none was measured on this cluster: the upper end of the usual 30 to 60 s."""
+_DRAINED = "auto_replenish is off: call replenish to refill it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,29 @@ class PoolCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class Ailment:
+    """What most of a pool's VMs on their way suffer from: `count` of `total`, and one of them tells it in words."""
+
+    count: int
+    total: int
+    text: str
+
+    @property
+    def is_of_all(self) -> bool:
+        return self.count == self.total
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.count} of {count_of(self.total, 'VM')}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
 class PoolFlags:
-    """`capacity_problem`: why the nodes of the cluster could never take as many VMs of it as its size, in words."""
+    """What is known of a pool beside its counts, in words.
+
+    `capacity_problem`: why the nodes of the cluster could never take as many VMs of it as its size. `never`: why its settings
+    never let it have a VM. `held`: why VMs that are to be replaced are not. `ailing`: what its VMs on their way suffer from.
+    """
 
     deleting: bool = False
     paused: bool = False
@@ -46,6 +70,9 @@ class PoolFlags:
     auto_replenish: bool = True
     last_failure: str | None = None
     capacity_problem: str | None = None
+    never: str | None = None
+    held: str | None = None
+    ailing: Ailment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +101,31 @@ def assess(
         return PoolHealth(PoolPhase.PAUSED, "paused: nothing is created or removed until resume")
     if flags.capacity_problem is not None:
         return PoolHealth(PoolPhase.DEGRADED, flags.capacity_problem)
-    waits_for = "; ".join((*notes, *([f"last failure: {flags.last_failure}"] if flags.last_failure else ())))
+    reason = why_waiting(flags, notes)
+    # A pool is not filling if none of the VMs on their way gets on.
+    stuck = flags.ailing is not None and flags.ailing.is_of_all
     if counts.ready < min_available:
-        reason = f"{counts.ready} ready, below min_available {min_available}"
-        return PoolHealth(PoolPhase.DEGRADED, f"{reason}; {waits_for}" if waits_for else reason)
+        below = f"{counts.ready} ready, below min_available {min_available}"
+        drained = None if flags.auto_replenish or counts.in_flight else _DRAINED
+        return PoolHealth(PoolPhase.DEGRADED, "; ".join(filter(None, (below, drained, reason))))
     if counts.ready >= size:
-        return PoolHealth(PoolPhase.READY, None)
+        # Neither a note nor a failure of the past is a reason: a full pool waits for nothing, unless VMs are to be replaced.
+        waits = flags.held is not None or flags.ailing is not None
+        return PoolHealth(PoolPhase.READY, flags.never or (why_waiting(flags) if waits else None))
     if not flags.auto_replenish and counts.in_flight == 0:
-        return PoolHealth(PoolPhase.DRAINED, "auto_replenish is off: call replenish to refill it")
-    return PoolHealth(PoolPhase.FILLING, waits_for or None)
+        return PoolHealth(PoolPhase.DRAINED, _DRAINED)
+    return PoolHealth(PoolPhase.DEGRADED if stuck else PoolPhase.FILLING, reason)
+
+
+def why_waiting(flags: PoolFlags, notes: tuple[str, ...] = ()) -> str | None:
+    """What keeps VMs of the pool from being ready, in words; None: nothing that is known. Each cause is told once."""
+    parts = [flags.held] if flags.held else []
+    parts += [note for note in notes if note not in (flags.held or "")]
+    if flags.ailing is not None and not any(flags.ailing.text in part for part in parts):
+        parts.append(str(flags.ailing))
+    if flags.last_failure:
+        parts.append(f"last failure: {flags.last_failure}")
+    return "; ".join(parts) or None
 
 
 def estimate_wait(

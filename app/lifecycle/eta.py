@@ -1,14 +1,17 @@
 """Whether and when a pool has a VM for one more claim."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from uuid import UUID
 
+from app.domain.pools import why_never_a_vm
+from app.domain.states import ClaimState
 from app.domain.statistics import BootTimes, PoolCounts, WaitEstimate, estimate_wait
 from app.store import path_times as paths
 from app.store.database import Tx
 from app.store.pools import rows as pool_rows
 from app.store.pools import statistics
-from app.store.rows import PoolRow
+from app.store.rows import ClaimRow, PoolRow
 from app.store.vms.observed import database_now
 
 
@@ -55,6 +58,18 @@ async def estimate_in_pool(tx: Tx, pool_id: UUID, claim_id: UUID | None) -> Wait
     )
 
 
+async def tell_why_pending(tx: Tx, claims: Sequence[ClaimRow]) -> list[ClaimRow]:
+    """The same claims. The reason of one that is pending also says what keeps the VMs that it waits for from being ready now."""
+    pending = sorted({claim.pool_id for claim in claims if claim.state is ClaimState.PENDING})
+    why = await statistics.why_waiting_for(tx, pending)
+    return [
+        replace(claim, reason="; ".join(filter(None, (claim.reason, why[claim.pool_id]))))
+        if claim.state is ClaimState.PENDING and claim.pool_id in why
+        else claim
+        for claim in claims
+    ]
+
+
 async def measure_boots(tx: Tx, pool: PoolRow) -> MeasuredBoots:
     """The pool's own boot times; where it has none, those of its shape on the same path in any pool, then those of all shapes.
 
@@ -80,7 +95,7 @@ def why_none_will_come(pool: PoolRow, claimed: int, wait_seconds: float) -> str 
     if pool.paused:
         return "it is paused"
     if not pool.spec.auto_replenish:
-        return "auto_replenish is off: call replenish"
+        return why_never_a_vm(pool.spec) or "auto_replenish is off: call replenish"
     if pool.spec.max_vms is not None and claimed >= pool.spec.max_vms and wait_seconds <= 0:
         return f"all of its max_vms ({pool.spec.max_vms}) are claimed"
     return None

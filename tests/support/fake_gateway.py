@@ -17,7 +17,7 @@ from app.compute.capabilities import Capability
 from app.compute.nodes import NodeChanged, NodeEvent, NodeGone, NodesListed
 from app.compute.vms import Changed, ClusterEvent, Gone, Listed, VmTemplate
 from app.domain.nodes import Demand, Node
-from app.domain.observation import Observation, PodTimes
+from app.domain.observation import Failure, Observation, PodTimes
 from app.domain.paths import ImageKind, ImageRef
 from app.errors import ClusterConflict, ClusterNotFound, FieldProblem, TemplateRefused
 from tests.support.fake_preloads import FakePreloads
@@ -39,6 +39,8 @@ class FakeGateway:
         """What people call the claims of labelled VMs."""
         self.pods: dict[str, PodTimes] = {}
         """By VM id: what its pod tells of its start."""
+        self.disks: dict[str, Failure | None] = {}
+        """By the UID of a VM: what keeps its disks from being made."""
         self.watchers: list[asyncio.Queue[ClusterEvent]] = []
         self.demands: Demand | None = None
         """What a VM asks of a node; None: nobody knows."""
@@ -144,6 +146,10 @@ class FakeGateway:
     async def pod_times(self, vm_ids):
         await self._called("pods", ",".join(vm_ids))
         return {vm_id: self.pods[vm_id] for vm_id in vm_ids if vm_id in self.pods}
+
+    async def disk_failures(self, vm_uids):
+        await self._called("disks", ",".join(vm_uids))
+        return {uid: self.disks[uid] for uid in vm_uids if uid in self.disks}
 
     async def observe(self) -> AsyncGenerator[ClusterEvent, None]:
         events: asyncio.Queue[ClusterEvent] = asyncio.Queue()

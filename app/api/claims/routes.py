@@ -13,6 +13,7 @@ from app.api.problems import responses
 from app.config import MAX_WAIT_SECONDS
 from app.domain.states import ClaimState
 from app.errors import ClaimEnded, ClaimNotFound, Conflict, InvalidRequest, LeaseTooLong
+from app.lifecycle.eta import tell_why_pending
 from app.services.claims import lifecycle
 from app.store.claims import rows as claim_rows
 
@@ -41,6 +42,7 @@ async def list_claims(
         found = await claim_rows.page(
             tx, after=decode_id(after), limit=limit + 1, pool=pool, state=state, label=_label(label), shape=shape
         )
+        found = await tell_why_pending(tx, found)
     claims, following = cut(found, limit, lambda claim: claim.id)
     return Page(items=[ClaimView.of(claim, namespace=svc.settings.namespace) for claim in claims], next=following)
 

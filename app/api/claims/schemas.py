@@ -232,7 +232,9 @@ class ClaimView(View):
     created_at: datetime
     bound_at: datetime | None
     ended_at: datetime | None
-    reason: str | None = Field(description="While pending: why no VM was ready. Once ended: why.")
+    reason: str | None = Field(
+        description="While pending: why no VM was ready, and what the VMs on their way suffer from now. Once ended: why."
+    )
     replacements: list[Replacement]
     estimate: Estimate | None = Field(description="While the claim waits.")
     timings: ClaimTimings

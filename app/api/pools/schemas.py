@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from app.api.views import BootSeconds, Fingerprint, View
 from app.domain.observation import WarmWhen
-from app.domain.pools import PoolName, PoolSpec
+from app.domain.pools import PoolName, PoolSpec, contradictions, why_never_a_vm
 from app.domain.states import PoolPhase
 from app.domain.statistics import PoolFlags, assess
 from app.services.pools.vm_pool_import import Import
@@ -26,9 +26,17 @@ class PoolRotation(BaseModel):
 
 class PoolStatus(BaseModel):
     phase: PoolPhase
-    reason: str | None = Field(description="Why the phase is not `ready`. Null for `ready` and `filling`.")
+    reason: str | None = Field(
+        description=(
+            "What is wrong, and what would help: what keeps the pool from its size, what its VMs suffer from, and why VMs of an old "
+            "template stay. Null if nothing is wrong."
+        )
+    )
     notes: list[str] = Field(
-        description="What the pool waits for, and recent changes that others made to it in the cluster. Independent of the phase."
+        description=(
+            "Settings that cannot all hold, what the pool waits for, and recent changes that others made to it in the cluster. "
+            "Independent of the phase."
+        )
     )
     fill: float = Field(description="Ready VMs divided by size, from 0 to 1.", examples=[0.9])
     counts: dict[str, int] = Field(
@@ -67,12 +75,15 @@ class PoolView(View):
             auto_replenish=pool.spec.auto_replenish,
             last_failure=pool.last_failure if pool.consecutive_failures else None,
             capacity_problem=plan.capacity_problem,
+            never=why_never_a_vm(pool.spec),
+            held=plan.held,
+            ailing=figures.ailing,
         )
         health = assess(counts, size=size, min_available=pool.spec.min_available, flags=flags, notes=plan.notes)
         status = PoolStatus(
             phase=health.phase,
             reason=health.reason,
-            notes=list(plan.notes),
+            notes=[*contradictions(pool.spec, figures.boots), *plan.notes],
             fill=round(min(1.0, counts.ready / size), 4) if size else 1.0,
             counts=asdict(counts),
             rotation=_rotation(pool, figures),

@@ -10,7 +10,7 @@ import structlog
 from app.compute.capabilities import Capability
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient, configure
-from app.compute.kubevirt.kinds import PODS, PVCS, VMIS, VMS, Kind, Manifest, opened
+from app.compute.kubevirt.kinds import DATA_VOLUMES, PODS, PVCS, VMIS, VMS, Kind, Manifest, opened
 from app.compute.kubevirt.nodes.watch import observe_nodes
 from app.compute.kubevirt.preloads.gateway import KubeVirtPreloads
 from app.compute.kubevirt.snapshots import KubeVirtSnapshots
@@ -20,6 +20,7 @@ from app.compute.kubevirt.templates.manifests import claim_marks, vm_manifest
 from app.compute.kubevirt.templates.placement import fragment_of
 from app.compute.kubevirt.templates.start_sources import begin, pvcs_of
 from app.compute.kubevirt.vm_pools import KubeVirtVmPools
+from app.compute.kubevirt.vms.disks import CREATED_BY, disks_of_vms
 from app.compute.kubevirt.vms.inventory import Inventory
 from app.compute.kubevirt.vms.observations import observe_pod, observe_vm
 from app.compute.kubevirt.vms.watch import Listing, observe
@@ -27,11 +28,11 @@ from app.compute.nodes import NodeEvent
 from app.compute.vms import ClusterEvent, Listed, VmTemplate
 from app.config import Settings
 from app.domain.nodes import Demand
-from app.domain.observation import Observation, PodTimes, WarmWhen
+from app.domain.observation import Failure, Observation, PodTimes, WarmWhen
 from app.domain.paths import Start
 from app.domain.placement import Placement
 from app.domain.templates import VmSpec, WrittenTemplate
-from app.errors import ClusterRefused, FieldProblem, TemplateRefused
+from app.errors import ClusterNotFound, ClusterRefused, FieldProblem, TemplateRefused
 from app.ids import new_id, vm_name
 
 _DRY_RUN = "dry-run"
@@ -142,6 +143,13 @@ class KubeVirtGateway:
         pods, _ = await self._client.list_all(PODS, selector=selector)
         found = [observe_pod(pod) for pod in pods]
         return {vm_id: times for vm_id, times in found if vm_id is not None}
+
+    async def disk_failures(self, vm_uids: Sequence[str]) -> dict[str, Failure | None]:
+        try:
+            volumes, _ = await self._client.list_all(DATA_VOLUMES, selector=f"{CREATED_BY} in ({','.join(vm_uids)})")
+        except ClusterNotFound:  # without CDI there are no DataVolumes
+            return {}
+        return disks_of_vms(volumes, datetime.now(UTC))
 
     def observe(self) -> AsyncGenerator[ClusterEvent, None]:
         return observe(self, relist_seconds=self._settings.relist_seconds)

@@ -86,6 +86,7 @@ async def plan_next_pool(
             pool_id,
             next_in_seconds=_next_look(step, now, every_seconds),
             notes=notes,
+            held=step.held,
             capacity_problem=room.capacity_problem,
             waits_for_room=step.waits_for_room,
         )

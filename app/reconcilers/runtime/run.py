@@ -26,6 +26,7 @@ from app.reconcilers.snapshots.sweeper import SnapshotSweeper
 from app.reconcilers.vm_pools.reconciler import VmPoolReconciler
 from app.reconcilers.vms.boot_times import BootTimes
 from app.reconcilers.vms.creator import VmCreator
+from app.reconcilers.vms.disk_failures import DiskFailures
 from app.reconcilers.vms.informer import VmInformer
 from app.reconcilers.vms.labeler import ClaimLabeler
 from app.reconcilers.vms.remover import VmRemover
@@ -42,7 +43,7 @@ class Reconcilers:
     def __init__(self, db: Database, gateway: Gateway, listener: Listener, settings: Settings) -> None:
         holder = f"{socket.gethostname()}:{os.getpid()}"
         placing = Placing(gateway)
-        boots_seen = Wake()
+        boots_seen, disks_fail = Wake(), Wake()
         self._db = db
         self._gateway = gateway
         self._listener = listener
@@ -58,9 +59,12 @@ class Reconcilers:
         self._reaper = Reaper(db, settings)
         self._failover = ClaimFailover(db, gateway, settings)
         self._boot_times = BootTimes(db, gateway, boots_seen)
-        self._vms = VmInformer(db, gateway, settings, holder=holder, on_boot=self._boot_times.note)
+        self._disk_failures = DiskFailures(db, gateway, disks_fail)
+        self._vms = VmInformer(
+            db, gateway, settings, holder=holder, on_boot=self._boot_times.note, disk_failures=self._disk_failures
+        )
         self._nodes = NodeInformer(db, gateway, settings, holder=holder)
-        self._loops = self._list_loops(boots_seen)
+        self._loops = self._list_loops(boots_seen, disks_fail)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop`, finishes the calls under way, and releases all other work. A loop that dies ends all of them."""
@@ -77,7 +81,7 @@ class Reconcilers:
                 break
         log.info("reconcilers.stopped")
 
-    def _list_loops(self, boots_seen: Wake) -> dict[str, "_Run"]:
+    def _list_loops(self, boots_seen: Wake, disks_fail: Wake) -> dict[str, "_Run"]:
         s = self._settings
         preload_seconds = min(1.0, s.preload_poll_seconds)
         vm_pool_topics = (Topic.POOL, Topic.CREATE, Topic.REMOVE, Topic.CLAIMED)
@@ -88,6 +92,7 @@ class Reconcilers:
             ("remove", self._remover.step, 1.0, self._on(Topic.REMOVE)),
             ("label", self._labeler.step, 1.0, self._on(Topic.CLAIMED)),
             ("boot-times", self._boot_times.step, 5.0, boots_seen),
+            ("disk-failures", self._disk_failures.step, 1.0, disks_fail),
             ("vm-pools", self._vm_pools.step, 1.0, self._on(*vm_pool_topics)),
             ("vm-pool-sweep", self._vm_pools.sweep, s.relist_seconds, Wake()),
             ("preloads", self._preloads.step, preload_seconds, self._on(Topic.PRELOAD)),

@@ -8,6 +8,7 @@ from app.compute.gateway import Gateway
 from app.compute.vms import Changed, ClusterEvent, Gone, Listed
 from app.config import Settings
 from app.reconcilers.runtime.informer import Batch, Informer, Pending
+from app.reconcilers.vms.disk_failures import DiskFailures
 from app.reconcilers.vms.status_writer import OnBoot, StatusWriter
 from app.store import watch_state
 from app.store.database import Database
@@ -19,10 +20,19 @@ class VmInformer(Informer[Listed, Changed | Gone]):
     gather_seconds = 0.01
 
     def __init__(
-        self, db: Database, gateway: Gateway, settings: Settings, *, holder: str, on_boot: OnBoot | None = None
+        self,
+        db: Database,
+        gateway: Gateway,
+        settings: Settings,
+        *,
+        holder: str,
+        on_boot: OnBoot | None = None,
+        disk_failures: DiskFailures | None = None,
     ) -> None:
         super().__init__(db, gateway, settings, holder=holder)
-        self._writer = StatusWriter(db, gateway, settings, fence=self._leader.require, on_boot=on_boot)
+        self._writer = StatusWriter(
+            db, gateway, settings, fence=self._leader.require, on_boot=on_boot, disk_failures=disk_failures
+        )
 
     @override
     def observe(self) -> AsyncGenerator[ClusterEvent, None]:

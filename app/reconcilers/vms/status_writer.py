@@ -18,6 +18,7 @@ from app.domain.stages import BootMarks, measure_stages
 from app.domain.states import VM_ENDED, VmState
 from app.errors import ClusterError, ClusterUnavailable
 from app.reconcilers.vm_pools.adoption import find_rows, note_detached
+from app.reconcilers.vms.disk_failures import DiskFailures
 from app.reconcilers.vms.outcomes import end_removed, follow_ready, give_up, make_ready
 from app.store import vm_pools
 from app.store.database import Database, Tx
@@ -54,10 +55,12 @@ class StatusWriter:
         *,
         fence: Fence | None = None,
         on_boot: OnBoot | None = None,
+        disk_failures: DiskFailures | None = None,
     ) -> None:
         self._db = db
         self._fence = fence
         self._on_boot = on_boot
+        self._disk_failures = disk_failures
         self._gateway = gateway
         self._settings = settings
         self._rules = HealthRules(
@@ -76,6 +79,7 @@ class StatusWriter:
         async with self._begin() as tx:
             if made:
                 by_id |= await find_rows(tx, made)
+            by_id = self._explain(by_id)
             now = await observed.database_now(tx)
             booted, pools = await self._apply(tx, by_id, now)
         if detached := [obs for obs in made if obs.owner is None]:
@@ -136,6 +140,13 @@ class StatusWriter:
         )
         booted = [vm for vm, judgement in judged if judgement.verdict is Verdict.READY]
         return booted, await make_ready(tx, booted)
+
+    def _explain(self, by_id: dict[UUID, Observation]) -> dict[UUID, Observation]:
+        """The observations with what is known of the VMs' disks."""
+        if self._disk_failures is None:
+            return by_id
+        self._disk_failures.note(by_id)
+        return {vm_id: self._disk_failures.explain(obs) for vm_id, obs in by_id.items()}
 
     def _judge(self, vm: ObservedVm, obs: Observation, now: datetime) -> Judgement:
         return judge(vm.facts, obs, vm.warm_when, self._rules, now)

@@ -23,7 +23,7 @@ from app.domain.pools import PoolSpec
 from app.domain.states import CLAIM_ENDED, ClaimState
 from app.domain.statistics import WaitEstimate
 from app.errors import DatabaseUnavailable, IdempotencyKeyReused, NoPath, NoWarmVm, PoolBeingDeleted
-from app.lifecycle.eta import PoolStatus, estimate_in_pool, read_status, why_none_will_come
+from app.lifecycle.eta import PoolStatus, estimate_in_pool, read_status, tell_why_pending, why_none_will_come
 from app.lifecycle.on_demand_pools import enter_pool
 from app.services.claims.lifecycle import no_such_claim
 from app.services.claims.waiters import Waiters
@@ -354,6 +354,7 @@ async def _read(tx: Tx, claim_id: UUID) -> StoredClaim:
     claim = await _get(tx, claim_id)
     if claim.state is not ClaimState.PENDING:
         return StoredClaim(claim)
+    (claim,) = await tell_why_pending(tx, [claim])
     return StoredClaim(claim, estimate=await estimate_in_pool(tx, claim.pool_id, claim_id))
 
 

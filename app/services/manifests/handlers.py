@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from app.compute.gateway import Gateway
 from app.domain.paths import StartPath
-from app.domain.pools import PoolSpec
+from app.domain.pools import PoolSpec, contradictions
 from app.domain.preloads import PreloadSpec
 from app.domain.snapshots import SnapshotSpec, assess
 from app.errors import Conflict, EmberpoolError, FieldProblem, NotFound, PoolBeingDeleted
@@ -54,7 +54,8 @@ class PoolHandler:
         elif spec.path is StartPath.PRELOAD and spec.source is not None:
             preload: PreparedPreload = coming[Resource.PRELOAD, spec.source].plan
             refuse_other_image(preload.name, preload.image, plan.template)
-        return Prepared(request, Outcome(plan.outcome, f"/v1/pools/{request.name}"), plan)
+        outcome = Outcome(plan.outcome, f"/v1/pools/{request.name}", notes=contradictions(spec))
+        return Prepared(request, outcome, plan)
 
     async def commit(self, prepared: Prepared[PreparedPool]) -> Outcome:
         written = await commit_pool(self._db, prepared.plan)

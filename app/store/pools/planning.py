@@ -25,7 +25,7 @@ _TAKE = text("""
 
 _WRITE = text("""
     UPDATE pool_plan SET planned_at = now(), due_at = now() + make_interval(secs => :seconds), notes = :notes,
-        capacity_problem = :capacity_problem, waits_for_room = :waits_for_room
+        held = :held, capacity_problem = :capacity_problem, waits_for_room = :waits_for_room
     WHERE pool_id = :id
 """).bindparams(bindparam("notes", type_=JSONB))
 
@@ -51,16 +51,17 @@ _SNAPSHOT = text("""
     ORDER BY v.created_at, v.id
 """)
 
-_LAST = text("SELECT notes, capacity_problem FROM pool_plan WHERE pool_id = :id")
+_LAST = text("SELECT notes, held, capacity_problem FROM pool_plan WHERE pool_id = :id")
 
 
 @dataclass(frozen=True, slots=True)
 class LastPlan:
-    """What the last plan of a pool found. `notes`: what keeps the pool from its size. `capacity_problem`: why the nodes could
-    never take as many of its VMs as its size; None: they could, or it is not known.
+    """What the last plan of a pool found. `notes`: what keeps the pool from its size. `held`: why VMs that are to be replaced are
+    not. `capacity_problem`: why the nodes could never take as many of its VMs as its size; None: they could, or it is not known.
     """
 
     notes: tuple[str, ...] = ()
+    held: str | None = None
     capacity_problem: str | None = None
 
 
@@ -76,6 +77,7 @@ async def write(
     *,
     next_in_seconds: float,
     notes: Sequence[str],
+    held: str | None = None,
     capacity_problem: str | None = None,
     waits_for_room: bool = False,
 ) -> None:
@@ -88,6 +90,7 @@ async def write(
         id=pool_id,
         seconds=next_in_seconds,
         notes=list(notes),
+        held=held,
         capacity_problem=capacity_problem,
         waits_for_room=waits_for_room,
     )
@@ -95,7 +98,7 @@ async def write(
 
 async def last_plan(tx: Tx, pool_id: UUID) -> LastPlan:
     row = (await run(tx, _LAST, id=pool_id)).first()
-    return LastPlan(tuple(row.notes), row.capacity_problem) if row else LastPlan()
+    return LastPlan(tuple(row.notes), row.held, row.capacity_problem) if row else LastPlan()
 
 
 async def snapshot(tx: Tx, pool: PoolRow) -> tuple[PoolSnapshot, datetime]:
@@ -138,5 +141,6 @@ async def snapshot(tx: Tx, pool: PoolRow) -> tuple[PoolSnapshot, datetime]:
         paused=pool.paused,
         deleting=pool.deleting_at is not None,
         stalled=pool.stalled_at is not None,
+        rotated=pool.rotated_at is not None,
         backoff_until=pool.backoff_until,
     ), counts.now

@@ -7,11 +7,13 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from app.domain.statistics import BootTimes, PoolCounts
+from app.domain.statistics import Ailment, BootTimes, PoolCounts, PoolFlags, why_waiting
 from app.store.database import Tx, run
 
 _LAST_BOOTS = 200
 _RATE_WINDOW_SECONDS = 300
+SETTLED_SECONDS = 3.0
+"""How long a VM that boots must have shown a problem before its pool, and the claims that wait, tell it."""
 
 _COUNTS = text("""
     SELECT pool_id, state, count(*) AS n FROM vm
@@ -39,6 +41,24 @@ _BOOTS = text("""
               ORDER BY ready_at DESC LIMIT :last) last) b
 """)
 
+# By pool, what most of its VMs on their way suffer from. A condition of a VM that boots counts once it has lasted, because many
+# pass at once: a pod is often unschedulable for a moment. One that is being pulled shows two reasons in turn.
+_AILING = text("""
+    SELECT p.id, a.n, a.total, a.sample FROM unnest(CAST(:ids AS uuid[])) AS p(id) CROSS JOIN LATERAL (
+        SELECT count(*) AS n, (sum(count(*)) OVER ())::int AS total, min(health) AS sample FROM (
+            SELECT CASE WHEN state <> 'booting' OR unhealthy_since <= now() - make_interval(secs => :settled) THEN health END AS health
+            FROM vm WHERE pool_id = p.id AND ended_at IS NULL AND state IN ('planned', 'creating', 'booting')) v
+        GROUP BY replace(split_part(health, ':', 1), 'ImagePullBackOff', 'ErrImagePull')
+        ORDER BY min(health) IS NULL, n DESC, sample LIMIT 1) a
+    WHERE a.sample IS NOT NULL
+""")
+
+# What keeps claims of these pools waiting, beside their VMs.
+_WAITING = text("""
+    SELECT p.id, coalesce(q.notes, '[]') AS notes, CASE WHEN p.consecutive_failures > 0 THEN p.last_failure END AS last_failure
+    FROM pool p LEFT JOIN pool_plan q ON q.pool_id = p.id WHERE p.id = ANY(CAST(:ids AS uuid[]))
+""")
+
 _IN_FLIGHT = text("""
     SELECT coalesce(asked_at, now()) AS since FROM vm
     WHERE pool_id = :id AND ended_at IS NULL AND (state IN ('creating', 'booting')
@@ -63,12 +83,15 @@ class Outdated:
 
 @dataclass(frozen=True, slots=True)
 class PoolFigures:
-    """`refill_per_minute`: VMs that became ready per minute, over the last five minutes."""
+    """`refill_per_minute`: VMs that became ready per minute, over the last five minutes. `ailing`: what most of its VMs on their way
+    suffer from.
+    """
 
     counts: PoolCounts
     boots: BootTimes
     refill_per_minute: float
     outdated: Outdated
+    ailing: Ailment | None = None
 
 
 async def of_pools(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, PoolFigures]:
@@ -77,9 +100,12 @@ async def of_pools(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, PoolFigures]:
     for row in await run(tx, _COUNTS, ids=list(ids)):
         counts[row.pool_id][row.state] = row.n
     replaced = await outdated(tx, ids)
+    found = {pool_id: PoolCounts(**of_pool) for pool_id, of_pool in counts.items()}
+    ailing = await ailments(tx, [pool_id for pool_id, of_pool in found.items() if of_pool.in_flight])
     return {
         row.id: PoolFigures(
-            counts=PoolCounts(**counts[row.id]),
+            counts=found[row.id],
+            ailing=ailing.get(row.id),
             boots=BootTimes(count=row.n, p50=row.p50, p95=row.p95),
             refill_per_minute=row.recent * 60 / _RATE_WINDOW_SECONDS,
             outdated=replaced[row.id],
@@ -92,6 +118,26 @@ async def outdated(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, Outdated]:
     """What is to be replaced in each of these pools."""
     found = {row.pool_id: Outdated(row.outdated, row.rotated) for row in await run(tx, _OUTDATED, ids=list(ids))}
     return {pool_id: found.get(pool_id, Outdated()) for pool_id in ids}
+
+
+async def ailments(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, Ailment]:
+    """What most VMs on their way suffer from, of those of the pools that have such VMs."""
+    if not ids:
+        return {}
+    rows = await run(tx, _AILING, ids=list(ids), settled=SETTLED_SECONDS)
+    return {row.id: Ailment(row.n, row.total, row.sample) for row in rows}
+
+
+async def why_waiting_for(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, str]:
+    """What keeps VMs of these pools from being ready, in words, as far as something is known to."""
+    if not ids:
+        return {}
+    ailing = await ailments(tx, ids)
+    told = {
+        row.id: why_waiting(PoolFlags(ailing=ailing.get(row.id), last_failure=row.last_failure), tuple(row.notes))
+        for row in await run(tx, _WAITING, ids=list(ids))
+    }
+    return {pool_id: why for pool_id, why in told.items() if why is not None}
 
 
 async def count(tx: Tx, pool_id: UUID) -> PoolCounts:

@@ -68,6 +68,7 @@ pool_plan = Table(
     required("due_at", AWARE, "now()"),
     Column("planned_at", AWARE),
     required("notes", JSONB, "'[]'", "what the last plan waits for, in words"),
+    Column("held", Text, comment="why VMs that are to be replaced are not; NULL: they are, or there are none"),
     Column(
         "capacity_problem",
         Text,

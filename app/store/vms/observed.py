@@ -17,7 +17,8 @@ from app.store.rows import names_of
 
 _SELECT = """
     SELECT v.id, v.pool_id, v.name, v.state, v.state_since, v.uid, v.vmi_uid, v.node, v.addresses, v.health, v.unhealthy_since,
-    v.whole, v.stopped, v.claimed_at, v.claim_id, v.created_at, v.asked_at, v.ready_at, p.spec->>'warm_when' AS warm_when,
+    v.whole, v.stopped, v.claimed_at, v.claim_id, v.created_at, v.asked_at, v.ready_at,
+    v.ready_at IS NOT NULL AS was_ready, p.spec->>'warm_when' AS warm_when,
     (p.spec->>'boot_timeout_seconds')::float AS boot_timeout_seconds
     FROM vm v JOIN pool p ON p.id = v.pool_id
 """
@@ -58,6 +59,18 @@ _WRITE_SLOTS = text("""
 _STAGES = text("""
     UPDATE vm SET stages = n.stages::jsonb FROM unnest(CAST(:ids AS uuid[]), CAST(:stages AS text[])) AS n(id, stages)
     WHERE vm.id = n.id
+""")
+# What disks suffer from, of VMs that still boot. Returns those.
+_WRITE_HEALTH = text("""
+    WITH booting AS (
+        SELECT id FROM vm WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'booting' ORDER BY id FOR UPDATE),
+    written AS (
+        UPDATE vm SET health = n.health,
+            unhealthy_since = CASE WHEN n.health IS NULL THEN NULL ELSE coalesce(vm.unhealthy_since, now()) END
+        FROM booting b JOIN unnest(CAST(:ids AS uuid[]), CAST(:healths AS text[]), CAST(:known AS bool[])) AS n(id, health, known)
+            ON n.id = b.id
+        WHERE vm.id = b.id AND n.known AND vm.health IS DISTINCT FROM n.health)
+    SELECT id FROM booting
 """)
 _NOW = text("SELECT now()")
 
@@ -143,6 +156,15 @@ async def write_stages(tx: Tx, stages: Mapping[UUID, Mapping[str, float | None]]
     if stages:
         texts = [json.dumps(dict(of_vm)) for of_vm in stages.values()]
         await run(tx, _STAGES, ids=list(stages), stages=texts)
+
+
+async def write_health(tx: Tx, vm_ids: Sequence[UUID], healths: Mapping[UUID, str | None]) -> set[UUID]:
+    """Writes what those of the VMs suffer from that are still booting, and returns them. A VM that is not in `healths` keeps what
+    is known of it.
+    """
+    known = [vm_id in healths for vm_id in vm_ids]
+    texts = [healths.get(vm_id) for vm_id in vm_ids]
+    return {row.id for row in await run(tx, _WRITE_HEALTH, ids=list(vm_ids), healths=texts, known=known)}
 
 
 async def database_now(tx: Tx) -> datetime:

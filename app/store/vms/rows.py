@@ -76,7 +76,7 @@ _QUEUED = """queued AS (
         SELECT pool_id, nextval('ready_seq'), id, name, node, addresses, now(), boot_seconds FROM moved ORDER BY id),"""
 _CALM = "deadline_at = NULL, unhealthy_since = NULL"
 _MORE = {
-    VmState.BOOTING: "deadline_at = now() + make_interval(secs => :deadline), unhealthy_since = CASE WHEN moving.state = 'ready' THEN now() END",
+    VmState.BOOTING: "deadline_at = now() + make_interval(secs => :deadline), health = NULL, unhealthy_since = CASE WHEN moving.state = 'ready' THEN now() END",
     VmState.READY: (
         f"{_CALM}, ready_at = now(), health = NULL,"
         " boot_seconds = coalesce(vm.boot_seconds, extract(epoch FROM now() - vm.asked_at))"

@@ -10,7 +10,7 @@ from app.compute.kubevirt import labels
 from app.compute.kubevirt.gateway import connect
 from app.compute.kubevirt.kinds import VMS
 from app.compute.vms import Broken, Changed, Gone, Listed
-from app.domain.observation import WarmWhen
+from app.domain.observation import Failure, WarmWhen
 from app.errors import (
     ClusterConflict,
     ClusterForbidden,
@@ -450,6 +450,19 @@ class TestObserve:
             failure = (await until(events, failed)).observation.failure
         assert failure.transient is transient
         assert failure.message
+
+    async def test_a_vm_whose_disk_cannot_be_imported_is_told_why(self, cluster, gateway):
+        cluster.faults.order(kind="import-fails", settings={"message": "404 Not Found"})
+        disk = {"image": "https://images.example/gone.qcow2", "memory": "64Mi", "root_disk": "1Gi"}
+        async with aclosing(gateway.observe()) as events:
+            await until(events, is_listed)
+            uid = (await create(gateway, template=disk)).uid
+            seen = await until(
+                events, lambda event: isinstance(event, Changed) and event.observation.failure is not None
+            )
+        assert (seen.observation.failure.reason, seen.observation.disks) == ("DataVolumeError", "DataVolumeError")
+        failed = Failure("import", "404 Not Found", transient=True)
+        assert await gateway.disk_failures([uid, "another"]) == {uid: failed}
 
     async def test_a_vm_that_no_node_can_take(self, gateway):
         async with aclosing(gateway.observe()) as events:

@@ -103,3 +103,62 @@ async def test_what_is_to_be_replaced_is_counted_by_its_cause(db):
     await execute(db, "UPDATE vm SET revision = 'r0' WHERE id = :id", id=young)
     assert (await figures(db, pool)).outdated == statistics.Outdated(count=4, rotated=3)
     assert (await figures(db, other)).outdated == statistics.Outdated()
+
+
+async def ailing(db, *pools):
+    async with db.begin() as tx:
+        found = await statistics.ailments(tx, [pool.id for pool in pools])
+    return {pool.name: str(found[pool.id]) for pool in pools if pool.id in found}
+
+
+async def ail(db, vm_ids, health, *, seconds=60):
+    query = (
+        "UPDATE vm SET health = :health, unhealthy_since = now() - make_interval(secs => :seconds) WHERE id = ANY(:ids)"
+    )
+    await execute(db, query, health=health, seconds=seconds, ids=list(vm_ids))
+
+
+async def test_a_pool_tells_what_most_of_its_vms_on_their_way_suffer_from(db):
+    web, batch, well = [await make_pool(db, name) for name in ("web", "batch", "well")]
+    ids = await make_vms(db, web, 5, VmState.BOOTING)
+    await ail(db, ids[:2], "ErrorUnschedulable: 0/3 nodes are available")
+    await ail(db, ids[2:3], "ErrImagePull: no such image")
+    await ail(db, ids[3:], 'ImagePullBackOff: Back-off pulling image "x"')
+    await ail(db, await make_vms(db, batch, 2, VmState.BOOTING), "import: 404 Not Found")
+    await make_vms(db, well, 2, VmState.BOOTING)
+    assert await ailing(db, web, batch, well) == {
+        "web": "3 of 5 VMs: ErrImagePull: no such image",
+        "batch": "2 of 2 VMs: import: 404 Not Found",
+    }
+
+
+async def test_what_passes_at_once_does_not_count_and_a_refused_create_does(db):
+    pool = await make_pool(db)
+    (booting,) = await make_vms(db, pool, 1, VmState.BOOTING)
+    await ail(db, [booting], "ErrorUnschedulable: wait", seconds=0)
+    assert await ailing(db, pool) == {}
+    await ail(db, [booting], "ErrorUnschedulable: wait", seconds=statistics.SETTLED_SECONDS + 1)
+    assert await ailing(db, pool) == {"web": "1 of 1 VM: ErrorUnschedulable: wait"}
+    (planned,) = await make_vms(db, pool, 1, VmState.PLANNED)
+    await execute(db, "UPDATE vm SET health = NULL WHERE id = :id", id=booting)
+    await execute(db, "UPDATE vm SET health = 'the cluster is away' WHERE id = :id", id=planned)
+    assert await ailing(db, pool) == {"web": "1 of 2 VMs: the cluster is away"}
+
+
+async def test_ready_claimed_and_ended_vms_say_nothing_of_those_on_their_way(db):
+    pool = await make_pool(db)
+    await ail(db, [*await make_vms(db, pool, 2), *await make_vms(db, pool, 2, VmState.RELEASING)], "it is paused")
+    await make_vms(db, pool, 1, VmState.BOOTING)
+    assert await ailing(db, pool) == {}
+    assert (await figures(db, pool)).ailing is None
+
+
+async def test_claims_that_wait_are_told_notes_ailments_and_the_last_failure(db):
+    pool, other = await make_pool(db), await make_pool(db, "other")
+    await ail(db, await make_vms(db, pool, 1, VmState.BOOTING), "ErrImagePull: no such image")
+    await execute(db, "UPDATE pool_plan SET notes = '[\"backing off\"]'")
+    await execute(db, "UPDATE pool SET last_failure = 'not ready', consecutive_failures = (name = 'web')::int")
+    async with db.begin() as tx:
+        told = await statistics.why_waiting_for(tx, [pool.id, other.id])
+    assert told[pool.id] == "backing off; 1 of 1 VM: ErrImagePull: no such image; last failure: not ready"
+    assert told[other.id] == "backing off"

@@ -59,6 +59,7 @@ async def work(gateway: Gateway) -> None:
             if isinstance(event, Changed) and event.observation.ready:
                 break
     assert str(vm_id) in await gateway.pod_times([str(vm_id)])
+    assert await gateway.disk_failures([str(vm_id)]) == {}
     assert (await gateway.create_vm(**vm)).uid == created.uid  # the answer was lost, and the call is made again
     await gateway.label_claim(name=created.name, uid=created.uid, claim_id=str(new_id()))
     await gateway.delete_vm(name=created.name, uid=created.uid)

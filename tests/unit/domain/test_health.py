@@ -164,3 +164,36 @@ def test_a_vm_that_we_stopped_is_well_without_an_instance():
     judged = judge(stopped, seen(phase=None, vmi_uid=None, node=None, addresses=()), WarmWhen.AGENT, RULES, NOW)
     assert judged.verdict is Verdict.NOTED
     assert judged.reason is None
+
+
+class TestWhatKeepsABoot:
+    """What a VM that boots suffers from counts until it gets on, also between two attempts of which the cluster says nothing."""
+
+    EARLIER = "import: 404 Not Found"
+
+    @pytest.mark.parametrize("phase", [None, "Pending"])
+    def test_a_problem_is_kept_until_there_is_a_pod(self, phase):
+        vm = row(VmState.BOOTING, health=self.EARLIER, vmi_uid=None, node=None, addresses=())
+        quiet = seen(phase=phase, vmi_uid=None, node=None, addresses=(), ready=False)
+        assert verdict(vm, quiet) is Verdict.NOTHING
+
+    @pytest.mark.parametrize("phase", ["Scheduling", "Scheduled", "Running"])
+    def test_and_is_over_with_the_pod(self, phase):
+        judged = judge(
+            row(VmState.BOOTING, health=self.EARLIER), seen(phase=phase, ready=False), WarmWhen.AGENT, RULES, NOW
+        )
+        assert (judged.verdict, judged.reason) == (Verdict.NOTED, None)
+
+    def test_another_problem_takes_its_place(self):
+        judged = judge(
+            row(VmState.BOOTING, health=self.EARLIER), seen(phase=None, failure=BAD_IMAGE), WarmWhen.AGENT, RULES, NOW
+        )
+        assert judged.reason == "ErrImagePull: no such image"
+
+    @pytest.mark.parametrize(
+        ("given", "problem"),
+        [({"paused": True}, "it is paused"), ({"agent_connected": False}, "its guest agent is not connected")],
+    )
+    def test_a_vm_that_was_warm_keeps_saying_what_it_lacks(self, given, problem):
+        judged = judge(row(VmState.BOOTING, was_ready=True), seen(**given), WarmWhen.AGENT, RULES, NOW)
+        assert (judged.verdict, judged.reason) == (Verdict.NOTED, problem)

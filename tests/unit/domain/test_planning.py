@@ -11,8 +11,8 @@ NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 
-def ready(number, *, current=True, age=timedelta(minutes=1)):
-    return ReadyVm(id=UUID(int=number), ready_at=NOW - age, current=current)
+def ready(number, *, current=True, age=timedelta(minutes=1), going=None):
+    return ReadyVm(id=UUID(int=number), ready_at=NOW - age, current=current, going=going)
 
 
 def coming(number, *, current=True, asked=False, leased=False, age=timedelta(seconds=10)):
@@ -197,6 +197,7 @@ NOTES = {
     "deleting": (pool(deleting=True), "being deleted"),
     "paced": (pool(max_concurrent_creates=1), "max_concurrent_creates is 1"),
     "capped": (pool(max_vms=4, claimed=3), "max_vms is 4: 3 claimed, 0 leaving"),
+    "capped, and by how much": (pool(max_vms=5, claimed=3), "raise it by 2 for 4 more VMs"),
     "rotating": (pool(ready=readies(4, current=False)), "rotating"),
 }
 
@@ -287,3 +288,97 @@ ROLLING = {
 @pytest.mark.parametrize(("given", "removed"), ROLLING.values(), ids=ROLLING)
 def test_a_rotation_on_full_nodes_goes_one_by_one(given, removed):
     assert len(plan(given, NOW).remove) == removed
+
+
+def test_only_the_limit_that_decides_is_told():
+    capped = plan(pool(size=2, max_vms=2, ready=readies(2, current=False), max_concurrent_creates=1), NOW)
+    assert capped.notes == ("max_vms is 2: 0 claimed, 0 leaving; raise it by 1 for 1 more VM",)
+
+
+GONE = {"going": "node-1"}
+MOVES = {
+    "a VM on a node that is going gets a successor first": (pool(size=2, ready=(ready(1), ready(2, **GONE))), 1, []),
+    "and goes once that is ready": (pool(size=2, ready=(ready(1, age=HOUR), ready(2, **GONE), ready(3))), 0, [2]),
+    "after those of an old template": (
+        pool(size=1, ready=(ready(1, age=HOUR, **GONE), ready(2, current=False), ready(3))),
+        0,
+        [2, 1],
+    ),
+    "not more at once than a rotation": (pool(size=8, ready=readies(8, **GONE)), 2, []),
+    "not where its successor is on its way": (pool(size=2, ready=readies(2, **GONE), in_flight=comings(1)), 0, []),
+    "not where the nodes have no room": (pool(size=2, ready=readies(2, **GONE), room=0, room_note="full"), 0, []),
+    "not first where max_vms leaves no room": (pool(size=2, max_vms=2, ready=readies(2, **GONE)), 0, []),
+    "not below the floor": (pool(size=2, min_available=2, ready=(ready(1, **GONE), ready(2))), 1, []),
+    "not while the pool is paused": (pool(size=2, paused=True, ready=readies(2, **GONE)), 0, []),
+    "nor while it backs off": (pool(size=2, backoff_until=NOW + HOUR, ready=readies(2, **GONE)), 0, []),
+}
+
+
+@pytest.mark.parametrize(("given", "created", "removed"), MOVES.values(), ids=MOVES)
+def test_vms_leave_a_node_that_is_going_one_after_another(given, created, removed):
+    step = plan(given, NOW)
+    assert (step.create, [vm.int for vm in step.remove]) == (created, removed)
+
+
+OLD = {"current": False}
+HELD = {
+    "at the floor and the cap": (
+        pool(size=2, min_available=2, max_vms=2, ready=readies(2, **OLD)),
+        (
+            "2 VMs of the old template: min_available and max_vms leave no room to replace them; "
+            "raise max_vms by 1 or lower min_available by 1"
+        ),
+    ),
+    "where claims use the cap": (
+        pool(size=2, min_available=2, max_vms=3, claimed=3, ready=readies(1, **OLD)),
+        (
+            "1 VM of the old template: min_available and max_vms leave no room to replace them; "
+            "raise max_vms by 2 or lower min_available by 2"
+        ),
+    ),
+    "too old at the floor and the cap": (
+        pool(size=2, min_available=2, max_vms=2, max_ready_age=HOUR, ready=(ready(1), ready(2, age=HOUR))),
+        (
+            "1 VM older than max_ready_age_seconds: min_available and max_vms leave no room to replace them; "
+            "raise max_vms by 1 or lower min_available by 1"
+        ),
+    ),
+    "on a node that is going, at the cap": (
+        pool(size=2, max_vms=2, ready=(ready(1), ready(2, **GONE))),
+        "1 VM on nodes that are cordoned or going (node-1): max_vms leaves no room to replace them; raise it by 1",
+    ),
+    "on a node that is going, without room elsewhere": (
+        pool(size=1, ready=readies(1, **GONE), room=0, room_note="the nodes are full"),
+        "1 VM on nodes that are cordoned or going (node-1): the nodes are full",
+    ),
+    "of both kinds": (
+        pool(
+            size=2, min_available=2, ready=(ready(1, **GONE), ready(2, **OLD)), room=0, room_note="the nodes are full"
+        ),
+        (
+            "1 VM of the old template and 1 VM on nodes that are cordoned or going (node-1): the nodes are full; "
+            "min_available leaves none to remove first; lower it by 1"
+        ),
+    ),
+    "where the pool backs off": (
+        pool(backoff_until=NOW + HOUR, ready=readies(4, **OLD)),
+        "4 VMs of the old template: backing off after a failure until 2026-03-01T13:00:00+00:00",
+    ),
+    "from before a rotation": (
+        pool(size=1, min_available=1, max_vms=1, rotated=True, ready=readies(1, **OLD)),
+        (
+            "1 VM of the old template or from before the rotation: min_available and max_vms leave no room to replace them; "
+            "raise max_vms by 1 or lower min_available by 1"
+        ),
+    ),
+    "not where nothing is to be replaced": (pool(size=2, min_available=2, max_vms=2, ready=readies(2)), None),
+    "not where the next is created": (pool(ready=readies(4, **OLD)), None),
+    "not where the next is on its way": (pool(ready=readies(4, **OLD), in_flight=comings(1)), None),
+    "not where one goes first": (pool(max_vms=4, ready=readies(4, **OLD)), None),
+    "not while one is leaving": (pool(max_vms=4, leaving=1, ready=readies(3, **OLD)), None),
+}
+
+
+@pytest.mark.parametrize(("given", "held"), HELD.values(), ids=HELD)
+def test_vms_that_are_to_be_replaced_and_stay_are_told_with_what_would_help(given, held):
+    assert plan(given, NOW).held == held

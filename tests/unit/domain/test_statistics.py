@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from app.domain.states import PoolPhase
-from app.domain.statistics import BootTimes, PoolCounts, PoolFlags, assess, estimate_wait
+from app.domain.statistics import Ailment, BootTimes, PoolCounts, PoolFlags, assess, estimate_wait
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 MEASURED = BootTimes(count=20, p50=40.0, p95=55.0)
@@ -21,6 +21,21 @@ PHASES = {
         PoolCounts(ready=3),
         {"capacity_problem": "x"},
         PoolPhase.DEGRADED,
+    ),
+    "filling, though one of two does not get on": (
+        PoolCounts(ready=1, booting=2),
+        {"ailing": Ailment(1, 2, "x")},
+        PoolPhase.FILLING,
+    ),
+    "none of those on their way gets on": (
+        PoolCounts(ready=1, booting=2),
+        {"ailing": Ailment(2, 2, "x")},
+        PoolPhase.DEGRADED,
+    ),
+    "full, and its new ones do not get on": (
+        PoolCounts(ready=3, booting=1),
+        {"ailing": Ailment(1, 1, "x")},
+        PoolPhase.READY,
     ),
     "drained": (PoolCounts(ready=1), {"auto_replenish": False}, PoolPhase.DRAINED),
     "being refilled": (PoolCounts(ready=1, planned=2), {"auto_replenish": False}, PoolPhase.FILLING),
@@ -42,6 +57,44 @@ def test_the_reason_names_what_is_waited_for_and_the_last_failure():
     assert health.reason == "0 ready, below min_available 1; backing off; last failure: no such image"
     assert assess(PoolCounts(ready=3), size=3, min_available=1, flags=PoolFlags(last_failure="x")).reason is None
     assert assess(PoolCounts(ready=2, booting=1), size=3, min_available=1, flags=PoolFlags()).reason is None
+
+
+def told(counts, *, notes=(), **flags):
+    return assess(counts, size=3, min_available=1, flags=PoolFlags(**flags), notes=notes).reason
+
+
+def test_a_full_pool_tells_what_keeps_its_old_vms_and_what_the_new_ones_suffer_from():
+    full = PoolCounts(ready=3, booting=1)
+    assert told(full, notes=("rotating",)) is None
+    assert told(full, held="3 VMs of the old template: the nodes are full", notes=("the nodes are full",)) == (
+        "3 VMs of the old template: the nodes are full"
+    )
+    assert told(full, ailing=Ailment(1, 1, "ErrImagePull"), last_failure="not ready") == (
+        "1 of 1 VM: ErrImagePull; last failure: not ready"
+    )
+    assert told(PoolCounts(ready=3), never="max_vms is 0") == "max_vms is 0"
+
+
+def test_each_cause_is_told_once():
+    assert told(PoolCounts(ready=2), held="2 VMs: full", notes=("full", "slow"), ailing=Ailment(1, 1, "x")) == (
+        "2 VMs: full; slow; 1 of 1 VM: x"
+    )
+
+
+def test_what_the_notes_tell_already_is_not_told_as_an_ailment():
+    waits = told(
+        PoolCounts(ready=2),
+        notes=("waits: snapshot 's' is not ready",),
+        ailing=Ailment(1, 1, "snapshot 's' is not ready"),
+    )
+    assert waits == "waits: snapshot 's' is not ready"
+
+
+def test_a_pool_below_its_floor_that_nothing_refills_says_so():
+    assert told(PoolCounts(), auto_replenish=False) == (
+        "0 ready, below min_available 1; auto_replenish is off: call replenish to refill it"
+    )
+    assert told(PoolCounts(booting=1), auto_replenish=False) == "0 ready, below min_available 1"
 
 
 def wait(place, *, boots=MEASURED, ages=(), can_grow=True, batch=10):

@@ -26,6 +26,8 @@ _TRANSIENT_STATUSES = frozenset(
         "DataVolumeNotFound",
     }
 )
+_WITHOUT_DISKS = frozenset({"Provisioning", "WaitingForVolumeBinding", "DataVolumeError"})
+"""While a VM has one of these as its printableStatus, it has no pod yet because of its disks."""
 _POOL_KIND = "VirtualMachinePool"
 _FINAL_SYNC_REASONS = frozenset({"FailedCreate"})
 
@@ -55,7 +57,7 @@ def observe_vm(vm: Manifest, vmi: Manifest | None) -> Observation:
         pool=found_labels.get(labels.POOL),
         vm_id=_read_id(found_labels.get(labels.VM_ID)),
         claim_id=_read_id(found_labels.get(labels.CLAIM)),
-        created_at=_read_time(metadata.get("creationTimestamp")),
+        created_at=read_time(metadata.get("creationTimestamp")),
         deleting=deleting,
         vmi_uid=vmi_metadata.get("uid"),
         phase=phase,
@@ -66,20 +68,21 @@ def observe_vm(vm: Manifest, vmi: Manifest | None) -> Observation:
         addresses=tuple(_read_addresses(vmi_status)),
         failure=None if deleting or phase == "Running" else _find_failure(vm_status, {} if ending else vmi_status),
         phase_times=dict(_read_phase_times(vmi_status)),
-        vmi_created_at=_read_time(vmi_metadata.get("creationTimestamp")),
-        agent_at=_read_time(found_true.get("AgentConnected", {}).get("lastTransitionTime")),
+        vmi_created_at=read_time(vmi_metadata.get("creationTimestamp")),
+        agent_at=read_time(found_true.get("AgentConnected", {}).get("lastTransitionTime")),
         owner=_find_pool(metadata),
         pool_id=_read_id(found_labels.get(labels.POOL_ID)),
         revision=(metadata.get("annotations") or {}).get(labels.REVISION),
+        disks=printable if (printable := vm_status.get("printableStatus")) in _WITHOUT_DISKS else None,
     )
 
 
 def observe_pod(pod: Manifest) -> tuple[str | None, PodTimes]:
     """The `vm_id` in the labels of a virt-launcher pod, and the pod's times. KubeVirt v1.9.0 copies the VMI's labels to the pod."""
     status = pod.get("status") or {}
-    scheduled = _read_time(_true(status).get("PodScheduled", {}).get("lastTransitionTime"))
+    scheduled = read_time(_true(status).get("PodScheduled", {}).get("lastTransitionTime"))
     started = [
-        _read_time(((container.get("state") or {}).get("running") or {}).get("startedAt"))
+        read_time(((container.get("state") or {}).get("running") or {}).get("startedAt"))
         for container in status.get("containerStatuses") or []
     ]
     known = [moment for moment in started if moment is not None]
@@ -123,14 +126,15 @@ def _find_pool(metadata: Manifest) -> str | None:
     )
 
 
-def _conditions(status: Manifest) -> Iterator[tuple[str, Manifest]]:
+def conditions_of(status: Manifest) -> Iterator[tuple[str, Manifest]]:
+    """The conditions of an object's status, by their type."""
     for condition in status.get("conditions") or []:
         yield str(condition.get("type")), condition
 
 
 def _true(status: Manifest) -> dict[str, Manifest]:
     """The conditions that are true, by their type."""
-    return {kind: condition for kind, condition in _conditions(status) if condition.get("status") == "True"}
+    return {kind: condition for kind, condition in conditions_of(status) if condition.get("status") == "True"}
 
 
 def _find_failure(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
@@ -162,7 +166,7 @@ def _find_refused_start(vm_status: Manifest, vmi_status: Manifest) -> Failure | 
     """KubeVirt could not create the VMI (condition Failure of the VM) or its pod (condition Synchronized of the VMI)."""
     if failure := _true(vm_status).get("Failure"):
         return _failure_of(failure)
-    for kind, condition in (*_conditions(vmi_status), *_conditions(vm_status)):
+    for kind, condition in (*conditions_of(vmi_status), *conditions_of(vm_status)):
         if (
             kind == "Synchronized"
             and condition.get("status") == "False"
@@ -178,7 +182,7 @@ def _find_wait(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
     waiting = [
         condition
         for wanted in ("Synchronized", "PodScheduled")
-        for kind, condition in (*_conditions(vmi_status), *_conditions(vm_status))
+        for kind, condition in (*conditions_of(vmi_status), *conditions_of(vm_status))
         if kind == wanted and condition.get("status") == "False"
     ]
     if waiting:
@@ -211,7 +215,7 @@ def _read_addresses(vmi_status: Manifest) -> list[str]:
 
 def _read_phase_times(vmi_status: Manifest) -> Iterator[tuple[str, datetime]]:
     for entry in vmi_status.get("phaseTransitionTimestamps") or []:
-        at = _read_time(entry.get("phaseTransitionTimestamp"))
+        at = read_time(entry.get("phaseTransitionTimestamp"))
         if at is not None and entry.get("phase"):
             yield entry["phase"], at
 
@@ -223,7 +227,7 @@ def _read_id(value: object) -> str | None:
         return None
 
 
-def _read_time(value: object) -> datetime | None:
+def read_time(value: object) -> datetime | None:
     try:
         at = datetime.fromisoformat(value) if isinstance(value, str) else None
     except ValueError:

@@ -1,0 +1,73 @@
+"""What a pool and its claims say is wrong: told where it is written, and while it lasts."""
+
+import pytest
+
+from tests.support.service import TEMPLATE, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+DISK = {"image": "https://images.example/gone.qcow2", "memory": "64Mi", "root_disk": "1Gi"}
+LEAVE_NO_ROOM = (
+    "min_available and max_vms leave no room to replace them; raise max_vms by 1 or lower min_available by 1"
+)
+FAULTS = {
+    "import": ({"kind": "import-fails", "settings": {"message": "404 Not Found"}}, DISK, "import: 404 Not Found"),
+    "image": ({"kind": "image-error", "settings": {"message": "no such image"}}, TEMPLATE, "no such image"),
+    "crash": ({"kind": "boot-fails"}, TEMPLATE, "CrashLoopBackOff"),
+}
+
+
+async def test_a_pool_that_cannot_rotate_says_so_when_it_is_written_and_as_long_as_it_lasts(server):
+    await server.fill("floor", size=1, min_available=1, max_vms=1)
+    written = await server.put("floor", size=1, min_available=1, max_vms=1, template={**TEMPLATE, "memory": "65Mi"})
+    assert "size, min_available and max_vms are all 1" in written.json()["status"]["notes"][0]
+
+    async def held():
+        return (await server.pool("floor"))["status"]["reason"]
+
+    assert await until(held) == f"1 VM of the old template: {LEAVE_NO_ROOM}"
+    await server.put("floor", size=1, min_available=1, max_vms=2, template={**TEMPLATE, "memory": "65Mi"})
+
+    async def rotated():
+        status = (await server.pool("floor"))["status"]
+        return status["rotation"] is None and status["counts"]["ready"] == 1 and status
+
+    status = await until(rotated)
+    assert (status["phase"], status["reason"], status["notes"]) == ("ready", None, [])
+
+
+async def test_a_manifest_is_told_the_same(server):
+    document = """
+        apiVersion: pool.kubevirt.io/v1
+        kind: VirtualMachinePool
+        metadata: {name: told}
+        spec:
+          size: 1
+          minAvailable: 1
+          autoReplenish: false
+          template: {image: registry.local/disk:1, memory: 64Mi}
+    """
+    applied = await server.client.post(
+        "/v1/manifests?dry_run=true", content=document, headers={"Content-Type": "application/yaml"}
+    )
+    assert applied.status_code == 200, applied.text
+    assert any("auto_replenish is off" in note for note in applied.json()["documents"][0]["notes"])
+
+
+@pytest.mark.parametrize(("fault", "template", "ails"), FAULTS.values(), ids=FAULTS)
+async def test_a_pool_and_a_claim_that_waits_say_what_ails_the_vms(server, cluster, request, fault, template, ails):
+    name = f"ails-{request.node.callspec.id}"
+    given = cluster.faults.order(**fault, name=f"{name}-*")
+    await server.put(name, size=1, warm_when="running", template=template)
+    claim = (await server.claim(name, headers={"Idempotency-Key": name})).json()
+
+    async def told():
+        status = (await server.pool(name))["status"]
+        waiting = (await server.client.get(f"/v1/claims/{claim['id']}")).json()
+        (listed,) = (await server.client.get("/v1/claims", params={"pool": name})).json()["items"]
+        reasons = [status["reason"], waiting["reason"], listed["reason"]]
+        ails_all = status["phase"] in ({"filling", "stalled"} if fault["kind"] == "boot-fails" else {"degraded"})
+        return ails_all and all(ails in (reason or "") for reason in reasons)
+
+    await until(told)
+    cluster.faults.lift(given.id)
+    await server.client.delete(f"/v1/pools/{name}", params={"force": "true"})
