@@ -19,13 +19,13 @@ _RECORD = text("""
 _SELECT = """SELECT e.xid::text AS xid, e.id, e.at, e.type, e.pool_id, CASE WHEN p.kind = 'pool' THEN p.name END AS pool, e.vm_id, e.claim_id, e.data
     FROM event e LEFT JOIN pool p ON p.id = e.pool_id"""
 # Only events of transactions that are older than all running ones: no event can appear before them later.
-_PAGE = text(f"""
-    {_SELECT}
-    WHERE (e.xid, e.id) > (CAST(CAST(:xid AS text) AS xid8), :id) AND e.xid < pg_snapshot_xmin(pg_current_snapshot())
+_FOUND = """
+    (e.xid, e.id) {beyond} (CAST(CAST(:xid AS text) AS xid8), :id) AND e.xid < pg_snapshot_xmin(pg_current_snapshot())
       AND (CAST(:pool AS text) IS NULL OR (p.name = :pool AND p.kind = 'pool'))
       AND (CAST(:kind AS text) IS NULL OR e.type LIKE :kind || '.%')
-    ORDER BY e.xid, e.id LIMIT :limit
-""")
+"""
+_PAGE = text(f"{_SELECT} WHERE {_FOUND.format(beyond='>')} ORDER BY e.xid, e.id LIMIT :limit")
+_PAGE_BACK = text(f"{_SELECT} WHERE {_FOUND.format(beyond='<')} ORDER BY e.xid DESC, e.id DESC LIMIT :limit")
 _LATEST = text("""
     SELECT e.xid::text AS xid, e.id FROM event e
     WHERE e.xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY e.xid DESC, e.id DESC LIMIT 1
@@ -60,6 +60,9 @@ class Cursor:
         return cls(int(found[1]), int(found[2]))
 
 
+_END = Cursor(2**64 - 1, 2**63 - 1)
+
+
 @dataclass(frozen=True, slots=True)
 class EventRow:
     cursor: Cursor
@@ -91,6 +94,17 @@ async def page(
     return [
         _read(row)
         for row in await mappings(tx, _PAGE, xid=str(after.xid), id=after.id, limit=limit, pool=pool, kind=kind)
+    ]
+
+
+async def page_back(
+    tx: Tx, *, before: Cursor | None, limit: int, pool: str | None = None, kind: str | None = None
+) -> list[EventRow]:
+    """Up to `limit` events before a cursor (None: the last ones), newest first. See `page`."""
+    start = before or _END
+    return [
+        _read(row)
+        for row in await mappings(tx, _PAGE_BACK, xid=str(start.xid), id=start.id, limit=limit, pool=pool, kind=kind)
     ]
 
 

@@ -25,6 +25,26 @@ async def test_the_history_is_read_a_page_at_a_time(server):
     assert page["next"] == after["after"]  # where a later look goes on
 
 
+async def test_the_newest_events_come_first_where_that_is_asked_for(server):
+    await server.fill("backwards", size=1)
+    whole = (await server.client.get("/v1/events", params={"pool": "backwards", "limit": 500})).json()["items"]
+    seen, after = [], {}
+    while True:
+        query = {"pool": "backwards", "limit": 2, "order": "newest", **after}
+        page = (await server.client.get("/v1/events", params=query)).json()
+        seen += page["items"]
+        if page["next"] is None:
+            break
+        after = {"after": page["next"]}
+    assert seen == whole[::-1]
+    stream = await server.client.get("/v1/events", params={"order": "newest"}, headers={"Accept": "text/event-stream"})
+    check(stream, Refused(422, "invalid-request", "order", says="leave order out"))
+    check(
+        await server.client.get("/v1/events", params={"order": "desc"}),
+        Refused(422, "invalid-request", "order", says="'oldest' or 'newest'"),
+    )
+
+
 async def test_the_history_is_filtered_by_kind(server):
     await server.fill("kinds", size=1)
     await server.claim_one("kinds")

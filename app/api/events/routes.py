@@ -1,6 +1,6 @@
 """The history of pools, VMs, claims, snapshots and preloads: as pages, or as a stream of server-sent events."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -10,8 +10,9 @@ from app.api.dependencies import Services, Svc
 from app.api.events.schemas import EventView
 from app.api.pages import Limit, Page, bad_cursor
 from app.api.problems import responses
+from app.errors import InvalidRequest
 from app.store import events
-from app.store.events import Cursor
+from app.store.events import Cursor, EventRow
 
 router = APIRouter(prefix="/v1/events", tags=["events"])
 _STREAM = "text/event-stream"
@@ -39,7 +40,10 @@ async def list_events(
     after: Annotated[
         str | None,
         Query(
-            description="`next` of the previous page, or the `cursor` of any event. A stream without it starts with the next event."
+            description=(
+                "`next` of the previous page, or the `cursor` of any event. The page continues from there in its order. A stream "
+                "without it starts with the next event."
+            )
         ),
     ] = None,
     pool: Annotated[str | None, Query(description="Only events of this pool.")] = None,
@@ -47,17 +51,33 @@ async def list_events(
         Literal["pool", "vm", "claim", "snapshot", "preload"] | None,
         Query(description="Only events of this kind of object."),
     ] = None,
+    order: Annotated[
+        Literal["oldest", "newest"],
+        Query(description="Which events come first on a page. A stream is always in the order of the events."),
+    ] = "oldest",
     last_event_id: Annotated[
         str | None, Header(description="Cursor of the last event received, to resume a stream.")
     ] = None,
 ) -> Response:
-    """Oldest first. `next` of the last page is where the next request, or a stream, continues."""
+    """Oldest first: `next` of the last page is where the next request, or a stream, continues. With `order=newest` the last events
+    come first, and `next` leads to older ones, until it is null.
+    """
     start = _cursor(last_event_id or after)
     if _STREAM in request.headers.get("accept", ""):
+        if order == "newest":
+            raise InvalidRequest.of_field("order", "a stream is in the order of the events; leave order out")
         return EventSourceResponse(_stream(svc, start, pool, kind), ping=15)
+    if order == "newest":
+        async with svc.db.begin() as tx:
+            back = await events.page_back(tx, before=start, limit=limit + 1, pool=pool, kind=kind)
+        return _page(back[:limit], str(back[limit - 1].cursor) if len(back) > limit else None)
     async with svc.db.begin() as tx:
         found = await events.page(tx, after=start or Cursor(), limit=limit, pool=pool, kind=kind)
     following = str(found[-1].cursor) if found else (str(start) if start else None)
+    return _page(found, following)
+
+
+def _page(found: Sequence[EventRow], following: str | None) -> Response:
     page = Page[EventView](items=[EventView.from_row(event) for event in found], next=following)
     return Response(page.model_dump_json(), media_type="application/json")
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from app.store import events
 from app.store.database import Database
 from app.store.events import Cursor
+from tests.support.query_plans import nodes
 from tests.support.rows import execute, make_pool, make_vms, scalar
 
 
@@ -89,6 +90,52 @@ async def test_filters_are_the_pool_and_the_kind(db):
     assert [e.type for e in await page(db, kind="vm")] == ["vm.ready"]
     assert await page(db, pool="web", kind="vm") == []
     assert await page(db, kind="v%") == [] or "a pattern is not a kind"
+
+
+async def back(db: Database, before=None, *, limit=100, **filters):
+    async with db.begin() as tx:
+        return await events.page_back(tx, before=before, limit=limit, **filters)
+
+
+async def test_pages_lead_back_from_the_newest_event_to_the_oldest(db):
+    web = await make_pool(db, "web")
+    await record(db, "pool.a", "pool.b", pool_id=web.id)
+    await record(db, "vm.c", "pool.d")
+    forward = await page(db)
+    assert await back(db) == forward[::-1]
+    cursor, seen = None, []
+    while found := await back(db, cursor, limit=1):
+        seen += found
+        cursor = found[-1].cursor
+    assert seen == forward[::-1]
+    assert [event.type for event in await back(db, pool="web")] == ["pool.b", "pool.a"]
+    assert [event.type for event in await back(db, kind="pool", limit=2)] == ["pool.d", "pool.b"]
+
+
+async def test_looking_back_shows_nothing_that_an_older_transaction_could_still_precede(db):
+    await record(db, "pool.before")
+    async with db.begin() as slow:
+        await events.record(slow, "pool.slow")
+        await record(db, "pool.fast")
+        assert [event.type for event in await back(db)] == ["pool.before"]
+    assert [event.type for event in await back(db)] == ["pool.fast", "pool.slow", "pool.before"]
+
+
+async def test_the_newest_events_are_read_from_the_end_of_the_index(db):
+    await execute(
+        db,
+        "INSERT INTO event (xid, type) SELECT (3 + n / 50)::text::xid8, 'vm.ready' FROM generate_series(1, 5000) n",
+    )
+    await execute(db, "ANALYZE event")
+    for first in (events._END, (await back(db, limit=200))[-1].cursor):
+        sql = events._PAGE_BACK.text.replace(":xid", f"'{first.xid}'").replace(":id", str(first.id))
+        for name, value in {":limit": "20", ":pool": "NULL", ":kind": "NULL"}.items():
+            sql = sql.replace(name, value)
+        plan = await scalar(db, "EXPLAIN (ANALYZE, FORMAT JSON) " + sql)
+        scans = [node for node in nodes(plan[0]["Plan"]) if node.get("Relation Name") == "event"]
+        assert [(scan["Node Type"], scan["Scan Direction"]) for scan in scans] == [("Index Scan", "Backward")]
+        assert scans[0]["Actual Rows"] <= 20
+        assert "Rows Removed by Filter" not in scans[0] or scans[0]["Rows Removed by Filter"] == 0
 
 
 async def test_the_history_of_one_vm(db):
