@@ -68,7 +68,12 @@ class Shortcut:
         lengths = [value for name, value in parsed.headers if name == b"content-length"]
         if len(lengths) != 1 or not lengths[0].isdigit() or not parsed.is_plain:
             return None
-        scope: dict[str, Any] = {"path": claim_route.PATH, "query_string": b"", "headers": parsed.headers}
+        scope: dict[str, Any] = {
+            "method": "POST",
+            "path": claim_route.PATH,
+            "query_string": b"",
+            "headers": parsed.headers,
+        }
         try:
             self._edge.check(scope)
         except EmberpoolError:
