@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from app.api import examples
 from app.api.versions import etag
+from app.domain.fields import fields_at, suggest
 from app.domain.pools import POOL_NAME_PATTERN
 from app.domain.preloads import PATTERNS_IN_WORDS
 from app.errors import (
@@ -112,19 +113,23 @@ def _body(error: EmberpoolError | type[EmberpoolError]) -> dict[str, Any]:
     }
 
 
-def explain(error: ValidationError | RequestValidationError) -> InvalidRequest:
-    """The error for what pydantic found wrong in the body, the path, the query or a header: one problem for each field."""
+def explain(error: ValidationError | RequestValidationError, model: type[BaseModel] | None = None) -> InvalidRequest:
+    """The error for what pydantic found wrong in the body, the path, the query or a header: one problem for each field.
+
+    `model`: what the body is to be an instance of; a field that it does not have gets the one that is most like it.
+    """
     problems = []
     all_found = error.errors()
     for found in all_found:
-        location = [str(part) for part in found["loc"]]
+        place = found["loc"][1:] if isinstance(error, RequestValidationError) else found["loc"]
+        location = [str(part) for part in place]
         if found["type"] == "too_short" and any(_is_within(other["loc"], found["loc"]) for other in all_found):
             continue  # its entries have problems of their own, and pydantic counted only the valid ones
         if found["type"] == "json_invalid":
             return MalformedBody(f"the body is not JSON: {found.get('ctx', {}).get('error', found['msg'])}")
-        if isinstance(error, RequestValidationError):
-            location = location[1:]
         message = _sentence(found)
+        if found["type"] == "extra_forbidden" and (meant := suggest(location[-1], fields_at(model, place))):
+            message = f"there is no such field; did you mean `{meant}`?"
         if location[-1:] == [_KEY]:
             message = f"name {location[-2]!r}: {message}"
             location = location[:-2]
@@ -145,7 +150,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
-        return render(explain(error), instance=request.url.path)
+        body = getattr(request.scope.get("route"), "body_field", None)
+        annotation = body.field_info.annotation if body is not None else None
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        return render(explain(error, model), instance=request.url.path)
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:

@@ -1,7 +1,7 @@
 """The fields of a body: what their values are, and which known one an unknown one may be meant for."""
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import get_args
 
 from pydantic import BaseModel
@@ -14,6 +14,14 @@ def model_of(model: type[BaseModel] | None, field: str) -> type[BaseModel] | Non
     found = model.model_fields.get(field) if model is not None else None
     models = set(_models_in(found.annotation)) if found is not None else set()
     return models.pop() if len(models) == 1 else None
+
+
+def fields_at(model: type[BaseModel] | None, location: Sequence[str | int]) -> frozenset[str]:
+    """The fields that there are beside the one at `location`, a path from `model` with an index for each list. Empty: not known."""
+    for part in location[:-1]:
+        if isinstance(part, str):
+            model = model_of(model, part)
+    return frozenset(model.model_fields) if model is not None else frozenset()
 
 
 def _models_in(annotation: object) -> list[type[BaseModel]]:

@@ -26,7 +26,17 @@ async def stored(server):
 @pytest.mark.parametrize(
     ("spec", "refused"),
     [
-        ({"sizes": 3}, Refused(422, "invalid-request", "sizes", says="check its spelling")),
+        ({"sizes": 3}, Refused(422, "invalid-request", "sizes", says="there is no such field; did you mean `size`?")),
+        ({"minAvailable": 0}, Refused(422, "invalid-request", "minAvailable", says="did you mean `min_available`?")),
+        ({"colour": "red"}, Refused(422, "invalid-request", "colour", says="check its spelling (/docs lists")),
+        (
+            {"placement": {"hugepage": "2Mi"}},
+            Refused(422, "invalid-request", "placement.hugepage", says="did you mean `hugepages`?"),
+        ),
+        (
+            {"start_from": {"snapshots": "a"}},
+            Refused(422, "invalid-request", "start_from.snapshots", says="did you mean `snapshot`?"),
+        ),
         ({"size": -1}, Refused(422, "invalid-request", "size", says="greater than or equal to 0; it is -1")),
         (
             {"size": MAX_POOL_SIZE + 1},
@@ -109,7 +119,7 @@ async def test_a_name_that_no_cluster_would_take_is_refused(server, name):
     [
         ({"pool": "nowhere"}, Refused(404, "pool-not-found", says="PUT /v1/pools/nowhere creates it")),
         ({}, Refused(422, "invalid-request", "pool", says="this field is required")),
-        ({"pool": "target", "path": ["pool"]}, Refused(422, "invalid-request", "path", says="check its spelling")),
+        ({"pool": "target", "path": ["pool"]}, Refused(422, "invalid-request", "path", says="did you mean `paths`?")),
         (
             {"pool": "target", "paths": ["cold"]},
             Refused(422, "invalid-request", "paths", says="only 'pool' is allowed"),

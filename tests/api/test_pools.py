@@ -186,8 +186,9 @@ async def test_a_patch_sets_defaults_and_changes_the_template(server):
 @pytest.mark.parametrize(
     ("body", "refused"),
     [
-        ({"sizes": 3}, Refused(422, "invalid-request", "sizes", says="there is no such field")),
+        ({"sizes": 3}, Refused(422, "invalid-request", "sizes", says="did you mean `size`?")),
         ({"sizes": None}, Refused(422, "invalid-request", "sizes")),
+        ({"placement": {"spreads": None}}, Refused(422, "invalid-request", "placement.spreads", says="`spread`")),
         ({"size": None}, Refused(422, "invalid-request", "size", says="required")),
         ({"size": "3"}, Refused(422, "invalid-request", "size", says="valid integer")),
         ({"size": 0}, Refused(422, "invalid-request", "min_available", says="lower it or raise size")),

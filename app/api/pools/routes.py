@@ -98,7 +98,7 @@ async def patch_pool(
         try:
             return patched(spec, patch)
         except ValidationError as error:
-            raise explain(error) from error
+            raise explain(error, PoolSpec) from error
 
     done = await service.edit_pool(svc.db, svc.gateway, name, change, if_match=read_if_match(if_match))
     response.headers["Emberpool-Outcome"] = done.outcome

@@ -166,7 +166,7 @@ def parse(raw: bytes, key: str | None) -> ClaimRequest | DescribedClaimRequest:
     try:
         body = ClaimBody.model_validate_json(raw)
     except ValidationError as error:
-        raise explain(error) from error
+        raise explain(error, ClaimBody) from error
     refuse_odd_key(key)
     if body.pool is None:
         return _described(body, key)
