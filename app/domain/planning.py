@@ -7,8 +7,9 @@ The rules, strongest first:
    the pool is not voluntary in this sense: its owner asked for it.
 3. A planned VM counts as capacity, so that planning again never creates twice.
 4. `max_vms` counts everything that takes room in the cluster, VMs that are being removed included.
-5. A stale VM (of an old template, from before a rotation, or older than `max_ready_age`) is removed once a fresh one is ready, so that no claim notices
-   a rotation. Only if `max_vms` leaves no room for a fresh one is a stale one removed first, never below the floor.
+5. A stale VM (of an old template, from before a rotation, or older than `max_ready_age`) is removed once a fresh one is ready, so
+   that no claim notices a rotation. Only if `max_vms` leaves no room for a fresh one is a stale one removed first, never below the
+   floor.
 6. If it is known how many VMs the nodes have room for, no more are created: a VM without a node would only fail at its boot
    timeout. Existing VMs are not affected, but if the nodes are full, stale VMs make room one by one.
 7. A VM on a node that is going (see `domain.nodes`) is removed once a VM elsewhere is ready, and never before: it still works.
