@@ -136,7 +136,8 @@ def explain(error: ValidationError | RequestValidationError, model: type[BaseMod
         problems.append(FieldProblem(".".join(location), message))
     named = "; ".join(f"{p.field or 'body'}: {p.message}" for p in problems[:5])
     more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""  # noqa: PLR2004 - as many as above
-    return InvalidRequest(f"{named}{more}. Nothing was changed", problems=problems)
+    stop = "" if (named + more).endswith("?") else "."
+    return InvalidRequest(f"{named}{more}{stop} Nothing was changed", problems=problems)
 
 
 def install(app: FastAPI) -> None:

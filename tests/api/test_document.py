@@ -46,6 +46,7 @@ def test_all_that_the_issue_names_is_there():
         *("POST /v1/pools/{name}/replenish", "POST /v1/pools/{name}/resume", "POST /v1/pools/{name}/pause"),
         *("POST /v1/claim", "GET /v1/claims", "GET /v1/claims/{claim_id}", "DELETE /v1/claims/{claim_id}"),
         *("POST /v1/claims/{claim_id}/renew", "GET /v1/vms", "GET /v1/vms/{vm_id}", "GET /v1/events"),
+        *("PATCH /v1/pools/{name}", "POST /v1/pools/{name}/rotate", "DELETE /v1/vms/{vm_id}"),
         *("GET /healthz", "GET /readyz", "GET /metrics"),
     }
 

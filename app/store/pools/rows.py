@@ -129,7 +129,9 @@ async def replenish(tx: Tx, pool_id: UUID) -> None:
 
 
 async def rotate(tx: Tx, pool_id: UUID) -> None:
-    """Every unclaimed VM that the cluster was asked for until now is to be replaced."""
+    """Every unclaimed VM that the cluster was asked for until now is to be replaced. A VM that a VirtualMachinePool made counts from
+    when the service first saw it.
+    """
     await run(tx, _ROTATE, id=pool_id)
 
 
