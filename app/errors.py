@@ -34,7 +34,9 @@ EmberpoolError                     500 internal-error
 |   |-- NoWarmVm                   503 no-warm-vm
 |   |-- NoPath                     503 no-path                  for a claim that describes its VM
 |   |-- DeadlineTooShort           503 deadline-too-short       the measured time of every path is longer
+|   |-- OutcomeUnknown             503 outcome-unknown          a claim may have been made, or not
 |   |-- DatabaseUnavailable        503 database-unavailable
+|   |   `-- DatabaseLost                                        what was sent may have been committed
 |   `-- ClusterUnavailable         503 cluster-unavailable      refused connections, time-outs, 429, 5xx
 |-- ClusterError                   502 cluster-error            translated once, in compute/kubevirt
 |   |-- ClusterRefused             422 template-refused         400 and 422: the object is invalid
@@ -48,6 +50,7 @@ EmberpoolError                     500 internal-error
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
+from uuid import UUID
 
 from typing_extensions import override
 
@@ -206,7 +209,26 @@ class DeadlineTooShort(
 ): ...
 
 
+class OutcomeUnknown(
+    Unavailable, code="outcome-unknown", status=503, title="It is not known yet whether the claim was made"
+):
+    """Postgres was lost while it committed the claim, and does not say yet what became of it."""
+
+    @classmethod
+    def of_claim(cls, claim_id: UUID, *, keyed: bool) -> Self:
+        find_out = "send the same request with the same Idempotency-Key" if keyed else f"GET /v1/claims/{claim_id}"
+        return cls(
+            "the database was lost while it committed the claim, so that the claim may have been made or not. "
+            f"If it was, its id is {claim_id}; to find out, {find_out} in a moment",
+            retry_after=2.0,
+        )
+
+
 class DatabaseUnavailable(Unavailable, code="database-unavailable", title="The database is not available"): ...
+
+
+class DatabaseLost(DatabaseUnavailable):
+    """The connection was lost, or the answer did not come in time: what was sent may have been committed."""
 
 
 class ClusterUnavailable(Unavailable, code="cluster-unavailable", title="The cluster is not available"): ...

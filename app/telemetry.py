@@ -9,7 +9,7 @@ from prometheus_client import Counter, Histogram
 
 CLAIM_SECONDS = Histogram(
     "emberpool_claim_seconds",
-    "Seconds from the arrival of POST /v1/claim to its answer. Outcome: warm, waited, pending, replayed, ended, or the code of the error.",
+    "Seconds from the arrival of POST /v1/claim to its answer. Outcome: warm, waited, pending, replayed, ended, disconnected, or the code of the error.",
     ["outcome"],
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.api import examples
@@ -162,6 +162,10 @@ def install(app: FastAPI) -> None:
         cause = error.__cause__
         found = cause if isinstance(cause, EmberpoolError) else _from_http(request, error)
         return render(found, instance=request.url.path)
+
+    @app.exception_handler(ClientDisconnect)
+    async def on_disconnect(_request: Request, _error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it: the client broke off in the middle of its request
 
     @app.exception_handler(Exception)
     async def on_crash(request: Request, error: Exception) -> Response:

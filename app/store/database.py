@@ -1,16 +1,15 @@
-"""Connections to Postgres: the engine, transactions, and the one place where driver errors become ours."""
+"""Connections to Postgres: the engine, and transactions."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
-from sqlalchemy import CursorResult, RowMapping, TextClause, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy import CursorResult, RowMapping, TextClause, event, make_url
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from app.errors import DatabaseUnavailable
+from app.store.postgres_errors import is_stale, translate
 
 Tx = AsyncConnection
 """An open transaction, as store functions take it. Only the store knows what it is."""
@@ -36,33 +35,6 @@ async def mappings(tx: Tx, query: TextClause, /, **params: object) -> Sequence[R
     return (await tx.execute(query, params)).mappings().all()
 
 
-_RETRY_AFTER_SECONDS = 2.0
-_AWAY = (
-    OSError,
-    TimeoutError,
-    PoolTimeoutError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.InterfaceError,
-    asyncpg.UndefinedTableError,  # not migrated: /readyz says so until it is
-    asyncpg.InternalClientError,  # an idle connection that the server closed, used before asyncpg 0.32 noticed
-)
-
-
-# Postgres ended a transaction because of a deadlock, or because it waited too long.
-_BUSY = (
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.QueryCanceledError,
-)
-
-
 _SESSION = {"jit": "off", "application_name": "emberpool"}
 
 
@@ -75,61 +47,22 @@ def make_engine(url: str, *, command_seconds: float = 30, **options: Any) -> Asy
     async def connect() -> "asyncpg.Connection[Any]":
         return await asyncpg.connect(dsn, timeout=5, command_timeout=command_seconds, server_settings=_SESSION)
 
-    return create_async_engine("postgresql+asyncpg://", async_creator=connect, **options)
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, **options)
+    event.listen(engine.sync_engine, "handle_error", _discard_stale)
+    return engine
+
+
+def _discard_stale(context: ExceptionContext) -> None:
+    """Has SQLAlchemy open all connections anew after an error that concerns all: one that was opened while the database was
+    read-only stays so for as long as it lives.
+    """
+    if context.sqlalchemy_exception is not None and is_stale(context.sqlalchemy_exception):
+        context.is_disconnect = context.invalidate_pool_on_disconnect = True
 
 
 def driver_dsn(url: str) -> str:
     """A libpq URL (a socket folder as `?host=`) in the form that asyncpg takes, whatever its scheme is."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-
-
-def is_away(error: BaseException) -> bool:
-    """Whether an error means that Postgres cannot be reached, and not that a statement is wrong."""
-    if isinstance(error, DBAPIError) and (
-        error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
-    ):
-        return True
-    return isinstance(_driver_error(error), _AWAY)
-
-
-def is_busy(error: BaseException) -> bool:
-    """Whether an error means that other transactions were in the way: the same again can succeed."""
-    return isinstance(_driver_error(error), _BUSY)
-
-
-def _driver_error(error: BaseException) -> BaseException | None:
-    """The error of asyncpg inside the one of SQLAlchemy, if there is one."""
-    if isinstance(error, DBAPIError):
-        return error.orig.__cause__ if error.orig is not None else None
-    return error
-
-
-def unavailable() -> DatabaseUnavailable:
-    return _later("the database does not answer; a change that was not confirmed may be missing. Try again in a moment")
-
-
-def busy() -> DatabaseUnavailable:
-    return _later("the database ended this because other requests were in the way; nothing was changed. Try again")
-
-
-def overrun() -> DatabaseUnavailable:
-    return _later("the database is overloaded at this moment; nothing was changed. Try again")
-
-
-def _later(detail: str) -> DatabaseUnavailable:
-    return DatabaseUnavailable(detail, retry_after=_RETRY_AFTER_SECONDS)
-
-
-@contextmanager
-def _translating() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if is_busy(error):
-            raise busy() from error
-        if is_away(error):
-            raise unavailable() from error
-        raise
 
 
 class Database:
@@ -142,17 +75,31 @@ class Database:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """Raises DatabaseUnavailable if Postgres cannot be reached, disconnects, or ends the transaction in favour of others."""
-        with _translating():
+        """Raises DatabaseUnavailable where Postgres cannot be reached or cannot do this now (`postgres_errors`), and DatabaseLost
+        where the commit may have been made.
+        """
+        committing = False
+        try:
             async with self._engine.begin() as tx:
                 yield tx
+                committing = True
+        except Exception as error:
+            ours = translate(error, committing=committing)
+            if ours is None:
+                raise
+            raise ours from error
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """For one statement that reads: without a transaction it takes half the round trips. Raises DatabaseUnavailable."""
-        with _translating():
+        try:
             async with self._autocommit.connect() as tx:
                 yield tx
+        except Exception as error:
+            ours = translate(error)
+            if ours is None:
+                raise
+            raise ours from error
 
     async def close(self) -> None:
         await self._engine.dispose()

@@ -11,7 +11,8 @@ import structlog
 from sqlalchemy import text
 
 from app.concurrency import first_of
-from app.store.database import Tx, driver_dsn, is_away
+from app.store.database import Tx, driver_dsn
+from app.store.postgres_errors import translate
 
 _CHANNEL = "emberpool"
 _RECONNECT_SECONDS = 1.0
@@ -69,9 +70,10 @@ class Listener:
             try:
                 await self._listen(stop)
             except Exception as error:
-                if not is_away(error):
+                ours = translate(error)
+                if ours is None:
                     raise
-                log.debug("listener.away", error=str(error))
+                log.info("listener.waits", error=ours.detail)
                 await first_of(stop.wait(), timeout=_RECONNECT_SECONDS)
 
     async def _listen(self, stop: asyncio.Event) -> None:

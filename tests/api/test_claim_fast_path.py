@@ -440,3 +440,75 @@ async def test_heads_are_remembered_up_to_a_number_of_them(server, port, monkeyp
         for number in range(3):
             assert (await connection.ask(claim("heads", f"X-Request: {number}"))).status == 201
     assert ordinary == []
+
+
+def chunked(content, *, ended):
+    head = (
+        "POST /v1/claim HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    return head.encode() + b"%x\r\n%s\r\n" % (len(content), content) + (b"0\r\n\r\n" if ended else b"")
+
+
+def announced(content, length):
+    head = (
+        f"POST /v1/claim HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
+@pytest.mark.parametrize("cut_off", [lambda body: chunked(body, ended=False), lambda body: announced(body, 500)])
+async def test_half_a_request_is_none_though_what_came_of_it_could_be_read(server, port, cut_off):
+    await learned(server, "half", size=1)
+    counted = 'emberpool_claim_seconds_count{outcome="disconnected"}'
+    before = (await figures(server)).get(counted, 0)
+    async with connect(port) as connection:
+        connection.send(cut_off(b'{"pool": "half"}'))
+        await connection.writer.drain()
+
+    async def noticed():
+        return (await figures(server)).get(counted, 0) > before
+
+    await until(noticed)
+    assert (await server.client.get("/v1/claims?pool=half")).json()["items"] == []
+
+
+@contextlib.asynccontextmanager
+async def left_while_held(server, request):
+    """A client has sent the request and gone, and the service knows it, while the statement of its claim waits."""
+    async with held(server), bind(server.app) as (serving, port):
+        async with connect(port) as connection:
+            connection.send(request)
+            await blocked(server)
+
+        async def gone():
+            return not serving.server_state.connections
+
+        await until(gone)
+        yield
+
+
+@pytest.mark.parametrize("headers", [(), ("TE: trailers",)], ids=["plain", "ordinary"])
+async def test_a_claim_that_is_committed_after_its_client_has_left_is_released(server, headers):
+    pool = f"left-{len(headers)}"
+    await learned(server, pool, size=1)
+    async with left_while_held(server, claim(pool, *headers)):
+        pass
+
+    async def released():
+        items = (await server.client.get(f"/v1/claims?pool={pool}")).json()["items"]
+        return [(claim["state"], claim["reason"]) for claim in items] == [
+            ("released", "its client had disconnected before it was answered")
+        ]
+
+    await until(released)
+
+
+async def test_with_a_key_it_stands_for_the_retry(server, port):
+    await learned(server, "returns", size=1)
+    request = claim("returns", "Idempotency-Key: again")
+    async with left_while_held(server, request):
+        pass
+    async with connect(port) as connection:
+        answer = await connection.ask(request)
+    assert answer.status == 201
+    assert answer.json["state"] == "bound"

@@ -97,7 +97,7 @@ class Callers:
             self.ledger.statuses[type(error).__name__] += 1
             return False
         self.ledger.statuses[f"{response.status} {told.get('code', '')}".strip()] += 1
-        if response.status == 503 and told["code"] == "database-unavailable":
+        if response.status == 503 and told["code"] in {"database-unavailable", "outcome-unknown"}:
             return False
         assert response.status == 201, told
         self.ledger.note(key, told["claims"] if count is not None else [told])

@@ -92,8 +92,9 @@ class Desk:
         self.lane = ScriptedLane(answer)
         self.pool_id = new_id()
         self.told: list[UUID] = []
+        self.abandoned: list[UUID] = []
         # A lane by its one method that a batcher calls.
-        self.batcher = ClaimBatcher(self.lane, self.pool_id, self.told.append)  # type: ignore[arg-type]
+        self.batcher = ClaimBatcher(self.lane, self.pool_id, self.told.append, self.abandoned.append)  # type: ignore[arg-type]
 
     def ask(self, body: str, key: str | None = None, **how: bool) -> "asyncio.Task[Outcome]":
         claim = new_claim(key, body=body)

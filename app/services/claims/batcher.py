@@ -1,8 +1,9 @@
 """Combines claims: those that arrive while a statement is in flight go together in the next one, with one commit for all.
 
 There is one batcher for each pool and process. Each claim keeps its own id, key and answer. A request whose client
-disconnects before its statement is sent takes no VM. A key that arrives twice waits for the statement after. Where a
-statement fails because of its content, its claims are sent again one by one, so that only the faulty one gets the error.
+disconnects before its statement is sent takes no VM; one that disconnects before its answer has abandoned its claim, which is
+then ended unless a key can find it. A key that arrives twice waits for the statement after. Where a statement fails because
+of its content, its claims are sent again one by one, so that only the faulty one gets the error.
 """
 
 import asyncio
@@ -13,8 +14,8 @@ from uuid import UUID
 
 from typing_extensions import override
 
-from app.domain.claims import NewClaim, Outcome
-from app.errors import EmberpoolError
+from app.domain.claims import NewClaim, Outcome, WarmClaim
+from app.errors import EmberpoolError, OutcomeUnknown
 from app.store.claims.warm import WarmClaimStore
 
 _BATCH = 64
@@ -38,12 +39,23 @@ class _Entry(NamedTuple):
 
 
 class ClaimBatcher:
-    """The claims of one pool in one process. `on_claimed` is called after each statement that claimed anything."""
+    """The claims of one pool in one process.
 
-    def __init__(self, store: WarmClaimStore, pool_id: UUID, on_claimed: Callable[[UUID], None]) -> None:
+    `on_claimed` is called after each statement that claimed anything, `on_abandoned` with each claim without a key that was, or
+    may have been, made for a client that has disconnected since.
+    """
+
+    def __init__(
+        self,
+        store: WarmClaimStore,
+        pool_id: UUID,
+        on_claimed: Callable[[UUID], None],
+        on_abandoned: Callable[[UUID], None],
+    ) -> None:
         self._store = store
         self._pool_id = pool_id
         self._on_claimed = on_claimed
+        self._on_abandoned = on_abandoned
         self._entries: deque[_Entry] = deque()
         self._running: asyncio.Task[None] | None = None
 
@@ -52,7 +64,7 @@ class ClaimBatcher:
         return self._running is None
 
     async def claim(self, claim: NewClaim, *, from_start: bool = False) -> Outcome:
-        """As `submit`, and waits. Cancelled before its statement is sent it takes nothing; after that, the claim stands."""
+        """As `submit`, and waits. Cancelled before its statement is sent it takes nothing; after that the claim is abandoned."""
         waiting = _Waiting()
         self.submit(claim, waiting, from_start=from_start)
         return await waiting.answer
@@ -93,11 +105,13 @@ class ClaimBatcher:
     async def _serve(self, batch: list[_Entry]) -> None:
         try:
             await self._send(batch)
+        except OutcomeUnknown:
+            self._answer((entry, _unknown(entry)) for entry in batch)
         except EmberpoolError as error:
-            _answer((entry, error) for entry in batch)
+            self._answer((entry, error) for entry in batch)
         except Exception as error:  # noqa: BLE001 - whatever it is, every request must be answered
             if len(batch) == 1:
-                _answer([(batch[0], error)])
+                self._answer([(batch[0], error)])
                 return
             for entry in batch:
                 if not entry.recipient.is_disconnected():  # it may have disconnected while the others were served
@@ -118,22 +132,26 @@ class ClaimBatcher:
             self._on_claimed(self._pool_id)
         if self._entries:
             # The next statement first: Postgres works on it while these answers are written.
-            asyncio.get_running_loop().call_soon(_answer_in_turns, answers)
+            asyncio.get_running_loop().call_soon(self._answer_in_turns, answers)
         else:
-            _answer_in_turns(answers)
+            self._answer_in_turns(answers)
+
+    def _answer_in_turns(self, answers: list[tuple[_Entry, Outcome]]) -> None:
+        """A few in each turn of the loop: sockets are flushed at the end of a turn, and then Postgres' next answer is read."""
+        self._answer(answers[:_ANSWERS_AT_ONCE])
+        if rest := answers[_ANSWERS_AT_ONCE:]:
+            asyncio.get_running_loop().call_soon(self._answer_in_turns, rest)
+
+    def _answer(self, answers: Iterable[tuple[_Entry, Outcome | Exception]]) -> None:
+        for entry, outcome in answers:
+            if not entry.recipient.is_disconnected():
+                entry.recipient.receive(entry.claim, outcome)
+            elif entry.claim.request.key is None and isinstance(outcome, WarmClaim | OutcomeUnknown):
+                self._on_abandoned(entry.claim.id)
 
 
-def _answer_in_turns(answers: list[tuple[_Entry, Outcome]]) -> None:
-    """A few in each turn of the loop: sockets are flushed at the end of a turn, and then Postgres' next answer is read."""
-    _answer(answers[:_ANSWERS_AT_ONCE])
-    if rest := answers[_ANSWERS_AT_ONCE:]:
-        asyncio.get_running_loop().call_soon(_answer_in_turns, rest)
-
-
-def _answer(answers: Iterable[tuple[_Entry, Outcome | Exception]]) -> None:
-    for entry, outcome in answers:
-        if not entry.recipient.is_disconnected():
-            entry.recipient.receive(entry.claim, outcome)
+def _unknown(entry: _Entry) -> OutcomeUnknown:
+    return OutcomeUnknown.of_claim(entry.claim.id, keyed=entry.claim.request.key is not None)
 
 
 class _Waiting(Recipient):

@@ -1,11 +1,14 @@
 """Changes of an existing claim: renewing its lease and releasing it. And the refusals that several services share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
 import structlog
 
+from app.domain.claims import NewClaim
 from app.domain.states import CLAIM_ENDED
-from app.errors import ClaimEnded, ClaimNotFound, Conflict, FieldProblem, LeaseTooLong
+from app.errors import ClaimEnded, ClaimNotFound, Conflict, DatabaseLost, FieldProblem, LeaseTooLong, OutcomeUnknown
 from app.lifecycle.claims import release
 from app.store.claims import rows as claims
 from app.store.database import Database, Tx
@@ -39,6 +42,15 @@ async def release_claim(db: Database, claim_id: UUID) -> ClaimRow:
     if ended:
         log.info("claim.released", claim=str(claim_id), vm=claim.vm_name)
     return claim
+
+
+@contextmanager
+def tell_of_claim(claim: NewClaim) -> Iterator[None]:
+    """Raises, where it is not known whether the claim was committed, OutcomeUnknown with how to find out."""
+    try:
+        yield
+    except (DatabaseLost, OutcomeUnknown) as error:
+        raise OutcomeUnknown.of_claim(claim.id, keyed=claim.request.key is not None) from error
 
 
 def no_such_claim(claim_id: UUID) -> ClaimNotFound:

@@ -25,15 +25,16 @@ from app.domain.statistics import WaitEstimate
 from app.errors import DatabaseUnavailable, IdempotencyKeyReused, NoPath, NoWarmVm, PoolBeingDeleted
 from app.lifecycle.eta import PoolStatus, estimate_in_pool, read_status, tell_why_pending, why_none_will_come
 from app.lifecycle.on_demand_pools import enter_pool
-from app.services.claims.lifecycle import no_such_claim
+from app.services.claims.lifecycle import no_such_claim, tell_of_claim
 from app.services.claims.waiters import Waiters
 from app.services.pools.service import no_such_pool
 from app.services.single_flight import SingleFlight
 from app.store.claims import rows as claims
 from app.store.claims.rows import StoredChoice
-from app.store.database import Database, Tx, overrun
+from app.store.database import Database, Tx
 from app.store.notices import notify_settled
 from app.store.pools import rows as pool_rows
+from app.store.postgres_errors import overrun
 from app.store.rows import ClaimRow
 
 _RETRY_WINDOW_SECONDS = 15.0
@@ -85,16 +86,25 @@ class Place:
 
 
 class ClaimQueue:
-    """Joining a queue, waiting in it, and leaving it. `on_joined` is called with each pool whose queue has grown.
+    """Joining a queue, waiting in it, and leaving it. `on_joined` is called with each pool whose queue has grown, `on_abandoned`
+    with each claim that nobody waits for and that could not be ended.
 
     A thousand clients may find a pool empty at the same moment, so what they all need is read once: the pool's status, and
     whether a VM became ready meanwhile. Only a few places are written at a time, so that claims of other pools get their turn.
     """
 
-    def __init__(self, db: Database, waiters: Waiters, settings: Settings, on_joined: Callable[[UUID], None]) -> None:
+    def __init__(
+        self,
+        db: Database,
+        waiters: Waiters,
+        settings: Settings,
+        on_joined: Callable[[UUID], None],
+        on_abandoned: Callable[[UUID], None],
+    ) -> None:
         self._db = db
         self._waiters = waiters
         self._on_joined = on_joined
+        self._on_abandoned = on_abandoned
         self._pending_seconds = settings.pending_seconds
         self._max_pending = settings.max_pending_per_pool
         self._statuses: SingleFlight[str, PoolStatus] = SingleFlight(self._read_status)
@@ -109,7 +119,7 @@ class ClaimQueue:
             if pool.deleting_at is not None:
                 raise PoolBeingDeleted(f"pool {pool.name!r} is being deleted; claim from another pool")
             reason = await self._why_not_warm(status, claim.request)
-            async with self.kept(_unwritten(claim)), self._db.begin() as tx:
+            async with self._writing(claim) as tx:
                 place = await self._write(tx, claim, pool.id, reason)
         return await self.follow(place, claim, until_disconnected)
 
@@ -119,7 +129,7 @@ class ClaimQueue:
         What was chosen is checked again in the same transaction: raises NoPath where it is not there any more or its queue is
         full, and NoWarmVm where the client has disconnected. Nothing is written then.
         """
-        async with self._in_turn(until_disconnected), self.kept(_unwritten(claim)), self._db.begin() as tx:
+        async with self._in_turn(until_disconnected), self._writing(claim) as tx:
             pool = await enter_pool(tx, chosen.choice, chosen.template, chosen.spec, max_pending=self._max_pending)
             return await self._write(tx, claim, pool.id, chosen.choice.reason, chosen.stored)
 
@@ -184,6 +194,13 @@ class ClaimQueue:
         except (asyncio.CancelledError, DatabaseUnavailable):
             await asyncio.shield(self._leave(place))
             raise
+
+    @asynccontextmanager
+    async def _writing(self, claim: NewClaim) -> AsyncIterator[Tx]:
+        """The transaction that writes the claim's place. Raises OutcomeUnknown where the commit may have been made."""
+        with tell_of_claim(claim):
+            async with self.kept(_unwritten(claim)), self._db.begin() as tx:
+                yield tx
 
     @asynccontextmanager
     async def _in_turn(self, until_disconnected: UntilDisconnected) -> AsyncIterator[None]:
@@ -338,7 +355,7 @@ class ClaimQueue:
             async with self._db.begin() as tx:
                 await claims.end(tx, [claim_id], ClaimState.FAILED, sources=[ClaimState.PENDING], reason=why)
         except DatabaseUnavailable:
-            log.info("claim.place_not_freed", claim=str(claim_id))
+            self._on_abandoned(claim_id)
 
     async def _estimate(self, pool_id: UUID) -> WaitEstimate:
         async with self._db.begin() as tx:

@@ -15,10 +15,11 @@ from app.concurrency import first_of
 from app.config import Settings
 from app.domain.claims import ClaimRequest, KnownClaim, NewClaim, Outcome, WarmClaim
 from app.domain.pools import PoolSpec
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, NoWarmVm
 from app.ids import new_id
+from app.services.claims.abandoned import AbandonedClaims
 from app.services.claims.batcher import ClaimBatcher, Recipient
-from app.services.claims.lifecycle import refuse_long_lease
+from app.services.claims.lifecycle import refuse_long_lease, tell_of_claim
 from app.services.claims.preference import Preferences
 from app.services.claims.queue import ClaimQueue, StoredClaim, UntilDisconnected
 from app.services.claims.waiters import Waiters
@@ -56,7 +57,8 @@ class ClaimService:
     """
 
     def __init__(self, db: Database, store: WarmClaimStore, waiters: Waiters, settings: Settings) -> None:
-        self.queue = ClaimQueue(db, waiters, settings, self._note_change)
+        self._abandoned = AbandonedClaims(db)
+        self.queue = ClaimQueue(db, waiters, settings, self._note_change, self._abandoned.add)
         self._db = db
         self._store = store
         self._preferences = Preferences(db)
@@ -76,10 +78,11 @@ class ClaimService:
         claim = _new(request, facts)
         outcome: Outcome = None
         if request.prefer is not None:
-            outcome = await self._preferences.claim(facts.id, claim, request.prefer)
+            with tell_of_claim(claim):
+                outcome = await self._preferences.claim(facts.id, claim, request.prefer)
             self._note_change(facts.id)
         if outcome is None:
-            outcome = await self._batcher(facts.id).claim(claim)
+            outcome = await self._take(facts.id, claim, until_disconnected)
         return await self.conclude(claim, outcome, until_disconnected)
 
     def submit(self, request: ClaimRequest, recipient: Recipient) -> bool:
@@ -103,9 +106,9 @@ class ClaimService:
         self._reading.begin(claim.request.pool)
         return await self.queue.join(claim, until_disconnected)
 
-    async def claim_warm(self, pool: PoolRow, request: ClaimRequest) -> Outcome:
+    async def claim_warm(self, pool: PoolRow, request: ClaimRequest, until_disconnected: UntilDisconnected) -> Outcome:
         """A VM that is ready in this pool now. Raises LeaseTooLong, DatabaseUnavailable."""
-        return await self._batcher(pool.id).claim(_new(request, pool.spec))
+        return await self._take(pool.id, _new(request, pool.spec), until_disconnected)
 
     async def claim_batch(self, request: ClaimRequest, *, count: int, all_or_nothing: bool) -> list[ClaimAnswer]:
         """Up to `count` warm VMs, each its own claim, in one statement; none waits.
@@ -121,11 +124,12 @@ class ClaimService:
         ]
         # One statement takes all, so that the key has one answer on every replica: from the hint on where that is enough, else
         # from the start of the queue.
-        outcomes = await self._store.claim(facts.id, new, batch=True, all_or_nothing=True)
-        if not any(outcomes):
-            outcomes = await self._store.claim(
-                facts.id, new, from_start=True, batch=True, all_or_nothing=all_or_nothing
-            )
+        with tell_of_claim(new[0]):  # they are committed together
+            outcomes = await self._store.claim(facts.id, new, batch=True, all_or_nothing=True)
+            if not any(outcomes):
+                outcomes = await self._store.claim(
+                    facts.id, new, from_start=True, batch=True, all_or_nothing=all_or_nothing
+                )
         if any(isinstance(outcome, WarmClaim) for outcome in outcomes):
             self._note_change(facts.id)
         answers: list[ClaimAnswer] = [
@@ -165,6 +169,7 @@ class ClaimService:
                 began = time.monotonic()
                 if began >= sweep_at:
                     await self._store.lower_hints()
+                    await self._abandoned.end_some()
                     self._drop_idle_batchers()
                     # Behind an old snapshot a sweep reads all dead entries: it may use a twentieth of the time.
                     took = time.monotonic() - began
@@ -189,10 +194,23 @@ class ClaimService:
             self._reading.begin(name)
         return facts
 
+    async def _take(self, pool_id: UUID, claim: NewClaim, until_disconnected: UntilDisconnected) -> Outcome:
+        """A warm VM, for a client that is still there. Raises NoWarmVm where it has disconnected."""
+        taking = asyncio.ensure_future(self._batcher(pool_id).claim(claim))
+        try:
+            done = await first_of(taking, until_disconnected())
+        finally:
+            taking.cancel()
+        if taking not in done:
+            raise NoWarmVm("the client disconnected before it was answered", retry_after=1)
+        return taking.result()
+
     def _batcher(self, pool_id: UUID) -> ClaimBatcher:
         batcher = self._batchers.get(pool_id)
         if batcher is None:
-            batcher = self._batchers[pool_id] = ClaimBatcher(self._store, pool_id, self._note_change)
+            batcher = self._batchers[pool_id] = ClaimBatcher(
+                self._store, pool_id, self._note_change, self._abandoned.add
+            )
         return batcher
 
     async def _read_facts(self, name: str) -> _PoolFacts:

@@ -214,7 +214,9 @@ class PathSelector:
         for serving in pools:
             if why_unsuitable(serving, wanted.terms) is not None:
                 continue
-            outcome = await self._claim_service.claim_warm(serving.pool, request.in_pool(serving.pool.name))
+            outcome = await self._claim_service.claim_warm(
+                serving.pool, request.in_pool(serving.pool.name), until_disconnected
+            )
             if isinstance(outcome, KnownClaim):
                 return await self._queue.replay(outcome.claim_id, request.in_pool(), until_disconnected)
             if outcome is not None:

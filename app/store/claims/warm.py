@@ -13,14 +13,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
 import orjson
 
 from app.domain.claims import KnownClaim, NewClaim, Outcome, WarmClaim
-from app.store.database import busy, driver_dsn, is_away, is_busy, unavailable
+from app.errors import DatabaseLost, DatabaseUnavailable, OutcomeUnknown
+from app.store.database import driver_dsn
+from app.store.postgres_errors import is_stale, not_committed, translate
 from app.store.rows import CLAIM_COLUMNS, CLAIM_TABLES, ClaimRow, read_claim
 
 _CONNECT_SECONDS = 5.0
@@ -109,8 +111,18 @@ SELECT v.id AS vm_id, v.name, v.node, v.addresses, v.ready_at, v.boot_seconds, c
 FROM claim c JOIN vm v ON v.id = c.vm_id WHERE c.id = ANY($1::uuid[]) AND c.state = 'bound'
 """
 
+_ALIVE = "SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND datname = current_database()"
+_LOOKS = (0.0, 0.1, 0.4, 1.0, 1.5)
+"""Seconds before each look for what became of a statement: a client waits meanwhile."""
 
 _READ = f"SELECT {CLAIM_COLUMNS} FROM {CLAIM_TABLES} WHERE c.id = ANY($1::uuid[])"
+
+
+class _Idle(NamedTuple):
+    """A connection that nobody uses. It is closed where others of its generation turned out to be of no use any more."""
+
+    connection: "asyncpg.Connection[Any]"
+    generation: int
 
 
 class WarmClaimStore:
@@ -119,7 +131,8 @@ class WarmClaimStore:
     def __init__(self, url: str, *, connections: int = 3) -> None:
         self._dsn = driver_dsn(url)
         self._size = connections
-        self._idle: asyncio.LifoQueue[asyncpg.Connection[Any] | None] = asyncio.LifoQueue()
+        self._idle: asyncio.LifoQueue[_Idle | None] = asyncio.LifoQueue()
+        self._generation = 0
         for _ in range(connections):
             self._idle.put_nowait(None)
         self._hints: dict[UUID, int] = {}
@@ -139,9 +152,10 @@ class WarmClaimStore:
 
         No two claims may have the same key: the later one would be taken for a conflict with another process.
         `from_start` looks below the hint too. With `batch` the claims belong together: where one of their keys is known,
-        or becomes known at the same moment, all answers are those of the first time. Raises DatabaseUnavailable. Where a
-        connection breaks, it asks again whether Postgres has committed, so that no VM is claimed for a client that waits and
-        is told otherwise.
+        or becomes known at the same moment, all answers are those of the first time.
+
+        Raises DatabaseUnavailable where nothing was committed, and OutcomeUnknown where that cannot be found out: a connection
+        broke, and Postgres does not say yet what became of the statement.
         """
         hint = 0 if from_start else self._hints.get(pool_id, 0)
         lowered = self._lowered.get(pool_id, 0)
@@ -154,8 +168,10 @@ class WarmClaimStore:
         if not keyless:
             arguments += [[claim.request.key for claim in new], [claim.request.request_hash for claim in new]]
             arguments += [batch, all_or_nothing]
+        backend = 0
         try:
-            async with self._connection() as connection:
+            async with self._connection(committing=True) as connection:
+                backend = connection.get_server_pid()
                 rows = await connection.fetch(statement, *arguments)
         except asyncpg.UniqueViolationError:
             # Another process has committed a batch with these keys meanwhile; the next look sees it.
@@ -164,11 +180,9 @@ class WarmClaimStore:
         except Exception as error:
             if not from_start:  # another statement may have moved the hint past the rows that this one had locked
                 self._lower(pool_id, hint)
-            if is_busy(error):
-                raise busy() from error
-            if not is_away(error):
+            if not isinstance(error, DatabaseLost):
                 raise
-            return await self._settle(new, error)
+            return await self._settle(new, backend, error)
         outcomes: list[Outcome] = [None] * len(new)
         taken: list[int] = []
         left: list[int] = []
@@ -186,14 +200,7 @@ class WarmClaimStore:
 
     async def read(self, claim_ids: Sequence[UUID]) -> list[ClaimRow]:
         """The claims, in one round trip, for clients that are waiting. Raises DatabaseUnavailable."""
-        try:
-            async with self._connection() as connection:
-                rows = await connection.fetch(_READ, list(claim_ids))
-        except Exception as error:
-            if is_away(error):
-                raise unavailable() from error
-            raise
-        return [read_claim(dict(row)) for row in rows]
+        return [read_claim(dict(row)) for row in await self._fetch(_READ, list(claim_ids))]
 
     async def warm_up(self) -> None:
         """Connects and plans the statements on every connection, so that no claim waits for that. Raises DatabaseUnavailable."""
@@ -204,14 +211,9 @@ class WarmClaimStore:
 
     async def _warm_one(self) -> None:
         nothing: tuple[object, ...] = (UUID(int=0), 0, [], [], [])
-        try:
-            async with self._connection() as connection:
-                await connection.fetch(_CLAIM_KEYLESS, *nothing)
-                await connection.fetch(_CLAIM, *nothing, [], [], False, False)
-        except Exception as error:
-            if is_away(error):
-                raise unavailable() from error
-            raise
+        async with self._connection() as connection:
+            await connection.fetch(_CLAIM_KEYLESS, *nothing)
+            await connection.fetch(_CLAIM, *nothing, [], [], False, False)
 
     async def lower_hints(self, pool_ids: Iterable[UUID] | None = None) -> None:
         """Moves hints down to where rows really begin; only claims move them up. Without `pool_ids`: of every pool known
@@ -220,14 +222,7 @@ class WarmClaimStore:
         asked = list(self._hints if pool_ids is None else pool_ids)
         if not asked:
             return
-        try:
-            async with self._connection() as connection:
-                rows = await connection.fetch(_LOWEST, asked)
-        except Exception as error:
-            if is_away(error):
-                raise unavailable() from error
-            raise
-        for row in rows:
+        for row in await self._fetch(_LOWEST, asked):
             if not row["lives"]:
                 self._hints.pop(row["id"], None)
                 self._lowered.pop(row["id"], None)
@@ -236,10 +231,10 @@ class WarmClaimStore:
 
     async def close(self) -> None:
         while not self._idle.empty():
-            connection = self._idle.get_nowait()
-            if connection is not None:
+            idle = self._idle.get_nowait()
+            if idle is not None:
                 with contextlib.suppress(Exception):
-                    await connection.close(timeout=2)
+                    await idle.connection.close(timeout=2)
 
     def _learn(self, pool_id: UUID, taken: list[int], left: list[int], *, from_start: bool, lowered: int) -> None:
         """Sets the hint after a statement: past what it took, but not past a VM that it had to leave (`left`) because another
@@ -257,36 +252,60 @@ class WarmClaimStore:
             self._hints[pool_id] = hint
             self._lowered[pool_id] = self._lowered.get(pool_id, 0) + 1
 
-    async def _settle(self, new: Sequence[NewClaim], error: Exception) -> list[Outcome]:
-        """After a broken connection: what was committed counts; where nothing was, DatabaseUnavailable is raised."""
-        try:
-            async with self._connection() as connection:
-                rows = await connection.fetch(_SETTLED, [claim.id for claim in new])
-        except Exception as again:
-            if is_away(again):
-                raise unavailable() from error
-            raise
-        if not rows:
-            raise unavailable() from error
-        found = {row["id"]: row for row in rows}
-        return [_warm(claim, found[claim.id]) if claim.id in found else None for claim in new]
+    async def _settle(self, new: Sequence[NewClaim], backend: int, error: DatabaseLost) -> list[Outcome]:
+        """After a broken connection: what was committed counts.
+
+        While the server process `backend` of that connection lives, its statement may still be committed: one that waits for a
+        synchronous standby goes on waiting, however long its client has been away.
+        """
+        for pause in _LOOKS:
+            await asyncio.sleep(pause)
+            try:
+                # One after the other: what is not there once the process has ended will never be.
+                alive = await self._fetch(_ALIVE, backend)
+                found = {row["id"]: row for row in await self._fetch(_SETTLED, [claim.id for claim in new])}
+            except DatabaseUnavailable:
+                continue
+            if found:
+                return [_warm(claim, found[claim.id]) if claim.id in found else None for claim in new]
+            if not alive:
+                raise not_committed() from error
+        raise OutcomeUnknown("the database does not say whether it committed") from error
+
+    async def _fetch(self, statement: str, *arguments: object) -> list[Any]:
+        """Raises DatabaseUnavailable."""
+        async with self._connection() as connection:
+            return await connection.fetch(statement, *arguments)
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
-        """One of the connections, opened again where it was lost. It is given back however the block ends."""
-        connection = await self._idle.get()
+    async def _connection(self, *, committing: bool = False) -> AsyncIterator["asyncpg.Connection[Any]"]:
+        """One of the connections, opened again where it was lost. It is given back however the block ends.
+
+        Raises DatabaseUnavailable. `committing`: the block sends a statement that commits; raises DatabaseLost where it is not
+        known how that ended.
+        """
+        idle = await self._idle.get()
+        if idle is not None and (idle.connection.is_closed() or idle.generation != self._generation):
+            idle.connection.terminate()
+            idle = None
         try:
-            if connection is None or connection.is_closed():
-                connection = await self._connect()
-            yield connection
-        except BaseException:
+            if idle is None:
+                idle = _Idle(await self._connect(), self._generation)
+            yield idle.connection
+        except BaseException as error:
             # The connection's state is unknown: the next user gets a new one.
-            if connection is not None:
-                connection.terminate()
-                connection = None
-            raise
+            sent = idle is not None
+            if idle is not None:
+                idle.connection.terminate()
+                idle = None
+            if is_stale(error):
+                self._generation += 1
+            ours = translate(error, committing=committing and sent)
+            if ours is None:
+                raise
+            raise ours from error
         finally:
-            self._idle.put_nowait(connection)
+            self._idle.put_nowait(idle)
 
     async def _connect(self) -> "asyncpg.Connection[Any]":
         connection = await asyncpg.connect(

@@ -10,7 +10,7 @@ from sqlalchemy import make_url
 
 from app.config import Settings
 from app.domain.claims import WarmClaim
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, OutcomeUnknown
 from app.ids import new_id
 from app.reconcilers.pools.planner import plan_next_pool
 from app.reconcilers.vms.status_writer import StatusWriter
@@ -81,7 +81,8 @@ async def test_every_entry_says_that_the_database_is_away_and_all_goes_on_after(
         }
         for name, entry in entries.items():
             try:
-                with pytest.raises(DatabaseUnavailable) as caught:
+                # A claim over a connection that has just broken may have been committed, for all that is known.
+                with pytest.raises((DatabaseUnavailable, OutcomeUnknown)) as caught:
                     await entry()
             except BaseException as error:
                 error.add_note(name)

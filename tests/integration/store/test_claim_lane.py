@@ -7,15 +7,17 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
+from functools import partial
 from uuid import uuid4
 
 import pytest
 
 from app.domain.claims import KnownClaim, WarmClaim
 from app.domain.states import ClaimState, VmState
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, OutcomeUnknown
 from app.store.claims import rows as claims
-from app.store.claims.warm import WarmClaimStore
+from app.store.claims import warm
+from app.store.claims.warm import WarmClaimStore, _Idle
 from app.store.vms import rows as vms
 from tests.support import store_invariants as invariants
 from tests.support.rows import (
@@ -321,31 +323,80 @@ async def test_a_connection_that_breaks_is_made_again(db, lane):
     assert isinstance(await claim_one(lane, pool), WarmClaim)
 
 
-async def test_an_answer_that_is_lost_after_the_commit_is_found_by_asking_again(db, lane, monkeypatch):
-    pool = await make_pool(db)
-    ready = await make_vms(db, pool, 1)
-    asked, empty_handed = request(), request()
+async def break_at_fetch(lane, breaks):
+    """The lane's next statement goes to `breaks(connection, statement, *arguments)`."""
     connection = await lane._connect()
-    fetch_rows = connection.fetch
-    lane._idle.get_nowait()
-    lane._idle.put_nowait(connection)
 
     class Breaks:
         is_closed = staticmethod(lambda: False)
-        terminate = staticmethod(connection.terminate)
-
-        @staticmethod
-        async def fetch(*arguments):
-            await fetch_rows(*arguments)
-            raise ConnectionResetError("the wire broke after the commit")
+        terminate = staticmethod(lambda: None)
+        get_server_pid = staticmethod(connection.get_server_pid)
+        fetch = staticmethod(partial(breaks, connection))
 
     lane._idle.get_nowait()
-    lane._idle.put_nowait(Breaks())
+    lane._idle.put_nowait(_Idle(Breaks(), lane._generation))
+
+
+async def test_an_answer_that_is_lost_after_the_commit_is_found_by_asking_again(db, lane):
+    pool = await make_pool(db)
+    ready = await make_vms(db, pool, 1)
+    asked, empty_handed = request(), request()
+
+    async def breaks(connection, *arguments):
+        await connection.fetch(*arguments)
+        raise ConnectionResetError("the connection broke after the commit")
+
+    await break_at_fetch(lane, breaks)
     bound, nothing = await lane.claim(pool.id, [asked, empty_handed])
     assert isinstance(bound, WarmClaim)
     assert bound.vm_id == ready[0]
     assert (bound.node, bound.addresses) == ("node-1", ["10.0.0.1"])
     assert nothing is None
+
+
+async def test_a_statement_that_never_ran_is_known_to_have_changed_nothing(db, lane):
+    pool = await make_pool(db)
+    await make_vms(db, pool, 1)
+
+    async def breaks(connection, *_):
+        connection.terminate()
+        raise ConnectionResetError("the connection broke before the server had the statement")
+
+    await break_at_fetch(lane, breaks)
+    with pytest.raises(DatabaseUnavailable) as caught:
+        await lane.claim(pool.id, [request()])
+    assert "nothing was changed" in caught.value.detail
+    assert isinstance((await lane.claim(pool.id, [request()]))[0], WarmClaim)
+
+
+async def test_while_postgres_still_commits_it_is_said_that_the_outcome_is_not_known(db, lane, monkeypatch):
+    """As with a synchronous standby that is gone: the client has its answer long before the commit is visible."""
+    pool = await make_pool(db)
+    await make_vms(db, pool, 1)
+    monkeypatch.setattr(warm, "_LOOKS", (0.0, 0.0))
+    asked = request()
+    running = []
+
+    async def breaks(connection, statement, *arguments):
+        running.append(asyncio.create_task(in_transaction(connection, statement, *arguments)))
+        await sent.wait()
+        raise ConnectionResetError("the connection broke while the server committed")
+
+    async def in_transaction(connection, statement, *arguments):
+        async with connection.transaction():
+            rows = await connection.fetch(statement, *arguments)
+            sent.set()
+            await may_commit.wait()
+            return rows
+
+    sent, may_commit = asyncio.Event(), asyncio.Event()
+    await break_at_fetch(lane, breaks)
+    with pytest.raises(OutcomeUnknown):
+        await lane.claim(pool.id, [asked])
+    may_commit.set()
+    await running[0]
+    (found,) = await lane.read([asked.id])
+    assert found.state == "bound"
 
 
 async def test_a_claim_is_read_as_the_store_reads_it(db, lane):

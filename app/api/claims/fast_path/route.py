@@ -15,6 +15,7 @@ import orjson
 from fastapi import APIRouter, Header
 from prometheus_client import Counter, Histogram
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -33,6 +34,7 @@ from app.errors import (
     LeaseTooLong,
     NoPath,
     NoWarmVm,
+    OutcomeUnknown,
     PoolBeingDeleted,
     PoolNotFound,
     TemplateRefused,
@@ -71,7 +73,7 @@ router = APIRouter(tags=["claims"])
         },
         **responses(
             *(PoolNotFound, PoolBeingDeleted, LeaseTooLong, IdempotencyKeyReused, TemplateRefused, Unschedulable),
-            *(NoWarmVm, NoPath, DeadlineTooShort, *CLUSTER_ERRORS),
+            *(NoWarmVm, NoPath, DeadlineTooShort, OutcomeUnknown, *CLUSTER_ERRORS),
         ),
     },
 )
@@ -140,6 +142,8 @@ class ClaimRoute:
                 outcome, response = render_stored(answer, self._namespace)
                 status = response.status_code
                 await response(scope, receive, send)
+        except ClientDisconnect:
+            outcome, status = "disconnected", 499
         except EmberpoolError as error:
             outcome, status = error.code, error.status
             await render(error, instance=PATH)(scope, receive, send)
@@ -315,12 +319,16 @@ def _public_choice(choice: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _read(receive: Receive) -> bytes:
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    while message.get("more_body", False):
+    """The whole body. Raises ClientDisconnect where the client broke off before its end: half a request is none."""
+    parts: list[bytes] = []
+    more = True
+    while more:
         message = await receive()
-        body += message.get("body", b"")
-    return body
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
 
 
 async def _send(send: Send, status: int, body: bytes) -> None:

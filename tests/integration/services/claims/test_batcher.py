@@ -40,7 +40,7 @@ async def started(lane, batches=1):
 
 def batcher(lane):
     told = []
-    return ClaimBatcher(lane, new_id(), told.append), told
+    return ClaimBatcher(lane, new_id(), told.append, lambda _: None), told
 
 
 async def test_what_arrives_while_a_statement_is_in_flight_goes_together_in_the_next():
@@ -143,7 +143,7 @@ async def test_a_request_that_is_cancelled_after_its_statement_is_found_by_its_k
     pool = await make_pool(db)
     (vm_id,) = await make_vms(db, pool, 1)
     lane = WarmClaimStore(db.url)
-    shared = ClaimBatcher(lane, pool.id, lambda _: None)
+    shared = ClaimBatcher(lane, pool.id, lambda _: None, lambda _: None)
     async with db.begin() as tx:
         await tx.exec_driver_sql("SELECT 1 FROM vm FOR UPDATE")  # holds the statement in the middle
         asked = asyncio.create_task(shared.claim(request("k")))
@@ -167,7 +167,7 @@ async def test_hundreds_of_claims_on_two_batchers_get_a_vm_each(db):
     pool = await make_pool(db)
     await make_vms(db, pool, 300)
     lanes = [WarmClaimStore(db.url) for _ in range(2)]
-    shared = [ClaimBatcher(lane, pool.id, lambda _: None) for lane in lanes]
+    shared = [ClaimBatcher(lane, pool.id, lambda _: None, lambda _: None) for lane in lanes]
     answers = await asyncio.gather(*(shared[n % 2].claim(request()) for n in range(300)))
     missed = [answer for answer in answers if answer is None]
     again = await asyncio.gather(*(shared[0].claim(request(), from_start=True) for _ in missed))
