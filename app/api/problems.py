@@ -130,6 +130,8 @@ def explain(error: ValidationError | RequestValidationError, model: type[BaseMod
         message = _sentence(found)
         if found["type"] == "extra_forbidden" and (meant := suggest(location[-1], fields_at(model, place))):
             message = f"there is no such field; did you mean `{meant}`?"
+        if found["type"] == "extra_forbidden" and location == ["spec"]:
+            message = "there is no such field; write the fields of the spec themselves, without `spec` around them"
         if location[-1:] == [_KEY]:
             message = f"name {location[-2]!r}: {message}"
             location = location[:-2]

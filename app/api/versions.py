@@ -25,7 +25,7 @@ HEADERS: Final[dict[str, Any]] = {
         "example": '"3"',
     }
 }
-_TAG = re.compile(r'\s*(?:(?P<weak>W/)?"(?P<tag>[^"]*)"|(?P<bare>[0-9]+))\s*(?:,|$)')
+_TAG = re.compile(r'[\s,]*(?:(?P<weak>W/)?"(?P<tag>[^"]*)"|(?P<bare>[0-9]+))\s*(?:,|$)')
 """A shell takes the quotes away easily, and a number is clear without them."""
 
 
@@ -37,14 +37,15 @@ def read_if_match(header: str | None) -> IfMatch | None:
     """A weak tag matches nothing (RFC 9110, section 13.1.1). Raises InvalidRequest if this is no list of tags."""
     if header is None:
         return None
-    if header.strip() == "*":
+    tags = header.strip(" \t,")
+    if tags == "*":
         return IfMatch(None)
     versions, at = set(), 0
-    while at < len(header) and (found := _TAG.match(header, at)) is not None:
+    while at < len(tags) and (found := _TAG.match(tags, at)) is not None:
         at = found.end()
         if not found["weak"]:
             versions.add(found["tag"] if found["bare"] is None else found["bare"])
-    if at < len(header) or not header:
+    if at < len(tags) or not tags:
         raise InvalidRequest.of_field(
             "If-Match", 'must be the ETag of an answer, such as "3", or * for any; it is ' + repr(header)
         )

@@ -187,6 +187,7 @@ async def test_a_patch_sets_defaults_and_changes_the_template(server):
     ("body", "refused"),
     [
         ({"sizes": 3}, Refused(422, "invalid-request", "sizes", says="did you mean `size`?")),
+        ({"spec": {"size": 3}}, Refused(422, "invalid-request", "spec", says="without `spec` around them")),
         ({"sizes": None}, Refused(422, "invalid-request", "sizes")),
         ({"placement": {"spreads": None}}, Refused(422, "invalid-request", "placement.spreads", says="`spread`")),
         ({"size": None}, Refused(422, "invalid-request", "size", says="required")),
@@ -262,7 +263,7 @@ async def test_a_write_that_names_an_older_generation_is_refused(server):
         put = await server.client.put("/v1/pools/matched", json=body, headers={"If-Match": tags})
         check(put, Refused(412, "precondition-failed", "If-Match"))
     assert (await server.pool("matched"))["spec"]["max_vms"] == 3
-    for number, tags in enumerate(('"2"', '"1", "3"', 'W/"1","4"', "5", "*"), start=10):
+    for number, tags in enumerate(('"2"', '"1", "3"', 'W/"1",,"4",', " 5 ", "*"), start=10):
         assert (await patch(server, "matched", {"max_vms": number}, **{"If-Match": tags})).status_code == 200, tags
     for odd in ("", "two", '"7', '"7" "8"', "*, 7"):
         answer = await patch(server, "matched", {"max_vms": 3}, **{"If-Match": odd})
