@@ -17,8 +17,8 @@ _KINDS: Final = {
 
 
 def delete(
-    kind: Annotated[str, typer.Argument(help="pool, vm, snapshot or preload.")],
-    names: Annotated[list[str], typer.Argument(help="Their names; of VMs also their ids.")],
+    kind: Annotated[str, typer.Argument(help="pool, vm, snapshot or preload; also as KIND/NAME.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Their names; of VMs also their ids.")] = None,
     *,
     force: Annotated[
         bool,
@@ -32,13 +32,16 @@ def delete(
     token: Token = None,
 ) -> None:
     """Delete pools, snapshots or preloads; or discard VMs that are not claimed, which their pools replace."""
-    found = _read_kind(kind)
+    word, slash, one = kind.partition("/")
+    found, wanted = _read_kind(word), [*([one] if slash else []), *(names or [])]
+    if not all(wanted) or not wanted or (slash and names):
+        raise typer.BadParameter("give a kind and names, such as `vm NAME`, or one KIND/NAME")
     if force and found is Kind.VMS:
         raise typer.BadParameter(
             "--force does not apply to VMs; `emberpool release` ends the claim of one that is claimed"
         )
     with connect(server, token) as service:
-        keys = [_key(service, found, name) for name in dict.fromkeys(names)]
+        keys = [_key(service, found, name) for name in dict.fromkeys(wanted)]
         query = {"force": "true"} if force else {}
         deleted = [service.ask("DELETE", f"/v1/{found}/{key}", params=query) for key in keys]
     show(output, {"items": deleted}, LISTINGS[found].columns, deleted)

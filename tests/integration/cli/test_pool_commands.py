@@ -75,7 +75,7 @@ async def test_delete_discards_vms_by_name_or_id(run, server):
     ]
     await server.fill("thinned", size=2)
     claim = await server.claim_one("thinned")
-    refused = await run("delete", "vms", claim["vm"]["name"])
+    refused = await run("delete", f"vm/{claim['vm']['name']}")
     assert (refused.code, f"DELETE /v1/claims/{claim['id']}" in refused.err) == (1, True)
     assert (await run("delete", "vm", "nobody")).code == 1
 
@@ -93,5 +93,8 @@ async def test_delete_of_what_is_not_deleted_says_what_is(run):
     assert (claims.code, "ended by `emberpool release`" in claims.err) == (2, True)
     nodes = await run("delete", "node", "x")
     assert (nodes.code, "'node' cannot be deleted" in nodes.err) == (2, True)
+    for odd in (["vm"], ["vm/"], ["vm/x", "y"], ["vm", ""]):
+        unnamed = await run("delete", *odd)
+        assert (unnamed.code, "or one KIND/NAME" in unnamed.err) == (2, True), odd
     forced = await run("delete", "vm", "x", "--force")
     assert (forced.code, "--force does not apply to VMs" in forced.err) == (2, True)
