@@ -4,7 +4,7 @@ ClusterUnavailable (try again later), ClusterRefused (the object is wrong; its a
 permission or a quota is missing), ClusterConflict, ClusterNotFound, and ClusterError for everything else the cluster answers.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol
 
 from app.compute.capabilities import Capability
@@ -17,7 +17,7 @@ from app.domain.nodes import Demand
 from app.domain.observation import Failure, Observation, PodTimes, WarmWhen
 from app.domain.paths import Start
 from app.domain.placement import Placement
-from app.domain.templates import VmSpec, WrittenTemplate
+from app.domain.templates import Marks, VmSpec, WrittenTemplate
 
 
 class Gateway(Protocol):
@@ -91,10 +91,22 @@ class Gateway(Protocol):
         """
         ...
 
-    async def label_claim(self, *, name: str, uid: str, claim_id: str, called: str | None = None) -> None:
-        """Marks exactly that VM with the claim's id, and with the claim's `called` name if it has one.
+    async def label_claim(
+        self,
+        *,
+        name: str,
+        uid: str,
+        claim_id: str,
+        given: Mapping[str, str],
+        marks: Marks | None = None,
+        instance: str | None = None,
+    ) -> None:
+        """Marks exactly that VM with the claim's id, and with the labels that were `given` to the claim as far as the cluster
+        accepts them. The label `name` becomes an annotation if it cannot be a label.
 
-        The name becomes a label if it can be one, otherwise an annotation. Raises ClusterNotFound, ClusterConflict (another UID).
+        `marks`: those of the template that the claim describes; the VM gets them in place of its own. `instance`: the UID of what
+        runs the VM, which gets the same, as far as it still exists. Safe to repeat. Raises ClusterNotFound, ClusterConflict
+        (another UID).
         """
         ...
 

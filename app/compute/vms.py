@@ -5,7 +5,8 @@ from datetime import datetime
 
 from app.domain.observation import Observation
 from app.domain.paths import ImageRef
-from app.domain.templates import VmSpec
+from app.domain.templates import NO_MARKS, Exclusive, Marks, VmSpec
+from app.errors import FieldProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +16,12 @@ class VmTemplate:
     `spec` is all that a VM is made from, and all that has to be stored. The other fields are read from it:
 
     - `fingerprint`: equal for templates that make the same VM. When it changes, the pool rotates its VMs.
-    - `shape`: equal for templates whose VMs boot the same, whatever they are called. A VM of one can serve a claim for the other.
+    - `shape`: equal for templates whose VMs are the same but for their marks. A VM of one can serve a claim for the other.
+    - `marks`: the labels and annotations that a VM of the same shape gets when it is claimed.
     - `images`: what the disks are made from.
     - `has_own_disk`: whether it has a disk with content of its own, so that its VMs can start without a snapshot or preload.
+    - `exclusives`: what the VMs write to although it exists once.
+    - `identity`: the fields that identify one machine.
     - `form`: how the template was written. Only the gateway reads it, to say where in the template a refused field is.
     """
 
@@ -26,6 +30,9 @@ class VmTemplate:
     shape: str
     images: tuple[ImageRef, ...] = ()
     has_own_disk: bool = True
+    marks: Marks = NO_MARKS
+    exclusives: tuple[Exclusive, ...] = ()
+    identity: tuple[FieldProblem, ...] = ()
     form: str = ""
 
 

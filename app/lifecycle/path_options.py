@@ -64,6 +64,8 @@ def why_unsuitable(serving: ServingPool, terms: VmTerms) -> str | None:
         return f"the VMs of {named} start from something else"
     if terms.lease_seconds is not None and terms.lease_seconds > pool.spec.max_lease_seconds:
         return f"{named} gives leases of up to {pool.spec.max_lease_seconds} s"
+    if terms.start_from is None and pool.spec.start_from is not None and _copied(terms.template) is not None:
+        return f"the VMs of {named} have a copy of {_copied(terms.template)}"
     if serving.mixed:
         return f"{named} still has VMs of an older template, with another shape"
     return None
@@ -121,6 +123,9 @@ async def _next_vm(tx: Tx, pool: PoolRow, settings: Settings) -> PathOption:
 async def _snapshot_option(tx: Tx, terms: VmTerms) -> PathOption:
     if terms.start_from is not None:
         return await _forced(tx, StartPath.SNAPSHOT, terms.start_from)
+    if (single := _copied(terms.template)) is not None:
+        why = f"{single} exists once, and a VM from a snapshot has a copy of it"
+        return PathOption(StartPath.SNAPSHOT, available=False, why=why)
     ready = await snapshots.ready_for_shape(tx, terms.template.shape)
     if ready:
         return PathOption(StartPath.SNAPSHOT, ready[0].name)
@@ -182,6 +187,11 @@ def _unless_closed(option: PathOption, pools: Iterable[OnDemandPool], settings: 
         why = f"{failed} failed: {pool.last_failure}; tried again after {until.isoformat(timespec='seconds')}"
         return PathOption(option.path, option.source, available=False, why=why)
     return option
+
+
+def _copied(template: VmTemplate) -> str | None:
+    """A volume that exists once and of which a snapshot would give a copy; None: there is none."""
+    return next((each.key for each in template.exclusives if each.volume is not None), None)
 
 
 def _on_nodes(preload: PreloadOption) -> str | None:

@@ -44,8 +44,7 @@ _ACQUIRE_DUE = text(f"""
         {", ".join(f"o.{name} AS written_{name}" for name in _WRITTEN)}, p.deleting_at IS NOT NULL AS deleting, p.vm_spec, p.revision, p.path, p.source
 """)
 _LEAVING = text("""
-    SELECT v.id, v.pool_id, v.name, v.uid, v.state, v.claim_id, coalesce(jsonb_exists(c.labels, 'name'), false) AS is_named
-    FROM vm v LEFT JOIN claim c ON c.id = v.claim_id
+    SELECT v.id, v.pool_id, v.name, v.uid, v.state, v.claim_id FROM vm v
     WHERE v.pool_id = :pool_id AND v.ended_at IS NULL AND v.member AND v.state = ANY(CAST(:states AS text[]))
     ORDER BY v.state <> 'claimed', v.id LIMIT :limit
 """)
@@ -130,9 +129,7 @@ class VmPoolRow:
 
 @dataclass(frozen=True, slots=True)
 class LeavingVm:
-    """A VM that its VirtualMachinePool owns and must not own any longer, because it is claimed or will be removed. `is_named`:
-    its claim has a label `name`, which the VM is to carry too.
-    """
+    """A VM that its VirtualMachinePool owns and must not own any longer, because it is claimed or will be removed."""
 
     id: UUID
     pool_id: UUID
@@ -140,7 +137,6 @@ class LeavingVm:
     uid: str
     state: VmState
     claim_id: UUID | None
-    is_named: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from typing import NamedTuple
 
 from app.compute.capabilities import Capability
 from app.compute.nodes import NodeChanged, NodeEvent, NodeGone, NodesListed
@@ -19,10 +20,19 @@ from app.compute.vms import Changed, ClusterEvent, Gone, Listed, VmTemplate
 from app.domain.nodes import Demand, Node
 from app.domain.observation import Failure, Observation, PodTimes
 from app.domain.paths import ImageKind, ImageRef
+from app.domain.templates import Marks
 from app.errors import ClusterConflict, ClusterNotFound, FieldProblem, TemplateRefused
 from tests.support.fake_preloads import FakePreloads
 from tests.support.fake_snapshots import FakeSnapshots
 from tests.support.fake_vm_pools import FakeVmPools
+
+
+class LabelCall(NamedTuple):
+    """`given`: the claim's labels; `marks`: those of the template that it describes; `instance`: the UID of the VMI."""
+
+    given: dict[str, str]
+    marks: Marks | None
+    instance: str | None
 
 
 class FakeGateway:
@@ -35,8 +45,8 @@ class FakeGateway:
         self.lingers = False
         """Whether a deleted VM stays until the test lets it go, as under a finalizer."""
         self.boots_at_once = False
-        self.called_names: dict[str, str | None] = {}
-        """What people call the claims of labelled VMs."""
+        self.labels: dict[str, LabelCall] = {}
+        """What labelled VMs got last."""
         self.pods: dict[str, PodTimes] = {}
         """By VM id: what its pod tells of its start."""
         self.disks: dict[str, Failure | None] = {}
@@ -130,7 +140,7 @@ class FakeGateway:
         self.vanish(name)
         return False
 
-    async def label_claim(self, *, name, uid, claim_id, called=None):
+    async def label_claim(self, *, name, uid, claim_id, given, marks=None, instance=None):
         await self._called("label", name)
         found = self.vms.get(name)
         if found is None:
@@ -138,7 +148,7 @@ class FakeGateway:
         if found.uid != uid:
             raise ClusterConflict(f"VM {name} is another one by now.")
         self.vms[name] = replace(found, claim_id=claim_id)
-        self.called_names[name] = called
+        self.labels[name] = LabelCall(dict(given), marks, instance)
 
     async def list_vms(self):
         return self.listed()
@@ -180,6 +190,10 @@ class FakeGateway:
 
     def listed(self, *, ago=timedelta(0)):
         return Listed(tuple(self.vms.values()), datetime.now(UTC) - ago)
+
+    def remember(self, template):
+        """`reopen` gives this template for its spec."""
+        self._expanded[_written(template.spec)] = template
 
     def change(self, name, **changes):
         self.vms[name] = replace(self.vms[name], **changes)

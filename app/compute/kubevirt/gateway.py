@@ -1,6 +1,7 @@
 """The Gateway for KubeVirt (>= 1.7), or for anything that has its API."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +17,7 @@ from app.compute.kubevirt.preloads.gateway import KubeVirtPreloads
 from app.compute.kubevirt.snapshots import KubeVirtSnapshots
 from app.compute.kubevirt.templates import expand as templates
 from app.compute.kubevirt.templates.demand import demand_of
-from app.compute.kubevirt.templates.manifests import claim_marks, vm_manifest
+from app.compute.kubevirt.templates.manifests import claim_patch, mark_changes, pod_patch, vm_manifest
 from app.compute.kubevirt.templates.placement import fragment_of
 from app.compute.kubevirt.templates.start_sources import begin, pvcs_of
 from app.compute.kubevirt.vm_pools import KubeVirtVmPools
@@ -31,8 +32,8 @@ from app.domain.nodes import Demand
 from app.domain.observation import Failure, Observation, PodTimes, WarmWhen
 from app.domain.paths import Start
 from app.domain.placement import Placement
-from app.domain.templates import VmSpec, WrittenTemplate
-from app.errors import ClusterNotFound, ClusterRefused, FieldProblem, TemplateRefused
+from app.domain.templates import Marks, VmSpec, WrittenTemplate
+from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused, FieldProblem, TemplateRefused
 from app.ids import new_id, vm_name
 
 _DRY_RUN = "dry-run"
@@ -79,10 +80,11 @@ class KubeVirtGateway:
         return self._within(templates.expand(template, warm_when, placement, diskless=diskless, full_cores=full_cores))
 
     def reopen(self, spec: VmSpec, *, shutdown_seconds: int = 0) -> VmTemplate:
-        found = opened(spec)
+        found = templates.describe(opened(spec))
         if shutdown_seconds:
-            found = templates.give_time_to_stop(found, shutdown_seconds)
-        return self._within(templates.describe(found))
+            slower = templates.describe(templates.give_time_to_stop(opened(spec), shutdown_seconds))
+            found = replace(slower, shape=found.shape)
+        return self._within(found)
 
     def demand(self, spec: VmSpec) -> Demand | None:
         return demand_of(opened(spec))
@@ -129,8 +131,32 @@ class KubeVirtGateway:
             uid = str(vm["metadata"]["uid"])
         return await self._client.delete(VMS, name, uid)
 
-    async def label_claim(self, *, name: str, uid: str, claim_id: str, called: str | None = None) -> None:
-        await self._client.merge(VMS, name, uid, {"metadata": claim_marks(claim_id, called)})
+    async def label_claim(
+        self,
+        *,
+        name: str,
+        uid: str,
+        claim_id: str,
+        given: Mapping[str, str],
+        marks: Marks | None = None,
+        instance: str | None = None,
+    ) -> None:
+        before = (await self._client.get(VMS, name))["spec"] if marks is not None else None
+        patch = claim_patch(claim_id, given, marks, before)
+        # The VM comes last: what it has tells a second attempt whether the pods still lack it.
+        if instance is not None:
+            if marks is not None and before is not None and any(mark_changes(marks, before).values()):
+                await self._label_pods(instance, pod_patch(patch))
+            with suppress(ClusterNotFound, ClusterConflict):  # a later VMI gets them from the VM's template
+                await self._client.merge(VMIS, name, instance, {"metadata": patch})
+        await self._client.merge(VMS, name, uid, {"metadata": patch, "spec": {"template": {"metadata": patch}}})
+
+    async def _label_pods(self, instance: str, patch: Manifest) -> None:
+        """Services and network policies select the pods. KubeVirt v1.9.0 does not carry labels on to a pod that runs."""
+        pods, _ = await self._client.list_all(PODS, selector=f"kubevirt.io/created-by={instance}")
+        for pod in pods:
+            with suppress(ClusterNotFound, ClusterConflict):
+                await self._client.merge(PODS, pod["metadata"]["name"], pod["metadata"]["uid"], {"metadata": patch})
 
     async def list_vms(self) -> Listed:
         found = await self.listing()

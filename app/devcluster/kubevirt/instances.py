@@ -59,6 +59,9 @@ def _instance_spec(template: Json) -> Json:
     if not spec.get("networks") and devices.get("autoattachPodInterface", True):
         devices.setdefault("interfaces", [{"bridge": {}, "name": "default"}])
         spec["networks"] = [{"name": "default", "pod": {}}]
+    devices["disks"] = _with_all_disks(devices, spec.get("volumes") or [])
+    if not devices["disks"]:
+        del devices["disks"]
     domain["devices"] = devices
     if memory.get("guest") and _takes_more_memory(domain, memory):
         memory.setdefault("maxGuest", str(Quantity(parse_quantity(memory["guest"]) * _HOTPLUG_RATIO)))
@@ -78,6 +81,19 @@ def _instance_spec(template: Json) -> Json:
     if not spec["volumes"]:
         del spec["volumes"]
     return spec
+
+
+def _with_all_disks(devices: Json, volumes: list[Json]) -> list[Json]:
+    """A disk for each volume that has none, after those that are written; SATA where no bus is named, on amd64."""
+    written = devices.get("disks") or []
+    attached = {device["name"] for device in [*written, *(devices.get("filesystems") or [])]}
+    added = [{"name": volume["name"]} for volume in volumes if volume["name"] not in attached]
+    return [_with_bus(disk) for disk in [*written, *added]]
+
+
+def _with_bus(disk: Json) -> Json:
+    kind = next((kind for kind in ("disk", "cdrom", "lun") if disk.get(kind) is not None), "disk")
+    return {**disk, kind: {"bus": "sata", **(disk.get(kind) or {})}}
 
 
 def _with_cpu_request(resources: Json) -> Json:

@@ -40,7 +40,6 @@ from app.store.notices import Topic, notify
 from app.store.pools import rows as pool_rows
 from app.store.vm_pools import LeavingVm, VmPoolRow
 from app.store.vms import work
-from app.store.vms.work import LabelWork
 from app.telemetry import ORPHANS
 
 _BATCH = 8
@@ -169,13 +168,9 @@ class VmPoolReconciler(LeasedWorker[VmPoolRow]):
         async with self._db.begin() as tx:
             await vm_pools.mark_detached(tx, ids=[vm.id])
             if claim_id is not None and found:
-                label = LabelWork(claim_id=claim_id, vm_id=vm.id, name=vm.name, uid=vm.uid, attempts=0)
-                # For the labeler: a name may be refused as a label, and must not keep the VM from being detached.
-                if vm.is_named:
-                    await work.retry_label(tx, label, seconds=0)
-                    await notify(tx, Topic.CLAIMED, vm.pool_id)
-                else:
-                    await work.mark_labelled(tx, label)
+                # For the labeler: what else the VM is to carry must not keep it from being detached.
+                await work.label_later(tx, claim_id, vm.id, seconds=0)
+                await notify(tx, Topic.CLAIMED, vm.pool_id)
             await notify(tx, Topic.REMOVE)
 
     async def _detach_all(self, row: VmPoolRow, status: VmPoolStatus) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
-from app.domain.paths import StartPath
+from app.domain.paths import FromSnapshot, Start, StartPath
 from app.domain.states import VmState
+from app.domain.templates import Exclusive
 from app.errors import ClusterError
 from app.lifecycle.start_sources import NotYet, resolve_start
 from app.reconcilers.runtime.leased_worker import LeasedWorker, RetryLater
@@ -21,9 +22,15 @@ from app.store.vms import observed, work
 from app.store.vms import rows as vms
 from app.store.vms.work import CreateWork
 
+_IN_USE_SECONDS = 2.0
+
 
 class SourceNotReady(RetryLater):
     """The cluster was not asked for the VM: its snapshot or preload is not ready."""
+
+
+class InUse(SourceNotReady):
+    """Something that exists once is in use by another VM."""
 
 
 class VmCreator(LeasedWorker[CreateWork]):
@@ -43,6 +50,8 @@ class VmCreator(LeasedWorker[CreateWork]):
     async def process(self, item: CreateWork) -> None:
         async with self._db.begin() as tx:
             start = await resolve_start(tx, item.path, item.source, asked_at=item.asked_at)
+            if not isinstance(start, NotYet):
+                await self._take_exclusives(tx, item, start)
             if start is None and item.source is not None:
                 await work.start_cold(tx, item.id, token=self.token)
         if isinstance(start, NotYet):
@@ -64,6 +73,19 @@ class VmCreator(LeasedWorker[CreateWork]):
                     deadline_seconds=item.boot_timeout_seconds,
                 )
 
+    async def _take_exclusives(self, tx: Tx, item: CreateWork, start: Start) -> None:
+        """Gives the VM what it writes to although it exists once. Raises SourceNotReady and InUse, with nothing written."""
+        left = [each for each in self._gateway.reopen(item.vm_spec).exclusives if not _is_replaced(each, start)]
+        for each in sorted(left, key=lambda each: each.key):
+            if not item.on_demand:
+                raise SourceNotReady(f"its VMs need disks from a snapshot: {each.message}")
+            if (holder := await work.take_exclusive(tx, item.id, each.key)) is not None:
+                raise InUse(f"{each.key} exists once and is in use by VM {holder}")
+
+    @override
+    def pause(self, item: CreateWork, retry: RetryLater) -> float:
+        return _IN_USE_SECONDS if isinstance(retry, InUse) else super().pause(item, retry)
+
     @override
     async def retry_later(self, tx: Tx, item: CreateWork, retry: RetryLater, *, seconds: float) -> None:
         unasked = item.first and isinstance(retry, SourceNotReady)
@@ -76,3 +98,8 @@ class VmCreator(LeasedWorker[CreateWork]):
             vm = (await observed.by_ids(tx, [item.id])).get(item.id)
             if vm is not None:
                 await give_up(tx, vm, VmState.FAILED, reason=error.detail, settings=self._settings)
+
+
+def _is_replaced(each: Exclusive, start: Start) -> bool:
+    """Whether the VM has a copy instead, from the snapshot that it starts from."""
+    return isinstance(start, FromSnapshot) and any(disk.volume == each.volume for disk in start.disks)

@@ -1,4 +1,7 @@
-"""Labels each claimed VM in the cluster with its claim's id and name. The claim was answered before, and does not wait for it."""
+"""Writes onto each claimed VM in the cluster its claim's id and labels, and the marks of the template that the claim describes.
+
+The claim was answered before, and does not wait for it.
+"""
 
 from collections.abc import Sequence
 
@@ -26,10 +29,17 @@ class ClaimLabeler(LeasedWorker[LabelWork]):
 
     @override
     async def process(self, item: LabelWork) -> None:
-        await self._gateway.label_claim(name=item.name, uid=item.uid, claim_id=str(item.claim_id), called=item.called)
+        await self._gateway.label_claim(
+            name=item.name,
+            uid=item.uid,
+            claim_id=str(item.claim_id),
+            given=item.given,
+            marks=item.marks,
+            instance=item.instance,
+        )
         async with self._db.begin() as tx:
             await work.mark_labelled(tx, item)
 
     @override
     async def retry_later(self, tx: Tx, item: LabelWork, retry: RetryLater, *, seconds: float) -> None:
-        await work.retry_label(tx, item, seconds=seconds)
+        await work.label_later(tx, item.claim_id, item.vm_id, seconds=seconds)

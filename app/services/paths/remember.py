@@ -7,8 +7,8 @@ import structlog
 from app.compute.gateway import Gateway
 from app.compute.vms import VmTemplate
 from app.domain.pools import PoolSpec
-from app.errors import Conflict, EmberpoolError
-from app.services.pools.service import commit_pool, prepare_pool
+from app.errors import Conflict, EmberpoolError, TemplateRefused
+from app.services.pools.service import commit_pool, prepare_pool, why_single
 from app.services.preloads.service import ensure_preloads
 from app.store.database import Database
 from app.store.pools import on_demand
@@ -30,6 +30,7 @@ async def remember(
     pool: str | None = None
     preloads: list[str] = []
     try:
+        _require_more_than_one(template, spec)
         pool = await _ensure_pool(db, gateway, template, spec)
     except EmberpoolError as error:
         log.info("remember.no_pool", shape=template.shape, error=error.detail)
@@ -41,6 +42,14 @@ async def remember(
             log.info("remember.no_preloads", shape=template.shape, error=error.detail)
             reasons.append(f"no preload was made: {error.detail}")
     return {"pool": pool, "preloads": preloads, "reason": "; ".join(reasons) or None}
+
+
+def _require_more_than_one(template: VmTemplate, spec: PoolSpec) -> None:
+    """Raises TemplateRefused, with the fields of the claim, if no second VM can be made like the claim's."""
+    problems = why_single(template, spec)
+    if problems:
+        told = (f"vm{each.field.removeprefix('template')}: {each.message}" for each in problems)
+        raise TemplateRefused("; ".join(told), problems=problems)
 
 
 async def _ensure_pool(db: Database, gateway: Gateway, template: VmTemplate, spec: PoolSpec) -> str:

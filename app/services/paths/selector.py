@@ -24,6 +24,7 @@ from app.domain.path_selection import Choice, NoChoice, Record, choose
 from app.domain.paths import StartPath
 from app.domain.pools import PoolSpec, StartFrom
 from app.domain.states import VmState
+from app.domain.templates import NO_MARKS
 from app.errors import (
     DatabaseUnavailable,
     DeadlineTooShort,
@@ -85,7 +86,8 @@ class _Wanted:
         )
 
     def stored(self, record: Record) -> StoredChoice:
-        return StoredChoice(self.shape, record.as_json(), tuple(str(path) for path in self.allowed))
+        allowed = tuple(str(path) for path in self.allowed)
+        return StoredChoice(self.shape, record.as_json(), allowed, self.terms.template.marks)
 
 
 class PathSelector:
@@ -235,6 +237,9 @@ class PathSelector:
         except DatabaseUnavailable:
             log.info("claim.not_explained", claim=str(claim_id))  # the claim stands, and the answer says it all
             same_shape = True
+            if written.marks != NO_MARKS:
+                lacking = "; the database could not note its labels and annotations: the VM does not get them"
+                written = wanted.stored(replace(record, reason=f"{reason}{lacking}"))
         if not same_shape:
             return await self._exchange(wanted, warm, until_disconnected)
         VM_CLAIMS.labels(path=StartPath.POOL).inc()

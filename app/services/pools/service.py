@@ -13,7 +13,7 @@ from app.compute.vms import VmTemplate
 from app.domain.pools import PoolSpec, revision_of
 from app.domain.states import ClaimState, VmState
 from app.domain.vm_pools import Backing
-from app.errors import FieldProblem, InvalidRequest, PoolBeingDeleted, PoolNotFound
+from app.errors import FieldProblem, InvalidRequest, PoolBeingDeleted, PoolNotFound, TemplateRefused
 from app.ids import new_id, vm_pool_name
 from app.lifecycle.placement import require_fit
 from app.lifecycle.start_sources import require_source, require_use
@@ -74,6 +74,7 @@ async def prepare_pool(
 async def _prepare(db: Database, gateway: Gateway, name: str, spec: PoolSpec, before: PoolRow | None) -> PreparedPool:
     _refuse_other_backing(before, spec)
     template = gateway.expand(spec.template, spec.warm_when, spec.placement, diskless=spec.start_from is not None)
+    _refuse_single(template, spec)
     revision = revision_of(template.fingerprint, spec)
     if before is not None and before.spec == spec and before.revision == revision:
         return PreparedPool(name, spec, before, None)
@@ -292,6 +293,33 @@ def _refuse_other_backing(pool: PoolRow | None, spec: PoolSpec) -> None:
         return
     message = f"cannot be changed (it is {pool.spec.backing}); create another pool and delete this one"
     raise InvalidRequest(f"backing {message}. Nothing was changed", problems=[FieldProblem("backing", message)])
+
+
+def why_single(template: VmTemplate, spec: PoolSpec) -> tuple[FieldProblem, ...]:
+    """Why the VMs of such a pool would not be interchangeable: they would share what exists once, or be the same machine twice.
+
+    A snapshot replaces the volumes that are in it. A pool that never has two VMs may give its VM an identity.
+    """
+    copied = spec.start_from is not None and spec.start_from.snapshot is not None
+    shared = tuple(
+        FieldProblem(each.field, each.message) for each in template.exclusives if each.volume is None or not copied
+    )
+    alone = spec.max_vms is not None and spec.max_vms <= 1
+    return shared if alone else (*shared, *(_in_pool(each) for each in template.identity))
+
+
+def _in_pool(identity: FieldProblem) -> FieldProblem:
+    return FieldProblem(
+        identity.field,
+        f"{identity.message}, and the VMs of a pool are several: leave it out, or set max_vms to 1 so that there is only one",
+    )
+
+
+def _refuse_single(template: VmTemplate, spec: PoolSpec) -> None:
+    problems = why_single(template, spec)
+    if problems:
+        told = "; ".join(f"{each.field}: {each.message}" for each in problems)
+        raise TemplateRefused(f"The VMs of a pool must be interchangeable. {told}", problems=problems)
 
 
 def _asks_for_more(before: PoolRow | None, spec: PoolSpec, revision: str) -> bool:

@@ -13,12 +13,14 @@ from sqlalchemy.dialects.postgresql import JSONB
 from app.store.claims.rows import StoredChoice
 from app.store.database import Tx, any_row, run
 
+# The VM may have been labelled before its marks were known.
 _EXPLAIN = text("""
-    UPDATE claim SET shape = :shape, choice = :choice, allowed = CAST(:allowed AS text[])
+    UPDATE claim SET shape = :shape, choice = :choice, allowed = CAST(:allowed AS text[]), marks = :marks,
+        labelled = false, label_due_at = now()
     WHERE id = :id AND (:whatever OR EXISTS (
         SELECT 1 FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = claim.vm_id
           AND (v.shape = :shape OR (v.shape IS NULL AND v.revision = p.revision AND p.shape = :shape)))) RETURNING id
-""").bindparams(bindparam("choice", type_=JSONB))
+""").bindparams(bindparam("choice", type_=JSONB), bindparam("marks", type_=JSONB))
 _REMEMBER = text("""
     UPDATE claim SET choice = choice || jsonb_build_object('remembered', CAST(:remembered AS jsonb)) WHERE id = :id AND choice IS NOT NULL
 """).bindparams(bindparam("remembered", type_=JSONB))
@@ -66,6 +68,7 @@ async def explain(tx: Tx, claim_id: UUID, written: StoredChoice, *, whatever_vm:
         shape=written.shape,
         choice=written.choice,
         allowed=list(written.allowed),
+        marks=written.marks.as_json(),
         whatever=whatever_vm,
     )
 

@@ -13,6 +13,7 @@ from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app.domain.states import ClaimState, check_claim_transition
+from app.domain.templates import NO_MARKS, Marks
 from app.store.database import Tx, any_row, first, mappings, run
 from app.store.notices import notify_settled
 from app.store.rows import CLAIM_COLUMNS, CLAIM_TABLES, ClaimRow, read_claim
@@ -33,15 +34,19 @@ _PAGE = text(f"""
 _INSERT_PENDING = text("""
     WITH made AS (
         INSERT INTO claim (id, pool_id, state, idem_key, request_hash, labels, lease_seconds, pending_until, reason,
-            shape, choice, allowed)
+            shape, choice, allowed, marks)
         VALUES (:id, :pool_id, 'pending', :key, :request_hash, :labels, :lease_seconds,
-            now() + make_interval(secs => :seconds), :reason, :shape, :choice, CAST(:allowed AS text[]))
+            now() + make_interval(secs => :seconds), :reason, :shape, :choice, CAST(:allowed AS text[]), :marks)
         ON CONFLICT (idem_key) WHERE idem_key IS NOT NULL DO NOTHING RETURNING id),
     queued AS (INSERT INTO claim_queue (pool_id, claim_id) SELECT :pool_id, id FROM made),
     noted AS (INSERT INTO event (type, pool_id, claim_id, data)
         SELECT 'claim.pending', :pool_id, id, jsonb_build_object('reason', CAST(:reason AS text)) FROM made)
     SELECT id FROM made
-""").bindparams(bindparam("labels", type_=JSONB), bindparam("choice", type_=JSONB(none_as_null=True)))
+""").bindparams(
+    bindparam("labels", type_=JSONB),
+    bindparam("choice", type_=JSONB(none_as_null=True)),
+    bindparam("marks", type_=JSONB(none_as_null=True)),
+)
 _BY_KEY = text("SELECT id FROM claim WHERE idem_key = :key")
 
 # A waiting claim is locked by its row in claim_queue. Both queues are read in order, and rows locked by others are skipped.
@@ -149,11 +154,14 @@ _PRUNE = text("""
 
 @dataclass(frozen=True, slots=True)
 class StoredChoice:
-    """What a claim that describes its VM keeps: the shape, the paths that it allows, and `choice`, the one that was chosen."""
+    """What a claim that describes its VM keeps: the shape, the paths that it allows, and `choice`, the one that was chosen; and the
+    marks that its VM gets.
+    """
 
     shape: str
     choice: dict[str, Any]
     allowed: tuple[str, ...]
+    marks: Marks = NO_MARKS
 
 
 async def get(tx: Tx, claim_id: UUID) -> ClaimRow | None:
@@ -213,6 +221,7 @@ async def insert_pending(
         shape=choice.shape if choice else None,
         choice=choice.choice if choice else None,
         allowed=list(choice.allowed) if choice else None,
+        marks=choice.marks.as_json() if choice else None,
     ):
         return claim_id
     known = await by_key(tx, key) if key is not None else None

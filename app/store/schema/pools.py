@@ -142,6 +142,20 @@ vm = Table(
     postgresql_with={"fillfactor": "50"},
 )
 
+exclusive_use = Table(
+    "exclusive_use",
+    metadata,
+    Column("key", Text, primary_key=True, comment="something in the cluster that exists once, such as a volume"),
+    Column(
+        "vm_id",
+        Uuid,
+        ForeignKey("vm.id", ondelete="CASCADE"),
+        nullable=False,
+        comment="the only VM that may write to it, until it has ended",
+    ),
+    Index("exclusive_use_vm_id_idx", "vm_id"),
+)
+
 ready_slot = Table(
     "ready_slot",
     metadata,
@@ -183,6 +197,7 @@ claim = Table(
     Column("shape", Text, comment="of a claim that named no pool: what it asked for"),
     Column("choice", JSONB, comment="likewise: the path that was chosen, and why not each other"),
     Column("allowed", ARRAY(Text), comment="likewise: the paths that it may be served by"),
+    Column("marks", JSONB, comment="likewise: the labels and annotations that its VM gets"),
     CheckConstraint(one_of("state", ClaimState), name="state"),
     CheckConstraint("state <> 'bound' OR (vm_id IS NOT NULL AND lease_expires_at IS NOT NULL)", name="bound"),
     Index("claim_idem_key_key", "idem_key", unique=True, postgresql_where=text("idem_key IS NOT NULL")),

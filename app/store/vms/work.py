@@ -4,15 +4,17 @@ A VM's row is leased (see `store.leases`) while the cluster is called, and writt
 one that died calls the cluster again under the same name.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
 
 from app.domain.paths import StartPath
-from app.domain.templates import VmSpec
-from app.store.database import Tx, mappings, run
+from app.domain.templates import Marks, VmSpec
+from app.store.database import Tx, first, mappings, run
 from app.store.leases import ACQUIRE, IS_FREE, RELEASE, RowLeases
 
 LEASES = RowLeases("vm", among="work IS NOT NULL")
@@ -45,7 +47,7 @@ _ACQUIRE_CREATES = text(f"""
         FROM due, pool p WHERE vm.id = due.id AND p.id = vm.pool_id
         RETURNING vm.id, vm.pool_id, vm.name, vm.attempts, vm.path, vm.source, vm.asked_at, due.first),
     noted AS (INSERT INTO event (type, pool_id, vm_id) SELECT 'vm.creating', pool_id, id FROM taken WHERE attempts = 1)
-    SELECT t.*, p.name AS pool, p.vm_spec, p.revision, (p.spec->>'boot_timeout_seconds')::float AS boot_timeout_seconds
+    SELECT t.*, p.name AS pool, p.kind = 'on_demand' AS on_demand, p.vm_spec, p.revision, (p.spec->>'boot_timeout_seconds')::float AS boot_timeout_seconds
     FROM taken t JOIN pool p ON p.id = t.pool_id ORDER BY t.id
 """)
 
@@ -72,13 +74,17 @@ _ACQUIRE_LABELS = text("""
     taken AS (
         UPDATE claim SET label_attempts = label_attempts + 1, label_due_at = now() + make_interval(secs => :seconds)
         FROM due WHERE claim.id = due.id
-        RETURNING claim.id, claim.vm_id, claim.label_attempts, claim.labels ->> 'name' AS called)
-    SELECT t.id AS claim_id, v.id AS vm_id, v.name, v.uid, t.label_attempts AS attempts, t.called
+        RETURNING claim.id, claim.vm_id, claim.label_attempts, claim.labels, claim.marks)
+    SELECT t.id AS claim_id, v.id AS vm_id, v.name, v.uid, v.vmi_uid AS instance, t.label_attempts AS attempts, t.labels AS given,
+        t.marks
     FROM taken t JOIN vm v ON v.id = t.vm_id WHERE v.uid IS NOT NULL ORDER BY t.id
 """)
 
 _WRITE_UID = text("UPDATE vm SET uid = :uid WHERE id = :id")
-_LABELLED = text("UPDATE claim SET labelled = true, label_attempts = 0 WHERE id = :claim_id AND vm_id = :vm_id")
+_LABELLED = text("""
+    UPDATE claim SET labelled = true, label_attempts = 0
+    WHERE id = :claim_id AND vm_id = :vm_id AND marks IS NOT DISTINCT FROM :marks
+""").bindparams(bindparam("marks", type_=JSONB(none_as_null=True)))
 _LABEL_LATER = text(
     "UPDATE claim SET label_due_at = now() + make_interval(secs => :seconds) WHERE id = :claim_id AND vm_id = :vm_id"
 )
@@ -100,6 +106,13 @@ _SOURCE_READY = text("""
         WHERE v.work = 'create' AND v.state = 'planned' AND v.due_at > now() AND p.path = :path AND p.source = :source
         ORDER BY v.id FOR UPDATE OF v SKIP LOCKED))
 """)
+_TAKE = text("""
+    INSERT INTO exclusive_use AS u (key, vm_id) VALUES (:key, :id)
+    ON CONFLICT (key) DO UPDATE SET vm_id = EXCLUDED.vm_id
+    WHERE u.vm_id = EXCLUDED.vm_id OR EXISTS (SELECT 1 FROM vm WHERE vm.id = u.vm_id AND vm.ended_at IS NOT NULL)
+    RETURNING key
+""")
+_HOLDER = text("SELECT vm.name FROM exclusive_use u JOIN vm ON vm.id = u.vm_id WHERE u.key = :key")
 _CHECK_REMOVAL = text(f"UPDATE vm SET due_at = now() + make_interval(secs => :seconds), {RELEASE} WHERE id = :id")
 
 
@@ -115,14 +128,18 @@ class VmWork:
 
 @dataclass(frozen=True, slots=True)
 class LabelWork:
-    """One claim whose VM is to carry its id. `attempts` includes this one. `called`: the claim's label `name`, if it has one."""
+    """One claim whose VM is to carry its id. `attempts` includes this one. `given`: the claim's labels. `instance`: the UID of what
+    runs the VM, if it is known. `marks`: those of the template that the claim describes.
+    """
 
     claim_id: UUID
     vm_id: UUID
     name: str
     uid: str
     attempts: int
-    called: str | None = None
+    given: Mapping[str, str]
+    instance: str | None = None
+    marks: Marks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +149,7 @@ class CreateWork(VmWork):
     asked_at: datetime
     first: bool
     pool: str
+    on_demand: bool
     path: StartPath
     source: str | None
     vm_spec: VmSpec
@@ -168,7 +186,17 @@ async def acquire_removals(tx: Tx, *, token: UUID, limit: int, seconds: float) -
 async def acquire_labels(tx: Tx, *, limit: int, seconds: float) -> list[LabelWork]:
     """Bound claims whose VM does not carry their id in the cluster yet. They are not due again for `seconds`."""
     rows = await mappings(tx, _ACQUIRE_LABELS, limit=limit, seconds=seconds)
-    return [LabelWork(**row) for row in rows]
+    return [LabelWork(**{**row, "marks": Marks(**row["marks"]) if row["marks"] is not None else None}) for row in rows]
+
+
+async def take_exclusive(tx: Tx, vm_id: UUID, key: str) -> str | None:
+    """Gives something that exists once to the VM, until the VM has left the cluster. None: it has it now; otherwise the name of
+    the VM that has it.
+    """
+    if await first(tx, _TAKE, key=key, id=vm_id) is not None:
+        return None
+    holder = await first(tx, _HOLDER, key=key)
+    return str(holder.name) if holder is not None else "another VM"
 
 
 async def write_uid(tx: Tx, vm_id: UUID, uid: str) -> None:
@@ -176,12 +204,13 @@ async def write_uid(tx: Tx, vm_id: UUID, uid: str) -> None:
 
 
 async def mark_labelled(tx: Tx, item: LabelWork) -> None:
-    """Changes nothing if the claim has another VM by now."""
-    await run(tx, _LABELLED, claim_id=item.claim_id, vm_id=item.vm_id)
+    """Changes nothing if the claim has another VM by now, or other marks."""
+    marks = item.marks.as_json() if item.marks is not None else None
+    await run(tx, _LABELLED, claim_id=item.claim_id, vm_id=item.vm_id, marks=marks)
 
 
-async def retry_label(tx: Tx, item: LabelWork, *, seconds: float) -> None:
-    await run(tx, _LABEL_LATER, claim_id=item.claim_id, vm_id=item.vm_id, seconds=seconds)
+async def label_later(tx: Tx, claim_id: UUID, vm_id: UUID, *, seconds: float) -> None:
+    await run(tx, _LABEL_LATER, claim_id=claim_id, vm_id=vm_id, seconds=seconds)
 
 
 async def retry_create(tx: Tx, vm_id: UUID, *, token: UUID, seconds: float, reason: str, unasked: bool = False) -> None:

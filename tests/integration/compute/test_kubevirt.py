@@ -8,7 +8,7 @@ import pytest
 from app.compute.kubevirt import client as cluster_client
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.gateway import connect
-from app.compute.kubevirt.kinds import VMS
+from app.compute.kubevirt.kinds import PODS, VMIS, VMS
 from app.compute.vms import Broken, Changed, Gone, Listed
 from app.domain.observation import Failure, WarmWhen
 from app.errors import (
@@ -210,27 +210,96 @@ class TestDelete:
 class TestClaimLabel:
     async def test_the_claim_is_seen_on_the_vm(self, gateway):
         seen = await create(gateway)
-        await gateway.label_claim(name="a", uid=seen.uid, claim_id=CLAIM_ID)
-        await gateway.label_claim(name="a", uid=seen.uid, claim_id=CLAIM_ID)
+        await gateway.label_claim(name="a", uid=seen.uid, claim_id=CLAIM_ID, given={})
+        await gateway.label_claim(name="a", uid=seen.uid, claim_id=CLAIM_ID, given={})
         (found,) = (await gateway.list_vms()).observations
         assert (found.claim_id, found.vm_id) == (CLAIM_ID, VM_ID)
 
     async def test_what_people_call_it_is_a_label_where_it_can_be_one(self, gateway):
         seen = await create(gateway)
-        await gateway.label_claim(name="a", uid=seen.uid, claim_id=CLAIM_ID, called="pinned-vm")
+        await gateway.label_claim(name="a", uid=seen.uid, claim_id=CLAIM_ID, given={"name": "pinned-vm"})
         assert (await read(gateway))["metadata"]["labels"][labels.NAME] == "pinned-vm"
-        await gateway.label_claim(name="a", uid=seen.uid, claim_id=CLAIM_ID, called="Ada's VM")
+        await gateway.label_claim(name="a", uid=seen.uid, claim_id=CLAIM_ID, given={"name": "Ada's VM"})
         assert (await read(gateway))["metadata"]["annotations"][labels.NAME] == "Ada's VM"
 
     async def test_another_uid_gets_none(self, gateway):
         await create(gateway)
         with pytest.raises(ClusterConflict, match=OTHER_UID):
-            await gateway.label_claim(name="a", uid=OTHER_UID, claim_id=CLAIM_ID)
+            await gateway.label_claim(name="a", uid=OTHER_UID, claim_id=CLAIM_ID, given={})
         assert labels.CLAIM not in (await read(gateway))["metadata"]["labels"]
 
     async def test_a_vm_that_is_gone(self, gateway):
         with pytest.raises(ClusterNotFound):
-            await gateway.label_claim(name="a", uid=uid_of("a"), claim_id=CLAIM_ID)
+            await gateway.label_claim(name="a", uid=uid_of("a"), claim_id=CLAIM_ID, given={})
+
+
+class TestMarks:
+    POOLED = changed(VM_SPEC, "template.metadata", {"labels": {"pool": "c07", "app": "pool", "example.com/read": "a"}})
+    CLAIMED = changed(VM_SPEC, "template.metadata.labels", {"app": "web", "example.com/read": "a"})
+
+    async def running(self, gateway):
+        """A VM of the pool's template, with the names of what belongs to it."""
+        spec = gateway.expand(self.POOLED, WarmWhen.RUNNING).spec
+        async with aclosing(gateway.observe()) as events:
+            await gateway.create_vm(name="a", pool="web", vm_id=VM_ID, spec=spec)
+            event = await until(
+                events, lambda event: isinstance(event, Changed) and event.observation.is_warm(WarmWhen.RUNNING)
+            )
+        return event.observation
+
+    async def everywhere(self, gateway):
+        (pod,), _ = await gateway._client.list_all(PODS, selector="vm.kubevirt.io/name=a")
+        vm = await read(gateway)
+        return [vm, vm["spec"]["template"], await gateway._client.get(VMIS, "a"), pod]
+
+    async def test_a_warm_vm_gets_the_labels_of_the_template_that_the_claim_describes(self, gateway):
+        seen = await self.running(gateway)
+        marks = gateway.expand(self.CLAIMED, WarmWhen.RUNNING).marks
+        for _ in range(2):  # the answer to the first may have been lost
+            await gateway.label_claim(
+                name="a", uid=seen.uid, claim_id=CLAIM_ID, given={"team": "blue"}, marks=marks, instance=seen.vmi_uid
+            )
+        wanted = {"app": "web", "example.com/read": "a", "team": "blue", labels.CLAIM: CLAIM_ID}
+        for found in await self.everywhere(gateway):
+            assert wanted.items() <= found["metadata"]["labels"].items()
+            assert "pool" not in found["metadata"]["labels"]
+
+    async def test_the_labels_of_a_claim_are_on_the_vm_and_its_instance_and_kubevirt_does_the_rest(self, gateway):
+        seen = await self.running(gateway)
+        await gateway.label_claim(
+            name="a", uid=seen.uid, claim_id=CLAIM_ID, given={"team": "blue"}, instance=seen.vmi_uid
+        )
+        *carried, pod = await self.everywhere(gateway)
+        for found in carried:
+            assert {"team": "blue", labels.CLAIM: CLAIM_ID, "pool": "c07"}.items() <= found["metadata"][
+                "labels"
+            ].items()
+        assert "team" not in pod["metadata"]["labels"]
+
+    async def test_an_instance_that_has_gone_is_left_alone(self, gateway):
+        seen = await self.running(gateway)
+        await gateway.label_claim(name="a", uid=seen.uid, claim_id=CLAIM_ID, given={}, instance=OTHER_UID)
+        vm, _, vmi, _ = await self.everywhere(gateway)
+        assert labels.CLAIM in vm["metadata"]["labels"]
+        assert labels.CLAIM not in vmi["metadata"]["labels"]
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("kubevirt.io/nodeName", "a"),
+            ("app.kubernetes.io/managed-by", "a"),
+            ("emberpool.io/pool", "a"),
+            ("debugLogs", "true"),
+            ("kueue.x-k8s.io/queue-name", "a"),
+            ("no label", "a"),
+            ("team", "no label either"),
+        ],
+    )
+    async def test_a_label_that_is_not_for_clients_stays_with_the_claim(self, gateway, key, value):
+        seen = await create(gateway)
+        before = (await read(gateway))["metadata"]["labels"]
+        await gateway.label_claim(name="a", uid=seen.uid, claim_id=CLAIM_ID, given={key: value, "ok": "1"})
+        assert (await read(gateway))["metadata"]["labels"] == {**before, labels.CLAIM: CLAIM_ID, "ok": "1"}
 
 
 class TestTrouble:
@@ -300,7 +369,7 @@ class TestAnswersOfARace:
         refused = fails("denied", 422, "Invalid", causes=[{"message": "bad", "field": "metadata.labels"}])
         async with talking_to(ApiServer(refused), tmp_path) as gateway:
             with pytest.raises(ClusterRefused):
-                await gateway.label_claim(name="a", uid=uid_of("a"), claim_id=CLAIM_ID)
+                await gateway.label_claim(name="a", uid=uid_of("a"), claim_id=CLAIM_ID, given={})
 
 
 @asynccontextmanager

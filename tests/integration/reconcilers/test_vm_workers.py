@@ -1,10 +1,13 @@
 """Creating what the rows plan, removing what they let go, and labelling what they gave away."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from app.domain.paths import FromSnapshot, SnapshotDisk
 from app.domain.states import VmState
+from app.domain.templates import Exclusive, Marks
 from app.errors import (
     ClusterConflict,
     ClusterError,
@@ -15,7 +18,11 @@ from app.errors import (
 from app.reconcilers.vms.creator import VmCreator
 from app.reconcilers.vms.labeler import ClaimLabeler
 from app.reconcilers.vms.remover import VmRemover
+from app.store.claims import described
+from app.store.claims.rows import StoredChoice
 from app.store.claims.warm import WarmClaimStore
+from app.store.vms import work
+from tests.support.fake_gateway import LabelCall
 from tests.support.patience import PATIENCE
 from tests.support.rows import execute, fetch, make_pool, make_ready, make_vms, request, scalar, state_of
 
@@ -173,6 +180,70 @@ async def test_what_a_stopping_worker_holds_is_free_at_once(db, gateway, provisi
     assert len(gateway.vms) == 1
 
 
+DATA = Exclusive("PersistentVolumeClaim data", "template", "PersistentVolumeClaim data exists once", "root")
+
+
+async def shared_disk(db, gateway, *, kind):
+    """A pool whose VMs would all write to one PVC."""
+    pool = await make_pool(db)
+    await execute(db, "UPDATE pool SET kind = :kind", kind=kind)
+    spec = await scalar(db, "SELECT vm_spec FROM pool")
+    gateway.remember(replace(gateway.reopen(spec), exclusives=(DATA,)))
+    return pool
+
+
+class TestWhatExistsOnce:
+    async def test_the_second_vm_waits_until_the_first_has_gone(self, db, gateway, provision, removal):
+        pool = await shared_disk(db, gateway, kind="on_demand")
+        ids = await make_vms(db, pool, 2, VmState.PLANNED)
+        await provision.step()
+        await due(db)
+        await provision.step()
+        states = [await state_of(db, vm_id) for vm_id in ids]
+        assert sorted(states) == [VmState.BOOTING, VmState.PLANNED]
+        first, second = (ids[states.index(state)] for state in (VmState.BOOTING, VmState.PLANNED))
+        waits = (await row(db, second))["health"]
+        assert waits == f"PersistentVolumeClaim data exists once and is in use by VM {(await row(db, first))['name']}"
+        await release_vm(db, first)
+        await due(db)
+        await provision.step()
+        assert await state_of(db, second) is VmState.PLANNED  # the first is still there
+        await removal.step()
+        await due(db)
+        await provision.step()
+        assert [await state_of(db, vm_id) for vm_id in (first, second)] == [VmState.DELETED, VmState.BOOTING]
+        assert len(gateway.called("create")) == 2
+
+    async def test_vms_of_other_pools_wait_too(self, db, gateway, provision):
+        for name in ("a", "b"):
+            await make_vms(db, await make_pool(db, name=name), 1, VmState.PLANNED)
+        await execute(db, "UPDATE pool SET kind = 'on_demand'")
+        for spec in await fetch(db, "SELECT DISTINCT vm_spec FROM pool"):
+            gateway.remember(replace(gateway.reopen(spec["vm_spec"]), exclusives=(DATA,)))
+        await provision.step()
+        assert len(gateway.vms) == 1
+
+    async def test_a_pool_never_makes_a_vm_that_writes_to_it(self, db, gateway, provision):
+        pool = await shared_disk(db, gateway, kind="pool")
+        (vm_id,) = await make_vms(db, pool, 1, VmState.PLANNED)
+        await provision.step()
+        vm = await row(db, vm_id)
+        assert (vm["state"], vm["asked_at"], gateway.vms) == ("planned", None, {})
+        assert vm["health"] == "its VMs need disks from a snapshot: PersistentVolumeClaim data exists once"
+
+    @pytest.mark.parametrize(("volume", "vms"), [("root", 1), ("other", 0)])
+    async def test_a_snapshot_with_that_volume_gives_a_copy(self, db, gateway, provision, monkeypatch, volume, vms):
+        disk = SnapshotDisk(volume, "s", "1Gi", None, ("ReadWriteOnce",), None)
+
+        async def start(*_args, **_more):
+            return FromSnapshot("ready", (disk,))
+
+        monkeypatch.setattr("app.reconcilers.vms.creator.resolve_start", start)
+        await make_vms(db, await shared_disk(db, gateway, kind="pool"), 1, VmState.PLANNED)
+        await provision.step()
+        assert len(gateway.vms) == vms
+
+
 async def made(db, gateway, provision, count=1):
     """VMs that the cluster has, in state booting."""
     pool = await make_pool(db)
@@ -256,7 +327,39 @@ async def test_a_claimed_vm_is_labelled_with_what_people_call_its_claim(db, gate
     bound = await claimed(db, gateway, provision)
     await execute(db, "UPDATE claim SET labels = jsonb_build_object('name', 'pinned-vm')")
     await ClaimLabeler(db, gateway, settings).step()
-    assert gateway.called_names == {bound.vm_name: "pinned-vm"}
+    assert gateway.labels == {bound.vm_name: LabelCall({"name": "pinned-vm"}, None, None)}
+
+
+async def test_a_vm_gets_the_marks_of_the_template_that_its_claim_describes(db, gateway, provision, settings):
+    bound = await claimed(db, gateway, provision)
+    await execute(db, "UPDATE vm SET vmi_uid = 'vmi-1'")
+    await execute(db, """UPDATE claim SET marks = '{"labels": {"app": "web"}, "annotations": {}}'""")
+    await ClaimLabeler(db, gateway, settings).step()
+    assert gateway.labels == {bound.vm_name: LabelCall({}, Marks({"app": "web"}), "vmi-1")}
+
+
+async def test_a_vm_that_was_labelled_before_its_marks_were_known_is_labelled_again(db, gateway, provision, settings):
+    bound = await claimed(db, gateway, provision)
+    labelling = ClaimLabeler(db, gateway, settings)
+
+    async def explain_meanwhile():
+        written = StoredChoice("shape", {"path": "pool"}, ("pool",), Marks({"app": "web"}))
+        async with db.begin() as tx:
+            assert await described.explain(tx, bound.claim.id, written, whatever_vm=True)
+
+    (item,) = await acquired(db)
+    await explain_meanwhile()
+    await labelling.process(item)  # it knew nothing of the marks
+    assert gateway.labels[bound.vm_name].marks is None
+    await labelling.step()
+    assert gateway.labels[bound.vm_name].marks == Marks({"app": "web"})
+    await labelling.step()
+    assert len(gateway.called("label")) == 2
+
+
+async def acquired(db):
+    async with db.begin() as tx:
+        return await work.acquire_labels(tx, limit=1, seconds=30)
 
 
 @pytest.mark.parametrize("error", [ClusterUnavailable("away"), ClusterConflict("another")])

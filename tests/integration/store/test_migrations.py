@@ -111,7 +111,7 @@ async def test_a_pool_from_before_shapes_gets_the_shape_of_its_template(empty_da
         )
         await connection.execute(insert, of_template, old, "a", "r2")
         await connection.execute(insert, of_older_template, old, "b", "r1")
-        await asyncio.to_thread(upgrade, empty_database_url)
+        await asyncio.to_thread(upgrade, empty_database_url, "0005")
         pools = {row["id"]: (row["kind"], row["shape"]) for row in await connection.fetch("SELECT * FROM pool")}
         vms = {row["id"]: (row["path"], row["shape"]) for row in await connection.fetch("SELECT * FROM vm")}
         await asyncio.to_thread(downgrade, empty_database_url, "0004")
@@ -121,6 +121,54 @@ async def test_a_pool_from_before_shapes_gets_the_shape_of_its_template(empty_da
     assert pools == {old: ("pool", shape_of(spec)), on_demand: ("on_demand", "s")}
     assert vms == {of_template: ("cold", shape_of(spec)), of_older_template: (None, None)}
     assert kinds == {old: "pool", on_demand: "shape"}
+
+
+async def test_the_shapes_of_an_older_program_are_computed_again(empty_database_url):
+    await asyncio.to_thread(upgrade, empty_database_url, "0007")
+    volumes = [{"name": "root", "persistentVolumeClaim": {"claimName": "data"}}]
+    vmi = {"hostname": "a", "domain": {"memory": {"guest": "64Mi"}}, "volumes": volumes}
+    spec = {"runStrategy": "Always", "template": {"spec": vmi}}
+    ids = {name: new_id() for name in ("web", "demand", "vm", "older", "held", "claim", "ended", "snapshot", "take")}
+    connection = await asyncpg.connect(empty_database_url)
+
+    async def shapes(table):
+        return {row["id"]: row["shape"] for row in await connection.fetch(f"SELECT id, shape FROM {table}")}
+
+    try:
+        for name, kind in (("web", "pool"), ("demand", "on_demand")):
+            await connection.execute(
+                "INSERT INTO pool (id, name, spec, vm_spec, revision, kind, shape) VALUES ($1, $2, '{}', $3, 'r2', $4, 's')",
+                *(ids[name], name, json.dumps(spec), kind),
+            )
+        for name, pool, revision in (("vm", "web", "r2"), ("older", "web", "r1"), ("held", "demand", "r2")):
+            await connection.execute(
+                "INSERT INTO vm (id, pool_id, name, state, revision, asked_at, shape) VALUES ($1, $2, $3, 'booting', $4, now(), 's')",
+                *(ids[name], ids[pool], name, revision),
+            )
+        for name, state in (("claim", "pending"), ("ended", "failed")):
+            await connection.execute(
+                "INSERT INTO claim (id, pool_id, state, lease_seconds, shape) VALUES ($1, $2, $3, 60, 's')",
+                *(ids[name], ids["web"], state),
+            )
+        await connection.execute(
+            "INSERT INTO snapshot (id, name, spec) VALUES ($1, 'snap', $2)",
+            *(ids["snapshot"], json.dumps({"source": {"pool": "web"}})),
+        )
+        await connection.execute(
+            "INSERT INTO snapshot_take (id, snapshot_id, number, shape) VALUES ($1, $2, 1, 's')",
+            *(ids["take"], ids["snapshot"]),
+        )
+        await asyncio.to_thread(upgrade, empty_database_url)
+        now = shape_of(spec)
+        assert await shapes("pool") == {ids["web"]: now, ids["demand"]: now}
+        assert await shapes("vm") == {ids["vm"]: now, ids["older"]: None, ids["held"]: now}
+        assert await shapes("claim") == {ids["claim"]: now, ids["ended"]: "s"}
+        assert await shapes("snapshot_take") == {ids["take"]: now}
+        held = await connection.fetch("SELECT key, vm_id FROM exclusive_use")
+        assert [tuple(row) for row in held] == [("PersistentVolumeClaim data", ids["held"])]
+        await asyncio.to_thread(downgrade, empty_database_url, "0007")
+    finally:
+        await connection.close()
 
 
 async def test_two_that_migrate_at_once_do_it_once(empty_database_url):

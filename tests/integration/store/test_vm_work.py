@@ -207,12 +207,12 @@ async def test_a_claim_is_labelled_once_and_tried_again_until_it_is(db):
     assert item.name == bound.vm_name
     assert await acquire_labels(db) == [], "another is at it"
     async with db.begin() as tx:
-        await work.retry_label(tx, item, seconds=0)
+        await work.label_later(tx, item.claim_id, item.vm_id, seconds=0)
     (item,) = await acquire_labels(db)
     assert item.attempts == 2
     async with db.begin() as tx:
         await work.mark_labelled(tx, item)
-        await work.retry_label(tx, item, seconds=0)
+        await work.label_later(tx, item.claim_id, item.vm_id, seconds=0)
     assert await acquire_labels(db) == []
 
 

@@ -15,6 +15,7 @@ from app.compute.vms import Broken, Changed, Listed
 from app.config import Settings
 from app.devcluster import DevCluster, DevClusterConfig, Durations, Rule, Subject
 from app.domain.observation import WarmWhen
+from app.domain.templates import Marks
 from app.errors import ClusterForbidden
 from app.ids import new_id, vm_name
 from tests.support.checkout import ROOT
@@ -57,11 +58,13 @@ async def work(gateway: Gateway) -> None:
             if isinstance(event, Broken):
                 raise ClusterForbidden(event.reason)
             if isinstance(event, Changed) and event.observation.ready:
+                created = event.observation
                 break
     assert str(vm_id) in await gateway.pod_times([str(vm_id)])
     assert await gateway.disk_failures([str(vm_id)]) == {}
     assert (await gateway.create_vm(**vm)).uid == created.uid  # the answer was lost, and the call is made again
-    await gateway.label_claim(name=created.name, uid=created.uid, claim_id=str(new_id()))
+    claim = {"claim_id": str(new_id()), "given": {}, "marks": Marks({"app": "web"}), "instance": created.vmi_uid}
+    await gateway.label_claim(name=created.name, uid=created.uid, **claim)
     await gateway.delete_vm(name=created.name, uid=created.uid)
     await bring_near(gateway.preloads)
     await take_and_start(gateway)

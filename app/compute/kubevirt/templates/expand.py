@@ -11,9 +11,12 @@ There are four forms, which differ by their keys:
 - a VirtualMachine's spec: `{runStrategy?, template, dataVolumeTemplates?, ...}`.
 - a VirtualMachine, or a VirtualMachinePool's template: `{metadata?, spec: {runStrategy?, template, ...}}`.
 
-Filled in are: `runStrategy: Always`; a virtio disk for each volume without a disk; if the pool waits for the guest agent, a
-readiness probe that asks the agent; and the placement. Without a placement, the VMs of a pool are spread over the nodes.
-`running: true` becomes `runStrategy: Always` (`running` is deprecated).
+Filled in are: `runStrategy: Always`; if the pool waits for the guest agent, a readiness probe that asks the agent; and the
+placement. Without a placement, the VMs of a pool are spread over the nodes. `running: true` becomes `runStrategy: Always`
+(`running` is deprecated).
+
+The short form has virtio disks. In the long forms nothing is filled in that KubeVirt, an instance type or a preference decides:
+KubeVirt attaches a volume without a disk itself, on the bus that the preference names, else on the architecture's (KubeVirt v1.9.0).
 """
 
 import copy
@@ -24,7 +27,10 @@ from enum import StrEnum
 from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.templates import placement, rules, shapes
 from app.compute.kubevirt.templates.field_types import check_types
+from app.compute.kubevirt.templates.manifests import VIRTIO
+from app.compute.kubevirt.templates.marks import marks_of
 from app.compute.kubevirt.templates.problems import Problems
+from app.compute.kubevirt.templates.singletons import exclusives_of, identity_of
 from app.compute.kubevirt.templates.start_sources import has_own_disk
 from app.compute.vms import VmTemplate
 from app.domain.observation import WarmWhen
@@ -64,15 +70,6 @@ _SHORT_FIELDS = {
 _IMPORTS = {"http://": "http", "https://": "http", "docker://": "registry"}
 _ROOT_DISK = "10Gi"
 
-# Often enough that a claim does not get a guest that stopped answering long ago, and rarely enough for hundreds of VMs: each ping
-# starts a process in the VM's pod.
-_AGENT_PROBE = {
-    "guestAgentPing": {},
-    "initialDelaySeconds": 2,
-    "periodSeconds": 3,
-    "timeoutSeconds": 2,
-    "failureThreshold": 3,
-}
 _USER_DATA_LIMIT = 2048  # bytes that KubeVirt v1.9.0 accepts inline
 
 
@@ -107,24 +104,31 @@ def expand(
             problems=problems.found,
         )
     if warm_when is WarmWhen.AGENT and not spec["template"]["spec"].get("readinessProbe"):
-        spec["template"]["spec"]["readinessProbe"] = dict(_AGENT_PROBE)
+        spec["template"]["spec"]["readinessProbe"] = dict(shapes.AGENT_PROBE)
     return describe(spec, form)
 
 
 def describe(spec: Manifest, form: TemplateForm = TemplateForm.VM_SPEC) -> VmTemplate:
     """The template of an expanded spec."""
+
+    def at(field: str) -> str:
+        return locate(form, field)
+
     return VmTemplate(
         spec=VmSpec(spec),
         fingerprint=shapes.fingerprint(spec),
         shape=shapes.shape_of(spec),
         images=shapes.images_of(spec),
         has_own_disk=has_own_disk(spec),
+        marks=marks_of(spec),
+        exclusives=exclusives_of(spec, at),
+        identity=identity_of(spec, at),
         form=form,
     )
 
 
 def give_time_to_stop(spec: Manifest, seconds: int) -> Manifest:
-    """A copy whose guest gets at least this long to shut down. The grace period is no part of a VM's shape."""
+    """A copy whose guest gets at least this long to shut down."""
     spec = copy.deepcopy(spec)
     vmi = spec["template"]["spec"]
     vmi["terminationGracePeriodSeconds"] = max(vmi.get("terminationGracePeriodSeconds") or 0, seconds)
@@ -204,11 +208,14 @@ def _expand_short(written: Manifest, problems: Problems, *, diskless: bool) -> M
         _check_user_data(written["user_data"], problems)
         sources["cloud-init"] = {"cloudInitNoCloud": {"userData": written["user_data"]}}
     vmi_spec: Manifest = {
-        "domain": {"cpu": {"cores": cores}, "memory": {"guest": written.get("memory")}, "devices": {}},
+        "domain": {
+            "cpu": {"cores": cores},
+            "memory": {"guest": written.get("memory")},
+            "devices": {"disks": [{"name": name, "disk": {"bus": VIRTIO}} for name in sources]},
+        },
         "terminationGracePeriodSeconds": 0,
         "volumes": [{"name": name, **source} for name, source in sources.items()],
     }
-    _attach_volumes(vmi_spec)
     vmi_template: Manifest = {"spec": vmi_spec}
     if written.get("labels"):
         vmi_template["metadata"] = {"labels": written["labels"]}
@@ -296,7 +303,10 @@ def _expand_long(written: Manifest, form: TemplateForm, problems: Problems) -> M
     vm_spec.pop("running", None)
     vm_spec["runStrategy"] = vm_spec.get("runStrategy") or rules.DEFAULT_RUN_STRATEGY
     _merge_metadata(vm_spec["template"], vm_metadata)
-    _attach_volumes(vm_spec["template"]["spec"])
+    domain = vm_spec["template"]["spec"]["domain"]
+    domain["devices"] = domain.get("devices") or {}  # the schema requires it, even if it is empty (KubeVirt v1.9.0)
+    if not domain["devices"].get("disks"):
+        domain["devices"].pop("disks", None)  # only the short form has an empty list: see `manifests.added_disk`
     return vm_spec
 
 
@@ -318,16 +328,3 @@ def _merge_metadata(vmi_template: Manifest, vm_metadata: Manifest) -> None:
     merged = {key: {**(vm_metadata.get(key) or {}), **(own.get(key) or {})} for key in ("labels", "annotations")}
     if kept := {key: value for key, value in merged.items() if value}:
         vmi_template["metadata"] = kept
-
-
-def _attach_volumes(vmi_spec: Manifest) -> None:
-    devices = vmi_spec["domain"].get("devices") or {}
-    vmi_spec["domain"]["devices"] = devices  # the schema requires it, even if it is empty (KubeVirt v1.9.0)
-    attached = {device["name"] for kind in ("disks", "filesystems") for device in devices.get(kind) or []}
-    missing = [
-        {"name": volume["name"], "disk": {"bus": "virtio"}}
-        for volume in vmi_spec.get("volumes") or []
-        if volume["name"] not in attached and "memoryDump" not in volume
-    ]
-    if missing:
-        devices["disks"] = [*(devices.get("disks") or []), *missing]

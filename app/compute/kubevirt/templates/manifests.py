@@ -2,15 +2,16 @@
 
 import copy
 import hashlib
-import re
+from collections.abc import Mapping
 
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.kinds import VMS, Manifest
+from app.compute.kubevirt.templates.marks import SET_ON_PODS, claim_labels, marks_of
+from app.domain.templates import Marks
 
+VIRTIO = "virtio"
 _NAME_LIMIT = 63  # a PVC's name becomes a label value of the pods that CDI starts for it
 _DIGEST_CHARS = 16
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
-"""What Kubernetes accepts as the value of a label."""
 
 
 def vm_manifest(*, name: str, namespace: str, instance: str, pool: str, vm_id: str, spec: Manifest) -> Manifest:
@@ -30,14 +31,37 @@ def vm_manifest(*, name: str, namespace: str, instance: str, pool: str, vm_id: s
     return VMS.manifest(own, spec)
 
 
-def claim_marks(claim_id: str, called: str | None) -> Manifest:
-    """The metadata that marks a claimed VM. `called` becomes a label if it can be one, otherwise an annotation."""
-    marks: Manifest = {"labels": {labels.CLAIM: claim_id}}
-    if called is not None and _LABEL_VALUE.fullmatch(called):
-        marks["labels"][labels.NAME] = called
-    elif called is not None:
-        marks["annotations"] = {labels.NAME: called}
-    return marks
+def claim_patch(claim_id: str, given: Mapping[str, str], marks: Marks | None, before: Manifest | None) -> Manifest:
+    """The metadata that a claimed VM gets: the claim's id, those of its labels that Kubernetes accepts, and the template's marks.
+
+    `given` are the claim's labels. `before` is the spec of the VM as it is: marks that are not in `marks` are removed. A name that
+    cannot be a label becomes an annotation.
+    """
+    found: Manifest = {"labels": {}, "annotations": {}}
+    if marks is not None and before is not None:
+        found = mark_changes(marks, before)
+    found["labels"] |= {**claim_labels(given), labels.CLAIM: claim_id}
+    if labels.NAME not in found["labels"] and "name" in given:
+        found["annotations"][labels.NAME] = given["name"]
+    return {kind: values for kind, values in found.items() if values}
+
+
+def mark_changes(marks: Marks, before: Manifest) -> Manifest:
+    """What to change in the metadata of a VM with the spec `before`, so that it has these marks and no others."""
+    have, wanted = marks_of(before).as_json(), marks.as_json()
+    return {
+        kind: {
+            **{key: None for key in have[kind] if key not in wanted[kind]},
+            **{key: value for key, value in wanted[kind].items() if have[kind].get(key) != value},
+        }
+        for kind in wanted
+    }
+
+
+def pod_patch(patch: Manifest) -> Manifest:
+    """The same for the VM's pod, on which KubeVirt sets one of the labels itself."""
+    kept = {key: value for key, value in (patch.get("labels") or {}).items() if key != SET_ON_PODS}
+    return {**patch, "labels": kept}
 
 
 def data_volume_name(vm: str, template: str, *, limit: int = _NAME_LIMIT) -> str:
@@ -60,9 +84,19 @@ def rename_data_volumes(spec: Manifest, owner: str, *, limit: int = _NAME_LIMIT)
         old = template["metadata"]["name"]
         renamed[old] = template["metadata"]["name"] = data_volume_name(owner, old, limit=limit)
     for volume in spec["template"]["spec"].get("volumes") or []:
-        for source, key in _disk_references(volume):
+        for source, key in disk_references(volume):
             if source.get(key) in renamed:
                 source[key] = renamed[source[key]]
+
+
+def added_disk(vmi: Manifest, name: str) -> Manifest:
+    """The disk for a volume that is added to the spec of an expanded template's VMI: of virtio if all its disks are, as in the
+    short form, which may have none yet. Otherwise the cluster chooses the bus.
+    """
+    disks = ((vmi.get("domain") or {}).get("devices") or {}).get("disks")
+    if disks is not None and all((disk.get("disk") or {}).get("bus") == VIRTIO for disk in disks):
+        return {"name": name, "disk": {"bus": VIRTIO}}
+    return {"name": name}
 
 
 def data_volume_specs(spec: Manifest) -> dict[str, Manifest]:
@@ -76,7 +110,7 @@ def disk_source(volume: Manifest) -> str | None:
     return name or (volume.get("persistentVolumeClaim") or {}).get("claimName")
 
 
-def _disk_references(volume: Manifest) -> list[tuple[Manifest, str]]:
+def disk_references(volume: Manifest) -> list[tuple[Manifest, str]]:
     """The places where a volume names a DataVolume, or the PVC of the same name that CDI creates for it."""
     claims = [holder.get("persistentVolumeClaim") for holder in (volume, volume.get("ephemeral") or {})]
     found = [(volume.get("dataVolume"), "name"), *((claim, "claimName") for claim in claims)]

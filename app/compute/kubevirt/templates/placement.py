@@ -63,6 +63,13 @@ def place(spec: Manifest, placement: Placement | None, locate: Locate, problems:
         problems.add(_field(found, placement, locate), found.message)
 
 
+def is_default_spread(constraint: Manifest) -> bool:
+    """Whether a spreading rule is one that `place` writes. It only prefers nodes, and the VM of any pool may have another."""
+    return constraint.get("topologyKey") in _TOPOLOGIES.values() and constraint == _soft_spread(
+        str(constraint["topologyKey"])
+    )
+
+
 def fragment_of(spec: Manifest) -> Manifest:
     """The part of an expanded spec that says where its VM may run and on what terms."""
     vmi = spec["template"]["spec"]
@@ -207,15 +214,17 @@ def _spread(vmi: Manifest, placement: Placement, locate: Locate, problems: Probl
     spread = placement.spread or Spread.NODES
     if spread is Spread.NONE:
         return
-    vmi["topologySpreadConstraints"] = [
-        {
-            "maxSkew": 1,
-            "topologyKey": _TOPOLOGIES[spread],
-            "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": {"matchLabels": {labels.MANAGED_BY: labels.MANAGER}},
-            "matchLabelKeys": [labels.INSTANCE, labels.POOL],
-        }
-    ]
+    vmi["topologySpreadConstraints"] = [_soft_spread(_TOPOLOGIES[spread])]
+
+
+def _soft_spread(topology: str) -> Manifest:
+    return {
+        "maxSkew": 1,
+        "topologyKey": topology,
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {labels.MANAGED_BY: labels.MANAGER}},
+        "matchLabelKeys": [labels.INSTANCE, labels.POOL],
+    }
 
 
 def _even_out(domain: Manifest) -> None:

@@ -1,7 +1,8 @@
 """The shape of a VM, which is equal for interchangeable VMs, and the images that it boots from. Pure.
 
-Everything that changes what boots is part of the shape: disks and their sources, CPU, memory, firmware, devices, networks,
-placement, cloud-init data. Names, labels and annotations are not, nor are probes and shutdown times.
+The shape of a VM is everything that KubeVirt is given for it, less what can be written onto it while it runs (its marks) and what
+makes no difference: the names of its DataVolumes, which the service gives each VM anew; the probe and the spreading rule that the
+service adds by itself; and the spelling of the same value. A field that is not known here is therefore part of the shape.
 """
 
 import copy
@@ -11,60 +12,87 @@ from typing import Any
 
 from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.quantities import parse_quantity
-from app.compute.kubevirt.templates.manifests import data_volume_specs, disk_source
+from app.compute.kubevirt.templates.manifests import data_volume_specs, disk_references, disk_source
+from app.compute.kubevirt.templates.marks import read_at_boot
+from app.compute.kubevirt.templates.placement import is_default_spread
 from app.domain.paths import ImageKind, ImageRef
 
-_WITHOUT_EFFECT = (
-    "hostname",
-    "subdomain",
-    "readinessProbe",
-    "livenessProbe",
-    "terminationGracePeriodSeconds",
-    "evictionStrategy",
-    "startStrategy",
-)
+# Often enough that a claim does not get a guest that stopped answering long ago, and rarely enough for hundreds of VMs: each ping
+# starts a process in the VM's pod.
+AGENT_PROBE = {
+    "guestAgentPing": {},
+    "initialDelaySeconds": 2,
+    "periodSeconds": 3,
+    "timeoutSeconds": 2,
+    "failureThreshold": 3,
+}
+"""The readiness probe of a pool that waits for the guest agent, if its template has none. A VM without it boots the same."""
 _CPU_DEFAULTS = {"cores": 1, "sockets": 1, "threads": 1}
-_QUANTITIES = frozenset({"guest", "maxGuest", "pageSize", "memory", "cpu", "storage", "capacity", "ephemeral-storage"})
+_QUANTITIES = frozenset(
+    {
+        "addedOverhead",
+        "capacity",
+        "cpu",
+        "ephemeral-storage",
+        "guest",
+        "maxGuest",
+        "memory",
+        "pageSize",
+        "storage",
+    }
+)
+_VERBATIM = frozenset({"annotations", "labels", "matchLabels", "nodeSelector"})
+"""Below these, keys are not ours to know, and every value is text."""
 # These mean nothing when they are empty. Others do: `efi: {}` asks for UEFI.
 _CONTAINERS = frozenset(
     {
-        "devices",
-        "resources",
-        "requests",
-        "limits",
-        "nodeSelector",
         "affinity",
+        "annotations",
+        "devices",
+        "disks",
+        "interfaces",
+        "labels",
+        "limits",
+        "metadata",
+        "networks",
+        "nodeSelector",
+        "requests",
+        "resources",
         "tolerations",
         "topologySpreadConstraints",
-        "networks",
-        "interfaces",
-        "disks",
+        "unused",
     }
 )
 _BY_URL = (ImageKind.HTTP, ImageKind.REGISTRY, ImageKind.S3, ImageKind.GCS)
 
 
 def shape_of(spec: Manifest) -> str:
-    """Equal for expanded specs that boot the same VM."""
+    """Equal for expanded specs that make the same VM, but for its marks (see `marks.marks_of`)."""
+    metadata = read_at_boot(spec)
     spec = copy.deepcopy(spec)
-    vmi = spec["template"]["spec"]
-    for key in _WITHOUT_EFFECT:
-        vmi.pop(key, None)
+    vmi = spec.pop("template")["spec"]
+    templates = {each["metadata"]["name"]: each for each in spec.pop("dataVolumeTemplates", None) or []}
+    if vmi.get("readinessProbe") == AGENT_PROBE:
+        del vmi["readinessProbe"]
     spread = vmi.get("topologySpreadConstraints") or []
-    vmi["topologySpreadConstraints"] = [each for each in spread if each.get("whenUnsatisfiable") != "ScheduleAnyway"]
+    vmi["topologySpreadConstraints"] = [each for each in spread if not is_default_spread(each)]
     domain = vmi.get("domain") or {}
     devices = domain.get("devices") or {}
     if domain.get("cpu"):
-        domain["cpu"] = {**_CPU_DEFAULTS, **domain["cpu"]}
-    boots = {
-        "disks": _disks(devices, _volumes(spec, vmi)),
+        given = {key: value for key, value in domain["cpu"].items() if value is not None}
+        domain["cpu"] = {**_CPU_DEFAULTS, **given}
+    used: set[str] = set()
+    contents = {volume["name"]: _content(volume, templates, used) for volume in vmi.get("volumes") or []}
+    makes = {
+        **spec,
+        "metadata": metadata,
+        "disks": _disks(devices, contents),
+        "unused": [_import(each) for name, each in templates.items() if name not in used],
         "instance": vmi,
-        "instancetype": spec.get("instancetype"),
-        "preference": spec.get("preference"),
     }
     for holder, key in ((devices, "disks"), (devices, "filesystems"), (vmi, "volumes")):
         holder.pop(key, None)
-    return fingerprint(_canonical(boots))
+    return fingerprint(_canonical(makes))
 
 
 def fingerprint(value: object) -> str:
@@ -104,31 +132,35 @@ def _image_of(volume: Manifest, templates: dict[str, Manifest]) -> ImageRef | No
     return image_of_source(template.get("source") or {}) if template is not None else None
 
 
-def _volumes(spec: Manifest, vmi: Manifest) -> dict[str, Any]:
-    """The content of each volume by its name. The spec of a DataVolume template replaces its name, which differs in each VM."""
-    templates = data_volume_specs(spec)
-    contents: dict[str, Any] = {}
-    for volume in vmi.get("volumes") or []:
-        content = {key: value for key, value in volume.items() if key != "name"}
-        name = disk_source(content)
-        if name in templates:
-            content = {"import": templates[name]}
-        contents[volume["name"]] = content
-    return contents
+def _content(volume: Manifest, templates: dict[str, Manifest], used: set[str]) -> Manifest:
+    """The volume, with the DataVolume template that it refers to in place of its name. Adds that name to `used`."""
+    for source, key in disk_references(volume):
+        if (name := source.get(key)) in templates:
+            used.add(name)
+            source[key] = _import(templates[name])
+    return {key: value for key, value in volume.items() if key != "name"}
+
+
+def _import(template: Manifest) -> Manifest:
+    metadata = {key: value for key, value in template["metadata"].items() if key != "name"}
+    return {"metadata": metadata, "spec": template.get("spec")}
 
 
 def _disks(devices: Manifest, contents: dict[str, Any]) -> list[Any]:
-    """The disks in their order, which is the boot order if none is given, then the volumes without a disk."""
-    disks: list[Any] = []
-    for kind in ("disks", "filesystems"):
-        for device in devices.get(kind) or []:
-            content = contents.pop(device["name"], None)
-            disks.append({**{key: value for key, value in device.items() if key != "name"}, "content": content})
-    return [*disks, *({"content": content} for content in contents.values())]
+    """The disks in their order, which is the boot order if none is given, then the volumes for which KubeVirt adds a disk."""
+    found = [
+        {**device, "kind": kind, "content": contents.pop(device["name"], None)}
+        for kind in ("disks", "filesystems")
+        for device in devices.get(kind) or []
+    ]
+    added = [{"name": name, "kind": "disks", "content": content} for name, content in contents.items()]
+    return [*found, *added]
 
 
 def _canonical(value: Any, key: str = "") -> Any:
     """Without empty values, and with quantities as numbers: `2Gi` and `2048Mi` are the same memory."""
+    if key in _VERBATIM:
+        return value
     if isinstance(value, dict):
         kept = {name: _canonical(item, name) for name, item in value.items()}
         return {

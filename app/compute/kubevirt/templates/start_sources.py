@@ -10,7 +10,7 @@ import copy
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.kinds import PVCS, VMS, VOLUME_SNAPSHOTS, Manifest
 from app.compute.kubevirt.quantities import parse_quantity
-from app.compute.kubevirt.templates.manifests import data_volume_name, data_volume_specs, disk_source
+from app.compute.kubevirt.templates.manifests import added_disk, data_volume_name, data_volume_specs, disk_source
 from app.compute.kubevirt.templates.shapes import image_of_source
 from app.domain.paths import FromImage, FromSnapshot, FromVolume, Start
 from app.domain.preloads import storage_request
@@ -133,5 +133,5 @@ def _add_first(vmi: Manifest, volumes: list[Manifest]) -> None:
         return
     vmi["volumes"] = [*volumes, *(vmi.get("volumes") or [])]
     devices = vmi["domain"].setdefault("devices", {})
-    disks = [{"name": volume["name"], "disk": {"bus": "virtio"}} for volume in volumes]
+    disks = [added_disk(vmi, volume["name"]) for volume in volumes]
     devices["disks"] = [*disks, *(devices.get("disks") or [])]

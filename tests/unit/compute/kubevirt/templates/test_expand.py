@@ -34,7 +34,7 @@ class TestForms:
                 "spec": {
                     "domain": {
                         "resources": {"requests": {"memory": "2Gi", "cpu": "2"}},
-                        "devices": {"disks": [{"name": "bootdisk", "disk": {"bus": "virtio"}}]},
+                        "devices": {},
                     },
                     "volumes": [{"name": "bootdisk", "containerDisk": {"image": "ubuntu:22.04"}}],
                 }
@@ -141,25 +141,18 @@ class TestForms:
 
 
 class TestWhatIsFilledIn:
-    def test_only_volumes_without_a_device_get_a_disk(self):
-        template = changed(
-            VMI_TEMPLATE,
-            "spec.volumes",
-            [
-                {"name": "a", "containerDisk": {"image": "i"}},
-                {"name": "b", "emptyDisk": {"capacity": "1Gi"}},
-                {"name": "c", "configMap": {"name": "c"}},
-                {"name": "d", "memoryDump": {"claimName": "d"}},
-            ],
-        )
-        template["spec"]["domain"]["devices"] = {
-            "disks": [{"name": "b", "disk": {"bus": "sata"}}],
-            "filesystems": [{"name": "c", "virtiofs": {}}],
-        }
-        assert spec_of(template)["template"]["spec"]["domain"]["devices"]["disks"] == [
-            {"name": "b", "disk": {"bus": "sata"}},
-            {"name": "a", "disk": {"bus": "virtio"}},
-        ]
+    @pytest.mark.parametrize("template", [VMI_TEMPLATE, VM_SPEC, WITH_DATA_VOLUME, {"spec": VM_SPEC}])
+    @pytest.mark.parametrize("disks", [..., [], None, [{"name": "other", "disk": {"bus": "sata"}}]])
+    def test_the_cluster_attaches_the_volumes_of_the_long_forms(self, template, disks):
+        vmi = "spec" if template is VMI_TEMPLATE else "template.spec"
+        vmi = f"spec.{vmi}" if "template" in template.get("spec", {}) else vmi
+        written = template if disks is ... else changed(template, f"{vmi}.domain.devices.disks", disks)
+        found = spec_of(written)["template"]["spec"]["domain"]["devices"]
+        assert found == ({} if disks in (..., [], None) else {"disks": disks})
+
+    def test_the_short_form_has_virtio_disks(self):
+        disks = spec_of({**SHORT, "disk": "1Gi"})["template"]["spec"]["domain"]["devices"]["disks"]
+        assert disks == [{"name": name, "disk": {"bus": "virtio"}} for name in ("boot", "data")]
 
     def test_devices_are_there_even_where_there_is_no_volume(self):
         pinned = {"spec": {"domain": {"cpu": {"cores": 2, "dedicatedCpuPlacement": True}, "memory": {"guest": "2Gi"}}}}

@@ -24,8 +24,8 @@ DISKLESS = changed(VM_SPEC, "template.spec.volumes", ...)
 CLOUD_INIT = {"name": "cloud", "cloudInitNoCloud": {"userData": "#cloud-config"}}
 
 
-def begun(template, start):
-    spec = expand(template, WarmWhen.AGENT).spec
+def begun(template, start, *, diskless=False):
+    spec = expand(template, WarmWhen.AGENT, diskless=diskless).spec
     before = copy.deepcopy(spec)
     result = begin(spec, start, vm=NAME, namespace="vms")
     assert spec == before  # a pool's spec makes many VMs
@@ -37,7 +37,7 @@ def volumes(spec):
 
 
 def disks(spec):
-    return [disk["name"] for disk in spec["template"]["spec"]["domain"]["devices"]["disks"]]
+    return spec["template"]["spec"]["domain"]["devices"]["disks"]
 
 
 def test_without_a_start_nothing_changes():
@@ -51,7 +51,7 @@ class TestSnapshot:
         assert volumes(spec) == {
             "rootdisk": {"name": "rootdisk", "persistentVolumeClaim": {"claimName": f"{NAME}-rootdisk"}}
         }
-        assert disks(spec) == ["rootdisk"]
+        assert "disks" not in spec["template"]["spec"]["domain"]["devices"]
 
     def test_other_volumes_and_imports_stay(self):
         template = copy.deepcopy(WITH_DATA_VOLUME)
@@ -66,7 +66,27 @@ class TestSnapshot:
 
     def test_a_template_without_the_volume_gets_it_before_its_own(self):
         spec = begun(changed(VM_SPEC, "template.spec.volumes", [CLOUD_INIT]), SNAPSHOT)
-        assert list(volumes(spec)) == disks(spec) == ["rootdisk", "cloud"]
+        assert list(volumes(spec)) == ["rootdisk", "cloud"]
+        assert disks(spec) == [{"name": "rootdisk"}]  # KubeVirt attaches the other volumes after it
+
+    @pytest.mark.parametrize("start", [SNAPSHOT, PRELOAD], ids=["snapshot", "preload"])
+    @pytest.mark.parametrize(
+        ("template", "bus"),
+        [
+            pytest.param({"memory": "1Gi"}, "virtio", id="the short form"),
+            pytest.param({"memory": "1Gi", "user_data": "#cloud-config"}, "virtio", id="the short form with user data"),
+            pytest.param(changed(VM_SPEC, "template.spec.volumes", []), None, id="a long form without volumes"),
+            pytest.param(
+                changed(DISKLESS, "template.spec.domain.devices.disks", [{"name": "c", "cdrom": {"bus": "sata"}}]),
+                None,
+                id="a long form with disks of its own",
+            ),
+        ],
+    )
+    def test_the_bus_of_an_added_disk_is_ours_to_choose_only_in_the_short_form(self, template, bus, start):
+        spec = begun(template, start, diskless=True)
+        first = disks(spec)[0]
+        assert first.get("disk", {}).get("bus") == bus
 
     def test_its_claims_belong_to_the_vm(self):
         vm = cluster_vm(NAME, uid="the-uid")
@@ -120,7 +140,8 @@ class TestPreload:
 
     def test_a_template_without_a_disk_gets_one(self):
         spec = begun(changed(VM_SPEC, "template.spec.volumes", [CLOUD_INIT]), PRELOAD)
-        assert list(volumes(spec)) == disks(spec) == ["boot", "cloud"]
+        assert list(volumes(spec)) == ["boot", "cloud"]
+        assert disks(spec) == [{"name": "boot"}]
         (template,) = spec["dataVolumeTemplates"]
         assert template["spec"]["storage"] == {
             "resources": {"requests": {"storage": "12Gi"}},
@@ -132,7 +153,7 @@ class TestPreload:
     def test_an_empty_disk_is_none_to_boot_from(self):
         spec = expand({"memory": "1Gi", "disk": "5Gi"}, WarmWhen.AGENT, diskless=True).spec
         begun_spec = begin(spec, PRELOAD, vm=NAME, namespace="vms")
-        assert list(volumes(begun_spec)) == disks(begun_spec) == ["boot", "data"]
+        assert list(volumes(begun_spec)) == [disk["name"] for disk in disks(begun_spec)] == ["boot", "data"]
 
     def test_an_import_that_is_kept_as_a_snapshot_is_restored(self):
         (template,) = begun(WITH_DATA_VOLUME, replace(PRELOAD, is_snapshot=True))["dataVolumeTemplates"]
@@ -150,7 +171,7 @@ class TestPreload:
         assert begun(SHORT, start) == expand(SHORT, WarmWhen.AGENT).spec
         spec = begun(DISKLESS, start)
         assert volumes(spec)["boot"]["containerDisk"] == {"image": "quay.io/containerdisks/fedora:42"}
-        assert disks(spec) == ["boot"]
+        assert disks(spec) == [{"name": "boot"}]
 
 
 @pytest.mark.parametrize(
