@@ -16,8 +16,7 @@ from starlette.responses import Response
 from app.api import examples
 from app.api.versions import etag
 from app.domain.fields import fields_at, suggest
-from app.domain.pools import POOL_NAME_PATTERN
-from app.domain.preloads import PATTERNS_IN_WORDS
+from app.domain.sentences import describe_invalid
 from app.errors import (
     ClusterError,
     ClusterForbidden,
@@ -34,10 +33,8 @@ from app.errors import (
 
 CLUSTER_ERRORS = (ClusterUnavailable, ClusterForbidden, ClusterError)
 """What a route that asks the cluster may answer, beside what it says itself."""
-_NAME_RULE = "a name is 1 to 63 lower-case letters, digits and '-', and begins and ends with a letter or digit"
 _KEY = "[key]"
 """Pydantic ends the location of an entry with an invalid name with this."""
-_NO_OBJECT = {"dict_type", "model_type", "model_attributes_type"}
 MEDIA_TYPE = "application/problem+json"
 log = structlog.get_logger(__name__)
 
@@ -191,21 +188,9 @@ def _is_within(inner: Sequence[int | str], outer: Sequence[int | str]) -> bool:
 
 
 def _sentence(found: Any) -> str:
-    message = str(found["msg"]).removeprefix("Value error, ")
-    if found["type"] in _NO_OBJECT:
-        message = "Input should be an object"
-    if found["type"] == "too_short":
-        return f"needs at least {found['ctx']['min_length']}, has {found['ctx']['actual_length']}"
-    if found["type"] == "too_long":
-        return f"takes at most {found['ctx']['max_length']}; give fewer"
-    if found["type"] == "extra_forbidden":
-        return "there is no such field; check its spelling (/docs lists all fields)"
-    if found["type"] == "missing":
-        return "this field is required"
-    if found["type"] == "string_pattern_mismatch" and found["ctx"]["pattern"] == POOL_NAME_PATTERN:
-        return f"{_NAME_RULE}; it is {found['input']!r}"
-    if found["type"] == "string_pattern_mismatch" and found["ctx"]["pattern"] in PATTERNS_IN_WORDS:
-        return f"{PATTERNS_IN_WORDS[found['ctx']['pattern']]}; it is {found['input']!r}"
-    if "should" in message and isinstance(found.get("input"), str | int | float | bool):
-        return f"{message}; it is {found['input']!r}"
-    return message
+    match found["type"]:
+        case "extra_forbidden":
+            return "there is no such field; check its spelling (/docs lists all fields)"
+        case "missing":
+            return "this field is required"
+    return describe_invalid(found)

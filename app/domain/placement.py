@@ -15,6 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 _MOST_THREADS = 2
 _LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
 _NAME = r"^[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?$"
+PATTERNS_IN_WORDS = {
+    _LABEL_VALUE: "must be the value of a label: up to 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends",
+    _NAME: "must be a name of letters, digits, '-', '_' and '.', with a letter or digit at both ends",
+}
+"""The message for each pattern that does not match."""
 _WORDS = ("spread", "pack")
 _HOW_TO_PREFER = 'say one of them: {"zone": ...}, {"node": ...}, {"spread": true} or {"pack": true}'
 Flag = Annotated[bool, Strict()]

@@ -17,6 +17,10 @@ from app.domain.statistics import BootTimes
 from app.domain.vm_pools import Backing
 
 POOL_NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+PATTERNS_IN_WORDS = {
+    POOL_NAME_PATTERN: "a name is 1 to 63 lower-case letters, digits and '-', and begins and ends with a letter or digit"
+}
+"""The message for each pattern that does not match."""
 Count = Annotated[int, Strict()]
 """A whole number as such: `true` and `"3"` are none."""
 _NOT_MEASURED = BootTimes()

@@ -2,11 +2,21 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from app.domain.paths import FromVolume, ImageKind, ImageRef, SnapshotDisk
 from app.domain.pools import Count
+from app.domain.schedules import check_schedule
 
 _QUANTITY = r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"
 _OBJECT = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
@@ -14,7 +24,7 @@ _WEB = r"^https?://[^\s/]\S*$"
 _REGISTRY = r"^(docker|oci-archive)://\S+$"
 _S3 = r"^(s3|https?)://[^\s/]\S*$"
 _GCS = r"^(gs|https?)://[^\s/]\S*$"
-_SCHEDULE = r"^\S+( +\S+){4}$"
+_REFERENCE = r"^\S+$"
 PATTERNS_IN_WORDS = {
     _QUANTITY: 'must be a quantity such as "10Gi"',
     _OBJECT: "must be the name of an object in the cluster: lower-case letters, digits, '-' and '.'",
@@ -22,11 +32,13 @@ PATTERNS_IN_WORDS = {
     _REGISTRY: "must be an image that begins with docker:// or oci-archive://",
     _S3: "must be an address that begins with s3://, http:// or https://",
     _GCS: "must be an address that begins with gs://, http:// or https://",
-    _SCHEDULE: 'must be a schedule in the five fields of cron, such as "0 3 * * *"',
+    _REFERENCE: "must be the reference of an image, without spaces",
 }
 """The message for each pattern that does not match."""
 Policy = Literal["Always", "IfNotPresent", "Never"]
 ObjectName = Annotated[str, Field(pattern=_OBJECT)]
+OptionalName = Annotated[ObjectName | None, BeforeValidator(lambda value: None if value == "" else value)]
+"""As for CDI, an empty name is none."""
 
 
 class _Source(BaseModel):
@@ -41,10 +53,8 @@ class _Source(BaseModel):
 
 class HttpSource(_Source):
     url: Annotated[str, Field(pattern=_WEB, max_length=2048, examples=["https://example.com/vm-images/ubuntu.qcow2"])]
-    secret_ref: ObjectName | None = Field(default=None, description="Secret with `accessKeyId` and `secretKey`.")
-    cert_config_map: ObjectName | None = Field(
-        default=None, description="ConfigMap with the CA certificate of the server."
-    )
+    secret_ref: OptionalName = Field(default=None, description="Secret with `accessKeyId` and `secretKey`.")
+    cert_config_map: OptionalName = Field(default=None, description="ConfigMap with the CA certificate of the server.")
     extra_headers: list[str] = Field(default_factory=list, max_length=32)
     secret_extra_headers: list[ObjectName] = Field(default_factory=list, max_length=32)
     checksum: str | None = Field(default=None, max_length=256, description="Such as `sha256:...`; CDI checks it.")
@@ -55,8 +65,8 @@ class RegistrySource(_Source):
         str,
         Field(pattern=_REGISTRY, max_length=2048, examples=["docker://quay.io/containerdisks/fedora:42"]),
     ]
-    secret_ref: ObjectName | None = None
-    cert_config_map: ObjectName | None = None
+    secret_ref: OptionalName = None
+    cert_config_map: OptionalName = None
     pull_method: Literal["pod", "node"] | None = Field(
         default=None, description="`node` uses the image cache of the node."
     )
@@ -64,18 +74,18 @@ class RegistrySource(_Source):
 
 class S3Source(_Source):
     url: Annotated[str, Field(pattern=_S3, max_length=2048)]
-    secret_ref: ObjectName | None = None
-    cert_config_map: ObjectName | None = None
+    secret_ref: OptionalName = None
+    cert_config_map: OptionalName = None
 
 
 class GcsSource(_Source):
     url: Annotated[str, Field(pattern=_GCS, max_length=2048)]
-    secret_ref: ObjectName | None = None
+    secret_ref: OptionalName = None
 
 
 class PvcSource(_Source):
     name: ObjectName
-    namespace: ObjectName | None = Field(default=None, description="Default: the namespace of the VMs.")
+    namespace: OptionalName = Field(default=None, description="Default: the namespace of the VMs.")
 
 
 class PreloadImage(BaseModel):
@@ -88,7 +98,7 @@ class PreloadImage(BaseModel):
     s3: S3Source | None = None
     gcs: GcsSource | None = None
     pvc: PvcSource | None = None
-    container: Annotated[str, Field(pattern=r"^\S+$", max_length=1024)] | None = Field(
+    container: Annotated[str, Field(pattern=_REFERENCE, max_length=1024)] | None = Field(
         default=None, description="A container disk, which is pulled onto the nodes."
     )
 
@@ -154,9 +164,13 @@ class PreloadSpec(BaseModel):
             "volume. For a container image this is the pull policy of the kubelet."
         ),
     )
-    schedule: Annotated[str, Field(max_length=128, pattern=_SCHEDULE)] | None = Field(
+    schedule: Annotated[str, Field(max_length=128), AfterValidator(check_schedule)] | None = Field(
         default=None,
-        description="When to look for a newer image: five cron fields, in UTC. For registry images only.",
+        description=(
+            "When to look for a newer image: the five fields of cron, or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly` or "
+            "`@every 6h`; in UTC, unless `CRON_TZ=Europe/Berlin` stands before it, for which Kubernetes 1.29 and newer require "
+            "`image.registry.pull_method: node`. For registry images only, and not for one that is pinned by its digest."
+        ),
         examples=["30 2 * * *"],
     )
     keep: Count | None = Field(
@@ -169,7 +183,7 @@ class PreloadSpec(BaseModel):
     tolerations: list[dict[str, Any]] = Field(
         default_factory=list, max_length=32, description="Container images: node taints to tolerate."
     )
-    pull_secret: ObjectName | None = Field(
+    pull_secret: OptionalName = Field(
         default=None, description="Container images: Secret with the credentials of the registry."
     )
     ttl_seconds: Count | None = Field(
@@ -221,6 +235,11 @@ class PreloadSpec(BaseModel):
         if image.registry is None or not image.registry.url.startswith("docker://"):
             raise ValueError(
                 "goes only with image.registry and a docker:// URL: CDI sees by the digest that one is newer"
+            )
+        if "@" in image.registry.url.rpartition("/")[2]:  # CDI v1.66.0 would append a second digest
+            raise ValueError(
+                "an image pinned by its digest never changes: leave schedule out (in a manifest, write a DataVolume instead of a "
+                "DataImportCron), or name a tag"
             )
         if policy == "Never":
             raise ValueError("contradicts the policy Never, by which nothing is imported")

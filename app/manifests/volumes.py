@@ -59,7 +59,7 @@ def _translate_import_cron(head: Head, body: Json, places: dict[str, str]) -> di
         if word in spec:
             body[name], places[name] = spec.get(word), spec.at(word)
     if "schedule" not in spec:
-        spec.refuse("schedule", "is missing: write when to look for a newer image, in the five fields of cron")
+        spec.refuse("schedule", 'is missing: write when to look for a newer image, such as @daily or "0 3 * * *"')
     if (source := spec.text("managedDataSource")) is not None:
         spec.note(
             f"spec.managedDataSource {source} was ignored: pools and VMs start from the preload with start_from: {{preload: {head.name}}}"

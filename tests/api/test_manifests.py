@@ -161,6 +161,31 @@ async def test_each_refusal_is_told_where_its_author_wrote_it(server):
     assert "(line " in found["documents[10].spec.schedule"]
 
 
+@pytest.mark.parametrize(
+    ("image", "changed", "field", "place"),
+    [
+        ("docker://registry.example/a:1", {"schedule": "at night"}, "schedule", "spec.schedule"),
+        (f"docker://registry.example/a@sha256:{'0' * 64}", {}, "schedule", "spec.schedule"),
+        ("ftp://registry.example/a:1", {}, "image.registry.url", "spec.template.spec.source.registry.url"),
+    ],
+)
+async def test_a_manifest_and_a_put_refuse_a_preload_with_the_same_sentence(server, image, changed, field, place):
+    schedule = {"schedule": "@daily", **changed}
+    template = {
+        "spec": {
+            "source": {"registry": {"url": image, "secretRef": ""}},
+            "storage": {"resources": {"requests": {"storage": "1Gi"}}},
+        }
+    }
+    found = await refused(server, import_cron(name="same", template=template, **schedule))
+    body = {"image": {"registry": {"url": image, "secret_ref": ""}}, "size": "1Gi", **schedule}
+    put = (await server.client.put("/v1/preloads/same", json=body)).json()
+    told = {error["field"]: error["message"] for error in put["errors"]}
+    assert found.keys() == {f"documents[0].{place}"}
+    assert found[f"documents[0].{place}"].startswith(f"{told[field]} (line ")
+    assert "^" not in told[field]
+
+
 async def test_a_disk_that_no_snapshot_takes_is_refused_with_its_reason(server):
     of_pool = snapshot(name="shallow", source={"kind": "VirtualMachinePool", "name": "shallow"})
     found = await refused(server, pool(name="shallow", size=0), of_pool)

@@ -12,12 +12,13 @@ from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
 from app.domain.placement import Placement, Prefer
 from app.domain.pools import Count, PoolName, StartFrom
+from app.domain.sentences import NO_NUL
 from app.domain.states import ClaimState
 from app.domain.statistics import WaitEstimate
 from app.store.rows import ClaimRow
 
-Label = Annotated[str, Field(max_length=255, pattern=r"^[^\x00]*$")]
-LabelName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[^\x00]*$")]
+Label = Annotated[str, Field(max_length=255, pattern=NO_NUL)]
+LabelName = Annotated[str, Field(min_length=1, max_length=63, pattern=NO_NUL)]
 
 
 class _Body(BaseModel):

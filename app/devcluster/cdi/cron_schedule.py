@@ -1,8 +1,9 @@
-"""Cron expressions as CDI reads them (robfig/cron's standard parser): five fields, descriptors, and `@every`."""
+"""Cron expressions as CDI reads them (robfig/cron's standard parser): five fields, descriptors, `@every`, and a time zone."""
 
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 _DESCRIPTORS = {
     "@yearly": "0 0 1 1 *",
@@ -21,7 +22,7 @@ _YEARS = 5
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """`next` is exact to the minute, in UTC. A day must match both day fields, or either where both are restricted."""
+    """`next` is exact to the minute. A day must match both day fields, or either where both are restricted."""
 
     minutes: frozenset[int] = frozenset()
     hours: frozenset[int] = frozenset()
@@ -31,10 +32,16 @@ class Schedule:
     any_day: bool = True
     any_weekday: bool = True
     every: timedelta | None = None
+    zone: tzinfo = UTC
 
     @classmethod
     def parse(cls, text: str) -> "Schedule":
         """Raises ValueError for a text that is not a cron expression."""
+        zone: tzinfo = UTC
+        if text.startswith(("TZ=", "CRON_TZ=")):
+            named, _, text = text.partition(" ")
+            zone = _zone(named.partition("=")[2])
+            text = text.strip()
         if text.startswith("@every "):
             parts = re.fullmatch(r"((?:[0-9.]+[hms])+)", text.removeprefix("@every ").strip())
             if parts is None:
@@ -52,13 +59,14 @@ class Schedule:
             weekdays=_read(fields[4], 0, 6, _DAYS),
             any_day=fields[2][0] in "*?",
             any_weekday=fields[4][0] in "*?",
+            zone=zone,
         )
 
     def next(self, after: datetime) -> datetime | None:
-        """The first moment that matches after the given one; None where there is none within five years."""
+        """The first moment in UTC that matches after the given one; None where there is none within five years."""
         if self.every is not None:
             return (after + self.every).replace(microsecond=0)
-        moment = after.replace(second=0, microsecond=0) + timedelta(minutes=1)
+        moment = after.astimezone(self.zone).replace(second=0, microsecond=0) + timedelta(minutes=1)
         last = moment + timedelta(days=366 * _YEARS)
         while moment < last:
             if moment.month not in self.months or not self._is_day(moment):
@@ -68,12 +76,19 @@ class Schedule:
             elif moment.minute not in self.minutes:
                 moment += timedelta(minutes=1)
             else:
-                return moment
+                return moment.astimezone(UTC)
         return None
 
     def _is_day(self, moment: datetime) -> bool:
         day, weekday = moment.day in self.days, moment.isoweekday() % 7 in self.weekdays
         return (day and weekday) if self.any_day or self.any_weekday else (day or weekday)
+
+
+def _zone(name: str) -> tzinfo:
+    try:
+        return ZoneInfo(name or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"'{name}' is no known time zone") from error
 
 
 def _read(field: str, low: int, high: int, names: list[str] | None = None) -> frozenset[int]:

@@ -49,7 +49,9 @@ def url_of(cron: Json) -> str:
 
 
 def pinned(url: str, digest: str) -> str:
-    """The URL of exactly that content, its tag gone."""
+    """The URL of exactly that content, its tag gone. CDI appends the digest to a URL that has one already (CDI v1.66.0)."""
+    if "@" in url:
+        return f"{url}@{digest}"
     scheme, _, rest = url.partition("://")
     host, slash, path = rest.rpartition("/")
     return f"{scheme}://{host}{slash}{path.partition(':')[0]}@{digest}"

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from app.domain.fields import suggest
 from app.domain.preloads import PreloadSpec
+from app.domain.sentences import describe_invalid
 from app.errors import EmberpoolError, FieldProblem, InvalidRequest, ManifestRefused, Unavailable, Unschedulable
 from app.manifests.documents import Document
 from app.manifests.links import link, names_of_volumes
@@ -204,11 +205,9 @@ def _interrupted(request: ResourceRequest, error: EmberpoolError, done: Collecti
 
 
 def _sentence(found: ErrorDetails) -> str:
-    message = found["msg"].removeprefix("Value error, ")
     match found["type"]:
         case "extra_forbidden":
             return "is not a known field"
         case "missing":
             return "is missing"
-    given = found.get("input")
-    return f"{message}; it is {given!r}" if isinstance(given, str | int | float) and "should" in message else message
+    return describe_invalid(found)

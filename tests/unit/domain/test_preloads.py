@@ -8,6 +8,10 @@ from app.domain.preloads import PreloadSpec
 
 HTTP = {"http": {"url": "https://images.example/a.qcow2"}}
 REGISTRY = {"registry": {"url": "docker://registry.example/a:1"}}
+PINNED = {"registry": {"url": f"docker://registry.example/a@sha256:{'0' * 64}"}}
+PINNED_TAG = {
+    "registry": {"url": f"docker://someone@registry.example:5000/a:1@sha256:{'0' * 64}", "pull_method": "node"}
+}
 CONTAINER = {"container": "registry.example/a:1"}
 
 
@@ -84,7 +88,9 @@ def test_an_image_is_named_as_templates_name_it_and_sourced_as_cdi_takes_it(imag
         ({"image": HTTP, "size": "1Gi", "tolerations": [{"key": "a"}]}, "tolerations", "image.container"),
         ({"image": HTTP, "size": "1Gi", "pull_secret": "a"}, "pull_secret", "image.container"),
         ({"image": HTTP, "size": "1Gi", "schedule": "0 3 * * *"}, "schedule", "image.registry"),
-        ({"image": REGISTRY, "size": "1Gi", "schedule": "daily"}, "schedule", "pattern"),
+        ({"image": REGISTRY, "size": "1Gi", "schedule": "daily"}, "schedule", "five fields of cron"),
+        ({"image": PINNED, "size": "1Gi", "schedule": "@daily"}, "schedule", "pinned by its digest never changes"),
+        ({"image": PINNED_TAG, "size": "1Gi", "schedule": "@daily"}, "schedule", "pinned by its digest never changes"),
         ({"image": REGISTRY, "size": "1Gi", "schedule": "0 3 * * *", "policy": "Never"}, "schedule", "Never"),
         ({"image": REGISTRY, "size": "1Gi", "keep": 2}, "keep", "schedule"),
         ({"image": HTTP, "size": "1Gi", "ttl_seconds": 1}, "ttl_seconds", "60"),
@@ -98,6 +104,26 @@ def test_a_contradiction_is_refused_with_its_field(body, field, words):
     (error,) = refused.value.errors()
     assert ".".join(map(str, error["loc"])) == field
     assert words in error["msg"]
+
+
+def test_a_schedule_may_have_an_image_with_a_port_or_a_user_in_its_address():
+    image = {"registry": {"url": "docker://someone@registry.example:5000/a:1"}}
+    assert spec(image, schedule="@daily").schedule == "@daily"
+
+
+@pytest.mark.parametrize(
+    ("image", "source"),
+    [
+        ({"http": {**HTTP["http"], "secret_ref": "", "cert_config_map": ""}}, HTTP),
+        ({"registry": {**REGISTRY["registry"], "secret_ref": "", "cert_config_map": ""}}, REGISTRY),
+        ({"s3": {"url": "s3://b/a", "secret_ref": "", "cert_config_map": ""}}, {"s3": {"url": "s3://b/a"}}),
+        ({"gcs": {"url": "gs://b/a", "secret_ref": ""}}, {"gcs": {"url": "gs://b/a"}}),
+        ({"pvc": {"name": "a", "namespace": ""}}, {"pvc": {"name": "a", "namespace": "vms"}}),
+    ],
+)
+def test_an_empty_name_is_none(image, source):
+    assert spec(image).image.source("vms") == source
+    assert spec(CONTAINER, pull_secret="").pull_secret is None
 
 
 def test_a_clone_of_a_pvc_needs_no_size():

@@ -22,6 +22,9 @@ START = datetime(2030, 1, 1, 10, 7, 30, tzinfo=UTC)  # a Tuesday
         ("@hourly", (1, 1, 11, 0)),
         ("@daily", (1, 2, 0, 0)),
         ("@weekly", (1, 6, 0, 0)),
+        ("CRON_TZ=Asia/Tokyo 0 20 * * *", (1, 1, 11, 0)),
+        ("TZ=Europe/Berlin 30 11 * * *", (1, 1, 10, 30)),
+        ("CRON_TZ=America/New_York @daily", (1, 2, 5, 0)),
     ],
 )
 def test_the_next_moment_of_an_expression(text, following):
@@ -39,7 +42,19 @@ def test_a_day_that_never_comes_has_no_next():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "* * * *", "60 * * * *", "* 24 * * *", "*/0 * * * *", "x * * * *", "5-1 * * * *", "@never", "@every x"]
+    "text",
+    [
+        "",
+        "* * * *",
+        "60 * * * *",
+        "* 24 * * *",
+        "*/0 * * * *",
+        "x * * * *",
+        "5-1 * * * *",
+        "@never",
+        "@every x",
+        "TZ=Nowhere/Land @daily",
+    ],
 )
 def test_what_is_no_expression_is_refused(text):
     with pytest.raises(ValueError, match=r".+"):
