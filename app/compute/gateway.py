@@ -58,6 +58,12 @@ class Gateway(Protocol):
         """
         ...
 
+    def without_identity(self, template: WrittenTemplate) -> tuple[WrittenTemplate, tuple[str, ...]]:
+        """A template that was read from a VM of the cluster, without what identifies that VM; and the fields that were taken out.
+        No network.
+        """
+        ...
+
     def demand(self, spec: VmSpec) -> Demand | None:
         """What a VM of the spec needs from a node; None if that cannot be known. No network."""
         ...

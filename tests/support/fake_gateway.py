@@ -96,6 +96,9 @@ class FakeGateway:
         changed["template"]["spec"]["terminationGracePeriodSeconds"] = shutdown_seconds
         return replace(found, spec=changed, fingerprint=f"{found.fingerprint}-{shutdown_seconds}")
 
+    def without_identity(self, template):
+        return template, ()
+
     def demand(self, spec):
         return self.demands
 

@@ -17,6 +17,7 @@ from app.compute.kubevirt.preloads.gateway import KubeVirtPreloads
 from app.compute.kubevirt.snapshots import KubeVirtSnapshots
 from app.compute.kubevirt.templates import expand as templates
 from app.compute.kubevirt.templates.demand import demand_of
+from app.compute.kubevirt.templates.exported import without_identity
 from app.compute.kubevirt.templates.manifests import claim_patch, mark_changes, pod_patch, vm_manifest
 from app.compute.kubevirt.templates.placement import fragment_of
 from app.compute.kubevirt.templates.start_sources import begin, pvcs_of
@@ -85,6 +86,9 @@ class KubeVirtGateway:
             slower = templates.describe(templates.give_time_to_stop(opened(spec), shutdown_seconds))
             found = replace(slower, shape=found.shape)
         return self._within(found)
+
+    def without_identity(self, template: WrittenTemplate) -> tuple[WrittenTemplate, tuple[str, ...]]:
+        return without_identity(template)
 
     def demand(self, spec: VmSpec) -> Demand | None:
         return demand_of(opened(spec))

@@ -4,7 +4,6 @@ A VirtualMachineSnapshot has one VolumeSnapshot for each volume that can have on
 VolumeSnapshotClass. The other volumes are left out without an error (KubeVirt v1.9.0), so its contents are known only at its end.
 """
 
-import copy
 from collections.abc import Iterable
 from math import ceil
 from typing import Any
@@ -13,6 +12,8 @@ from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import KubeVirtClient
 from app.compute.kubevirt.kinds import VM_SNAPSHOT_CONTENTS, VM_SNAPSHOTS, VMS, VOLUME_SNAPSHOTS, Manifest, opened
 from app.compute.kubevirt.quantities import parse_quantity, requested_storage
+from app.compute.kubevirt.templates.exported import without_identity
+from app.compute.kubevirt.templates.rules import DEFAULT_RUN_STRATEGY
 from app.compute.kubevirt.templates.shapes import shape_of
 from app.config import Settings
 from app.domain.paths import SnapshotDisk
@@ -195,17 +196,15 @@ def _verdict(volume: Manifest, said: Manifest | None) -> VolumeVerdict:
 
 
 def _shape(spec: Manifest) -> str | None:
-    """The shape of a VM in the cluster, without the defaults that admission filled in (KubeVirt v1.9.0)."""
-    spec = copy.deepcopy(spec)
+    """The shape of a VM in the cluster, as if it ran, without what the cluster wrote into it (KubeVirt v1.9.0)."""
+    spec, _ = without_identity(spec)
+    if spec.pop("running", None) is not None or spec.get("runStrategy") in {_HALTED, "Manual"}:
+        spec["runStrategy"] = DEFAULT_RUN_STRATEGY
     vmi = spec["template"]["spec"]
     domain = vmi.get("domain") or {}
     for holder, key, default in ((vmi, "architecture", "amd64"), (domain, "machine", {"type": "q35"})):
         if holder.get(key) == default:
             del holder[key]
-    firmware = {key: value for key, value in (domain.get("firmware") or {}).items() if key not in {"uuid", "serial"}}
-    domain.pop("firmware", None)
-    if firmware:
-        domain["firmware"] = firmware
     devices = domain.get("devices") or {}
     if vmi.get("networks") == _DEFAULT_NETWORKS and devices.get("interfaces") == _DEFAULT_INTERFACES:
         del vmi["networks"], devices["interfaces"]

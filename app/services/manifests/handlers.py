@@ -32,7 +32,7 @@ def make_manifest_service(
         Resource.POOL: PoolHandler(db, gateway),
         Resource.PRELOAD: preloads,
         Resource.SNAPSHOT: SnapshotHandler(db, gateway),
-        Resource.CLAIM: VirtualMachineHandler(db, path_selector),
+        Resource.CLAIM: VirtualMachineHandler(db, gateway, path_selector),
     }
     return ManifestService(handlers, preloads.find, namespace=namespace)
 

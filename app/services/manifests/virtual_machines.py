@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -9,6 +10,7 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
+from app.compute.gateway import Gateway
 from app.config import MAX_LEASE_SECONDS
 from app.domain.claims import DescribedClaimRequest, WarmClaim
 from app.domain.observation import WarmWhen
@@ -51,8 +53,9 @@ def key_of(name: str) -> str:
 
 
 class VirtualMachineHandler:
-    def __init__(self, db: Database, path_selector: PathSelector) -> None:
+    def __init__(self, db: Database, gateway: Gateway, path_selector: PathSelector) -> None:
         self._db = db
+        self._gateway = gateway
         self._path_selector = path_selector
 
     async def prepare(self, request: ResourceRequest, coming: Coming) -> Prepared[DescribedClaimRequest | None]:
@@ -60,10 +63,11 @@ class VirtualMachineHandler:
         known = await self._known(request, spec)
         if known is not None:
             return Prepared(request, known, None)
-        fields = {name: getattr(spec, name) for name in VmClaim.model_fields}
+        vm, notes = self._as_new(request, spec)
+        fields = {**{name: getattr(spec, name) for name in VmClaim.model_fields}, "vm": vm}
         claim = DescribedClaimRequest(**fields, key=key_of(request.name), request_hash=_content(spec))
         await self._path_selector.check(claim, source_is_coming=bool(request.references.keys() & coming.keys()))
-        return Prepared(request, Outcome(WriteOutcome.CREATED, None), claim)
+        return Prepared(request, Outcome(WriteOutcome.CREATED, None, notes=notes), claim)
 
     async def commit(self, prepared: Prepared[DescribedClaimRequest | None]) -> Outcome:
         request, claim = prepared.request, prepared.plan
@@ -74,7 +78,17 @@ class VirtualMachineHandler:
             raise overtaken(f"VM {request.name!r}")
         async with self._db.begin() as tx:
             await manifest_claims.free_key(tx, key_of(request.name))
-        return _outcome_of(await self._path_selector.claim(claim, _never))
+        outcome = _outcome_of(await self._path_selector.claim(claim, _never))
+        return replace(outcome, notes=(*prepared.outcome.notes, *outcome.notes))
+
+    def _as_new(self, request: ResourceRequest, spec: VmClaim) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The VM of the manifest. One that was exported from a VM of the cluster would make that machine a second time."""
+        body = request.document.body
+        if "status" not in body and "uid" not in (body.get("metadata") or {}):
+            return spec.vm, ()
+        vm, taken = self._gateway.without_identity(spec.vm)
+        fields = ", ".join(f"spec.{field}" for field in taken)
+        return vm, (f"what identifies the VM that this was exported from was left out: {fields}",) if taken else ()
 
     async def _known(self, request: ResourceRequest, spec: VmClaim) -> Outcome | None:
         """The claim that an earlier apply made, while it lasts. Raises Conflict if it was made from another manifest."""

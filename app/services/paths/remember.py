@@ -48,7 +48,10 @@ def _require_more_than_one(template: VmTemplate, spec: PoolSpec) -> None:
     """Raises TemplateRefused, with the fields of the claim, if no second VM can be made like the claim's."""
     problems = why_single(template, spec)
     if problems:
-        told = (f"vm{each.field.removeprefix('template')}: {each.message}" for each in problems)
+        identity = {each.field: each.message for each in template.identity}
+        told = (
+            f"vm{each.field.removeprefix('template')}: {identity.get(each.field, each.message)}" for each in problems
+        )
         raise TemplateRefused("; ".join(told), problems=problems)
 
 

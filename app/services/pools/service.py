@@ -311,7 +311,7 @@ def why_single(template: VmTemplate, spec: PoolSpec) -> tuple[FieldProblem, ...]
 def _in_pool(identity: FieldProblem) -> FieldProblem:
     return FieldProblem(
         identity.field,
-        f"{identity.message}, and the VMs of a pool are several: leave it out, or set max_vms to 1 so that there is only one",
+        f"{identity.message}, and the VMs of a pool are several: leave it out, or set max_vms to 1, so that there is never a second one",
     )
 
 

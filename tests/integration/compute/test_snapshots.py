@@ -138,7 +138,10 @@ class TestSources:
         vmi["domain"] |= {"machine": {"type": "q35"}, "firmware": {"uuid": "1", "serial": "2"}, "resources": {}}
         vmi["domain"]["devices"]["interfaces"] = [{"masquerade": {}, "name": "default"}]
         vmi["networks"] = [{"name": "default", "pod": {}}]
-        assert read_source({**vm(), "spec": spec}).shape == expanded.shape
+        spec["template"]["metadata"] = {"annotations": {"kubevirt.io/pci-topology-version": "v3"}}
+        for strategy in ({"runStrategy": "Always"}, {"runStrategy": "Halted"}, {"running": False}):
+            found = {**{key: value for key, value in spec.items() if key != "runStrategy"}, **strategy}
+            assert read_source({**vm(), "spec": found}).shape == expanded.shape
         vmi["domain"]["firmware"]["bootloader"] = {"efi": {}}
         assert read_source({**vm(), "spec": spec}).shape != expanded.shape
 

@@ -1,6 +1,7 @@
 """A claim that describes its VM is served by the first path that is open, and told why not by each other."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
 from app.domain.pools import StartFrom
 from app.domain.states import ClaimState, VmState
+from app.domain.templates import Exclusive
 from app.errors import (
     ClusterRefused,
     ClusterUnavailable,
@@ -422,3 +424,20 @@ async def test_a_pools_own_claims_come_before_a_vm_claim_that_waits_behind_them(
     assert answer.claim.choice["path"] == "pool"  # two VMs are on their way, for one claim and for the pool's size
     await process.boot()
     assert await claim_state(db, answer.claim.id) == "bound"
+
+
+@pytest.mark.parametrize("start_from", [None, StartFrom(snapshot="snap")], ids=["the disk itself", "a copy"])
+async def test_a_disk_that_exists_once_is_not_replaced_by_a_copy_unasked(db, process, gateway, monkeypatch, start_from):
+    disk = Exclusive("PersistentVolumeClaim data", "template", "PersistentVolumeClaim data exists once", "root")
+    expand = gateway.expand
+    monkeypatch.setattr(gateway, "expand", lambda *given, **more: replace(expand(*given, **more), exclusives=(disk,)))
+    await make_snapshot(db, "snap", process.shape())
+    await process.make_pool(size=1, start_from=StartFrom(snapshot="snap"))
+    await process.serve()
+    answer = await process.claim(start_from=start_from)
+    if start_from is not None:
+        assert isinstance(answer, WarmClaim)
+        return
+    assert answer.claim.choice["path"] == "cold"
+    assert why_not(answer, "pool") == "the VMs of pool 'web' have a copy of PersistentVolumeClaim data"
+    assert "a VM from a snapshot has a copy" in why_not(answer, "snapshot")
