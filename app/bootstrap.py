@@ -8,6 +8,7 @@ import structlog
 
 from app.api.dependencies import Services
 from app.api.events.tail import EventTail
+from app.background import PartHealth
 from app.compute.kubevirt.gateway import connect
 from app.config import Role, Settings
 from app.errors import DatabaseUnavailable
@@ -44,11 +45,16 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         tail = EventTail(db)
         listener = Listener(url)
 
+        # Of its own, so that it tells of the database also while all others are in use.
+        probe = Database(url, pool_size=1)
+        closing.push_async_callback(probe.close)
+        background: list[PartHealth] = []
         parts = {"listen": listener.run}
         if settings.role is not Role.WORKER:
             listener.on(Topic.POOL, claim_service.forget_pools)
             listener.on(Topic.POOL, path_selector.forget_pools)
             listener.on(Topic.SETTLED, waiters.wake)
+            background += [claim_service.health, waiters.health, tail.health]
             parts |= {"claim_service": claim_service.run, "waiters": waiters.run, "tail": tail.run}
             try:
                 await claim_service.warm_up()
@@ -58,7 +64,9 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
             # Of their own: a flood of requests that wait for VMs must not keep those that make VMs from the database.
             workers_db = Database(url, pool_size=settings.database_pool_size)
             closing.push_async_callback(workers_db.close)
-            parts["workers"] = Reconcilers(workers_db, gateway, listener, settings).run
+            reconcilers = Reconcilers(workers_db, gateway, listener, settings)
+            background += reconcilers.healths
+            parts["workers"] = reconcilers.run
 
         tasks = [asyncio.create_task(part(stopping), name=name) for name, part in parts.items()]
         for task in tasks:
@@ -68,6 +76,8 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
             yield Services(
                 settings=settings,
                 db=db,
+                probe=probe,
+                background=background,
                 gateway=gateway,
                 claim_service=claim_service,
                 path_selector=path_selector,

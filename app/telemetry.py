@@ -34,6 +34,11 @@ VM_ENDS = Counter(
 CLUSTER_CALLS = Counter(
     "emberpool_cluster_calls_total", "Calls to the cluster. Outcome: ok, or the code of the error.", ["call", "outcome"]
 )
+BACKGROUND_WAITS = Counter(
+    "emberpool_background_waits_total",
+    "Attempts of a part in the background that failed because of the database or the cluster. The part tries again.",
+    ["part"],
+)
 LOOP_ERRORS = Counter(
     "emberpool_loop_errors_total",
     "Steps of a loop in the background that failed unexpectedly. It should stay at 0.",

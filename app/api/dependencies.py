@@ -1,6 +1,7 @@
 """What routes depend on: the services that `bootstrap` builds and the application carries."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,6 +9,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from app.api.events.tail import EventTail
+from app.background import PartHealth
 from app.compute.gateway import Gateway
 from app.config import Settings
 from app.services.claims.service import ClaimService
@@ -18,10 +20,12 @@ from app.store.database import Database
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`stopping` is set when the process is asked to stop; requests that wait and streams end then."""
+    """`probe`: a connection for readiness alone. `background`: of each part that runs beside the requests. `stopping` is set when the process is asked to stop; requests that wait and streams end then."""
 
     settings: Settings
     db: Database
+    probe: Database
+    background: Sequence[PartHealth]
     gateway: Gateway
     claim_service: ClaimService
     path_selector: PathSelector

@@ -1,5 +1,6 @@
 """Liveness, readiness and metrics of this process."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from fastapi import APIRouter, Response
@@ -7,12 +8,15 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
 from app.api.dependencies import Svc
+from app.background import PartHealth
 from app.errors import DatabaseUnavailable
+from app.store import leases
 from app.store import migrations as migrating
 from app.store import watch_state as watches
 from app.store.watch_state import WatchState
 
 router = APIRouter(tags=["health"])
+_WAITING_SECONDS = 5.0
 _METRICS_EXAMPLE = 'emberpool_claim_seconds_bucket{le="0.005",outcome="warm"} 42.0\n'
 
 
@@ -27,11 +31,14 @@ class Check(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`degraded`: warm VMs can be claimed, but the data about the cluster is stale or missing. `unready`: send no requests."""
+    """`degraded`: warm VMs can be claimed, but the data about the cluster is stale or missing, or work in the background waits.
+    `unready`: send no requests.
+    """
 
     status: Literal["ready", "degraded", "unready"]
     database: Check
     migrations: Check
+    background: Check
     cluster_watch: Check
 
 
@@ -54,18 +61,23 @@ async def get_health() -> Live:
     responses={503: {"model": Readiness, "description": "The database is not available or not migrated"}},
 )
 async def get_readiness(svc: Svc, response: Response) -> Readiness:
-    """Checks the database, its migrations, and the age of the cluster watch. The process is ready even if the cluster is unavailable,
-    because claims of warm VMs do not need the cluster.
+    """Checks that the database can be read and written, its migrations, what runs in the background, and the age of the cluster
+    watch. The process is ready even if the cluster is unavailable, because claims of warm VMs do not need the cluster.
     """
+    background = _judge_background(svc.background)
     try:
-        async with svc.db.begin() as tx:
+        async with svc.probe.begin() as tx:
             revision = await migrating.current(tx)
             watch = await watches.get(tx, watches.VMS) if revision is not None else None
+            if revision is not None:
+                await leases.try_write(tx)
     except DatabaseUnavailable as error:
         response.status_code = 503
         unavailable = Check(ok=False, detail=error.detail)
         unknown = Check(ok=False, detail="unknown while the database is not available")
-        return Readiness(status="unready", database=unavailable, migrations=unknown, cluster_watch=unknown)
+        return Readiness(
+            status="unready", database=unavailable, migrations=unknown, background=background, cluster_watch=unknown
+        )
     head = migrating.head()
     # Revisions are numbers of equal width. A higher one comes from a newer version, whose schema still has what this version needs
     # (migrations expand before they contract), so that old replicas keep serving during a rolling update.
@@ -80,9 +92,13 @@ async def get_readiness(svc: Svc, response: Response) -> Readiness:
         response.status_code = 503
     status: Literal["ready", "degraded", "unready"] = "unready"
     if migrations.ok:
-        status = "ready" if cluster.ok else "degraded"
+        status = "ready" if cluster.ok and background.ok else "degraded"
     return Readiness(
-        status=status, database=Check(ok=True, detail="reachable"), migrations=migrations, cluster_watch=cluster
+        status=status,
+        database=Check(ok=True, detail="can be read and written"),
+        migrations=migrations,
+        background=background,
+        cluster_watch=cluster,
     )
 
 
@@ -97,6 +113,17 @@ async def get_readiness(svc: Svc, response: Response) -> Readiness:
 async def get_metrics() -> Response:
     """Each process has its own metrics: scrape every replica, API and worker."""
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _judge_background(parts: Sequence[PartHealth]) -> Check:
+    """A part whose attempts have failed for a while. One statement that was cancelled is no reason to tell anybody."""
+    waiting = [part for part in parts if part.failing_seconds > _WAITING_SECONDS]
+    if not waiting:
+        return Check(ok=True, detail="works")
+    names = ", ".join(part.part for part in waiting)
+    return Check(
+        ok=False, detail=f"waiting for {max(p.failing_seconds for p in waiting):.0f} s ({names}): {waiting[0].reason}"
+    )
 
 
 def _judge_watch(watch: WatchState | None, relist_seconds: float) -> Check:

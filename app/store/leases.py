@@ -63,3 +63,15 @@ async def holds(tx: Tx, name: str, *, token: UUID) -> bool:
 async def release(tx: Tx, name: str, *, token: UUID) -> None:
     """Lets another acquire it at once. Does nothing if the token no longer holds it."""
     await run(tx, _RELEASE, name=name, token=token)
+
+
+_TRY_WRITE = text(
+    "INSERT INTO lease (name, holder, token, expires_at) VALUES ('readiness', '', gen_random_uuid(), now())"
+)
+
+
+async def try_write(tx: Tx) -> None:
+    """Writes a row and takes it back: raises where the database can be read but not written."""
+    async with tx.begin_nested() as attempt:
+        await run(tx, _TRY_WRITE)
+        await attempt.rollback()

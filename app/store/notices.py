@@ -73,7 +73,7 @@ class Listener:
                 ours = translate(error)
                 if ours is None:
                     raise
-                log.info("listener.waits", error=ours.detail)
+                log.debug("listener.waits", error=ours.detail)
                 await first_of(stop.wait(), timeout=_RECONNECT_SECONDS)
 
     async def _listen(self, stop: asyncio.Event) -> None:

@@ -13,6 +13,7 @@ from app.api.app import create_app
 from app.store.database import Database
 from app.store.migrations import head
 from tests.support.event_stream import follow, take
+from tests.support.read_only import read_only, reset
 from tests.support.service import Gate, Refused, check, client_of, listen, serve, until
 
 AWAY = Refused(503, "database-unavailable", says="Try again in a moment")
@@ -133,7 +134,7 @@ async def test_a_database_that_was_not_migrated_is_told(database_url, empty_data
             app.state.services = await _on(server.services, url)
             async with client_of(app) as client:
                 answer = await client.get("/readyz")
-            await app.state.services.db.close()
+            await app.state.services.probe.close()
             migrations = answer.json()["migrations"]
             assert (answer.status_code == 200, migrations["ok"]) == (ready, ready)
             assert migrations["detail"].startswith(f"at {revision}, this program needs {head()}")
@@ -149,8 +150,57 @@ async def test_a_database_ahead_of_the_program_is_served(database_url, dev_clust
         assert answer.json()["migrations"]["detail"].startswith("at 9999")
 
 
+async def test_a_database_that_can_only_be_read_is_told_until_it_can_be_written(database_url, dev_cluster, tmp_path):
+    """All connections were opened while it was read-only, and all are opened anew: nothing has to be restarted."""
+    async with read_only(database_url) as connection, serve(database_url, dev_cluster, tmp_path) as server:
+
+        async def unready():
+            found = await server.client.get("/readyz")
+            return found.status_code == 503 and found.json()
+
+        found = await until(unready)
+        assert "takes no writes" in found["database"]["detail"]
+
+        async def waits():
+            return "takes no writes" in (await server.client.get("/readyz")).json()["background"]["detail"]
+
+        await until(waits)
+        await reset(connection, database_url)
+
+        async def ready():
+            return (await server.client.get("/readyz")).json()["status"] == "ready"
+
+        await until(ready)
+
+        async def written():
+            return (await server.put("works", size=1)).status_code in {200, 201}
+
+        await until(written)  # each set of connections is thrown away by the first write that it refuses
+        await server.fill("works", size=1)
+        await server.claim_one("works")
+
+
+async def test_no_part_dies_of_statements_that_are_cancelled(database_url, dev_cluster, tmp_path):
+    async with serve(database_url, dev_cluster, tmp_path) as server:
+        await server.fill("locked", size=1)
+        cancelled = 0
+        async with server.services.db.begin() as tx:
+            await tx.exec_driver_sql("LOCK TABLE pool, claim, event")
+            while cancelled < 20:
+                cancelled += len((await tx.exec_driver_sql(_CANCEL_OTHERS)).all())
+                await asyncio.sleep(0.05)
+        await server.claim_one("locked")
+        assert not server.services.stopping.is_set()
+
+
+_CANCEL_OTHERS = """
+    SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND wait_event_type = 'Lock'
+"""
+
+
 async def _on(services, url):
-    return dataclasses.replace(services, db=Database(url))
+    return dataclasses.replace(services, probe=Database(url, pool_size=1))
 
 
 async def _execute(url, sql):

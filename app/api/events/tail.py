@@ -3,8 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-import structlog
-
+from app.background import PartHealth
 from app.concurrency import first_of
 from app.errors import DatabaseUnavailable
 from app.store import events
@@ -14,13 +13,13 @@ from app.store.events import Cursor, EventRow
 _POLL_SECONDS = 0.25
 _RETRY_SECONDS = 1.0
 _PAGE = 200
-log = structlog.get_logger(__name__)
 
 
 class EventTail:
     """`run` polls for new events while there are followers. Without it, followers wait forever."""
 
     def __init__(self, db: Database) -> None:
+        self.health = PartHealth("tail")
         self._db = db
         self._end = Cursor()
         self._followers = 0
@@ -29,12 +28,9 @@ class EventTail:
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             if self._followers:
-                try:
+                with self.health.attempt():
                     async with self._db.begin() as tx:
                         end = await events.latest(tx)
-                except DatabaseUnavailable:
-                    log.debug("tail.database_unavailable")
-                else:
                     if end != self._end:
                         self._end = end
                         await self._notify()

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import structlog
 
+from app.background import PartHealth
 from app.concurrency import first_of
 from app.domain.failures import retry_delay
 from app.errors import ClusterUnavailable, DatabaseUnavailable
@@ -37,13 +38,14 @@ class Wake:
 
 
 async def run_loop(
-    name: str, step: Callable[[], Awaitable[bool]], *, every: float, wake: Wake, stop: asyncio.Event
+    health: PartHealth, step: Callable[[], Awaitable[bool]], *, every: float, wake: Wake, stop: asyncio.Event
 ) -> None:
     """Runs `step` until `stop`: at once while it returns True, otherwise on a wake-up or after `every` seconds.
 
     If the database or the cluster does not answer, the loop waits with jittered backoff. Any other error is logged with its
     traceback and counted, and the loop waits likewise: one bad row must not end the service for the others.
     """
+    name = health.part
     failures = 0
     while not stop.is_set():
         try:
@@ -51,13 +53,14 @@ async def run_loop(
                 busy = await step()
         except (DatabaseUnavailable, ClusterUnavailable) as error:
             failures += 1
-            log.info("loop.waits", loop=name, error=error.detail, failures=failures)
+            health.failed(error)
         except Exception:
             failures += 1
             LOOP_ERRORS.labels(loop=name).inc()
             log.exception("loop.failed", loop=name, failures=failures)
         else:
             failures = 0
+            health.worked()
             if busy:
                 await asyncio.sleep(0)
                 continue

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from app.background import PartHealth
 from app.compute.capabilities import Capability
 from app.compute.gateway import Gateway
 from app.config import Settings
@@ -38,7 +39,7 @@ log = structlog.get_logger(__name__)
 
 
 class Reconcilers:
-    """`listener` must be running: without its notices the loops wake only at their intervals."""
+    """`healths`: of each loop. `listener` must be running: without its notices the loops wake only at their intervals."""
 
     def __init__(self, db: Database, gateway: Gateway, listener: Listener, settings: Settings) -> None:
         holder = f"{socket.gethostname()}:{os.getpid()}"
@@ -64,6 +65,7 @@ class Reconcilers:
             db, gateway, settings, holder=holder, on_boot=self._boot_times.note, disk_failures=self._disk_failures
         )
         self._nodes = NodeInformer(db, gateway, settings, holder=holder)
+        self.healths: list[PartHealth] = []
         self._loops = self._list_loops(boots_seen, disks_fail)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -104,7 +106,11 @@ class Reconcilers:
             ("prune", self._reaper.prune, _MINUTE, Wake()),
             ("retire", partial(retire_idle_pools, self._db), _MINUTE, Wake()),
         ]
-        loops = {name: partial(run_loop, name, step, every=every, wake=wake) for name, step, every, wake in steps}
+        loops: dict[str, _Run] = {}
+        for name, step, every, wake in steps:
+            health = PartHealth(name)
+            self.healths.append(health)
+            loops[name] = partial(run_loop, health, step, every=every, wake=wake)
         return {**loops, "vms": self._vms.run}
 
     def _on(self, *topics: Topic) -> Wake:

@@ -9,8 +9,7 @@ import time
 from dataclasses import dataclass
 from uuid import UUID
 
-import structlog
-
+from app.background import PartHealth
 from app.concurrency import first_of
 from app.config import Settings
 from app.domain.claims import ClaimRequest, KnownClaim, NewClaim, Outcome, WarmClaim
@@ -35,8 +34,6 @@ _FACTS_SECONDS = 2.0
 _SWEEP_SECONDS = 1.0
 _TELL_SECONDS = 0.02
 _BATCH_MARK = "\x1f"  # in no key that a client can send, so that a batch's keys are its own
-log = structlog.get_logger(__name__)
-
 ClaimAnswer = WarmClaim | StoredClaim
 
 
@@ -58,6 +55,7 @@ class ClaimService:
 
     def __init__(self, db: Database, store: WarmClaimStore, waiters: Waiters, settings: Settings) -> None:
         self._abandoned = AbandonedClaims(db)
+        self.health = PartHealth("claims")
         self.queue = ClaimQueue(db, waiters, settings, self._note_change, self._abandoned.add)
         self._db = db
         self._store = store
@@ -164,7 +162,7 @@ class ClaimService:
         """Until `stop`: corrects the hints once a second, and tells planners of claims within some 20 ms."""
         sweep_at = 0.0
         while not stop.is_set():
-            try:
+            with self.health.attempt():
                 await self._tell_planners()
                 began = time.monotonic()
                 if began >= sweep_at:
@@ -174,8 +172,6 @@ class ClaimService:
                     # Behind an old snapshot a sweep reads all dead entries: it may use a twentieth of the time.
                     took = time.monotonic() - began
                     sweep_at = began + max(_SWEEP_SECONDS, 20 * took)
-            except DatabaseUnavailable:
-                log.debug("claim_service.database_away")
             await first_of(stop.wait(), self._tell.wait(), timeout=_SWEEP_SECONDS)
             if self._tell.is_set() and not stop.is_set():
                 await asyncio.sleep(_TELL_SECONDS)  # one notice for all claims of this moment

@@ -9,24 +9,22 @@ import time
 from collections import defaultdict
 from uuid import UUID
 
-import structlog
-
+from app.background import PartHealth
 from app.concurrency import first_of
 from app.domain.states import ClaimState
-from app.errors import DatabaseUnavailable
 from app.store.claims import rows as claims
 from app.store.claims.warm import WarmClaimStore
 from app.store.database import Database
 from app.store.rows import ClaimRow
 
 _POLL_SECONDS = 1.0
-log = structlog.get_logger(__name__)
 
 
 class Waiters:
     """All waiting requests of one process. They are woken while `run` runs; once it has ended nobody waits."""
 
     def __init__(self, db: Database, store: WarmClaimStore) -> None:
+        self.health = PartHealth("waiters")
         self._db = db
         self._store = store
         self._waiters: dict[UUID, set[asyncio.Future[ClaimRow | None]]] = defaultdict(set)
@@ -66,13 +64,11 @@ class Waiters:
         """
         looked_at_all = 0.0
         while not stop.is_set():
-            try:
+            with self.health.attempt():
                 if time.monotonic() - looked_at_all >= _POLL_SECONDS:
                     looked_at_all = time.monotonic()
                     self._named.update(await self._find_settled())
                 await self._tell(self._take_named())
-            except DatabaseUnavailable:
-                log.debug("waiters.database_away")
             await first_of(stop.wait(), self._wake.wait(), timeout=_POLL_SECONDS)
         self._closed = True
         for waiters in self._waiters.values():

@@ -1,7 +1,6 @@
 """The way to Postgres: what counts as its absence, and that it is found again."""
 
 import asyncio
-from contextlib import asynccontextmanager
 from urllib.parse import unquote
 
 import asyncpg
@@ -15,6 +14,7 @@ from app.ids import new_id
 from app.store.claims.warm import WarmClaimStore
 from app.store.database import Database, driver_dsn
 from app.store.postgres_errors import translate
+from tests.support.read_only import read_only
 from tests.support.rows import make_pool, make_vms, request, scalar
 
 _OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -118,19 +118,6 @@ async def test_a_transaction_that_postgres_ends_for_another_can_be_tried_again(d
     assert [type(result) for result in ended] == [DatabaseUnavailable]
     assert "other requests were in the way" in ended[0].detail
     assert ended[0].retry_after
-
-
-@asynccontextmanager
-async def read_only(url):
-    """For sessions that begin meanwhile, as where a proxy leads to a server that was demoted."""
-    connection = await asyncpg.connect(url)
-    name = await connection.fetchval("SELECT current_database()")
-    await connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
-    try:
-        yield
-    finally:
-        await connection.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
-        await connection.close()
 
 
 async def write(database):

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from app.background import PartHealth
 from app.errors import ClusterUnavailable, DatabaseUnavailable
 from app.reconcilers.runtime import loop
 from app.reconcilers.runtime.loop import Wake, at_once, rest, run_loop
@@ -35,7 +36,7 @@ async def test_a_step_that_found_work_is_run_again_at_once(monkeypatch):
     async def step():
         return left.pop(0)
 
-    await run_loop("x", step, every=7, wake=Wake(), stop=stop)
+    await run_loop(PartHealth("x"), step, every=7, wake=Wake(), stop=stop)
     assert left == []
     assert rests.pauses == [(7, True), (7, True)]
 
@@ -59,7 +60,7 @@ async def test_errors_back_off_and_success_ends_that(monkeypatch):
             raise error
         return False
 
-    await run_loop("x", step, every=7, wake=Wake(), stop=stop)
+    await run_loop(PartHealth("x"), step, every=7, wake=Wake(), stop=stop)
     waits = [seconds for seconds, _ in rests.pauses]
     for number, seconds in enumerate(waits[:6]):
         share = min(15.0, 0.5 * 2**number)
@@ -70,7 +71,7 @@ async def test_errors_back_off_and_success_ends_that(monkeypatch):
 
 async def running(step, *, wake=None, every=FOR_EVER):
     stop = asyncio.Event()
-    return asyncio.create_task(run_loop("x", step, every=every, wake=wake or Wake(), stop=stop)), stop
+    return asyncio.create_task(run_loop(PartHealth("x"), step, every=every, wake=wake or Wake(), stop=stop)), stop
 
 
 async def test_a_hint_ends_the_rest_and_a_stop_ends_the_loop():
