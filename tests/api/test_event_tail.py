@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from app.api.events import tail
 from app.api.events.tail import EventTail
-from app.store.database import unavailable
+from app.store.postgres_errors import not_committed
 from tests.support.event_stream import follow, take
 from tests.support.patience import PATIENCE
 from tests.support.service import listen, serve, until
@@ -20,7 +20,7 @@ class AbsentDatabase:
     @asynccontextmanager
     async def begin(self):
         self.asked += 1
-        raise unavailable()
+        raise not_committed()
         yield
 
 
