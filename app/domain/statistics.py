@@ -9,6 +9,8 @@ from app.domain.states import PoolPhase
 
 _GUESS_SECONDS = 60.0
 """Assumed for a cold boot while none was measured on this cluster: the upper end of the usual 30 to 60 s."""
+_OVERDUE = 2
+"""A boot that takes this many times as long as 95 of 100 did is overdue."""
 _DRAINED = "auto_replenish is off: call replenish to refill it"
 
 
@@ -136,12 +138,14 @@ def estimate_wait(
     now: datetime,
     can_grow: bool,
     batch: int,
+    rests_until: datetime | None = None,
     of: str = "the pool's",
 ) -> WaitEstimate:
     """How long the claim at `place` in a pool's queue waits; 1 is the next to be served.
 
-    `in_flight_since` says when each VM on its way was requested, oldest first. A claim behind those waits for further boots,
-    `batch` at a time, if the pool `can_grow`. `of` says in words whose boots were measured.
+    `in_flight_since` says when each VM on its way was requested. One that is overdue may never come: it is expected no
+    sooner than one that begins now. A claim behind those waits for further boots, `batch` at a time, if the pool
+    `can_grow`; it begins none before `rests_until`. `of` says in words whose boots were measured.
     """
     typical = boots.p50 if boots.p50 is not None else _GUESS_SECONDS
     basis = (
@@ -152,12 +156,24 @@ def estimate_wait(
     on_their_way = f"{count_of(len(in_flight_since), 'VM')} on {'its' if len(in_flight_since) == 1 else 'their'} way"
     before = f"{count_of(place - 1, 'claim')} before this one"
     if place <= len(in_flight_since):
-        age = (now - in_flight_since[place - 1]).total_seconds()
-        return WaitEstimate(max(typical - age, 0.05 * typical), f"{basis}; {on_their_way}")
+        expected = sorted(_expect((now - since).total_seconds(), typical, boots.p95) for since in in_flight_since)
+        seconds, overdue = expected[place - 1]
+        return WaitEstimate(seconds, f"{basis}; {on_their_way}{', overdue' if overdue else ''}")
     if not can_grow:
         return WaitEstimate(None, f"{on_their_way}, and {before}")
     rounds = 1 + (place - len(in_flight_since) - 1) // max(1, batch)
-    return WaitEstimate(typical * (rounds + (1 if in_flight_since else 0)), f"{basis}; {before}")
+    seconds = typical * (rounds + (1 if in_flight_since else 0))
+    if rests_until is not None and rests_until > now:
+        seconds += (rests_until - now).total_seconds()
+        before = f"{before}; after a failure, none is made before {rests_until.isoformat(timespec='seconds')}"
+    return WaitEstimate(seconds, f"{basis}; {before}")
+
+
+def _expect(age: float, typical: float, longest: float | None) -> tuple[float, bool]:
+    """How many seconds a boot of that age still takes, and whether it is overdue."""
+    if longest is not None and age > _OVERDUE * max(longest, typical):
+        return typical, True
+    return max(typical - age, 0.05 * typical), False
 
 
 def count_of(number: int, thing: str) -> str:

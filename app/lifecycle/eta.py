@@ -55,6 +55,7 @@ async def estimate_in_pool(tx: Tx, pool_id: UUID, claim_id: UUID | None) -> Wait
         now=await database_now(tx),
         can_grow=why_none_will_come(pool, counts.claimed, 0) is None,
         batch=pool.spec.max_concurrent_creates,
+        rests_until=pool.backoff_until,
     )
 
 

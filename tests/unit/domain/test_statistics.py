@@ -97,9 +97,17 @@ def test_a_pool_below_its_floor_that_nothing_refills_says_so():
     assert told(PoolCounts(booting=1), auto_replenish=False) == "0 ready, below min_available 1"
 
 
-def wait(place, *, boots=MEASURED, ages=(), can_grow=True, batch=10):
+def wait(place, *, boots=MEASURED, ages=(), can_grow=True, batch=10, rests_until=None):
     since = tuple(NOW - timedelta(seconds=age) for age in ages)
-    return estimate_wait(place=place, boots=boots, in_flight_since=since, now=NOW, can_grow=can_grow, batch=batch)
+    return estimate_wait(
+        place=place,
+        boots=boots,
+        in_flight_since=since,
+        now=NOW,
+        can_grow=can_grow,
+        batch=batch,
+        rests_until=rests_until,
+    )
 
 
 def test_the_next_claim_gets_the_vm_that_began_first():
@@ -108,7 +116,23 @@ def test_the_next_claim_gets_the_vm_that_began_first():
 
 
 def test_a_boot_that_is_late_is_still_expected_soon():
-    assert wait(1, ages=(400,)).seconds == pytest.approx(2)
+    assert wait(1, ages=(100,)).seconds == pytest.approx(2)
+
+
+def test_a_boot_that_is_overdue_is_expected_no_sooner_than_a_new_one():
+    overdue = wait(1, ages=(400,))
+    assert overdue.seconds == pytest.approx(40)
+    assert overdue.basis.endswith("; 1 VM on its way, overdue")
+    assert wait(1, ages=(400, 10)).seconds == pytest.approx(30)
+    assert "overdue" not in wait(1, ages=(400, 10)).basis
+
+
+def test_a_pool_that_backs_off_makes_its_next_vm_only_then():
+    until = NOW + timedelta(seconds=90)
+    assert wait(1, rests_until=until).seconds == pytest.approx(130)
+    assert "none is made before 2026-03-01T00:01:30+00:00" in wait(1, rests_until=until).basis
+    assert wait(1, rests_until=NOW).seconds == pytest.approx(40)
+    assert wait(1, ages=(10,), rests_until=until).seconds == pytest.approx(30)
 
 
 def test_a_claim_beyond_those_on_their_way_waits_for_another_batch():
