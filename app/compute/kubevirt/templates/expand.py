@@ -95,6 +95,8 @@ def expand(
         spec = _expand_long(written, form, problems)
     if not problems.found:
         check_types(spec, lambda field: locate(form, field), problems)
+    if not problems.found and not diskless:
+        rules.check_uploads(spec, lambda field: locate(form, field), problems)
     if not problems.found:
         placement.place(spec, where, lambda field: locate(form, field), problems, full_cores=full_cores)
     if problems.found:

@@ -5,6 +5,8 @@ Whatever the cluster refuses with a good message is left to its dry run. Recorde
 accepted and fails at its first start; `guest: 0` is accepted and runs.
 """
 
+from collections.abc import Callable
+
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.quantities import parse_quantity
@@ -89,6 +91,17 @@ def check_vmi_template(vm_spec: Manifest, path: str, problems: Problems) -> None
     for volume, where in problems.mappings(spec, "volumes", at):
         if disk := problems.mapping(volume, "emptyDisk", where):
             check_positive(disk.get("capacity"), f"{where}.emptyDisk.capacity", problems)
+
+
+def check_uploads(spec: Manifest, locate: Callable[[str], str], problems: Problems) -> None:
+    """Refuses disks of an expanded spec that wait for an upload: the service makes a new disk for each VM."""
+    for index, template in enumerate(spec.get("dataVolumeTemplates") or []):
+        if "upload" in ((template.get("spec") or {}).get("source") or {}):
+            problems.add(
+                locate(f"spec.dataVolumeTemplates[{index}].spec.source.upload"),
+                "waits until somebody uploads an image into this disk, and each VM gets a new one: upload the image once, into a "
+                "DataVolume of its own, and name its PVC as source.pvc",
+            )
 
 
 def check_positive(value: object, path: str, problems: Problems, *, or_zero: bool = False) -> None:

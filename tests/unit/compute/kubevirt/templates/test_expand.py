@@ -280,6 +280,13 @@ class TestRefusals:
         assert found_field == f"{prefix}.{field}"
         assert message in found_message
 
+    def test_a_disk_that_waits_for_an_upload_unless_the_vm_starts_from_something_else(self):
+        template = changed(WITH_DATA_VOLUME, "dataVolumeTemplates.0.spec.source", {"upload": {}})
+        ((field, message),) = problems_of(template)
+        assert field == "template.dataVolumeTemplates[0].spec.source.upload"
+        assert "name its PVC as source.pvc" in message
+        assert expand(template, WarmWhen.AGENT, diskless=True).spec["dataVolumeTemplates"]
+
     def test_data_volume_templates(self):
         template = changed(WITH_DATA_VOLUME, "dataVolumeTemplates.0.spec.storage.resources.requests.storage", "10GB")
         template["dataVolumeTemplates"].append({"metadata": {"name": "root", "namespace": "n"}, "spec": {}})
