@@ -13,7 +13,7 @@ from app.compute.preloads import PreloadGateway
 from app.compute.snapshots import SnapshotGateway
 from app.compute.vm_pools import VmPoolGateway
 from app.compute.vms import ClusterEvent, Listed, VmTemplate
-from app.domain.nodes import Demand
+from app.domain.nodes import Demand, Toleration
 from app.domain.observation import Failure, Observation, PodTimes, WarmWhen
 from app.domain.paths import Start
 from app.domain.placement import Placement
@@ -66,6 +66,10 @@ class Gateway(Protocol):
 
     def demand(self, spec: VmSpec) -> Demand | None:
         """What a VM of the spec needs from a node; None if that cannot be known. No network."""
+        ...
+
+    def tolerations(self, spec: VmSpec) -> tuple[Toleration, ...]:
+        """What a VM of the spec tolerates of nodes. No network."""
         ...
 
     def fragment(self, spec: VmSpec) -> dict[str, Any]:

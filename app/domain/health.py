@@ -8,6 +8,8 @@ from app.domain.observation import Observation, WarmWhen
 from app.domain.states import VmState
 
 _WITHOUT_POD = (None, "Pending")
+PAUSED = "it is paused"
+"""The problem of a VM that somebody paused. It is well otherwise."""
 _NO_AGENT = "its guest agent is not connected"
 
 
@@ -93,7 +95,7 @@ def health_problem(obs: Observation) -> str | None:
     if obs.phase != "Running":
         return f"its instance is {obs.phase}"
     if obs.paused:
-        return "it is paused"
+        return PAUSED
     if not obs.ready:
         return "it is not ready"
     return None

@@ -25,6 +25,20 @@ _PASSING = (
     "node.cloudprovider.kubernetes.io/",
     "kubevirt.io/drain",
     "ToBeDeletedByClusterAutoscaler",
+    "karpenter.sh/disrupted",
+)
+# Those of them that say that the node is about to lose its pods. Others, such as memory pressure, keep new pods away for a while.
+_GOING = frozenset(
+    {
+        CORDON,
+        "node.kubernetes.io/not-ready",
+        "node.kubernetes.io/unreachable",
+        "node.kubernetes.io/out-of-service",
+        "node.cloudprovider.kubernetes.io/shutdown",
+        "kubevirt.io/drain",
+        "ToBeDeletedByClusterAutoscaler",
+        "karpenter.sh/disrupted",
+    }
 )
 
 
@@ -122,6 +136,24 @@ class Node:
     @property
     def is_ready(self) -> bool:
         return self.conditions.get("Ready") == "True"
+
+    @property
+    def may_be_going(self) -> bool:
+        """Whether it is going for VMs that tolerate nothing; see `is_going_for`."""
+        return self.is_going_for(())
+
+    def is_going_for(self, tolerations: Iterable[Toleration]) -> bool:
+        """Whether the node is about to lose its VMs, for VMs with these tolerations: it is cordoned, which comes before a drain, or
+        it has a taint that says so, or one that evicts pods (NoExecute). VMs that tolerate that stay there, and others like them
+        may be put there.
+        """
+        taints = (*self.taints, Taint(CORDON)) if self.cordoned else self.taints
+        given = tuple(tolerations)
+        return any(
+            (taint.effect == "NoExecute" or (taint.effect == "NoSchedule" and taint.key in _GOING))
+            and not any(toleration.covers(taint) for toleration in given)
+            for taint in taints
+        )
 
     @property
     def pins_cpus(self) -> bool:

@@ -12,12 +12,13 @@ The rules, strongest first:
    floor.
 6. If it is known how many VMs the nodes have room for, no more are created: a VM without a node would only fail at its boot
    timeout. Existing VMs are not affected, but if the nodes are full, stale VMs make room one by one.
-7. A VM on a node that is going (see `domain.nodes`) is removed once a VM elsewhere is ready, and never before: it still works.
+7. A VM on a node that is going (see `domain.nodes`) is handed out after all others. It is removed once a VM elsewhere is ready,
+   and never before: it still works. If the node stays after all, so do its VMs.
 8. Where a VM is to be replaced and cannot be, the plan says why, and what would help.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -30,13 +31,14 @@ _TOLD = 5
 @dataclass(frozen=True, slots=True)
 class ReadyVm:
     """A VM that waits to be claimed. `current`: made from the pool's present template, and since the last rotation that was
-    requested. `going`: the name of its node, if that node is going.
+    requested. `going`: the name of its node, if that node is going. `last`: it stands behind all others in the queue.
     """
 
     id: UUID
     ready_at: datetime
     current: bool
     going: str | None = None
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class PoolSnapshot:
 class Plan:
     """`create` so many VMs, `cancel` those in flight, `remove` those that are ready, in the order given and not below `floor`.
 
+    `put_last`: these go to the end of the queue of ready VMs, `put_back`: these stand there and return among the others.
     `urgent`: the pool is below its floor, and its creates go first. `notes` tell people what keeps the pool from its size.
     `held`: why VMs that are to be replaced are not, and what would help. `look_again_at`: the plan changes then by time alone.
     `waits_for_room`: more VMs would be created if the nodes had room.
@@ -93,6 +96,8 @@ class Plan:
     cancel: tuple[UUID, ...] = ()
     remove: tuple[UUID, ...] = ()
     floor: int = 0
+    put_last: tuple[UUID, ...] = ()
+    put_back: tuple[UUID, ...] = ()
     urgent: bool = False
     notes: tuple[str, ...] = ()
     held: str | None = None
@@ -125,30 +130,32 @@ def plan(pool: PoolSnapshot, now: datetime) -> Plan:
             remove=_ids(pool.ready),
             notes=("the pool is being deleted",),
         )
-    urgent = len(pool.ready) < pool.min_available
+    step = Plan(
+        floor=pool.min_available,
+        put_last=_ids(vm for vm in pool.ready if vm.going is not None and not vm.last),
+        put_back=_ids(vm for vm in pool.ready if vm.going is None and vm.last),
+        urgent=len(pool.ready) < pool.min_available,
+    )
     if pool.paused:
-        return Plan(
-            urgent=urgent, floor=pool.min_available, notes=("paused: nothing is created or removed until resume",)
-        )
+        return replace(step, notes=("paused: nothing is created or removed until resume",))
 
     want = target(pool)
     keep = _cap(pool, want)
     stale = _stale(pool, now)
     going = _going(pool, stale)
     fresh_ready = len(pool.ready) - len(stale) - len(going)
-    cancel = _cancel(pool, keep=keep, fresh_ready=fresh_ready, urgent=urgent)
+    cancel = _cancel(pool, keep=keep, fresh_ready=fresh_ready, urgent=step.urgent)
     staying = [vm for vm in pool.in_flight if vm.id not in set(cancel)]
     coming = sum(vm.current for vm in staying)
     fresh = fresh_ready + coming
     create, notes = _create(pool, now, want=want, fresh=fresh, staying=len(staying))
     remove = _remove(pool, now, keep=keep, stale=stale, going=going, room_needed=want - fresh - create)
     moves = create or coming or remove or pool.leaving
-    return Plan(
+    return replace(
+        step,
         create=create,
         cancel=cancel,
         remove=remove,
-        floor=pool.min_available,
-        urgent=urgent,
         notes=notes,
         held=None if moves else _why_held(pool, stale, going, notes),
         look_again_at=_look_again_at(pool, now),

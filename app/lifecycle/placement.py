@@ -24,6 +24,7 @@ from app.store.rows import PoolRow
 FACTS_SECONDS = 60.0
 """How long observations of nodes count after the last sign of life of the watch."""
 _EVER_SECONDS = 10.0
+_GOING_SECONDS = 1.0
 _REMEMBERED = 500
 _TOLD = 20
 NOT_WATCHED = "nodes are not watched: EMBERPOOL_WATCH_NODES is off, or no worker runs yet"
@@ -147,6 +148,8 @@ class Placing:
         self._version = 0
         self._demands: dict[str, Demand | None] = {}
         self._ever: dict[str, _Ever] = {}
+        self._going: tuple[Node, ...] | None = None
+        self._going_at: float | None = None
 
     async def look(self, tx: Tx, pool: PoolRow, *, wants_more: bool) -> Room:
         """How many more VMs of the pool fit. With `wants_more` False: only whether its size could ever fit, from a recent result."""
@@ -171,6 +174,19 @@ class Placing:
             "soon as there is room"
         )
         return replace(ever, count=found.now, note=note)
+
+    async def going(self, tx: Tx, pool: PoolRow) -> frozenset[str] | None:
+        """The nodes that are going, for VMs of the pool; None: that is not known. From a look of less than a second ago."""
+        if self._going_at is None or self._clock() - self._going_at >= _GOING_SECONDS:
+            self._going_at = self._clock()
+            self._going = None
+            if (await nodes_status(tx)).stale_reason is None:
+                await self._refresh(tx)
+                self._going = tuple(node for node in self._nodes.values() if node.may_be_going)
+        if not self._going:
+            return self._going if self._going is None else frozenset()
+        tolerations = self._gateway.tolerations(pool.vm_spec)
+        return frozenset(node.name for node in self._going if node.is_going_for(tolerations))
 
     async def _refresh(self, tx: Tx) -> None:
         newer = await node_rows.read_newer(tx, self._version)

@@ -102,6 +102,9 @@ class FakeGateway:
     def demand(self, spec):
         return self.demands
 
+    def tolerations(self, spec):
+        return self.demands.tolerations if self.demands is not None else ()
+
     def fragment(self, spec):
         return spec
 

@@ -16,7 +16,7 @@ from app.compute.kubevirt.nodes.watch import observe_nodes
 from app.compute.kubevirt.preloads.gateway import KubeVirtPreloads
 from app.compute.kubevirt.snapshots import KubeVirtSnapshots
 from app.compute.kubevirt.templates import expand as templates
-from app.compute.kubevirt.templates.demand import demand_of
+from app.compute.kubevirt.templates.demand import demand_of, tolerations_of
 from app.compute.kubevirt.templates.exported import without_identity
 from app.compute.kubevirt.templates.manifests import claim_patch, mark_changes, pod_patch, vm_manifest
 from app.compute.kubevirt.templates.placement import fragment_of
@@ -29,7 +29,7 @@ from app.compute.kubevirt.vms.watch import Listing, observe
 from app.compute.nodes import NodeEvent
 from app.compute.vms import ClusterEvent, Listed, VmTemplate
 from app.config import Settings
-from app.domain.nodes import Demand
+from app.domain.nodes import Demand, Toleration
 from app.domain.observation import Failure, Observation, PodTimes, WarmWhen
 from app.domain.paths import Start
 from app.domain.placement import Placement
@@ -92,6 +92,9 @@ class KubeVirtGateway:
 
     def demand(self, spec: VmSpec) -> Demand | None:
         return demand_of(opened(spec))
+
+    def tolerations(self, spec: VmSpec) -> tuple[Toleration, ...]:
+        return tolerations_of(opened(spec))
 
     def fragment(self, spec: VmSpec) -> Manifest:
         return fragment_of(opened(spec))

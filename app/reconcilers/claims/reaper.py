@@ -1,4 +1,4 @@
-"""Ends what is over by time: leases of claims, waits of claims, boots of VMs, and history.
+"""Ends what is over by time: leases of claims, waits of claims, boots of VMs, claimed VMs on dead nodes, and history.
 
 It also serves pending claims whose notice was lost.
 """
@@ -6,7 +6,9 @@ It also serves pending claims whose notice was lost.
 import structlog
 
 from app.config import Settings
+from app.domain.health import PAUSED
 from app.domain.states import ClaimState, VmState
+from app.lifecycle.placement import nodes_status
 from app.reconcilers.vms.outcomes import give_up, serve_waiting
 from app.store import events
 from app.store.claims import rows as claims
@@ -19,6 +21,8 @@ from app.store.vms import rows as vms
 _BATCH = 200
 _PRUNE_BATCH = 5000
 _DAY = 86_400.0
+_NODE_LAG_SECONDS = 60.0
+"""A node that died is found not ready after some 50 s (Kubernetes 1.36, recorded)."""
 log = structlog.get_logger(__name__)
 
 
@@ -33,6 +37,7 @@ class Reaper:
         full = await self._end_leases()
         full |= await self._end_waits()
         full |= await self._end_boots()
+        full |= await self._end_on_dead_nodes()
         async with self._db.begin() as tx:
             waiting = await claims.pools_with_pending(tx)
         for pool_id in waiting:
@@ -90,3 +95,29 @@ class Reaper:
                     reason = f"{reason}: {vm.facts.health}"
                 await give_up(tx, vm, VmState.FAILED, reason=reason, settings=self._settings)
         return len(late) == _BATCH
+
+    async def _end_on_dead_nodes(self) -> bool:
+        """Replaces claimed VMs whose node died at the time of their claim: they stopped answering within the replace window.
+
+        A VM on a dead node still counts as running. That it is not ready, and that its node is not, shows up to a minute later.
+        """
+        window = self._settings.replace_window_seconds
+        async with self._db.begin() as tx:
+            if (await nodes_status(tx)).stale_reason is not None:
+                return False
+            dead = await observed.on_dead_nodes(tx, window=window, lag=_NODE_LAG_SECONDS, limit=_BATCH)
+        for vm in dead:
+            async with self._db.begin() as tx:
+                current = (await observed.by_ids(tx, [vm.id])).get(vm.id)
+                if current is None or current.facts.unhealthy_since is None or current.facts.health == PAUSED:
+                    continue
+                since_claim = f"it was not ready since its claim or shortly after: {current.facts.health}"
+                await give_up(
+                    tx,
+                    current,
+                    VmState.FAILED,
+                    reason=f"its node {current.facts.node} is dead, and {since_claim}",
+                    settings=self._settings,
+                    replace_seconds=window + 2 * _NODE_LAG_SECONDS,
+                )
+        return len(dead) == _BATCH

@@ -64,7 +64,8 @@ async def plan_next_pool(
         pool = await pool_rows.get_by_id(tx, pool_id)
         if pool is None:
             return pool_id
-        snapshot, now = await planning.snapshot(tx, pool)
+        going = await placing.going(tx, pool) if placing is not None else None
+        snapshot, now = await planning.snapshot(tx, pool, going=going)
         if pool.deleting_at is not None:
             # Claims that became pending before the deletion was committed.
             late = await claims.pending_of_pool(tx, pool.id)
@@ -90,6 +91,8 @@ async def plan_next_pool(
             capacity_problem=room.capacity_problem,
             waits_for_room=step.waits_for_room,
         )
+    if step.put_last or step.put_back:
+        log.info("pool.reordered", pool=pool.name, last=len(step.put_last), back=len(step.put_back))
     if not step.is_idle:
         log.info(
             "pool.planned",
@@ -103,6 +106,8 @@ async def plan_next_pool(
 
 
 async def _apply(tx: Tx, pool: PoolRow, step: Plan, *, asked: set[UUID]) -> None:
+    await vms.put_last(tx, step.put_last)
+    await vms.put_back(tx, step.put_back)
     if step.remove:
         taken = await vms.take_from_queue(tx, pool.id, step.remove, floor=step.floor)
         # Their places in the queue are deleted and locked by us: no claim can get them any more.
@@ -127,8 +132,8 @@ def _why_removed(pool: PoolRow) -> str:
     if pool.deleting_at is not None:
         return "its pool is being deleted"
     return (
-        "the pool no longer needs it: it is above the pool's size, of an old template, from before a rotation, or older than "
-        "max_ready_age_seconds"
+        "the pool no longer needs it: it is above the pool's size, of an old template, from before a rotation, older than "
+        "max_ready_age_seconds, or on a node that is cordoned or going"
     )
 
 

@@ -64,17 +64,20 @@ async def serve_waiting(tx: Tx, pool_id: UUID) -> int:
     return len(bound)
 
 
-async def give_up(tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, settings: Settings) -> bool:
+async def give_up(
+    tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, settings: Settings, replace_seconds: float | None = None
+) -> bool:
     """A VM becomes `failed` or `lost`. False if it is in another state by now: then nothing was changed.
 
-    Its claim fails, or, within the replace window, waits at the front of the queue for another VM. A VM that was never ready
-    counts as a failure of its pool.
+    Its claim fails, or, within the replace window after the claim, waits at the front of the queue for another VM; with
+    `replace_seconds`, within so many seconds after it. A VM that was never ready counts as a failure of its pool.
     """
+    window = settings.replace_window_seconds if replace_seconds is None else replace_seconds
     now = await observed.database_now(tx)
     requeued = False
     if vm.state is VmState.CLAIMED and vm.claim_id is not None and await claims.has_vm(tx, vm.claim_id, vm.id):
         since = vm.facts.claimed_at
-        if since is not None and (now - since).total_seconds() <= settings.replace_window_seconds:
+        if since is not None and (now - since).total_seconds() <= window:
             requeued = await claims.requeue(
                 tx, vm.claim_id, vm_id=vm.id, reason=reason, pending_seconds=settings.pending_seconds
             )

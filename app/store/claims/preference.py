@@ -15,6 +15,7 @@ from sqlalchemy import text
 from app.domain.claims import NewClaim, WarmClaim
 from app.domain.placement import WarmPlace
 from app.store.database import Tx
+from app.store.vms.rows import LAST_PLACES
 
 LOOKED_AT = 64
 """How many ready VMs, and how many of the pool's latest claims, are looked at."""
@@ -24,7 +25,7 @@ _WALK_INDEXES = text(
     "SELECT set_config('enable_seqscan', 'off', true), set_config('plan_cache_mode', 'force_custom_plan', true)"
 )
 _HEAD = text("""
-    SELECT seq, node FROM ready_slot WHERE pool_id = :pool_id AND seq >= :from_seq ORDER BY seq LIMIT :limit
+    SELECT seq, node FROM ready_slot WHERE pool_id = :pool_id AND seq >= :from_seq AND seq < :last_places ORDER BY seq LIMIT :limit
 """)
 _ZONES = text("SELECT name, zone FROM node WHERE name = ANY(CAST(:names AS text[]))")
 _LATEST = text("""
@@ -65,11 +66,15 @@ class KeyTaken:
 
 
 async def head(tx: Tx, pool_id: UUID, *, from_seq: int) -> list[WarmPlace]:
-    """The head of the pool's queue of ready VMs, from a sequence number on, with their nodes' zones. From then on the
-    transaction's statements use indexes only.
+    """The head of the pool's queue of ready VMs, from a sequence number on, with their nodes' zones, without those that stand
+    behind all others: nobody prefers these. From then on the transaction's statements use indexes only.
     """
     await tx.execute(_WALK_INDEXES)
-    rows = (await tx.execute(_HEAD, {"pool_id": pool_id, "from_seq": from_seq, "limit": LOOKED_AT})).all()
+    rows = (
+        await tx.execute(
+            _HEAD, {"pool_id": pool_id, "from_seq": from_seq, "last_places": LAST_PLACES, "limit": LOOKED_AT}
+        )
+    ).all()
     names = sorted({row.node for row in rows if row.node is not None})
     zones = {row.name: row.zone for row in await tx.execute(_ZONES, {"names": names})}
     return [WarmPlace(row.seq, row.node, zones.get(row.node)) for row in rows]

@@ -12,6 +12,7 @@ from app.domain.planning import InFlightVm, PoolSnapshot, ReadyVm
 from app.ids import lowest_id_at
 from app.store.database import Tx, run
 from app.store.rows import PoolRow
+from app.store.vms.rows import LAST_PLACES
 
 # Pools below their floor first: their VMs are needed soonest.
 _TAKE = text("""
@@ -33,11 +34,12 @@ _WRITE = text("""
 # the last refill used one VM, and one more for each replacement. Ids rise with time, so the index bounds the scan, and no claim
 # waits longer than the hour that `since_id` lies before the refill.
 _SNAPSHOT = text("""
-    SELECT c.now, c.claimed, c.leaving, c.waiting, c.drained, v.id, v.state, v.created_at, v.ready_at, v.current, v.asked
+    SELECT c.now, c.claimed, c.leaving, c.waiting, c.drained, c.last, v.id, v.state, v.node, v.created_at, v.ready_at, v.current, v.asked
     FROM (
         SELECT now() AS now, count(*) FILTER (WHERE state = 'claimed') AS claimed,
             count(*) FILTER (WHERE state IN ('failed', 'releasing')) AS leaving,
             (SELECT count(*) FROM claim_queue WHERE pool_id = :id) AS waiting,
+            ARRAY(SELECT vm_id FROM ready_slot WHERE pool_id = :id AND seq >= :last_places) AS last,
             CASE WHEN :drains THEN (
                 SELECT coalesce(sum((bound_at IS NOT NULL)::int + jsonb_array_length(replacements)), 0) FROM (
                     SELECT bound_at, replacements FROM claim WHERE pool_id = :id AND id >= CAST(:since_id AS uuid)
@@ -45,7 +47,7 @@ _SNAPSHOT = text("""
             ELSE 0 END AS drained
         FROM vm WHERE pool_id = :id AND ended_at IS NULL) c
     LEFT JOIN (
-        SELECT id, state, created_at, ready_at, asked_at IS NOT NULL AS asked,
+        SELECT id, state, node, created_at, ready_at, asked_at IS NOT NULL AS asked,
             revision = :revision AND (asked_at <= CAST(:rotated_at AS timestamptz)) IS NOT TRUE AS current
         FROM vm WHERE pool_id = :id AND ended_at IS NULL AND state IN ('planned', 'creating', 'booting', 'ready')) v ON true
     ORDER BY v.created_at, v.id
@@ -101,8 +103,10 @@ async def last_plan(tx: Tx, pool_id: UUID) -> LastPlan:
     return LastPlan(tuple(row.notes), row.held, row.capacity_problem) if row else LastPlan()
 
 
-async def snapshot(tx: Tx, pool: PoolRow) -> tuple[PoolSnapshot, datetime]:
-    """The pool as its rows say, and the time of the database."""
+async def snapshot(tx: Tx, pool: PoolRow, *, going: frozenset[str] | None = None) -> tuple[PoolSnapshot, datetime]:
+    """The pool as its rows say, and the time of the database. `going`: the nodes that are going; None: that is not known, and
+    then no VM counts as last either.
+    """
     spec = pool.spec
     found = await run(
         tx,
@@ -110,6 +114,7 @@ async def snapshot(tx: Tx, pool: PoolRow) -> tuple[PoolSnapshot, datetime]:
         id=pool.id,
         revision=pool.revision,
         rotated_at=pool.rotated_at,
+        last_places=LAST_PLACES,
         drains=not spec.auto_replenish,
         since=pool.refilled_at,
         since_id=lowest_id_at(pool.refilled_at - timedelta(hours=1)),
@@ -118,9 +123,11 @@ async def snapshot(tx: Tx, pool: PoolRow) -> tuple[PoolSnapshot, datetime]:
     rows = found.all()
     ready: list[ReadyVm] = []
     in_flight: list[InFlightVm] = []
+    last = set(rows[0].last) if going is not None else set()
     for row in rows:
         if row.state == "ready":
-            ready.append(ReadyVm(id=row.id, ready_at=row.ready_at, current=row.current))
+            leaves = row.node if going is not None and row.node in going else None
+            ready.append(ReadyVm(row.id, row.ready_at, row.current, going=leaves, last=row.id in last))
         elif row.id is not None:
             leased = row.state == "creating"
             in_flight.append(InFlightVm(row.id, row.created_at, row.current, asked=row.asked, leased=leased))

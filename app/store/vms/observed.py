@@ -43,6 +43,15 @@ _OVERDUE = text(f"""
     WHERE v.ended_at IS NULL AND v.state = 'booting' AND v.deadline_at < now() ORDER BY v.id LIMIT :limit
 """)
 
+# A claimed VM that has not been well since its claim, or since shortly after it, and whose node does not answer any more.
+_ON_DEAD_NODES = text(f"""
+    {_SELECT} JOIN node n ON n.name = v.node
+    WHERE v.ended_at IS NULL AND v.state = 'claimed' AND NOT v.stopped AND n.facts->'conditions'->>'Ready' IN ('Unknown', 'False')
+      AND v.unhealthy_since <= v.claimed_at + make_interval(secs => :window)
+      AND v.claimed_at >= now() - make_interval(secs => :window + :lag)
+    ORDER BY v.claim_id LIMIT :limit
+""")
+
 _LOCK_SLOTS = text("SELECT 1 FROM ready_slot WHERE vm_id = ANY(CAST(:ids AS uuid[])) ORDER BY pool_id, seq FOR UPDATE")
 _WRITE = text("""
     UPDATE vm SET uid = coalesce(vm.uid, n.uid), vmi_uid = n.vmi_uid, node = n.node,
@@ -130,6 +139,13 @@ async def missing(tx: Tx, *, objects: Mapping[str, str], before: datetime, limit
 async def overdue(tx: Tx, *, limit: int) -> list[ObservedVm]:
     """Booting VMs past their deadline."""
     return await _read(tx, _OVERDUE, limit=limit)
+
+
+async def on_dead_nodes(tx: Tx, *, window: float, lag: float, limit: int) -> list[ObservedVm]:
+    """Claimed VMs on nodes that are not ready, which have been unwell since at most `window` seconds after their claim, and were
+    claimed within `window` and `lag` seconds before now.
+    """
+    return await _read(tx, _ON_DEAD_NODES, window=window, lag=lag, limit=limit)
 
 
 async def write(tx: Tx, statuses: Sequence[VmStatus]) -> None:

@@ -12,6 +12,9 @@ from app.domain.states import VmState, check_vm_transition
 from app.store.database import Tx, first, mappings, run
 from app.store.rows import VM_COLUMNS, VmRow, read_vm
 
+LAST_PLACES = 2**62
+"""Places in the queue of ready VMs from here on stand behind all others, also behind those that are yet to come."""
+
 _PLAN = text("""
     WITH made AS (
         INSERT INTO vm (id, pool_id, name, revision, urgent)
@@ -50,6 +53,12 @@ _LEAVE_QUEUE = text("DELETE FROM ready_slot WHERE vm_id = ANY(CAST(:ids AS uuid[
 _TAKE_BACK = text("""
     DELETE FROM ready_slot WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM ready_slot WHERE vm_id = ANY(CAST(:ids AS uuid[])) FOR UPDATE SKIP LOCKED)) RETURNING vm_id
+""")
+
+# Whoever is claiming a VM at this moment keeps it. Sequence numbers are positive, so places of both kinds never meet.
+_PUT = text("""
+    UPDATE ready_slot SET seq = nextval('ready_seq') + :places WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM ready_slot WHERE vm_id = ANY(CAST(:ids AS uuid[])) ORDER BY pool_id, seq FOR UPDATE SKIP LOCKED))
 """)
 
 _COUNT_READY = text("SELECT count(*) FROM ready_slot WHERE pool_id = :pool_id")
@@ -144,6 +153,18 @@ async def take_from_queue(tx: Tx, pool_id: UUID, ids: Sequence[UUID], *, floor: 
     ready: int = (await run(tx, _COUNT_READY, pool_id=pool_id)).scalar_one()
     allowed = list(ids)[: max(0, ready - floor)]
     return [row.vm_id for row in await run(tx, _TAKE_BACK, ids=allowed)]
+
+
+async def put_last(tx: Tx, ids: Sequence[UUID]) -> None:
+    """These ready VMs are claimed after all others of their pool, until `put_back`. One that is being claimed is left alone."""
+    if ids:
+        await run(tx, _PUT, ids=list(ids), places=LAST_PLACES)
+
+
+async def put_back(tx: Tx, ids: Sequence[UUID]) -> None:
+    """These ready VMs are claimed in turn again, after those that are there now."""
+    if ids:
+        await run(tx, _PUT, ids=list(ids), places=0)
 
 
 async def leave_ready(tx: Tx, ids: Sequence[UUID], *, reason: str) -> list[UUID]:

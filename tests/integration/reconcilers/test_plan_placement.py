@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.domain.nodes import SCHEDULABLE, Demand, Node
+from app.domain.nodes import CORDON, SCHEDULABLE, Demand, Node, Toleration
 from app.domain.states import VmState
 from app.errors import Unschedulable
 from app.lifecycle.placement import FACTS_SECONDS, Placing, check_fit, nodes_status
@@ -13,8 +13,9 @@ from app.services.pools.service import put_pool
 from app.store import nodes
 from app.store import watch_state as watches
 from app.store.pools import planning
+from app.store.vms.rows import LAST_PLACES
 from tests.support.claim_services import new_claim, stays_connected
-from tests.support.rows import execute, make_pool, make_vms, scalar, spec
+from tests.support.rows import execute, fetch, make_pool, make_ready, make_vms, scalar, spec, state_of
 
 NODE = Node(
     "node-1",
@@ -217,6 +218,94 @@ class TestPlanning:
         count = await planned(db)
         await execute(db, "DELETE FROM claim_queue")
         assert count == 4
+
+
+class TestNodesThatAreGoing:
+    """`make_vms` puts every VM on node-1."""
+
+    @pytest.fixture
+    def placing(self, gateway):
+        gateway.demands = VM
+        now = iter(range(0, 1000, 2))
+        return Placing(gateway, clock=lambda: next(now))
+
+    async def last(self, db):
+        return await scalar(db, "SELECT count(*) FROM ready_slot WHERE seq >= :places", places=LAST_PLACES)
+
+    async def held(self, db, pool):
+        async with db.begin() as tx:
+            return (await planning.last_plan(tx, pool.id)).held
+
+    async def test_its_vms_are_handed_out_last_and_replaced_where_there_is_room(self, db, placing):
+        pool = await make_pool(db, size=2)
+        await make_vms(db, pool, 2)
+        await show(db, replace(NODE, used={"cpu": 2000}), replace(NODE, name="node-2"))
+        await look(db, placing)
+        assert (await self.last(db), await planned(db)) == (0, 0)
+        await show(db, replace(NODE, used={"cpu": 2000}, cordoned=True))
+        await look(db, placing)
+        assert (await self.last(db), await planned(db), await self.held(db, pool)) == (2, 1, None)
+        assert await scalar(db, "SELECT count(*) FROM vm WHERE state = 'ready'") == 2
+        await show(db, replace(NODE, used={"cpu": 2000}))
+        await look(db, placing)
+        assert await self.last(db) == 0
+        assert await planned(db) == 0, "it stays, and so do its VMs"
+
+    async def test_one_is_removed_once_another_is_ready_elsewhere(self, db, placing):
+        pool = await make_pool(db, size=1)
+        (going,) = await make_vms(db, pool, 1)
+        await show(db, replace(NODE, cordoned=True), replace(NODE, name="node-2"))
+        await look(db, placing)
+        (fresh,) = [row["id"] for row in await fetch(db, "SELECT id FROM vm WHERE state = 'planned'")]
+        await execute(db, "UPDATE vm SET state = 'booting', asked_at = now(), node = 'node-2' WHERE id = :id", id=fresh)
+        await make_ready(db, [fresh])
+        await look(db, placing)
+        assert await state_of(db, going) is VmState.RELEASING
+        assert await state_of(db, fresh) is VmState.READY
+        assert "cordoned or going" in await scalar(db, "SELECT reason FROM vm WHERE id = :id", id=going)
+
+    async def test_without_room_elsewhere_they_stay_and_the_pool_says_why(self, db, placing):
+        pool = await make_pool(db, size=2)
+        await make_vms(db, pool, 2)
+        await show(db, replace(NODE, cordoned=True), replace(NODE, name="node-2", used={"cpu": 4000}))
+        await look(db, placing)
+        assert (await self.last(db), await planned(db)) == (2, 0)
+        assert (await self.held(db, pool)).startswith(
+            "2 VMs on nodes that are cordoned or going (node-1): the nodes have room for 0 more VMs"
+        )
+        assert await scalar(db, "SELECT waits_for_room FROM pool_plan") is True
+
+    async def test_vms_that_tolerate_the_cordon_stay(self, db, gateway, placing):
+        gateway.demands = replace(VM, tolerations=(Toleration(key=CORDON, operator="Exists"),))
+        await make_vms(db, await make_pool(db, size=2), 2)
+        await show(db, replace(NODE, cordoned=True), replace(NODE, name="node-2"))
+        await look(db, placing)
+        assert (await self.last(db), await planned(db)) == (0, 0)
+
+    async def test_where_nobody_knows_nothing_changes(self, db, placing):
+        pool = await make_pool(db, size=2)
+        await make_vms(db, pool, 2)
+        await show(db, replace(NODE, cordoned=True), replace(NODE, name="node-2", used={"cpu": 4000}))
+        await look(db, placing)
+        query = "UPDATE watch SET heard_at = now() - make_interval(secs => :seconds)"
+        await execute(db, query, seconds=FACTS_SECONDS + 1)
+        await show(db, NODE, heard=False)
+        await look(db, placing)
+        assert (await self.last(db), await planned(db)) == (2, 0)
+
+    async def test_nodes_are_looked_at_once_for_all_pools_of_a_moment(self, db, gateway):
+        now = [0.0]
+        gateway.demands = VM
+        placing = Placing(gateway, clock=lambda: now[0])
+        pool = await make_pool(db, size=1)
+        await show(db, NODE)
+        async with db.begin() as tx:
+            assert await placing.going(tx, pool) == frozenset()
+        await show(db, replace(NODE, cordoned=True))
+        async with db.begin() as tx:
+            assert await placing.going(tx, pool) == frozenset()
+            now[0] += 1
+            assert await placing.going(tx, pool) == {"node-1"}
 
 
 class TestWriting:

@@ -4,9 +4,12 @@ import asyncio
 
 import pytest
 
+from app.domain.nodes import Node
 from app.domain.states import ClaimState, VmState
 from app.reconcilers.claims import reaper as reaping
 from app.reconcilers.claims.reaper import Reaper
+from app.store import nodes
+from app.store import watch_state as watches
 from app.store.claims import rows as claims
 from tests.support.claim_rows import bind, wait_for_vm
 from tests.support.rows import execute, fetch, make_pool, make_ready, make_vms, scalar, state_of
@@ -119,3 +122,72 @@ async def test_old_history_is_pruned(db, reap):
     await reap.prune()
     for table in ("event", "claim", "vm", "pool"):
         assert await fetch(db, f"SELECT 1 FROM {table}") == [], table
+
+
+class TestDeadNodes:
+    """A VM on a node that died still counts as running. It is only not ready, and so is its node."""
+
+    @pytest.fixture
+    async def claimed(self, db):
+        """A claim, and its VM on node-1, claimed 70 s ago and not ready since 50 s."""
+        pool = await make_pool(db)
+        claim_id = await wait_for_vm(db, pool)
+        (vm_id,) = await make_vms(db, pool, 1)
+        await bind(db, pool)
+        await execute(
+            db,
+            "UPDATE vm SET claimed_at = now() - interval '70 s', unhealthy_since = now() - interval '50 s', "
+            "health = 'it is not ready' WHERE id = :id",
+            id=vm_id,
+        )
+        await make_vms(db, pool, 1)
+        await self.show(db, "Unknown")
+        return claim_id, vm_id
+
+    async def show(self, db, ready, name="node-1"):
+        async with db.begin() as tx:
+            await nodes.write(tx, [Node(name, conditions={"Ready": ready})])
+            await watches.write_heard(tx, nodes.WATCH, holder="one", listed=True)
+
+    async def test_a_claim_whose_vm_was_not_ready_since_gets_another(self, db, reap, claimed):
+        claim_id, vm_id = claimed
+        await reap.step()
+        assert await state_of(db, vm_id) is VmState.FAILED
+        async with db.begin() as tx:
+            claim = await claims.get(tx, claim_id)
+        assert (claim.state, claim.vm_id != vm_id) == (ClaimState.BOUND, True)
+        (replaced,) = claim.replacements
+        assert replaced["reason"] == (
+            "its node node-1 is dead, and it was not ready since its claim or shortly after: it is not ready"
+        )
+        told = "SELECT data->>'reason' FROM event WHERE type = 'vm.failed' AND vm_id = :id"
+        assert await scalar(db, told, id=vm_id) == replaced["reason"]
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "health = NULL, unhealthy_since = NULL",
+            "unhealthy_since = claimed_at + interval '61 s'",
+            "claimed_at = now() - interval '200 s', unhealthy_since = now() - interval '190 s'",
+            "health = 'it is paused'",
+            "stopped = true",
+            "node = 'node-2'",
+        ],
+        ids=["well", "ready for a minute", "long ago", "paused by its user", "stopped by us", "on another node"],
+    )
+    async def test_another_vm_stays(self, db, reap, claimed, change):
+        await execute(db, f"UPDATE vm SET {change} WHERE id = :id", id=claimed[1])
+        await self.show(db, "True", "node-2")
+        await reap.step()
+        assert (await state(db, claimed[0]))[0] is ClaimState.BOUND
+        assert await state_of(db, claimed[1]) is VmState.CLAIMED
+
+    async def test_on_a_node_that_is_ready_it_stays(self, db, reap, claimed):
+        await self.show(db, "True")
+        await reap.step()
+        assert await state_of(db, claimed[1]) is VmState.CLAIMED
+
+    async def test_where_nodes_are_not_observed_it_stays(self, db, reap, claimed):
+        await execute(db, "UPDATE watch SET heard_at = now() - interval '1 hour'")
+        await reap.step()
+        assert await state_of(db, claimed[1]) is VmState.CLAIMED

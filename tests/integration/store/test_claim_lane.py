@@ -11,6 +11,7 @@ from functools import partial
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import text
 
 from app.domain.claims import KnownClaim, WarmClaim
 from app.domain.states import ClaimState, VmState
@@ -408,3 +409,81 @@ async def test_a_claim_is_read_as_the_store_reads_it(db, lane):
     async with db.begin() as tx:
         assert read == await claims.get(tx, bound[0].claim.id)
     assert read.labels == {"job": "1"}
+
+
+async def put(db, *, last=(), back=()):
+    async with db.begin() as tx:
+        await vms.put_last(tx, list(last))
+        await vms.put_back(tx, list(back))
+
+
+async def test_vms_that_were_put_last_are_claimed_after_all_others_also_after_later_ones(db, lane):
+    pool = await make_pool(db)
+    first, second = await make_vms(db, pool, 2)
+    await put(db, last=[first])
+    (third,) = await make_vms(db, pool, 1)
+    assert [(await claim_one(lane, pool)).vm_id for _ in range(3)] == [second, third, first]
+    assert await claim_one(lane, pool) is None
+    await invariants.check(db)
+
+
+async def test_after_one_that_stood_last_others_are_found_at_the_second_look(db, lane):
+    pool = await make_pool(db)
+    going, later = await make_vms(db, pool, 2)
+    await put(db, last=[going, later])
+    assert (await claim_one(lane, pool)).vm_id in {going, later}
+    (fresh,) = await make_vms(db, pool, 1)
+    outcome = await claim_one(lane, pool) or await claim_one(lane, pool, from_start=True)
+    assert outcome.vm_id in {going, later, fresh}
+    await lane.lower_hints([pool.id])
+    assert await claim_one(lane, pool) or await claim_one(lane, pool, from_start=True)
+    assert await scalar(db, "SELECT count(*) FROM ready_slot") == 0
+
+
+async def test_a_hint_that_one_that_stood_last_has_raised_is_lowered(db, lane):
+    pool = await make_pool(db)
+    going = await make_vms(db, pool, 2)
+    await put(db, last=going)
+    await claim_one(lane, pool)
+    fresh = await make_vms(db, pool, 2)
+    await lane.lower_hints([pool.id])
+    assert [(await claim_one(lane, pool)).vm_id for _ in range(2)] == fresh
+
+
+async def test_those_that_return_stand_after_those_that_are_there_and_before_the_last(db, lane):
+    pool = await make_pool(db)
+    first, second, third = await make_vms(db, pool, 3)
+    await put(db, last=[first, second])
+    await put(db, back=[first])
+    assert [(await claim_one(lane, pool)).vm_id for _ in range(3)] == [third, first, second]
+
+
+async def test_a_vm_that_is_being_claimed_keeps_its_place(db, lane):
+    pool = await make_pool(db)
+    first, second = await make_vms(db, pool, 2)
+    async with db.begin() as holder:
+        await holder.execute(text("SELECT 1 FROM ready_slot WHERE vm_id = :id FOR UPDATE"), {"id": first})
+        await put(db, last=[first, second])
+    assert [(await claim_one(lane, pool)).vm_id for _ in range(2)] == [first, second]
+
+
+async def test_claims_and_changes_of_places_at_once_lose_nothing(db, lane, other):
+    pool = await make_pool(db)
+    ready = await make_vms(db, pool, 40)
+
+    async def shuffle():
+        for number in range(20):
+            some = random.sample(ready, 8)
+            await put(db, last=some if number % 2 else (), back=() if number % 2 else some)
+
+    async def claim(lane):
+        found = []
+        while len(found) < 20:
+            outcome = await claim_one(lane, pool) or await claim_one(lane, pool, from_start=True)
+            if outcome is not None:
+                found.append(outcome.vm_id)
+        return found
+
+    first, second, _ = await asyncio.gather(claim(lane), claim(other), shuffle())
+    assert sorted([*first, *second]) == sorted(ready)
+    await invariants.check(db)

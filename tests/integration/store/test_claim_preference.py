@@ -6,6 +6,8 @@ from sqlalchemy import text
 
 from app.domain.states import VmState
 from app.store.claims import preference as claim_preference
+from app.store.vms import rows as vms
+from app.store.vms.rows import LAST_PLACES
 from tests.support.query_plans import ROWS, nodes
 from tests.support.rows import execute, make_pool, make_vms, request
 
@@ -43,7 +45,7 @@ async def test_every_statement_walks_an_index_and_reads_no_more_than_it_looks_at
             "lease": 60,
         }
         for plan in (
-            await explain(tx, claim_preference._HEAD, from_seq=ROWS // 2, **asked),
+            await explain(tx, claim_preference._HEAD, from_seq=ROWS // 2, last_places=LAST_PLACES, **asked),
             await explain(tx, claim_preference._LATEST, **asked),
             await explain(tx, claim_preference._TAKE, **taking),
         ):
@@ -59,3 +61,14 @@ async def test_the_settings_end_with_the_transaction(big):
             assert (await tx.execute(text("SHOW enable_seqscan"))).scalar() == "on"
             await claim_preference.head(tx, pool.id, from_seq=0)
     await execute(db, "SELECT 1")
+
+
+async def test_vms_that_stand_last_are_not_looked_at(db):
+    pool = await make_pool(db)
+    first, second = await make_vms(db, pool, 2)
+    async with db.begin() as tx:
+        await vms.put_last(tx, [first])
+        (place,) = await claim_preference.head(tx, pool.id, from_seq=0)
+        assert place.seq < LAST_PLACES
+        await vms.put_last(tx, [second])
+        assert await claim_preference.head(tx, pool.id, from_seq=0) == []

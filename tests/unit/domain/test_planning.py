@@ -11,8 +11,8 @@ NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 
-def ready(number, *, current=True, age=timedelta(minutes=1), going=None):
-    return ReadyVm(id=UUID(int=number), ready_at=NOW - age, current=current, going=going)
+def ready(number, *, current=True, age=timedelta(minutes=1), going=None, last=False):
+    return ReadyVm(id=UUID(int=number), ready_at=NOW - age, current=current, going=going, last=last)
 
 
 def coming(number, *, current=True, asked=False, leased=False, age=timedelta(seconds=10)):
@@ -382,3 +382,18 @@ HELD = {
 @pytest.mark.parametrize(("given", "held"), HELD.values(), ids=HELD)
 def test_vms_that_are_to_be_replaced_and_stay_are_told_with_what_would_help(given, held):
     assert plan(given, NOW).held == held
+
+
+PLACES = {
+    "those on a node that is going go last": ((ready(1), ready(2, **GONE), ready(3, **GONE)), [2, 3], []),
+    "but once": ((ready(1), ready(2, **GONE, last=True)), [], []),
+    "those whose node stays return": ((ready(1, last=True), ready(2)), [], [1]),
+    "others stay where they are": ((ready(1), ready(2)), [], []),
+}
+
+
+@pytest.mark.parametrize("paused", [False, True])
+@pytest.mark.parametrize(("vms", "last", "back"), PLACES.values(), ids=PLACES)
+def test_vms_on_a_node_that_is_going_are_handed_out_last(vms, last, back, paused):
+    step = plan(pool(size=len(vms), ready=vms, paused=paused), NOW)
+    assert ([vm.int for vm in step.put_last], [vm.int for vm in step.put_back]) == (last, back)

@@ -48,9 +48,14 @@ def demand_of(spec: Manifest) -> Demand | None:
         amounts=counted(_pod_amounts(vmi, annotations)),
         selector=_selector(vmi),
         terms=_terms(vmi),
-        tolerations=tuple(_toleration(item) for item in vmi.get("tolerations") or ()),
+        tolerations=tolerations_of(spec),
         unseen=_unseen(vmi),
     )
+
+
+def tolerations_of(spec: Manifest) -> tuple[Toleration, ...]:
+    """What a VM of an expanded VirtualMachine's `spec` tolerates of nodes. An instance type does not change it (KubeVirt v1.9.0)."""
+    return tuple(_toleration(item) for item in spec["template"]["spec"].get("tolerations") or ())
 
 
 def counted(amounts: Amounts) -> dict[str, int]:
