@@ -33,7 +33,10 @@ class _Body(BaseModel):
     labels: dict[LabelName, Label] = Field(
         default_factory=dict,
         max_length=32,
-        description="Your own labels. They are kept with the claim, and lists can be filtered by them.",
+        description=(
+            "Your own labels. They are kept with the claim, and lists can be filtered by them. Those that Kubernetes accepts are "
+            "also labels of the VM."
+        ),
     )
 
 
@@ -221,7 +224,7 @@ class Replacement(BaseModel):
 class ClaimView(View):
     id: UUID
     pool: str | None = Field(description="null if the VM is made for this claim alone.")
-    shape: str | None = Field(description="For a claim with `vm`: the fingerprint of what the VM boots.")
+    shape: str | None = Field(description="For a claim with `vm`: the fingerprint of what the VM is made from.")
     state: ClaimState
     path: str | None = Field(description="How the claim was served: pool, snapshot, preload or cold.")
     choice: ChoiceView | None = Field(description="For a claim with `vm`: the chosen path, and why.")

@@ -33,7 +33,9 @@ class VmView(View):
     boot_seconds: Milliseconds | None
     path: str | None = Field(description="How the VM started: snapshot, preload or cold. null before it starts.")
     source: str | None = Field(description="The snapshot or preload that the VM started from.")
-    shape: str | None = Field(description="Fingerprint of what the VM boots. VMs of one shape are interchangeable.")
+    shape: str | None = Field(
+        description="Fingerprint of what the VM is made from. VMs of one shape are interchangeable."
+    )
     stages: Stages = Field(description=STAGES)
 
     @classmethod

@@ -3,7 +3,7 @@
 import hashlib
 from datetime import datetime
 
-from app.devcluster.apiserver.objects import labels_of, new_object, owned_by
+from app.devcluster.apiserver.objects import annotations_of, labels_of, new_object, owned_by
 from app.devcluster.apiserver.pod_images import LAUNCHER_IMAGE
 from app.devcluster.apiserver.pod_resources import qos_class
 from app.devcluster.apiserver.registry import PODS
@@ -22,6 +22,11 @@ OBSERVED = {"kubevirt.io/latest-observed-api-version": "v1", "kubevirt.io/storag
 _OBSOLETE_MODEL = "node-labeller.kubevirt.io/obsolete-host-model"
 _HOST_MODELS = frozenset({"host-model", "host-passthrough"})
 _GRACE_PADDING = 30
+_NOT_CARRIED = (
+    "kubectl.kubernetes.io",
+    "kubevirt.io/latest-observed-api-version",
+    "kubevirt.io/storage-observed-api-version",
+)
 _LABEL_LIMIT = 63
 _HASH_LENGTH = 8
 
@@ -58,7 +63,7 @@ def build_pod(vmi: Json, suffix: str, now: datetime) -> Json:
         f"virt-launcher-{metadata['name'][:220]}-{suffix}",
         metadata["namespace"],
         now,
-        annotations={"kubevirt.io/domain": metadata["name"]},
+        annotations={"kubevirt.io/domain": metadata["name"], **_carried(annotations_of(vmi))},
         generateName=f"virt-launcher-{metadata['name']}-",
         labels={
             **labels_of(vmi),
@@ -70,6 +75,11 @@ def build_pod(vmi: Json, suffix: str, now: datetime) -> Json:
         ownerReferences=owned_by(vmi),
     )
     return {**pod, "spec": pod_spec, "status": {"phase": "Pending", "qosClass": qos_class(pod_spec)}}
+
+
+def _carried(annotations: dict[str, str]) -> dict[str, str]:
+    """The annotations of a VMI that its pod gets."""
+    return {key: value for key, value in annotations.items() if not key.startswith(_NOT_CARRIED)}
 
 
 def _instance_id(name: str) -> str:

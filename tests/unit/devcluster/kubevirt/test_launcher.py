@@ -257,3 +257,28 @@ def test_what_the_webhooks_fill_in(domain, cpu, memory):
     built = vmi["spec"]["domain"]
     assert {name: built["cpu"].get(name) for name in cpu} == cpu
     assert {name: built["memory"].get(name) for name in memory} == memory
+
+
+def test_a_pod_gets_the_labels_and_annotations_of_its_vmi():
+    carried = {"k8s.v1.cni.cncf.io/networks": "a", "example.com/b": "c"}
+    _, pod = launch({}, annotations={**carried, "kubectl.kubernetes.io/last-applied-configuration": "{}"})
+    assert pod["metadata"]["annotations"] == {
+        **carried,
+        "kubevirt.io/domain": "x",
+        "kubevirt.io/vm-generation": "1",
+    }
+    assert pod["metadata"]["labels"]["app"] == "test"
+
+
+def test_volumes_without_a_disk_are_attached_on_sata_after_those_that_have_one():
+    devices = {
+        "disks": [{"name": "b", "disk": {"bus": "virtio"}}, {"name": "c", "cdrom": {}}],
+        "filesystems": [{"name": "d", "virtiofs": {}}],
+    }
+    volumes = [{"name": name, "configMap": {"name": "c"}} for name in "abcd"]
+    vmi, _ = launch({"devices": devices}, volumes=volumes)
+    assert vmi["spec"]["domain"]["devices"]["disks"] == [
+        {"name": "b", "disk": {"bus": "virtio"}},
+        {"name": "c", "cdrom": {"bus": "sata"}},
+        {"name": "a", "disk": {"bus": "sata"}},
+    ]
