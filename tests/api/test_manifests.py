@@ -209,7 +209,19 @@ async def test_what_no_node_could_take_is_refused_where_it_asks_for_it(server):
         pool(name="calm", template=on_disk),
     )
     for place in ("documents[0].spec.template", "documents[1].spec", "documents[2].spec"):
+        assert found[place].startswith("no node could take ")
         assert "memory" in found[place]
+        assert "Ask for less, or for what the nodes have" in found[place]
+
+
+async def test_a_field_in_the_wrong_place_is_told_once_and_for_itself(server):
+    networks = [{"name": "default", "multus": {"networkName": "lan", "disks": [], "rng": {}}}]
+    found = await refused(server, machine(template={"spec": {**VMI["spec"], "networks": networks}}))
+    at = "documents[0].spec.template.spec.networks[0].multus"
+    assert set(found) == {f"{at}.disks", f"{at}.rng"}
+    assert found[f"{at}.rng"].startswith(
+        'unknown field "spec.template.spec.networks[0].multus.rng": `rng` is a field, but not of multus (line '
+    )
 
 
 async def test_what_needs_a_refused_document_is_not_refused_for_that(server):

@@ -26,7 +26,7 @@ DEFAULT_RETRY_AFTER = 5.0
 """Seconds to wait if the cluster names none. An API server that is starting says 5 (Kubernetes v1.36, recorded)."""
 
 _LONGEST_RETRY_AFTER = 3600.0
-_STRICT_DECODING = re.compile(r'(?:unknown|duplicate) field "([^"]+)"')
+_STRICT_DECODING = re.compile(r'(?:unknown|duplicate) field "(?P<field>[^"]+)"')
 _FIELD_IN_TEXT = re.compile(r"\b(?:spec|metadata)(?:\.\w+|\[\d+\])+")
 _LONGEST_TEXT = 2000  # characters of an answer that is not a Status, such as a proxy's HTML page
 
@@ -95,8 +95,10 @@ def find_problems(status: Manifest) -> tuple[FieldProblem, ...]:
         if (field := _read_field(cause, message)) is not None
     }
     if not found:
-        quoted = _STRICT_DECODING.findall(message)
-        found = {FieldProblem(field, message): None for field in quoted or _first_path(message)}
+        quoted = _STRICT_DECODING.finditer(message)
+        found = {FieldProblem(match["field"], match.group()): None for match in quoted}
+    if not found:
+        found = {FieldProblem(field, message): None for field in _first_path(message)}
     return tuple(found) or (FieldProblem("", message),)
 
 

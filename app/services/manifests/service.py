@@ -167,18 +167,25 @@ def _problems(request: ResourceRequest, error: EmberpoolError) -> Iterator[Field
         ) from error
     if not error.problems:
         yield request.problem("", error.detail)
-    for problem in error.problems:
-        place, message = problem.field, problem.message
-        if isinstance(error, Unschedulable) and place == "placement" and "placement" not in request.body:
+    if isinstance(error, Unschedulable):
+        # Its problems are what each node lacks, which says nothing without the sentence around them.
+        place = error.problems[0].field
+        if place == "placement" and "placement" not in request.body:
             place = "vm" if request.resource is Resource.CLAIM else "template"
-        yield request.problem(place, message + _hint(place, message))
+        yield request.problem(place, error.detail)
+        return
+    for problem in error.problems:
+        yield request.problem(problem.field, problem.message + _hint(problem.field, problem.message))
 
 
 def _hint(place: str, message: str) -> str:
     """A suggestion for a field that the cluster does not know."""
     if "unknown field" not in message:
         return ""
-    meant = suggest(place.rpartition(".")[2], TEMPLATE_WORDS)
+    parent, _, word = place.rpartition(".")
+    meant = suggest(word, TEMPLATE_WORDS)
+    if meant == word:
+        return f": `{word}` is a field, but not of {parent.rpartition('.')[2]}"
     return f"; did you mean `{meant}`?" if meant is not None else ""
 
 

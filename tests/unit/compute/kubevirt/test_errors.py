@@ -128,6 +128,14 @@ def test_the_fields_of_a_refusal(body, fields):
     assert all(problem.message for problem in problems)
 
 
+def test_each_unknown_field_is_told_by_itself():
+    text = 'strict decoding error: unknown field "spec.foo", duplicate field "spec.bar"'
+    assert [each.message for each in find_problems(status(text))] == [
+        'unknown field "spec.foo"',
+        'duplicate field "spec.bar"',
+    ]
+
+
 @pytest.mark.parametrize(
     ("raised", "error"),
     [
