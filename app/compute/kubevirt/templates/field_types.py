@@ -21,6 +21,7 @@ _MAPPINGS: Final = (
     "spec.dataVolumeTemplates[].spec.source.pvc",
     "spec.dataVolumeTemplates[].spec.storage",
     f"{_VMI}.livenessProbe",
+    f"{_VMI}.networks[]",
     f"{_VMI}.readinessProbe",
     f"{_VMI}.resourceClaims[]",
     f"{_VMI}.utilityVolumes[]",

@@ -7,6 +7,7 @@ VMs write to a disk; a file system (virtiofs) is a folder that may be mounted ma
 
 import base64
 import binascii
+import ipaddress
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -70,6 +71,9 @@ _OVN_ADDRESSES: Final = frozenset({"ip_address", "mac_address"})
 """Kube-OVN: `ovn.kubernetes.io/ip_address`, and `NETWORK.NAMESPACE.ovn.kubernetes.io/ip_address` for further networks."""
 _MULTUS_KEYS: Final = frozenset({"k8s.v1.cni.cncf.io/networks", "v1.multus-cni.io/default-network"})
 _MULTUS_ADDRESSES: Final = frozenset({"ips", "mac", "infiniband-guid"})
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_MASQUERADED: Final = (ipaddress.ip_network("10.0.2.0/24"), ipaddress.ip_network("fd10:0:2::/120"))
+"""What KubeVirt v1.9.0 uses inside each VM's own pod unless its network says otherwise: all VMs may have the same address there."""
 _STATIC: Final = frozenset({"static", "static6"})
 
 
@@ -152,9 +156,11 @@ def _find_addresses(spec: Manifest) -> Iterator[str]:
     for key, value in ((spec["template"].get("metadata") or {}).get("annotations") or {}).items():
         if _fixes_address(key, value):
             yield f"spec.template.metadata.annotations.{key}"
-    for index, volume in enumerate(spec["template"]["spec"].get("volumes") or []):
+    vmi = spec["template"]["spec"]
+    inside = _inside(vmi)
+    for index, volume in enumerate(vmi.get("volumes") or []):
         for kind in ("cloudInitNoCloud", "cloudInitConfigDrive"):
-            if (field := _static_network(volume.get(kind) or {})) is not None:
+            if (field := _static_network(volume.get(kind) or {}, inside)) is not None:
                 yield f"{_VMI}.volumes[{index}].{kind}.{field}"
 
 
@@ -182,8 +188,10 @@ def _attachments(value: str) -> list[Manifest]:
     return [each for each in (found if isinstance(found, list) else [found]) if isinstance(each, dict)]
 
 
-def _static_network(source: Manifest) -> str | None:
-    """The field with cloud-init's network configuration, version 1 or 2, if that sets a fixed address."""
+def _static_network(source: Manifest, inside: list[_Network]) -> str | None:
+    """The field with cloud-init's network configuration, version 1 or 2, if that sets a fixed address, except one that is `inside`
+    the VM's own pod.
+    """
     texts = {"networkData": source.get("networkData"), "networkDataBase64": _decode(source)}
     for field, text in texts.items():
         try:
@@ -191,9 +199,28 @@ def _static_network(source: Manifest) -> str | None:
         except (yaml.YAMLError, RecursionError, ValueError):  # a date that is none is a ValueError
             continue
         config = config.get("network", config) if isinstance(config, dict) else {}
-        if isinstance(config, dict) and any(_is_static(each) for each in _links(config)):
+        if isinstance(config, dict) and any(_is_static(each, inside) for each in _links(config)):
             return field
     return None
+
+
+def _inside(vmi: Manifest) -> list[_Network]:
+    """The networks that every VM has behind the address of its pod (masquerade)."""
+    pods = [network.get("pod") for network in vmi.get("networks") or []]
+    written = [
+        _read_network(pod.get(key))
+        for pod in pods
+        if isinstance(pod, dict)
+        for key in ("vmNetworkCIDR", "vmIPv6NetworkCIDR")
+    ]
+    return [*_MASQUERADED, *(each for each in written if each is not None)]
+
+
+def _read_network(text: object) -> _Network | None:
+    try:
+        return ipaddress.ip_network(str(text), strict=False)
+    except ValueError:
+        return None
 
 
 def _decode(source: Manifest) -> str | None:
@@ -210,10 +237,23 @@ def _links(config: Manifest) -> Iterator[Manifest]:
         yield from (each for each in found if isinstance(each, dict))
 
 
-def _is_static(link: Manifest) -> bool:
-    if link.get("addresses") or link.get("macaddress") or link.get("mac_address"):
+def _is_static(link: Manifest, inside: list[_Network]) -> bool:
+    if link.get("macaddress") or link.get("mac_address"):
         return True
-    subnets = link.get("subnets")
-    return isinstance(subnets, list) and any(
-        isinstance(each, dict) and each.get("type") in _STATIC and each.get("address") for each in subnets
-    )
+    subnets = [each for each in _listed(link.get("subnets")) if isinstance(each, dict) and each.get("type") in _STATIC]
+    addresses = [*_listed(link.get("addresses")), *(each.get("address") for each in subnets)]
+    return any(_is_fixed(next(iter(each), None) if isinstance(each, dict) else each, inside) for each in addresses)
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_fixed(text: object, inside: list[_Network]) -> bool:
+    """Whether it is an address that only one machine of a network can have."""
+    try:
+        address = ipaddress.ip_interface(str(text)).ip
+    except ValueError:
+        return False
+    shared = address.is_loopback or address.is_link_local
+    return not shared and not any(address in network for network in inside)

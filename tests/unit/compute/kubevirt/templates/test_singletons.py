@@ -187,6 +187,14 @@ V1 = {"version": 1, "config": [{"type": "physical", "subnets": [{"type": "static
             network_data(V2, "cloudInitConfigDrive", encoded=True),
             "template.spec.volumes[0].cloudInitConfigDrive.networkDataBase64",
         ),
+        (
+            network_data({"version": 2, "ethernets": {"eth0": {"macaddress": "02:00"}}}),
+            "template.spec.volumes[0].cloudInitNoCloud.networkData",
+        ),
+        (
+            network_data({"version": 2, "ethernets": {"eth0": {"addresses": ["10.0.2.2/24", {"2001:db8::7/64": {}}]}}}),
+            "template.spec.volumes[0].cloudInitNoCloud.networkData",
+        ),
         (network_data(V1), "template.spec.volumes[0].cloudInitNoCloud.networkData"),
     ],
 )
@@ -210,6 +218,10 @@ def test_what_identifies_one_machine(template, field):
         annotated("ipam.cilium.io/ip-pool", "blue"),
         network_data({"version": 2, "ethernets": {"eth0": {"dhcp4": True}}}),
         network_data({"version": 1, "config": [{"type": "physical", "subnets": [{"type": "dhcp"}]}]}),
+        network_data({"version": 2, "ethernets": {"eth0": {"addresses": ["fd10:0:2::2/120"], "dhcp4": True}}}),
+        network_data({"version": 2, "ethernets": {"eth0": {"addresses": [{"10.0.2.2/24": {"label": "eth0:0"}}]}}}),
+        network_data({"version": 2, "bridges": {"lo0": {"addresses": ["127.0.0.2/8", "169.254.1.1/16", "{{ ip }}"]}}}),
+        changed(network_data(V2), "template.spec.networks", [{"name": "n", "pod": {"vmNetworkCIDR": "192.0.2.0/24"}}]),
         template_with({"name": "root", "cloudInitNoCloud": {"networkData": "a: [", "userData": "x"}}),
         template_with({"name": "root", "cloudInitNoCloud": {"networkDataBase64": "%", "userData": "x"}}),
         template_with({"name": "root", "configMap": {"name": "c"}}, {"disk": {}, "serial": "CONFIG"}),
