@@ -11,6 +11,8 @@ _WITHOUT_POD = (None, "Pending")
 PAUSED = "it is paused"
 """The problem of a VM that somebody paused. It is well otherwise."""
 _NO_AGENT = "its guest agent is not connected"
+NO_AGENT_YET = f"{_NO_AGENT}; for a guest without one, warm_when is to be ready or running"
+"""What a VM lacks whose guest runs and has never had an agent. Every boot passes through this, so it counts only after a while."""
 
 
 class Verdict(StrEnum):
@@ -110,12 +112,12 @@ def _judge_unclaimed(vm: VmFacts, obs: Observation, warm_when: WarmWhen) -> Judg
     if obs.is_warm(warm_when):
         return Judgement(Verdict.READY) if booting else _noted(vm, obs, None)
     if booting:
-        return _noted(vm, obs, _boot_problem(vm, obs))
+        return _noted(vm, obs, _boot_problem(vm, obs, warm_when))
     return Judgement(Verdict.UNREADY, health_problem(obs) or _NO_AGENT)
 
 
-def _boot_problem(vm: VmFacts, obs: Observation) -> str | None:
-    """What keeps a VM from being warm. A boot that merely takes its time has no problem.
+def _boot_problem(vm: VmFacts, obs: Observation, warm_when: WarmWhen) -> str | None:
+    """What keeps a VM from being warm. A boot that merely takes its time has no problem before its guest runs.
 
     Before a VM has a pod, a problem counts until it has one: between two attempts to make its disks the cluster reports nothing.
     """
@@ -123,6 +125,8 @@ def _boot_problem(vm: VmFacts, obs: Observation) -> str | None:
         return health_problem(obs)
     if vm.was_ready:
         return health_problem(obs) or _NO_AGENT
+    if obs.phase == "Running" and warm_when is WarmWhen.AGENT and not obs.agent_connected and not obs.paused:
+        return NO_AGENT_YET
     return vm.health if obs.phase in _WITHOUT_POD else None
 
 

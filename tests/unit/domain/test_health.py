@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.domain.health import HealthRules, Verdict, VmFacts, health_problem, judge
+from app.domain.health import NO_AGENT_YET, HealthRules, Verdict, VmFacts, health_problem, judge
 from app.domain.observation import Failure, Observation, WarmWhen
 from app.domain.states import VmState
 
@@ -49,7 +49,7 @@ def verdict(vm, observation, warm_when=WarmWhen.AGENT, now=NOW):
 CASES = {
     "created before our create was answered": (VmState.CREATING, {}, Verdict.CREATED),
     "warm": (VmState.BOOTING, {}, Verdict.READY),
-    "booting without its agent": (VmState.BOOTING, {"agent_connected": False}, Verdict.NOTHING),
+    "booting without its agent": (VmState.BOOTING, {"agent_connected": False}, Verdict.NOTED),
     "booting, new address": (VmState.BOOTING, {"ready": False, "addresses": ("10.0.0.9",)}, Verdict.NOTED),
     "booting, paused": (VmState.BOOTING, {"paused": True}, Verdict.NOTHING),
     "booting, no instance yet": (
@@ -183,6 +183,18 @@ class TestWhatKeepsABoot:
             row(VmState.BOOTING, health=self.EARLIER), seen(phase=phase, ready=False), WarmWhen.AGENT, RULES, NOW
         )
         assert (judged.verdict, judged.reason) == (Verdict.NOTED, None)
+
+    @pytest.mark.parametrize(
+        ("warm_when", "given", "problem"),
+        [
+            (WarmWhen.AGENT, {}, NO_AGENT_YET),
+            (WarmWhen.AGENT, {"phase": "Scheduled"}, None),
+            (WarmWhen.READY, {"ready": False}, None),
+        ],
+    )
+    def test_a_guest_that_runs_lacks_its_agent_if_that_is_waited_for(self, warm_when, given, problem):
+        without = seen(**{"agent_connected": False, **given})
+        assert judge(row(VmState.BOOTING), without, warm_when, RULES, NOW).reason == problem
 
     def test_another_problem_takes_its_place(self):
         judged = judge(
