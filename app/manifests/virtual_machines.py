@@ -60,10 +60,11 @@ def _settle_strategy(spec: Part) -> None:
     if running is not None and strategy is not None:
         spec.refuse("running", "and runStrategy exclude each other: keep runStrategy, as `running` is deprecated")
     elif running is False or strategy in {"Halted", "Manual"}:
-        key = "running" if running is False else "runStrategy"
-        spec.refuse(
-            key, f"{spec.get(key)!r} asks for a VM that does not run, and a claim hands out one that does: Always"
+        key, given, instead = (
+            ("running", "false", "true") if running is False else ("runStrategy", repr(strategy), "Always")
         )
+        why = "asks for a VM that does not run, and a claim hands out one that does"
+        spec.refuse(key, f"{given} {why}: write {instead}")
     elif running is True:
         spec.value.pop("running")
         spec.value["runStrategy"] = "Always"

@@ -278,7 +278,11 @@ def test_what_a_cluster_wrote_is_left_out():
             "spec.template.spec.snapshot.name",
             "is a second source: metadata.annotations.emberpool.io/start-from-preload names one already",
         ),
-        (machine(running=False), "spec.running", "a claim hands out one that does"),
+        (
+            machine(running=False),
+            "spec.running",
+            "false asks for a VM that does not run, and a claim hands out one that does: write true",
+        ),
         (machine(runStrategy="Halted", running=None), "spec.runStrategy", "'Halted' asks for a VM that does not run"),
         (machine(runStrategy="Always"), "spec.running", "and runStrategy exclude each other"),
         (machine(running="yes"), "spec.running", "must be true or false"),
