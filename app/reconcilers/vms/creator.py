@@ -48,10 +48,11 @@ class VmCreator(LeasedWorker[CreateWork]):
 
     @override
     async def process(self, item: CreateWork) -> None:
+        exclusives = self._gateway.reopen(item.vm_spec).exclusives
         async with self._db.begin() as tx:
             start = await resolve_start(tx, item.path, item.source, asked_at=item.asked_at)
             if not isinstance(start, NotYet):
-                await self._take_exclusives(tx, item, start)
+                await _take_exclusives(tx, item, [each for each in exclusives if not _is_replaced(each, start)])
             if start is None and item.source is not None:
                 await work.start_cold(tx, item.id, token=self.token)
         if isinstance(start, NotYet):
@@ -73,15 +74,6 @@ class VmCreator(LeasedWorker[CreateWork]):
                     deadline_seconds=item.boot_timeout_seconds,
                 )
 
-    async def _take_exclusives(self, tx: Tx, item: CreateWork, start: Start) -> None:
-        """Gives the VM what it writes to although it exists once. Raises SourceNotReady and InUse, with nothing written."""
-        left = [each for each in self._gateway.reopen(item.vm_spec).exclusives if not _is_replaced(each, start)]
-        for each in sorted(left, key=lambda each: each.key):
-            if not item.on_demand:
-                raise SourceNotReady(f"its VMs need disks from a snapshot: {each.message}")
-            if (holder := await work.take_exclusive(tx, item.id, each.key)) is not None:
-                raise InUse(f"{each.key} exists once and is in use by VM {holder}")
-
     @override
     def pause(self, item: CreateWork, retry: RetryLater) -> float:
         return _IN_USE_SECONDS if isinstance(retry, InUse) else super().pause(item, retry)
@@ -98,6 +90,15 @@ class VmCreator(LeasedWorker[CreateWork]):
             vm = (await observed.by_ids(tx, [item.id])).get(item.id)
             if vm is not None:
                 await give_up(tx, vm, VmState.FAILED, reason=error.detail, settings=self._settings)
+
+
+async def _take_exclusives(tx: Tx, item: CreateWork, exclusives: Sequence[Exclusive]) -> None:
+    """Gives the VM what it writes to although it exists once. Raises SourceNotReady and InUse, with nothing written."""
+    for each in sorted(exclusives, key=lambda each: each.key):
+        if not item.on_demand:
+            raise SourceNotReady(f"a pool makes no VM of this template: {each.message}")
+        if (holder := await work.take_exclusive(tx, item.id, each.key)) is not None:
+            raise InUse(f"{each.key} exists once and is in use by VM {holder}")
 
 
 def _is_replaced(each: Exclusive, start: Start) -> bool:

@@ -229,7 +229,7 @@ class TestWhatExistsOnce:
         await provision.step()
         vm = await row(db, vm_id)
         assert (vm["state"], vm["asked_at"], gateway.vms) == ("planned", None, {})
-        assert vm["health"] == "its VMs need disks from a snapshot: PersistentVolumeClaim data exists once"
+        assert vm["health"] == "a pool makes no VM of this template: PersistentVolumeClaim data exists once"
 
     @pytest.mark.parametrize(("volume", "vms"), [("root", 1), ("other", 0)])
     async def test_a_snapshot_with_that_volume_gives_a_copy(self, db, gateway, provision, monkeypatch, volume, vms):
