@@ -143,8 +143,8 @@ def estimate_wait(
 ) -> WaitEstimate:
     """How long the claim at `place` in a pool's queue waits; 1 is the next to be served.
 
-    `in_flight_since` says when each VM on its way was requested. One that is overdue may never come: it is expected no
-    sooner than one that begins now. A claim behind those waits for further boots, `batch` at a time, if the pool
+    `in_flight_since` says when each VM on its way was requested. One that is overdue may never come: it is expected
+    when one after it would be ready. A claim behind those waits for further boots, `batch` at a time, if the pool
     `can_grow`; it begins none before `rests_until`. `of` says in words whose boots were measured.
     """
     typical = boots.p50 if boots.p50 is not None else _GUESS_SECONDS
@@ -172,7 +172,7 @@ def estimate_wait(
 def _expect(age: float, typical: float, longest: float | None) -> tuple[float, bool]:
     """How many seconds a boot of that age still takes, and whether it is overdue."""
     if longest is not None and age > _OVERDUE * max(longest, typical):
-        return typical, True
+        return 2 * typical, True
     return max(typical - age, 0.05 * typical), False
 
 
