@@ -63,7 +63,9 @@ class SnapshotDisk:
 
 @dataclass(frozen=True, slots=True)
 class FromSnapshot:
-    """The disks of snapshot `name` replace the template's volumes of the same names, or are added to them."""
+    """The disks of snapshot `name` replace the template's volumes of the same names, then its images in their order; the others are
+    added to them. A disk is as large as the template asks, and on the storage that it asks for.
+    """
 
     name: str
     disks: tuple[SnapshotDisk, ...]

@@ -120,7 +120,7 @@ class KubeVirtGateway:
         )
         if not created:
             _log.info("cluster.vm_found", vm=name, pool=pool)
-        for claim in pvcs_of(vm, start):
+        for claim in pvcs_of(vm, start, opened(spec)):
             try:
                 await self._client.create(PVCS, claim)
             except AlreadyExists:

@@ -90,7 +90,7 @@ class TestSnapshot:
 
     def test_its_claims_belong_to_the_vm(self):
         vm = cluster_vm(NAME, uid="the-uid")
-        (claim,) = pvcs_of(vm, SNAPSHOT)
+        (claim,) = pvcs_of(vm, SNAPSHOT, DISKLESS)
         assert claim["metadata"]["name"] == f"{NAME}-rootdisk"
         assert claim["metadata"]["ownerReferences"] == [
             {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "name": NAME, "uid": "the-uid"}
@@ -111,16 +111,131 @@ class TestSnapshot:
     def test_a_users_label_is_not_carried_to_the_claim(self):
         vm = cluster_vm(NAME)
         vm["metadata"]["labels"]["team"] = "a"
-        assert "team" not in pvcs_of(vm, SNAPSHOT)[0]["metadata"]["labels"]
+        assert "team" not in pvcs_of(vm, SNAPSHOT, DISKLESS)[0]["metadata"]["labels"]
 
     def test_the_cluster_decides_what_the_snapshot_leaves_open(self):
         disk = SnapshotDisk("rootdisk", "s", "1Gi", None, ("ReadWriteOnce",), None)
-        (claim,) = pvcs_of(cluster_vm(NAME), FromSnapshot("ready", (disk,)))
+        (claim,) = pvcs_of(cluster_vm(NAME), FromSnapshot("ready", (disk,)), DISKLESS)
         assert not claim["spec"].keys() & {"storageClassName", "volumeMode"}
 
     @pytest.mark.parametrize("start", [None, PRELOAD, FromImage("i", "a:1")])
     def test_no_other_start_has_claims_of_its_own(self, start):
-        assert pvcs_of(cluster_vm(NAME), start) == []
+        assert pvcs_of(cluster_vm(NAME), start, DISKLESS) == []
+
+
+class TestOneBootDisk:
+    @pytest.mark.parametrize("image", ["https://images.example/a.qcow2", "docker://r.example/a:1", "r.example/a:1"])
+    def test_the_disk_of_a_snapshot_takes_the_place_of_the_image_of_the_short_form(self, image):
+        spec = begun({"image": image, "memory": "1Gi", "user_data": "#cloud-config"}, SNAPSHOT, diskless=True)
+        assert list(volumes(spec)) == ["boot", "cloud-init"]
+        assert volumes(spec)["boot"]["persistentVolumeClaim"] == {"claimName": f"{NAME}-rootdisk"}
+        assert "dataVolumeTemplates" not in spec
+        assert [disk["name"] for disk in disks(spec)] == ["boot", "cloud-init"]
+
+    def test_volumes_may_have_other_names_than_in_the_vm_of_the_snapshot(self):
+        template = copy.deepcopy(WITH_DATA_VOLUME)
+        template["template"]["spec"]["volumes"][0]["name"] = "system"
+        spec = begun(template, SNAPSHOT)
+        assert list(volumes(spec)) == ["system"]
+        assert "dataVolumeTemplates" not in spec
+
+    def test_a_further_disk_comes_after_the_one_that_the_vm_boots_from(self):
+        second = replace(DISK, volume="data")
+        spec = begun(WITH_DATA_VOLUME, FromSnapshot("ready", (DISK, second)))
+        assert list(volumes(spec)) == ["rootdisk", "data"]
+
+    def test_a_driver_cd_is_no_image_to_boot_from(self):
+        cd = {"name": "drivers", "containerDisk": {"image": "registry.example/virtio-win:1"}}
+        template = changed(VM_SPEC, "template.spec.volumes", [cd])
+        template = changed(
+            template, "template.spec.domain.devices.disks", [{"name": "drivers", "cdrom": {"bus": "sata"}}]
+        )
+        spec = begun(template, SNAPSHOT)
+        assert volumes(spec)["drivers"] == cd
+        assert [disk["name"] for disk in disks(spec)] == ["rootdisk", "drivers"]
+
+
+FIELDS = [
+    pytest.param({}, {"size": "12Gi"}, id="nothing but the least size"),
+    pytest.param({"size": "20Gi"}, {"size": "20Gi"}, id="a larger size"),
+    pytest.param({"size": "1Gi"}, {"size": "12Gi"}, id="a size that is too small"),
+    pytest.param({"class": "fast"}, {"size": "12Gi", "class": "fast"}, id="the same storage class"),
+    pytest.param({"class": "other", "size": "20Gi"}, {"size": "20Gi", "class": "other"}, id="another storage class"),
+    pytest.param({"access": ["ReadWriteMany"]}, {"size": "12Gi", "access": ["ReadWriteMany"]}, id="access modes"),
+    pytest.param({"mode": "Filesystem"}, {"size": "12Gi", "mode": "Filesystem"}, id="another volume mode"),
+    pytest.param({"attributes": "gold"}, {"size": "12Gi", "attributes": "gold"}, id="volume attributes"),
+]
+WORDS = {
+    "class": "storageClassName",
+    "access": "accessModes",
+    "mode": "volumeMode",
+    "attributes": "volumeAttributesClassName",
+}
+LARGE = replace(DISK, size="12Gi")
+
+
+class TestFieldsByPath:
+    """What a template asks of a disk is what the disk gets, whatever it starts from."""
+
+    @pytest.mark.parametrize(("asked", "expected"), FIELDS)
+    @pytest.mark.parametrize("key", ["storage", "pvc"])
+    @pytest.mark.parametrize("path", ["cold", "preload", "snapshot"])
+    def test_each_path_honours_the_fields_of_a_disk(self, path, key, asked, expected):
+        written = {WORDS[word]: value for word, value in asked.items() if word != "size"}
+        written["resources"] = {"requests": {"storage": asked.get("size", "12Gi")}}
+        template = copy.deepcopy(WITH_DATA_VOLUME)
+        disk = template["dataVolumeTemplates"][0]["spec"]
+        disk.pop("storage")
+        disk[key] = written
+        if path == "cold" and asked.get("size") == "1Gi":
+            expected = asked  # there is no content yet that is larger
+        got = self._request_of(template, path)
+        assert got["resources"]["requests"]["storage"] == expected["size"]
+        for word, value in expected.items():
+            if word != "size":
+                assert got[WORDS[word]] == value
+
+    def _request_of(self, template, path):
+        start = {"cold": None, "preload": PRELOAD, "snapshot": FromSnapshot("ready", (LARGE,))}[path]
+        before = expand(template, WarmWhen.AGENT).spec
+        spec = begin(before, start, vm=NAME, namespace="vms")
+        claims = pvcs_of(cluster_vm(NAME), start, before)
+        imports = spec.get("dataVolumeTemplates") or []
+        assert len(claims) + len(imports) == 1
+        if claims:
+            assert claims[0]["spec"]["dataSource"]["name"] == DISK.volume_snapshot
+            return claims[0]["spec"]
+        body = imports[0]["spec"]
+        if path == "snapshot":
+            assert body["source"] == {"snapshot": {"name": DISK.volume_snapshot, "namespace": "vms"}}
+        return body.get("storage") or body["pvc"]
+
+    @pytest.mark.parametrize(
+        ("asked", "by_cdi"),
+        [
+            ({}, False),
+            ({"storageClassName": "fast", "volumeMode": "Block"}, False),
+            ({"storageClassName": "other"}, True),
+            ({"volumeMode": "Filesystem"}, True),
+            ({"selector": {"matchLabels": {"a": "b"}}}, True),
+        ],
+    )
+    def test_the_storage_restores_only_what_it_can(self, asked, by_cdi):
+        template = copy.deepcopy(WITH_DATA_VOLUME)
+        template["dataVolumeTemplates"][0]["spec"]["storage"] = {
+            "resources": {"requests": {"storage": "20Gi"}},
+            **asked,
+        }
+        spec = begun(template, SNAPSHOT)
+        assert bool(spec.get("dataVolumeTemplates")) is by_cdi
+
+    def test_labels_and_annotations_of_a_disk_are_kept(self):
+        template = copy.deepcopy(WITH_DATA_VOLUME)
+        marks = {"labels": {"team": "a"}, "annotations": {"backup.example/skip": "true"}}
+        template["dataVolumeTemplates"][0]["metadata"] |= marks
+        (claim,) = pvcs_of(cluster_vm(NAME), SNAPSHOT, expand(template, WarmWhen.AGENT).spec)
+        assert claim["metadata"]["labels"]["team"] == "a"
+        assert claim["metadata"]["annotations"] == marks["annotations"]
 
 
 class TestPreload:
