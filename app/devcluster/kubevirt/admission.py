@@ -92,7 +92,19 @@ def _with_defaults(vm: Json) -> Json:
     metadata = {**(template.get("metadata") or {}), "annotations": annotations}
     spec["domain"] = domain
     template = {**template, "metadata": metadata, "spec": spec}
-    return {**vm, "spec": {**vm["spec"], "template": template}}
+    return {**vm, "spec": {**_with_inference(vm["spec"]), "template": template}}
+
+
+def _with_inference(spec: Json) -> Json:
+    """An instance type and a preference are inferred from labels of a volume. No volume of this cluster has them, so a matcher
+    that may fail is cleared (KubeVirt v1.9.0).
+    """
+    inferred = [key for key in ("instancetype", "preference") if (spec.get(key) or {}).get("inferFromVolume")]
+    for key in inferred:
+        if spec[key].get("inferFromVolumeFailurePolicy") != "Ignore":
+            told = f"unable to find required instancetype.kubevirt.io/default-{key} label on the volume"
+            raise ApiError(400, None, f'admission webhook "{_MUTATOR}" denied the request: {told}')
+    return {key: value for key, value in spec.items() if key not in inferred}
 
 
 def _quantities(spec: Json) -> list[object]:

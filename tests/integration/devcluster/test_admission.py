@@ -208,6 +208,21 @@ async def test_a_bad_quantity_is_the_mutators_400(bench):
     assert (status, body["message"]) == (400, told)
 
 
+@pytest.mark.parametrize("key", ["instancetype", "preference"])
+async def test_what_would_be_inferred_from_a_volume_is_cleared_or_refused(bench, key):
+    inferred = {"inferFromVolume": VOLUME["name"], "inferFromVolumeFailurePolicy": "Ignore"}
+    status, body = await bench.call("POST", MACHINES, vm(**{f"spec__{key}": inferred}))
+    assert status == 201, body
+    assert key not in body["spec"]
+    assert "guest" in body["spec"]["template"]["spec"]["domain"]["memory"]
+
+    status, body = await bench.call("POST", MACHINES, vm(**{f"spec__{key}": {"inferFromVolume": VOLUME["name"]}}))
+    assert status == 400
+    assert body["message"].endswith(
+        f"unable to find required instancetype.kubevirt.io/default-{key} label on the volume"
+    )
+
+
 async def test_running_alone_is_taken_with_a_warning(bench):
     obj = vm(spec__runStrategy=None, spec__running=True)
     async with bench.session.post(bench.cluster.url + MACHINES, json=obj) as answer:
