@@ -20,6 +20,7 @@ class VmTemplate:
     - `marks`: the labels and annotations that a VM of the same shape gets when it is claimed.
     - `images`: what the disks are made from.
     - `has_own_disk`: whether it has a disk with content of its own, so that its VMs can start without a snapshot or preload.
+    - `keeps_state`: whether its VMs have a persistent TPM or EFI, whose state no snapshot brings back.
     - `exclusives`: what the VMs write to although it exists once.
     - `identity`: the fields that identify one machine.
     - `form`: how the template was written. Only the gateway reads it, to say where in the template a refused field is.
@@ -30,6 +31,7 @@ class VmTemplate:
     shape: str
     images: tuple[ImageRef, ...] = ()
     has_own_disk: bool = True
+    keeps_state: bool = False
     marks: Marks = NO_MARKS
     exclusives: tuple[Exclusive, ...] = ()
     identity: tuple[FieldProblem, ...] = ()

@@ -7,7 +7,7 @@ wrong is `failing` until the cluster has nothing of it any more, then `failed`. 
 deleted its object.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -343,6 +343,12 @@ def after_status(status: SnapshotStatus | None, age: timedelta, *, timeout_secon
         waits = status.error or status.progress or "no reason was given"
         return Step(_T.FAILING, f"it was not ready {timeout_seconds:g} s after it was asked for: {waits}")
     return Step(None, status.error or status.progress or "its disks are being taken")
+
+
+def not_disks(status: SnapshotStatus, disks: Collection[str]) -> tuple[VolumeVerdict, ...]:
+    """What a finished snapshot contains beside its disks, by the names of these: no VM gets it."""
+    why = "it is no disk of the VM but its state, such as that of a persistent TPM or EFI, which no VM starts with"
+    return tuple(VolumeVerdict(name, enabled=False, reason=why) for name in status.included if name not in disks)
 
 
 def left_out(status: SnapshotStatus, verdicts: Sequence[VolumeVerdict]) -> tuple[VolumeVerdict, ...]:

@@ -12,6 +12,11 @@ from app.store.preloads import sources as preloads
 from app.store.snapshots import rows as snapshot_rows
 from app.store.snapshots import sources as snapshots
 
+NO_STATE = (
+    "the template has a persistent TPM or EFI, and a VM from a snapshot does not get its state: leave `persistent` out, or start "
+    "from the image"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
@@ -73,6 +78,12 @@ async def require_use(tx: Tx, start_from: StartFrom | None, template: VmTemplate
     image = await preloads.lock(tx, start_from.preload)
     if image is not None:
         refuse_other_image(start_from.preload, image, template)
+
+
+def refuse_lost_state(start_from: StartFrom | None, template: VmTemplate) -> None:
+    """Raises InvalidRequest if VMs of the template would start from a snapshot without the state that they are to keep."""
+    if start_from is not None and start_from.snapshot is not None and template.keeps_state:
+        raise _refused("snapshot", NO_STATE)
 
 
 def refuse_other_image(preload: str, image: ImageRef, template: VmTemplate) -> None:

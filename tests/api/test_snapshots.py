@@ -181,3 +181,18 @@ async def _deleted(service, name):
 async def test_pools_must_start_from_what_is_there(server):
     answer = await server.put("lost", size=1, template=template(), start_from={"snapshot": "nowhere"})
     check(answer, Refused(422, "invalid-request", "start_from.snapshot", "there is no snapshot 'nowhere'"))
+
+
+async def test_a_vm_that_keeps_state_does_not_start_from_a_snapshot(server, service):
+    await server.put("stateless", size=0, template=template())
+    taken = await service.post("/v1/snapshots", json={"name": "stateless", "source": {"pool": "stateless"}})
+    assert taken.status_code == 202, taken.text
+    keeping = template()
+    vm_spec = keeping if "template" in keeping else keeping["spec"]
+    vm_spec["template"]["spec"]["domain"].setdefault("devices", {})["tpm"] = {"persistent": True}
+    body = {"size": 1, "template": keeping, "start_from": {"snapshot": "stateless"}}
+    refused = await service.put("/v1/pools/keeping", json=body)
+    check(refused, Refused(422, "invalid-request", "start_from.snapshot", says="persistent TPM or EFI"))
+    claimed = await service.post("/v1/claim", json={"vm": keeping, "start_from": {"snapshot": "stateless"}})
+    check(claimed, Refused(422, "invalid-request", "start_from.snapshot", says="persistent TPM or EFI"))
+    assert (await service.get("/v1/pools/keeping")).status_code == 404

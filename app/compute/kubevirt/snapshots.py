@@ -61,7 +61,7 @@ class KubeVirtSnapshots:
             raise ClusterError(f"VirtualMachineSnapshot {status.name} is ready but names no content.")
         content = await self._client.get(VM_SNAPSHOT_CONTENTS, status.content)
         found = []
-        for backup in content["spec"].get("volumeBackups") or []:
+        for backup in disk_backups(content):
             name = backup.get("volumeSnapshotName")
             if name:
                 found.append(read_disk(backup, await self._client.get(VOLUME_SNAPSHOTS, name)))
@@ -154,6 +154,16 @@ def read_status(snapshot: Manifest) -> SnapshotStatus:
         excluded=tuple(volumes.get("excludedVolumes") or ()),
         hint=hints.get(_PARTIAL),
     )
+
+
+def disk_backups(content: Manifest) -> list[Manifest]:
+    """The backups of a VirtualMachineSnapshotContent that are of volumes of its VM.
+
+    KubeVirt v1.9.0 also backs up the state of a persistent TPM or EFI, as a volume that the VM does not have
+    (`persistent-state-for-<vm>`). It is no disk: a guest must not get it as one.
+    """
+    own = {volume["name"] for volume in _volumes(content["spec"]["source"]["virtualMachine"]["spec"])}
+    return [backup for backup in content["spec"].get("volumeBackups") or [] if backup["volumeName"] in own]
 
 
 def read_disk(backup: Manifest, volume_snapshot: Manifest) -> SnapshotDisk:

@@ -31,6 +31,7 @@ from app.domain.snapshots import (
     after_status,
     after_stop,
     left_out,
+    not_disks,
 )
 from app.domain.states import ClaimState
 from app.errors import ClusterError, ClusterUnavailable
@@ -217,7 +218,10 @@ class TakePhases:
             why = "its VirtualMachineSnapshot holds no VolumeSnapshot"
             return await self._follow(at, take, Step(TakeState.FAILING, why))
         vm = await self._cluster.source(take.vm_name) if take.vm_name is not None and status.excluded else None
-        excluded = left_out(status, vm.volumes if vm is not None else ())
+        excluded = (
+            *left_out(status, vm.volumes if vm is not None else ()),
+            *not_disks(status, [disk.volume for disk in disks]),
+        )
         return await self._follow(
             at,
             take,

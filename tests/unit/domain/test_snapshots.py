@@ -30,6 +30,7 @@ from app.domain.snapshots import (
     assess,
     check_take_transition,
     left_out,
+    not_disks,
     plan_takes,
 )
 from app.domain.states import ClaimState
@@ -296,3 +297,10 @@ def test_what_is_left_out_is_told_with_the_best_reason_there_is():
         ("c", "partial"),
     ]
     assert left_out(sight(excluded=("c",)), ())[0].reason == "KubeVirt left it out"
+
+
+def test_what_a_snapshot_has_beside_its_disks_is_told_as_left_out():
+    (found,) = not_disks(sight(included=("rootdisk", "persistent-state-for-web-1")), ["rootdisk"])
+    assert (found.name, found.enabled) == ("persistent-state-for-web-1", False)
+    assert "TPM or EFI" in (found.reason or "")
+    assert not_disks(sight(included=("rootdisk",)), ["rootdisk"]) == ()

@@ -52,6 +52,14 @@ def has_own_disk(spec: Manifest) -> bool:
     return any(not (volume.keys() & _NO_DISKS or disk_source(volume) in blank) for volume in volumes)
 
 
+def keeps_state(spec: Manifest) -> bool:
+    """Whether the VM has a persistent TPM or EFI. KubeVirt v1.9.0 keeps their state in a PVC of its own, outside of the spec."""
+    domain = spec["template"]["spec"].get("domain") or {}
+    tpm = (domain.get("devices") or {}).get("tpm") or {}
+    efi = ((domain.get("firmware") or {}).get("bootloader") or {}).get("efi") or {}
+    return bool(tpm.get("persistent") or efi.get("persistent"))
+
+
 def pvcs_of(vm: Manifest, start: Start, spec: Manifest) -> list[Manifest]:
     """The PVCs that a VM from a snapshot needs, each owned by `vm`, which is the VM as the cluster returned it.
 

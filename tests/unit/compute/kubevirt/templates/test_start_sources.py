@@ -8,7 +8,7 @@ import pytest
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.templates.expand import expand
 from app.compute.kubevirt.templates.manifests import vm_manifest
-from app.compute.kubevirt.templates.start_sources import begin, has_own_disk, pvcs_of
+from app.compute.kubevirt.templates.start_sources import begin, has_own_disk, keeps_state, pvcs_of
 from app.domain.observation import WarmWhen
 from app.domain.paths import FromImage, FromSnapshot, FromVolume, ImageKind, ImageRef, SnapshotDisk
 from tests.support.crd_schemas import complaints
@@ -121,6 +121,21 @@ class TestSnapshot:
     @pytest.mark.parametrize("start", [None, PRELOAD, FromImage("i", "a:1")])
     def test_no_other_start_has_claims_of_its_own(self, start):
         assert pvcs_of(cluster_vm(NAME), start, DISKLESS) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "keeps"),
+    [
+        ("devices.tpm", {"persistent": True}, True),
+        ("devices.tpm", {}, False),
+        ("devices.tpm", {"persistent": False}, False),
+        ("firmware", {"bootloader": {"efi": {"persistent": True}}}, True),
+        ("firmware", {"bootloader": {"efi": {}}}, False),
+        ("firmware", None, False),
+    ],
+)
+def test_a_persistent_tpm_or_efi_is_state_that_no_snapshot_brings_back(field, value, keeps):
+    assert keeps_state(changed(VM_SPEC, f"template.spec.domain.{field}", value)) is keeps
 
 
 class TestOneBootDisk:
