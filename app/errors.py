@@ -36,6 +36,7 @@ EmberpoolError                     500 internal-error
 |   |-- DeadlineTooShort           503 deadline-too-short       the measured time of every path is longer
 |   |-- OutcomeUnknown             503 outcome-unknown          a claim may have been made, or not
 |   |-- DatabaseUnavailable        503 database-unavailable
+|   |   |-- DatabaseRefused                                     the user or the password
 |   |   `-- DatabaseLost                                        what was sent may have been committed
 |   `-- ClusterUnavailable         503 cluster-unavailable      refused connections, time-outs, 429, 5xx
 |-- ClusterError                   502 cluster-error            translated once, in compute/kubevirt
@@ -225,6 +226,10 @@ class OutcomeUnknown(
 
 
 class DatabaseUnavailable(Unavailable, code="database-unavailable", title="The database is not available"): ...
+
+
+class DatabaseRefused(DatabaseUnavailable):
+    """The database does not accept the service's user or password. It may again: passwords are rotated."""
 
 
 class DatabaseLost(DatabaseUnavailable):

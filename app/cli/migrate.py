@@ -6,7 +6,7 @@ import typer
 
 from app.cli.settings import DatabaseUrl, check_settings, read_settings, run_async
 from app.config import Settings
-from app.errors import DatabaseUnavailable, EmberpoolError
+from app.errors import DatabaseRefused, DatabaseUnavailable, EmberpoolError
 from app.store import migrations
 from app.store.database import Database
 
@@ -34,6 +34,8 @@ async def read_migration(settings: Settings) -> str | None:
     try:
         async with db.begin() as tx:
             return await migrations.current(tx)
+    except DatabaseRefused as error:
+        raise _unusable(settings, error) from error
     except DatabaseUnavailable:
         raise
     except Exception as error:

@@ -11,7 +11,7 @@ import asyncpg
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from app.errors import DatabaseLost, DatabaseUnavailable, EmberpoolError, InvalidRequest
+from app.errors import DatabaseLost, DatabaseRefused, DatabaseUnavailable, EmberpoolError, InvalidRequest
 
 _RETRY_AFTER_SECONDS: Final = 2.0
 _AGAIN: Final = "Try again in a moment"
@@ -95,7 +95,8 @@ def translate(error: BaseException, *, committing: bool = False) -> EmberpoolErr
         return None
     if meaning.lost and committing:
         return DatabaseLost(_UNKNOWN, retry_after=_RETRY_AFTER_SECONDS)
-    return DatabaseUnavailable(meaning.sentence, retry_after=_RETRY_AFTER_SECONDS)
+    kind = DatabaseRefused if meaning is _REFUSED else DatabaseUnavailable
+    return kind(meaning.sentence, retry_after=_RETRY_AFTER_SECONDS)
 
 
 def is_stale(error: BaseException) -> bool:

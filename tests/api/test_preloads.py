@@ -261,7 +261,7 @@ async def test_they_are_listed_by_name_a_page_at_a_time(server):
         ({**DISK, "schedule": "0 3 * * *"}, "schedule", "image.registry"),
         ({**IMAGE, "size": "1Gi"}, "size", "container image"),
         ({"image": {"http": {"url": "ftp://a"}}, "size": "1Gi"}, "image.http.url", "begins with http:// or https://"),
-        ({**DISK, "schedule": "daily"}, "schedule", "such as \"0 3 * * *\"; it is 'daily'"),
+        ({**DISK, "schedule": "daily"}, "schedule", "if it is not in UTC; it is 'daily'"),
     ],
 )
 async def test_a_wrong_body_is_refused_with_its_field(server, body, field, says):

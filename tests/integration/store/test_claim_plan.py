@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from app.store.claims.warm import WarmClaimStore
+from app.store.claims.warm import WarmClaimStore, _Idle
 from tests.support.query_plans import ROWS, nodes
 from tests.support.rows import execute, make_pool, request
 
@@ -20,6 +20,9 @@ class Eavesdropper:
     def is_closed(self):
         return False
 
+    def get_server_pid(self):
+        return 1
+
     async def fetch(self, *asked):
         self.asked.append(asked)
         return []
@@ -30,7 +33,7 @@ async def explain(lane, pool, requests, *, hint):
     ear = Eavesdropper()
     lane._hints[pool.id] = hint
     lane._idle.get_nowait()
-    lane._idle.put_nowait(ear)
+    lane._idle.put_nowait(_Idle(ear, lane._generation))
     await lane.claim(pool.id, requests)
     lane._idle.get_nowait()
     lane._idle.put_nowait(None)
