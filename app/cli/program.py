@@ -7,6 +7,7 @@ import typer
 
 from app.api.app import create_app
 from app.cli.client import program as client
+from app.cli.client.commands import add_command
 from app.cli.demo.command import demo
 from app.cli.migrate import migrate
 from app.cli.serve import serve
@@ -28,7 +29,7 @@ def openapi() -> None:
 
 
 for command in (up, demo, serve, migrate, openapi):
-    app.command()(command)
+    add_command(app, command)
 client.mount(app)
 
 

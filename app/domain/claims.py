@@ -33,7 +33,11 @@ class ClaimRequest(NamedTuple):
 
 
 class DescribedClaimRequest(NamedTuple):
-    """A request that describes its VM. `paths` are those that may serve it; `start_from` leaves one of them, and a pool's."""
+    """A request that describes its VM. `paths` are those that may serve it; `start_from` leaves one of them, and a pool's.
+
+    `lease_seconds`: None stands for the default, or for the longest that there is with `longest_lease`. `namespace`: where the
+    client believes that its VM will be; None if it does not say.
+    """
 
     vm: dict[str, Any]
     paths: tuple[StartPath, ...] = tuple(StartPath)
@@ -48,13 +52,14 @@ class DescribedClaimRequest(NamedTuple):
     labels: Mapping[str, str] = MappingProxyType({})
     key: str | None = None
     request_hash: str = ""
+    allow_unschedulable: bool = False
+    longest_lease: bool = False
+    namespace: str | None = None
 
-    def in_pool(self, pool: str = "") -> ClaimRequest:
-        """The same request, addressed to a pool."""
-        labels = dict(self.labels)
-        return ClaimRequest(
-            pool, self.wait_seconds, self.lease_seconds, labels, self.key, self.request_hash, self.prefer
-        )
+    def in_pool(self, pool: str = "", max_lease_seconds: int | None = None) -> ClaimRequest:
+        """The same request, addressed to a pool that gives leases of up to `max_lease_seconds`."""
+        lease = max_lease_seconds if self.longest_lease else self.lease_seconds
+        return ClaimRequest(pool, self.wait_seconds, lease, dict(self.labels), self.key, self.request_hash, self.prefer)
 
 
 class NewClaim(NamedTuple):

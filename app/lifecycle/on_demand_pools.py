@@ -39,6 +39,7 @@ def on_demand_spec(
     warm_when: WarmWhen = WarmWhen.AGENT,
     start_from: StartFrom | None = None,
     placement: Placement | None = None,
+    allow_unschedulable: bool = False,
     boot_timeout_seconds: int = 600,
 ) -> PoolSpec:
     """The spec of an on-demand pool: as many VMs as claims wait, all at once, on leases of any length."""
@@ -47,6 +48,7 @@ def on_demand_spec(
         template=template,
         start_from=start_from,
         placement=placement,
+        allow_unschedulable=allow_unschedulable,
         warm_when=warm_when,
         max_concurrent_creates=_AT_ONCE,
         boot_timeout_seconds=boot_timeout_seconds,
@@ -56,7 +58,9 @@ def on_demand_spec(
 
 def on_demand_name(template: VmTemplate, spec: PoolSpec) -> str:
     """The same for the same VMs made in the same way. It has dots, which a user's pool name cannot have."""
-    identity = (revision_of(template.fingerprint, spec), spec.warm_when, str(spec.boot_timeout_seconds))
+    identity = [revision_of(template.fingerprint, spec), spec.warm_when, str(spec.boot_timeout_seconds)]
+    if spec.allow_unschedulable:
+        identity.append("allow_unschedulable")
     made_from = hashlib.sha256("\n".join(identity).encode()).hexdigest()
     return f"shape.{template.shape[:_HASH]}.{spec.path}.{made_from[:_HASH]}"
 

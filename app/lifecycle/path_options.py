@@ -8,6 +8,7 @@ from math import inf
 
 from app.compute.vms import VmTemplate
 from app.config import Settings
+from app.domain.durations import in_words
 from app.domain.observation import WarmWhen
 from app.domain.path_selection import NO_DATA, PathOption, estimate
 from app.domain.paths import StartPath
@@ -27,6 +28,7 @@ from app.store.rows import PoolRow
 from app.store.snapshots import sources as snapshots
 from app.store.vms.observed import database_now
 
+NO_POOL = "no pool has this shape"
 _STRENGTH = (WarmWhen.RUNNING, WarmWhen.READY, WarmWhen.AGENT)
 
 
@@ -63,7 +65,10 @@ def why_unsuitable(serving: ServingPool, terms: VmTerms) -> str | None:
     if terms.start_from is not None and pool.spec.start_from != terms.start_from:
         return f"the VMs of {named} start from something else"
     if terms.lease_seconds is not None and terms.lease_seconds > pool.spec.max_lease_seconds:
-        return f"{named} gives leases of up to {pool.spec.max_lease_seconds} s"
+        return (
+            f"{named} gives leases of up to {in_words(pool.spec.max_lease_seconds)}, and {in_words(terms.lease_seconds)} are asked "
+            "for"
+        )
     if terms.start_from is None and pool.spec.start_from is not None and _copied(terms.template) is not None:
         return f"the VMs of {named} have a copy of {_copied(terms.template)}"
     if serving.mixed:
@@ -84,7 +89,7 @@ async def _pool_option(tx: Tx, terms: VmTerms, settings: Settings) -> PathOption
             open_ones.append(option)
     if open_ones:
         return min(open_ones, key=lambda each: inf if (soon := estimate(each).p50) is None else soon)
-    return PathOption(StartPath.POOL, available=False, why="; ".join(reasons) or "no pool has this shape")
+    return PathOption(StartPath.POOL, available=False, why="; ".join(reasons) or NO_POOL)
 
 
 async def _next_vm(tx: Tx, pool: PoolRow, settings: Settings) -> PathOption:

@@ -113,8 +113,8 @@ async def require_fit(tx: Tx, demand: Demand | None, count: int = 1, *, of_pool:
         what = f"no node could take {'a VM of this pool' if of_pool else 'this VM'}, even with nothing else on it"
         advice = "Ask for less"
     raise Unschedulable(
-        f"{what}: {tell(missing)}. {advice}, or for what the nodes have"
-        f"{'; allow_unschedulable accepts the pool anyway' if of_pool else ''}",
+        f"{what}: {tell(missing)}. {advice}, or for what the nodes have; allow_unschedulable accepts "
+        f"{'the pool' if of_pool else 'the VM'} anyway",
         problems=problems,
     )
 

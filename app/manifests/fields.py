@@ -5,8 +5,9 @@ from typing import Any
 
 from app.domain.fields import suggest
 from app.errors import FieldProblem
-from app.manifests.documents import Document, describe
+from app.manifests.documents import Document
 from app.manifests.requests import Json, located
+from app.manifests.values import describe
 
 _MISSING = "is missing"
 

@@ -10,6 +10,7 @@ import orjson
 from app.domain.pools import POOL_NAME_PATTERN
 from app.manifests.documents import Document
 from app.manifests.fields import Findings, Part, unknown
+from app.manifests.foreign import is_foreign, refuse_foreign
 from app.manifests.requests import Json, Reference, Resource
 
 PREFIX: Final = "emberpool.io/"
@@ -17,23 +18,11 @@ _NAME: Final = re.compile(POOL_NAME_PATTERN)
 _NAME_RULE: Final = (
     "must have 1 to 63 lower-case letters, digits and '-', and begin and end with a letter or digit; it is {!r}"
 )
-_WRITTEN_BY_THE_CLUSTER: Final = (
-    "creationTimestamp",
-    "generation",
-    "managedFields",
-    "resourceVersion",
-    "selfLink",
-    "uid",
-)
-_METADATA: Final = ("name", "namespace", "labels", "annotations", *_WRITTEN_BY_THE_CLUSTER)
+_METADATA: Final = ("name", "namespace", "labels", "annotations")
 _REFUSED_METADATA: Final = {
     "generateName": "is not supported: a generated name cannot be found when the manifest is applied again; write metadata.name",
-    "ownerReferences": "is not supported: the service owns what it creates; leave it out",
-    "finalizers": "is not supported; leave it out",
-    "deletionTimestamp": "belongs to an object that is being deleted; leave it out",
-    "deletionGracePeriodSeconds": "belongs to an object that is being deleted; leave it out",
 }
-_TOP: Final = ("apiVersion", "kind", "metadata", "spec", "status")
+_TOP: Final = ("apiVersion", "kind", "metadata", "spec")
 
 
 Reader = Callable[[str], Any]
@@ -79,7 +68,9 @@ class Head:
         return self.spec.findings
 
 
-def read_kind(document: Document, kinds: Mapping[str, DocumentKind], findings: Findings) -> DocumentKind | None:
+def read_kind(
+    document: Document, kinds: Mapping[str, DocumentKind], namespace: str, findings: Findings
+) -> DocumentKind | None:
     """None if the kind is not supported (a problem)."""
     root = Part(document.body, document.path, findings)
     name = root.text("kind", required=True)
@@ -88,7 +79,10 @@ def read_kind(document: Document, kinds: Mapping[str, DocumentKind], findings: F
         return None
     kind = kinds.get(name)
     if kind is None:
-        root.refuse("kind", f"{name!r} {unknown('kind', name, kinds)}")
+        foreign = is_foreign(name, kinds)
+        root.refuse(
+            "kind", refuse_foreign(name, kinds, namespace) if foreign else f"{name!r} {unknown('kind', name, kinds)}"
+        )
         return None
     if version is not None and not kind.takes(version):
         root.refuse("apiVersion", f"must be {kind.api_versions} for a {name}; it is {version!r}")
@@ -99,12 +93,8 @@ def read_head(document: Document, namespace: str, findings: Findings) -> Head:
     """The document's metadata, checked. Its name is empty if it has no valid name (a problem)."""
     root = Part(document.body, document.path, findings)
     root.allow(_TOP)
-    if "status" in root:
-        root.note("status was ignored: it is written by the cluster")
     metadata = root.part("metadata", required=True)
     metadata.allow(_METADATA, refused=_REFUSED_METADATA)
-    if any(key in metadata for key in _WRITTEN_BY_THE_CLUSTER):
-        metadata.note("metadata that the cluster writes (uid, resourceVersion and the like) was ignored")
     name = metadata.text("name", required="metadata" in root) or ""
     if name and not _NAME.fullmatch(name):
         metadata.refuse("name", _NAME_RULE.format(name))
@@ -149,8 +139,7 @@ def read_settings(head: Head, known: Mapping[str, tuple[str, Reader]]) -> tuple[
     places = {name: annotations.at(f"{PREFIX}{setting}") for setting, (name, _) in known.items()}
     for key, value in annotations.value.items():
         if not key.startswith(PREFIX):
-            if not key.startswith("kubectl.kubernetes.io/"):
-                annotations.note("annotations that do not begin with emberpool.io/ are not kept")
+            annotations.note("annotations that do not begin with emberpool.io/ are not kept")
             continue
         setting = key.removeprefix(PREFIX)
         if setting not in known:

@@ -1,8 +1,7 @@
-"""Translates a VirtualMachine into a claim that describes its VM, with the longest lease."""
+"""Translates a VirtualMachine into a claim that describes its VM."""
 
 from typing import Final
 
-from app.config import MAX_LEASE_SECONDS
 from app.manifests.fields import Part
 from app.manifests.heads import PREFIX, DocumentKind, Head, as_list, as_text, as_value
 from app.manifests.requests import VIRTUAL_MACHINE, Json, Reference, Resource
@@ -21,6 +20,7 @@ _SETTINGS: Final = {
     "paths": ("paths", as_list),
     "remember": ("remember", as_value),
     "placement": ("placement", as_value),
+    "allow-unschedulable": ("allow_unschedulable", as_value),
     **{setting: (setting, as_text) for setting in START_SETTINGS},
 }
 _LABELS: Final = 32
@@ -45,10 +45,6 @@ def _translate(head: Head, body: Json, places: dict[str, str]) -> dict[Reference
         "the service generates the VM's name in the cluster; "
         f"kubectl get vm -l {PREFIX}{NAME_LABEL}={head.name} finds it"
     )
-    if "lease_seconds" not in body:
-        spec.note(
-            f"the VM is claimed for {MAX_LEASE_SECONDS // 86_400} days, the longest lease; renew the claim to keep it longer"
-        )
     body["labels"] = _labels(head, places)
     body["vm"] = spec.value
     return references

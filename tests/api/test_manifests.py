@@ -382,6 +382,25 @@ async def test_a_vm_of_a_pools_shape_is_served_warm(server):
     assert await actions(server, machine(name="quick")) == ["unchanged"]
 
 
+async def test_a_vm_gets_the_longest_lease_of_its_pool(server):
+    template = {"spec": {**VMI["spec"], "terminationGracePeriodSeconds": 7}}
+    assert await actions(server, pool(name="daily", size=1, template=template)) == ["created"]
+
+    async def full():
+        return (await server.pool("daily"))["status"]["counts"]["ready"] == 1
+
+    await until(full)
+    asked = annotated(machine(name="long", template=template), lease_seconds="172800")
+    (cold,) = await applied(server, asked)
+    why = "it does not come from a pool: pool 'daily' gives leases of up to 1 day, and 2 days are asked for"
+    assert why in cold["notes"]
+    (warm,) = await applied(server, machine(name="daily", template=template))
+    assert warm["resource"]["state"] == "bound"
+    assert "its lease is 1 day, the longest that this pool gives" in warm["notes"]
+    claim = (await server.client.get(warm["resource"]["href"])).json()
+    assert (claim["path"], claim["lease_seconds"]) == ("pool", 86_400)
+
+
 async def test_documents_may_refer_to_what_comes_after_them(server):
     near = volume(name="image", pvc={"resources": {"requests": {"storage": "1Gi"}}})
     on_image = {"spec": {"domain": DOMAIN, "volumes": [{"name": "root", "dataVolume": {"name": "image"}}]}}
@@ -508,9 +527,9 @@ def mangled(draw):
             case "drop":
                 del parent[path[-1]]
             case "replace":
-                parent[path[-1]] = draw(_JUNK)
+                parent[path[-1]] = copy.deepcopy(draw(_JUNK))  # later steps may change it
             case "add" if isinstance(parent, dict):
-                parent[draw(st.text("abcXYZ-./ ", max_size=6))] = draw(_JUNK)
+                parent[draw(st.text("abcXYZ-./ ", max_size=6))] = copy.deepcopy(draw(_JUNK))
     return documents
 
 

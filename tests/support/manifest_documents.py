@@ -5,7 +5,7 @@ from typing import Any, Final
 import yaml
 
 from app.errors import FieldProblem
-from app.manifests.documents import read_yaml
+from app.manifests.documents import read_documents
 from app.manifests.requests import ResourceRequest
 from app.manifests.translate import translate
 
@@ -68,7 +68,8 @@ def as_yaml(*documents: Any) -> bytes:
 
 
 def translated(*documents: Any) -> tuple[list[ResourceRequest], list[FieldProblem]]:
-    return translate(read_yaml(as_yaml(*documents)), namespace="default")
+    found = translate(read_documents(as_yaml(*documents)), namespace="default")
+    return found.requests, found.problems
 
 
 def request_of(written: dict[str, Any]) -> ResourceRequest:

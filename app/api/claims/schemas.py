@@ -81,6 +81,15 @@ class ClaimBody(_Body):
         default=False,
         description="With `vm`: keep a pool of one such VM from now on, and preload its image, so that the next claim is warm.",
     )
+    allow_unschedulable: Annotated[bool, Strict()] = Field(
+        default=False,
+        description=(
+            "With `vm`: accept the claim even if no node could ever take its VM. Use it in clusters that add nodes for pending pods."
+        ),
+    )
+    namespace: str | None = Field(
+        default=None, description="With `vm`: the namespace that the service works in; any other is refused."
+    )
     prefer: Prefer | None = Field(
         default=None, description="Which warm VM to prefer, among those that have been ready longest."
     )
@@ -100,7 +109,9 @@ class ClaimBody(_Body):
             raise ValueError("give either a pool or a vm, not both")
         return value
 
-    @field_validator("start_from", "placement", "warm_when", "deadline_seconds", "remember")
+    @field_validator(
+        *("start_from", "placement", "warm_when", "deadline_seconds", "remember", "allow_unschedulable", "namespace")
+    )
     @classmethod
     def _only_with_vm(cls, value: object, info: ValidationInfo) -> object:
         if value and info.data.get("pool") is not None:

@@ -9,9 +9,11 @@ from pydantic import BaseModel, Field
 
 from app.api.dependencies import Svc
 from app.api.problems import CLUSTER_ERRORS, responses
+from app.api.views import View
 from app.errors import ManifestRefused
-from app.manifests.documents import read_json, read_yaml
+from app.manifests.documents import read_documents
 from app.manifests.requests import Resource
+from app.manifests.translate import Skipped
 from app.services.manifests.service import Applied
 from app.services.writes import WriteOutcome
 
@@ -68,9 +70,24 @@ class AppliedDocument(BaseModel):
         )
 
 
+class SkippedDocument(View):
+    """A document that was passed over."""
+
+    document: str = Field(description="The position of the document in the body.")
+    kind: str
+    name: str = Field(description="Its `metadata.name`; empty if it has none.")
+
+    @classmethod
+    def of(cls, skipped: Skipped) -> Self:
+        return cls.from_row(skipped, document=skipped.path)
+
+
 class ManifestsView(BaseModel):
     dry_run: bool
     documents: list[AppliedDocument]
+    skipped: list[SkippedDocument] = Field(
+        description="With `skip_unknown`: the documents of kinds that the service does not apply."
+    )
 
 
 @router.post(
@@ -86,6 +103,10 @@ async def apply(
     svc: Svc,
     *,
     dry_run: Annotated[bool, Query(description="Check everything, and change nothing.")] = False,
+    skip_unknown: Annotated[
+        bool,
+        Query(description="Pass over documents of kinds that the service does not apply, such as Secret or Service."),
+    ] = False,
 ) -> ManifestsView:
     """Applies documents of kind VirtualMachinePool, VirtualMachineSnapshot, VirtualMachine, DataVolume and DataImportCron.
 
@@ -93,15 +114,19 @@ async def apply(
     refused, nothing is changed, and `errors` names each document, field and reason. Documents may refer to each other in any
     order. The same body again changes nothing, and each `action` is `unchanged`.
 
-    A VirtualMachine becomes a claim with the label `name`. Its lease is 30 days unless the manifest sets another; until the claim
-    ends, the VM is not changed in place. Annotations `emberpool.io/<setting>` set what a manifest has no field for. For a pool:
+    A VirtualMachine becomes a claim with the label `name`. Unless the manifest sets a lease, it is the longest that the serving
+    pool gives, or 30 days if the VM is made for the claim. Until the claim ends, the VM is not changed in place. Annotations `emberpool.io/<setting>` set what a manifest has no field for. For a pool:
     every field of its spec (`max-vms`, `warm-when`, `placement` as JSON, ...). For a VirtualMachine: `lease-seconds`, `warm-when`,
-    `paths`, `deadline-seconds`, `remember` and `placement`. For both: `start-from-snapshot` and `start-from-preload`. For a
+    `paths`, `deadline-seconds`, `remember`, `placement` and `allow-unschedulable`. For both: `start-from-snapshot` and `start-from-preload`. For a
     snapshot: `source-pool`, `quiesce`, `refresh`, `keep` and `timeout-seconds`. For a DataVolume: `schedule`, `keep` and
     `ttl-seconds`.
     """
     body = await request.body()
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    documents = await asyncio.to_thread(read_json if kind == _JSON else read_yaml, body)
-    applied = await svc.manifests.apply(documents, dry_run=dry_run)
-    return ManifestsView(dry_run=dry_run, documents=[AppliedDocument.of(each) for each in applied])
+    documents = await asyncio.to_thread(read_documents, body, only_json=kind == _JSON)
+    result = await svc.manifests.apply(documents, dry_run=dry_run, skip_unknown=skip_unknown)
+    return ManifestsView(
+        dry_run=dry_run,
+        documents=[AppliedDocument.of(each) for each in result.applied],
+        skipped=[SkippedDocument.of(each) for each in result.skipped],
+    )

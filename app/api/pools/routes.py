@@ -127,7 +127,13 @@ async def import_pool(body: ImportBody, svc: Svc, response: Response) -> ImportV
         message = "a pool's name has lower-case letters, digits and '-', but no dots; set `name`"
         raise InvalidRequest.of_field("name", f"{name!r} cannot be the name of a pool: {message}")
     done = await import_vm_pool(
-        svc.db, svc.gateway, vm_pool=body.vm_pool, name=name, warm_when=body.warm_when, dry_run=body.dry_run
+        svc.db,
+        svc.gateway,
+        vm_pool=body.vm_pool,
+        name=name,
+        warm_when=body.warm_when,
+        allow_unschedulable=body.allow_unschedulable,
+        dry_run=body.dry_run,
     )
     if done.pool is not None:
         response.status_code = 201

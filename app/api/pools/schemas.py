@@ -115,6 +115,7 @@ class ImportBody(BaseModel):
         default=None, description="Name of the new pool. Default: the name of the VirtualMachinePool."
     )
     warm_when: WarmWhen = Field(default=WarmWhen.AGENT, description="As in the spec of a pool.")
+    allow_unschedulable: Annotated[bool, Strict()] = Field(default=False, description="As in the spec of a pool.")
     dry_run: Annotated[bool, Strict()] = Field(
         default=False, description="Report what would change without changing it."
     )

@@ -4,11 +4,11 @@ from typing import Annotated, Final
 
 import typer
 
-from app.cli.client.files import read_file
-from app.cli.client.options import OutputForm, Server, Token, connect
-from app.cli.client.printing import Output, read_columns, show, tell
+from app.cli.client.files import Files, read_files
+from app.cli.client.options import OutputForm, Server, SkipUnknown, Token, connect
+from app.cli.client.printing import Json, Output, read_columns, show, tell
 from app.cli.client.progress import watch_progress
-from app.cli.client.service import DEFAULT_SERVER
+from app.cli.client.service import DEFAULT_SERVER, Service, ServiceRefused
 
 _COLUMNS: Final = read_columns(
     "KIND:kind NAME:name ACTION:action RESOURCE",
@@ -19,8 +19,18 @@ _COLUMNS: Final = read_columns(
 def apply(
     *,
     file: Annotated[
-        str, typer.Option("--file", "-f", help="A YAML file with any number of documents; -: standard input.")
-    ],
+        list[str] | None,
+        typer.Option(
+            "--file",
+            "-f",
+            "--filename",
+            help="A YAML or JSON file with any number of documents, a folder of such files, an http(s) address, or - for standard "
+            "input. May be repeated.",
+        ),
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", "-R", help="Also read the folders in a folder.")] = False,
+    kustomize: Annotated[str | None, typer.Option("--kustomize", "-k", hidden=True)] = None,
+    skip_unknown: SkipUnknown = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and change nothing.")] = False,
     output: OutputForm = Output.TABLE,
     watch: Annotated[
@@ -30,21 +40,45 @@ def apply(
     token: Token = None,
 ) -> None:
     """Apply manifests: all documents, or none if one is refused. Applying them again changes nothing."""
-    body = read_file(file)
-    with connect(server, token) as service:
-        applied = service.ask(
-            "POST",
-            "/v1/manifests",
-            content=body,
-            params={"dry_run": "true"} if dry_run else {},
-            headers={"Content-Type": "application/yaml"},
+    if kustomize is not None:
+        raise typer.BadParameter(
+            f"-k is not supported; build it with kubectl: kubectl kustomize {kustomize} | emberpool apply -f -"
         )
+    if not file:
+        raise typer.BadParameter("name the files to apply with -f; - is standard input")
+    files = read_files(file, recursive=recursive)
+    with connect(server, token) as service:
+        applied = _apply(service, files, dry_run=dry_run, skip_unknown=skip_unknown)
         show(output, applied, _COLUMNS, applied["documents"])
         if output is Output.TABLE:
-            for document in applied["documents"]:
-                for note in document["notes"]:
-                    tell(f"{document['kind']} {document['name']}: {note}.")
-            if dry_run:
-                tell("Nothing was changed: this was a dry run.")
+            _tell_notes(applied, files)
         if watch and not dry_run:
             watch_progress(service, [document["resource"]["href"] for document in applied["documents"]])
+
+
+def _apply(service: Service, files: Files, *, dry_run: bool, skip_unknown: bool) -> Json:
+    options = {"dry_run": dry_run, "skip_unknown": skip_unknown}
+    try:
+        return service.ask(
+            "POST",
+            "/v1/manifests",
+            content=files.body(),
+            params={name: "true" for name, chosen in options.items() if chosen},
+            headers={"Content-Type": "application/yaml"},
+        )
+    except ServiceRefused as error:
+        if error.problem_code != "manifest-refused" or not error.problems:
+            raise ServiceRefused(files.locate(error.detail)) from error
+        first = error.detail.partition(". ")[0]
+        told = "".join(f"\n  {files.tell(problem)}" for problem in error.problems)
+        raise ServiceRefused(f"{first}:{told}") from error
+
+
+def _tell_notes(applied: Json, files: Files) -> None:
+    for document in applied["documents"]:
+        for note in document["notes"]:
+            tell(f"{document['kind']} {document['name']}: {files.locate(note)}.")
+    for skipped in applied["skipped"]:
+        tell(f"{skipped['kind']} {skipped['name']}: passed over, as the service does not apply this kind.")
+    if applied["dry_run"]:
+        tell("Nothing was changed: this was a dry run.")

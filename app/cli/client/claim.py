@@ -3,15 +3,16 @@
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Annotated, Final
 
 import typer
 from rich.markup import escape
 
-from app.cli.client.files import read_documents, read_request
+from app.cli.client.files import namespace_of, read_files, read_request
 from app.cli.client.listings import LISTINGS, Kind
-from app.cli.client.options import OutputForm, Server, Token, connect
+from app.cli.client.options import AllowUnschedulable, OutputForm, Server, SkipUnknown, Token, connect
 from app.cli.client.printing import Json, Output, make_console, seconds, show, tell
 from app.cli.client.service import DEFAULT_SERVER, TIMEOUT_SECONDS, Service
 from app.config import MAX_WAIT_SECONDS
@@ -32,8 +33,14 @@ def claim(
     *,
     file: Annotated[
         str | None,
-        typer.Option("--file", "-f", help="Instead of a pool: a YAML file with a VirtualMachine or a template."),
+        typer.Option(
+            "--file",
+            "-f",
+            "--filename",
+            help="Instead of a pool: a YAML or JSON file with a VirtualMachine or a template.",
+        ),
     ] = None,
+    skip_unknown: SkipUnknown = False,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait if no VM is ready.")] = 0,
     lease: Annotated[
         int | None,
@@ -48,21 +55,27 @@ def claim(
     label: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A label of the claim. May be repeated.")
     ] = None,
+    allow_unschedulable: AllowUnschedulable = False,
     key: Annotated[str | None, typer.Option(help="Idempotency key: the same key returns the same claim.")] = None,
     output: OutputForm = Output.TABLE,
     server: Server = DEFAULT_SERVER,
     token: Token = None,
 ) -> None:
     """Claim a VM from a pool, or a VM that a file describes, by the fastest path."""
-    body = _body(pool, file)
+    body, notes = _body(pool, file, skip_unknown=skip_unknown)
     body["labels"] = {**body.get("labels", {}), **_labels(label or [])}
     if lease is not None:
         body["lease_seconds"] = lease
     if path:
         body["paths"] = path
+    if allow_unschedulable:
+        body["allow_unschedulable"] = True
     with connect(server, token) as service:
         claimed = _claim(service, body, key or str(uuid.uuid4()), wait)
     show(output, claimed, LISTINGS[Kind.CLAIMS].columns, [claimed])
+    if output is Output.TABLE:
+        for note in notes:
+            tell(note)
     if output is Output.TABLE and claimed.get("choice") is not None:
         tell(f"Path {claimed['choice']['path']}: {claimed['choice']['reason']}.")
     if output is Output.TABLE and claimed["state"] == "pending":
@@ -101,15 +114,18 @@ def _claim(service: Service, body: Json, key: str, wait: float) -> Json:
     return claimed
 
 
-def _body(pool: str | None, file: str | None) -> Json:
+def _body(pool: str | None, file: str | None, *, skip_unknown: bool) -> tuple[Json, Sequence[str]]:
+    """The claim, and notes about how it was read from the file."""
     if (pool is None) == (file is None):
         raise typer.BadParameter("give either a POOL, or a file with -f")
     if file is None:
-        return {"pool": pool}
-    documents = read_documents(file)
-    if len(documents) == 1 and "kind" not in documents[0].body:
-        return {"vm": documents[0].body}
-    return dict(read_request(file, documents, Resource.CLAIM).body)
+        return {"pool": pool}, ()
+    files = read_files([file])
+    if len(files.documents) == 1 and "kind" not in files.documents[0].document.body:
+        return {"vm": files.documents[0].document.body}, ()
+    request = read_request(files, Resource.CLAIM, skip_unknown=skip_unknown)
+    notes = [f"{request.kind} {request.name}: {note}." for note in request.notes]
+    return {**request.body, "namespace": namespace_of(request.document) or None}, notes
 
 
 def _labels(given: list[str]) -> dict[str, str]:

@@ -9,14 +9,18 @@ from typing import Annotated
 import typer
 from rich.live import Live
 
-from app.cli.client.listings import LISTINGS, Filters, Kind, Listing, find_all, find_one
+from app.cli.client.listings import KINDS, LISTINGS, Filters, Kind, Listing, find_all, find_one
 from app.cli.client.options import OutputForm, Server, Token, connect
 from app.cli.client.printing import Json, Output, make_console, show, tabulate, tell
 from app.cli.client.service import DEFAULT_SERVER
+from app.domain.fields import suggest
 
 
 def get(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    kind: Annotated[
+        str,
+        typer.Argument(help=f"What to list: {', '.join(Kind)}; also in the singular, or as KIND/NAME.", metavar="KIND"),
+    ],
     name: Annotated[str | None, typer.Argument(help="The name of one of them; for a claim or VM also its id.")] = None,
     *,
     pool: Annotated[str | None, typer.Option(help="Only claims and VMs of this pool.")] = None,
@@ -30,22 +34,23 @@ def get(
     token: Token = None,
 ) -> None:
     """List pools, claims, VMs, snapshots, preloads, paths or nodes; or show one of them."""
+    listed, name = _read_kind(kind, name)
     filters = Filters(pool=pool, state=state, label=label, shape=shape, everything=everything)
-    if kind is Kind.PATHS and name is not None:  # each shape has its own row for a path
+    if listed is Kind.PATHS and name is not None:  # each shape has its own row for a path
         filters, name = dataclasses.replace(filters, path=name), None
-    listing = LISTINGS[kind]
-    _refuse_filters(kind, listing, filters, name)
+    listing = LISTINGS[listed]
+    _refuse_filters(listed, listing, filters, name)
     with connect(server, token) as service:
 
         def look() -> list[Json]:
-            return [find_one(service, kind, name)] if name is not None else list(find_all(service, kind, filters))
+            return [find_one(service, listed, name)] if name is not None else list(find_all(service, listed, filters))
 
         if watch:
             follow(look, listing, output)
             return
         found = look()
     if output is Output.TABLE and not found:
-        tell(f"There are no {kind}.")
+        tell(f"There are no {listed}.")
     else:
         show(output, found[0] if name is not None else {"items": found}, listing.columns, found)
 
@@ -74,6 +79,19 @@ def follow(
                     show(output, item, listing.columns, [item], header=not shown)
                     shown[key] = cells
             pause()
+
+
+def _read_kind(word: str, name: str | None) -> tuple[Kind, str | None]:
+    """The kind, and the name that `KIND/NAME` gives."""
+    word, slash, joined = word.partition("/")
+    if slash and name is not None:
+        raise typer.BadParameter(f"{word}/{joined} names one already; leave {name!r} out")
+    kind = KINDS.get(word.casefold())
+    if kind is None:
+        meant = suggest(word, KINDS)
+        hint = f"; did you mean {KINDS[meant]}" if meant is not None else ""
+        raise typer.BadParameter(f"{word!r} is nothing that can be listed{hint}; there are: {', '.join(Kind)}")
+    return kind, joined if slash else name
 
 
 def _refuse_filters(kind: Kind, listing: Listing, filters: Filters, name: str | None) -> None:

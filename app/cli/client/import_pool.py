@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.client.options import OutputForm, Server, Token, connect
+from app.cli.client.options import AllowUnschedulable, OutputForm, Server, Token, connect
 from app.cli.client.printing import Output, read_columns, show, tell
 from app.cli.client.service import DEFAULT_SERVER
 
@@ -20,6 +20,7 @@ def import_pool(
     warm_when: Annotated[
         str, typer.Option(help="What shows that a guest has booted: agent, ready or running.")
     ] = "agent",
+    allow_unschedulable: AllowUnschedulable = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
     output: OutputForm = Output.TABLE,
     server: Server = DEFAULT_SERVER,
@@ -29,7 +30,14 @@ def import_pool(
     namespace, slash, found = vm_pool.rpartition("/")
     if not (slash and namespace and found):
         raise typer.BadParameter(f"{vm_pool!r} is not NAMESPACE/NAME, such as default/web-servers")
-    body = {"vm_pool": found, "namespace": namespace, "name": name, "warm_when": warm_when, "dry_run": dry_run}
+    body = {
+        "vm_pool": found,
+        "namespace": namespace,
+        "name": name,
+        "warm_when": warm_when,
+        "allow_unschedulable": allow_unschedulable,
+        "dry_run": dry_run,
+    }
     with connect(server, token) as service:
         answer = service.ask("POST", "/v1/pools/import", json=body)
     if output is Output.TABLE:

@@ -25,6 +25,24 @@ class Kind(StrEnum):
     NODES = "nodes"
 
 
+_OTHER_WORDS: Final = {
+    Kind.POOLS: "virtualmachinepool vmpool",
+    Kind.VMS: "virtualmachine",
+    Kind.SNAPSHOTS: "virtualmachinesnapshot vmsnapshot",
+    Kind.PRELOADS: "datavolume",
+    Kind.NODES: "",
+    Kind.CLAIMS: "",
+    Kind.PATHS: "",
+}
+KINDS: Final = {
+    word: kind
+    for kind, others in _OTHER_WORDS.items()
+    for singular in (kind.removesuffix("s"), *others.split())
+    for word in (singular, f"{singular}s")
+}
+"""A kind by each word for it, in the singular and in the plural, and by what it is in KubeVirt and CDI."""
+
+
 class NotFound(EmberpoolError):
     code = "not-found"
     title = "Not found"

@@ -13,6 +13,20 @@ Token = Annotated[
     str | None,
     typer.Option(envvar="EMBERPOOL_API_TOKEN", help="The API token, if the service requires one.", show_envvar=True),
 ]
+SkipUnknown = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unknown",
+        help="Pass over documents of kinds that the service does not apply, such as Secret or Service.",
+    ),
+]
+AllowUnschedulable = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unschedulable",
+        help="Accept it even if the nodes have no room, as in clusters that add nodes for pending pods.",
+    ),
+]
 OutputForm = Annotated[Output, typer.Option("--output", "-o", help="table, json or yaml.")]
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from app.cli.client.apply import apply
 from app.cli.client.claim import claim
+from app.cli.client.commands import add_command
 from app.cli.client.delete import delete
 from app.cli.client.edit import patch, scale
 from app.cli.client.get import get
@@ -39,7 +40,7 @@ def takes(arguments: list[str]) -> bool:
 def mount(app: typer.Typer) -> None:
     """Adds the client commands to the program."""
     for name, command in _COMMANDS.items():
-        app.command(name)(command)
+        add_command(app, command, name)
 
 
 def main() -> None:

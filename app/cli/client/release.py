@@ -19,7 +19,8 @@ def release(
 ) -> None:
     """Release claims. Their VMs are destroyed. A claim that has already ended is left as it is."""
     with connect(server, token) as service:
-        found = [find_claim(service, name) for name in dict.fromkeys(claims)]
+        names = dict.fromkeys(name.removeprefix("claims/").removeprefix("claim/") for name in claims)
+        found = [find_claim(service, name) for name in names]
         for claim in found:
             if claim["ended_at"] is not None:
                 tell(f"Claim {name_of(claim)} had already ended: {claim['state']}.")

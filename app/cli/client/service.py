@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from app.errors import EmberpoolError
+from app.errors import EmberpoolError, FieldProblem
 
 Json = dict[str, Any]
 Query = Mapping[str, str | int]
@@ -22,8 +22,11 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class ServiceRefused(EmberpoolError):
+    """`problem_code` is the code of the service's problem."""
+
     code = "service-refused"
     title = "The service refused the request"
+    problem_code = ""
 
 
 class ServiceUnreachable(EmberpoolError):
@@ -104,14 +107,12 @@ class Service:
                 "set the address of the service with --server or EMBERPOOL_SERVER"
             )
         if answer.is_error:
-            raise ServiceRefused(_tell(body))
+            raise _refusal(body)
         return body
 
 
-def _tell(problem: Json) -> str:
-    """The problem's sentence; for a refused manifest, a line for each field."""
-    errors = problem.get("errors") or []
-    if problem["code"] != "manifest-refused" or not errors:
-        return str(problem["detail"])
-    first = str(problem["detail"]).partition(". ")[0]
-    return first + ":\n" + "\n".join(f"  {each['field']}: {each['message']}" for each in errors)
+def _refusal(problem: Json) -> ServiceRefused:
+    found = [FieldProblem(each["field"], each["message"]) for each in problem.get("errors") or []]
+    error = ServiceRefused(str(problem["detail"]), problems=found)
+    error.problem_code = str(problem["code"])
+    return error

@@ -14,7 +14,7 @@ from rich.table import Table
 from app.cli.demo.client import Client, DemoFailed, Json
 from app.cli.demo.words import in_percent, in_time, in_vms, quote, say
 from app.errors import MalformedBody
-from app.manifests.documents import read_yaml
+from app.manifests.documents import read_documents
 from app.manifests.requests import Resource
 from app.manifests.translate import translate
 
@@ -44,14 +44,15 @@ class Measured:
 def read_pool(path: Path) -> PoolFile:
     """The pool that a manifest describes. Raises DemoFailed with the reason if it does not describe one."""
     try:
-        documents = read_yaml(path.read_bytes())
+        documents = read_documents(path.read_bytes())
     except OSError as error:
         raise DemoFailed(f"{path} cannot be read: {error.strerror}. Name a pool's file with --pool.") from error
     except MalformedBody as error:
         raise DemoFailed(f"{path}: {error.detail}.") from error
-    requests, problems = translate(documents, namespace="")
-    if problems:
-        raise DemoFailed(f"{path}: {problems[0].field}: {problems[0].message}.")
+    found = translate(documents, namespace="")
+    if found.problems:
+        raise DemoFailed(f"{path}: {found.problems[0].field}: {found.problems[0].message}.")
+    requests = found.requests
     if len(requests) != 1 or requests[0].resource is not Resource.POOL:
         raise DemoFailed(f"{path} must have one document, of kind VirtualMachinePool.")
     pool = requests[0]

@@ -73,6 +73,7 @@ class ClaimFailover:
             start_from=start_of(choice),
             warm_when=pool.spec.warm_when,
             placement=pool.spec.placement,
+            allow_unschedulable=pool.spec.allow_unschedulable,
         )
         try:
             target = await enter_pool(

@@ -131,6 +131,7 @@ class ClaimQueue:
         """
         async with self._in_turn(until_disconnected), self._writing(claim) as tx:
             pool = await enter_pool(tx, chosen.choice, chosen.template, chosen.spec, max_pending=self._max_pending)
+            claim = claim._replace(lease_seconds=min(claim.lease_seconds, pool.spec.max_lease_seconds))
             return await self._write(tx, claim, pool.id, chosen.choice.reason, chosen.stored)
 
     async def follow(self, place: Place, claim: NewClaim, until_disconnected: UntilDisconnected) -> StoredClaim:

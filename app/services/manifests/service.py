@@ -16,7 +16,7 @@ from app.errors import EmberpoolError, FieldProblem, InvalidRequest, ManifestRef
 from app.manifests.documents import Document
 from app.manifests.links import link, names_of_volumes
 from app.manifests.requests import Reference, Resource, ResourceRequest
-from app.manifests.translate import order, translate
+from app.manifests.translate import Skipped, order, translate
 from app.manifests.vocabulary import TEMPLATE_WORDS
 from app.services.writes import Overtaken, WriteOutcome, prepare_and_commit
 
@@ -41,6 +41,14 @@ class Outcome:
 class Applied:
     request: ResourceRequest
     outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The results in the order of the documents, and the documents that were passed over."""
+
+    applied: list[Applied]
+    skipped: list[Skipped]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +92,22 @@ class ManifestService:
         self._find_preloads = find_preloads
         self._namespace = namespace
 
-    async def apply(self, documents: Sequence[Document], *, dry_run: bool) -> list[Applied]:
-        """Commits the documents in the order of their references; returns the results in the order of the documents.
+    async def apply(self, documents: Sequence[Document], *, dry_run: bool, skip_unknown: bool = False) -> Result:
+        """Commits the documents in the order of their references. `skip_unknown`: see `translate`.
 
         Raises ManifestRefused with every problem of every document; nothing is changed then. An error that nobody could foresee,
         such as a cluster that becomes unavailable meanwhile, is raised as itself, and its text says what was applied before it.
         """
-        requests, problems = translate(documents, namespace=self._namespace)
-        ordered, circle = order(await self._link(requests))
+        translated = translate(documents, namespace=self._namespace, skip_unknown=skip_unknown)
+        ordered, circle = order(await self._link(translated.requests))
         plans, refused = await self._prepare(ordered)
-        problems = [*problems, *circle, *refused]
+        problems = [*translated.problems, *circle, *refused]
         if problems:
             raise _refusal(problems, documents)
         applied: Sequence[Applied] = plans if dry_run else await self._commit(plans)
         position = {document.path: number for number, document in enumerate(documents)}
-        return sorted(applied, key=lambda each: position[each.request.document.path])
+        in_order = sorted(applied, key=lambda each: position[each.request.document.path])
+        return Result(in_order, translated.skipped)
 
     async def _link(self, requests: Sequence[ResourceRequest]) -> list[ResourceRequest]:
         """Replaces volumes that name a preload by clones of it; a preload of this body is preferred to an existing one."""

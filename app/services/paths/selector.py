@@ -18,7 +18,7 @@ import structlog
 
 from app.compute.gateway import Gateway
 from app.compute.vms import VmTemplate
-from app.config import Settings
+from app.config import MAX_LEASE_SECONDS, Settings
 from app.domain.claims import DescribedClaimRequest, KnownClaim, NewClaim, WarmClaim
 from app.domain.path_selection import Choice, NoChoice, Record, choose
 from app.domain.paths import StartPath
@@ -82,7 +82,11 @@ class _Wanted:
         """Of the on-demand pool whose VMs start from there."""
         request = self.request
         return on_demand_spec(
-            request.vm, start_from=start_from, warm_when=request.warm_when, placement=request.placement
+            request.vm,
+            start_from=start_from,
+            warm_when=request.warm_when,
+            placement=request.placement,
+            allow_unschedulable=request.allow_unschedulable,
         )
 
     def stored(self, record: Record) -> StoredChoice:
@@ -129,7 +133,8 @@ class PathSelector:
             served = await self._claim_warm(wanted, pools, until_disconnected)
             if served is not None:
                 return served
-        claim = NewClaim(new_id(), request.lease_seconds or _DEFAULT_LEASE_SECONDS, request.in_pool())
+        default = MAX_LEASE_SECONDS if request.longest_lease else _DEFAULT_LEASE_SECONDS
+        claim = NewClaim(new_id(), request.lease_seconds or default, request.in_pool())
         choice, place = await self._enter_queue(wanted, claim, until_disconnected)
         if place.claim_id == claim.id:
             VM_CLAIMS.labels(path=choice.path).inc()
@@ -149,7 +154,7 @@ class PathSelector:
         wanted = self._understand(request)
         async with self._db.begin() as tx:
             if source_is_coming:
-                await require_fit(tx, self._gateway.demand(wanted.terms.template.spec), of_pool=False)
+                await self._require_fit(tx, wanted)
                 unchecked = True
             else:
                 await require_source(tx, request.start_from)
@@ -158,6 +163,11 @@ class PathSelector:
             await self._dry_run(wanted)
 
     def _understand(self, request: DescribedClaimRequest) -> _Wanted:
+        namespace = self._settings.namespace
+        if request.namespace not in {None, namespace}:
+            raise InvalidRequest.of_field(
+                "namespace", f"must be {namespace!r}, the only namespace of this service; or leave it out"
+            )
         allowed = request.paths
         if request.start_from is not None:
             allowed = tuple(path for path in allowed if path in {StartPath.POOL, request.start_from.path})
@@ -217,9 +227,9 @@ class PathSelector:
         for serving in pools:
             if why_unsuitable(serving, wanted.terms) is not None:
                 continue
-            outcome = await self._claim_service.claim_warm(
-                serving.pool, request.in_pool(serving.pool.name), until_disconnected
-            )
+            pool = serving.pool
+            in_pool = request.in_pool(pool.name, pool.spec.max_lease_seconds)
+            outcome = await self._claim_service.claim_warm(pool, in_pool, until_disconnected)
             if isinstance(outcome, KnownClaim):
                 return await self._queue.replay(outcome.claim_id, request.in_pool(), until_disconnected)
             if outcome is not None:
@@ -313,7 +323,7 @@ class PathSelector:
             choice.path is not StartPath.POOL and await on_demand.lock(tx, on_demand_name(template, spec)) is None
         )
         if unchecked:
-            await require_fit(tx, self._gateway.demand(template.spec), of_pool=False)
+            await self._require_fit(tx, wanted)
         record = Record.of(
             choice,
             now=await database_now(tx),
@@ -321,6 +331,11 @@ class PathSelector:
             start_from=request.start_from,
         )
         return ChosenPath(choice, wanted.stored(record), template, spec), unchecked
+
+    async def _require_fit(self, tx: Tx, wanted: _Wanted) -> None:
+        """Raises Unschedulable."""
+        if not wanted.request.allow_unschedulable:
+            await require_fit(tx, self._gateway.demand(wanted.terms.template.spec), of_pool=False)
 
     async def _dry_run(self, wanted: _Wanted) -> None:
         """Has the cluster check the template, with no transaction open. A template that passed is not checked again for a while,
@@ -359,6 +374,7 @@ class PathSelector:
                 start_from=start_from,
                 placement=request.placement,
                 warm_when=request.warm_when,
+                allow_unschedulable=request.allow_unschedulable,
             ),
             images=request.start_from is None,
         )

@@ -32,7 +32,14 @@ class Import:
 
 
 async def import_vm_pool(
-    db: Database, gateway: Gateway, *, vm_pool: str, name: str, warm_when: WarmWhen, dry_run: bool
+    db: Database,
+    gateway: Gateway,
+    *,
+    vm_pool: str,
+    name: str,
+    warm_when: WarmWhen,
+    allow_unschedulable: bool = False,
+    dry_run: bool,
 ) -> Import:
     """Creates pool `name` from the VirtualMachinePool's template, with its replicas as size. No VM is restarted or removed.
 
@@ -47,7 +54,7 @@ async def import_vm_pool(
         raise Conflict(f"VirtualMachinePool {vm_pool} is being deleted; nothing was changed")
     if found.status.ours:
         raise Conflict(f"VirtualMachinePool {vm_pool} belongs to a pool already; GET /v1/pools lists them")
-    spec = _spec_of(found, warm_when)
+    spec = _spec_of(found, warm_when, allow_unschedulable=allow_unschedulable)
     prepared = await prepare_pool(db, gateway, name, spec)
     template = prepared.template
     if prepared.before is not None or template is None:
@@ -90,12 +97,13 @@ def tell_changes(found: FoundVmPool, pool: str) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _spec_of(found: FoundVmPool, warm_when: WarmWhen) -> PoolSpec:
+def _spec_of(found: FoundVmPool, warm_when: WarmWhen, *, allow_unschedulable: bool) -> PoolSpec:
     given = {
         "size": found.status.replicas,
         "template": found.template,
         "backing": Backing.VIRTUAL_MACHINE_POOL,
         "warm_when": warm_when,
+        "allow_unschedulable": allow_unschedulable,
     }
     try:
         return PoolSpec.model_validate(given)

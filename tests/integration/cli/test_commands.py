@@ -47,17 +47,102 @@ async def test_apply_tells_every_refusal_in_a_line(run):
     said = await run("apply", "-f", "-", stdin=as_yaml(pool(name="a", minAvailible=1), {"kind": "Pod"}))
     assert (said.code, said.out) == (1, "")
     assert (
-        "The service refused the request. 2 of 2 documents are refused, and nothing was changed: documents[0].spec.minAvailible:"
+        "The service refused the request. 2 of 2 documents are refused, and nothing was changed: standard input, line 18: spec.minAvailible:"
         in said.err
     )
-    assert "documents[1].kind: 'Pod' is not a known kind" in said.err
+    assert ": kind: is Pod, which this service does not apply" in said.err
+
+
+def write(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, document in files.items():
+        (folder / f"{name}.yaml").write_bytes(as_yaml(document))
+
+
+def named(said):
+    return [line.split()[1] for line in said.out.splitlines()[1:]]
+
+
+async def test_apply_takes_many_files_folders_patterns_and_addresses(run, tmp_path):
+    write(tmp_path, a=machine(name="a"), b=machine(name="b"))
+    write(tmp_path / "below", c=machine(name="c"))
+    (tmp_path / "d.json").write_text(json.dumps(machine(name="d")))
+    (tmp_path / "e.txt").write_text("no manifest")
+    a, b = str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")
+    dry = ("apply", "--dry-run")
+    assert named(await run(*dry, "-f", b, "-f", a, "-f", b)) == ["b", "a"]
+    assert named(await run(*dry, "-f", f"{a},{b}")) == ["a", "b"]
+    assert named(await run(*dry, "-f", str(tmp_path))) == ["a", "b", "d"]
+    assert named(await run(*dry, "-R", "-f", str(tmp_path))) == ["a", "b", "c", "d"]
+    assert named(await run(*dry, "-f", str(tmp_path / "*.yaml"))) == ["a", "b"]
+    assert named(await run(*dry, "-f", a, "-f", "-", stdin=as_yaml(machine(name="z")))) == ["a", "z"]
+    empty = await run("apply", "-f", str(tmp_path / "below" / ".."), "-f", str(tmp_path / "none"))
+    assert (empty.code, "none: No such file or directory" in empty.err) == (1, True)
+
+
+async def test_apply_names_file_and_line(run, tmp_path):
+    write(tmp_path, a=machine(name="a"), b=machine(name="b", runing=True))
+    (tmp_path / "c.json").write_text(json.dumps(machine(name="a"), indent=1))
+    said = await run("apply", "-f", str(tmp_path))
+    assert said.code == 1
+    assert f"{tmp_path}/b.yaml, line 18: spec.runing: is not a known field; did you mean `running`?" in said.err
+    assert f"{tmp_path}/c.json, line 5: metadata.name: {tmp_path}/a.yaml makes claim 'a' already" in said.err
+    assert "documents[" not in said.err
+
+
+async def test_apply_reads_what_an_address_holds(run, address):
+    said = await run("apply", "-f", f"{address}/openapi.json")
+    assert (said.code, f"{address}/openapi.json: kind: is missing" in said.err) == (1, True)
+    missing = await run("apply", "-f", f"{address}/nothing")
+    assert (missing.code, f"{address}/nothing: HTTP 404" in missing.err) == (1, True)
+
+
+async def test_other_kinds_are_passed_over_on_demand(run):
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "init"}}
+    body = as_yaml(secret, machine(name="beside"))
+    refused = await run("apply", "-f", "-", "--dry-run", stdin=body)
+    assert (refused.code, "apply it with kubectl, in namespace 'default'" in refused.err) == (1, True)
+    said = await run("apply", "-f", "-", "--dry-run", "--skip-unknown", stdin=body)
+    assert (said.code, named(said)) == (0, ["beside"])
+    assert "Secret init: passed over, as the service does not apply this kind." in said.err
+    claimed = await run("claim", "-f", "-", "--skip-unknown", "--wait", "30", stdin=body)
+    assert claimed.code == 0, claimed.err
+    assert (await run("release", "claims/beside")).code == 0
+
+
+async def test_an_export_in_utf16_is_applied(run):
+    exported = machine(name="exported")
+    exported["metadata"] |= {"finalizers": ["kubevirt.io/virtualMachineControllerFinalize"], "uid": "u"}
+    exported["spec"]["template"] = {"metadata": {"name": "x", "creationTimestamp": None}, **VMI}
+    body = as_yaml({"apiVersion": "v1", "kind": "List", "items": [exported], "metadata": {"resourceVersion": ""}})
+    said = await run("apply", "-f", "-", "--dry-run", stdin=body.decode().encode("utf-16"))
+    assert (said.code, named(said)) == (0, ["exported"])
+    assert "left out, as the cluster writes it: metadata.finalizers, metadata.uid." in said.err
+    assert "left out, as in KubeVirt a template has no name of its own: spec.template.metadata.name." in said.err
+
+
+async def test_a_claim_from_a_file_of_another_namespace_is_refused(run):
+    elsewhere = machine(name="away")
+    elsewhere["metadata"]["namespace"] = "elsewhere"
+    for command in (("claim",), ("apply",)):
+        said = await run(*command, "-f", "-", stdin=as_yaml(elsewhere))
+        assert (said.code, said.out) == (1, "")
+        assert "namespace: must be 'default', the only namespace of this service; or leave it out" in said.err
+
+
+async def test_get_takes_other_words_for_a_kind(run, server):
+    await server.put("worded", size=0)
+    for words in (("pool", "worded"), ("pools/worded",), ("VirtualMachinePool", "worded"), ("vmpool/worded",)):
+        assert json.loads((await run("get", *words, "-o", "json")).out)["name"] == "worded"
+    for kind in ("claim", "vm", "snapshot", "preload", "path", "node", "datavolumes"):
+        assert (await run("get", kind)).code == 0
 
 
 async def test_apply_watches_until_all_is_there(run):
     said = await run("apply", "-f", "-", "--watch", stdin=as_yaml(pool(name="watched", size=1), machine(name="seen")))
     assert said.code == 0, said.err
     assert "pools/watched: 1/1 ready" in said.err
-    assert "claims/seen: shape-" in said.err
+    assert "claims/seen: " in said.err
     assert (await run("release", "seen")).code == 0
 
 
@@ -149,7 +234,7 @@ async def test_get_lists_each_kind(run, server):
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["apply"], 2, "Missing option '--file'"),
+        (["apply"], 2, "name the files to apply with -f"),
         (["apply", "-f", "/none"], 1, "The file cannot be used. /none: No such file or directory."),
         (["claim"], 2, "give either a POOL, or a file with -f"),
         (["claim", "a", "-f", "b"], 2, "give either a POOL, or a file with -f"),
@@ -157,7 +242,18 @@ async def test_get_lists_each_kind(run, server):
         (["claim", "a", "--label", "x"], 2, "--label: 'x' is not NAME=VALUE"),
         (["claim", "a", "--path", "warp"], 1, "paths.0: Input should be 'pool', 'snapshot', 'preload' or 'cold'"),
         (["claim", "a", "--wait", "-1"], 2, "Invalid value for '--wait'"),
-        (["get", "pods"], 2, "'pods' is not one of"),
+        (["get", "poools"], 2, "'poools' is nothing that can be listed; did you mean pools; there are:"),
+        (["get", "zzz"], 2, "'zzz' is nothing that can be listed; there are: pools, claims, vms"),
+        (["get", "pool/a", "b"], 2, "pool/a names one already; leave 'b' out"),
+        (
+            ["get", "pools", "-o", "json", "-o", "yaml"],
+            2,
+            "Invalid value for '--output' / '-o': it takes one value, and is given 2 times",
+        ),
+        (["claim", "a", "--wait", "1", "--wait", "2"], 2, "'--wait': it takes one value, and is given 2 times"),
+        (["serve", "--port", "1", "--port", "2"], 2, "'--port': it takes one value, and is given 2 times"),
+        (["claim", "-f", "a", "--file", "b"], 2, "it takes one value, and is given 2 times"),
+        (["apply", "-k", "folder"], 2, "kubectl kustomize folder | emberpool apply -f -"),
         (["get", "pools", "nowhere"], 1, "The service refused the request. No pool is named 'nowhere'"),
         (["get", "claims", "nowhere"], 1, "Not found. No claim has the id or the label name=nowhere"),
         (["get", "vms", "nowhere"], 1, "Not found. No VM has the id or the name nowhere"),
@@ -180,11 +276,14 @@ async def test_what_is_wrong_is_one_sentence(run, arguments, code, sentence):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (b"a: [", "-: the body is not YAML at line "),
-        (as_yaml(machine(name="a"), machine(name="b")), "- has 2 documents, and this command takes one"),
+        (b"a: [", "tandard input: the text is not YAML at line "),
+        (
+            as_yaml(machine(name="a"), machine(name="b")),
+            "tandard input has 2 documents that the service applies, and this command takes one",
+        ),
         (
             as_yaml(pool(name="a")),
-            "documents[0].kind is VirtualMachinePool, which describes one of pools, not of claims",
+            "tandard input: it is a VirtualMachinePool, which describes one of pools, not of claims",
         ),
         (as_yaml(machine(name="a", runing=True)), "did you mean `running`?"),
     ],

@@ -2,9 +2,9 @@
 
 import pytest
 
-from app.manifests.documents import read_yaml
+from app.manifests.documents import read_documents
 from app.manifests.requests import Resource
-from app.manifests.translate import order, translate
+from app.manifests.translate import Skipped, order, translate
 from tests.support.manifest_documents import (
     DISK,
     DOMAIN,
@@ -102,7 +102,6 @@ def test_a_vm_becomes_a_claim_that_lasts():
         "labels": {"name": "one"},
     }
     assert "spec.running: true became runStrategy Always" in request.notes
-    assert any("claimed for 30 days" in note for note in request.notes)
 
 
 def test_what_a_vm_has_no_field_for_is_an_annotation():
@@ -218,25 +217,99 @@ def test_an_import_cron_is_a_preload_with_a_schedule():
 def test_what_a_cluster_wrote_is_left_out():
     written = pool()
     written["metadata"] |= {"uid": "u", "resourceVersion": "7", "creationTimestamp": None, "namespace": "default"}
-    written["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": "{}", "mine": "x"}
+    written["metadata"] |= {"finalizers": ["kubevirt.io/virtualMachineControllerFinalize"], "ownerReferences": []}
+    written["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "generateName": "web-", "managedFields": [{}]}
+    observed = {"kubevirt.io/latest-observed-api-version": "v1"}
+    written["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": "{}"} | observed
     written["metadata"]["labels"] = {"app": "x"}
     written["status"] = {"replicas": 1}
     request = request_of(written)
     assert set(request.body) == {"size", "template"}
-    told = " ".join(request.notes)
-    for part in (
-        "status was ignored: it is written by the cluster",
-        "uid, resourceVersion",
-        "annotations that do not",
-        "labels were ignored",
-    ):
-        assert part in told
+    assert request.notes == (
+        (
+            "left out, as the cluster writes it: metadata.uid, metadata.resourceVersion, metadata.finalizers, "
+            "metadata.deletionTimestamp, metadata.generateName, metadata.managedFields, "
+            "metadata.annotations.kubectl.kubernetes.io/last-applied-configuration, "
+            "metadata.annotations.kubevirt.io/latest-observed-api-version, status"
+        ),
+        "metadata.labels were ignored: a pool has no labels",
+    )
+
+
+def test_an_annotation_of_others_is_not_kept():
+    written = pool()
+    written["metadata"]["annotations"] = {"mine": "x"}
+    assert request_of(written).notes == ("annotations that do not begin with emberpool.io/ are not kept",)
+
+
+TIMES = {"creationTimestamp": None}
+NAMED = {"name": "x", "namespace": "elsewhere", "uid": "u", "labels": {"a": "b"}}
+DISKS = [{"metadata": {"name": "d", "uid": "u", **TIMES}, "spec": {"source": {"blank": {}}}, "status": {}}]
+
+
+def test_templates_lose_their_names_and_what_the_cluster_wrote():
+    template = {"metadata": NAMED | TIMES, **VMI, "status": {"ready": True}}
+    one = request_of(machine(template=template, dataVolumeTemplates=DISKS))
+    kept = {"metadata": {"labels": {"a": "b"}}, **VMI}
+    volumes = [{"metadata": {"name": "d"}, "spec": {"source": {"blank": {}}}}]
+    assert (one.body["vm"]["template"], one.body["vm"]["dataVolumeTemplates"]) == (kept, volumes)
+    assert one.notes[:2] == (
+        (
+            "left out, as the cluster writes it: spec.template.metadata.uid, spec.template.status, "
+            "spec.dataVolumeTemplates[0].metadata.uid"
+        ),
+        (
+            "left out, as in KubeVirt a template has no name of its own: spec.template.metadata.name, "
+            "spec.template.metadata.namespace"
+        ),
+    )
+
+    whole = {"metadata": NAMED, "spec": {"template": template, "dataVolumeTemplates": DISKS}}
+    many = request_of(pool(size=None, template=None, replicas=1, virtualMachineTemplate=whole))
+    assert many.body["template"]["metadata"] == {"labels": {"a": "b"}}
+    assert many.body["template"]["spec"] == {"template": kept, "dataVolumeTemplates": volumes}
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (
+            "Secret",
+            "its VMs can use it: apply it with kubectl, in namespace 'default' if it has one, and pass it over here",
+        ),
+        ("VirtualMachineInstancetype", "its VMs can use it: apply it with kubectl"),
+        (
+            "Service",
+            "which this service does not apply: apply it with kubectl, and pass it over here with --skip-unknown",
+        ),
+        ("Namespace", "apply it with kubectl"),
+        (
+            "VirtualMachineInstance",
+            "write a VirtualMachine, whose spec.template has the same fields, or pass it over here",
+        ),
+        ("VirtualMachineInstanceMigration", "does not apply, or pass it over here with --skip-unknown"),
+    ],
+)
+def test_a_document_for_the_cluster_is_refused_in_a_sentence_or_passed_over(kind, says):
+    other = {"apiVersion": "v1", "kind": kind, "metadata": {"name": "x"}}
+    message = refused(other, machine())["documents[0].kind"]
+    assert message.startswith(f"is {kind}, which this service does not apply")
+    assert says in message
+    found = translate(read_documents(as_yaml(other, machine())), namespace="default", skip_unknown=True)
+    assert (found.problems, [request.name for request in found.requests]) == ([], ["one"])
+    assert found.skipped == [Skipped("documents[0]", kind, "x")]
+
+
+@pytest.mark.parametrize("written", [{**pool(), "kind": "VirtualMachinPool"}, {"metadata": {}}, {"kind": 7}])
+def test_a_mistake_is_not_passed_over(written):
+    found = translate(read_documents(as_yaml(written)), namespace="default", skip_unknown=True)
+    assert (found.skipped, [problem.field for problem in found.problems]) == ([], ["documents[0].kind"])
 
 
 @pytest.mark.parametrize(
     ("written", "field", "says"),
     [
-        ({"kind": "Pod", "apiVersion": "v1"}, "kind", "'Pod' is not a known kind"),
+        ({"kind": "Pod", "apiVersion": "v1"}, "kind", "known here are: DataImportCron, DataVolume, VirtualMachine,"),
         ({**pool(), "kind": "VirtualMachinPool"}, "kind", "did you mean `VirtualMachinePool`?"),
         ({**pool(), "kind": None}, "kind", "is missing"),
         ({**pool(), "apiVersion": "v1"}, "apiVersion", "must be pool.kubevirt.io/v1 or"),
@@ -255,7 +328,6 @@ def test_what_a_cluster_wrote_is_left_out():
             "metadata.namespace",
             "must be 'default', the only namespace",
         ),
-        ({**pool(), "metadata": {"name": "a", "finalizers": ["x"]}}, "metadata.finalizers", "is not supported"),
         ({**pool(), "metadata": {"name": "a", "nmae": "x"}}, "metadata.nmae", "did you mean `name`?"),
         (
             {**pool(), "metadata": {"name": "a", "labels": {"b": 1}}},
@@ -413,6 +485,6 @@ def test_a_circle_is_refused():
 
 def test_the_document_itself_stays_as_it_was_written():
     written = machine(template={"spec": {"domain": DOMAIN, "snapshot": {"name": "s"}, "volumes": [DISK]}})
-    documents = read_yaml(as_yaml(written))
+    documents = read_documents(as_yaml(written))
     translate(documents, namespace="default")
     assert documents[0].body == written

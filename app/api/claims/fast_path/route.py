@@ -254,6 +254,8 @@ def _described(body: ClaimBody, key: str | None) -> DescribedClaimRequest:
         labels=body.labels,
         key=key,
         request_hash=fingerprint(body) if key is not None else "",
+        allow_unschedulable=body.allow_unschedulable,
+        namespace=body.namespace,
     )
 
 

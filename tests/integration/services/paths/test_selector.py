@@ -123,7 +123,7 @@ async def test_a_pool_whose_next_vm_is_on_its_way_is_waited_for(db, process):
     ("given", "why"),
     [
         ({"warm_when": WarmWhen.RUNNING}, "counts as warm when it is running, not agent"),
-        ({"max_lease_seconds": 60, "default_lease_seconds": 60}, "gives leases of up to 60 s"),
+        ({"max_lease_seconds": 60, "default_lease_seconds": 60}, "gives leases of up to 1 minute"),
     ],
 )
 async def test_a_pool_that_promises_less_does_not_serve_it(db, process, given, why):

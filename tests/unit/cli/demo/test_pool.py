@@ -43,7 +43,10 @@ def test_the_example_becomes_the_body_of_a_put():
         ("- 1", "documents[0] is a list"),
         (f"{POOL}---{POOL}", "documents[0] makes pool 'tiny' already"),
         (f"{POOL}---{POOL.replace('tiny', 'other')}", "must have one document, of kind VirtualMachinePool"),
-        ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}", "documents[0].kind: 'Pod' is not a known kind"),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a}",
+            "documents[0].kind: is Pod, which this service does not apply",
+        ),
         ("apiVersion: pool.kubevirt.io/v1\nkind: VirtualMachinePool", "documents[0].metadata: is missing"),
         (POOL + "  minAvailible: 1", "is not a known field; did you mean `minAvailable`?"),
         (POOL.replace("size: 2", "size: 0"), "spec.size is 0"),
