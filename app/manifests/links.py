@@ -14,9 +14,82 @@ from app.manifests.requests import Json, Resource, ResourceRequest
 
 
 def names_of_volumes(request: ResourceRequest) -> frozenset[str]:
-    """The DataVolumes and PersistentVolumeClaims that the request's VM uses without having a template for them."""
+    """The DataVolumes and PersistentVolumeClaims that the request's VM uses without having a template for them, and the DataSources
+    that its templates clone.
+    """
     vm_spec, _ = _find_vm(request.body.get(_ROOTS.get(request.resource, "")))
-    return frozenset(name for _, name, _ in _borrowed(vm_spec))
+    return frozenset(name for _, name, _ in _borrowed(vm_spec)) | {name for _, name, _ in _sourced(vm_spec)}
+
+
+def data_source_of(request: ResourceRequest) -> str | None:
+    """The DataSource that the request's DataImportCron manages, under whose name VMs know its image; None if it is no such one."""
+    spec = request.document.body.get("spec")
+    name = spec.get("managedDataSource") if isinstance(spec, dict) and request.kind == "DataImportCron" else None
+    return name if isinstance(name, str) else None
+
+
+def link_sources(
+    request: ResourceRequest, sources: Mapping[str, tuple[str, PreloadSpec]], *, namespace: str
+) -> ResourceRequest:
+    """The request with each dataVolumeTemplate that clones one of the DataSources turned into a clone of its preload.
+
+    `sources` has the name and the spec of the preload by the name of the DataSource. A DataSource of another namespace than
+    `namespace` stays as it is, and so does one that is not among them: the cluster may have it.
+    """
+    root = _ROOTS.get(request.resource, "")
+    vm_spec, volumes = _find_vm(request.body.get(root))
+    found = [each for each in _sourced(vm_spec) if each[1] in sources and _is_near(each[2], namespace)]
+    if not found:
+        return request
+    body, places = copy.deepcopy(request.body), dict(request.places)
+    references, notes = dict(request.references), list(request.notes)
+    templates = _find_vm(body[root])[0]["dataVolumeTemplates"]
+    above = volumes.removesuffix(".template.spec.volumes")
+    for number, source, _ in found:
+        name, preload = sources[source]
+        spec = templates[number]["spec"]
+        del spec["sourceRef"]
+        spec["source"] = preload.image.source(namespace)
+        _take_size(spec, preload)
+        place = f"{places[root]}{above}.dataVolumeTemplates[{number}].spec.sourceRef.name"
+        told = f"{place.removeprefix(request.document.path + '.')} {source}"
+        if "start_from" in body:
+            notes.append(f"{told} became the image of preload {name}")
+            continue
+        body["start_from"] = {"preload": name}
+        places["start_from"] = places["start_from.preload"] = place
+        references[Resource.PRELOAD, name] = place
+        notes.append(f"{told} became a clone of preload {name}")
+    return dataclasses.replace(request, body=body, places=places, references=references, notes=tuple(notes))
+
+
+def _take_size(spec: Json, preload: PreloadSpec) -> None:
+    """A clone of a DataSource needs no size, and an import does."""
+    holder: Any = spec
+    for key in ("pvc" if spec.get("pvc") is not None else "storage", "resources", "requests"):
+        if holder.get(key) is None:
+            holder[key] = {}
+        holder = holder[key]
+        if not isinstance(holder, dict):
+            return  # what the template is held against reports it
+    if holder.get("storage") is None and preload.size is not None:
+        holder["storage"] = preload.size
+
+
+def _is_near(source_ref: Json, namespace: str) -> bool:
+    return source_ref.get("namespace") in {None, "", namespace}
+
+
+def _sourced(vm_spec: Json) -> Iterator[tuple[int, str, Json]]:
+    """The position of each dataVolumeTemplate that clones a DataSource, the name of the DataSource, and the reference."""
+    given = vm_spec.get("dataVolumeTemplates")
+    for number, template in enumerate(given if isinstance(given, list) else ()):
+        spec = template.get("spec") if isinstance(template, dict) else None
+        reference = spec.get("sourceRef") if isinstance(spec, dict) else None
+        if not isinstance(reference, dict) or reference.get("kind") != "DataSource":
+            continue
+        if isinstance(name := reference.get("name"), str):
+            yield number, name, reference
 
 
 def link(request: ResourceRequest, preloads: Mapping[str, PreloadSpec], *, namespace: str) -> ResourceRequest:

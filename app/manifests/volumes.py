@@ -11,8 +11,12 @@ from app.manifests.requests import Json, Reference, Resource
 _SOURCES: Final = tuple(kind for kind in PreloadImage.model_fields if kind != "container")
 _NO_IMAGE: Final = {
     kind: f"is not supported: a preload imports an image ({', '.join(_SOURCES)})"
-    for kind in ("blank", "upload", "snapshot", "imageio", "vddk")
+    for kind in ("upload", "snapshot", "imageio", "vddk")
 }
+_NO_IMAGE["blank"] = (
+    "is an empty disk, and a preload imports an image: write it as a dataVolumeTemplate of each VM that uses it "
+    "(spec.dataVolumeTemplates, with source: {blank: {}}), so that each has a disk of its own, and leave this document out"
+)
 _SOURCE_FIELDS: Final = {
     "http": ("url", "secretRef", "certConfigMap", "extraHeaders", "secretExtraHeaders", "checksum"),
     "registry": ("url", "secretRef", "certConfigMap", "pullMethod"),
@@ -62,7 +66,8 @@ def _translate_import_cron(head: Head, body: Json, places: dict[str, str]) -> di
         spec.refuse("schedule", 'is missing: write when to look for a newer image, such as @daily or "0 3 * * *"')
     if (source := spec.text("managedDataSource")) is not None:
         spec.note(
-            f"spec.managedDataSource {source} was ignored: pools and VMs start from the preload with start_from: {{preload: {head.name}}}"
+            f"spec.managedDataSource {source}: no DataSource of that name is made; a VM of the same manifest with this sourceRef "
+            f"starts from the preload, as others do with start_from: {{preload: {head.name}}}"
         )
     if spec.get("garbageCollect") not in {None, "Outdated"}:
         spec.refuse("garbageCollect", "must be Outdated: older imports than importsToKeep are removed")

@@ -544,3 +544,37 @@ async def test_no_mangled_document_is_more_than_refused(server, documents):
         assert (await apply(server, *documents)).status_code == 422
         assert all(each["field"].startswith("documents[") for each in tried.json()["errors"])
     assert await stored(server) == before
+
+
+async def test_a_vm_that_clones_the_data_source_of_an_import_cron_starts_from_its_preload(server):
+    spec = {
+        "sourceRef": {"kind": "DataSource", "name": "golden"},
+        "storage": {"resources": {"requests": {"storage": "2Gi"}}},
+    }
+    disk = {"name": "root", "dataVolume": {"name": "root"}}
+    sourced = annotated(
+        machine(
+            name="sourced",
+            template={"spec": {"domain": DOMAIN, "volumes": [disk]}},
+            dataVolumeTemplates=[{"metadata": {"name": "root"}, "spec": spec}],
+        ),
+        warm_when="running",
+    )
+    answer = await server.client.post(
+        "/v1/manifests",
+        content=as_yaml(import_cron(name="golden-cron", managedDataSource="golden"), sourced),
+        headers={"content-type": "application/yaml"},
+    )
+    assert answer.status_code == 200, answer.text
+
+    async def bound():
+        claims = (await server.client.get("/v1/claims")).json()["items"]
+        return [each for each in claims if each["labels"].get("name") == "sourced" and each["state"] == "bound"]
+
+    (claim,) = await until(bound)
+    assert claim["path"] == "preload"
+
+
+async def test_a_blank_volume_is_refused_with_what_to_write_instead(server):
+    found = await refused(server, volume(name="blank", source={"blank": {}}))
+    assert "write it as a dataVolumeTemplate of each VM" in found["documents[0].spec.source.blank"]

@@ -14,7 +14,7 @@ from app.domain.preloads import PreloadSpec
 from app.domain.sentences import describe_invalid
 from app.errors import EmberpoolError, FieldProblem, InvalidRequest, ManifestRefused, Unavailable, Unschedulable
 from app.manifests.documents import Document
-from app.manifests.links import link, names_of_volumes
+from app.manifests.links import data_source_of, link, link_sources, names_of_volumes
 from app.manifests.requests import Reference, Resource, ResourceRequest
 from app.manifests.translate import Skipped, order, translate
 from app.manifests.vocabulary import TEMPLATE_WORDS
@@ -115,11 +115,16 @@ class ManifestService:
         if not names:
             return list(requests)
         preloads = dict(await self._find_preloads(names))
+        sources = {name: (name, spec) for name, spec in preloads.items()}
         for request in requests:
-            if request.resource is Resource.PRELOAD and request.name in names:
+            known_as = {request.name, data_source_of(request)} & names
+            if request.resource is Resource.PRELOAD and known_as:
                 with contextlib.suppress(InvalidRequest):  # preparing it reports what is wrong with it
                     preloads[request.name] = validated(request, PreloadSpec)
-        return [link(request, preloads, namespace=self._namespace) for request in requests]
+                    source = data_source_of(request) or request.name
+                    sources[source] = (request.name, preloads[request.name])
+        linked = [link(request, preloads, namespace=self._namespace) for request in requests]
+        return [link_sources(request, sources, namespace=self._namespace) for request in linked]
 
     async def _prepare(self, ordered: Sequence[ResourceRequest]) -> tuple[list[Prepared[Any]], list[FieldProblem]]:
         prepared: dict[Reference, Prepared[Any]] = {}

@@ -3,9 +3,9 @@
 import pytest
 
 from app.domain.preloads import PreloadSpec
-from app.manifests.links import link, names_of_volumes
+from app.manifests.links import data_source_of, link, link_sources, names_of_volumes
 from app.manifests.requests import Resource
-from tests.support.manifest_documents import DISK, DOMAIN, annotated, machine, pool, request_of
+from tests.support.manifest_documents import DISK, DOMAIN, annotated, import_cron, machine, pool, request_of
 
 NEAR = PreloadSpec.model_validate(
     {
@@ -99,3 +99,56 @@ def test_a_claim_of_another_namespace_is_named_whole():
 def test_what_is_no_template_is_left_to_the_rules(broken):
     request = request_of(pool(template=broken))
     assert link(request, {"near": NEAR}, namespace="default") is request
+
+
+def cloning(name="golden", storage=None, **reference):
+    spec = {"sourceRef": {"kind": "DataSource", "name": name, **reference}, "storage": storage}
+    return [{"metadata": {"name": "root"}, "spec": spec}]
+
+
+def linked_to_golden(**reference):
+    request = request_of(machine(template=vmi(ON_ROOT), dataVolumeTemplates=cloning(**reference)))
+    return link_sources(request, {"golden": ("nightly", NEAR)}, namespace="default")
+
+
+ON_ROOT = {"name": "root", "dataVolume": {"name": "root"}}
+
+
+def test_a_data_source_is_known_by_the_name_that_its_import_cron_gives_it():
+    assert data_source_of(request_of(import_cron(managedDataSource="golden"))) == "golden"
+    assert data_source_of(request_of(machine())) is None
+
+
+@pytest.mark.parametrize("namespace", [None, "default"])
+def test_a_template_that_clones_a_data_source_becomes_a_clone_of_its_preload(namespace):
+    linked = linked_to_golden(namespace=namespace)
+    (template,) = linked.body["vm"]["dataVolumeTemplates"]
+    assert template["spec"] == {
+        "source": {"http": {"url": "https://example.com/a"}},
+        "storage": {"resources": {"requests": {"storage": "1Gi"}}},
+    }
+    place = "documents[0].spec.dataVolumeTemplates[0].spec.sourceRef.name"
+    assert linked.body["start_from"] == {"preload": "nightly"}
+    assert linked.references == {(Resource.PRELOAD, "nightly"): place}
+    assert (
+        linked.notes[-1] == "spec.dataVolumeTemplates[0].spec.sourceRef.name golden became a clone of preload nightly"
+    )
+
+
+def test_the_size_that_the_clone_asks_for_is_kept():
+    linked = linked_to_golden(storage={"resources": {"requests": {"storage": "5Gi"}}})
+    (template,) = linked.body["vm"]["dataVolumeTemplates"]
+    assert template["spec"]["storage"] == {"resources": {"requests": {"storage": "5Gi"}}}
+
+
+@pytest.mark.parametrize("reference", [{"name": "other"}, {"namespace": "images"}, {"kind": "Other"}])
+def test_another_data_source_is_left_to_the_cluster(reference):
+    linked = linked_to_golden(**reference)
+    assert "sourceRef" in linked.body["vm"]["dataVolumeTemplates"][0]["spec"]
+    assert "start_from" not in linked.body
+
+
+@pytest.mark.parametrize("storage", ["much", {"resources": "much"}, {"resources": {"requests": []}}])
+def test_a_size_in_the_wrong_place_is_left_for_the_check_of_the_template(storage):
+    linked = linked_to_golden(storage=storage)
+    assert linked.body["vm"]["dataVolumeTemplates"][0]["spec"]["storage"] == storage

@@ -211,7 +211,7 @@ def test_an_import_cron_is_a_preload_with_a_schedule():
         "image": {"registry": {"url": "docker://registry.local/disk:1"}},
         "size": "1Gi",
     }
-    assert any(note.startswith("spec.managedDataSource nightly was ignored") for note in request.notes)
+    assert any(note.startswith("spec.managedDataSource nightly: no DataSource") for note in request.notes)
 
 
 def test_what_a_cluster_wrote_is_left_out():
