@@ -10,6 +10,7 @@ import uvloop
 from pydantic import SecretStr, ValidationError
 
 from app.config import Role, Settings
+from app.domain.sentences import describe_invalid
 from app.embedded.cluster import run_cluster
 from app.embedded.folder import DataFolder
 from app.embedded.postgres import Postgres
@@ -28,7 +29,7 @@ def read_settings(**flags: Any) -> Settings:
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {describe_invalid(e)}" for e in error.errors())
         raise typer.BadParameter(f"{wrong} (set it with a flag, or with EMBERPOOL_<NAME>)") from error
     configure_logs(level=settings.log_level, form=settings.log_format)
     return settings

@@ -1,6 +1,6 @@
 """Bodies of answers about start paths."""
 
-from typing import Self
+from typing import Final, Self
 
 from pydantic import Field
 
@@ -39,10 +39,13 @@ class PathView(View):
         )
 
 
+_MOST: Final = 0.9999
+
+
 def _saving(path: StartPath, times: BootTimes, cold: BootTimes) -> float | None:
     if path is StartPath.COLD or times.p50 is None or not cold.p50:
         return None
-    return round(1 - times.p50 / cold.p50, 4)
+    return min(round(1 - times.p50 / cold.p50, 4), _MOST)  # a claim takes time, if less than the database's clock shows
 
 
 def _basis(path: StartPath, shape: str | None, times: BootTimes, cold: BootTimes) -> str:

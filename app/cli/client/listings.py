@@ -203,7 +203,7 @@ LISTINGS: Final[dict[Kind, Listing]] = {
     ),
     Kind.PATHS: Listing(
         read_columns(
-            "PATH:path COUNT:count P50:p50|seconds P95:p95|seconds SAVING:saving|share EXPECTED:expected|share SHAPE",
+            "PATH:path COUNT:count P50:p50|took P95:p95|took SAVING:saving|share EXPECTED:expected|share SHAPE",
             {"SHAPE": lambda path: path["shape"] or "(all)"},
         ),
         frozenset({"shape", "path"}),

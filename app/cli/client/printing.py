@@ -25,6 +25,8 @@ _STYLES: Final = {
     **dict.fromkeys(("failed", "stalled", "lost", "absent"), "red"),
 }
 _TICKING: Final = frozenset({"AGE", "WAIT", "LEASE"})
+_NEARLY_ALL: Final = 0.995
+_ALL_BUT_ROUNDING: Final = 0.9995
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
@@ -139,6 +141,11 @@ def seconds(value: float | None) -> str:
     return f"{value / _DAY:.0f}d"
 
 
+def took(value: float | None) -> str:
+    """How long something took. A warm claim is found and bound in one statement, at one time of the database's clock."""
+    return "at once" if value == 0 else seconds(value)
+
+
 def since(moment: str | None) -> str:
     """The time that has passed since `moment`."""
     return _between(moment, 1)
@@ -166,12 +173,18 @@ def size(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
+    """A share in percent, which is 100% only if nothing is missing from it."""
+    if value is None:
+        return "-"
+    if not _NEARLY_ALL <= value < 1:
+        return f"{value:.0%}"
+    return f"{value:.1%}" if value < _ALL_BUT_ROUNDING else "over 99.9%"
 
 
 _FORMATS: Final[dict[str, Callable[[Any], str]]] = {
     "text": text,
     "seconds": seconds,
+    "took": took,
     "since": since,
     "size": size,
     "share": share,

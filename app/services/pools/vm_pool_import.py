@@ -9,6 +9,7 @@ from app.compute.gateway import Gateway
 from app.compute.vm_pools import FoundVmPool
 from app.domain.observation import WarmWhen
 from app.domain.pools import PoolSpec
+from app.domain.sentences import describe_invalid
 from app.domain.vm_pools import Backing
 from app.errors import ClusterNotFound, Conflict, FieldProblem, InvalidRequest
 from app.services.pools.service import insert_pool, prepare_pool, wake
@@ -109,7 +110,7 @@ def _spec_of(found: FoundVmPool, warm_when: WarmWhen, *, allow_unschedulable: bo
         return PoolSpec.model_validate(given)
     except ValidationError as error:
         problems = [
-            FieldProblem(".".join(str(part) for part in each["loc"]), str(each["msg"])) for each in error.errors()
+            FieldProblem(".".join(str(part) for part in each["loc"]), describe_invalid(each)) for each in error.errors()
         ]
         told = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
         raise InvalidRequest(
