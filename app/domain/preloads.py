@@ -156,6 +156,14 @@ class PreloadSpec(BaseModel):
     volume_mode: Literal["Block", "Filesystem"] | None = Field(
         default=None, description="Default: from the StorageProfile of CDI."
     )
+    data_source: ObjectName | None = Field(
+        default=None,
+        description=(
+            "The DataSource whose place the preload takes: a VM in a manifest that clones it by `sourceRef` starts from the preload. "
+            "Of several preloads with the same one, the preload created last serves. Default: the name of the preload."
+        ),
+        examples=["fedora"],
+    )
     policy: Policy = Field(
         default="IfNotPresent",
         description=(
@@ -202,7 +210,8 @@ class PreloadSpec(BaseModel):
 
     def same_import(self, other: "PreloadSpec") -> bool:
         """Whether both import the same content in the same way, so that nothing has to be imported again."""
-        return self.model_copy(update={"ttl_seconds": None}) == other.model_copy(update={"ttl_seconds": None})
+        apart = {"ttl_seconds": None, "data_source": None}
+        return self.model_copy(update=apart) == other.model_copy(update=apart)
 
     # Each validator compares with fields above its own; a field that is invalid itself is missing from `info.data`.
 
@@ -218,7 +227,7 @@ class PreloadSpec(BaseModel):
             raise ValueError('is missing: say how large the volume is to be for the image unpacked, such as "10Gi"')
         return value
 
-    @field_validator("storage_class", "access_modes", "volume_mode")
+    @field_validator("storage_class", "access_modes", "volume_mode", "data_source")
     @classmethod
     def _only_with_a_volume(cls, value: object, info: ValidationInfo) -> object:
         image = info.data.get("image")

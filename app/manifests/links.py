@@ -21,11 +21,15 @@ def names_of_volumes(request: ResourceRequest) -> frozenset[str]:
     return frozenset(name for _, name, _ in _borrowed(vm_spec)) | {name for _, name, _ in _sourced(vm_spec)}
 
 
-def data_source_of(request: ResourceRequest) -> str | None:
-    """The DataSource that the request's DataImportCron manages, under whose name VMs know its image; None if it is no such one."""
-    spec = request.document.body.get("spec")
-    name = spec.get("managedDataSource") if isinstance(spec, dict) and request.kind == "DataImportCron" else None
-    return name if isinstance(name, str) else None
+def by_data_source(preloads: Mapping[str, PreloadSpec]) -> dict[str, tuple[str, PreloadSpec]]:
+    """The name and the spec of the preload by the name of the DataSource whose place it takes.
+
+    `preloads` has the oldest first; the newest serves. One that names no DataSource takes the place of that with its own name,
+    unless another names it.
+    """
+    unnamed = {name: (name, spec) for name, spec in preloads.items() if spec.data_source is None}
+    named = {spec.data_source: (name, spec) for name, spec in preloads.items() if spec.data_source is not None}
+    return unnamed | named
 
 
 def link_sources(
@@ -38,11 +42,18 @@ def link_sources(
     """
     root = _ROOTS.get(request.resource, "")
     vm_spec, volumes = _find_vm(request.body.get(root))
-    found = [each for each in _sourced(vm_spec) if each[1] in sources and _is_near(each[2], namespace)]
+    near = [each for each in _sourced(vm_spec) if _is_near(each[2], namespace)]
+    found = [each for each in near if each[1] in sources]
+    left = [
+        f"dataVolumeTemplates[{number}].spec.sourceRef {name}: no preload takes the place of this DataSource, so the cluster must have "
+        "it; to start from a preload, apply its DataImportCron before or with this document"
+        for number, name, _ in near
+        if name not in sources
+    ]
     if not found:
-        return request
+        return dataclasses.replace(request, notes=(*request.notes, *left)) if left else request
     body, places = copy.deepcopy(request.body), dict(request.places)
-    references, notes = dict(request.references), list(request.notes)
+    references, notes = dict(request.references), [*request.notes, *left]
     templates = _find_vm(body[root])[0]["dataVolumeTemplates"]
     above = volumes.removesuffix(".template.spec.volumes")
     for number, source, _ in found:

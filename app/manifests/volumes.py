@@ -65,9 +65,10 @@ def _translate_import_cron(head: Head, body: Json, places: dict[str, str]) -> di
     if "schedule" not in spec:
         spec.refuse("schedule", 'is missing: write when to look for a newer image, such as @daily or "0 3 * * *"')
     if (source := spec.text("managedDataSource")) is not None:
+        body["data_source"], places["data_source"] = source, spec.at("managedDataSource")
         spec.note(
-            f"spec.managedDataSource {source}: no DataSource of that name is made; a VM of the same manifest with this sourceRef "
-            f"starts from the preload, as others do with start_from: {{preload: {head.name}}}"
+            f"spec.managedDataSource {source}: no DataSource of that name is made; a VM with this sourceRef that is applied with the "
+            f"preload or after it starts from it, as others do with start_from: {{preload: {head.name}}}"
         )
     if spec.get("garbageCollect") not in {None, "Outdated"}:
         spec.refuse("garbageCollect", "must be Outdated: older imports than importsToKeep are removed")

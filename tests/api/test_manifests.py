@@ -546,33 +546,60 @@ async def test_no_mangled_document_is_more_than_refused(server, documents):
     assert await stored(server) == before
 
 
-async def test_a_vm_that_clones_the_data_source_of_an_import_cron_starts_from_its_preload(server):
+def sourced(name, source):
+    """A VM that clones the DataSource."""
     spec = {
-        "sourceRef": {"kind": "DataSource", "name": "golden"},
+        "sourceRef": {"kind": "DataSource", "name": source},
         "storage": {"resources": {"requests": {"storage": "2Gi"}}},
     }
     disk = {"name": "root", "dataVolume": {"name": "root"}}
-    sourced = annotated(
-        machine(
-            name="sourced",
-            template={"spec": {"domain": DOMAIN, "volumes": [disk]}},
-            dataVolumeTemplates=[{"metadata": {"name": "root"}, "spec": spec}],
-        ),
-        warm_when="running",
+    written = machine(
+        name=name,
+        template={"spec": {"domain": DOMAIN, "volumes": [disk]}},
+        dataVolumeTemplates=[{"metadata": {"name": "root"}, "spec": spec}],
     )
+    return annotated(written, warm_when="running")
+
+
+async def path_of(server, name):
+    async def bound():
+        claims = (await server.client.get("/v1/claims")).json()["items"]
+        return [each for each in claims if each["labels"].get("name") == name and each["state"] == "bound"]
+
+    (claim,) = await until(bound)
+    return claim["path"]
+
+
+async def test_a_vm_that_clones_the_data_source_of_an_import_cron_starts_from_its_preload(server):
     answer = await server.client.post(
         "/v1/manifests",
-        content=as_yaml(import_cron(name="golden-cron", managedDataSource="golden"), sourced),
+        content=as_yaml(import_cron(name="golden-cron", managedDataSource="golden"), sourced("sourced", "golden")),
         headers={"content-type": "application/yaml"},
     )
     assert answer.status_code == 200, answer.text
+    assert await path_of(server, "sourced") == "preload"
 
-    async def bound():
-        claims = (await server.client.get("/v1/claims")).json()["items"]
-        return [each for each in claims if each["labels"].get("name") == "sourced" and each["state"] == "bound"]
 
-    (claim,) = await until(bound)
-    assert claim["path"] == "preload"
+async def test_a_data_source_is_known_to_what_is_applied_after_its_import_cron(server):
+    cron = import_cron(name="earlier-cron", managedDataSource="earlier")
+    assert (await apply(server, cron)).status_code == 200
+    preload = (await server.client.get("/v1/preloads/earlier-cron")).json()
+    assert preload["spec"]["data_source"] == "earlier"
+    again = (await apply(server, cron)).json()["documents"][0]
+    assert again["action"] == "unchanged"
+    assert (await apply(server, sourced("later", "earlier"))).status_code == 200
+    assert await path_of(server, "later") == "preload"
+
+
+async def test_a_preload_says_for_which_data_source_it_stands_without_another_import(server):
+    spec = {"image": {"http": {"url": "https://example.com/stands"}}, "size": "1Gi"}
+    first = await server.client.put("/v1/preloads/stands", json=spec)
+    named = await server.client.put("/v1/preloads/stands", json={**spec, "data_source": "windows"})
+    assert (first.status_code, named.status_code) == (201, 200)
+    assert named.json()["spec"]["data_source"] == "windows"
+    assert named.json()["generation"] == first.json()["generation"]
+    container = {"image": {"container": "registry.local/vm:1"}, "data_source": "windows"}
+    assert (await server.client.put("/v1/preloads/pulled", json=container)).status_code == 422
 
 
 async def test_a_blank_volume_is_refused_with_what_to_write_instead(server):

@@ -77,11 +77,10 @@ class PreloadHandler:
         return dataclasses.replace(prepared.outcome, action=written.outcome, state=str(written.preload.state))
 
     async def find(self, names: Collection[str]) -> Preloads:
-        """The preloads among `names` that exist and hold a disk."""
+        """The preloads that hold a disk and have one of the `names`, or a DataSource of such a name; the oldest first."""
         async with self._db.begin() as tx:
-            rows = [await preload_rows.get(tx, name) for name in sorted(names)]
-        usable = (row for row in rows if row is not None and row.deleting_at is None and not row.spec.is_container)
-        return {row.name: row.spec for row in usable}
+            rows = await preload_rows.known_as(tx, names)
+        return {row.name: row.spec for row in rows if not row.spec.is_container}
 
 
 class SnapshotHandler:

@@ -14,7 +14,7 @@ from app.domain.preloads import PreloadSpec
 from app.domain.sentences import describe_invalid
 from app.errors import EmberpoolError, FieldProblem, InvalidRequest, ManifestRefused, Unavailable, Unschedulable
 from app.manifests.documents import Document
-from app.manifests.links import data_source_of, link, link_sources, names_of_volumes
+from app.manifests.links import by_data_source, link, link_sources, names_of_volumes
 from app.manifests.requests import Reference, Resource, ResourceRequest
 from app.manifests.translate import Skipped, order, translate
 from app.manifests.vocabulary import TEMPLATE_WORDS
@@ -78,7 +78,8 @@ class Handler(Protocol):
 class ManifestService:
     """Applies the documents of one request body.
 
-    `find_preloads` returns the existing preloads among the given names, for VMs that use their volumes.
+    `find_preloads` returns the existing preloads that have one of the given names, or a DataSource of such a name, the oldest
+    first: for VMs that use their volumes.
     """
 
     def __init__(
@@ -115,14 +116,12 @@ class ManifestService:
         if not names:
             return list(requests)
         preloads = dict(await self._find_preloads(names))
-        sources = {name: (name, spec) for name, spec in preloads.items()}
         for request in requests:
-            known_as = {request.name, data_source_of(request)} & names
-            if request.resource is Resource.PRELOAD and known_as:
+            if request.resource is Resource.PRELOAD and {request.name, request.body.get("data_source")} & names:
+                preloads.pop(request.name, None)  # it is the newest now
                 with contextlib.suppress(InvalidRequest):  # preparing it reports what is wrong with it
                     preloads[request.name] = validated(request, PreloadSpec)
-                    source = data_source_of(request) or request.name
-                    sources[source] = (request.name, preloads[request.name])
+        sources = by_data_source(preloads)
         linked = [link(request, preloads, namespace=self._namespace) for request in requests]
         return [link_sources(request, sources, namespace=self._namespace) for request in linked]
 

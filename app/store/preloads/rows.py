@@ -1,6 +1,6 @@
 """Preload rows: written by name, leased by reconcilers and written while the lease holds, and deleted when unused."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -32,6 +32,12 @@ _BY_IMAGE = text(f"""
     SELECT {_COLUMNS} FROM preload p
     WHERE p.image = :image AND p.image_kind = :kind AND p.deleting_at IS NULL AND p.deleted_at IS NULL
     ORDER BY p.automatic, p.created_at LIMIT 1
+""")
+_KNOWN_AS = text(f"""
+    SELECT {_COLUMNS} FROM preload p
+    WHERE (p.name = ANY(CAST(:names AS text[])) OR p.spec->>'data_source' = ANY(CAST(:names AS text[])))
+      AND p.deleting_at IS NULL AND p.deleted_at IS NULL
+    ORDER BY p.created_at, p.id
 """)
 _INSERT = text("""
     INSERT INTO preload (id, name, spec, image_kind, image, automatic) VALUES (:id, :name, :spec, :kind, :image, :automatic)
@@ -147,6 +153,11 @@ async def get_by_image(tx: Tx, image: ImageRef) -> PreloadRow | None:
     """A preload of that image. One that a user wrote comes before one that `remember` made."""
     row = await first(tx, _BY_IMAGE, image=image.reference, kind=str(image.kind))
     return _read(row) if row else None
+
+
+async def known_as(tx: Tx, names: Collection[str]) -> list[PreloadRow]:
+    """Those with one of the names, or with a DataSource of such a name; the oldest first."""
+    return [_read(row) for row in await mappings(tx, _KNOWN_AS, names=sorted(names))]
 
 
 async def page(tx: Tx, *, after: str, limit: int) -> list[PreloadRow]:

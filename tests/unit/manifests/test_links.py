@@ -3,9 +3,9 @@
 import pytest
 
 from app.domain.preloads import PreloadSpec
-from app.manifests.links import data_source_of, link, link_sources, names_of_volumes
+from app.manifests.links import by_data_source, link, link_sources, names_of_volumes
 from app.manifests.requests import Resource
-from tests.support.manifest_documents import DISK, DOMAIN, annotated, import_cron, machine, pool, request_of
+from tests.support.manifest_documents import DISK, DOMAIN, annotated, machine, pool, request_of
 
 NEAR = PreloadSpec.model_validate(
     {
@@ -114,9 +114,23 @@ def linked_to_golden(**reference):
 ON_ROOT = {"name": "root", "dataVolume": {"name": "root"}}
 
 
-def test_a_data_source_is_known_by_the_name_that_its_import_cron_gives_it():
-    assert data_source_of(request_of(import_cron(managedDataSource="golden"))) == "golden"
-    assert data_source_of(request_of(machine())) is None
+def test_a_preload_takes_the_place_of_the_data_source_that_it_names_or_else_of_that_with_its_name():
+    golden = NEAR.model_copy(update={"data_source": "golden"})
+    newest = NEAR.model_copy(update={"data_source": "golden"})
+    assert by_data_source({"near": NEAR}) == {"near": ("near", NEAR)}
+    assert by_data_source({"nightly": golden}) == {"golden": ("nightly", golden)}
+    assert by_data_source({"nightly": golden, "golden": NEAR}) == {"golden": ("nightly", golden)}
+    assert by_data_source({"nightly": golden, "weekly": newest})["golden"][0] == "weekly"
+
+
+def test_a_data_source_that_no_preload_stands_for_is_told():
+    request = request_of(machine(template=vmi(ON_ROOT), dataVolumeTemplates=cloning()))
+    told = link_sources(request, {}, namespace="default").notes[-1]
+    assert told.startswith(
+        "dataVolumeTemplates[0].spec.sourceRef golden: no preload takes the place of this DataSource"
+    )
+    far = request_of(machine(template=vmi(ON_ROOT), dataVolumeTemplates=cloning(namespace="images")))
+    assert link_sources(far, {}, namespace="default") is far
 
 
 @pytest.mark.parametrize("namespace", [None, "default"])

@@ -208,6 +208,7 @@ def test_an_import_cron_is_a_preload_with_a_schedule():
     assert request.body == {
         "schedule": "30 2 * * *",
         "keep": 2,
+        "data_source": "nightly",
         "image": {"registry": {"url": "docker://registry.local/disk:1"}},
         "size": "1Gi",
     }
