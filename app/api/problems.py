@@ -43,7 +43,7 @@ class ProblemField(BaseModel):
     field: str = Field(
         description="Dotted path of the field from the root of the body; empty for the body itself.", examples=["size"]
     )
-    message: str = Field(examples=["Input should be greater than or equal to 0"])
+    message: str = Field(examples=["must be 0 or more; it is -1"])
 
 
 class Problem(BaseModel):
@@ -124,7 +124,7 @@ def explain(error: ValidationError | RequestValidationError, model: type[BaseMod
             continue  # its entries have problems of their own, and pydantic counted only the valid ones
         if found["type"] == "json_invalid":
             return MalformedBody(f"the body is not JSON: {found.get('ctx', {}).get('error', found['msg'])}")
-        message = _sentence(found)
+        message = describe_invalid(found)
         if found["type"] == "extra_forbidden" and (meant := suggest(location[-1], fields_at(model, place))):
             message = f"there is no such field; did you mean `{meant}`?"
         if found["type"] == "extra_forbidden" and location == ["spec"]:
@@ -185,12 +185,3 @@ def _from_http(request: Request, error: HTTPException) -> EmberpoolError:
 
 def _is_within(inner: Sequence[int | str], outer: Sequence[int | str]) -> bool:
     return len(inner) > len(outer) and tuple(inner[: len(outer)]) == tuple(outer)
-
-
-def _sentence(found: Any) -> str:
-    match found["type"]:
-        case "extra_forbidden":
-            return "there is no such field; check its spelling (/docs lists all fields)"
-        case "missing":
-            return "this field is required"
-    return describe_invalid(found)

@@ -122,7 +122,7 @@ async def test_one_refused_document_refuses_them_all(server):
     wrong = pool(name="wrong", size=-1)
     found = await refused(server, pool(name="right", size=0), wrong, volume(name="fine"), machine(name="fine"))
     assert set(found) == {"documents[1].spec.size"}
-    assert "greater than or equal to 0; it is -1" in found["documents[1].spec.size"]
+    assert "must be 0 or more; it is -1" in found["documents[1].spec.size"]
 
 
 async def test_each_refusal_is_told_where_its_author_wrote_it(server):

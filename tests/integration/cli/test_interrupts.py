@@ -27,13 +27,15 @@ def sigint_not_ignored():
     ],
     ids=str,
 )
-def test_a_command_that_waits_can_be_ended(arguments, code, told):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+def test_a_command_that_waits_can_be_ended(arguments, code, told, tmp_path):
+    document = tmp_path / "pool.yaml"
+    document.write_text("kind: VirtualMachinePool\n", encoding="utf-8")
+    with document.open("rb") as given, socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(100)
         server = f"http://127.0.0.1:{silent.getsockname()[1]}"
         process = subprocess.Popen(
             [sys.executable, "-m", "app", *arguments, "--server", server],
-            stdin=subprocess.DEVNULL,
+            stdin=given,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "COLUMNS": "200"},

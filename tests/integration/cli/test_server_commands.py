@@ -58,7 +58,7 @@ def kubeconfig(folder: Path, url: str = "http://127.0.0.1:1") -> str:
     [
         (["up", "--prot", "1"], 2, "No such option: --prot"),
         (["up", "--cold-boot-seconds", "0"], 2, "Invalid value for '--cold-boot-seconds'"),
-        (["up", "--port", "70000"], 2, "port: Input should be less than or equal to 65535"),
+        (["up", "--port", "70000"], 2, "port: must be 65535 or less"),
         (["migrate", "--database-url", "mysql://h/d"], 2, "database_url: a libpq URL begins with postgresql://"),
         (
             ["migrate", "--database-url", "postgresql://me:secret@127.0.0.1:1/d"],
@@ -80,7 +80,7 @@ def test_a_wrong_variable_is_told_as_a_flag_is(run, monkeypatch):
     monkeypatch.setenv("EMBERPOOL_LOG_LEVEL", "loud")
     code, _, err = run("migrate")
     assert code == 2
-    assert "log_level: Input should be 'debug', 'info'" in err
+    assert "log_level: must be 'debug', 'info'" in err
     assert "EMBERPOOL_<NAME>" in err
 
 
