@@ -71,3 +71,55 @@ async def test_a_pool_and_a_claim_that_waits_say_what_ails_the_vms(server, clust
     await until(told)
     cluster.faults.lift(given.id)
     await server.client.delete(f"/v1/pools/{name}", params={"force": "true"})
+
+
+OWN = {"name": "root", "dataVolume": {"name": "root"}}
+ABSENT = {
+    "data source": (
+        OWN,
+        {"sourceRef": {"kind": "DataSource", "namespace": "golden", "name": "fedora"}},
+        "DataSource fedora",
+    ),
+    "cloned PVC": (OWN, {"source": {"pvc": {"namespace": "golden", "name": "fedora"}}}, "source pvc fedora"),
+    "cloned snapshot": (
+        OWN,
+        {"source": {"snapshot": {"namespace": "golden", "name": "fedora"}}},
+        "source snapshot fedora",
+    ),
+    "PVC": (
+        {"name": "root", "persistentVolumeClaim": {"claimName": "absent"}},
+        None,
+        "PVC default/absent does not exist",
+    ),
+    "DataVolume": ({"name": "root", "dataVolume": {"name": "absent"}}, None, "PVC default/absent does not exist"),
+}
+
+
+def machine_on(volume, source):
+    storage = {"resources": {"requests": {"storage": "1Gi"}}}
+    templates = [{"metadata": {"name": "root"}, "spec": {**source, "storage": storage}}] if source else []
+    disks = [{"name": "root", "disk": {"bus": "virtio"}, **({} if source else {"shareable": True})}]
+    domain = {"devices": {"disks": disks}, "memory": {"guest": "64Mi"}}
+    inner = {"spec": {"domain": domain, "volumes": [volume]}}
+    return {"runStrategy": "Always", "dataVolumeTemplates": templates, "template": inner}
+
+
+@pytest.mark.parametrize(("volume", "source", "ails"), ABSENT.values(), ids=ABSENT)
+async def test_what_waits_for_something_that_does_not_exist_says_for_what(server, request, volume, source, ails):
+    name = f"absent-{request.node.callspec.id.replace(' ', '-').lower()}"
+    template = machine_on(volume, source)
+    written = await server.put(name, size=1, warm_when="running", template=template)
+    assert written.status_code == 201, written.text
+    other = {**template, "template": {**template["template"], "metadata": {"labels": {"for": "claim"}}}}
+    answer = await server.client.post("/v1/claim", json={"vm": other}, headers={"Idempotency-Key": name})
+    assert answer.status_code in {201, 202}, answer.text
+
+    async def told():
+        status = (await server.pool(name))["status"]
+        claim = (await server.client.get(f"/v1/claims/{answer.json()['id']}")).json()
+        reasons = [status["reason"], claim["reason"]]
+        return status["phase"] == "degraded" and all(ails in (reason or "") for reason in reasons)
+
+    await until(told)
+    await server.client.delete(f"/v1/claims/{answer.json()['id']}")
+    await server.client.delete(f"/v1/pools/{name}", params={"force": "true"})

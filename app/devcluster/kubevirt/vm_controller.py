@@ -21,10 +21,17 @@ from app.devcluster.apiserver.objects import (
     with_finalizer,
     without_finalizer,
 )
-from app.devcluster.apiserver.registry import CLAIMS, DATA_VOLUMES, VIRTUAL_MACHINE_INSTANCES, VIRTUAL_MACHINES
+from app.devcluster.apiserver.registry import (
+    CLAIMS,
+    DATA_SOURCES,
+    DATA_VOLUMES,
+    VIRTUAL_MACHINE_INSTANCES,
+    VIRTUAL_MACHINES,
+)
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.store import Change, Stored
 from app.devcluster.apiserver.times import stamp
+from app.devcluster.cdi.data_sources import find_source
 from app.devcluster.durations import Durations
 from app.devcluster.kubevirt.instances import build_instance
 from app.devcluster.kubevirt.launcher import OBSERVED, VM_FINALIZER
@@ -36,6 +43,8 @@ from app.devcluster.storage.volumes import claim_of, has_failed_attempt, is_boun
 _PULL_ERRORS = frozenset({"ErrImagePull", "ImagePullBackOff"})
 _USABLE = frozenset({"Succeeded", "WaitForFirstConsumer", "PendingPopulation"})
 """Phases of a DataVolume in which a VMI may start: it is filled, or waits for its first consumer."""
+
+_NO_DISKS = "Error encountered while creating DataVolumes: "
 
 
 def strategy_of(vm: Json) -> str:
@@ -85,6 +94,10 @@ class MachineController(KindController):
             self._queue_owners(change)
             for stored in self._store.rows(VIRTUAL_MACHINES, change.key[0]):
                 if any(claim_of(volume) == change.key[1] for volume in volumes_of(stored.obj)):
+                    self._queue.add(stored.key)
+        elif change.resource is DATA_SOURCES:
+            for stored in self._store.each(VIRTUAL_MACHINES):
+                if any(item["spec"].get("sourceRef") for item in stored.obj["spec"].get("dataVolumeTemplates", ())):
                     self._queue.add(stored.key)
 
     @override
@@ -136,12 +149,28 @@ class MachineController(KindController):
         if not (strategy == "Always" or wants_start or once or rerun) or stored.uid in self._blocked:
             return None
         self._stopped.discard(stored.uid)
-        refusal = refuse_instance(vm)
+        refusal = self._unresolved(vm) or refuse_instance(vm)
         if refusal is not None:
             reason, message = refusal
             return make("Failure", True, self._api.clock.now(), reason=reason, message=message)
         if not self._data_volumes_pending(vm):
             self._store.put(VIRTUAL_MACHINE_INSTANCES, build_instance(vm, self._api.clock.now()))
+        return None
+
+    def _unresolved(self, vm: Json) -> tuple[str, str] | None:
+        """Reason and message of the VM's Failure condition where a DataSource that a template clones is missing or empty."""
+        namespace = vm["metadata"]["namespace"]
+        for template in vm["spec"].get("dataVolumeTemplates", ()):
+            reference = template["spec"].get("sourceRef")
+            if not reference or self._store.get(DATA_VOLUMES, namespace, template["metadata"]["name"]) is not None:
+                continue
+            home, name = reference.get("namespace") or namespace, reference["name"]
+            if self._store.get(DATA_SOURCES, home, name) is None:
+                told = f'unable to create DataVolume manifest: datasources.cdi.kubevirt.io "{name}" not found'
+                return "FailedCreate", f"{_NO_DISKS}{told}"
+            source = find_source(self._store, {"metadata": {"namespace": namespace}, "spec": template["spec"]})
+            if source is None or not source.is_clone:
+                return "FailedCreate", f"{_NO_DISKS}DataVolume sourceRef not supported"
         return None
 
     def _data_volumes_pending(self, vm: Json) -> bool:

@@ -168,3 +168,31 @@ async def test_a_vm_of_a_data_volume_template_clones_an_image(bench):
     assert not await exists(bench, f"{DATA_VOLUMES}/vm-root")
     assert not await exists(bench, f"{CLAIMS}/vm-root")
     assert await exists(bench, f"{CLAIMS}/image")
+
+
+async def test_a_vm_waits_for_the_data_source_that_its_template_clones(bench):
+    reference = {"kind": "DataSource", "name": "fedora"}
+    template = {"metadata": {"name": "root"}, "spec": {"sourceRef": reference, "storage": {}}}
+    await bench.create(disk_machine("x", on_data_volume("root"), templates=[template]))
+    await bench.clock.advance(1)
+    missing = failure_of(await bench.get(f"{MACHINES}/x"))
+    source = {"apiVersion": "cdi.kubevirt.io/v1beta1", "kind": "DataSource", "metadata": {"name": "fedora"}}
+    await make(bench, DATA_SOURCES, {**source, "spec": {"source": {}}})
+    await bench.clock.advance(1)
+    empty = failure_of(await bench.get(f"{MACHINES}/x"))
+    await import_image(bench)
+    await remove(bench, f"{DATA_SOURCES}/fedora")
+    await make(bench, DATA_SOURCES, {**source, "spec": {"source": of_claim("image")}})
+    await bench.clock.advance(90)
+
+    told = "Error encountered while creating DataVolumes: "
+    not_found = 'unable to create DataVolume manifest: datasources.cdi.kubevirt.io "fedora" not found'
+    assert missing == ("FailedCreate", told + not_found)
+    assert empty == ("FailedCreate", f"{told}DataVolume sourceRef not supported")
+    assert failure_of(await bench.get(f"{MACHINES}/x")) is None
+    assert (await bench.status("x"))[0] == "Running"
+
+
+def failure_of(vm):
+    found = [item for item in vm["status"]["conditions"] if item["type"] == "Failure"]
+    return (found[0]["reason"], found[0]["message"]) if found else None

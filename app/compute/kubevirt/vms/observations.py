@@ -5,6 +5,7 @@ reports is from an earlier attempt. Statuses and conditions are those of KubeVir
 """
 
 import ipaddress
+import re
 import uuid
 from collections.abc import Iterator
 from datetime import datetime
@@ -29,6 +30,8 @@ _TRANSIENT_STATUSES = frozenset(
 _WITHOUT_DISKS = frozenset({"Provisioning", "WaitingForVolumeBinding", "DataVolumeError"})
 """While a VM has one of these as its printableStatus, it has no pod yet because of its disks."""
 _POOL_KIND = "VirtualMachinePool"
+_NO_DISKS = "Error encountered while creating DataVolumes: "
+_NO_DATA_SOURCE = re.compile(r'datasources\.cdi\.kubevirt\.io "([^"]+)" not found')
 _FINAL_SYNC_REASONS = frozenset({"FailedCreate"})
 
 
@@ -165,7 +168,7 @@ def _find_crash(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
 def _find_refused_start(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:
     """KubeVirt could not create the VMI (condition Failure of the VM) or its pod (condition Synchronized of the VMI)."""
     if failure := _true(vm_status).get("Failure"):
-        return _failure_of(failure)
+        return _find_disk_refusal(failure) or _failure_of(failure)
     for kind, condition in (*conditions_of(vmi_status), *conditions_of(vm_status)):
         if (
             kind == "Synchronized"
@@ -174,6 +177,21 @@ def _find_refused_start(vm_status: Manifest, vmi_status: Manifest) -> Failure | 
         ):
             return _failure_of(condition)
     return None
+
+
+def _find_disk_refusal(failure: Manifest) -> Failure | None:
+    """KubeVirt cannot create the VM's DataVolumes. It keeps trying, and names a DataSource without its namespace."""
+    message = str(failure.get("message") or "")
+    if not message.startswith(_NO_DISKS):
+        return None
+    why = message.removeprefix(_NO_DISKS).removeprefix("unable to create DataVolume manifest: ")
+    if missing := _NO_DATA_SOURCE.fullmatch(why):
+        why = f"DataSource {missing[1]}, which a sourceRef of the VM names, does not exist; waiting for it to appear"
+    elif why == "DataVolume sourceRef not supported":
+        why = (
+            "the DataSource that a sourceRef of the VM names has no PVC and no snapshot yet; waiting for it to have one"
+        )
+    return Failure("disk", why, transient=True)
 
 
 def _find_wait(vm_status: Manifest, vmi_status: Manifest) -> Failure | None:

@@ -87,6 +87,12 @@ def test_addresses_are_those_a_client_can_use_in_the_order_of_the_interfaces():
     assert observe_vm(vm(), vmi(status={"interfaces": interfaces})).addresses == ("10.244.0.2", "fd00::2", "192.0.2.7")
 
 
+def refused_disks(why):
+    message = f"Error encountered while creating DataVolumes: {why}"
+    failure = {"type": "Failure", "status": "True", "reason": "FailedCreate", "message": message}
+    return {"printableStatus": "Stopped", "conditions": [failure]}
+
+
 # (VM status, VMI status or None without a VMI, what is seen): the shapes are those of KubeVirt v1.9.0
 FAILURES = {
     "crash loop": (
@@ -130,6 +136,25 @@ FAILURES = {
         },
         None,
         ("FailedFindInstancetype", "nope not found", False),
+    ),
+    "no data source": (
+        refused_disks('unable to create DataVolume manifest: datasources.cdi.kubevirt.io "fedora" not found'),
+        None,
+        (
+            "disk",
+            "DataSource fedora, which a sourceRef of the VM names, does not exist; waiting for it to appear",
+            True,
+        ),
+    ),
+    "empty data source": (
+        refused_disks("DataVolume sourceRef not supported"),
+        None,
+        ("disk", "has no PVC and no snapshot yet", True),
+    ),
+    "clone not allowed": (
+        refused_disks("not authorized to create DataVolume: namespace golden does not exist"),
+        None,
+        ("disk", "not authorized to create DataVolume: namespace golden does not exist", True),
     ),
     "no quota for its pod": (
         {"printableStatus": "Starting"},
