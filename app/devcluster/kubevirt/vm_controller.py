@@ -31,7 +31,6 @@ from app.devcluster.apiserver.registry import (
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.store import Change, Stored
 from app.devcluster.apiserver.times import stamp
-from app.devcluster.cdi.data_sources import find_source
 from app.devcluster.durations import Durations
 from app.devcluster.kubevirt.instances import build_instance
 from app.devcluster.kubevirt.launcher import OBSERVED, VM_FINALIZER
@@ -165,11 +164,14 @@ class MachineController(KindController):
             if not reference or self._store.get(DATA_VOLUMES, namespace, template["metadata"]["name"]) is not None:
                 continue
             home, name = reference.get("namespace") or namespace, reference["name"]
-            if self._store.get(DATA_SOURCES, home, name) is None:
+            found = self._store.get(DATA_SOURCES, home, name)
+            if found is None:
                 told = f'unable to create DataVolume manifest: datasources.cdi.kubevirt.io "{name}" not found'
                 return "FailedCreate", f"{_NO_DISKS}{told}"
-            source = find_source(self._store, {"metadata": {"namespace": namespace}, "spec": template["spec"]})
-            if source is None or not source.is_clone:
+            source = found.obj["spec"].get("source") or {}
+            if "dataSource" in source:
+                source = status_of(found.obj).get("source") or {}
+            if not source.get("pvc") and not source.get("snapshot"):
                 return "FailedCreate", f"{_NO_DISKS}DataVolume sourceRef not supported"
         return None
 
