@@ -219,6 +219,42 @@ class TestWhereTheyHaveNot:
         claimed = await server.client.post("/v1/claim", json={"vm": template})
         assert (claimed.status_code, claimed.json()["code"]) == (422, "unschedulable")
 
+    async def test_a_claim_that_is_allowed_to_waits_for_a_node(self, unable):
+        server, _ = unable
+        claimed = await server.client.post("/v1/claim", json={"vm": PINNED, "allow_unschedulable": True})
+        assert (claimed.status_code, claimed.json()["state"]) == (202, "pending")
+        assert (await server.client.delete(f"/v1/claims/{claimed.json()['id']}")).json()["state"] == "released"
+
+    async def test_so_does_a_manifest(self, unable):
+        server, _ = unable
+        document = {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "VirtualMachine",
+            "metadata": {"name": "someday"},
+            "spec": {
+                "runStrategy": "Always",
+                "template": {
+                    "spec": {
+                        "domain": {
+                            "cpu": {"cores": 2, "dedicatedCpuPlacement": True},
+                            "memory": {"guest": "1Gi"},
+                            "devices": {},
+                        },
+                        "volumes": [{"name": "boot", "containerDisk": {"image": "quay.io/example/os:1"}}],
+                    }
+                },
+            },
+        }
+        refused = await server.client.post("/v1/manifests", json=document)
+        assert refused.status_code == 422
+        assert "label kubevirt.io/cpumanager" in refused.json()["detail"]
+        document["metadata"]["annotations"] = {"emberpool.io/allow-unschedulable": "true"}
+        applied = await server.client.post("/v1/manifests", json=document)
+        assert applied.status_code == 200, applied.text
+        (found,) = (await server.client.get("/v1/claims", params={"label": "name=someday"})).json()["items"]
+        assert found["state"] == "pending"
+        await server.client.delete(f"/v1/claims/{found['id']}")
+
     async def test_a_pool_that_is_allowed_to_wait_is_degraded_until_a_node_comes(self, unable):
         server, cluster = unable
         written = await server.put("someday", template=PINNED, warm_when="running", allow_unschedulable=True)
