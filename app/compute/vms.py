@@ -21,6 +21,7 @@ class VmTemplate:
     - `images`: what the disks are made from.
     - `has_own_disk`: whether it has a disk with content of its own, so that its VMs can start without a snapshot or preload.
     - `keeps_state`: whether its VMs have a persistent TPM or EFI, whose state no snapshot brings back.
+    - `infers`: whether KubeVirt reads its instance type or preference from the labels of a volume, which no copy of it has.
     - `exclusives`: what the VMs write to although it exists once.
     - `identity`: the fields that identify one machine.
     - `form`: how the template was written. Only the gateway reads it, to say where in the template a refused field is.
@@ -32,6 +33,7 @@ class VmTemplate:
     images: tuple[ImageRef, ...] = ()
     has_own_disk: bool = True
     keeps_state: bool = False
+    infers: bool = False
     marks: Marks = NO_MARKS
     exclusives: tuple[Exclusive, ...] = ()
     identity: tuple[FieldProblem, ...] = ()

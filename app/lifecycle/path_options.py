@@ -17,7 +17,7 @@ from app.domain.preload_choice import needed_image
 from app.domain.statistics import BootTimes
 from app.lifecycle.eta import estimate_in_pool, measure_boots, why_none_will_come
 from app.lifecycle.on_demand_pools import rests_until
-from app.lifecycle.start_sources import NO_STATE, NotYet, resolve_start
+from app.lifecycle.start_sources import NO_LABELS, NO_STATE, NotYet, resolve_start
 from app.store import path_times
 from app.store.database import Tx
 from app.store.pools import on_demand, statistics
@@ -128,6 +128,8 @@ async def _next_vm(tx: Tx, pool: PoolRow, settings: Settings) -> PathOption:
 async def _snapshot_option(tx: Tx, terms: VmTerms) -> PathOption:
     if terms.template.keeps_state:
         return PathOption(StartPath.SNAPSHOT, available=False, why=NO_STATE)
+    if terms.template.infers:
+        return PathOption(StartPath.SNAPSHOT, available=False, why=NO_LABELS)
     if terms.start_from is not None:
         return await _forced(tx, StartPath.SNAPSHOT, terms.start_from)
     if (single := _copied(terms.template)) is not None:
@@ -142,6 +144,8 @@ async def _snapshot_option(tx: Tx, terms: VmTerms) -> PathOption:
 
 
 async def _preload_option(tx: Tx, terms: VmTerms) -> PathOption:
+    if terms.template.infers:
+        return PathOption(StartPath.PRELOAD, available=False, why=NO_LABELS)
     if terms.start_from is not None:
         return await _forced(tx, StartPath.PRELOAD, terms.start_from)
     image = needed_image(terms.template.images)

@@ -16,6 +16,10 @@ NO_STATE = (
     "the template has a persistent TPM or EFI, and a VM from a snapshot does not get its state: leave `persistent` out, or start "
     "from the image"
 )
+NO_LABELS = (
+    "the template takes its instance type or preference from the labels of a volume (`inferFromVolume`), which a disk from a "
+    "snapshot or a preload does not have: name the instance type and the preference, or start from the image"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,15 @@ async def require_use(tx: Tx, start_from: StartFrom | None, template: VmTemplate
         refuse_other_image(start_from.preload, image, template)
 
 
-def refuse_lost_state(start_from: StartFrom | None, template: VmTemplate) -> None:
-    """Raises InvalidRequest if VMs of the template would start from a snapshot without the state that they are to keep."""
-    if start_from is not None and start_from.snapshot is not None and template.keeps_state:
+def refuse_lossy_start(start_from: StartFrom | None, template: VmTemplate) -> None:
+    """Raises InvalidRequest if VMs of the template would lack something because they start from this: the state that they are to
+    keep, or the labels from which their instance type is read.
+    """
+    if start_from is None:
+        return
+    if template.infers:
+        raise _refused("snapshot" if start_from.snapshot is not None else "preload", NO_LABELS)
+    if start_from.snapshot is not None and template.keeps_state:
         raise _refused("snapshot", NO_STATE)
 
 

@@ -196,3 +196,14 @@ async def test_a_vm_that_keeps_state_does_not_start_from_a_snapshot(server, serv
     claimed = await service.post("/v1/claim", json={"vm": keeping, "start_from": {"snapshot": "stateless"}})
     check(claimed, Refused(422, "invalid-request", "start_from.snapshot", says="persistent TPM or EFI"))
     assert (await service.get("/v1/pools/keeping")).status_code == 404
+
+
+async def test_a_vm_that_reads_the_labels_of_its_volume_does_not_start_from_a_copy_of_it(server, service):
+    await server.put("labelled", size=0, template=template())
+    taken = await service.post("/v1/snapshots", json={"name": "labelled", "source": {"pool": "labelled"}})
+    assert taken.status_code == 202, taken.text
+    written = template()
+    spec = written if "template" in written else written["spec"]
+    inferring = {**spec, "instancetype": {"inferFromVolume": spec["template"]["spec"]["volumes"][0]["name"]}}
+    claimed = await service.post("/v1/claim", json={"vm": inferring, "start_from": {"snapshot": "labelled"}})
+    check(claimed, Refused(422, "invalid-request", "start_from.snapshot", says="from the labels of a volume"))

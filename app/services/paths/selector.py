@@ -38,7 +38,7 @@ from app.ids import new_id
 from app.lifecycle.on_demand_pools import enter_pool, on_demand_name, on_demand_spec, start_of
 from app.lifecycle.path_options import VmTerms, read_options, why_unsuitable
 from app.lifecycle.placement import require_fit
-from app.lifecycle.start_sources import refuse_lost_state, require_source
+from app.lifecycle.start_sources import refuse_lossy_start, require_source
 from app.services.claims.lifecycle import release_claim
 from app.services.claims.queue import ChosenPath, Place, StoredClaim, UntilDisconnected
 from app.services.claims.service import ClaimAnswer, ClaimService
@@ -177,7 +177,7 @@ class PathSelector:
                     f"paths: {message}. Nothing was changed", problems=[FieldProblem("paths", message)]
                 )
         terms = VmTerms(self._expand(request), request.warm_when, request.start_from, request.lease_seconds)
-        refuse_lost_state(request.start_from, terms.template)
+        refuse_lossy_start(request.start_from, terms.template)
         return _Wanted(request, terms, allowed)
 
     def _expand(self, request: DescribedClaimRequest) -> VmTemplate:

@@ -16,7 +16,7 @@ from app.domain.vm_pools import Backing
 from app.errors import FieldProblem, InvalidRequest, PoolBeingDeleted, PoolNotFound, TemplateRefused
 from app.ids import new_id, vm_pool_name
 from app.lifecycle.placement import require_fit
-from app.lifecycle.start_sources import refuse_lost_state, require_source, require_use
+from app.lifecycle.start_sources import refuse_lossy_start, require_source, require_use
 from app.services.writes import IfMatch, WriteOutcome, overtaken, prepare_and_commit
 from app.store import events, vm_pools
 from app.store.claims import rows as claim_rows
@@ -75,7 +75,7 @@ async def _prepare(db: Database, gateway: Gateway, name: str, spec: PoolSpec, be
     _refuse_other_backing(before, spec)
     template = gateway.expand(spec.template, spec.warm_when, spec.placement, diskless=spec.start_from is not None)
     _refuse_single(template, spec)
-    refuse_lost_state(spec.start_from, template)
+    refuse_lossy_start(spec.start_from, template)
     revision = revision_of(template.fingerprint, spec)
     if before is not None and before.spec == spec and before.revision == revision:
         return PreparedPool(name, spec, before, None)

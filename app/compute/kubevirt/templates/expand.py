@@ -31,7 +31,7 @@ from app.compute.kubevirt.templates.manifests import VIRTIO
 from app.compute.kubevirt.templates.marks import marks_of
 from app.compute.kubevirt.templates.problems import Problems
 from app.compute.kubevirt.templates.singletons import exclusives_of, identity_of
-from app.compute.kubevirt.templates.start_sources import has_own_disk, keeps_state
+from app.compute.kubevirt.templates.start_sources import has_own_disk, infers, keeps_state
 from app.compute.vms import VmTemplate
 from app.domain.observation import WarmWhen
 from app.domain.placement import Placement
@@ -123,6 +123,7 @@ def describe(spec: Manifest, form: TemplateForm = TemplateForm.VM_SPEC) -> VmTem
         images=shapes.images_of(spec),
         has_own_disk=has_own_disk(spec),
         keeps_state=keeps_state(spec),
+        infers=infers(spec),
         marks=marks_of(spec),
         exclusives=exclusives_of(spec, at),
         identity=identity_of(spec, at),

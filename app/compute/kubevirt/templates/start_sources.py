@@ -60,6 +60,13 @@ def keeps_state(spec: Manifest) -> bool:
     return bool(tpm.get("persistent") or efi.get("persistent"))
 
 
+def infers(spec: Manifest) -> bool:
+    """Whether KubeVirt takes the instance type or the preference from the labels of a volume's PVC or DataSource. It reads them
+    when the VM is created (v1.9.0): the PVC of a snapshot's disk comes after that, and a preload has none of these labels.
+    """
+    return any((spec.get(kind) or {}).get("inferFromVolume") for kind in ("instancetype", "preference"))
+
+
 def pvcs_of(vm: Manifest, start: Start, spec: Manifest) -> list[Manifest]:
     """The PVCs that a VM from a snapshot needs, each owned by `vm`, which is the VM as the cluster returned it.
 

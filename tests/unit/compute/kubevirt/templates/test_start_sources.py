@@ -8,7 +8,7 @@ import pytest
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.templates.expand import expand
 from app.compute.kubevirt.templates.manifests import vm_manifest
-from app.compute.kubevirt.templates.start_sources import begin, has_own_disk, keeps_state, pvcs_of
+from app.compute.kubevirt.templates.start_sources import begin, has_own_disk, infers, keeps_state, pvcs_of
 from app.domain.observation import WarmWhen
 from app.domain.paths import FromImage, FromSnapshot, FromVolume, ImageKind, ImageRef, SnapshotDisk
 from tests.support.crd_schemas import complaints
@@ -136,6 +136,13 @@ class TestSnapshot:
 )
 def test_a_persistent_tpm_or_efi_is_state_that_no_snapshot_brings_back(field, value, keeps):
     assert keeps_state(changed(VM_SPEC, f"template.spec.domain.{field}", value)) is keeps
+
+
+@pytest.mark.parametrize("field", ["instancetype", "preference"])
+def test_what_is_read_from_the_labels_of_a_volume_is_not_in_a_copy_of_it(field):
+    assert infers(changed(VM_SPEC, field, {"inferFromVolume": "root"}))
+    assert not infers(changed(VM_SPEC, field, {"name": "u1.small"}))
+    assert not infers(VM_SPEC)
 
 
 class TestOneBootDisk:
