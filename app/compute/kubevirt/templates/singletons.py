@@ -63,14 +63,18 @@ _ADDRESS_KEYS: Final = frozenset(
         "cni.projectcalico.org/ipAddrs",
         "cni.projectcalico.org/ipAddrsNoIpam",
         "ipam.antrea.io/pod-ips",
+        "k8s.ovn.org/primary-udn-ipamclaim",
+        "network.kubevirt.io/addresses",
     }
 )
-"""Annotations that give one pod a fixed address, as each network plugin documents them."""
+"""Annotations that give one pod a fixed address, as each network plugin documents them. The last two are those of OVN-Kubernetes,
+the first of them for an IPAMClaim, which holds the addresses of one VM.
+"""
 _OVN_PREFIX: Final = "ovn.kubernetes.io"
 _OVN_ADDRESSES: Final = frozenset({"ip_address", "mac_address"})
 """Kube-OVN: `ovn.kubernetes.io/ip_address`, and `NETWORK.NAMESPACE.ovn.kubernetes.io/ip_address` for further networks."""
 _MULTUS_KEYS: Final = frozenset({"k8s.v1.cni.cncf.io/networks", "v1.multus-cni.io/default-network"})
-_MULTUS_ADDRESSES: Final = frozenset({"ips", "mac", "infiniband-guid"})
+_MULTUS_ADDRESSES: Final = frozenset({"ips", "mac", "infiniband-guid", "ipam-claim-reference"})
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _MASQUERADED: Final = (ipaddress.ip_network("10.0.2.0/24"), ipaddress.ip_network("fd10:0:2::/120"))
 """What KubeVirt v1.9.0 uses inside each VM's own pod unless its network says otherwise: all VMs may have the same address there."""
@@ -176,7 +180,11 @@ def _fixes_address(key: str, value: str) -> bool:
     prefix, _, name = key.rpartition("/")
     if prefix == _OVN_PREFIX or prefix.endswith(f".{_OVN_PREFIX}"):
         return name in _OVN_ADDRESSES and bool(value)
-    return key in _MULTUS_KEYS and any(each.get(word) for each in _attachments(value) for word in _MULTUS_ADDRESSES)
+    if key not in _MULTUS_KEYS:
+        return False
+    attachments = _attachments(value)
+    passed_on = [args for each in attachments if isinstance(args := each.get("cni-args"), dict)]
+    return any(each.get(word) for each in (*attachments, *passed_on) for word in _MULTUS_ADDRESSES)
 
 
 def _attachments(value: str) -> list[Manifest]:

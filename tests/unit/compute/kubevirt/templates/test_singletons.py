@@ -179,7 +179,16 @@ V1 = {"version": 1, "config": [{"type": "physical", "subnets": [{"type": "static
                 "net1.vms.ovn.kubernetes.io/mac_address": "02:00",
                 "k8s.v1.cni.cncf.io/networks": '[{"name": "a"}, {"name": "b", "ips": ["192.0.2.7"]}]',
                 "v1.multus-cni.io/default-network": '{"name": "a", "mac": "02:00"}',
+                "network.kubevirt.io/addresses": '{"default": ["192.0.2.7/24"]}',
+                "k8s.ovn.org/primary-udn-ipamclaim": "vm-a.net",
             }.items()
+        ),
+        *(
+            (
+                annotated("k8s.v1.cni.cncf.io/networks", f'[{{"name": "a", {given}}}]'),
+                "template.metadata.annotations.k8s.v1.cni.cncf.io/networks",
+            )
+            for given in ('"ipam-claim-reference": "vm-a.net"', '"cni-args": {"ips": ["192.0.2.7"]}')
         ),
         (network_data(V2), "template.spec.volumes[0].cloudInitNoCloud.networkData"),
         (network_data({"network": V2}), "template.spec.volumes[0].cloudInitNoCloud.networkData"),
@@ -213,6 +222,7 @@ def test_what_identifies_one_machine(template, field):
         changed(VM_SPEC, f"{DOMAIN}.devices.interfaces", [INTERFACE]),
         changed(VM_SPEC, "template.spec.subdomain", "web"),
         annotated("k8s.v1.cni.cncf.io/networks", "default/net-a, net-b"),
+        annotated("k8s.v1.cni.cncf.io/networks", '[{"name": "a", "cni-args": {"mtu": 9000}}]'),
         annotated("k8s.v1.cni.cncf.io/networks", '[{"name": "a"}]'),
         annotated("ovn.kubernetes.io/ip_pool", "192.0.2.0/24"),
         annotated("ipam.cilium.io/ip-pool", "blue"),
