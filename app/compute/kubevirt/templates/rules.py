@@ -35,7 +35,7 @@ _RESERVED_LABELS = frozenset(
 def check_metadata(metadata: Manifest, path: str, problems: Problems, *, on_vmi: bool) -> None:
     for key, value in metadata.items():
         if key in _NAMING_KEYS:
-            problems.add(f"{path}.{key}", "is set by the service for each VM of the pool: leave it out")
+            problems.add(f"{path}.{key}", "is set by the service for each VM: leave it out")
         elif key not in _METADATA_KEYS and value is not None:
             problems.add(f"{path}.{key}", "cannot be set in a template: only labels and annotations can")
     check_labels(metadata.get("labels"), f"{path}.labels", problems, on_vmi=on_vmi)
@@ -56,10 +56,10 @@ def check_vm_spec(spec: Manifest, path: str, problems: Problems) -> None:
     if running is not None and strategy is not None:
         problems.add(f"{path}.running", "excludes runStrategy: keep runStrategy, `running` is deprecated")
     elif running is not None and running is not True:
-        problems.add(f"{path}.running", "must be true: a pool keeps running VMs")
+        problems.add(f"{path}.running", "must be true: the service makes running VMs")
     if strategy in _IDLE_STRATEGIES:
         problems.add(
-            f"{path}.runStrategy", f"{strategy} does not start the VM, and a pool keeps running VMs: write Always"
+            f"{path}.runStrategy", f"{strategy} does not start the VM, and the service makes running VMs: write Always"
         )
     elif strategy is not None and strategy not in _RUNNING_STRATEGIES:
         problems.add(f"{path}.runStrategy", f"must be one of {', '.join(_RUNNING_STRATEGIES)}; got {strategy!r}")
@@ -209,7 +209,7 @@ def _check_data_volumes(spec: Manifest, path: str, problems: Problems) -> None:
     _check_names(templates, problems, within="metadata")
     for template, where in templates:
         if problems.mapping(template, "metadata", where).get("namespace") is not None:
-            problems.add(f"{where}.metadata.namespace", "is set by the service for each VM of the pool: leave it out")
+            problems.add(f"{where}.metadata.namespace", "is set by the service for each VM: leave it out")
         for kind in ("storage", "pvc"):
             size = problems.mapping(template, f"spec.{kind}.resources.requests", where).get("storage")
             if size is not None:
