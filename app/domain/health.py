@@ -11,8 +11,13 @@ _WITHOUT_POD = (None, "Pending")
 PAUSED = "it is paused"
 """The problem of a VM that somebody paused. It is well otherwise."""
 _NO_AGENT = "its guest agent is not connected"
+_NOT_READY = "it is not ready"
 NO_AGENT_YET = f"{_NO_AGENT}; for a guest without one, warm_when is to be ready or running"
-"""What a VM lacks whose guest runs and has never had an agent. Every boot passes through this, so it counts only after a while."""
+"""What a VM lacks whose guest runs and has never had an agent."""
+NOT_READY_YET = f"{_NOT_READY}; if its template has a readiness probe, that has not succeeded yet"
+"""What a VM lacks whose guest runs and has never been ready."""
+PASSING = (NO_AGENT_YET, NOT_READY_YET)
+"""What every boot passes through, so that it counts only after a while."""
 
 
 class Verdict(StrEnum):
@@ -99,7 +104,7 @@ def health_problem(obs: Observation) -> str | None:
     if obs.paused:
         return PAUSED
     if not obs.ready:
-        return "it is not ready"
+        return _NOT_READY
     return None
 
 
@@ -125,8 +130,10 @@ def _boot_problem(vm: VmFacts, obs: Observation, warm_when: WarmWhen) -> str | N
         return health_problem(obs)
     if vm.was_ready:
         return health_problem(obs) or _NO_AGENT
-    if obs.phase == "Running" and warm_when is WarmWhen.AGENT and not obs.agent_connected and not obs.paused:
-        return NO_AGENT_YET
+    if obs.phase == "Running":
+        if obs.paused:
+            return PAUSED
+        return NO_AGENT_YET if warm_when is WarmWhen.AGENT and not obs.agent_connected else NOT_READY_YET
     return vm.health if obs.phase in _WITHOUT_POD else None
 
 

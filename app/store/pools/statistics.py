@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from app.domain.health import NO_AGENT_YET
+from app.domain.health import PASSING
 from app.domain.statistics import Ailment, BootTimes, PoolCounts, PoolFlags, why_waiting
 from app.store.database import Tx, run
 
@@ -15,8 +15,8 @@ _LAST_BOOTS = 200
 _RATE_WINDOW_SECONDS = 300
 SETTLED_SECONDS = 3.0
 """How long a VM that boots must have shown a problem before its pool, and the claims that wait, tell it."""
-AGENT_SECONDS = 180.0
-"""The same for a guest that runs without its agent: a slow guest, such as Windows, takes a minute or two to boot."""
+PASSING_SECONDS = 180.0
+"""The same for a guest that runs without its agent, or is not ready: a slow guest, such as Windows, takes a minute or two to boot."""
 
 _COUNTS = text("""
     SELECT pool_id, state, count(*) AS n FROM vm
@@ -50,7 +50,7 @@ _AILING = text("""
     SELECT p.id, a.n, a.total, a.sample FROM unnest(CAST(:ids AS uuid[])) AS p(id) CROSS JOIN LATERAL (
         SELECT count(*) AS n, (sum(count(*)) OVER ())::int AS total, min(health) AS sample FROM (
             SELECT CASE WHEN state <> 'booting' OR unhealthy_since <= now() - make_interval(
-                secs => CASE WHEN health = :no_agent_yet THEN CAST(:agent AS float) ELSE :settled END) THEN health END AS health
+                secs => CASE WHEN health = ANY(:passing) THEN CAST(:slow AS float) ELSE :settled END) THEN health END AS health
             FROM vm WHERE pool_id = p.id AND ended_at IS NULL AND state IN ('planned', 'creating', 'booting')) v
         GROUP BY replace(split_part(health, ':', 1), 'ImagePullBackOff', 'ErrImagePull')
         ORDER BY min(health) IS NULL, n DESC, sample LIMIT 1) a
@@ -128,7 +128,7 @@ async def ailments(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, Ailment]:
     """What most VMs on their way suffer from, of those of the pools that have such VMs."""
     if not ids:
         return {}
-    waits = {"settled": SETTLED_SECONDS, "agent": AGENT_SECONDS, "no_agent_yet": NO_AGENT_YET}
+    waits = {"settled": SETTLED_SECONDS, "slow": PASSING_SECONDS, "passing": list(PASSING)}
     rows = await run(tx, _AILING, ids=list(ids), **waits)
     return {row.id: Ailment(row.n, row.total, row.sample) for row in rows}
 

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.domain.health import NO_AGENT_YET
+from app.domain.health import PASSING
 from app.domain.states import VmState
 from app.domain.statistics import BootTimes, PoolCounts
 from app.store.pools import rows as pools
@@ -146,13 +146,14 @@ async def test_what_passes_at_once_does_not_count_and_a_refused_create_does(db):
     assert await ailing(db, pool) == {"web": "1 of 2 VMs: the cluster is away"}
 
 
-async def test_a_guest_that_runs_without_its_agent_counts_only_after_a_while(db):
+@pytest.mark.parametrize("problem", PASSING)
+async def test_what_every_boot_passes_through_counts_only_after_a_while(db, problem):
     pool = await make_pool(db)
     (booting,) = await make_vms(db, pool, 1, VmState.BOOTING)
-    await ail(db, [booting], NO_AGENT_YET, seconds=statistics.SETTLED_SECONDS + 1)
+    await ail(db, [booting], problem, seconds=statistics.SETTLED_SECONDS + 1)
     assert await ailing(db, pool) == {}
-    await ail(db, [booting], NO_AGENT_YET, seconds=statistics.AGENT_SECONDS + 1)
-    assert await ailing(db, pool) == {"web": f"1 of 1 VM: {NO_AGENT_YET}"}
+    await ail(db, [booting], problem, seconds=statistics.PASSING_SECONDS + 1)
+    assert await ailing(db, pool) == {"web": f"1 of 1 VM: {problem}"}
 
 
 async def test_ready_claimed_and_ended_vms_say_nothing_of_those_on_their_way(db):

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.domain.health import NO_AGENT_YET, HealthRules, Verdict, VmFacts, health_problem, judge
+from app.domain.health import NO_AGENT_YET, NOT_READY_YET, PAUSED, HealthRules, Verdict, VmFacts, health_problem, judge
 from app.domain.observation import Failure, Observation, WarmWhen
 from app.domain.states import VmState
 
@@ -51,7 +51,7 @@ CASES = {
     "warm": (VmState.BOOTING, {}, Verdict.READY),
     "booting without its agent": (VmState.BOOTING, {"agent_connected": False}, Verdict.NOTED),
     "booting, new address": (VmState.BOOTING, {"ready": False, "addresses": ("10.0.0.9",)}, Verdict.NOTED),
-    "booting, paused": (VmState.BOOTING, {"paused": True}, Verdict.NOTHING),
+    "booting, paused": (VmState.BOOTING, {"paused": True}, Verdict.NOTED),
     "booting, no instance yet": (
         VmState.BOOTING,
         {"phase": None, "vmi_uid": None, "node": None, "addresses": ()},
@@ -108,10 +108,10 @@ def test_every_verdict_that_ends_a_vm_says_why(state):
     ("warm_when", "given", "expected"),
     [
         (WarmWhen.READY, {"agent_connected": False}, Verdict.READY),
-        (WarmWhen.READY, {"ready": False}, Verdict.NOTHING),
+        (WarmWhen.READY, {"ready": False}, Verdict.NOTED),
         (WarmWhen.RUNNING, {"ready": False, "agent_connected": False}, Verdict.READY),
         (WarmWhen.RUNNING, {"phase": "Scheduled", "ready": False}, Verdict.NOTHING),
-        (WarmWhen.RUNNING, {"paused": True}, Verdict.NOTHING),
+        (WarmWhen.RUNNING, {"paused": True}, Verdict.NOTED),
     ],
 )
 def test_the_pool_says_what_counts_as_warm(warm_when, given, expected):
@@ -182,17 +182,21 @@ class TestWhatKeepsABoot:
         judged = judge(
             row(VmState.BOOTING, health=self.EARLIER), seen(phase=phase, ready=False), WarmWhen.AGENT, RULES, NOW
         )
-        assert (judged.verdict, judged.reason) == (Verdict.NOTED, None)
+        assert (judged.verdict, judged.reason) == (Verdict.NOTED, None if phase != "Running" else NOT_READY_YET)
 
     @pytest.mark.parametrize(
         ("warm_when", "given", "problem"),
         [
             (WarmWhen.AGENT, {}, NO_AGENT_YET),
             (WarmWhen.AGENT, {"phase": "Scheduled"}, None),
-            (WarmWhen.READY, {"ready": False}, None),
+            (WarmWhen.AGENT, {"agent_connected": True, "ready": False}, NOT_READY_YET),
+            (WarmWhen.AGENT, {"paused": True}, PAUSED),
+            (WarmWhen.READY, {"ready": False}, NOT_READY_YET),
+            (WarmWhen.READY, {"ready": False, "phase": "Scheduled"}, None),
+            (WarmWhen.RUNNING, {"paused": True}, PAUSED),
         ],
     )
-    def test_a_guest_that_runs_lacks_its_agent_if_that_is_waited_for(self, warm_when, given, problem):
+    def test_a_guest_that_runs_lacks_what_is_waited_for(self, warm_when, given, problem):
         without = seen(**{"agent_connected": False, **given})
         assert judge(row(VmState.BOOTING), without, warm_when, RULES, NOW).reason == problem
 
