@@ -8,6 +8,7 @@ from app.domain.fields import suggest
 _USED: Final = frozenset(
     {
         "ConfigMap",
+        "DataSource",
         "NetworkAttachmentDefinition",
         "PersistentVolumeClaim",
         "Secret",
@@ -23,31 +24,47 @@ _INSTEAD: Final = {
     "Kustomization": "build it with `kubectl kustomize FOLDER | emberpool apply -f -`",
     "VirtualMachineClone": "write a VirtualMachine that starts from a VirtualMachineSnapshot",
     "VirtualMachineInstance": "write a VirtualMachine, whose spec.template has the same fields",
-    "VirtualMachineInstanceMigration": "",
-    "VirtualMachineInstancePreset": "",
     "VirtualMachineInstanceReplicaSet": "write a VirtualMachinePool, which keeps several VMs",
-    "VirtualMachineExport": "",
     "VirtualMachineRestore": "write a VirtualMachine with the annotation emberpool.io/start-from-snapshot",
-    "VirtualMachineSnapshotContent": "",
 }
-"""What to write here instead of such a kind. Some look like a misspelt kind of ours."""
+"""What to write here instead of such a kind."""
+_ALIKE: Final = frozenset(
+    {
+        "DataVolumeSource",
+        "VirtualMachineBackup",
+        "VirtualMachineBackupTracker",
+        "VirtualMachineClass",
+        "VirtualMachineExport",
+        "VirtualMachineImage",
+        "VirtualMachineInstanceMigration",
+        "VirtualMachineInstancePreset",
+        "VirtualMachineSnapshotContent",
+        "VirtualMachineStorageMigration",
+        "VirtualMachineTemplate",
+        "VirtualMachineTemplateRequest",
+        "VolumeSnapshot",
+        "VolumeSnapshotClass",
+        "VolumeSnapshotContent",
+    }
+)
+"""Other kinds that look like a misspelt kind of ours."""
 _OTHERWISE: Final = "pass it over here with --skip-unknown (skip_unknown=true in the API)"
 
 
 def is_foreign(kind: str, known: Collection[str]) -> bool:
     """Whether the kind belongs to somebody else. A misspelt kind of ours does not."""
-    return kind in _USED or kind in _INSTEAD or suggest(kind, known) is None
+    return kind in _USED or kind in _INSTEAD or kind in _ALIKE or suggest(kind, known) is None
 
 
 def refuse_foreign(kind: str, known: Collection[str], namespace: str) -> str:
-    """The message for a foreign kind."""
+    """The message for a foreign kind. `namespace`: that of the VMs; empty if it is not known."""
     if (instead := _INSTEAD.get(kind)) is not None:
-        other = f"; {instead}" if instead else ""
-        return f"is {kind}, which this service does not apply{other}, or {_OTHERWISE}"
+        return f"is {kind}, which this service does not apply; {instead}, or {_OTHERWISE}"
     if kind in _USED:
+        where = f"namespace {namespace!r}" if namespace else "the namespace of the VMs"
         return (
-            f"is {kind}, which this service does not apply, but its VMs can use it: apply it with kubectl, in namespace "
-            f"{namespace!r} if it has one, and {_OTHERWISE}"
+            f"is {kind}, which this service does not apply, but its VMs can use it: apply it with kubectl, in {where} "
+            f"if it has one, and {_OTHERWISE}"
         )
     return (
         f"is {kind}, which this service does not apply: apply it with kubectl, and {_OTHERWISE}; "

@@ -288,7 +288,10 @@ def test_templates_lose_their_names_and_what_the_cluster_wrote():
             "VirtualMachineInstance",
             "write a VirtualMachine, whose spec.template has the same fields, or pass it over here",
         ),
-        ("VirtualMachineInstanceMigration", "does not apply, or pass it over here with --skip-unknown"),
+        ("VirtualMachineInstanceMigration", "apply it with kubectl, and pass it over here with --skip-unknown"),
+        ("VolumeSnapshot", "apply it with kubectl, and pass it over here with --skip-unknown"),
+        ("VirtualMachineTemplate", "apply it with kubectl, and pass it over here"),
+        ("DataSource", "its VMs can use it: apply it with kubectl"),
     ],
 )
 def test_a_document_for_the_cluster_is_refused_in_a_sentence_or_passed_over(kind, says):
