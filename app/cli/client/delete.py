@@ -4,16 +4,12 @@ from typing import Annotated, Final
 
 import typer
 
-from app.cli.client.listings import LISTINGS, Kind, find_one, is_id
+from app.cli.client.listings import KINDS, LISTINGS, Kind, find_one, is_id
 from app.cli.client.options import OutputForm, Server, Token, connect
 from app.cli.client.printing import Output, show
-from app.cli.client.service import DEFAULT_SERVER, Service
+from app.cli.client.service import DEFAULT_SERVER, Service, in_path
 
-_KINDS: Final = {
-    word: kind
-    for kind in (Kind.POOLS, Kind.VMS, Kind.SNAPSHOTS, Kind.PRELOADS)
-    for word in (str(kind), kind.removesuffix("s"))
-}
+_DELETED: Final = frozenset({Kind.POOLS, Kind.VMS, Kind.SNAPSHOTS, Kind.PRELOADS})
 
 
 def delete(
@@ -48,16 +44,16 @@ def delete(
 
 
 def _read_kind(word: str) -> Kind:
-    kind = _KINDS.get(word.casefold())
-    if kind is not None:
+    kind = KINDS.get(word.casefold())
+    if kind in _DELETED:
         return kind
-    if word.casefold() in {"claim", "claims"}:
+    if kind is Kind.CLAIMS:
         raise typer.BadParameter("claims are ended by `emberpool release`")
     raise typer.BadParameter(f"{word!r} cannot be deleted; give pool, vm, snapshot or preload")
 
 
 def _key(service: Service, kind: Kind, name: str) -> str:
-    """What stands for it in the path: the id of a VM, and otherwise the name."""
+    """What stands for it in the path: the id of a VM, and otherwise the name, encoded."""
     if kind is Kind.VMS and not is_id(name):
         return str(find_one(service, kind, name)["id"])
-    return name
+    return in_path(name)

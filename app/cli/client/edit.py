@@ -8,7 +8,7 @@ import typer
 from app.cli.client.listings import LISTINGS, Kind
 from app.cli.client.options import OutputForm, Server, Token, connect
 from app.cli.client.printing import Json, Output, show
-from app.cli.client.service import DEFAULT_SERVER
+from app.cli.client.service import DEFAULT_SERVER, in_path
 
 _Pool = Annotated[str, typer.Argument(help="The name of the pool.")]
 _Generation = Annotated[
@@ -70,5 +70,5 @@ def _edit(pool: str, patch: Json, generation: int | None, output: Output, server
     if generation is not None:
         headers["If-Match"] = f'"{generation}"'
     with connect(server, token) as service:
-        edited = service.ask("PATCH", f"/v1/pools/{pool}", json=patch, headers=headers)
+        edited = service.ask("PATCH", f"/v1/pools/{in_path(pool)}", json=patch, headers=headers)
     show(output, edited, LISTINGS[Kind.POOLS].columns, [edited])

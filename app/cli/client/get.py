@@ -91,7 +91,10 @@ def _read_kind(word: str, name: str | None) -> tuple[Kind, str | None]:
         meant = suggest(word, KINDS)
         hint = f"; did you mean {KINDS[meant]}" if meant is not None else ""
         raise typer.BadParameter(f"{word!r} is nothing that can be listed{hint}; there are: {', '.join(Kind)}")
-    return kind, joined if slash else name
+    given = joined if slash else name
+    if given is not None and not given.strip():
+        raise typer.BadParameter("the name is empty; leave it out, with its /, to list all")
+    return kind, given
 
 
 def _refuse_filters(kind: Kind, listing: Listing, filters: Filters, name: str | None) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 from uuid import UUID
 
 from app.cli.client.printing import Column, Json, read_columns, seconds, share, text, until
-from app.cli.client.service import PAGE, Service
+from app.cli.client.service import PAGE, Service, in_path
 from app.errors import EmberpoolError
 
 LIVE_CLAIMS: Final = ("bound", "pending")
@@ -29,7 +29,7 @@ _OTHER_WORDS: Final = {
     Kind.POOLS: "virtualmachinepool vmpool",
     Kind.VMS: "virtualmachine",
     Kind.SNAPSHOTS: "virtualmachinesnapshot vmsnapshot",
-    Kind.PRELOADS: "datavolume",
+    Kind.PRELOADS: "datavolume dv dataimportcron dic",
     Kind.NODES: "",
     Kind.CLAIMS: "",
     Kind.PATHS: "",
@@ -92,7 +92,7 @@ def find_one(service: Service, kind: Kind, name: str) -> Json:
         case Kind.VMS:
             return _find_vm(service, name)
         case _:
-            return service.get(f"/v1/{kind}/{name}")
+            return service.get(f"/v1/{kind}/{in_path(name)}")
 
 
 def find_claim(service: Service, name: str) -> Json:

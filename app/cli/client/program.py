@@ -13,6 +13,7 @@ from app.cli.client.claim import claim
 from app.cli.client.commands import add_command
 from app.cli.client.delete import delete
 from app.cli.client.edit import patch, scale
+from app.cli.client.files import FileUnusable
 from app.cli.client.get import get
 from app.cli.client.import_pool import import_pool
 from app.cli.client.release import release
@@ -55,16 +56,16 @@ def run(app: typer.Typer) -> None:
     try:
         app()
     except EmberpoolError as error:
-        _print_error(error.title, error.detail)
+        _print_error(error.title, error.detail, begins_with_a_name=isinstance(error, FileUnusable))
         sys.exit(1)
     except OSError as error:
         _print_error("The system refused", f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(1)
 
 
-def _print_error(title: str, detail: str) -> None:
+def _print_error(title: str, detail: str, *, begins_with_a_name: bool = False) -> None:
     word, _, _ = detail.partition(" ")
-    # The name of an address or of a field is not capitalised.
-    begun = detail if ":" in word else detail[:1].upper() + detail[1:]
+    # The name of a file, of an address or of a field is not capitalised.
+    begun = detail if begins_with_a_name or ":" in word or "_" in word else detail[:1].upper() + detail[1:]
     sentence = begun + ("" if detail.endswith((".", "!", "?")) else ".")
     Console(stderr=True).print(Text.assemble((f"{title}.", "red"), " ", sentence), soft_wrap=True)

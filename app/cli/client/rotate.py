@@ -8,7 +8,7 @@ from app.cli.client.listings import LISTINGS, Kind
 from app.cli.client.options import OutputForm, Server, Token, connect
 from app.cli.client.printing import Json, Output, show, tell
 from app.cli.client.progress import ItemProgress, watch_progress
-from app.cli.client.service import DEFAULT_SERVER
+from app.cli.client.service import DEFAULT_SERVER, in_path
 
 _STANDS = frozenset({"paused", "stalled", "deleting"})
 """Phases in which no VM is replaced."""
@@ -28,7 +28,7 @@ def rotate(
     token: Token = None,
 ) -> None:
     """Replace all unclaimed VMs of a pool, a few at a time and never below min_available. Claimed VMs stay."""
-    href = f"/v1/pools/{pool}"
+    href = f"/v1/pools/{in_path(pool)}"
     with connect(server, token) as service:
         before = service.get(href)
         found = service.ask("POST", f"{href}/rotate", params={"restart": "true"} if restart else {})

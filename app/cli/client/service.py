@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -32,6 +32,11 @@ class ServiceRefused(EmberpoolError):
 class ServiceUnreachable(EmberpoolError):
     code = "service-unreachable"
     title = "The service does not answer"
+
+
+def in_path(name: str) -> str:
+    """The name as one part of a path: `?` and the like in it do not end it, which would name something else."""
+    return quote(name, safe="")
 
 
 class Service:

@@ -244,6 +244,8 @@ async def test_get_lists_each_kind(run, server):
         (["claim", "a", "--wait", "-1"], 2, "Invalid value for '--wait'"),
         (["get", "poools"], 2, "'poools' is nothing that can be listed; did you mean pools; there are:"),
         (["get", "zzz"], 2, "'zzz' is nothing that can be listed; there are: pools, claims, vms"),
+        (["get", "pool/"], 2, "the name is empty"),
+        (["delete", "node", "a"], 2, "'node' cannot be deleted"),
         (["get", "pool/a", "b"], 2, "pool/a names one already; leave 'b' out"),
         (
             ["get", "pools", "-o", "json", "-o", "yaml"],
@@ -271,6 +273,35 @@ async def test_what_is_wrong_is_one_sentence(run, arguments, code, sentence):
     assert (said.code, said.out) == (code, "")
     assert sentence.casefold() in said.err.casefold()
     assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("sign", ["?", "#", "/"])
+async def test_a_name_with_a_sign_of_urls_is_not_another_name(run, server, sign):
+    await server.put("kept", size=0)
+    name = f"kept{sign}x"
+    for command in (["get", "pool"], ["delete", "pool"], ["rotate"], ["scale", "--size", "1"]):
+        assert (await run(*command, name)).code == 1
+    kept = json.loads((await run("get", "pool", "kept", "-o", "json")).out)
+    assert (kept["spec"]["size"], kept["generation"]) == (0, 1)
+
+
+@pytest.mark.parametrize("word", ["vmpool", "virtualmachinepools"])
+async def test_what_is_listed_by_a_word_is_deleted_by_it(run, server, word):
+    await server.put(word, size=0)
+    assert (await run("delete", word, word)).code == 0
+
+
+async def test_a_folder_keeps_the_case_of_its_name(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "manifests").mkdir()
+    said = await run("apply", "-f", "manifests")
+    assert "The file cannot be used. manifests is a folder without any file" in said.err
+
+
+async def test_a_secret_beside_a_claimed_vm_is_told_without_a_namespace_that_is_not_known(run):
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "init"}}
+    said = await run("claim", "-f", "-", stdin=as_yaml(secret, machine(name="a")))
+    assert (said.code, "in the namespace of the VMs if it has one" in said.err) == (1, True)
 
 
 @pytest.mark.parametrize(
