@@ -8,6 +8,8 @@ from app.domain.stages import in_order
 
 Milliseconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 3))]
 """Seconds, rounded to milliseconds."""
+Microseconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 6))]
+"""Seconds, rounded to microseconds."""
 Fingerprint = Annotated[str, AfterValidator(lambda fingerprint: fingerprint[:12])]
 """The first digits of a fingerprint, which are enough to tell two of them apart."""
 Stages = Annotated[

@@ -164,9 +164,9 @@ async def test_what_each_path_costs(server):
     await server.fill("costs", template=vm("costs"))
     assert (await claim(server, "costs")).json()["path"] == "pool"
     only = (await server.client.get("/v1/paths", params={"shape": told["shape"], "path": "pool"})).json()["items"]
-    assert [(each["path"], each["count"], each["saving"], each["expected"]) for each in only] == [
-        ("pool", 1, 0.9999, 0.8)
-    ]
+    assert [(each["path"], each["count"], each["expected"]) for each in only] == [("pool", 1, 0.8)]
+    assert only[0]["p50"] > 0, "what the service took for it"
+    assert only[0]["saving"] < 1
 
     first = (await server.client.get("/v1/paths", params={"limit": 1})).json()
     assert [each["shape"] for each in first["items"][:4]] == [None] * 4

@@ -4,7 +4,7 @@ from typing import Final, Self
 
 from pydantic import Field
 
-from app.api.views import Milliseconds, View
+from app.api.views import Microseconds, View
 from app.domain.paths import EXPECTED_SAVING, StartPath
 from app.domain.statistics import BootTimes
 
@@ -15,8 +15,8 @@ class PathView(View):
     path: StartPath
     shape: str | None = Field(description="null: all shapes together.")
     count: int = Field(description="Number of recent starts or claims measured.")
-    p50: Milliseconds | None = Field(description="null: no data.")
-    p95: Milliseconds | None
+    p50: Microseconds | None = Field(description="null: no data.")
+    p95: Microseconds | None
     saving: float | None = Field(
         description="Fraction of the median cold start that the path saves, for the same shape or over all shapes. null: no data.",
         examples=[0.62],
@@ -57,7 +57,8 @@ def _basis(path: StartPath, shape: str | None, times: BootTimes, cold: BootTimes
             else "no data: no VM of this shape has used this path yet"
         )
     what = (
-        f"the last {_counted(times.count, 'claim')} of warm VMs {of}, from the arrival of the claim"
+        f"the last {_counted(times.count, 'claim')} of warm VMs {of}, from the arrival of the claim, and at least what this process "
+        "took for its last warm answers"
         if path is StartPath.POOL
         else f"the last {_counted(times.count, 'start')} {of}, from planning the VM until it was ready"
     )
