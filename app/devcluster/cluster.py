@@ -172,7 +172,7 @@ class DevCluster:
     def _build(self) -> None:
         """The parts, and the order in which they take up a saved state."""
         store, durations, jitter, faults = self.store, self.config.durations, self.jitter, self.faults
-        api = self.api = Api(store, self.clock, Admission(KubeVirtWebhooks(), CdiWebhooks(store)), jitter)
+        api = self.api = Api(store, self.clock, Admission(KubeVirtWebhooks(store), CdiWebhooks(store)), jitter)
         self.ledger = Ledger(store)
         self.disruptions = Disruptions(faults, store, self.clock, durations)
         self.power = NodePower()

@@ -183,13 +183,19 @@ async def test_pools_must_start_from_what_is_there(server):
     check(answer, Refused(422, "invalid-request", "start_from.snapshot", "there is no snapshot 'nowhere'"))
 
 
+def template_with_state():
+    """One whose VMs have a persistent TPM."""
+    keeping = template()
+    vm_spec = keeping if "template" in keeping else keeping["spec"]
+    vm_spec["template"]["spec"]["domain"].setdefault("devices", {})["tpm"] = {"persistent": True}
+    return keeping
+
+
 async def test_a_vm_that_keeps_state_does_not_start_from_a_snapshot(server, service):
     await server.put("stateless", size=0, template=template())
     taken = await service.post("/v1/snapshots", json={"name": "stateless", "source": {"pool": "stateless"}})
     assert taken.status_code == 202, taken.text
-    keeping = template()
-    vm_spec = keeping if "template" in keeping else keeping["spec"]
-    vm_spec["template"]["spec"]["domain"].setdefault("devices", {})["tpm"] = {"persistent": True}
+    keeping = template_with_state()
     body = {"size": 1, "template": keeping, "start_from": {"snapshot": "stateless"}}
     refused = await service.put("/v1/pools/keeping", json=body)
     check(refused, Refused(422, "invalid-request", "start_from.snapshot", says="persistent TPM or EFI"))
@@ -207,3 +213,31 @@ async def test_a_vm_that_reads_the_labels_of_its_volume_does_not_start_from_a_co
     inferring = {**spec, "instancetype": {"inferFromVolume": spec["template"]["spec"]["volumes"][0]["name"]}}
     claimed = await service.post("/v1/claim", json={"vm": inferring, "start_from": {"snapshot": "labelled"}})
     check(claimed, Refused(422, "invalid-request", "start_from.snapshot", says="from the labels of a volume"))
+
+
+async def test_the_state_in_a_snapshot_is_listed_as_excluded_and_becomes_no_disk(server, service):
+    keeping = template_with_state()
+    await server.put("stateful", size=0, template=keeping)
+    await service.post("/v1/snapshots", json={"name": "stateful", "source": {"pool": "stateful"}})
+    snapshot = await ready(service, "stateful")
+    assert [disk["name"] for disk in snapshot["included"]] == ["root"]
+    (state,) = [each for each in snapshot["excluded"] if each["name"].startswith("persistent-state-for-")]
+    assert "TPM" in state["reason"]
+    answer = await service.put(
+        "/v1/pools/of-state", json={"size": 1, "template": template(), "start_from": {"snapshot": "stateful"}}
+    )
+    assert answer.status_code == 201, answer.text
+
+    async def filled():
+        return (await server.pool("of-state"))["status"]["counts"]["ready"] == 1
+
+    await until(filled)
+    async with kubernetes(server) as cluster:
+        taken, _ = await cluster.list_all(VOLUME_SNAPSHOTS, selector="")
+        of_state = {each["metadata"]["name"] for each in taken if "persistent-state-for-" in each["metadata"]["name"]}
+        claims, _ = await cluster.list_all(PVCS, selector="")
+        assert of_state
+        assert not of_state & {(each["spec"].get("dataSource") or {}).get("name") for each in claims}
+    await service.delete("/v1/pools/of-state", params={"force": True})
+    await service.delete("/v1/snapshots/stateful", params={"force": True})
+    await gone(service, "stateful")

@@ -6,9 +6,11 @@ from app.devcluster.apiserver import schemas
 from app.devcluster.apiserver.admission import deny
 from app.devcluster.apiserver.objects import annotations_of, is_deleting, status_of
 from app.devcluster.apiserver.quantities import QUANTITY_RULE, is_quantity
-from app.devcluster.apiserver.registry import POOLS, VIRTUAL_MACHINES, VM_SNAPSHOTS, Resource
+from app.devcluster.apiserver.registry import POOLS, VIRTUAL_MACHINES, VM_RESTORES, VM_SNAPSHOTS, Resource
 from app.devcluster.apiserver.status import ApiError, Json, cause
+from app.devcluster.apiserver.store import Store
 from app.devcluster.kubevirt.pool_validation import check_pool
+from app.devcluster.kubevirt.state_volumes import check_restore
 from app.devcluster.kubevirt.vm_validation import check_machine
 
 VALIDATOR = "virtualmachine-validator.kubevirt.io"
@@ -17,6 +19,9 @@ _DEPRECATED = "spec.running is deprecated, please use spec.runStrategy instead."
 
 
 class KubeVirtWebhooks:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
     def mutate(self, resource: Resource, obj: Json, old: Json | None) -> Json:
         if resource is not VIRTUAL_MACHINES:
             return obj
@@ -36,6 +41,8 @@ class KubeVirtWebhooks:
             deny("virtualmachinepool-validator.kubevirt.io", check_pool(obj, old))
         if resource is VM_SNAPSHOTS:
             deny("virtualmachinesnapshot-validator.snapshot.kubevirt.io", _check_snapshot(obj, old))
+        if resource is VM_RESTORES and old is None:
+            deny("virtualmachinerestore-validator.snapshot.kubevirt.io", check_restore(self._store, obj))
         return []
 
 

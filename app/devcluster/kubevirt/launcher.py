@@ -31,7 +31,8 @@ _LABEL_LIMIT = 63
 _HASH_LENGTH = 8
 
 
-def build_pod(vmi: Json, suffix: str, now: datetime) -> Json:
+def build_pod(vmi: Json, suffix: str, now: datetime, state_claim: str = "") -> Json:
+    """`state_claim`: the claim with the state of its TPM or EFI, if it keeps any."""
     metadata, spec = vmi["metadata"], vmi["spec"]
     hostname = spec.get("hostname") or metadata["name"].split(".")[0][:_LABEL_LIMIT]
     pod_spec: Json = {
@@ -55,7 +56,7 @@ def build_pod(vmi: Json, suffix: str, now: datetime) -> Json:
         "terminationGracePeriodSeconds": spec.get("terminationGracePeriodSeconds", 30) + _GRACE_PADDING,
         "tolerations": spec.get("tolerations"),
         "topologySpreadConstraints": spec.get("topologySpreadConstraints"),
-        "volumes": _volumes(spec),
+        "volumes": _volumes(spec, state_claim),
     }
     pod_spec = {name: value for name, value in pod_spec.items() if value not in (None, [])}
     pod = new_object(
@@ -120,8 +121,10 @@ def _init_containers(spec: Json) -> list[Json]:
     return found
 
 
-def _volumes(spec: Json) -> list[Json]:
+def _volumes(spec: Json, state_claim: str) -> list[Json]:
     found: list[Json] = []
+    if state_claim:
+        found.append({"name": "vm-state", "persistentVolumeClaim": {"claimName": state_claim}})
     for volume in spec.get("volumes", ()):
         if claim_of(volume):
             found.append({"name": volume["name"], "persistentVolumeClaim": {"claimName": claim_of(volume)}})

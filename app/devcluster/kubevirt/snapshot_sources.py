@@ -16,6 +16,7 @@ from app.devcluster.apiserver.registry import (
 )
 from app.devcluster.apiserver.status import ApiError, Json
 from app.devcluster.apiserver.store import Store
+from app.devcluster.kubevirt.state_volumes import snapshotted_volumes
 from app.devcluster.storage.storage_classes import snapshot_class_of
 from app.devcluster.storage.volumes import claim_of, claims_of, is_bound, is_populated, pods_using
 
@@ -60,7 +61,7 @@ def volume_status(store: Store, namespace: str, volume: Json) -> Json:
 def lock_problem(store: Store, vm: Json, snapshot_name: str) -> str:
     """Why the VM cannot be locked for a snapshot, as in the condition; empty where it can."""
     namespace, name = vm["metadata"]["namespace"], vm["metadata"]["name"]
-    claims = claims_of(vm["spec"]["template"]["spec"])
+    claims = claims_of({"volumes": snapshotted_volumes(store, vm)})
     for claim_name in claims:
         problem = _claim_problem(store, namespace, claim_name)
         if problem:
@@ -97,7 +98,7 @@ def build_content(store: Store, name: str, snapshot: Json, vm: Json, left_out: s
     """The VirtualMachineSnapshotContent with the present VM and claims; the volumes named in `left_out` are not included."""
     namespace = vm["metadata"]["namespace"]
     backups = []
-    for volume in volumes_of(vm):
+    for volume in snapshotted_volumes(store, vm):
         claim = store.get(CLAIMS, namespace, claim_of(volume))
         enabled = volume_status(store, namespace, volume)["enabled"]
         if claim is None or not is_bound(claim.obj) or not enabled or volume["name"] in left_out:

@@ -36,6 +36,7 @@ from app.devcluster.kubevirt.instances import build_instance
 from app.devcluster.kubevirt.launcher import OBSERVED, VM_FINALIZER
 from app.devcluster.kubevirt.snapshot_sources import volume_status, volumes_of
 from app.devcluster.kubevirt.start_validation import refuse_instance
+from app.devcluster.kubevirt.state_volumes import snapshotted_volumes
 from app.devcluster.kubevirt.vmi_controller import FINAL
 from app.devcluster.storage.volumes import claim_of, has_failed_attempt, is_bound
 
@@ -200,7 +201,7 @@ class MachineController(KindController):
 
     def _volume_statuses(self, vm: Json) -> list[Json]:
         namespace = vm["metadata"]["namespace"]
-        return [volume_status(self._store, namespace, volume) for volume in volumes_of(vm)]
+        return [volume_status(self._store, namespace, volume) for volume in snapshotted_volumes(self._store, vm)]
 
     def _status(self, stored: Stored, instance: Stored | None, problem: Json | None) -> Json:
         vm = stored.obj

@@ -14,6 +14,7 @@ from app.devcluster.apiserver.objects import (
     status_of,
     with_annotations,
     with_finalizer,
+    with_metadata,
     without_finalizer,
 )
 from app.devcluster.apiserver.registry import CLAIMS, VIRTUAL_MACHINES, VM_RESTORES, VM_SNAPSHOT_CONTENTS, VM_SNAPSHOTS
@@ -22,6 +23,7 @@ from app.devcluster.apiserver.store import Change, Store, Stored
 from app.devcluster.kubevirt.admission import with_machine_defaults
 from app.devcluster.kubevirt.launcher import OBSERVED
 from app.devcluster.kubevirt.snapshot_conditions import progress
+from app.devcluster.kubevirt.state_volumes import STATE, state_claim_of, state_volume_name
 from app.devcluster.storage.driver import build_claim
 from app.devcluster.storage.volumes import claim_of
 
@@ -79,6 +81,7 @@ class RestoreController(KindController):
                 stored, {"restores": restores}, (True, "Updating target spec"), (False, "Waiting for target update")
             )
             return
+        self._hand_over_state(stored.obj, restores)
         self._make_target(stored.obj, content["spec"]["source"]["virtualMachine"], restores)
         facts = {"complete": True, "restoreTime": self._moment(), "restores": restores}
         self._tell(stored, facts, (False, "Operation complete"), (True, "Operation complete"))
@@ -104,6 +107,19 @@ class RestoreController(KindController):
             annotations={_LAST: _restore_id(restore), "restore.kubevirt.io/name": restore["metadata"]["name"]},
         )
         return self._store.put(CLAIMS, claim)
+
+    def _hand_over_state(self, restore: Json, restores: list[Json]) -> None:
+        """The restored state of a TPM or EFI becomes the VM's, and that which it had goes."""
+        namespace, target = restore["metadata"]["namespace"], restore["spec"]["target"]["name"]
+        names = [each["persistentVolumeClaim"] for each in restores if each["volumeName"] == state_volume_name(target)]
+        restored = self._store.get(CLAIMS, namespace, names[0]) if names else None
+        if restored is None:
+            return
+        former = state_claim_of(self._store, namespace, target)
+        if former is not None and former.key != restored.key:
+            self._delete(CLAIMS, former)
+        labels = {**labels_of(restored.obj), STATE: target}
+        self._api.modify(CLAIMS, restored, lambda obj: with_metadata(obj, labels=labels))
 
     def _make_target(self, restore: Json, source: Json, restores: list[Json]) -> None:
         namespace, target = restore["metadata"]["namespace"], restore["spec"]["target"]["name"]

@@ -40,8 +40,8 @@ from app.devcluster.kubevirt.snapshot_sources import (
     indication_facts,
     indications,
     lock_problem,
-    volumes_of,
 )
+from app.devcluster.kubevirt.state_volumes import snapshotted_volumes
 from app.devcluster.storage.volumes import claim_of
 
 _PROTECTION = "snapshot.kubevirt.io/vmsnapshot-protection"
@@ -174,7 +174,8 @@ class SnapshotController(KindController):
         if fault is None:
             return set()
         named = fault.settings.get("volume")
-        return {volume["name"] for volume in volumes_of(vm) if named in {None, volume["name"]}}
+        volumes = snapshotted_volumes(self._store, vm)
+        return {volume["name"] for volume in volumes if named in {None, volume["name"]}}
 
     def _content_status(self, content: Json, moment: str) -> Json:
         namespace = content["metadata"]["namespace"]
@@ -205,7 +206,7 @@ class SnapshotController(KindController):
     def _volumes(self, snapshot: Json, content: Json, vm: Json) -> Json:
         """The included and excluded volumes, with an indication where one is excluded that could be included."""
         included = [item["volumeName"] for item in content["spec"].get("volumeBackups", ())]
-        excluded = [item for item in volumes_of(vm) if item["name"] not in included]
+        excluded = [item for item in snapshotted_volumes(self._store, vm) if item["name"] not in included]
         facts: Json = {
             "snapshotVolumes": {
                 **({"excludedVolumes": [item["name"] for item in excluded]} if excluded else {}),

@@ -26,7 +26,9 @@ from app.devcluster.apiserver.times import stamp
 from app.devcluster.durations import Durations, Jitter
 from app.devcluster.kubevirt.launcher import OBSERVED, VM_FINALIZER, VMI_FINALIZERS, build_pod
 from app.devcluster.kubevirt.launcher_resources import memory_overhead
-from app.devcluster.storage.volumes import claim_of, is_populated
+from app.devcluster.kubevirt.state_volumes import STATUS_NAME, build_state_claim, keeps_state, state_claim_of
+from app.devcluster.storage.storage_classes import find_class, waits_for_consumer
+from app.devcluster.storage.volumes import claim_of, is_bound, is_populated
 
 FINAL = frozenset({"Succeeded", "Failed"})
 _PULL_ERRORS = ("ErrImagePull", "ImagePullBackOff")
@@ -110,7 +112,10 @@ class InstanceController(KindController):
             self._write(stored, self._populating)
             return
         now = self._api.clock.now()
-        pod = build_pod(vmi, self._names.token(), now)
+        state = self._state_claim(vmi) if keeps_state(vmi["spec"]) else ""
+        if state is None:
+            return
+        pod = build_pod(vmi, self._names.token(), now, state)
         refusal = self._refuse_pod(pod)
         if refusal:
             told = find(_conditions(vmi), "Synchronized")
@@ -139,6 +144,29 @@ class InstanceController(KindController):
             )
 
         self._write(stored, scheduling)
+
+    def _state_claim(self, vmi: Json) -> str | None:
+        """The claim with the state of the VMI's TPM or EFI, made where there is none; None: its conditions say why it waits."""
+        now = self._api.clock.now()
+        claim = state_claim_of(self._store, vmi["metadata"]["namespace"], vmi["metadata"]["name"])
+        if claim is None:
+            built = build_state_claim(self._store, vmi, self._names.token(), now)
+            if built is None:
+                self._state_waits(vmi, "FailedBackendStorageCreate", "no default storage class found")
+                return None
+            claim = self._store.put(CLAIMS, built)
+        storage_class = find_class(self._store, claim.obj["spec"]["storageClassName"])
+        if not is_bound(claim.obj) and not waits_for_consumer(storage_class):
+            self._state_waits(vmi, "BackendStorageNotReady", "PVC pending")
+            return None
+        return claim.key[1]
+
+    def _state_waits(self, vmi: Json, reason: str, message: str) -> None:
+        waits = make("Synchronized", False, self._api.clock.now(), reason=reason, message=message, probed=True)
+        conditions = put(put(_conditions(vmi), self._podless_condition()), waits)
+        stored = self._store.get(VIRTUAL_MACHINE_INSTANCES, vmi["metadata"]["namespace"], vmi["metadata"]["name"])
+        if stored is not None:
+            self._write(stored, lambda obj: _with_conditions(obj, conditions))
 
     def _follow(self, vmi: Json, pod: Stored | None) -> Json:
         """The VMI after the present state of its pod."""
@@ -200,6 +228,11 @@ class InstanceController(KindController):
         volumes = [
             self._volume_status(volume, vmi["metadata"]["namespace"]) for volume in vmi["spec"].get("volumes", ())
         ]
+        if keeps_state(vmi["spec"]):
+            named = state_claim_of(self._store, vmi["metadata"]["namespace"], vmi["metadata"]["name"])
+            if named is not None:
+                claim = {"accessModes": named.obj["spec"]["accessModes"], "claimName": named.key[1]}
+                volumes.append({"name": STATUS_NAME, "persistentVolumeClaimInfo": claim, "target": ""})
         if volumes:
             status["volumeStatus"] = volumes
         labelled = with_metadata(vmi, labels={**labels_of(vmi), "kubevirt.io/nodeName": node})

@@ -2,10 +2,12 @@
 
 import pytest
 
+from app.devcluster.kubevirt.state_volumes import state_volume_name
 from tests.support.devcluster_bench import INSTANCES, MACHINES, SUBRESOURCES
 from tests.support.devcluster_disks import (
     CLAIMS,
     CONTENTS,
+    KUBEVIRT_SNAPSHOTS,
     SNAPSHOTS,
     VOLUME_SNAPSHOT_CONTENTS,
     VOLUME_SNAPSHOTS,
@@ -330,3 +332,91 @@ async def test_the_disk_with_the_lowest_boot_order_counts(bench):
     }
 
     assert marked == {"data": None, "system": "true"}
+
+
+RESTORES = f"{KUBEVIRT_SNAPSHOTS}/virtualmachinerestores"
+STATES = {
+    "tpm": lambda domain: domain["devices"].update(tpm={"persistent": True}),
+    "efi": lambda domain: domain.update(firmware={"bootloader": {"efi": {"persistent": True, "secureBoot": False}}}),
+}
+
+
+async def states_of(bench, name):
+    """The claims with the state of the VM that are not being deleted."""
+    found = (await bench.get(CLAIMS))["items"]
+    named = [each for each in found if (each["metadata"].get("labels") or {}).get("persistent-state-for") == name]
+    return [each for each in named if "deletionTimestamp" not in each["metadata"]]
+
+
+async def boot_with_state(bench, keep=STATES["tpm"]):
+    await make(bench, CLAIMS, claim("src-root"))
+    vm = disk_machine("src", on_claim("root", "src-root"))
+    keep(vm["spec"]["template"]["spec"]["domain"])
+    await bench.boot(vm)
+
+
+async def restore(bench, name, target):
+    await make(
+        bench,
+        RESTORES,
+        {
+            "apiVersion": "snapshot.kubevirt.io/v1beta1",
+            "kind": "VirtualMachineRestore",
+            "metadata": {"name": name},
+            "spec": {
+                "target": {"apiGroup": "kubevirt.io", "kind": "VirtualMachine", "name": target},
+                "virtualMachineSnapshotName": "s1",
+            },
+        },
+    )
+
+
+@pytest.mark.parametrize("keep", STATES.values(), ids=STATES)
+async def test_the_state_of_a_tpm_or_efi_has_a_claim_that_goes_with_the_vm(bench, keep):
+    await boot_with_state(bench, keep)
+    (state,) = await states_of(bench, "src")
+    owner = state["metadata"]["ownerReferences"][0]
+    vmi = await bench.get(f"{INSTANCES}/src")
+
+    assert state["metadata"]["name"].startswith("persistent-state-for-src-")
+    assert (owner["kind"], owner["name"]) == ("VirtualMachine", "src")
+    assert state["spec"]["resources"]["requests"] == {"storage": "10Mi"}
+    assert (state["spec"]["storageClassName"], state["spec"]["volumeMode"]) == ("standard", "Filesystem")
+    assert "persistent-state-for-this-vm" in [each["name"] for each in vmi["status"]["volumeStatus"]]
+    await stop(bench)
+    assert [each["metadata"]["name"] for each in await states_of(bench, "src")] == [state["metadata"]["name"]]
+    await remove(bench, f"{MACHINES}/src")
+    await bench.clock.advance(30)
+    assert await states_of(bench, "src") == []
+
+
+async def test_a_snapshot_has_the_state_and_gives_it_back_to_its_own_vm_alone(bench):
+    await boot_with_state(bench)
+    taken = await take(bench)
+    volumes = ["root", "persistent-state-for-src"]
+    assert taken["status"]["snapshotVolumes"] == {"includedVolumes": volumes}
+    content = await bench.get(f"{CONTENTS}/{taken['status']['virtualMachineSnapshotContentName']}")
+    assert [each["volumeName"] for each in content["spec"]["volumeBackups"]] == volumes
+    (before,) = await states_of(bench, "src")
+
+    with pytest.raises(AssertionError, match="Restore to a different VM is not supported"):
+        await restore(bench, "elsewhere", "other")
+    await stop(bench)
+    await restore(bench, "back", "src")
+    await bench.clock.advance(60)
+    (after,) = await states_of(bench, "src")
+    assert (await bench.get(f"{RESTORES}/back"))["status"]["complete"] is True
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    assert after["spec"]["dataSource"]["kind"] == "VolumeSnapshot"
+
+
+@pytest.mark.parametrize(
+    ("name", "volume"),
+    [
+        ("x", "persistent-state-for-x"),
+        ("x" * 60, "persistent-state-for-f7eab9c5"),
+        ("x" * 45, f"persiste-e807c95a-{'x' * 45}"),
+    ],
+)
+def test_a_long_name_of_the_state_is_cut(name, volume):
+    assert state_volume_name(name) == volume

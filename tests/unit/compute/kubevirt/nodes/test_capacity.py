@@ -141,7 +141,7 @@ class Cluster:
         durations, jitter = Durations(), Jitter(0, 0.0)
         self.ledger = Ledger(self.store)
         self.scheduler = Scheduler(
-            Api(self.store, self.clock, Admission(KubeVirtWebhooks()), jitter), self.ledger, durations, jitter
+            Api(self.store, self.clock, Admission(KubeVirtWebhooks(self.store)), jitter), self.ledger, durations, jitter
         )
         self.clock.busy.append(lambda: not self.scheduler.idle)
         for number, shape in enumerate(shapes, start=1):
