@@ -45,17 +45,7 @@ def find_failure(volume: Manifest, now: datetime) -> Failure | None:
         return Failure(_work(volume), "it failed", transient=True)
     if bound.get("status") != "True" and bound.get("reason") and not _may_bind(bound, status.get("phase"), now):
         return _failure("disk", bound)
-    return _not_begun(volume, now)
-
-
-def _not_begun(volume: Manifest, now: datetime) -> Failure | None:
-    """CDI v1.66.0 writes no status at all while the DataSource of a DataVolume is missing."""
-    source = (volume.get("spec") or {}).get("sourceRef") or {}
-    since = read_time((volume.get("metadata") or {}).get("creationTimestamp"))
-    if not source or (volume.get("status") or {}).get("phase") or since is None or now - since < _BINDING_TIME:
-        return None
-    message = f"CDI has not begun to fill it: check that {source.get('kind')} {source.get('name')} exists and is ready"
-    return Failure("disk", message, transient=True)
+    return None
 
 
 def _is_tried_again(volume: Manifest) -> bool:

@@ -23,15 +23,6 @@ def volume(phase, *conditions, vm="vm-1", source="http", **status):
     }
 
 
-def sourced(*, age, phase=None):
-    created = (NOW - timedelta(seconds=age)).isoformat()
-    return {
-        "metadata": {"name": "web-1-boot", "labels": {CREATED_BY: "vm-1"}, "creationTimestamp": created},
-        "spec": {"sourceRef": {"kind": "DataSource", "name": "golden"}},
-        "status": {"phase": phase} if phase else {},
-    }
-
-
 NOT_FOUND = condition("Running", "False", "Error", "404 Not Found")
 UNBOUND = ("Bound", "False", "Pending", "PVC web-1-boot Pending")
 DISKS = {
@@ -67,11 +58,6 @@ DISKS = {
         "disk",
         "PVC web-1-boot Pending",
     ),
-    "a DataSource that is missing": (
-        sourced(age=60),
-        "disk",
-        "CDI has not begun to fill it: check that DataSource golden exists and is ready",
-    ),
 }
 WELL = {
     "done": volume("Succeeded", condition("Running", "False", "Completed")),
@@ -80,8 +66,6 @@ WELL = {
     "about to begin": volume("ImportScheduled", condition("Running", "False")),
     "a PVC that is not bound yet": volume("Pending", condition(*UNBOUND)),
     "a PVC that is bound with its pod": volume("WaitForFirstConsumer", condition(*UNBOUND, age=600)),
-    "a DataSource of which nothing is told yet": sourced(age=1),
-    "a DataSource that is cloned": sourced(age=60, phase="CloneInProgress"),
     "nothing yet": {"metadata": {"name": "new"}},
 }
 
