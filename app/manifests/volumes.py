@@ -10,9 +10,16 @@ from app.manifests.requests import Json, Reference, Resource
 
 _SOURCES: Final = tuple(kind for kind in PreloadImage.model_fields if kind != "container")
 _NO_IMAGE: Final = {
-    kind: f"is not supported: a preload imports an image ({', '.join(_SOURCES)})"
-    for kind in ("upload", "snapshot", "imageio", "vddk")
+    kind: f"is not supported: a preload imports an image ({', '.join(_SOURCES)})" for kind in ("imageio", "vddk")
 }
+_NO_IMAGE["upload"] = (
+    "waits until somebody uploads an image, and a preload imports one: apply this document with kubectl and upload the image, and "
+    "then write a DataVolume of another name with source: {pvc: {name: NAME-OF-THIS-ONE}}"
+)
+_NO_IMAGE["snapshot"] = (
+    "copies a VolumeSnapshot, and a preload imports an image: write it as a dataVolumeTemplate of each VM that uses it "
+    "(spec.dataVolumeTemplates, with the same source), and leave this document out"
+)
 _NO_IMAGE["blank"] = (
     "is an empty disk, and a preload imports an image: write it as a dataVolumeTemplate of each VM that uses it "
     "(spec.dataVolumeTemplates, with source: {blank: {}}), so that each has a disk of its own, and leave this document out"
@@ -30,7 +37,10 @@ _SOURCE_UNSUPPORTED: Final = {
     "platform": "is not supported: name the image of the platform by its url",
 }
 _SPEC_UNSUPPORTED: Final = {
-    "sourceRef": "is not supported: name the image itself as source",
+    "sourceRef": (
+        "is not supported: name the image itself as source, or write the disk as a dataVolumeTemplate of each VM that uses it "
+        "(spec.dataVolumeTemplates, with the same sourceRef), and leave this document out"
+    ),
     "checkpoints": "is not supported: a preload is imported as a whole; leave it out",
     "finalCheckpoint": "is not supported: a preload is imported as a whole; leave it out",
     "preallocation": "is not supported; leave it out",

@@ -402,6 +402,12 @@ def test_a_mistake_is_not_passed_over(written):
         (volume(source={}), "spec.source", "must name the source of the image"),
         (volume(source={"htp": {}}), "spec.source.htp", "did you mean `http`?"),
         (volume(source={"blank": {}}), "spec.source.blank", "a preload imports an image"),
+        (volume(source={"upload": {}}), "spec.source.upload", "write a DataVolume of another name with source: {pvc:"),
+        (
+            volume(source={"snapshot": {"name": "s"}}),
+            "spec.source.snapshot",
+            "write it as a dataVolumeTemplate of each VM",
+        ),
         (volume(source={"http": {"uri": "x"}}), "spec.source.http.uri", "did you mean `url`?"),
         (volume(source={"registry": {"imageStream": "x"}}), "spec.source.registry.imageStream", "by its url"),
         (
