@@ -10,7 +10,10 @@ from typing_extensions import override
 
 
 class OneValueEach(TyperCommand):
-    """A command that refuses an option that takes one value and is given twice. Typer would take the last without a word."""
+    """A command that refuses an option that takes one value and is given twice. Typer would take the last without a word.
+
+    What is wrong with a value is told in our words: Typer shows those of pydantic.
+    """
 
     @override
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # typer does not export the type of its context
@@ -22,7 +25,14 @@ class OneValueEach(TyperCommand):
                 and not (option.multiple or option.is_flag or option.count)
             ):
                 raise typer.BadParameter(f"it takes one value, and is given {times} times", ctx=ctx, param=option)
-        rest: list[str] = super().parse_args(ctx, args)
+        try:
+            rest: list[str] = super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            if (found := getattr(error.__cause__, "errors", None)) is None:
+                raise
+            from app.domain.sentences import describe_invalid  # noqa: PLC0415 - slow, and needed only here
+
+            raise typer.BadParameter(describe_invalid(found()[0]), ctx=error.ctx, param=error.param) from error
         return rest
 
 

@@ -1,7 +1,7 @@
 """`emberpool scale` and `emberpool patch`: change some fields of a pool, and leave the others as they are."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -11,6 +11,7 @@ from app.cli.client.printing import Json, Output, show
 from app.cli.client.service import DEFAULT_SERVER, in_path
 
 _Pool = Annotated[str, typer.Argument(help="The name of the pool.")]
+_EXAMPLE: Final = '{"size": 12}'
 _Generation = Annotated[
     int | None,
     typer.Option(min=1, help="Change the pool only if it is at this generation (see get pools NAME -o json)."),
@@ -55,9 +56,9 @@ def _read(patch: str) -> Json:
     try:
         found: Any = json.loads(patch, parse_constant=_refuse)
     except ValueError as error:
-        raise typer.BadParameter(f"--patch: {patch!r} is not JSON: {error}") from error
+        raise typer.BadParameter(f"--patch: {patch!r} is not JSON; write it as in {_EXAMPLE}") from error
     if not isinstance(found, dict):
-        raise typer.BadParameter(f'--patch: {patch!r} is not an object with fields, such as {{"size": 12}}')
+        raise typer.BadParameter(f"--patch: {patch!r} is not an object with fields, such as {_EXAMPLE}")
     return found
 
 
