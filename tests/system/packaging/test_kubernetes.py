@@ -1,5 +1,6 @@
 """docker/kubernetes.yaml: rights, probes and restrictions, read as data."""
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -14,15 +15,28 @@ PODS = [each["spec"]["template"]["spec"] for each in DEPLOYMENTS]
 CONTAINERS = [container for pod in PODS for container in (*pod["initContainers"], *pod["containers"])]
 
 
+def of_kind(kind: str) -> list[dict]:
+    return [each for each in DOCUMENTS if each["kind"] == kind]
+
+
 def only(kind: str) -> dict:
-    (found,) = [each for each in DOCUMENTS if each["kind"] == kind]
+    (found,) = of_kind(kind)
     return found
 
 
+NAMESPACE = only("Namespace")["metadata"]["name"]
+OUTSIDE = {
+    "Namespace",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+}
+
+
 def test_all_of_it_is_in_one_namespace():
-    namespace = only("Namespace")["metadata"]["name"]
-    inside = [each for each in DOCUMENTS if each["kind"] not in {"Namespace", "ClusterRole", "ClusterRoleBinding"}]
-    assert {each["metadata"].get("namespace") for each in inside} == {namespace}
+    inside = [each for each in DOCUMENTS if each["kind"] not in OUTSIDE]
+    assert {each["metadata"].get("namespace") for each in inside} == {NAMESPACE}
 
 
 def test_beyond_the_namespace_nodes_and_pods_are_read_and_nothing_else():
@@ -36,30 +50,95 @@ def test_beyond_the_namespace_nodes_and_pods_are_read_and_nothing_else():
     assert {group for rule in only("ClusterRole")["rules"] for group in rule["apiGroups"]} == {""}
 
 
-def test_the_role_names_each_right():
+def test_the_roles_name_each_right():
     # That each is needed, and that they suffice, is shown in test_rights.py.
-    for rule in only("Role")["rules"]:
+    rules = [rule for role in of_kind("Role") for rule in role["rules"]]
+    for rule in rules:
         for part in ("apiGroups", "resources", "verbs"):
             assert rule[part], rule
             assert "*" not in rule[part], rule
-    assert not [rule for rule in only("Role")["rules"] if "secrets" in rule["resources"]]
+    assert not [rule for rule in rules if "secrets" in rule["resources"]]
 
 
 def test_each_rbac_rule_has_a_comment_that_says_why():
     lines = (ROOT / "docker" / "kubernetes.yaml").read_text(encoding="utf-8").splitlines()
-    rules = [(before, line) for before, line in pairwise(lines) if line.lstrip().startswith("- apiGroups:")]
-    assert len(rules) == len(only("Role")["rules"]) + len(only("ClusterRole")["rules"])
+    rules = [(before, line) for before, line in pairwise(lines) if re.match(r"  - apiGroups:", line)]
+    assert len(rules) == sum(len(role["rules"]) for role in (*of_kind("Role"), *of_kind("ClusterRole")))
     assert all(before.lstrip().startswith("#") for before, _ in rules)
 
 
-@pytest.mark.parametrize("kind", ["Role", "ClusterRole"])
-def test_the_bindings_join_our_roles_to_our_account(kind):
-    binding, account = only(f"{kind}Binding"), only("ServiceAccount")["metadata"]
-    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == (kind, only(kind)["metadata"]["name"])
-    assert binding["subjects"] == [
-        {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
-    ]
-    assert {pod["serviceAccountName"] for pod in PODS} == {account["name"]}
+def test_each_pod_has_the_account_and_the_role_of_its_part():
+    accounts = [each["metadata"]["name"] for each in of_kind("ServiceAccount")]
+    assert accounts == ["emberpool-api", "emberpool-worker"]
+    assert [
+        (each["metadata"]["name"], pod["serviceAccountName"]) for each, pod in zip(DEPLOYMENTS, PODS, strict=True)
+    ] == [(name, name) for name in accounts]
+    bound = {
+        (each["roleRef"]["kind"], each["roleRef"]["name"], subject["kind"], subject["name"], subject["namespace"])
+        for each in (*of_kind("RoleBinding"), *of_kind("ClusterRoleBinding"))
+        for subject in each["subjects"]
+    }
+    assert bound == {
+        *(("Role", name, "ServiceAccount", name, NAMESPACE) for name in accounts),
+        ("ClusterRole", "emberpool-nodes", "ServiceAccount", "emberpool-worker", NAMESPACE),
+    }
+
+
+def test_whatever_the_apis_role_may_create_it_may_only_try():
+    (role,) = [each for each in of_kind("Role") if each["metadata"]["name"] == "emberpool-api"]
+    created = {
+        (group, resource)
+        for rule in role["rules"]
+        if "create" in rule["verbs"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    policy, binding = only("ValidatingAdmissionPolicy"), only("ValidatingAdmissionPolicyBinding")["spec"]
+    (rule,) = policy["spec"]["matchConstraints"]["resourceRules"]
+    assert created <= {(group, resource) for group in rule["apiGroups"] for resource in rule["resources"]}
+    assert (rule["apiVersions"], rule["operations"]) == (["*"], ["CREATE"])
+    (condition,) = policy["spec"]["matchConditions"]
+    user = f"system:serviceaccount:{NAMESPACE}:{role['metadata']['name']}"
+    assert condition["expression"] == f"request.userInfo.username == '{user}'"
+    assert [each["expression"] for each in policy["spec"]["validations"]] == ["has(request.dryRun) && request.dryRun"]
+    assert policy["spec"]["failurePolicy"] == "Fail"
+    assert binding == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
+    # All other verbs of the API only read.
+    assert {verb for rule in role["rules"] for verb in rule["verbs"]} <= {"create", "get", "list"}
+
+
+def test_guests_reach_no_pod_of_the_service_and_its_pods_reach_what_they_need_alone():
+    spec = only("NetworkPolicy")["spec"]
+    for deployment in DEPLOYMENTS:
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert spec["podSelector"]["matchLabels"].items() <= labels.items()
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    (ingress,) = spec["ingress"]
+    assert ingress["ports"] == [{"port": "http", "protocol": "TCP"}]
+    elsewhere, here = (
+        each[kind] for each, kind in zip(ingress["from"], ("namespaceSelector", "podSelector"), strict=True)
+    )
+    own = {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": [NAMESPACE]}
+    assert elsewhere == {"matchExpressions": [own]}
+    assert here == {"matchExpressions": [{"key": "kubevirt.io", "operator": "NotIn", "values": ["virt-launcher"]}]}
+    (egress,) = spec["egress"]
+    assert {(each["port"], each["protocol"]) for each in egress["ports"]} == {
+        *((53, "UDP"), (53, "TCP")),  # DNS
+        *((443, "TCP"), (6443, "TCP")),  # the API server, by its service and behind it
+        (5432, "TCP"),
+    }
+
+
+@pytest.mark.parametrize("pod", PODS, ids=["api", "worker"])
+def test_no_service_becomes_a_variable_that_is_a_setting(pod):
+    # For a service called emberpool Kubernetes sets EMBERPOOL_PORT to an address.
+    assert only("Service")["metadata"]["name"] == "emberpool"
+    assert pod["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("pod", PODS, ids=["api", "worker"])
+def test_each_scratch_volume_has_a_bound(pod):
+    assert [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"]] == ["16Mi"]
 
 
 def test_api_and_worker_run_in_two_replicas_each():

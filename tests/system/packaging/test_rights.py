@@ -1,38 +1,50 @@
-"""The roles of docker/kubernetes.yaml against the client itself: they are enough, and none of it is too much."""
+"""The roles of docker/kubernetes.yaml against the client itself: each is enough, and none of it is too much."""
 
+import ast
+import inspect
 import json
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
+from app.compute.capabilities import Capability
 from app.compute.gateway import Gateway
 from app.compute.kubevirt.gateway import connect
 from app.compute.nodes import NodeChanged, NodeEvent, NodesListed
+from app.compute.preloads import PreloadGateway, PreloadOrder
+from app.compute.snapshots import SnapshotGateway
+from app.compute.vm_pools import VmPoolGateway, VmPoolOrder
 from app.compute.vms import Broken, Changed, Listed
 from app.config import Settings
 from app.devcluster import DevCluster, DevClusterConfig, Durations, Rule, Subject
 from app.domain.observation import WarmWhen
+from app.domain.preloads import PreloadSpec
 from app.domain.templates import Marks
 from app.errors import ClusterForbidden
-from app.ids import new_id, vm_name
+from app.ids import new_id, vm_name, vm_pool_name
+from tests.support import preload_work, snapshot_work, vm_pool_work
 from tests.support.checkout import ROOT
 from tests.support.preload_work import bring_near, keep_as_snapshots
+from tests.support.rows import eventually
 from tests.support.snapshot_work import take_and_start
 from tests.support.vm_pool_work import keep_vm_pools
 
 NAMESPACE = "emberpool"
 TOKEN = "the-service-account"
+TEMPLATE = {"image": "registry.example/fedora:42", "cpu": 1, "memory": "1Gi"}
+PARTS = {"preloads", "snapshots", "vm_pools", "pools"}
+GATEWAYS = (Gateway, PreloadGateway, SnapshotGateway, VmPoolGateway)
 DOCUMENTS = list(yaml.safe_load_all((ROOT / "docker" / "kubernetes.yaml").read_text(encoding="utf-8")))
 
 
-def rights_of(kind: str) -> list[tuple[str, str, str]]:
+def rights_of(kind: str, name: str) -> list[tuple[str, str, str]]:
     return [
         (group, resource, verb)
         for document in DOCUMENTS
-        if document["kind"] == kind
+        if (document["kind"], document["metadata"]["name"]) == (kind, name)
         for rule in document["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
@@ -40,14 +52,29 @@ def rights_of(kind: str) -> list[tuple[str, str, str]]:
     ]
 
 
-RIGHTS = rights_of("Role")
-CLUSTER_RIGHTS = rights_of("ClusterRole")
+API_RIGHTS = rights_of("Role", "emberpool-api")
+WORKER_RIGHTS = rights_of("Role", "emberpool-worker")
+CLUSTER_RIGHTS = rights_of("ClusterRole", "emberpool-nodes")
+
+
+async def ask(gateway: Gateway, *, vm: str, vm_pool: str) -> None:
+    """Everything that the API asks of a cluster, which has a VM and a VirtualMachinePool. Raises ClusterForbidden."""
+    template = gateway.expand(TEMPLATE, WarmWhen.AGENT)
+    await gateway.check(template)
+    assert await gateway.unavailable(Capability.VM_POOLS) is None
+    pool_id = new_id()
+    name = vm_pool_name("web", pool_id, 1)
+    await gateway.vm_pools.check(VmPoolOrder(name, "web", pool_id, template.spec, template.fingerprint))
+    assert await gateway.vm_pools.find(vm_pool) is not None
+    assert await gateway.snapshots.source(vm) is not None
+    for body in (preload_work.HTTP, preload_work.NIGHTLY, preload_work.IMAGE):
+        await gateway.preloads.check(PreloadOrder(new_id(), "fedora", 1, PreloadSpec.model_validate(body)))
 
 
 async def work(gateway: Gateway) -> None:
-    """Everything that the service asks of a cluster. Raises ClusterForbidden where a right is missing."""
-    template = gateway.expand({"image": "registry.example/fedora:42", "cpu": 1, "memory": "1Gi"}, WarmWhen.AGENT)
-    await gateway.check(template)
+    """Everything that a worker asks of a cluster. Raises ClusterForbidden where a right is missing."""
+    assert await gateway.unavailable(Capability.VM_POOLS) is None
+    template = gateway.expand(TEMPLATE, WarmWhen.AGENT)
     await gateway.list_vms()
     vm_id = new_id()
     vm = {"name": vm_name("small", vm_id), "pool": "small", "vm_id": str(vm_id), "spec": template.spec}
@@ -71,33 +98,98 @@ async def work(gateway: Gateway) -> None:
     await keep_vm_pools(gateway)
 
 
-async def work_with(rights: list[tuple[str, str, str]], folder: Path) -> None:
-    rules = tuple(Rule((group,), (resource,), (verb,), NAMESPACE) for group, resource, verb in rights)
-    config = DevClusterConfig(
-        durations=Durations.for_cold_boot(0.2),
-        namespaces=("default", NAMESPACE),
-        tokens={TOKEN: Subject(f"system:serviceaccount:{NAMESPACE}:emberpool", rules)},
-    )
+@asynccontextmanager
+async def reached(folder: Path, rights: Iterable[tuple[str, str, str]]) -> AsyncIterator[tuple[Gateway, Gateway]]:
+    """A cluster, seen with these rights, and by a worker."""
+    tokens = {
+        token: Subject(token, tuple(Rule((group,), (resource,), (verb,), NAMESPACE) for group, resource, verb in held))
+        for token, held in ((TOKEN, rights), ("worker", WORKER_RIGHTS))
+    }
+    config = DevClusterConfig(durations=Durations.for_cold_boot(0.2), namespaces=("default", NAMESPACE), tokens=tokens)
     async with DevCluster(config) as cluster:
         keep_as_snapshots(cluster, "fast-ssd")
-        kubeconfig = folder / "kubeconfig"
-        kubeconfig.write_text(json.dumps(cluster.kubeconfig(TOKEN)), encoding="utf-8")
-        gateway = await connect(Settings(kubeconfig=kubeconfig, namespace=NAMESPACE))
+        gateways = []
+        for token in tokens:
+            kubeconfig = folder / token
+            kubeconfig.write_text(json.dumps(cluster.kubeconfig(token)), encoding="utf-8")
+            gateways.append(await connect(Settings(kubeconfig=kubeconfig, namespace=NAMESPACE)))
         try:
-            await work(gateway)
+            yield gateways[0], gateways[1]
         finally:
-            await gateway.close()
+            for gateway in gateways:
+                await gateway.close()
 
 
-async def test_the_role_is_enough(tmp_path):
-    await work_with(RIGHTS, tmp_path)
+async def work_with(rights: list[tuple[str, str, str]], folder: Path) -> None:
+    async with reached(folder, rights) as (gateway, _):
+        await work(gateway)
 
 
-@pytest.mark.parametrize("missing", RIGHTS, ids=" ".join)
-async def test_without_any_one_right_of_it_something_fails(tmp_path, missing):
+async def ask_with(rights: list[tuple[str, str, str]], folder: Path) -> None:
+    async with reached(folder, rights) as (gateway, worker):
+        template, pool_id = worker.expand(TEMPLATE, WarmWhen.AGENT), new_id()
+        name = vm_pool_name("web", pool_id, 1)
+        order = VmPoolOrder(name, "web", pool_id, template.spec, template.fingerprint)
+        await worker.vm_pools.make(order, replicas=1, paused=False)
+
+        async def member() -> str | None:
+            found = await worker.vm_pools.find(name)
+            return found.members[0] if found is not None and found.members else None
+
+        await ask(gateway, vm=await eventually(member), vm_pool=name)
+
+
+async def test_the_workers_role_is_enough(tmp_path):
+    await work_with(WORKER_RIGHTS, tmp_path)
+
+
+async def test_the_apis_role_is_enough(tmp_path):
+    await ask_with(API_RIGHTS, tmp_path)
+
+
+@pytest.mark.parametrize("missing", WORKER_RIGHTS, ids=" ".join)
+async def test_without_any_one_right_of_the_workers_role_something_fails(tmp_path, missing):
     _, resource, verb = missing
     with pytest.raises(ClusterForbidden, match=f'cannot {verb} resource "{resource}"'):
-        await work_with([right for right in RIGHTS if right != missing], tmp_path)
+        await work_with([right for right in WORKER_RIGHTS if right != missing], tmp_path)
+
+
+@pytest.mark.parametrize("missing", API_RIGHTS, ids=" ".join)
+async def test_without_any_one_right_of_the_apis_role_something_fails(tmp_path, missing):
+    _, resource, verb = missing
+    with pytest.raises(ClusterForbidden, match=f'cannot {verb} resource "{resource}"'):
+        await ask_with([right for right in API_RIGHTS if right != missing], tmp_path)
+
+
+def calls_to_the_cluster(*sources: str) -> set[str]:
+    """The methods of gateways that these sources call, those of a part with its name: `check`, `vm_pools.check`."""
+    calling = {name for each in GATEWAYS for name, value in vars(each).items() if inspect.iscoroutinefunction(value)}
+    found = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        if isinstance(node, ast.Await) and isinstance(node.value, ast.Call):
+            *_, owner, name = ("", *ast.unparse(node.value.func).split("."))
+            if name in calling and owner in PARTS | {"gateway", "_gateway", "_cluster"}:
+                found.add(f"{owner}.{name}" if owner in PARTS else name)
+    return found
+
+
+def sources_of(*packages: str) -> list[str]:
+    return [path.read_text(encoding="utf-8") for each in packages for path in (ROOT / "app" / each).rglob("*.py")]
+
+
+def test_what_the_api_calls_is_what_its_role_was_tried_with():
+    called = calls_to_the_cluster(*sources_of("api", "services", "lifecycle"))
+    assert called >= {"check", "vm_pools.find", "snapshots.source"}
+    assert called == calls_to_the_cluster(inspect.getsource(ask))
+
+
+def test_what_the_workers_call_is_what_their_role_was_tried_with():
+    def names(*sources: str) -> set[str]:
+        return {each.rpartition(".")[2] for each in calls_to_the_cluster(*sources)}
+
+    called = names(*sources_of("reconcilers"))
+    assert called >= {"create_vm", "find_present", "detach"}
+    assert called <= names(*map(inspect.getsource, (work, preload_work, snapshot_work, vm_pool_work)))
 
 
 async def watch_nodes(rights: list[tuple[str, str, str]], folder: Path) -> AsyncIterator[NodeEvent]:
