@@ -60,6 +60,8 @@ class Settings(BaseSettings):
 
     cluster_timeout_seconds: float = Field(default=15, gt=0)
     """The longest time that one call to the cluster may take. A hung admission webhook answers with 500 after 10 s (KubeVirt v1.9.0, recorded)."""
+    forbidden_seconds: float = Field(default=5, ge=0)
+    """A refusal for lack of a right (403) is believed once the cluster has repeated it for this long. An API server that has just started refuses everybody for about a second."""
     relist_seconds: float = Field(default=60, gt=0)
     """How often everything in the cluster is listed, whatever the watches said."""
     watch_silence_seconds: float = Field(default=90, gt=0)

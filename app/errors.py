@@ -41,7 +41,7 @@ EmberpoolError                     500 internal-error
 |   `-- ClusterUnavailable         503 cluster-unavailable      refused connections, time-outs, 429, 5xx
 |-- ClusterError                   502 cluster-error            translated once, in compute/kubevirt
 |   |-- ClusterRefused             422 template-refused         400 and 422: the object is invalid
-|   |-- ClusterForbidden           502 cluster-forbidden        401 and 403: missing permission or quota
+|   |-- ClusterForbidden           503 cluster-forbidden        401 and 403: missing permission or quota
 |   |-- ClusterConflict            409 cluster-conflict         another writer, or another UID
 |   |-- ClusterNotFound            404 cluster-object-not-found
 |   `-- WatchExpired               502 watch-expired            410: list again
@@ -245,7 +245,10 @@ class ClusterError(EmberpoolError, code="cluster-error", status=502, title="The 
 class ClusterRefused(ClusterError, code="template-refused", status=422, title="The cluster refuses the object"): ...
 
 
-class ClusterForbidden(ClusterError, code="cluster-forbidden", title="The cluster does not permit the request"): ...
+class ClusterForbidden(
+    ClusterError, code="cluster-forbidden", status=503, title="The cluster does not permit the request"
+):
+    """A right or a quota is missing. Somebody has to give it; then the same request succeeds."""
 
 
 class ClusterConflict(

@@ -1,7 +1,8 @@
 """What the service may ask of a cluster. Every method raises only errors of `app.errors`:
 
-ClusterUnavailable (try again later), ClusterRefused (the object is wrong; its author must change it), ClusterForbidden (a
-permission or a quota is missing), ClusterConflict, ClusterNotFound, and ClusterError for everything else the cluster answers.
+ClusterUnavailable (try again later; also where KubeVirt or the namespace is missing), ClusterRefused (the object is wrong; its
+author must change it), ClusterForbidden (a permission or a quota is missing), ClusterConflict, ClusterNotFound, and ClusterError
+for everything else the cluster answers.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -79,7 +80,7 @@ class Gateway(Protocol):
     async def check(self, template: VmTemplate) -> None:
         """Tries to create one VM without creating it. Raises TemplateRefused with the cluster's message and field.
 
-        A missing namespace (ClusterNotFound) or an exhausted quota (ClusterForbidden) is not the template's fault.
+        A missing namespace (ClusterUnavailable) or an exhausted quota (ClusterForbidden) is not the template's fault.
         """
         ...
 

@@ -8,7 +8,8 @@ reads the stream of a watch itself.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -18,8 +19,9 @@ from kubernetes_asyncio.client.exceptions import ApiException
 from kubernetes_asyncio.config import load_incluster_config, load_kube_config
 
 from app.compute.kubevirt import labels
-from app.compute.kubevirt.errors import reason_of, translate, translating
-from app.compute.kubevirt.kinds import Kind, Manifest
+from app.compute.kubevirt.access import Access, AccessJudge
+from app.compute.kubevirt.errors import NoRight, is_of_namespace, is_unserved, reason_of, translate, translating
+from app.compute.kubevirt.kinds import NAMESPACES, VMIS, VMS, Kind, Manifest
 from app.config import Settings
 from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterRefused, ClusterUnavailable, WatchExpired
 
@@ -30,6 +32,8 @@ _MERGE = "application/merge-patch+json"
 _JSON_PATCH = "application/json-patch+json"
 _PAGE_SIZE = 500
 _LIST_ATTEMPTS = 3
+_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+_LACKING_RETRY_SECONDS = 30.0  # somebody has to install or create it
 _SPARE_CONNECTIONS = 8  # besides those that create VMs: two watches, a list, the checks of pools that are being written
 
 
@@ -49,9 +53,10 @@ class KubeVirtClient:
         self._selector = labels.selector(settings.instance)
         self._timeout = settings.cluster_timeout_seconds
         self._silence = settings.watch_silence_seconds
+        self._judge = AccessJudge(self._review, believe_seconds=settings.forbidden_seconds)
 
     async def get(self, kind: Kind, name: str) -> Manifest:
-        with translating(f"read {kind}/{name}"):
+        async with self._asking("get", kind, f"read {kind}/{name}"):
             answer = await self._call("GET", kind.path(self._namespace, name))
         return _as_object(answer)
 
@@ -71,7 +76,7 @@ class KubeVirtClient:
         doing = f"{'try' if dry_run else 'create'} {kind}/{body['metadata']['name']}"
         options = {**_STRICT, "dryRun": "All"} if dry_run else _STRICT
         try:
-            with translating(doing):
+            async with self._asking("create", kind, doing):
                 answer = await self._call("POST", kind.path(self._namespace), body=body, query=options)
         except ClusterError as error:
             cause = error.__cause__
@@ -120,7 +125,7 @@ class KubeVirtClient:
             "preconditions": {"uid": uid},
         }
         try:
-            with translating(f"delete {kind}/{name}"):
+            async with self._asking("delete", kind, f"delete {kind}/{name}"):
                 answer = await self._call("DELETE", kind.path(self._namespace, name), body=options)
         except ClusterNotFound:
             return False
@@ -137,7 +142,7 @@ class KubeVirtClient:
         # A uid cannot be changed: the API server refuses a patch that names another one.
         body = {**patch, "metadata": {**patch.get("metadata", {}), "uid": uid}}
         try:
-            with translating(f"change {kind}/{name}"):
+            async with self._asking("patch", kind, f"change {kind}/{name}"):
                 answer = await self._call(
                     "PATCH", kind.path(self._namespace, name), body=body, query=_STRICT, content_type=_MERGE
                 )
@@ -151,7 +156,7 @@ class KubeVirtClient:
 
     async def patch(self, kind: Kind, name: str, steps: list[Manifest]) -> Manifest:
         """A JSON patch. If one of its `test` steps fails, the API server answers 422, which is ClusterRefused."""
-        with translating(f"change {kind}/{name}"):
+        async with self._asking("patch", kind, f"change {kind}/{name}"):
             answer = await self._call(
                 "PATCH", kind.path(self._namespace, name), body=steps, query=_STRICT, content_type=_JSON_PATCH
             )
@@ -210,14 +215,62 @@ class KubeVirtClient:
                 )
         try:
             if response.status != 200:  # noqa: PLR2004 - OK
-                raise await self._refusal(response, doing)
+                async with self._asking("watch", kind, doing):
+                    raise await self._refusal(response, doing)
             while (event := await self._next_event(response, doing)) is not None:
                 yield event
         finally:
             response.close()
 
+    async def require_namespace(self) -> None:
+        """Raises ClusterUnavailable if the namespace does not exist: a list of its objects is empty then, and no error.
+
+        Without a right to read it nothing is known, and nothing is raised.
+        """
+        with suppress(NoRight), translating(f"read namespace {self._namespace}"):
+            try:
+                await self._call("GET", NAMESPACES.path("", self._namespace))
+            except ApiException as error:
+                if error.status == 404:  # noqa: PLR2004 - Not Found
+                    raise self._missing_namespace() from error
+                raise
+
     async def close(self) -> None:
         await self._client.close()
+
+    @asynccontextmanager
+    async def _asking(self, verb: str, kind: Kind, doing: str) -> AsyncIterator[None]:
+        """Translates the errors of one call. A missing right, KubeVirt or namespace is told as such."""
+        namespace = self._namespace if kind.namespaced else ""
+        access = Access(verb, kind.group, kind.plural, namespace)
+        try:
+            with translating(doing):
+                yield
+        except NoRight as error:
+            raise await self._judge.judge(access, error) from error
+        except ClusterNotFound as error:
+            if is_of_namespace(error):
+                raise self._missing_namespace() from error
+            if kind in (VMS, VMIS) and is_unserved(error):
+                raise ClusterUnavailable(
+                    f"The cluster has no {kind} ({kind.api_version}): KubeVirt is not installed in it, or is older than 1.7; "
+                    f"could not {doing}.",
+                    retry_after=_LACKING_RETRY_SECONDS,
+                ) from error
+            raise
+        self._judge.granted(access)
+
+    async def _review(self, access: Access) -> bool:
+        with translating(f"ask whether the service may {access.verb} {access.resource}"):
+            answer = _as_object(await self._call("POST", _REVIEWS, body=access.review()))
+        return bool((answer.get("status") or {}).get("allowed"))
+
+    def _missing_namespace(self) -> ClusterUnavailable:
+        return ClusterUnavailable(
+            f"The cluster has no namespace {self._namespace!r}: create it (kubectl create namespace {self._namespace}), or set "
+            "EMBERPOOL_NAMESPACE to one that exists.",
+            retry_after=_LACKING_RETRY_SECONDS,
+        )
 
     async def _call(
         self,
@@ -250,7 +303,7 @@ class KubeVirtClient:
         items: list[Manifest] = []
         token: str | None = None
         while True:
-            with translating(f"list {kind}"):
+            async with self._asking("list", kind, f"list {kind}"):
                 query = {"labelSelector": selector, "limit": str(_PAGE_SIZE), "continue": token}
                 page = _as_object(await self._call("GET", kind.path(self._namespace), query=query))
             items.extend(page.get("items") or [])

@@ -25,10 +25,20 @@ from app.errors import (
 DEFAULT_RETRY_AFTER = 5.0
 """Seconds to wait if the cluster names none. An API server that is starting says 5 (Kubernetes v1.36, recorded)."""
 
+FORBIDDEN_RETRY_AFTER = 30.0
+"""Seconds after which somebody may have given us a right or a quota."""
+
 _LONGEST_RETRY_AFTER = 3600.0
 _STRICT_DECODING = re.compile(r'(?:unknown|duplicate) field "(?P<field>[^"]+)"')
 _FIELD_IN_TEXT = re.compile(r"\b(?:spec|metadata)(?:\.\w+|\[\d+\])+")
+# How every authorizer refuses, whatever decides behind it; admission refuses in other words (Kubernetes 1.36, recorded).
+_NO_RIGHT = re.compile(r'User "[^"]*" cannot ')
+_BY_WEBHOOK = re.compile(r'^admission webhook "[^"]+" denied the request')
 _LONGEST_TEXT = 2000  # characters of an answer that is not a Status, such as a proxy's HTML page
+
+
+class NoRight(ClusterForbidden):
+    """The cluster's authorizer refused, or did not accept our credentials. This error never leaves `kubevirt`: see `access`."""
 
 
 @contextmanager
@@ -60,8 +70,11 @@ def translate(code: int, status: Manifest, headers: object, doing: str) -> Ember
     match code:
         case 400 | 413 | 422:
             return ClusterRefused(message, problems=find_problems(status))
+        case 403 if _BY_WEBHOOK.search(message):  # a policy, as of an admission controller of the cluster's owner
+            return ClusterRefused(message, problems=find_problems(status))
         case 401 | 403:
-            return ClusterForbidden(f"The cluster forbids to {doing}: {message}")
+            error = NoRight if code == 401 or _NO_RIGHT.search(message) else ClusterForbidden  # noqa: PLR2004 - Unauthorized
+            return error(f"The cluster forbids to {doing}: {message}", retry_after=FORBIDDEN_RETRY_AFTER)
         case 404:
             return ClusterNotFound(detail)
         case 409:
@@ -79,6 +92,19 @@ def translate(code: int, status: Manifest, headers: object, doing: str) -> Ember
 def reason_of(error: ApiException) -> str:
     """The `reason` of the Status (`AlreadyExists`, `Conflict`, ...); empty if the body is not a Status."""
     return str(_read_status(error.body, error.reason).get("reason") or "")
+
+
+def is_unserved(error: ClusterNotFound) -> bool:
+    """Whether the cluster does not serve the kind at all: it answers in plain text then (Kubernetes 1.36, recorded)."""
+    cause = error.__cause__
+    return isinstance(cause, ApiException) and "kind" not in _read_status(cause.body, cause.reason)
+
+
+def is_of_namespace(error: ClusterNotFound) -> bool:
+    """Whether it is the namespace that does not exist: a create says so (Kubernetes 1.36, recorded)."""
+    cause = error.__cause__
+    status = _read_status(cause.body, cause.reason) if isinstance(cause, ApiException) else {}
+    return (status.get("details") or {}).get("kind") == "namespaces"
 
 
 def find_problems(status: Manifest) -> tuple[FieldProblem, ...]:

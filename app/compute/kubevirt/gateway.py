@@ -202,6 +202,8 @@ class KubeVirtGateway:
         """A complete list of both kinds."""
         began_at = datetime.now(UTC)
         vms, vm_version = await self._client.list_all(VMS)
+        if not vms:
+            await self._client.require_namespace()
         vmis, vmi_version = await self._client.list_all(VMIS)
         return Listing(vms, vmis, vm_version, vmi_version, began_at)
 

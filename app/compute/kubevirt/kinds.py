@@ -59,6 +59,7 @@ DATA_VOLUMES = Kind("cdi.kubevirt.io", "v1beta1", "datavolumes", "DataVolume")
 DATA_IMPORT_CRONS = Kind("cdi.kubevirt.io", "v1beta1", "dataimportcrons", "DataImportCron")
 DAEMON_SETS = Kind("apps", "v1", "daemonsets", "DaemonSet")
 PODS = Kind("", "v1", "pods", "Pod")
+NAMESPACES = Kind("", "v1", "namespaces", "Namespace", namespaced=False)
 NODES = Kind("", "v1", "nodes", "Node", namespaced=False)
 ALL_PODS = Kind("", "v1", "pods", "Pod", namespaced=False)
 """Pods of every namespace, which use capacity of the nodes. We only list and watch them."""

@@ -52,17 +52,27 @@ def authenticate(tokens: Mapping[str, Subject], header: str) -> Subject:
 def authorize(
     subject: Subject, verb: str, group: str, plural: str, subresource: str, namespace: str, name: str
 ) -> None:
-    """Raises ApiError 403 in the words of the RBAC authorizer."""
+    """Raises ApiError 403 if the subject may not do that."""
+    if not may(subject, verb, group, f"{plural}/{subresource}" if subresource else plural, namespace):
+        raise refusal(subject, verb, group, plural, subresource, namespace, name)
+
+
+def may(subject: Subject, verb: str, group: str, resource: str, namespace: str) -> bool:
+    return any(rule.allows(verb, group, resource, namespace) for rule in subject.rules)
+
+
+def refusal(
+    subject: Subject, verb: str, group: str, plural: str, subresource: str, namespace: str, name: str
+) -> ApiError:
+    """A 403 in the words of the RBAC authorizer."""
     resource = f"{plural}/{subresource}" if subresource else plural
-    if any(rule.allows(verb, group, resource, namespace) for rule in subject.rules):
-        return
     where = f'in the namespace "{namespace}"' if namespace else "at the cluster scope"
     named = f' "{name}"' if name else ""
     message = (
         f'{qualified(plural, group)}{named} is forbidden: User "{subject.user}" cannot {verb} resource "{resource}" '
         f'in API group "{group}" {where}'
     )
-    raise ApiError(403, "Forbidden", message, details=describe(group, plural, name))
+    return ApiError(403, "Forbidden", message, details=describe(group, plural, name))
 
 
 def _has(allowed: tuple[str, ...], value: str) -> bool:

@@ -11,7 +11,19 @@ from app.devcluster.apiserver.status import ApiError, Json, bad_request
 from app.devcluster.durations import Jitter
 
 REQUEST_KINDS = frozenset(
-    {"error", "delay", "hang", "reset-before", "reset-after", "quota", "webhook-hang", "virt-api-down"}
+    {
+        "error",
+        "delay",
+        "busy",
+        "hang",
+        "reset-before",
+        "reset-after",
+        "forbidden",
+        "unserved",
+        "quota",
+        "webhook-hang",
+        "virt-api-down",
+    }
 )
 WATCH_KINDS = frozenset({"watch-break", "watch-silent", "watch-expire"})
 GUEST_KINDS = frozenset(
@@ -213,7 +225,7 @@ def _check_types(given: dict[str, Any]) -> None:
     percent = settings.get("percent", 0)
     if not isinstance(percent, int | float) or isinstance(percent, bool) or not 0 <= percent <= 100:  # noqa: PLR2004
         raise bad_request("'settings.percent' must be a number from 0 to 100")
-    for name in ("seconds", "status", "retry_after", "limit"):
+    for name in ("seconds", "status", "retry_after", "limit", "seats", "queue"):
         value = settings.get(name, 0)
         if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
             raise bad_request(f"'settings.{name}' must be a number, not below 0")

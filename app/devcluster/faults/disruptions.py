@@ -20,7 +20,7 @@ from app.devcluster.clock import Clock
 from app.devcluster.durations import Durations
 from app.devcluster.faults.book import WATCH_KINDS, Fault, FaultBook
 
-_BEFORE = frozenset({"error", "delay", "hang", "reset-before"})
+_BEFORE = frozenset({"error", "delay", "busy", "hang", "reset-before", "unserved"})
 _AFTER = frozenset({"reset-after"})
 _REASONS = {
     400: "BadRequest",
@@ -41,11 +41,19 @@ _MUTATOR = "https://virt-api.kubevirt.svc:443/virtualmachines-mutate?timeout=10s
 
 
 class Stage(Enum):
-    """Stages of a starting API server: it listens, then serves custom kinds, then is ready."""
+    """Stages of a starting API server: it listens, then serves custom kinds and knows the roles, then is ready."""
 
     NO_CUSTOM_PATHS = 1
     NOT_READY = 2
     UP = 3
+
+
+@dataclass(slots=True)
+class _Seats:
+    """What serves requests under a `busy` fault, and how many wait for it."""
+
+    free: asyncio.Semaphore
+    waiting: int = 0
 
 
 class ResetError(ConnectionError):
@@ -61,6 +69,7 @@ class Disruptions:
     clock: Clock
     durations: Durations
     stage: Stage = Stage.UP
+    _seats: dict[str, _Seats] = field(default_factory=dict)
     _down_since: dict[str, datetime] = field(default_factory=dict)
     _cut: set[int] = field(default_factory=set)
     _reached: set[tuple[str, int]] = field(default_factory=set)
@@ -70,6 +79,15 @@ class Disruptions:
             text = "[+]ping ok\n[+]log ok\n[-]poststarthook/crd-informer-synced failed: reason withheld\nreadyz check failed\n"
             return web.Response(status=500, text=text)
         return web.Response(text="ok")
+
+    def forbids(self, verb: str, resource: str, namespace: str, name: str = "", *, asks: bool = False) -> bool:
+        """Whether a fault takes the right away. `asks`: it is only asked for, which strikes nothing."""
+        if not asks:
+            return self.faults.strike(frozenset({"forbidden"}), verb, resource, namespace, name) is not None
+        return any(
+            fault.kind == "forbidden" and not fault.spent and fault.matches(verb, resource, namespace, name, None)
+            for fault in self.faults.all()
+        )
 
     async def before(self, request: web.Request, target: Target, verb: str, closing: asyncio.Event) -> None:
         """Apply faults before the verb: raises ApiError for an error, waits for a delay, cuts the connection."""
@@ -94,6 +112,10 @@ class Disruptions:
                 raise _ordered_error(fault)
             case "delay":
                 await self._sleep(float(fault.settings.get("seconds", 1.0)))
+            case "busy":
+                await self._take_seat(fault)
+            case "unserved":
+                raise PlainError(404, "404 page not found\n")
             case "hang":
                 await self._hang(fault, closing)
                 _cut(request)
@@ -237,6 +259,24 @@ class Disruptions:
             return None
         name, labels = await self._subject(request, target)
         return self.faults.strike(kinds, verb, target.plural, target.namespace, name, labels)
+
+    async def _take_seat(self, fault: Fault) -> None:
+        settings = fault.settings
+        seats = self._seats.setdefault(fault.id, _Seats(asyncio.Semaphore(int(settings.get("seats", 1)))))
+        queue = settings.get("queue")
+        if seats.free.locked() and queue is not None and seats.waiting >= queue:
+            retry = int(settings.get("retry_after", 1))
+            message = "the server has received too many requests and has asked us to try again later"
+            raise ApiError(429, "TooManyRequests", message, details={"retryAfterSeconds": retry}, retry_after=retry)
+        seats.waiting += 1
+        try:
+            await seats.free.acquire()
+        finally:
+            seats.waiting -= 1
+        try:
+            await self._sleep(float(settings.get("seconds", 0.02)))
+        finally:
+            seats.free.release()
 
     async def _sleep(self, seconds: float) -> None:
         done = asyncio.Event()

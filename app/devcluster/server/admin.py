@@ -22,9 +22,14 @@ selector, "count": n, "probability": p, "settings": {...}}; only `kind` is neede
 
     error           status (500), reason, message, retry_after: the request has no effect
     delay           the request is served after `seconds`
+    busy            `seats` (1) requests are served at a time, each takes `seconds` (0.02); `queue` (no limit) more wait, and the
+                    others get 429 with `retry_after` (1), as from API priority and fairness
     hang            no answer until the fault is lifted; then the connection is cut
     reset-before    the connection is cut before the request has an effect
     reset-after     the connection is cut after the request had its effect
+    forbidden       the request is refused for lack of a right. A fault that matches every resource also refuses the review that
+                    asks for rights, as an API server does that has just started
+    unserved        the kind is not known, as before its CustomResourceDefinition is installed
     quota           `limit`: a maximum of objects of the kind; or `memory`: a maximum of the pods' requests; `name`
     webhook-hang    writes of KubeVirt kinds fail after 10 s (scaled as all durations)
     virt-api-down   writes of KubeVirt kinds fail at once, subresources answer 503

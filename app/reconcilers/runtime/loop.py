@@ -19,6 +19,8 @@ from app.telemetry import LOOP_ERRORS
 
 _BACKOFF_BASE_SECONDS = 0.5
 _BACKOFF_CAP_SECONDS = 15.0
+FORBIDDEN_SECONDS = 60.0
+"""How long a loop does without what it has no right to before it asks again: rights are granted by people."""
 log = structlog.get_logger(__name__)
 _Item = TypeVar("_Item")
 

@@ -4,7 +4,9 @@ Pods are read once for a batch of VMs, right after these became ready, and the s
 cannot be read, or the process dies before it has read them, those two stages stay unknown.
 """
 
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from uuid import UUID
 
 import structlog
@@ -12,7 +14,7 @@ import structlog
 from app.compute.gateway import Gateway
 from app.domain.stages import BootMarks, measure_stages
 from app.errors import ClusterError, ClusterForbidden
-from app.reconcilers.runtime.loop import Wake
+from app.reconcilers.runtime.loop import FORBIDDEN_SECONDS, Wake
 from app.store.database import Database
 from app.store.vms import observed
 
@@ -24,16 +26,19 @@ log = structlog.get_logger(__name__)
 class BootTimes:
     """`note` is called for VMs that became ready, in the same event loop, and wakes the loop by `wake`."""
 
-    def __init__(self, db: Database, gateway: Gateway, wake: Wake) -> None:
+    def __init__(
+        self, db: Database, gateway: Gateway, wake: Wake, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._db = db
         self._gateway = gateway
         self._wake = wake
+        self._clock = clock
         self._booted: dict[UUID, BootMarks] = {}
-        self._forbidden = False
+        self._forbidden_until = -math.inf
 
     def note(self, booted: Mapping[UUID, BootMarks]) -> None:
         """VMs became ready. Those beyond what can be kept are dropped."""
-        if not self._forbidden and len(self._booted) < _KEPT:
+        if self._clock() >= self._forbidden_until and len(self._booted) < _KEPT:
             self._booted.update(booted)
             self._wake()
 
@@ -46,7 +51,7 @@ class BootTimes:
             pods = await self._gateway.pod_times([str(vm_id) for vm_id in batch])
         except ClusterForbidden as error:
             log.warning("boot_times.forbidden", error=error.detail, unknown=["schedule", "image"])
-            self._forbidden = True
+            self._forbidden_until = self._clock() + FORBIDDEN_SECONDS
             self._booted.clear()
             return False
         except ClusterError as error:

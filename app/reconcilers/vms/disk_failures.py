@@ -4,6 +4,7 @@ They are read a few seconds after a VM began to wait, at once if it reports a fa
 cannot be read, the VM's own status is all that is told.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import structlog
 from app.compute.gateway import Gateway
 from app.domain.observation import Failure, Observation
 from app.errors import ClusterError, ClusterForbidden
-from app.reconcilers.runtime.loop import Wake
+from app.reconcilers.runtime.loop import FORBIDDEN_SECONDS, Wake
 from app.store.database import Database
 from app.store.vms import observed
 
@@ -48,15 +49,15 @@ class DiskFailures:
         self._clock = clock
         self._waiting: dict[UUID, _Waiting] = {}
         self._known: dict[str, Failure] = {}
-        self._forbidden = False
+        self._forbidden_until = -math.inf
 
     def note(self, vms: Mapping[UUID, Observation]) -> None:
         """What the cluster shows of VMs. Those beyond what can be kept are not looked at."""
+        now = self._clock()
         for vm_id, obs in vms.items():
-            if obs.disks is None or obs.deleting or self._forbidden:
+            if obs.disks is None or obs.deleting or now < self._forbidden_until:
                 self._forget(vm_id)
                 continue
-            now = self._clock()
             look_at = now if obs.failure is not None else now + _PATIENCE_SECONDS
             known = self._waiting.get(vm_id)
             if known is not None and known.uid == obs.uid:
@@ -84,7 +85,7 @@ class DiskFailures:
             found = await self._gateway.disk_failures([vm.uid for vm in batch.values()])
         except ClusterForbidden as error:
             log.warning("disk_failures.forbidden", error=error.detail)
-            self._forbidden = True
+            self._forbidden_until = now + FORBIDDEN_SECONDS
             self._waiting.clear()
             return False
         except ClusterError as error:

@@ -125,7 +125,7 @@ async def test_a_conflict_with_a_quota_is_tried_again_later(tmp_path):
         (says_text("<html>log in</html>"), ClusterError, "not a JSON object"),
         (says([1]), ClusterError, "not a JSON object"),
         (says_text("<html>502</html>", 502), ClusterUnavailable, "502"),
-        (says_text("404 page not found", 404, "text/plain"), ClusterError, "page not found"),
+        (says_text("404 page not found", 404, "text/plain"), ClusterUnavailable, "KubeVirt is not installed"),
         (fails("slow down", 429, "TooManyRequests", retryAfterSeconds=3), ClusterUnavailable, "slow down"),
         (fails("you may not", 403, "Forbidden"), ClusterForbidden, "you may not"),
     ],

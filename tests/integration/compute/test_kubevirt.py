@@ -124,7 +124,7 @@ class TestCheck:
 
     async def test_a_namespace_that_is_not_there_is_no_fault_of_the_template(self, connected):
         gateway = await connected(namespace="missing")
-        with pytest.raises(ClusterNotFound, match="missing"):
+        with pytest.raises(ClusterUnavailable, match="no namespace 'missing': create it"):
             await gateway.check(gateway.expand(SHORT, WarmWhen.AGENT))
 
 
@@ -315,6 +315,45 @@ class TestTrouble:
         cluster.faults.order(kind="quota", resource=VMS.plural)
         with pytest.raises(ClusterForbidden, match="exceeded quota"):
             await create(gateway)
+
+    async def test_a_server_that_has_just_started_refuses_every_right_and_is_not_believed(self, cluster, gateway):
+        fault = cluster.faults.order(kind="forbidden")
+        for call in (create(gateway), gateway.list_vms(), gateway.delete_vm(name="a", uid=OTHER_UID)):
+            with pytest.raises(ClusterUnavailable, match="has just started") as found:
+                await call
+            assert found.value.retry_after == 1
+        cluster.faults.lift(fault.id)
+        assert (await create(gateway)).name == "a"
+
+    async def test_a_right_that_is_missing_is_believed_once_that_was_repeated(self, cluster, connected):
+        gateway = await connected(forbidden_seconds=0.05)
+        cluster.faults.order(kind="forbidden", resource=VMS.plural)
+        with pytest.raises(ClusterUnavailable, match=r"it is believed once it has lasted for 0\.05 s"):
+            await create(gateway)
+        await asyncio.sleep(0.06)
+        with pytest.raises(ClusterForbidden, match='cannot create resource "virtualmachines"'):
+            await create(gateway)
+
+    async def test_a_right_that_the_cluster_confirms_is_not_missing(self, cluster, connected):
+        gateway = await connected(forbidden_seconds=0)
+        cluster.faults.order(kind="forbidden", resource=VMS.plural, count=1)
+        with pytest.raises(ClusterUnavailable, match="says itself that the service has the right"):
+            await create(gateway)
+
+    async def test_a_cluster_without_kubevirt_is_told_as_such(self, cluster, gateway):
+        cluster.faults.order(kind="unserved", resource=VMS.plural)
+        for call in (create(gateway), gateway.list_vms(), gateway.check(gateway.expand(SHORT, WarmWhen.AGENT))):
+            with pytest.raises(ClusterUnavailable, match="KubeVirt is not installed"):
+                await call
+
+    async def test_a_namespace_that_does_not_exist_is_no_empty_list(self, connected):
+        gateway = await connected(namespace="missing")
+        with pytest.raises(ClusterUnavailable, match="kubectl create namespace missing"):
+            await gateway.list_vms()
+
+    async def test_a_namespace_that_cannot_be_read_is_taken_to_exist(self, cluster, gateway):
+        cluster.faults.order(kind="forbidden", resource="namespaces")
+        assert (await gateway.list_vms()).observations == ()
 
     async def test_a_cluster_that_hangs(self, cluster, connected):
         gateway = await connected(cluster_timeout_seconds=0.1)

@@ -126,6 +126,60 @@ async def test_a_reset_loses_the_answer_with_or_without_the_effect(bench, kind, 
     assert names == left
 
 
+REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+
+
+async def review(bench, verb, resource):
+    """Status of the answer to the question whether we may, and what it says."""
+    attributes = {"verb": verb, "group": "kubevirt.io", "resource": resource, "namespace": "default"}
+    status, body = await bench.call("POST", REVIEWS, {"spec": {"resourceAttributes": attributes}})
+    return status, body.get("status", {}) if isinstance(body.get("status"), dict) else {}
+
+
+async def test_a_right_can_be_taken_and_a_review_says_so(bench):
+    assert await review(bench, "create", "virtualmachines") == (201, {"allowed": True})
+    fault = await bench.order(kind="forbidden", verbs=["create"], resource="virtualmachines")
+
+    status, body = await bench.call("POST", MACHINES, machine("x"))
+    assert (status, body["reason"]) == (403, "Forbidden")
+    assert 'User "system:admin" cannot create resource "virtualmachines" in API group "kubevirt.io"' in body["message"]
+    assert await review(bench, "create", "virtualmachines") == (201, {"allowed": False})
+    assert await review(bench, "list", "virtualmachines") == (201, {"allowed": True})
+    await bench.call("DELETE", f"/devcluster/v1/faults/{fault}")
+    await bench.create(machine("x"))
+
+
+async def test_where_all_rights_are_taken_the_review_is_refused_too(bench):
+    await bench.order(kind="forbidden")
+    assert (await review(bench, "create", "virtualmachines"))[0] == 403
+    assert (await bench.call("GET", "/api/v1/nodes"))[0] == 403
+
+
+async def test_a_review_without_a_question_is_refused(bench):
+    assert (await bench.call("POST", REVIEWS, {"spec": {}}))[0] == 400
+
+
+async def test_a_kind_can_be_missing(bench):
+    await bench.order(kind="unserved", resource="virtualmachines")
+    assert await bench.call("GET", MACHINES) == (404, "404 page not found\n")
+    assert (await bench.call("GET", INSTANCES))[0] == 200
+
+
+async def test_a_busy_server_takes_so_many_at_a_time_and_sends_others_away_once_its_queue_is_full(bench):
+    await bench.order(
+        kind="busy", resource="virtualmachines", settings={"seats": 1, "seconds": 2, "queue": 1, "retry_after": 3}
+    )
+    calls = [asyncio.create_task(bench.call("GET", MACHINES)) for _ in range(3)]
+    done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    (sent_away,) = done
+    status, body = await sent_away
+    assert (status, body["reason"], body["details"]) == (429, "TooManyRequests", {"retryAfterSeconds": 3})
+    await bench.clock.advance(2)
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    await bench.clock.advance(2)
+    assert [(await call)[0] for call in waiting] == [200, 200]
+
+
 async def test_a_quota_on_objects_refuses_with_403(bench):
     await bench.order(kind="quota", resource="virtualmachines", settings={"limit": 1, "name": "q"})
     await bench.create(machine("one"))

@@ -8,7 +8,7 @@ from app.domain.observation import PodTimes
 from app.domain.stages import BootMarks, measure_stages
 from app.domain.states import VmState
 from app.errors import ClusterError, ClusterForbidden, ClusterUnavailable
-from app.reconcilers.runtime.loop import Wake
+from app.reconcilers.runtime.loop import FORBIDDEN_SECONDS, Wake
 from app.reconcilers.vms.boot_times import BootTimes
 from tests.support.rows import fetch, make_pool, make_vms
 
@@ -64,14 +64,21 @@ async def test_a_cluster_that_is_away_is_asked_again(db, gateway, measure):
     assert await stages_of(db, ids[0]) == measure_stages(MARKS, POD)
 
 
-async def test_without_the_right_nothing_is_asked_again(db, gateway, measure):
-    ids = await make_vms(db, await make_pool(db), 2, VmState.BOOTING)
-    gateway.refuse("pods", ClusterForbidden("pods is forbidden"))
+async def test_without_the_right_nothing_is_asked_for_a_minute_and_then_it_goes_on(db, gateway):
+    now = [0.0]
+    measure = BootTimes(db, gateway, Wake(), clock=lambda: now[0])
+    ids = await make_vms(db, await make_pool(db), 3, VmState.BOOTING)
+    gateway.pods = {str(vm_id): POD for vm_id in ids}
+    gateway.refuse("pods", ClusterForbidden("pods is forbidden"), times=1)
     measure.note({ids[0]: MARKS})
     await measure.step()
     measure.note({ids[1]: MARKS})
     await measure.step()
     assert len(gateway.called("pods")) == 1
+    now[0] += FORBIDDEN_SECONDS
+    measure.note({ids[2]: MARKS})
+    await measure.step()
+    assert [await stages_of(db, vm_id) for vm_id in ids] == [None, None, measure_stages(MARKS, POD)]
 
 
 async def test_an_odd_answer_costs_one_batch(db, gateway, measure):

@@ -6,7 +6,7 @@ from app.config import Settings
 from app.domain.observation import Failure, Observation
 from app.domain.states import VmState
 from app.errors import ClusterError, ClusterForbidden, ClusterUnavailable
-from app.reconcilers.runtime.loop import Wake
+from app.reconcilers.runtime.loop import FORBIDDEN_SECONDS, Wake
 from app.reconcilers.vms.disk_failures import DiskFailures
 from app.reconcilers.vms.status_writer import StatusWriter
 from app.store.pools import statistics
@@ -126,7 +126,7 @@ async def test_many_are_read_in_batches(scene, db):
     assert {await scene.health(vm_id) for vm_id in ids} == {"import: 404 Not Found"}
 
 
-async def test_a_cluster_that_is_away_is_asked_again_and_one_that_forbids_it_is_not(scene, vm_id):
+async def test_a_cluster_that_is_away_is_asked_again_and_one_that_forbids_it_after_a_minute(scene, vm_id):
     scene.gateway.disks = {f"uid-{vm_id}": NOT_FOUND}
     await scene.show(vm_id, **FAILED)
     scene.gateway.refuse("disks", ClusterUnavailable("it is away"), times=1)
@@ -138,7 +138,7 @@ async def test_a_cluster_that_is_away_is_asked_again_and_one_that_forbids_it_is_
     scene.now += 10
     await scene.failures.step()
     assert await scene.health(vm_id) == "import: 404 Not Found"
-    scene.gateway.refuse("disks", ClusterForbidden("not allowed"))
+    scene.gateway.refuse("disks", ClusterForbidden("not allowed"), times=1)
     scene.now += 10
     await scene.failures.step()
     calls = len(scene.gateway.called("disks"))
@@ -146,6 +146,10 @@ async def test_a_cluster_that_is_away_is_asked_again_and_one_that_forbids_it_is_
     scene.now += 10
     await scene.failures.step()
     assert len(scene.gateway.called("disks")) == calls
+    scene.now += FORBIDDEN_SECONDS
+    await scene.show(vm_id, **FAILED)
+    await scene.failures.step()
+    assert len(scene.gateway.called("disks")) == calls + 1
 
 
 async def test_its_pool_and_its_claims_tell_it(scene, vm_id):

@@ -112,7 +112,7 @@ async def reached(folder: Path, rights: Iterable[tuple[str, str, str]]) -> Async
         for token in tokens:
             kubeconfig = folder / token
             kubeconfig.write_text(json.dumps(cluster.kubeconfig(token)), encoding="utf-8")
-            gateways.append(await connect(Settings(kubeconfig=kubeconfig, namespace=NAMESPACE)))
+            gateways.append(await connect(Settings(kubeconfig=kubeconfig, namespace=NAMESPACE, forbidden_seconds=0)))
         try:
             yield gateways[0], gateways[1]
         finally:
@@ -201,7 +201,7 @@ async def watch_nodes(rights: list[tuple[str, str, str]], folder: Path) -> Async
     async with DevCluster(config) as cluster:
         kubeconfig = folder / "kubeconfig"
         kubeconfig.write_text(json.dumps(cluster.kubeconfig(TOKEN)), encoding="utf-8")
-        gateway = await connect(Settings(kubeconfig=kubeconfig))
+        gateway = await connect(Settings(kubeconfig=kubeconfig, forbidden_seconds=0))
         try:
             async with aclosing(gateway.observe_nodes()) as events:
                 async for event in events:

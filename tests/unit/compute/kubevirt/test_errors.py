@@ -5,7 +5,7 @@ import pytest
 from kubernetes_asyncio.client.exceptions import ApiException
 from kubernetes_asyncio.config import ConfigException
 
-from app.compute.kubevirt.errors import DEFAULT_RETRY_AFTER, find_problems, translate, translating
+from app.compute.kubevirt.errors import DEFAULT_RETRY_AFTER, NoRight, find_problems, translate, translating
 from app.errors import (
     ClusterConflict,
     ClusterError,
@@ -14,6 +14,16 @@ from app.errors import (
     ClusterRefused,
     ClusterUnavailable,
     WatchExpired,
+)
+
+# Kubernetes 1.36, recorded.
+NO_RIGHT = (
+    'virtualmachines.kubevirt.io is forbidden: User "system:serviceaccount:rec:norights" cannot create resource '
+    '"virtualmachines" in API group "kubevirt.io" in the namespace "rec"'
+)
+EXCEEDED = (
+    'virtualmachines.kubevirt.io "q1" is forbidden: exceeded quota: q, requested: count/virtualmachines.kubevirt.io=1, '
+    "used: count/virtualmachines.kubevirt.io=2, limited: count/virtualmachines.kubevirt.io=2"
 )
 
 
@@ -28,8 +38,8 @@ def status(message, *, causes=None, reason="Invalid", **details):
     ("code", "error", "http"),
     [
         (400, ClusterRefused, 422),
-        (401, ClusterForbidden, 502),
-        (403, ClusterForbidden, 502),
+        (401, NoRight, 503),
+        (403, ClusterForbidden, 503),
         (404, ClusterNotFound, 404),
         (405, ClusterError, 502),
         (409, ClusterConflict, 409),
@@ -164,6 +174,20 @@ def test_an_answer_that_is_no_status_is_translated_by_its_code(body):
         raise answer
     assert found.value.retry_after == DEFAULT_RETRY_AFTER
     assert found.value.__cause__ is answer
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        (NO_RIGHT, NoRight),
+        (EXCEEDED, ClusterForbidden),
+        # Policy engines deny with 403 (controller-runtime's `admission.Denied`).
+        ('admission webhook "validation.gatekeeper.sh" denied the request: every VM needs an owner', ClusterRefused),
+    ],
+    ids=["authorizer", "quota", "policy"],
+)
+def test_a_403_of_the_authorizer_of_a_quota_and_of_a_policy_are_told_apart(message, error):
+    assert type(translate(403, status(message, reason="Forbidden"), None, "create virtualmachines/a")) is error
 
 
 def test_a_quotas_message_is_passed_on():
