@@ -1,16 +1,19 @@
 """Settings: frozen, read once, from flags, `EMBERPOOL_*` variables, or the defaults below. Times are in seconds."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MAX_POOL_SIZE = 10_000
 MAX_LEASE_SECONDS = 30 * 24 * 3600
 MAX_WAIT_SECONDS = 60
 MAX_BATCH = 100
+_SECRETS: Final = ("database_url", "api_token")
+"""Each can be given as a file too: `<name>_file`."""
 
 
 class Role(StrEnum):
@@ -27,7 +30,9 @@ class Settings(BaseSettings):
     )
 
     database_url: SecretStr = SecretStr("postgresql://localhost/emberpool")
-    """A libpq URL. The folder of a socket goes into `?host=`."""
+    """A libpq URL. The folder of a socket goes into `?host=`, several hosts are separated by commas. A URL without a password takes it from `PGPASSWORD`, or from a file that `PGPASSFILE` names."""
+    database_url_file: Path | None = None
+    """A file that contains the URL, in place of `DATABASE_URL`."""
     database_pool_size: int = Field(default=8, ge=2, le=100)
     """The most connections for requests, and as many again for reconcilers. Each process has four more, for claims and notices."""
 
@@ -47,7 +52,9 @@ class Settings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535)
     """The port to listen on. 0 takes any free port."""
     api_token: SecretStr | None = None
-    """If it is set, every request below `/v1` must carry it as `Authorization: Bearer`."""
+    """If it is set, every request below `/v1` must carry it as `Authorization: Bearer`. Without one everybody who reaches the service may do everything; one that is set and empty is refused."""
+    api_token_file: Path | None = None
+    """A file that contains the token, in place of `API_TOKEN`."""
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
     """The largest request body that is accepted."""
     shutdown_grace_seconds: float = Field(default=25, gt=0)
@@ -116,5 +123,41 @@ class Settings(BaseSettings):
     backoff_cap_seconds: float = Field(default=300, gt=0)
     """The longest pause after a failure."""
 
+    migrate_lock_seconds: float = Field(default=0.3, gt=0)
+    """How long a migration waits at a time for a table that is in use. What comes after it waits too; then it tries again a little later."""
+    migrate_wait_seconds: float = Field(default=300, gt=0)
+    """How long `emberpool migrate` tries that, or waits for another process that migrates."""
+
     history_days: float = Field(default=30, gt=0)
     """How long ended claims, deleted VMs and events are kept."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_files(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Raises OSError for a file that cannot be read."""
+        for name in _SECRETS:
+            path = given.get(f"{name}_file")
+            if path is not None and given.get(name) is not None:
+                raise ValueError(f"{name} and {name}_file are both set; leave one out")
+            if path is not None:
+                given = {**given, name: Path(path).read_text(encoding="utf-8")}
+        return given
+
+    @field_validator("database_url", mode="before")
+    @classmethod
+    def _strip_url(cls, url: Any) -> Any:
+        return url.strip() if isinstance(url, str) else url
+
+    @field_validator("api_token")
+    @classmethod
+    def _check_token(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is None:
+            return None
+        value = token.get_secret_value().strip()
+        if not value:
+            raise ValueError("is empty; give it a value, or unset it if everybody who reaches the service may use it")
+        if not re.fullmatch(r"[!-~]+", value):
+            raise ValueError(
+                "has a space or a character that is not in ASCII, which no header can carry; choose another one"
+            )
+        return SecretStr(value)

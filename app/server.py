@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import ipaddress
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from app.api.dependencies import Services
 from app.api.edge import Edge
 from app.bootstrap import run_services
 from app.concurrency import first_of
-from app.config import Settings
+from app.config import Role, Settings
 from app.errors import EmberpoolError
 
 log = structlog.get_logger(__name__)
@@ -68,6 +69,7 @@ async def serve(
         serving = asyncio.create_task(server.serve(sockets=[listening]), name="http")
         _settle_garbage()
         log.info("serving", address=address, role=settings.role)
+        _warn_if_open(settings)
         if on_ready is not None:
             on_ready(address)
         await first_of(serving, stopping.wait())
@@ -88,6 +90,20 @@ def _listen(settings: Settings) -> socket.socket:
             ) from error
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise CannotListen(f"{at}: {reason}; choose another --port, or another host with EMBERPOOL_HOST.") from error
+
+
+def _warn_if_open(settings: Settings) -> None:
+    """A service that needs no token is a choice, and behind a proxy that checks everybody a good one. Nobody should make it unaware."""
+    if settings.api_token is None and settings.role is not Role.WORKER and not _is_loopback(settings.host):
+        hint = "everybody who reaches this address may do everything; set EMBERPOOL_API_TOKEN, or listen on 127.0.0.1"
+        log.warning("serving.open", host=settings.host, hint=hint)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _address(host: str, port: int) -> str:

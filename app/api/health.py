@@ -67,9 +67,9 @@ async def get_readiness(svc: Svc, response: Response) -> Readiness:
     background = _judge_background(svc.background)
     try:
         async with svc.probe.begin() as tx:
-            revision = await migrating.current(tx)
-            watch = await watches.get(tx, watches.VMS) if revision is not None else None
-            if revision is not None:
+            schema = await migrating.read_schema(tx)
+            watch = await watches.get(tx, watches.VMS) if schema.revision is not None else None
+            if schema.revision is not None:
                 await leases.try_write(tx)
     except DatabaseUnavailable as error:
         response.status_code = 503
@@ -78,14 +78,9 @@ async def get_readiness(svc: Svc, response: Response) -> Readiness:
         return Readiness(
             status="unready", database=unavailable, migrations=unknown, background=background, cluster_watch=unknown
         )
-    head = migrating.head()
-    # Revisions are numbers of equal width. A higher one comes from a newer version, whose schema still has what this version needs
-    # (migrations expand before they contract), so that old replicas keep serving during a rolling update.
-    migrated = revision is not None and revision >= head
+    problem = schema.problem()
     migrations = Check(
-        ok=migrated,
-        detail=f"at {revision or 'nothing'}, this program needs {head}"
-        + ("" if migrated else ": run `emberpool migrate`"),
+        ok=problem is None, detail=problem or f"at {schema.revision}, this program needs {migrating.head()}"
     )
     cluster = _judge_watch(watch, svc.settings.relist_seconds)
     if not migrations.ok:

@@ -1,14 +1,14 @@
 """`emberpool migrate`: the database schema that this program needs."""
 
-from urllib.parse import urlsplit
-
 import typer
 
 from app.cli.settings import DatabaseUrl, check_settings, read_settings, run_async
 from app.config import Settings
 from app.errors import DatabaseRefused, DatabaseUnavailable, EmberpoolError
+from app.store import database_url as urls
 from app.store import migrations
-from app.store.database import Database
+from app.store.database import Database, describe_failure
+from app.store.migrations import Schema
 
 
 class DatabaseUnusable(EmberpoolError):
@@ -17,23 +17,42 @@ class DatabaseUnusable(EmberpoolError):
 
 
 def migrate(*, database_url: DatabaseUrl = None) -> None:
-    """Migrate the database to the schema that this program needs. Running it again changes nothing."""
+    """Migrate the database to the schema that this program needs. Running it again changes nothing, nor does an older program."""
     settings = read_settings(database_url=database_url)
-    check_settings(settings)
+    check_settings(settings, database_url=database_url)
+    before = _read(settings)
     try:
-        run_async(lambda: read_migration(settings))
+        migrations.upgrade(
+            settings.database_url.get_secret_value(),
+            lock_seconds=settings.migrate_lock_seconds,
+            wait_seconds=settings.migrate_wait_seconds,
+        )
+    except DatabaseUnavailable as error:
+        raise DatabaseUnusable(error.detail) from error
+    schema = _read(settings)
+    if (problem := schema.problem()) is not None:
+        raise DatabaseUnusable(problem)
+    ahead = (
+        f", ahead of this program's {migrations.head()}, which it serves; nothing was changed"
+        if before.is_ahead
+        else ""
+    )
+    typer.echo(f"The database is at migration {schema.revision}{ahead}.")
+
+
+def _read(settings: Settings) -> Schema:
+    try:
+        return run_async(lambda: read_schema(settings))
     except DatabaseUnavailable as error:
         raise _unusable(settings, error) from error
-    migrations.upgrade(settings.database_url.get_secret_value())
-    typer.echo(f"The database is at migration {migrations.head()}.")
 
 
-async def read_migration(settings: Settings) -> str | None:
-    """The migration that the database is at. Raises DatabaseUnavailable, and DatabaseUnusable if it refuses the connection."""
+async def read_schema(settings: Settings) -> Schema:
+    """What the database is at. Raises DatabaseUnavailable, and DatabaseUnusable if it refuses the connection."""
     db = Database(settings.database_url.get_secret_value())
     try:
         async with db.begin() as tx:
-            return await migrations.current(tx)
+            return await migrations.read_schema(tx)
     except DatabaseRefused as error:
         raise _unusable(settings, error) from error
     except DatabaseUnavailable:
@@ -44,13 +63,14 @@ async def read_migration(settings: Settings) -> str | None:
         await db.close()
 
 
+async def require_schema(settings: Settings) -> None:
+    """Raises DatabaseUnusable where this program cannot work on the database's schema, and what `read_schema` raises."""
+    if (problem := (await read_schema(settings)).problem()) is not None:
+        raise DatabaseUnusable(problem)
+
+
 def _unusable(settings: Settings, error: BaseException) -> DatabaseUnusable:
-    """With the text of the innermost cause: the driver's, or the system's."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    url = urlsplit(settings.database_url.get_secret_value())
-    shown = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
     return DatabaseUnusable(
-        f"connecting to {shown} failed: {str(error) or type(error).__name__}. "
+        f"connecting to {urls.shown(settings.database_url.get_secret_value())} failed: {describe_failure(error)}. "
         "Start it, or set its URL with --database-url or EMBERPOOL_DATABASE_URL"
     )

@@ -7,11 +7,10 @@ import structlog
 import typer
 
 from app import server
-from app.cli.migrate import DatabaseUnusable, read_migration
+from app.cli.migrate import require_schema
 from app.cli.settings import DatabaseUrl, check_settings, read_settings, run_async
 from app.config import Role
 from app.errors import DatabaseUnavailable
-from app.store import migrations
 
 log = structlog.get_logger(__name__)
 
@@ -31,15 +30,11 @@ def serve(
     settings = read_settings(
         database_url=database_url, kubeconfig=kubeconfig, namespace=namespace, role=role, host=host, port=port
     )
-    check_settings(settings)
+    check_settings(settings, database_url=database_url)
 
     async def run() -> None:
         try:
-            found, needed = await read_migration(settings), migrations.head()
-            if found is None or found < needed:
-                raise DatabaseUnusable(
-                    f"it is at migration {found or 'nothing'}, and this program needs {needed}; run `emberpool migrate` first"
-                )
+            await require_schema(settings)
         except DatabaseUnavailable:
             log.warning("start.without_database", hint="requests get 503 until the database can be reached")
         await server.serve(settings)

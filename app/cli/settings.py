@@ -1,27 +1,28 @@
 """Options that several server commands share, and the settings that come from them and from the environment."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, TypeVar
 
 import typer
 import uvloop
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
-from app.config import Role, Settings
+from app.config import Settings
 from app.domain.sentences import describe_invalid
-from app.embedded.cluster import run_cluster
-from app.embedded.folder import DataFolder
-from app.embedded.postgres import Postgres
+from app.store import database_url as urls
 from app.telemetry import configure_logs
+
+Result = TypeVar("Result")
 
 Port = Annotated[int, typer.Option(help="The port of the API; 0: any free port.")]
 ColdBoot = Annotated[float, typer.Option(min=0.1, help="Simulated seconds that a cold boot takes on the dev cluster.")]
 DatabaseUrl = Annotated[
-    str | None, typer.Option(help="postgresql://USER:PASSWORD@HOST/DATABASE. Also EMBERPOOL_DATABASE_URL.")
+    str | None,
+    typer.Option(
+        help="postgresql://USER@HOST/DATABASE. With a password: in EMBERPOOL_DATABASE_URL, or in a file that EMBERPOOL_DATABASE_URL_FILE names."
+    ),
 ]
-_DATABASE_SCHEMES = ("postgresql://", "postgres://")
 
 
 def read_settings(**flags: Any) -> Settings:
@@ -29,43 +30,35 @@ def read_settings(**flags: Any) -> Settings:
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {describe_invalid(e)}" for e in error.errors())
+        wrong = "; ".join(": ".join((*map(str, e["loc"]), describe_invalid(e))) for e in error.errors())
         raise typer.BadParameter(f"{wrong} (set it with a flag, or with EMBERPOOL_<NAME>)") from error
     configure_logs(level=settings.log_level, form=settings.log_format)
     return settings
 
 
-def check_settings(settings: Settings) -> None:
-    """What can be checked before anything is reached. A mistake is a usage error."""
-    if not settings.database_url.get_secret_value().startswith(_DATABASE_SCHEMES):
-        raise typer.BadParameter(
-            "database_url: a libpq URL begins with postgresql:// (set it with --database-url or EMBERPOOL_DATABASE_URL)"
-        )
+def check_settings(settings: Settings, *, database_url: str | None) -> None:
+    """What can be checked before anything is reached; `database_url` is the flag. A mistake is a usage error."""
+    _check_database_url(settings.database_url.get_secret_value(), is_flag=database_url is not None)
     if settings.kubeconfig is not None and not settings.kubeconfig.is_file():
         raise typer.BadParameter(
             f"kubeconfig: {settings.kubeconfig} is not a file (set it with --kubeconfig or EMBERPOOL_KUBECONFIG)"
         )
 
 
-@asynccontextmanager
-async def run_embedded_cluster(
-    settings: Settings, folder: DataFolder, postgres: Postgres, *, cold_boot_seconds: float, nodes: int = 3
-) -> AsyncIterator[Settings]:
-    """Runs a dev cluster until the block ends. Gives the settings of a service that uses it and `postgres`."""
-    arguments = ["--nodes", str(nodes)]
-    if settings.namespace != "default":
-        arguments += ["--namespace", settings.namespace]
-    async with run_cluster(folder, cold_boot_seconds=cold_boot_seconds, arguments=arguments) as kubeconfig:
-        yield settings.model_copy(
-            update={
-                "database_url": SecretStr(postgres.url()),
-                "kubeconfig": kubeconfig,
-                "kube_context": None,
-                "role": Role.ALL,
-            }
-        )
-
-
-def run_async(work: Callable[[], Coroutine[Any, Any, object]]) -> None:
+def run_async(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work())
+        return runner.run(work())
+
+
+def _check_database_url(url: str, *, is_flag: bool) -> None:
+    try:
+        urls.check(url)
+    except urls.UrlInvalid as error:
+        raise typer.BadParameter(
+            f"database_url: {error} (set it with --database-url or EMBERPOOL_DATABASE_URL)"
+        ) from error
+    if is_flag and urls.has_password(url):
+        raise typer.BadParameter(
+            "database_url: everybody on this machine can read a password in a command line; set EMBERPOOL_DATABASE_URL, or "
+            "EMBERPOOL_DATABASE_URL_FILE to a file that contains the URL"
+        )

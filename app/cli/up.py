@@ -7,7 +7,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from app.cli.settings import ColdBoot, Port, read_settings, run_async, run_embedded_cluster
+from app.cli.embedded import run_embedded_cluster
+from app.cli.migrate import require_schema
+from app.cli.settings import ColdBoot, Port, read_settings, run_async
 from app.embedded.folder import default_data_dir, lock_folder
 from app.embedded.postgres import describe_opening, run_postgres
 from app.server import serve
@@ -39,6 +41,7 @@ def up(
         async with run_embedded_cluster(
             settings, folder, postgres, cold_boot_seconds=cold_boot_seconds, nodes=nodes
         ) as embedded:
+            await require_schema(embedded)
             await serve(embedded, on_ready=greet)
 
     with lock_folder(folder_path) as folder, run_postgres(folder) as postgres:

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
-from sqlalchemy import CursorResult, RowMapping, TextClause, event, make_url
+from sqlalchemy import CursorResult, RowMapping, TextClause, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -60,9 +60,19 @@ def _discard_stale(context: ExceptionContext) -> None:
         context.is_disconnect = context.invalidate_pool_on_disconnect = True
 
 
+def describe_failure(error: BaseException) -> str:
+    """The innermost cause in the words of the server or of the system. Errors of other kinds may quote parts of the URL, and with it
+    the password: of them, only the kind is told.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    known = isinstance(error, OSError | asyncpg.PostgresError | asyncpg.InterfaceError | asyncpg.InternalClientError)
+    return (str(error) if known else "") or type(error).__name__
+
+
 def driver_dsn(url: str) -> str:
     """A libpq URL (a socket folder as `?host=`) in the form that asyncpg takes, whatever its scheme is."""
-    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    return f"postgresql{url[url.index(':') :]}"
 
 
 class Database:

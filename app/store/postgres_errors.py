@@ -105,6 +105,11 @@ def is_stale(error: BaseException) -> bool:
     return meaning is not None and meaning.stale
 
 
+def is_locked(error: BaseException) -> bool:
+    """Whether the statement ended because it did not get a lock within `lock_timeout`."""
+    return getattr(_driver_error(error), "sqlstate", None) == "55P03"
+
+
 def not_committed() -> DatabaseUnavailable:
     """A connection broke, and it is known since that the statement was not committed."""
     return DatabaseUnavailable(_LOST.sentence, retry_after=_RETRY_AFTER_SECONDS)

@@ -4,6 +4,7 @@ from alembic import op
 
 revision = "0001"
 down_revision = None
+serves_from = "0001"
 
 _UP = """
 CREATE SEQUENCE ready_seq;

@@ -9,6 +9,7 @@ from app.compute.kubevirt.templates.shapes import shape_of
 
 revision = "0005"
 down_revision = "0004"
+serves_from = "0005"
 
 _UP = """
 ALTER TABLE pool_plan RENAME COLUMN unfit TO capacity_problem;

@@ -17,7 +17,8 @@ from app.cli.demo.paths import show_paths
 from app.cli.demo.placement import MACHINES, show_placement
 from app.cli.demo.pool import PoolFile, show_pool
 from app.cli.demo.words import say
-from app.cli.settings import run_async, run_embedded_cluster
+from app.cli.embedded import run_embedded_cluster
+from app.cli.settings import run_async
 from app.concurrency import first_of
 from app.config import Settings
 from app.embedded.folder import DataFolder, EmbeddedError, lock_folder

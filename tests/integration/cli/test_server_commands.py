@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from app.cli import program as cli
 from app.store.migrations import head
+from tests.support.newer_program import NEWER, upgrade_command, write_newer
 from tests.support.patience import PATIENCE
 
 PROGRAM = [sys.executable, "-m", "app"]
@@ -61,9 +63,19 @@ def kubeconfig(folder: Path, url: str = "http://127.0.0.1:1") -> str:
         (["up", "--port", "70000"], 2, "port: must be 65535 or less"),
         (["migrate", "--database-url", "mysql://h/d"], 2, "database_url: a libpq URL begins with postgresql://"),
         (
-            ["migrate", "--database-url", "postgresql://me:secret@127.0.0.1:1/d"],
+            ["migrate", "--database-url", "postgresql://me@127.0.0.1:1/d"],
             1,
             "The database cannot be used. Connecting to postgresql://127.0.0.1:1/d failed: ",
+        ),
+        (
+            ["migrate", "--database-url", "postgresql://me:secret@127.0.0.1:1/d"],
+            2,
+            "database_url: everybody on this machine can read a password in a command line; set EMBERPOOL_DATABASE_URL",
+        ),
+        (
+            ["serve", "--database-url", "postgresql://h/d?user=me&password=secret"],
+            2,
+            "can read a password in a command line",
         ),
         (["serve", "--kubeconfig", "/none"], 2, "kubeconfig: /none is not a file"),
         (["demo", "--pool", "/none"], 1, "The demo cannot go on. /none cannot be read: No such file or directory."),
@@ -103,13 +115,82 @@ def test_a_database_that_was_never_migrated_is_not_served(run, postgres, tmp_pat
     assert f"It is at migration nothing, and this program needs {head()}; run `emberpool migrate` first." in err
 
 
-def test_a_database_that_lets_us_not_in_is_told(run, postgres):
-    url = postgres.url("postgres").replace("postgres@", "nobody:secret@")
+def test_a_database_that_lets_us_not_in_is_told(run, postgres, monkeypatch):
+    monkeypatch.setenv("EMBERPOOL_DATABASE_URL", postgres.url("postgres").replace("postgres@", "nobody:secret@"))
     for command in ("migrate", "serve"):
-        code, _, err = run(command, "--database-url", url)
+        code, _, err = run(command)
         assert code == 1
         assert 'role "nobody" does not exist' in err
         assert "secret" not in err
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("postgresql://me:s3cr3t@127.0.0.1:1/d", 1),
+        ("postgresql://me:s3cr3t%40%2F%3F@127.0.0.1:1/d", 1),
+        ("postgresql://127.0.0.1:1/d?user=me&password=s3cr3t", 1),
+        ("postgresql://me@/d?host=/nowhere&password=s3cr3t", 1),
+        ("postgresql://me:s3cr3t@[::1]:1/d", 1),
+        ("postgresql://me:s3cr3t@127.0.0.1:1,127.0.0.1:2/d", 1),
+        ("postgresql://me:s3cr3t@127.0.0.1:1/d?sslmode=maybe", 1),
+        ("postgresql://me:s3cr3t@127.0.0.1:1/d?target_session_attrs=any-s", 1),
+        ("postgresql://me:s3cr3t@127.0.0.1:99999/d", 1),
+        *(
+            (url, 2)
+            for url in (
+                "postgresql://me:x@s3cr3t@127.0.0.1:1/d",
+                "postgresql://me:x/s3cr3t@127.0.0.1:1/d",
+                "postgresql://me:x?s3cr3t@127.0.0.1:1/d",
+                "postgresql://me:x#s3cr3t@127.0.0.1:1/d",
+                "postgresql://me:x#s3cr3t",
+                "postgresql://me:[s3cr3t@127.0.0.1:1/d",
+                "postgresql://me:s3cr3t\u2100@127.0.0.1:1/d",
+                "postgresql://me:s3cr3t x@127.0.0.1:1/d",
+                "postgresql://me:s3cr3t/d",
+                "postgresql://me:s3cr3t@127.0.0.1:s3cr3t/d",
+                "postgresql://me:s3cr3t@[127/d",
+                "postgresql://127.0.0.1:1/d?user=me&s3cr3t",
+                "mysql://me:s3cr3t@127.0.0.1:1/d",
+                "me:s3cr3t@127.0.0.1:1/d",
+            )
+        ),
+    ],
+)
+def test_no_part_of_a_password_is_in_any_message(run, monkeypatch, url, code):
+    monkeypatch.setenv("EMBERPOOL_DATABASE_URL", url)
+    found, out, err = run("migrate")
+    assert (found, out) == (code, "")
+    assert "atabase" in err
+    assert "s3cr3t" not in err
+
+
+def test_a_newer_database_that_serves_this_program_is_left_alone_and_served(run, postgres, tmp_path):
+    name = "cli_newer"
+    postgres.ensure_database(name)
+    subprocess.run(upgrade_command(postgres.url(name), write_newer(tmp_path)), check=True)
+    assert run("migrate", "--database-url", postgres.url(name)) == (
+        0,
+        f"The database is at migration {NEWER}, ahead of this program's {head()}, which it serves; nothing was changed.\n",
+        "",
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        config = kubeconfig(tmp_path)
+        _, _, err = run("serve", "--port", port, "--database-url", postgres.url(name), "--kubeconfig", config)
+    assert "is in use by another process" in err  # so it came that far
+
+
+def test_a_newer_database_that_serves_this_program_no_more_is_refused(run, postgres, tmp_path):
+    name = "cli_contracted"
+    postgres.ensure_database(name)
+    subprocess.run(upgrade_command(postgres.url(name), write_newer(tmp_path, serves_from=NEWER)), check=True)
+    for command in (["migrate"], ["serve", "--port", "0", "--kubeconfig", kubeconfig(tmp_path)]):
+        code, out, err = run(*command, "--database-url", postgres.url(name))
+        assert (code, out) == (1, "")
+        assert (
+            f"It is at migration {NEWER}, which serves programs that have {NEWER}, and this program has {head()}" in err
+        )
 
 
 def test_a_port_that_is_taken_is_told(run, postgres, template_database, tmp_path):

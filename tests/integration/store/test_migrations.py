@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 import warnings
 
 import asyncpg
@@ -14,7 +13,7 @@ from sqlalchemy.exc import SAWarning
 from app.compute.kubevirt.templates.shapes import shape_of
 from app.ids import new_id
 from app.store.database import Database, make_engine
-from app.store.migrations import current, downgrade, head, upgrade
+from app.store.migrations import current, downgrade, upgrade
 from app.store.schema import metadata
 
 
@@ -169,18 +168,6 @@ async def test_the_shapes_of_an_older_program_are_computed_again(empty_database_
         await asyncio.to_thread(downgrade, empty_database_url, "0007")
     finally:
         await connection.close()
-
-
-async def test_two_that_migrate_at_once_do_it_once(empty_database_url):
-    program = "import sys; from app.store.migrations import upgrade; upgrade(sys.argv[1])"
-    started = [
-        await asyncio.create_subprocess_exec(sys.executable, "-c", program, empty_database_url) for _ in range(2)
-    ]
-    assert await asyncio.gather(*(process.wait() for process in started)) == [0, 0]
-    database = Database(empty_database_url)
-    async with database.begin() as tx:
-        assert await current(tx) == head()
-    await database.close()
 
 
 async def test_a_database_that_was_never_migrated_has_no_revision(empty_database_url):
