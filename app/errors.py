@@ -64,10 +64,27 @@ class FieldProblem:
     message: str
 
 
+_MOST_IN_A_SENTENCE = 5
+
+
+def shorten(text: str, most: int = 64) -> str:
+    """The beginning of a text that somebody else wrote, with its length where it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def list_problems(problems: Sequence[FieldProblem], *, untold: int = 0) -> str:
+    """The first few of the problems for a sentence, and how many more there are. `untold`: those that are not among `problems`."""
+    named = "; ".join(
+        f"{shorten(p.field, 100) or 'body'}: {shorten(p.message, 500)}" for p in problems[:_MOST_IN_A_SENTENCE]
+    )
+    more = len(problems[_MOST_IN_A_SENTENCE:]) + untold
+    return f"{named}; and {more} more" if more else named
+
+
 class EmberpoolError(Exception):
     """`detail` tells the caller what is wrong, where, and what to do.
 
-    `retry_after`, in seconds, becomes the `Retry-After` header.
+    `retry_after`, in seconds, becomes the `Retry-After` header. `untold`: how many problems there are beside `problems`.
     """
 
     code: ClassVar[str] = "internal-error"
@@ -80,10 +97,18 @@ class EmberpoolError(Exception):
         super().__init_subclass__()
         cls.code, cls.status, cls.title = code or cls.code, status or cls.status, title or cls.title
 
-    def __init__(self, detail: str, *, problems: Sequence[FieldProblem] = (), retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        detail: str,
+        *,
+        problems: Sequence[FieldProblem] = (),
+        retry_after: float | None = None,
+        untold: int = 0,
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.problems = tuple(problems)
+        self.untold = untold
         self.retry_after = retry_after
 
     @classmethod

@@ -1,4 +1,5 @@
-"""The checks that every request passes first: the token, and the size and type of the body. Also counts requests.
+"""The checks that every request passes first: the token, the text of the address, and the size and type of the body. Also
+counts requests.
 
 This is plain ASGI because a middleware with the framework's base class costs two thirds of the throughput of claims.
 `POST /v1/claim` goes from here to its own small application, every other request to the router.
@@ -12,7 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.claims.fast_path import route as claim_route
 from app.api.manifests import routes as manifests
 from app.api.problems import render
-from app.errors import BodyTooLarge, EmberpoolError, InvalidRequest, Unauthenticated, UnsupportedMediaType
+from app.api.text import check_address
+from app.errors import BodyTooLarge, EmberpoolError, Unauthenticated, UnsupportedMediaType, shorten
 from app.telemetry import REQUESTS
 
 _JSON = b"application/json"
@@ -60,6 +62,7 @@ class Edge:
         length: bytes | None = None
         content_type = b""
         authorization = b""
+        encoding = b""
         chunked = False
         for name, value in scope["headers"]:
             if name == b"content-length":
@@ -68,12 +71,14 @@ class Edge:
                 content_type = value
             elif name == b"authorization":
                 authorization = value
+            elif name == b"content-encoding":
+                encoding = value
             elif name == b"transfer-encoding":
                 chunked = True
         if self._expected is not None and not hmac.compare_digest(authorization, self._expected):
             _require_open_path(scope["path"])
-        if b"%00" in scope["query_string"]:
-            raise InvalidRequest("the query contains a NUL character, which is not allowed; remove it")
+        check_address(scope["raw_path"], scope["query_string"])
+        _require_unencoded(encoding)
         size = int(length) if length else 0
         if size > self._max_body_bytes:
             raise self._too_large()
@@ -102,6 +107,12 @@ class Edge:
 def _require_open_path(path: str) -> None:
     if not path.startswith(_OPEN_PATHS):
         raise Unauthenticated("send the API token as `Authorization: Bearer <token>`")
+
+
+def _require_unencoded(encoding: bytes) -> None:
+    if encoding and encoding.lower() != b"identity":
+        given = shorten(encoding.decode("latin-1"))
+        raise UnsupportedMediaType(f"the body is encoded ({given}); send it as it is, without Content-Encoding")
 
 
 def _check_type(method: str, path: str, content_type: bytes) -> None:

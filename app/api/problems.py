@@ -1,8 +1,8 @@
 """Every error response is an RFC 9457 problem, and is rendered here."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -29,10 +29,16 @@ from app.errors import (
     MethodNotAllowed,
     NotFound,
     PreconditionFailed,
+    list_problems,
+    shorten,
 )
 
 CLUSTER_ERRORS = (ClusterUnavailable, ClusterForbidden, ClusterError)
 """What a route that asks the cluster may answer, beside what it says itself."""
+MOST_TOLD: Final = 20
+"""The most problems that one answer lists. Whoever has more of them made one mistake many times."""
+_LONGEST_DETAIL, _LONGEST_MESSAGE, _LONGEST_FIELD = 4000, 1000, 300
+"""In characters. What a client wrote is part of what it is told, and must not come back many times over."""
 _KEY = "[key]"
 """Pydantic ends the location of an entry with an invalid name with this."""
 MEDIA_TYPE = "application/problem+json"
@@ -55,16 +61,26 @@ class Problem(BaseModel):
     detail: str
     code: str
     instance: str | None = Field(default=None, description="Path of the request.")
-    errors: list[ProblemField] | None = Field(default=None, description="The invalid fields, if any.")
+    errors: list[ProblemField] | None = Field(
+        default=None, max_length=MOST_TOLD, description="The first of the invalid fields, if any."
+    )
+    more_errors: int | None = Field(
+        default=None, description="How many invalid fields there are beside those in `errors`."
+    )
 
 
 def render(error: EmberpoolError, *, instance: str | None = None) -> Response:
     """The response for an error, with `Retry-After` in whole seconds if the error has `retry_after`."""
     body = _body(error)
     if instance is not None:
-        body["instance"] = instance
+        body["instance"] = shorten(instance, _LONGEST_FIELD)
     if error.problems:
-        body["errors"] = [{"field": p.field, "message": p.message} for p in error.problems]
+        body["errors"] = [
+            {"field": shorten(p.field, _LONGEST_FIELD), "message": shorten(p.message, _LONGEST_MESSAGE)}
+            for p in error.problems[:MOST_TOLD]
+        ]
+    if more := len(error.problems[MOST_TOLD:]) + error.untold:
+        body["more_errors"] = more
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
@@ -105,7 +121,7 @@ def _body(error: EmberpoolError | type[EmberpoolError]) -> dict[str, Any]:
         "type": f"urn:emberpool:problem:{error.code}",
         "title": error.title,
         "status": error.status,
-        "detail": getattr(error, "detail", ""),
+        "detail": shorten(getattr(error, "detail", ""), _LONGEST_DETAIL),
         "code": error.code,
     }
 
@@ -115,28 +131,27 @@ def explain(error: ValidationError | RequestValidationError, model: type[BaseMod
 
     `model`: what the body is to be an instance of; a field that it does not have gets the one that is most like it.
     """
-    problems = []
     all_found = error.errors()
-    for found in all_found:
-        place = found["loc"][1:] if isinstance(error, RequestValidationError) else found["loc"]
-        location = [str(part) for part in place]
-        if found["type"] == "too_short" and any(_is_within(other["loc"], found["loc"]) for other in all_found):
-            continue  # its entries have problems of their own, and pydantic counted only the valid ones
-        if found["type"] == "json_invalid":
-            return MalformedBody(f"the body is not JSON: {found.get('ctx', {}).get('error', found['msg'])}")
-        message = describe_invalid(found)
-        if found["type"] == "extra_forbidden" and (meant := suggest(location[-1], fields_at(model, place))):
-            message = f"there is no such field; did you mean `{meant}`?"
-        if found["type"] == "extra_forbidden" and location == ["spec"]:
-            message = "there is no such field; write the fields of the spec themselves, without `spec` around them"
-        if location[-1:] == [_KEY]:
-            message = f"name {location[-2]!r}: {message}"
-            location = location[:-2]
-        problems.append(FieldProblem(".".join(location), message))
-    named = "; ".join(f"{p.field or 'body'}: {p.message}" for p in problems[:5])
-    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""  # noqa: PLR2004 - as many as above
-    stop = "" if (named + more).endswith("?") else "."
-    return InvalidRequest(f"{named}{more}{stop} Nothing was changed", problems=problems)
+    skipped = 1 if isinstance(error, RequestValidationError) else 0  # which of body, path, query and header it is in
+    relevant = [found for found in all_found if not _is_counted_wrongly(found, all_found)]
+    problems = [_problem(found, found["loc"][skipped:], model) for found in relevant[:MOST_TOLD]]
+    untold = len(relevant) - len(problems)
+    told = list_problems(problems, untold=untold)
+    stop = "" if told.endswith("?") else "."
+    return InvalidRequest(f"{told}{stop} Nothing was changed", problems=problems, untold=untold)
+
+
+def _problem(found: Mapping[str, Any], place: Sequence[int | str], model: type[BaseModel] | None) -> FieldProblem:
+    location = [str(part) for part in place]
+    message = describe_invalid(found)
+    if found["type"] == "extra_forbidden" and (meant := suggest(location[-1], fields_at(model, place))):
+        message = f"there is no such field; did you mean `{meant}`?"
+    if found["type"] == "extra_forbidden" and location == ["spec"]:
+        message = "there is no such field; write the fields of the spec themselves, without `spec` around them"
+    if location[-1:] == [_KEY]:
+        message = f"name {shorten(location[-2])!r}: {message}"
+        location = location[:-2]
+    return FieldProblem(".".join(location), message)
 
 
 def install(app: FastAPI) -> None:
@@ -181,6 +196,11 @@ def _from_http(request: Request, error: HTTPException) -> EmberpoolError:
             return MalformedBody(f"the body cannot be read: {error.detail}")
         case _:
             return EmberpoolError(str(error.detail))
+
+
+def _is_counted_wrongly(found: Mapping[str, Any], all_found: Sequence[Mapping[str, Any]]) -> bool:
+    """A list that is too short only because pydantic counts its valid entries; the others have problems of their own."""
+    return found["type"] == "too_short" and any(_is_within(other["loc"], found["loc"]) for other in all_found)
 
 
 def _is_within(inner: Sequence[int | str], outer: Sequence[int | str]) -> bool:

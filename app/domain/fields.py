@@ -7,6 +7,7 @@ from typing import get_args
 from pydantic import BaseModel
 
 _CLOSE = 0.6
+_LONGEST = 100
 
 
 def model_of(model: type[BaseModel] | None, field: str) -> type[BaseModel] | None:
@@ -32,6 +33,8 @@ def _models_in(annotation: object) -> list[type[BaseModel]]:
 
 def suggest(word: str, known: Collection[str]) -> str | None:
     """The known word that is most like `word`; None if none is close."""
+    if len(word) > _LONGEST:
+        return None  # like no word, and comparing takes the longer the longer it is
     folded = {each.casefold(): each for each in known}
     found = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=_CLOSE)
     return folded[found[0]] if found else None

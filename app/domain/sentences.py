@@ -6,6 +6,7 @@ from typing import Any, Final
 from app.domain.placement import PATTERNS_IN_WORDS as PLACEMENTS
 from app.domain.pools import PATTERNS_IN_WORDS as POOLS
 from app.domain.preloads import PATTERNS_IN_WORDS as PRELOADS
+from app.errors import shorten
 
 NO_NUL: Final = r"^[^\x00]*$"
 PATTERNS_IN_WORDS: Final = {
@@ -90,8 +91,10 @@ def _shown(value: object) -> str:
     match value:
         case bool():
             return f"; it is {str(value).lower()}"
-        case str() | int() | float():
-            return f"; it is {value!r}"
+        case str():
+            return f"; it is {shorten(value)!r}"
+        case int() | float():
+            return f"; it is {shorten(repr(value))}"
         case None:
             return "; it is null"
         case _:

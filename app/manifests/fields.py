@@ -10,6 +10,8 @@ from app.manifests.requests import Json, located
 from app.manifests.values import describe
 
 _MISSING = "is missing"
+_MOST_SUGGESTIONS = 20
+"""Of one document: to find a word that is like another one takes long, and nobody is told more problems."""
 
 
 class Findings:
@@ -69,7 +71,8 @@ class Part:
                 if key in self:
                     self.refuse(key, reasons[key])
             elif key not in known:
-                self.refuse(key, unknown("field", key, known))
+                many = len(self.findings.problems) >= _MOST_SUGGESTIONS
+                self.refuse(key, "is not a known field" if many else unknown("field", key, known))
 
     def get(self, key: str) -> Any:
         return self.value.get(key)

@@ -7,7 +7,18 @@ from json import JSONDecodeError, JSONDecoder
 from typing import Any, Final, NoReturn
 
 from app.errors import MalformedBody
-from app.manifests.values import Budget, Json, at, require_depth, require_number, require_storable
+from app.manifests.values import (
+    Budget,
+    Json,
+    at,
+    below,
+    flaw,
+    plain_number,
+    repeated,
+    require_depth,
+    require_number,
+    require_storable,
+)
 
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _BETWEEN: Final = re.compile(r"(?:\s|\ufeff|#[^\n]*|---(?!\S)|\.\.\.(?!\S))*")
@@ -37,12 +48,18 @@ def read(text: str) -> Iterator[tuple[str, Any, dict[str, int]]]:
     return _Reader(text).documents()
 
 
+def read_value(text: str) -> Any:
+    """The one value that the text is. Raises NotJson with line and column, and MalformedBody."""
+    return _Reader(text, with_lines=False).only_value()
+
+
 class _Reader:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, with_lines: bool = True) -> None:
         self._text = text
         self._position = 0
         self._budget = Budget()
         self._ends = [match.start() for match in re.finditer("\n", text)]
+        self._with_lines = with_lines and bool(self._ends)
         self._lines: dict[str, int] = {}
 
     def documents(self) -> Iterator[tuple[str, Any, dict[str, int]]]:
@@ -53,11 +70,18 @@ class _Reader:
             yield path, self._value(path, 0), self._lines
             number += 1
 
+    def only_value(self) -> Any:
+        self._skip(_SPACE)
+        found = self._value("", 0)
+        if self._skip(_SPACE) < len(self._text):
+            self._refuse("there is more behind its end")
+        return found
+
     def _value(self, path: str, depth: int) -> Any:
         require_depth(depth)
         begins = self._text[self._position : self._position + 1]
         if begins == '"':
-            text = self._string()
+            text = self._string(path)
             self._budget.take_text(text)
             return text
         self._budget.take()
@@ -65,7 +89,7 @@ class _Reader:
             return self._mapping(path, depth)
         if begins == "[":
             return self._list(path, depth)
-        return self._scalar()
+        return self._scalar(path)
 
     def _mapping(self, path: str, depth: int) -> Json:
         found: Json = {}
@@ -73,11 +97,11 @@ class _Reader:
             begin = self._position
             if self._text[begin : begin + 1] != '"':
                 self._refuse("a key must be text in double quotes")
-            key = self._string()
+            key = self._string(path)
             self._budget.take_text(key)
             if key in found:
-                raise MalformedBody(f"{self._at(begin)}: the key {key!r} is repeated; keep one of them")
-            place = f"{path}.{key}"
+                raise repeated(path, key, self._at(begin))
+            place = below(path, key)
             self._note_line(place, begin)
             self._skip(_SPACE)
             self._expect(":", "a colon is missing after the key")
@@ -115,7 +139,7 @@ class _Reader:
         if not self._is_next(sign):
             self._refuse(why)
 
-    def _string(self) -> str:
+    def _string(self, path: str) -> str:
         begin = self._position
         try:
             found, self._position = _STRINGS.raw_decode(self._text, begin)
@@ -123,36 +147,36 @@ class _Reader:
             self._position = error.pos
             self._refuse(f"{error.msg[:1].lower()}{error.msg[1:]}".removesuffix(" at").rstrip(": "))
         text = str(found)
-        require_storable(text, self._at(begin))
+        require_storable(text, path, self._at(begin))
         return text
 
-    def _scalar(self) -> bool | int | float | None:
+    def _scalar(self, path: str) -> bool | int | float | None:
         begin = self._position
         if (number := _NUMBER.match(self._text, begin)) is not None:
             self._position = number.end()
-            return self._number(number, begin)
+            return self._number(number, path, begin)
         word = _WORD.match(self._text, begin)
         if word is None:
             self._refuse("the text ends too early" if begin >= len(self._text) else "no value begins like this")
         if word[0] in {"NaN", "Infinity", "-Infinity"}:
-            raise MalformedBody(f"{self._at(begin)}: {word[0]} is not a number in JSON")
+            raise flaw(path, self._at(begin), f"{word[0]} is not a number in JSON")
         if word[0] not in _WORDS:
             self._refuse(f"{word[0][:20]} is no value; text is in double quotes")
         self._position = word.end()
         return _WORDS[word[0]]
 
-    def _number(self, number: re.Match[str], begin: int) -> int | float:
+    def _number(self, number: re.Match[str], path: str, begin: int) -> int | float:
         is_whole = number[1] is None and number[2] is None
         value = int(number[0][: _MOST_DIGITS + 1]) if is_whole else float(number[0])
-        require_number(value, self._at(begin))
-        return value
+        require_number(value, path, self._at(begin))
+        return value if is_whole else plain_number(value)
 
     def _skip(self, pattern: re.Pattern[str]) -> int:
         self._position = _end(pattern, self._text, self._position)
         return self._position
 
     def _note_line(self, place: str, position: int) -> None:
-        if self._ends:
+        if self._with_lines:
             self._lines[place] = self._line(position)
 
     def _line(self, position: int) -> int:

@@ -1,9 +1,10 @@
-"""What the values of a document may be, and how many there may be, whatever language they were written in."""
+"""What the values of a document or body may be, and how many there may be, whatever language they were written in."""
 
 import math
+import re
 from typing import Any, Final
 
-from app.errors import MalformedBody
+from app.errors import FieldProblem, MalformedBody, shorten
 
 Json = dict[str, Any]
 MAX_DOCUMENTS: Final = 100
@@ -12,8 +13,13 @@ MAX_VALUES: Final = 20_000
 A VirtualMachine has about a hundred values.
 """
 MAX_DEPTH: Final = 64
+_MAX_PATH: Final = 2048
+"""The most characters of all keys that lead to a value: each value is told by its path, and no path of Kubernetes is as long."""
 _LONG_TEXT: Final = 256
-_INTEGERS: Final = range(-(2**63), 2**63)
+_EXACT: Final = 2**53
+"""Up to here every integer is a number of its own as a float."""
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+INTEGERS: Final = range(-(2**63), 2**63)
 """The integers that the cluster's JSON and Postgres accept."""
 
 
@@ -40,21 +46,45 @@ def require_depth(depth: int) -> None:
         raise MalformedBody(f"the text is nested more than {MAX_DEPTH} levels deep")
 
 
-def require_number(value: float, where: str) -> None:
+def require_number(value: float, path: str, where: str) -> None:
     """Raises MalformedBody for a number that the cluster's JSON cannot hold."""
     if isinstance(value, int):
-        if value not in _INTEGERS:
-            raise MalformedBody(f"{where}: the number has more than 64 bits; if it is a name, put it in quotes")
+        if value not in INTEGERS:
+            raise flaw(path, where, "the number has more than 64 bits; if it is a name, put it in quotes")
     elif not math.isfinite(value):
-        raise MalformedBody(f"{where}: JSON cannot express {value}")
+        raise flaw(path, where, f"JSON cannot express {value}")
 
 
-def require_storable(text: str, where: str) -> None:
+def plain_number(value: float) -> float:
+    """311.0 is the integer 311, as JSON Schema (2020-12, validation, 6.1.1) and the cluster's own clients have it."""
+    return int(value) if abs(value) < _EXACT and value.is_integer() else value
+
+
+def require_storable(text: str, path: str, where: str) -> None:
     """Raises MalformedBody for text that neither Postgres nor the cluster accepts."""
     if "\0" in text:
-        raise MalformedBody(f"{where}: no field may contain a NUL character")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise MalformedBody(f"{where}: half a surrogate pair is not a character; write the character itself")
+        raise flaw(path, where, "no field may contain a NUL character")
+    if _SURROGATE.search(text) is not None:
+        raise flaw(path, where, "half a surrogate pair is not a character; write the character itself")
+
+
+def below(path: str, key: str) -> str:
+    """The path of a mapping's value. Raises MalformedBody where it is too long."""
+    found = f"{path}.{key}" if path else key
+    if len(found) > _MAX_PATH:
+        raise MalformedBody(f"{shorten(found)}: the keys that lead to a value have more than {_MAX_PATH} characters")
+    return found
+
+
+def repeated(path: str, key: str, where: str) -> MalformedBody:
+    return flaw(below(path, key), where, f"the key {shorten(key)!r} is repeated; keep one of them")
+
+
+def flaw(path: str, where: str, message: str) -> MalformedBody:
+    """The error for one value. `path`: of the value, empty for the whole text; `where`: its place in the text."""
+    return MalformedBody(
+        f"{path}, {where}: {message}" if path else f"{where}: {message}", problems=[FieldProblem(path, message)]
+    )
 
 
 def at(line: int, column: int) -> str:

@@ -11,7 +11,18 @@ from typing import Any, Final
 import yaml
 
 from app.errors import MalformedBody
-from app.manifests.values import Budget, Json, at, describe, require_depth, require_number, require_storable
+from app.manifests.values import (
+    Budget,
+    Json,
+    at,
+    below,
+    describe,
+    plain_number,
+    repeated,
+    require_depth,
+    require_number,
+    require_storable,
+)
 
 _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's loader if it is installed: it reads a megabyte in a tenth of a second."""
@@ -64,7 +75,7 @@ class _Builder:
         before = self._budget.values
         if isinstance(event, yaml.ScalarEvent):
             self._budget.take_text(event.value)
-            value, height = self._scalar(event), 0
+            value, height = self._scalar(event, path), 0
         elif isinstance(event, yaml.SequenceStartEvent):
             value, height = self._list(event, path, depth)
         else:
@@ -89,9 +100,9 @@ class _Builder:
         while not isinstance(following := self._loader.get_event(), yaml.SequenceEndEvent):
             place = f"{path}[{len(items)}]"
             self._lines[place] = following.start_mark.line + 1
-            item, below = self._value(following, place, depth + 1)
+            item, under = self._value(following, place, depth + 1)
             items.append(item)
-            height = max(height, below + 1)
+            height = max(height, under + 1)
         return items, height
 
     def _mapping(self, event: Any, path: str, depth: int) -> tuple[Json, int]:
@@ -101,13 +112,13 @@ class _Builder:
         merged: Json = {}
         height = 0
         while not isinstance(key_event := self._loader.get_event(), yaml.MappingEndEvent):
-            key, is_merge = self._key(key_event)
-            place = f"{path}.{key}"
+            key, is_merge = self._key(key_event, path)
+            place = below(path, key)
             if key in own:
-                raise MalformedBody(f"{_mark(key_event)}: the key {key!r} is repeated; keep one of them")
+                raise repeated(path, key, _mark(key_event))
             self._lines[place] = key_event.start_mark.line + 1
-            value, below = self._value(self._loader.get_event(), place, depth + 1)
-            height = max(height, below + 1)
+            value, under = self._value(self._loader.get_event(), place, depth + 1)
+            height = max(height, under + 1)
             if is_merge:
                 for source in reversed(value if isinstance(value, list) else [value]):
                     if not isinstance(source, dict):
@@ -117,22 +128,22 @@ class _Builder:
                 own[key] = value
         return {**merged, **own}, height
 
-    def _key(self, event: Any) -> tuple[str, bool]:
+    def _key(self, event: Any, path: str) -> tuple[str, bool]:
         """The key, and whether it is `<<`, which merges."""
         if not isinstance(event, yaml.ScalarEvent):
             raise MalformedBody(f"{_mark(event)}: a key is not text")
         self._budget.take_text(event.value)
         if event.value == _MERGE and event.tag is None and event.implicit[0]:
             return _MERGE, True
-        key = self._scalar(event)
+        key = self._scalar(event, path)
         if not isinstance(key, str):
             raise MalformedBody(f"{_mark(event)}: the key {event.value} is {describe(key)}; put it in quotes")
         return key, False
 
-    def _scalar(self, event: Any) -> Any:
+    def _scalar(self, event: Any, path: str) -> Any:
         tag = event.tag or self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)
         text: str = event.value
-        require_storable(text, _mark(event))
+        require_storable(text, path, _mark(event))
         match tag.removeprefix(_TAG):
             case "str" | "timestamp":
                 return text
@@ -141,13 +152,13 @@ class _Builder:
             case "bool" | "int" | "float" as kind:
                 if ":" in text:  # 12:30 is the number 750 in YAML 1.1
                     return text
-                return self._number(event, tag, kind)
+                return self._number(event, tag, kind, path)
             case "merge" | "value":  # plain `<<` and `=`, as a value
                 return text
             case _:
                 raise MalformedBody(f"{_mark(event)}: the tag {event.tag} is not supported; leave it out")
 
-    def _number(self, event: Any, tag: str, kind: str) -> bool | int | float:
+    def _number(self, event: Any, tag: str, kind: str, path: str) -> bool | int | float:
         node = yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark)
         try:
             value = self._loader.construct_object(node)
@@ -155,8 +166,8 @@ class _Builder:
             raise MalformedBody(f"{_mark(event)}: {event.value[:_SHOWN]!r} is not a valid {kind}") from error
         if not isinstance(value, bool | int | float):
             raise MalformedBody(f"{_mark(event)}: {event.value[:_SHOWN]!r} is not a valid {kind}")
-        require_number(value, _mark(event))
-        return value
+        require_number(value, path, _mark(event))
+        return plain_number(value) if isinstance(value, float) else value
 
     def _expect_plain(self, event: Any, kind: str) -> None:
         if event.tag not in {None, "!", _TAG + kind}:

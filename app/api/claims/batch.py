@@ -2,14 +2,15 @@
 
 from fastapi import APIRouter
 
-from app.api.claims.fast_path.route import Key, fingerprint, refuse_odd_key, warm_view
+from app.api.bodies import BodyRoute
+from app.api.claims.fast_path.route import Key, fingerprint, warm_view
 from app.api.claims.schemas import BatchBody, BatchView, ClaimView
 from app.api.dependencies import Svc
 from app.api.problems import responses
 from app.domain.claims import ClaimRequest, WarmClaim
 from app.errors import IdempotencyKeyReused, LeaseTooLong, NoWarmVm, OutcomeUnknown, PoolBeingDeleted, PoolNotFound
 
-router = APIRouter(tags=["claims"])
+router = APIRouter(tags=["claims"], route_class=BodyRoute)
 
 
 @router.post(
@@ -24,7 +25,6 @@ async def claim_batch(body: BatchBody, svc: Svc, idempotency_key: Key = None) ->
     """A batch does not wait: `missing` says how many VMs were not ready. If none is ready, or with `all_or_nothing` fewer than
     `count`, the answer is a 503 with `Retry-After` and nothing is claimed. A retry with the same key gets the same claims.
     """
-    refuse_odd_key(idempotency_key)
     request = ClaimRequest(
         pool=body.pool,
         wait_seconds=0,

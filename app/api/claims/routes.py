@@ -6,6 +6,7 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter, Path, Query, Request
 
+from app.api.bodies import BodyRoute
 from app.api.claims.schemas import ClaimView, RenewBody
 from app.api.dependencies import Svc
 from app.api.pages import After, Limit, Page, cut, decode_id
@@ -17,7 +18,7 @@ from app.lifecycle.eta import tell_why_pending
 from app.services.claims import lifecycle
 from app.store.claims import rows as claim_rows
 
-router = APIRouter(prefix="/v1/claims", tags=["claims"])
+router = APIRouter(prefix="/v1/claims", tags=["claims"], route_class=BodyRoute)
 ClaimId = Annotated[UUID, Path(description="The claim's id.")]
 
 

@@ -1,12 +1,13 @@
 """Applies Kubernetes-style manifests: several documents in one body, all of them or none."""
 
-import asyncio
+from functools import partial
 from importlib import resources
 from typing import Annotated, Final, Self
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
+from app.api.bodies import in_thread
 from app.api.dependencies import Svc
 from app.api.problems import CLUSTER_ERRORS, responses
 from app.api.views import View
@@ -123,7 +124,7 @@ async def apply(
     """
     body = await request.body()
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    documents = await asyncio.to_thread(read_documents, body, only_json=kind == _JSON)
+    documents = await in_thread(partial(read_documents, body, only_json=kind == _JSON))
     result = await svc.manifests.apply(documents, dry_run=dry_run, skip_unknown=skip_unknown)
     return ManifestsView(
         dry_run=dry_run,

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from app.api.bodies import BodyRoute
 from app.api.dependencies import Services, Svc
 from app.api.placements.schemas import CheckBody, PlacementAnswer
 from app.api.problems import responses
@@ -12,7 +13,7 @@ from app.lifecycle.placement import check_fit
 from app.services.pools.service import no_such_pool
 from app.store.pools import rows as pool_rows
 
-router = APIRouter(prefix="/v1/placements", tags=["nodes"])
+router = APIRouter(prefix="/v1/placements", tags=["nodes"], route_class=BodyRoute)
 
 
 @router.post(

@@ -3,10 +3,10 @@
 import re
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Body, Query, Response
 from pydantic import ValidationError
 
+from app.api.bodies import BodyRoute
 from app.api.dependencies import Services, Svc
 from app.api.pages import After, Limit, Page, cut, decode
 from app.api.parameters import name_in_path
@@ -32,7 +32,7 @@ from app.store.pools import planning, statistics
 from app.store.pools import rows as pool_rows
 from app.store.rows import PoolRow
 
-router = APIRouter(prefix="/v1/pools", tags=["pools"])
+router = APIRouter(prefix="/v1/pools", tags=["pools"], route_class=BodyRoute)
 Name = Annotated[str, name_in_path("pool", "fast-start-pool")]
 _MERGE_PATCH = "application/merge-patch+json"
 
@@ -56,7 +56,6 @@ async def put_pool(
     The service checks the template itself and with a server-side dry run before it stores anything. After a change of the
     template the pool replaces its unclaimed VMs, without going below `min_available`; claimed VMs stay as they are.
     """
-    _refuse_unserializable(spec.template, "template")
     put = await service.put_pool(svc.db, svc.gateway, name, spec, if_match=read_if_match(if_match))
     if put.outcome is WriteOutcome.CREATED:
         response.status_code = 201
@@ -90,9 +89,6 @@ async def patch_pool(
     The result is checked like the body of PUT. Requests that change different fields at the same time do not lose each other's
     changes; with `If-Match` a request is refused if the pool has changed since it was read.
     """
-    for field, value in patch.items():
-        if isinstance(value, dict):
-            _refuse_unserializable(value, field)
 
     def change(spec: PoolSpec) -> PoolSpec:
         try:
@@ -260,14 +256,6 @@ async def pause_pool(name: Name, svc: Svc, response: Response) -> PoolView:
 async def resume_pool(name: Name, svc: Svc, response: Response) -> PoolView:
     """Resets the count of failures and creates VMs at once. Editing a stalled pool does the same."""
     return await _answer(svc, response, await service.resume_pool(svc.db, name))
-
-
-def _refuse_unserializable(body: dict[str, Any], field: str) -> None:
-    """Half a surrogate pair, an integer beyond 64 bits or very deep nesting: the framework parses them, the cluster does not."""
-    try:
-        orjson.dumps(body)
-    except orjson.JSONEncodeError as error:
-        raise TemplateRefused.of_field(field, f"cannot be sent to the cluster: {error}") from error
 
 
 async def _answer(svc: Services, response: Response, pool: PoolRow) -> PoolView:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
+from app.api.bodies import BodyRoute
 from app.api.dependencies import Services, Svc
 from app.api.pages import After, Limit, Page, cut, decode
 from app.api.parameters import name_in_path
@@ -18,7 +19,7 @@ from app.store.preloads import rows as preload_rows
 from app.store.preloads.rows import PreloadRow
 from app.store.vms import observed
 
-router = APIRouter(prefix="/v1/preloads", tags=["preloads"])
+router = APIRouter(prefix="/v1/preloads", tags=["preloads"], route_class=BodyRoute)
 Name = Annotated[str, name_in_path("preload", "ubuntu")]
 
 

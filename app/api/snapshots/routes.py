@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
+from app.api.bodies import BodyRoute
 from app.api.dependencies import Services, Svc
 from app.api.pages import After, Limit, Page, cut, decode
 from app.api.parameters import name_in_path
@@ -27,7 +28,7 @@ from app.store.snapshots import rows as snapshot_rows
 from app.store.snapshots.rows import SnapshotRow
 from app.store.vms.observed import database_now
 
-router = APIRouter(prefix="/v1/snapshots", tags=["snapshots"])
+router = APIRouter(prefix="/v1/snapshots", tags=["snapshots"], route_class=BodyRoute)
 Name = Annotated[str, name_in_path("snapshot", "ubuntu-ready")]
 
 

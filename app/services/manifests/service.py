@@ -12,7 +12,15 @@ from pydantic_core import ErrorDetails
 from app.domain.fields import suggest
 from app.domain.preloads import PreloadSpec
 from app.domain.sentences import describe_invalid
-from app.errors import EmberpoolError, FieldProblem, InvalidRequest, ManifestRefused, Unavailable, Unschedulable
+from app.errors import (
+    EmberpoolError,
+    FieldProblem,
+    InvalidRequest,
+    ManifestRefused,
+    Unavailable,
+    Unschedulable,
+    list_problems,
+)
 from app.manifests.documents import Document
 from app.manifests.links import by_data_source, link, link_sources, names_of_volumes
 from app.manifests.requests import Reference, Resource, ResourceRequest
@@ -21,7 +29,6 @@ from app.manifests.vocabulary import TEMPLATE_WORDS
 from app.services.writes import Overtaken, WriteOutcome, prepare_and_commit
 
 _SERVER_ERRORS: Final = 500
-_PROBLEMS_IN_DETAIL: Final = 5
 log = structlog.get_logger(__name__)
 _Model = TypeVar("_Model", bound=BaseModel)
 _Plan = TypeVar("_Plan")
@@ -203,12 +210,10 @@ def _hint(place: str, message: str) -> str:
 
 
 def _refusal(problems: Sequence[FieldProblem], documents: Sequence[Document]) -> ManifestRefused:
-    named = "; ".join(f"{problem.field}: {problem.message}" for problem in problems[:_PROBLEMS_IN_DETAIL])
-    more = f"; and {len(problems) - _PROBLEMS_IN_DETAIL} more" if len(problems) > _PROBLEMS_IN_DETAIL else ""
     refused = sum(any(f"{each.field}.".startswith(f"{document.path}.") for each in problems) for document in documents)
     several = f"{refused} of {len(documents)} documents {'is' if refused == 1 else 'are'}"
     which = "The document is" if len(documents) == 1 else several
-    return ManifestRefused(f"{which} refused, and nothing was changed. {named}{more}", problems=problems)
+    return ManifestRefused(f"{which} refused, and nothing was changed. {list_problems(problems)}", problems=problems)
 
 
 def _interrupted(request: ResourceRequest, error: EmberpoolError, done: Collection[Applied]) -> EmberpoolError:

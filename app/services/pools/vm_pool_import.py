@@ -11,7 +11,7 @@ from app.domain.observation import WarmWhen
 from app.domain.pools import PoolSpec
 from app.domain.sentences import describe_invalid
 from app.domain.vm_pools import Backing
-from app.errors import ClusterNotFound, Conflict, FieldProblem, InvalidRequest
+from app.errors import ClusterNotFound, Conflict, FieldProblem, InvalidRequest, list_problems
 from app.services.pools.service import insert_pool, prepare_pool, wake
 from app.store import events, vm_pools
 from app.store.database import Database
@@ -112,7 +112,6 @@ def _spec_of(found: FoundVmPool, warm_when: WarmWhen, *, allow_unschedulable: bo
         problems = [
             FieldProblem(".".join(str(part) for part in each["loc"]), describe_invalid(each)) for each in error.errors()
         ]
-        told = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
         raise InvalidRequest(
-            f"VirtualMachinePool {found.status.name} cannot be a pool: {told}", problems=problems
+            f"VirtualMachinePool {found.status.name} cannot be a pool: {list_problems(problems)}", problems=problems
         ) from error

@@ -17,8 +17,9 @@ from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.claims.fast_path import route as claim_route
-from app.api.claims.fast_path.route import SUBMITTED, ClaimRoute, Submitted, header
+from app.api.claims.fast_path.route import SUBMITTED, ClaimRoute, Submitted
 from app.api.edge import Edge
+from app.api.text import idempotency_key
 from app.domain.claims import NewClaim, Outcome, WarmClaim
 from app.errors import EmberpoolError
 
@@ -71,14 +72,15 @@ class Shortcut:
         scope: dict[str, Any] = {
             "method": "POST",
             "path": claim_route.PATH,
+            "raw_path": claim_route.PATH.encode(),
             "query_string": b"",
             "headers": parsed.headers,
         }
         try:
             self._edge.check(scope)
+            found = Head(int(lengths[0]), idempotency_key(parsed.headers))
         except EmberpoolError:
             return None
-        found = Head(int(lengths[0]), header(scope, b"idempotency-key"))
         if found.key is None and len(head) <= _MAX_HEAD:  # a head with a key does not come again
             if len(self._heads) >= _MAX_HEADS:
                 self._heads.clear()

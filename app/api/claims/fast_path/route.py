@@ -9,20 +9,23 @@ of errors are the same as everywhere.
 import hashlib
 import time
 from collections import deque
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, NamedTuple
 
 import orjson
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Depends, Header
 from prometheus_client import Counter, Histogram
-from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.api.bodies import LARGE, BodyForm, in_turn
 from app.api.claims.schemas import ClaimBody, ClaimView
 from app.api.dependencies import Services
-from app.api.problems import CLUSTER_ERRORS, explain, render, render_crash, responses
+from app.api.problems import CLUSTER_ERRORS, render, render_crash, responses
+from app.api.text import MAX_KEY
+from app.api.text import idempotency_key as idempotency_key_of
 from app.domain.claims import ClaimRequest, DescribedClaimRequest, NewClaim, Outcome, WarmClaim
 from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
@@ -47,7 +50,7 @@ from app.services.claims.service import ClaimAnswer
 from app.telemetry import CLAIM_SECONDS, REQUESTS
 
 PATH = "/v1/claim"
-MAX_KEY = 255
+_FORM = BodyForm(ClaimBody)
 _MAX_CACHED_BODY = 1000  # bytes
 WARM_SECONDS: deque[float] = deque(maxlen=200)
 """How long the last warm claims of this process took, from the arrival of the request to its answer. The database's clock shows
@@ -56,10 +59,21 @@ nothing of it: a warm claim is found and bound in one statement.
 _METRICS: dict[tuple[str, int], tuple[Histogram, Counter]] = {}
 
 
-Key = Annotated[
-    str | None,
-    Header(max_length=MAX_KEY, description="A retry with the same key and body gets the same claim, on any replica."),
-]
+def _key(
+    request: Request,
+    idempotency_key: Annotated[  # noqa: ARG001 - the documentation; the framework would read it as Latin-1
+        str | None,
+        Header(
+            description="A retry with the same key and body gets the same claim, on any replica.",
+            json_schema_extra={"maxLength": MAX_KEY},
+        ),
+    ] = None,
+) -> str | None:
+    return idempotency_key_of(request.scope["headers"])
+
+
+Key = Annotated[str | None, Depends(_key)]
+"""As the type of a route's parameter: the idempotency key of the request."""
 router = APIRouter(tags=["claims"])
 
 
@@ -120,6 +134,8 @@ class ClaimRoute:
     def submit(self, body: bytes, key: str | None, recipient: Recipient) -> bool:
         """Submits a claim, whose outcome the recipient gets. False: nothing was submitted, and ASGI has to serve the request."""
         try:
+            if len(body) > LARGE:
+                return False
             request = parse(body, key) if key is not None or len(body) > _MAX_CACHED_BODY else _parse_cached(body)
             return isinstance(request, ClaimRequest) and self._claim_service.submit(request, recipient)
         except Exception:  # noqa: BLE001 - it is raised again on the way through ASGI, and answered there
@@ -161,7 +177,8 @@ class ClaimRoute:
         self, scope: Scope, body: bytes, submitted: Submitted | None, until_disconnected: UntilDisconnected
     ) -> ClaimAnswer:
         if submitted is None:
-            request = parse(body, header(scope, b"idempotency-key"))
+            key = idempotency_key_of(scope["headers"])
+            request = await in_turn(len(body), partial(parse, body, key))
             if isinstance(request, DescribedClaimRequest):
                 return await self._path_selector.claim(request, until_disconnected)
             return await self._claim_service.claim(request, until_disconnected)
@@ -171,12 +188,8 @@ class ClaimRoute:
 
 
 def parse(raw: bytes, key: str | None) -> ClaimRequest | DescribedClaimRequest:
-    """Raises InvalidRequest, MalformedBody, TemplateRefused."""
-    try:
-        body = ClaimBody.model_validate_json(raw)
-    except ValidationError as error:
-        raise explain(error, ClaimBody) from error
-    refuse_odd_key(key)
+    """Raises InvalidRequest, MalformedBody."""
+    body: ClaimBody = _FORM.read(raw)
     if body.pool is None:
         return _described(body, key)
     return ClaimRequest(
@@ -194,13 +207,6 @@ def parse(raw: bytes, key: str | None) -> ClaimRequest | DescribedClaimRequest:
 def _parse_cached(raw: bytes) -> ClaimRequest | DescribedClaimRequest:
     """The same bytes are the same request, and most clients without a key send the same body each time."""
     return parse(raw, None)
-
-
-def refuse_odd_key(key: str | None) -> None:
-    """Raises InvalidRequest for an invalid idempotency key."""
-    if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
-        message = f"between 1 and {MAX_KEY} printable characters, a UUID for example"
-        raise InvalidRequest.of_field("Idempotency-Key", message)
 
 
 def render_stored(answer: StoredClaim, namespace: str) -> tuple[str, Response]:
@@ -238,13 +244,9 @@ def fingerprint(body: BaseModel, *, leave_out: set[str] | None = None) -> str:
 
 
 def _described(body: ClaimBody, key: str | None) -> DescribedClaimRequest:
-    """Raises InvalidRequest where there is neither a pool nor a VM, TemplateRefused for a VM that is not valid JSON."""
+    """Raises InvalidRequest where there is neither a pool nor a VM."""
     if body.vm is None:
         raise InvalidRequest.of_field("pool", "this field is required, or `vm` in its place", ". Nothing was changed")
-    try:
-        orjson.dumps(body.vm)
-    except orjson.JSONEncodeError as error:  # half a surrogate pair, an integer beyond 64 bits, too deep nesting
-        raise TemplateRefused.of_field("vm", f"cannot be sent to the cluster: {error}") from error
     return DescribedClaimRequest(
         vm=body.vm,
         paths=body.paths or tuple(StartPath),
@@ -262,15 +264,6 @@ def _described(body: ClaimBody, key: str | None) -> DescribedClaimRequest:
         allow_unschedulable=body.allow_unschedulable,
         namespace=body.namespace,
     )
-
-
-def header(scope: Scope, name: bytes) -> str | None:
-    """The first header of that name; the name is in lower case."""
-    for key, value in scope["headers"]:
-        if key == name:
-            found: bytes = value
-            return found.decode("latin-1")
-    return None
 
 
 def observe(outcome: str, status: int, seconds: float) -> None:

@@ -36,7 +36,7 @@ from app.compute.vms import VmTemplate
 from app.domain.observation import WarmWhen
 from app.domain.placement import Placement
 from app.domain.templates import VmSpec, WrittenTemplate
-from app.errors import TemplateRefused
+from app.errors import TemplateRefused, list_problems
 
 ROOT = "template"
 
@@ -101,9 +101,7 @@ def expand(
         placement.place(spec, where, lambda field: locate(form, field), problems, full_cores=full_cores)
     if problems.found:
         raise TemplateRefused(
-            "No VM can be made from this template. "
-            + "; ".join(f"{problem.field}: {problem.message}" for problem in problems.found),
-            problems=problems.found,
+            f"No VM can be made from this template. {list_problems(problems.found)}", problems=problems.found
         )
     if warm_when is WarmWhen.AGENT and not spec["template"]["spec"].get("readinessProbe"):
         spec["template"]["spec"]["readinessProbe"] = dict(shapes.AGENT_PROBE)
