@@ -512,3 +512,34 @@ async def test_with_a_key_it_stands_for_the_retry(server, port):
         answer = await connection.ask(request)
     assert answer.status == 201
     assert answer.json["state"] == "bound"
+
+
+@pytest.mark.parametrize(
+    ("key", "status"),
+    [
+        ("clé €".encode(), 201),
+        ("鍵".encode() * 255, 201),
+        ("鍵".encode() * 256, 422),
+        ("clé".encode("latin-1"), 422),
+        (b"\xed\xa0\x80", 422),
+        ("a\u200bb".encode(), 422),
+        (b"a\tb", 422),
+    ],
+    ids=["UTF-8", "as long as may be", "too long", "Latin-1", "half a pair", "no width", "a tab"],
+)
+async def test_a_key_in_utf_8_is_taken_or_refused_alike_on_every_way(server, port, key, status):
+    pool = f"utf8-{uuid.uuid4().hex[:8]}"
+    await learned(server, pool, size=2)
+    line = b"Idempotency-Key: " + key + b"\r\nContent-Length"
+    fast = claim(pool).replace(b"Content-Length", line, 1)
+    slow = claim(pool, "TE: trailers").replace(b"Content-Length", line, 1)
+    batch = claim(pool, path="/v1/claim/batch", count=1).replace(b"Content-Length", line, 1)
+    async with connect(port) as connection:
+        answers = [await connection.ask(each) for each in (fast, slow, batch)]
+    if status == 201:
+        assert [answer.status for answer in answers] == [201] * 3
+        assert answers[0].json["id"] == answers[1].json["id"]
+    else:
+        assert [answer.json["errors"][0]["field"] for answer in answers] == ["Idempotency-Key"] * 3
+        assert [answer.status for answer in answers] == [422] * 3
+        assert (await server.pool(pool))["status"]["counts"]["claimed"] == 0
