@@ -7,20 +7,16 @@ transaction, the cluster checks a new template with no transaction open, and the
 that what was chosen is still there.
 """
 
-import re
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-import orjson
 import structlog
 
 from app.compute.gateway import Gateway
-from app.compute.vms import VmTemplate
 from app.config import MAX_LEASE_SECONDS, Settings
 from app.domain.claims import DescribedClaimRequest, KnownClaim, NewClaim, WarmClaim
-from app.domain.path_selection import Choice, NoChoice, Record, choose
+from app.domain.path_selection import Choice, Record, choose
 from app.domain.paths import StartPath
 from app.domain.pools import PoolSpec, StartFrom
 from app.domain.states import VmState
@@ -31,67 +27,33 @@ from app.errors import (
     FieldProblem,
     InvalidRequest,
     NoPath,
-    TemplateRefused,
     Unschedulable,
 )
 from app.ids import new_id
-from app.lifecycle.on_demand_pools import enter_pool, on_demand_name, on_demand_spec, start_of
+from app.lifecycle.on_demand_pools import enter_pool, start_of
 from app.lifecycle.path_options import VmTerms, read_options, why_unsuitable
-from app.lifecycle.placement import require_fit
 from app.lifecycle.start_sources import refuse_lossy_start, require_source
 from app.services.claims.lifecycle import release_claim
-from app.services.claims.queue import ChosenPath, Place, StoredClaim, UntilDisconnected
+from app.services.claims.queue import Place, StoredClaim, UntilDisconnected
 from app.services.claims.service import ClaimAnswer, ClaimService
+from app.services.paths.claim_templates import ClaimTemplates
+from app.services.paths.decisions import Decisions, Wanted
 from app.services.paths.remember import remember
-from app.services.single_flight import SingleFlight
+from app.services.paths.serving_pools import ServingPools
 from app.store.claims import described as described_claims
 from app.store.claims import rows as claims
-from app.store.claims.rows import StoredChoice
-from app.store.database import Database, Tx
+from app.store.database import Database
 from app.store.notices import Topic, notify
 from app.store.pools import on_demand
 from app.store.pools import rows as pool_rows
 from app.store.pools.on_demand import ServingPool
 from app.store.vms import rows as vms
-from app.store.vms.observed import database_now
 from app.telemetry import VM_CLAIMS
 
 _DEFAULT_LEASE_SECONDS = 3600
-_CACHE_SECONDS = 2.0
-_CACHE_SIZE = 1000
-_CHECKED_SECONDS = 60.0
-_NO_PATH_RETRY_SECONDS = 30.0
-_DECISIONS = 3
-"""How often a claim is decided anew where what was chosen has gone before its place was written."""
+_ATTEMPTS = 3
+"""How often a claim is decided where what was chosen has gone before its place was written."""
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A request, with its template expanded and the paths that it allows."""
-
-    request: DescribedClaimRequest
-    terms: VmTerms
-    allowed: tuple[StartPath, ...]
-
-    @property
-    def shape(self) -> str:
-        return self.terms.template.shape
-
-    def spec(self, start_from: StartFrom | None) -> PoolSpec:
-        """Of the on-demand pool whose VMs start from there."""
-        request = self.request
-        return on_demand_spec(
-            request.vm,
-            start_from=start_from,
-            warm_when=request.warm_when,
-            placement=request.placement,
-            allow_unschedulable=request.allow_unschedulable,
-        )
-
-    def stored(self, record: Record) -> StoredChoice:
-        allowed = tuple(str(path) for path in self.allowed)
-        return StoredChoice(self.shape, record.as_json(), allowed, self.terms.template.marks)
 
 
 class PathSelector:
@@ -104,14 +66,13 @@ class PathSelector:
         self._queue = claim_service.queue
         self._settings = settings
         self._pending_seconds = settings.pending_seconds
-        self._expanded: dict[bytes, VmTemplate] = {}
-        self._checked: dict[str, float] = {}
-        self._serving: dict[str, tuple[float, list[ServingPool]]] = {}
-        self._reading: SingleFlight[str, list[ServingPool]] = SingleFlight(self._read_serving)
+        self._templates = ClaimTemplates(gateway)
+        self._serving = ServingPools(db)
+        self._decisions = Decisions(db, gateway, settings)
 
     def forget_pools(self, _payload: str = "") -> None:
         """Pools may have changed: what is cached of them is dropped."""
-        self._serving.clear()
+        self._serving.forget()
 
     async def claim(self, request: DescribedClaimRequest, until_disconnected: UntilDisconnected) -> ClaimAnswer:
         """Serves one request; `until_disconnected` is only awaited while the claim waits.
@@ -154,15 +115,15 @@ class PathSelector:
         wanted = self._understand(request)
         async with self._db.begin() as tx:
             if source_is_coming:
-                await self._require_fit(tx, wanted)
+                await self._decisions.require_fit(tx, wanted)
                 unchecked = True
             else:
                 await require_source(tx, request.start_from)
-                _, unchecked = await self._choose(tx, wanted)
+                unchecked = (await self._decisions.decide(tx, wanted)).unchecked
         if unchecked:
-            await self._dry_run(wanted)
+            await self._templates.dry_run(wanted.terms.template)
 
-    def _understand(self, request: DescribedClaimRequest) -> _Wanted:
+    def _understand(self, request: DescribedClaimRequest) -> Wanted:
         namespace = self._settings.namespace
         if request.namespace not in {None, namespace}:
             raise InvalidRequest.of_field(
@@ -176,24 +137,9 @@ class PathSelector:
                 raise InvalidRequest(
                     f"paths: {message}. Nothing was changed", problems=[FieldProblem("paths", message)]
                 )
-        terms = VmTerms(self._expand(request), request.warm_when, request.start_from, request.lease_seconds)
+        terms = VmTerms(self._templates.expand(request), request.warm_when, request.start_from, request.lease_seconds)
         refuse_lossy_start(request.start_from, terms.template)
-        return _Wanted(request, terms, allowed)
-
-    def _expand(self, request: DescribedClaimRequest) -> VmTemplate:
-        """Cached: most requests repeat an earlier one, and expanding a template takes as long as a warm claim."""
-        diskless, placement = request.start_from is not None, request.placement
-        key = orjson.dumps((request.vm, request.warm_when, placement and placement.model_dump(), diskless))
-        template = self._expanded.get(key)
-        if template is None:
-            try:
-                template = self._gateway.expand(request.vm, request.warm_when, placement, diskless=diskless)
-            except TemplateRefused as error:
-                raise _as_vm(error) from error
-            if len(self._expanded) >= _CACHE_SIZE:
-                self._expanded.clear()
-            self._expanded[key] = template
-        return template
+        return Wanted(request, terms, allowed)
 
     async def _known(self, request: DescribedClaimRequest) -> UUID | None:
         """The claim that has the idempotency key. It stands even if its request would be refused now."""
@@ -202,15 +148,15 @@ class PathSelector:
         async with self._db.begin() as tx:
             return await claims.by_key(tx, request.key)
 
-    async def _look(self, wanted: _Wanted) -> tuple[UUID | None, list[ServingPool]]:
+    async def _look(self, wanted: Wanted) -> tuple[UUID | None, list[ServingPool]]:
         """The claim that has the idempotency key, or the pools of the shape; in one transaction at most.
 
         Raises InvalidRequest where what the VM should start from does not exist. A claim that has the key stands all the same.
         """
         request = wanted.request
-        pools = self._recall(wanted.shape)
         if request.key is None and request.start_from is None:
-            return None, await self._reading.get(wanted.shape) if pools is None else pools
+            return None, await self._serving.get(wanted.shape)
+        pools = self._serving.recall(wanted.shape)
         async with self._db.begin() as tx:
             known = await claims.by_key(tx, request.key) if request.key is not None else None
             if known is None:
@@ -220,7 +166,7 @@ class PathSelector:
         return known, pools or []
 
     async def _claim_warm(
-        self, wanted: _Wanted, pools: list[ServingPool], until_disconnected: UntilDisconnected
+        self, wanted: Wanted, pools: list[ServingPool], until_disconnected: UntilDisconnected
     ) -> ClaimAnswer | None:
         """From the first pool of the shape that has a VM ready."""
         request = wanted.request
@@ -236,7 +182,7 @@ class PathSelector:
                 return await self._explain(wanted, outcome, until_disconnected)
         return None
 
-    async def _explain(self, wanted: _Wanted, warm: WarmClaim, until_disconnected: UntilDisconnected) -> ClaimAnswer:
+    async def _explain(self, wanted: Wanted, warm: WarmClaim, until_disconnected: UntilDisconnected) -> ClaimAnswer:
         """The answer to a claim that got a warm VM. The choice is written to its row."""
         pool, claim_id = warm.claim.request.pool, warm.claim.id
         reason = f"pool {pool!r} had a VM of this shape ready"
@@ -259,14 +205,14 @@ class PathSelector:
             choice = {**choice, "remembered": await self._remember(wanted, claim_id)}
         return warm._replace(shape=wanted.shape, choice=choice)
 
-    async def _exchange(self, wanted: _Wanted, warm: WarmClaim, until_disconnected: UntilDisconnected) -> StoredClaim:
+    async def _exchange(self, wanted: Wanted, warm: WarmClaim, until_disconnected: UntilDisconnected) -> StoredClaim:
         """The pool's template has changed since the pool was read, and the VM has the old shape: the claim waits for another."""
         self.forget_pools()
         claim_id = warm.claim.id
         why = "the VM was made from an older template of the pool, with another shape"
         try:
             async with self._db.begin() as tx:
-                chosen, _ = await self._choose(tx, wanted)
+                chosen = wanted.carry(await self._decisions.decide(tx, wanted))
                 choice = chosen.choice
                 pool = await enter_pool(
                     tx, choice, chosen.template, chosen.spec, max_pending=self._settings.max_pending_per_pool
@@ -292,67 +238,23 @@ class PathSelector:
         return await self._queue.look(claim_id, wanted.request.wait_seconds, until_disconnected)
 
     async def _enter_queue(
-        self, wanted: _Wanted, claim: NewClaim, until_disconnected: UntilDisconnected
+        self, wanted: Wanted, claim: NewClaim, until_disconnected: UntilDisconnected
     ) -> tuple[Choice, Place]:
         """Decides and takes a place; again where what was chosen has gone before the place was written."""
-        decision = 1
+        attempt, decision = 1, await self._decisions.get(wanted)
         while True:
-            async with self._db.begin() as tx:
-                chosen, unchecked = await self._choose(tx, wanted)
-            if unchecked:
-                await self._dry_run(wanted)
+            if decision.unchecked:
+                await self._templates.dry_run(wanted.terms.template)
             try:
-                return chosen.choice, await self._queue.enter(chosen, claim, until_disconnected)
+                return decision.choice, await self._queue.enter(wanted.carry(decision), claim, until_disconnected)
             except NoPath as error:
-                if decision == _DECISIONS:
+                if attempt == _ATTEMPTS:
                     raise
-                decision += 1
-                log.info("claim.decided_again", claim=str(claim.id), decision=decision, reason=error.detail)
+                attempt += 1
+                log.info("claim.decided_again", claim=str(claim.id), decision=attempt, reason=error.detail)
+                decision = await self._decisions.get_fresh(wanted)
 
-    async def _choose(self, tx: Tx, wanted: _Wanted) -> tuple[ChosenPath, bool]:
-        """The choice, and whether the cluster should check the template because no VM was made of it yet.
-
-        Raises NoPath, DeadlineTooShort, Unschedulable.
-        """
-        request = wanted.request
-        choice = choose(await read_options(tx, wanted.terms, self._settings), wanted.allowed, request.deadline_seconds)
-        if isinstance(choice, NoChoice):
-            raise _refusal(choice, request.deadline_seconds)
-        template, spec = wanted.terms.template, wanted.spec(start_of(choice))
-        unchecked = (
-            choice.path is not StartPath.POOL and await on_demand.lock(tx, on_demand_name(template, spec)) is None
-        )
-        if unchecked:
-            await self._require_fit(tx, wanted)
-        record = Record.of(
-            choice,
-            now=await database_now(tx),
-            deadline_seconds=request.deadline_seconds,
-            start_from=request.start_from,
-        )
-        return ChosenPath(choice, wanted.stored(record), template, spec), unchecked
-
-    async def _require_fit(self, tx: Tx, wanted: _Wanted) -> None:
-        """Raises Unschedulable."""
-        if not wanted.request.allow_unschedulable:
-            await require_fit(tx, self._gateway.demand(wanted.terms.template.spec), of_pool=False)
-
-    async def _dry_run(self, wanted: _Wanted) -> None:
-        """Has the cluster check the template, with no transaction open. A template that passed is not checked again for a while,
-        so that a claim that is decided anew, or a manifest that is checked and then applied, costs one dry run.
-        """
-        template, now = wanted.terms.template, time.monotonic()
-        if now < self._checked.get(template.fingerprint, 0.0):
-            return
-        try:
-            await self._gateway.check(template)
-        except TemplateRefused as error:
-            raise _as_vm(error) from error
-        if len(self._checked) >= _CACHE_SIZE:
-            self._checked.clear()
-        self._checked[template.fingerprint] = now + _CHECKED_SECONDS
-
-    async def _remember(self, wanted: _Wanted, claim_id: UUID, choice: Choice | None = None) -> dict[str, Any]:
+    async def _remember(self, wanted: Wanted, claim_id: UUID, choice: Choice | None = None) -> dict[str, Any]:
         """What was kept for the next claim of this shape. A failure is part of the answer, and the claim stands.
 
         `choice`: the path that was just chosen; None: the claim was warm.
@@ -386,7 +288,7 @@ class PathSelector:
             log.info("claim.remembered_not_noted", claim=str(claim_id))
         return remembered
 
-    async def _fastest_start(self, wanted: _Wanted) -> StartFrom | None:
+    async def _fastest_start(self, wanted: Wanted) -> StartFrom | None:
         """What VMs of the shape start from fastest now, by the paths that the claim allows."""
         starts = [path for path in wanted.allowed if path is not StartPath.POOL]
         try:
@@ -395,31 +297,3 @@ class PathSelector:
         except DatabaseUnavailable:
             return None  # no pool can be made then either
         return start_of(choice) if isinstance(choice, Choice) else None
-
-    def _recall(self, shape: str) -> list[ServingPool] | None:
-        known = self._serving.get(shape)
-        return known[1] if known is not None and known[0] > time.monotonic() else None
-
-    async def _read_serving(self, shape: str) -> list[ServingPool]:
-        good_until = time.monotonic() + _CACHE_SECONDS
-        async with self._db.begin() as tx:
-            found = await on_demand.serving(tx, shape)
-        if len(self._serving) >= _CACHE_SIZE:
-            self._serving.clear()
-        self._serving[shape] = (good_until, found)
-        return found
-
-
-def _refusal(choice: NoChoice, deadline_seconds: float | None) -> NoPath | DeadlineTooShort:
-    if choice.too_slow:
-        return DeadlineTooShort(
-            f"no path to a VM of this shape is known to take less than {deadline_seconds:.1f} s. {choice.reason}; "
-            "leave the deadline out, or make it longer"
-        )
-    return NoPath(f"no path to a VM of this shape is open. {choice.reason}", retry_after=_NO_PATH_RETRY_SECONDS)
-
-
-def _as_vm(error: TemplateRefused) -> TemplateRefused:
-    """A refusal of a pool's template, reworded for the claim's field `vm`."""
-    problems = [FieldProblem(re.sub(r"^template\b", "vm", each.field), each.message) for each in error.problems]
-    return TemplateRefused(re.sub(r"\btemplate(?=\.\w|:|\[)", "vm", error.detail), problems=problems)

@@ -161,9 +161,11 @@ async def test_a_vm_of_an_older_shape_that_was_got_in_a_race_is_exchanged(db, pr
     (old,) = await live_vms(db)
     other = process.shape(OTHER)
     await process.make_pool(size=1, template=OTHER)
-    await process.path_selector._reading.get(other)
-    _, found = process.path_selector._serving[other]
-    process.path_selector._serving[other] = (float("inf"), [type(each)(each.pool, mixed=False) for each in found])
+    found = await process.path_selector._serving.get(other)
+    process.path_selector._serving._known[other] = (
+        float("inf"),
+        [type(each)(each.pool, mixed=False) for each in found],
+    )
     answer = await process.claim(vm=OTHER, key="k")
     assert isinstance(answer, StoredClaim)
     assert answer.claim.state is ClaimState.PENDING
@@ -402,7 +404,7 @@ async def test_a_key_that_one_replica_serves_warm_and_another_cold_makes_one_cla
     knows, does_not = start(), start()
     await knows.make_pool(size=1)
     await knows.serve()
-    does_not.path_selector._serving[knows.shape()] = (float("inf"), [])
+    does_not.path_selector._serving._known[knows.shape()] = (float("inf"), [])
     answers = await asyncio.gather(*(each.claim(key="k", request_hash="h") for each in (knows, does_not)))
     ids = {answer.claim.id for answer in answers}
     assert len(ids) == 1

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 
 import pytest
 
+from app.domain.paths import StartPath
 from app.domain.states import ClaimState
 from app.errors import NoPath
 from tests.support.described_claims import make_preload, make_snapshot
@@ -128,3 +129,23 @@ async def test_a_claim_is_decided_a_bounded_number_of_times_and_checked_once(db,
     assert entered == ["near", "another-1", "another-2"]
     assert len(checked) == 1
     assert await scalar(db, "SELECT count(*) FROM claim") == 0
+
+
+async def test_requests_that_are_refused_at_the_same_moment_are_decided_once(counted, process):
+    """Clients that ignore `Retry-After` take no connections from the others."""
+
+    async def refused():
+        with pytest.raises(NoPath):
+            await claim(process, paths=(StartPath.SNAPSHOT,))
+
+    await asyncio.gather(*(refused() for _ in range(50)))
+    decisions = counted.begun - 1  # one read of the pools of the shape, for all
+    assert decisions <= 2
+
+
+async def test_requests_that_allow_different_paths_get_a_decision_each(process):
+    refused, answer = await asyncio.gather(
+        claim(process, paths=(StartPath.SNAPSHOT,)), claim(process, paths=(StartPath.COLD,)), return_exceptions=True
+    )
+    assert isinstance(refused, NoPath)
+    assert answer.claim.choice["path"] == "cold"
