@@ -50,6 +50,9 @@ LOOK_SECONDS = 1.0
 UNDER_WAY = 600
 """Errands at once, at most: clients wait for VMs, and what they would ask beyond that is counted as not sent."""
 
+BESIDE = ("database connections cut", "cluster killed", "replica killed", "replica told to stop")
+"""Faults that concern every claim, in the order in which a slow claim is put down to them."""
+
 CREATED = "SELECT count(DISTINCT vm_id) FROM event WHERE type = 'vm.creating'"
 ENDS = """
     SELECT split_part(type, '.', 2) AS state, count(*) FROM event WHERE type IN ('vm.failed', 'vm.lost', 'vm.deleted') GROUP BY 1
@@ -257,7 +260,8 @@ async def report(soak: Soak, left: Findings, *, settled_after: float) -> dict[st
             "served_per_simulated_second": round(served / (plan.minutes * 60), 1),
             "outcomes": dict(ledger.outcomes.most_common()),
             "answers": dict(ledger.statuses.most_common()),
-            "warm": percentiles(ledger.warm),
+            "warm": percentiles([each.seconds for each in ledger.warm]),
+            "warm_beside": warm_beside(soak),
             "waited": percentiles(ledger.waited),
             "paths": dict(ledger.paths.most_common()),
             "slowest": [
@@ -270,7 +274,7 @@ async def report(soak: Soak, left: Findings, *, settled_after: float) -> dict[st
                     "statements": soak.delays.statements_between(each.began, each.began + each.seconds),
                     "meanwhile": soak.storm.between(each.began, each.began + each.seconds),
                 }
-                for each in reversed(ledger.slowest)
+                for each in ledger.slowest()
             ],
         },
         "vms": {
@@ -284,6 +288,19 @@ async def report(soak: Soak, left: Findings, *, settled_after: float) -> dict[st
         "looks": soak.looks,
         "invariants": {name: cases or "ok" for name, cases in invariants.items()},
     }
+
+
+def warm_beside(soak: Soak) -> dict[str, dict[str, float]]:
+    """The warm claims apart by the first of `BESIDE` that was in force, or had ended less than two seconds before.
+
+    A replica that starts reads everything anew and shares the machine with all others, so a kill shows for a while after it.
+    """
+    apart: dict[str, list[float]] = {name: [] for name in (*BESIDE, "other faults", "no fault")}
+    for each in soak.clients.ledger.warm:
+        faults = soak.storm.between(each.began - 2, each.began + each.seconds)
+        beside = next((name for name in BESIDE if any(fault.startswith(name) for fault in faults)), None)
+        apart[beside or ("other faults" if faults else "no fault")].append(each.seconds)
+    return {name: percentiles(seconds) for name, seconds in apart.items()}
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
@@ -327,6 +344,10 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
         table.add_row(f"  {name}", str(times))
     for name in ("warm", "waited"):
         table.add_row(f"  {name}: p50, p99", f"{claims[name].get('p50_ms')} ms, {claims[name].get('p99_ms')} ms")
+    for name, figures in claims["warm_beside"].items():
+        table.add_row(
+            f"    beside: {name}", f"{figures['count']}: {figures.get('p50_ms')} ms, {figures.get('p99_ms')} ms"
+        )
     table.add_row(
         "VMs", f"{vms['created']} created, {vms['failed']} failed, {vms['lost']} lost, {vms['deleted']} deleted"
     )

@@ -1,5 +1,5 @@
 """What must hold at the end of a soak beside `tests.support.system_invariants`: of the cluster's other objects, of what was deleted and
-why, of hidden pools, preloads and snapshots, and of what the replicas logged.
+why, of on-demand pools, preloads and snapshots, and of what the replicas logged.
 """
 
 import json
@@ -43,7 +43,7 @@ _LABELS: Final = {
     "DaemonSet": _PRELOAD,
 }
 _ROWS: Final = {
-    "idle hidden pools hold no VM": """
+    "idle on-demand pools hold no VM": """
         SELECT p.name, v.name AS vm, v.state FROM vm v JOIN pool p ON p.id = v.pool_id
         WHERE p.kind = 'on_demand' AND v.ended_at IS NULL AND v.state <> 'claimed'""",
     "every snapshot is in a clear state, with a reason where it failed": """

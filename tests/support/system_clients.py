@@ -38,17 +38,15 @@ class Served(NamedTuple):
 class Ledger:
     """What all clients together were told. `outcomes` counts errands by how they ended, `statuses` answers to claims.
 
-    `warm` and `waited` have the seconds from sending the request that was answered with a VM to its answer, apart for VMs
-    that were ready and for those that the claim had to wait for.
+    `warm` has the requests that were answered with a VM that was ready; `waited` the seconds from sending a request to its
+    answer for those whose claim had to wait for its VM.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
-    warm: list[float] = field(default_factory=list)
+    warm: list[Served] = field(default_factory=list)
     waited: list[float] = field(default_factory=list)
     paths: Counter[str] = field(default_factory=Counter)
-    slowest: list[Served] = field(default_factory=list)
-    """Of the warm ones, the slowest last."""
     _claims_of_key: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _claims_of_vm: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _vms_of_claim: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -72,8 +70,11 @@ class Ledger:
         ):  # `timings.wait` may be 0 for a claim that stood in the queue for a moment
             self.waited.append(served.seconds)
             return
-        self.warm.append(served.seconds)
-        self.slowest = sorted([*self.slowest, served], key=lambda each: each.seconds)[-_SLOWEST:]
+        self.warm.append(served)
+
+    def slowest(self) -> list[Served]:
+        """Of the warm ones, the slowest first."""
+        return sorted(self.warm, key=lambda each: -each.seconds)[:_SLOWEST]
 
     def contradictions(self) -> list[str]:
         """Answers that cannot be true together."""
@@ -176,7 +177,7 @@ class Clients:
             answers = await asyncio.gather(*asks)
             bound = None
             for status, claim, served in answers:
-                self.ledger.statuses[str(status or ("no answer" if served.address else "no replica up"))] += 1
+                self.ledger.statuses[_tell_answer(status, claim, served)] += 1
                 if status == 201:
                     bound = claim
                     self.ledger.note(key, claim)
@@ -223,3 +224,9 @@ class Clients:
                 return response.status, body, Served(began, time.monotonic() - began, address)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return None, {}, Served(began, time.monotonic() - began, address)
+
+
+def _tell_answer(status: int | None, body: dict[str, Any], served: Served) -> str:
+    if status is None:
+        return "no answer" if served.address else "no replica up"
+    return f"{status} {body['code']}" if "code" in body else str(status)
