@@ -21,6 +21,8 @@ def migrate(*, database_url: DatabaseUrl = None) -> None:
     settings = read_settings(database_url=database_url)
     check_settings(settings, database_url=database_url)
     before = _read(settings)
+    if (unfit := before.encoding_problem()) is not None:
+        raise DatabaseUnusable(unfit)
     try:
         migrations.upgrade(
             settings.database_url.get_secret_value(),

@@ -5,7 +5,7 @@ rolling upgrade or before a rollback. Migrations expand the schema first and con
 older programs too; table `schema_compat` says how old ones.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -19,18 +19,20 @@ from app.store.database import Tx, describe_failure
 from app.store.postgres_errors import translate
 
 _SCRIPTS = Path(__file__).resolve().parents[2] / "migrations"
+_UTF8 = "UTF8"
 LOCK_SECONDS = 0.3
 WAIT_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """`revision` is None if the database was never migrated. `serves_from`: the newest migration of the oldest program that a
+    """`encoding` is the database's own, in Postgres' words. `revision` is None if the database was never migrated. `serves_from`: the newest migration of the oldest program that a
     database which is ahead of this program serves; None if it is not ahead, or does not say.
     """
 
     revision: str | None
     serves_from: str | None = None
+    encoding: str = _UTF8
 
     @property
     def is_ahead(self) -> bool:
@@ -38,6 +40,8 @@ class Schema:
 
     def problem(self) -> str | None:
         """Why this program cannot use the database, and what to do; None if it can."""
+        if (unfit := self.encoding_problem()) is not None:
+            return unfit
         if self.revision is None or self.revision < head():
             return f"it is at migration {self.revision or 'nothing'}, and this program needs {head()}; run `emberpool migrate` first"
         if not self.is_ahead or (self.serves_from is not None and self.serves_from <= head()):
@@ -48,6 +52,15 @@ class Schema:
             else "does not say which programs it serves"
         )
         return f"it is at migration {self.revision}, which {serves}, and this program has {head()} as its newest; run a newer program"
+
+    def encoding_problem(self) -> str | None:
+        """Why the database can never be used: it cannot hold all text that clients send, or does not check what it holds."""
+        if self.encoding == _UTF8:
+            return None
+        return (
+            f"its encoding is {self.encoding}, and the service needs {_UTF8}. An encoding cannot be changed: make another database "
+            "with `createdb --encoding UTF8 --template template0 emberpool`, and name that one"
+        )
 
 
 def upgrade(
@@ -100,11 +113,13 @@ async def current(tx: Tx) -> str | None:
 
 
 async def read_schema(tx: Tx) -> Schema:
+    encoding = (await tx.execute(text("SELECT current_setting('server_encoding')"))).scalar_one()
     revision = await current(tx)
-    if not Schema(revision).is_ahead:
-        return Schema(revision)
+    found = Schema(revision, encoding=encoding)
+    if not found.is_ahead:
+        return found
     query = text("SELECT serves_from FROM schema_compat WHERE revision = :revision")
-    return Schema(revision, (await tx.execute(query, {"revision": revision})).scalar())
+    return replace(found, serves_from=(await tx.execute(query, {"revision": revision})).scalar())
 
 
 @cache

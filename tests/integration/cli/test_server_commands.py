@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import asyncpg
 import httpx
 import pytest
 
@@ -113,6 +114,27 @@ def test_a_database_that_was_never_migrated_is_not_served(run, postgres, tmp_pat
     )
     assert (code, out) == (1, "")
     assert f"It is at migration nothing, and this program needs {head()}; run `emberpool migrate` first." in err
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_in_another_encoding_is_refused_before_anything_is_done(run, postgres, tmp_path, encoding):
+    name = f"cli_{encoding.lower()}"
+    postgres._query(f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
+    serve = ("serve", "--port", "0", "--kubeconfig", kubeconfig(tmp_path))
+    for command in (("migrate",), serve):
+        code, out, err = run(*command, "--database-url", postgres.url(name))
+        assert (code, out) == (1, "")
+        assert f"The database cannot be used. Its encoding is {encoding}, and the service needs UTF8." in err
+        assert "createdb --encoding UTF8 --template template0" in err
+    assert asyncio.run(_relations(postgres.url(name))) == 0
+
+
+async def _relations(url):
+    connection = await asyncpg.connect(url)
+    try:
+        return await connection.fetchval("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace")
+    finally:
+        await connection.close()
 
 
 def test_a_database_that_lets_us_not_in_is_told(run, postgres, monkeypatch):
