@@ -3,6 +3,7 @@
 Embedded Postgres with fsync on, the served application, and the empty FastAPI POST as the yardstick, in interleaved rounds.
 Prints each figure with its bound, writes `bench/results/claims.json` and `bench/results/claims.svg`, and exits with 1 where a
 bound is missed by more than the spread of its rounds. Trust the ratios; absolute figures are of the machine they were taken on.
+On a machine that is busy with something else it does not begin, or writes nothing and exits with 3: such figures say nothing.
 """
 
 import argparse
@@ -25,9 +26,11 @@ from app.store import migrations as migrating
 from bench import rows
 from bench.load import require_wrk
 from bench.plot import draw
+from bench.quiet import why_busy
 from bench.rig import settle_in
 from bench.rows import Bench, Figure
 
+_NOT_JUDGED = 3
 _RESULTS = Path(__file__).parent / "results"
 _ROWS = {
     "throughput": rows.throughput,
@@ -43,9 +46,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=1_000_000, help="what `1 M` stands for")
     parser.add_argument("--row", choices=_ROWS, action="append", help="only these rows; nothing is written then")
+    parser.add_argument(
+        "--busy", action="store_true", help="measure although other programs are at work; nothing is written"
+    )
     given = parser.parse_args()
     require_wrk()
     console = Console()
+    disturbed = [why_busy("before the first row")]
+    if disturbed[0] and not given.busy:
+        console.print(f"{disturbed[0]}: stop them, or measure all the same with --busy")
+        sys.exit(_NOT_JUDGED)
     figures: list[Figure] = []
     curves: dict[str, list[tuple[float, float, float]]] = {}
     began = time.monotonic()
@@ -63,7 +73,13 @@ def main() -> None:
                 asyncio.run(settle_in(url))
                 figures += asyncio.run(_ROWS[name](bench))
                 curves |= bench.curves
+        disturbed.append(why_busy(f"after the row {name!r}"))
     missed = _print(console, figures, time.monotonic() - began)
+    if any(disturbed):
+        console.print(
+            f"{'; '.join(filter(None, disturbed))}. Figures of a busy machine are not judged, and not written."
+        )
+        sys.exit(_NOT_JUDGED)
     if not given.row:
         _RESULTS.mkdir(exist_ok=True)
         _write(figures, curves, given)
