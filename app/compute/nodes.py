@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from app.compute.vms import Broken
+from app.compute.vms import Broken, Restored
 from app.domain.nodes import Node
 
 
@@ -28,4 +28,4 @@ class NodeGone:
     name: str
 
 
-NodeEvent = NodesListed | NodeChanged | NodeGone | Broken
+NodeEvent = NodesListed | NodeChanged | NodeGone | Broken | Restored

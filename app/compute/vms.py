@@ -1,5 +1,6 @@
 """VM templates, and what a cluster reports about its VMs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -44,11 +45,13 @@ class VmTemplate:
 class Listed:
     """All VMs of this installation at one moment: a VM that is not listed does not exist.
 
+    The observations may be made one by one as they are asked for, so that a list of thousands is not held twice.
+
     `began_at` is when the list was requested, by the clock of this process. A VM that was created later may be missing. Allow
     for clock differences when you compare it with a time from another clock.
     """
 
-    observations: tuple[Observation, ...]
+    observations: Sequence[Observation]
     began_at: datetime
 
 
@@ -69,9 +72,14 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The cluster cannot be observed at the moment, and why. A list follows once it can be observed again."""
+    """The cluster cannot be observed at the moment, and why. A list or Restored follows once it can be observed again."""
 
     reason: str
 
 
-ClusterEvent = Listed | Changed | Gone | Broken
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The cluster is observed again, and what happened meanwhile has been told."""
+
+
+ClusterEvent = Listed | Changed | Gone | Broken | Restored

@@ -1,6 +1,6 @@
 """What the cluster reports about one VM, in a form that does not depend on the cluster's API."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
@@ -36,7 +36,8 @@ class Observation:
 
     `vm_id` and `claim_id` are read from our labels (None if a label is missing or not a UUID). `phase` and `vmi_created_at` are
     those of the VMI (None without one). `agent_at`: since when the guest agent is connected. `failure` is set if the cluster
-    reports a failed start. `phase_times` says when the VMI entered each phase (KubeVirt's `status.phaseTransitionTimestamps`).
+    reports a failed start. `scheduled_at` and `running_at` say when the VMI entered the phases Scheduled and Running (KubeVirt's
+    `status.phaseTransitionTimestamps`).
     `owner` is the UID of the VirtualMachinePool that owns the VM, `pool_id` the pool in its label, `revision` the revision of the
     template from which that VirtualMachinePool made it. `disks`: the VM's status while it waits for its disks, otherwise None.
     """
@@ -57,7 +58,8 @@ class Observation:
     node: str | None = None
     addresses: tuple[str, ...] = ()
     failure: Failure | None = None
-    phase_times: dict[str, datetime] = field(default_factory=dict)
+    scheduled_at: datetime | None = None
+    running_at: datetime | None = None
     vmi_created_at: datetime | None = None
     agent_at: datetime | None = None
     owner: str | None = None

@@ -38,8 +38,8 @@ class BootMarks:
             ready_at=ready_at,
             vm_made_at=obs.created_at,
             vmi_made_at=obs.vmi_created_at,
-            scheduled_at=obs.phase_times.get("Scheduled"),
-            running_at=obs.phase_times.get("Running"),
+            scheduled_at=obs.scheduled_at,
+            running_at=obs.running_at,
             agent_at=obs.agent_at,
         )
 

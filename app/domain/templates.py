@@ -41,8 +41,3 @@ class Exclusive:
     field: str
     message: str
     volume: str | None = None
-
-    @property
-    def name(self) -> str:
-        """In the cluster."""
-        return self.key.rpartition(" ")[2]

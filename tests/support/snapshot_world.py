@@ -12,6 +12,7 @@ from app.services.pools.service import put_pool
 from app.services.snapshots.service import create_snapshot
 from app.store.database import Database
 from app.store.snapshots import rows as snapshot_rows
+from tests.support.listing import write_list
 from tests.support.rows import execute, fetch, scalar, spec
 
 TEMPLATE = {"spec": {"domain": {}, "volumes": [{"name": "root", "dataVolume": {"name": "root"}}]}}
@@ -64,7 +65,7 @@ class World:
             for name, vm in list(self.gateway.vms.items()):
                 if vm.phase is None and name not in self.gateway.snapshots.halted and not name.startswith(self.slow):
                     self.gateway.boot(name)
-        await StatusWriter(self.db, self.gateway, self.settings).apply_list(self.gateway.listed())
+        await write_list(StatusWriter(self.db, self.gateway, self.settings), self.gateway.listed())
         await VmRemover(self.db, self.gateway, self.settings).step()
 
     async def until(self, state, *, number=1, name="ready"):

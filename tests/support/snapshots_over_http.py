@@ -2,7 +2,8 @@
 
 from contextlib import asynccontextmanager
 
-from app.compute.kubevirt.client import KubeVirtClient, configure
+from app.compute.kubevirt.client import KubeVirtClient
+from app.compute.kubevirt.connection import configure
 from app.config import Settings
 from tests.support.service import until
 

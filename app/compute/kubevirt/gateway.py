@@ -1,19 +1,22 @@
 """The Gateway for KubeVirt (>= 1.7), or for anything that has its API."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 
 import structlog
 
 from app.compute.capabilities import Capability
 from app.compute.kubevirt import labels
-from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient, configure
-from app.compute.kubevirt.kinds import DATA_VOLUMES, PODS, PVCS, VMIS, VMS, Kind, Manifest, opened
+from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
+from app.compute.kubevirt.connection import configure
+from app.compute.kubevirt.kinds import DATA_VOLUMES, PODS, PVCS, VMIS, VMS, Manifest, opened
 from app.compute.kubevirt.nodes.watch import observe_nodes
 from app.compute.kubevirt.preloads.gateway import KubeVirtPreloads
+from app.compute.kubevirt.reading import Selected
+from app.compute.kubevirt.reflector import follow
 from app.compute.kubevirt.snapshots import KubeVirtSnapshots
 from app.compute.kubevirt.templates import expand as templates
 from app.compute.kubevirt.templates.demand import demand_of, tolerations_of
@@ -25,7 +28,6 @@ from app.compute.kubevirt.vm_pools import KubeVirtVmPools
 from app.compute.kubevirt.vms.disks import CREATED_BY, disks_of_vms
 from app.compute.kubevirt.vms.inventory import Inventory
 from app.compute.kubevirt.vms.observations import observe_pod, observe_vm
-from app.compute.kubevirt.vms.watch import Listing, observe
 from app.compute.nodes import NodeEvent
 from app.compute.vms import ClusterEvent, Listed, VmTemplate
 from app.config import Settings
@@ -58,6 +60,8 @@ class KubeVirtGateway:
         self._settings = settings
         self._client = client
         self._where = {"namespace": settings.namespace, "instance": settings.instance}
+        self._relisting = asyncio.Lock()
+        """Lists that only repeat earlier ones take turns."""
         self.snapshots = KubeVirtSnapshots(settings, client)
         self.preloads = KubeVirtPreloads(settings, client)
         self.vm_pools = KubeVirtVmPools(settings, client)
@@ -166,10 +170,14 @@ class KubeVirtGateway:
                 await self._client.merge(PODS, pod["metadata"]["name"], pod["metadata"]["uid"], {"metadata": patch})
 
     async def list_vms(self) -> Listed:
-        found = await self.listing()
-        inventory = Inventory()
-        inventory.replace(found.vms, found.vmis)
-        return Listed(inventory.observations(), found.began_at)
+        began_at, inventory = datetime.now(UTC), Inventory()
+        for kind in (VMS, VMIS):
+            for item in (await self._client.list_all(kind))[0]:
+                inventory.put(kind, item)
+        listed = inventory.report(began_at)
+        if not listed.observations:
+            await self._client.require_namespace()
+        return listed
 
     async def pod_times(self, vm_ids: Sequence[str]) -> dict[str, PodTimes]:
         selector = f"{labels.VM_ID} in ({','.join(vm_ids)})"
@@ -185,31 +193,19 @@ class KubeVirtGateway:
         return disks_of_vms(volumes, datetime.now(UTC))
 
     def observe(self) -> AsyncGenerator[ClusterEvent, None]:
-        return observe(self, relist_seconds=self._settings.relist_seconds)
+        seconds = self._settings.relist_seconds
+        return follow(Selected(self._client), Inventory(), (VMS, VMIS), relist_seconds=seconds, turn=self._relisting)
 
     def observe_nodes(self) -> AsyncGenerator[NodeEvent, None]:
         return observe_nodes(
-            partial(self._client.list_all, selector=""),
-            partial(self._client.watch, selector=""),
+            Selected(self._client, selector=""),
             namespace=self._settings.namespace,
             relist_seconds=self._settings.relist_seconds,
+            turn=self._relisting,
         )
 
     async def close(self) -> None:
         await self._client.close()
-
-    async def listing(self) -> Listing:
-        """A complete list of both kinds."""
-        began_at = datetime.now(UTC)
-        vms, vm_version = await self._client.list_all(VMS)
-        if not vms:
-            await self._client.require_namespace()
-        vmis, vmi_version = await self._client.list_all(VMIS)
-        return Listing(vms, vmis, vm_version, vmi_version, began_at)
-
-    def watch(self, kind: Kind, resource_version: str) -> AsyncGenerator[Manifest, None]:
-        """The watch events of one kind; see `KubeVirtClient.watch`."""
-        return self._client.watch(kind, resource_version)
 
     def _within(self, template: VmTemplate) -> VmTemplate:
         """A volume claim that is named without a namespace is in that of the VMs."""

@@ -1,13 +1,13 @@
 """Keeps the rows of VMs true to the cluster. A list also finds VMs whose object has gone, and objects that no row knows."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Container, Sequence
 
 from typing_extensions import override
 
 from app.compute.gateway import Gateway
 from app.compute.vms import Changed, ClusterEvent, Gone, Listed
 from app.config import Settings
-from app.reconcilers.runtime.informer import Batch, Informer, Pending
+from app.reconcilers.runtime.informer import Informer, Pending
 from app.reconcilers.vms.disk_failures import DiskFailures
 from app.reconcilers.vms.status_writer import OnBoot, StatusWriter
 from app.store import watch_state
@@ -44,11 +44,13 @@ class VmInformer(Informer[Listed, Changed | Gone]):
         return Pending(Listed, _name_of, outlives=lambda event: isinstance(event, Gone))
 
     @override
-    async def write(self, batch: Batch[Listed, Changed | Gone]) -> None:
-        if batch.listed is not None:
-            await self._writer.apply_list(batch.listed)
-        await self._writer.apply_changes([event.observation for event in batch.events if isinstance(event, Changed)])
-        await self._writer.apply_gone(*(event for event in batch.events if isinstance(event, Gone)))
+    async def write(self, events: Sequence[Changed | Gone]) -> None:
+        await self._writer.apply_changes([event.observation for event in events if isinstance(event, Changed)])
+        await self._writer.apply_gone(*(event for event in events if isinstance(event, Gone)))
+
+    @override
+    def write_list(self, listed: Listed, newer: Container[str]) -> AsyncGenerator[None, None]:
+        return self._writer.write_list(listed, newer)
 
 
 def _name_of(event: Changed | Gone) -> str:

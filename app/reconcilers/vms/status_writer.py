@@ -2,7 +2,7 @@
 missing and what nobody knows.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -28,6 +28,7 @@ from app.store.vms.observed import ObservedVm, VmStatus
 from app.telemetry import BOOT_SECONDS, ORPHANS
 
 _CHUNK = 200
+_LIST_CHUNK = 500
 _CLOCK_ALLOWANCE = timedelta(seconds=30)
 """How far this process's clock may be off the database's. A VM that is newer than that may be missing from a list."""
 _ORPHANS_AT_ONCE = 50
@@ -105,12 +106,27 @@ class StatusWriter:
                 for current in (await observed.by_ids(tx, [vm.id])).values():
                     await self._end(tx, current, reason="its object was removed from the cluster by somebody else")
 
-    async def apply_list(self, listed: Listed) -> None:
-        """Everything that was in the cluster at `began_at`: VMs in the list, VMs missing from it, and objects that no row knows."""
-        for start in range(0, len(listed.observations), _CHUNK):
-            await self.apply_changes(listed.observations[start : start + _CHUNK])
-        await self._end_missing(listed)
-        await self._remove_orphans(listed)
+    async def write_list(self, listed: Listed, newer: Container[str] = frozenset()) -> AsyncGenerator[None, None]:
+        """Everything that was in the cluster at `began_at`: VMs in the list, VMs missing from it, and objects that no row knows.
+
+        Yields after each step. VMs whose names are in `newer` when their turn comes are left out: something newer was written of
+        them. Of most VMs nothing is to be written, and one statement finds those of which there is.
+        """
+        objects: dict[str, str] = {}
+        old: list[Observation] = []
+        before = listed.began_at - self._orphan_grace
+        for start in range(0, len(listed.observations), _LIST_CHUNK):
+            chunk = tuple(listed.observations[start : start + _LIST_CHUNK])
+            objects |= {obs.uid: obs.name for obs in chunk}
+            news = await self._unsettled([obs for obs in chunk if obs.name not in newer])
+            old += [obs for obs in news if not obs.deleting and (obs.created_at or _LONG_AGO) <= before]
+            yield
+            for part in range(0, len(news), _CHUNK):
+                await self.apply_changes([obs for obs in news[part : part + _CHUNK] if obs.name not in newer])
+                yield
+        await self._end_missing(objects, listed.began_at)
+        yield
+        await self._remove_orphans(old)
 
     @asynccontextmanager
     async def _begin(self) -> AsyncIterator[Tx]:
@@ -220,22 +236,30 @@ class StatusWriter:
             return await give_up(tx, vm, VmState.LOST, reason=reason, settings=self._settings)
         return True
 
-    async def _end_missing(self, listed: Listed) -> None:
-        objects = {obs.uid: obs.name for obs in listed.observations}
-        before = listed.began_at - _CLOCK_ALLOWANCE
+    async def _unsettled(self, observations: Sequence[Observation]) -> list[Observation]:
+        """Without those that are well and of which the rows say so."""
+        well = {
+            vm_id: obs for obs in observations if health_problem(obs) is None and (vm_id := _vm_id(obs)) is not None
+        }
+        async with self._begin() as tx:
+            unsettled = await observed.unsettled(tx, well)
+        settled = {obs.uid for vm_id, obs in well.items() if vm_id not in unsettled}
+        return [obs for obs in observations if obs.uid not in settled]
+
+    async def _end_missing(self, objects: Mapping[str, str], began_at: datetime) -> None:
+        """`objects`: UID and name of all that are in the list."""
+        before = began_at - _CLOCK_ALLOWANCE
         async with self._begin() as tx:
             gone = await observed.missing(tx, objects=objects, before=before, limit=_CHUNK * 10)
         for vm in gone:
             async with self._begin() as tx:
                 await self._end(tx, vm, reason="its object is not in the cluster")
 
-    async def _remove_orphans(self, listed: Listed) -> None:
-        """Removes objects with our label that no row knows, once they are older than any create whose answer may be on its way.
+    async def _remove_orphans(self, old: Sequence[Observation]) -> None:
+        """Removes those objects with our label that no row knows. All are older than any create whose answer may be on its way.
 
         Objects that a VirtualMachinePool owns are left alone: the cluster would only replace them.
         """
-        before = listed.began_at - self._orphan_grace
-        old = [obs for obs in listed.observations if not obs.deleting and (obs.created_at or _LONG_AGO) <= before]
         async with self._begin() as tx:
             known = await observed.by_ids(tx, [vm_id for obs in old if (vm_id := _vm_id(obs)) is not None])
             of_pools = await vm_pools.ids_of_uids(tx, [obs.uid for obs in old if _vm_id(obs) is None])

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import TextClause, text
 
 from app.domain.health import VmFacts
-from app.domain.observation import WarmWhen
+from app.domain.observation import Observation, WarmWhen
 from app.domain.states import VmState
 from app.store.database import Tx, mappings, run
 from app.store.rows import names_of
@@ -37,6 +37,17 @@ _MISSING = text(f"""
     WHERE v.ended_at IS NULL AND v.state IN ('booting', 'ready', 'claimed', 'failed', 'releasing') AND least(v.ready_at, v.state_since) < :before
       AND NOT CASE WHEN v.uid IS NULL THEN v.name = ANY(CAST(:names AS text[])) ELSE v.uid = ANY(CAST(:uids AS text[])) END
     ORDER BY v.id LIMIT :limit
+""")
+# VMs that are well, and whose rows do not say so, or not the same.
+_UNSETTLED = text("""
+    SELECT n.id FROM unnest(CAST(:ids AS uuid[]), CAST(:names AS text[]), CAST(:uids AS text[]), CAST(:vmi_uids AS text[]),
+        CAST(:nodes AS text[]), CAST(:addresses AS text[]), CAST(:agents AS bool[]))
+        AS n(id, name, uid, vmi_uid, node, addresses, agent)
+    LEFT JOIN (vm v JOIN pool p ON p.id = v.pool_id)
+        ON v.id = n.id AND v.name = n.name AND v.uid = n.uid AND v.vmi_uid = n.vmi_uid AND v.node = n.node
+        AND v.addresses = string_to_array(n.addresses, ' ') AND v.health IS NULL
+        AND (v.state = 'claimed' OR v.state = 'ready' AND (n.agent OR p.spec->>'warm_when' <> 'agent'))
+    WHERE v.id IS NULL
 """)
 _OVERDUE = text(f"""
     {_SELECT}
@@ -134,6 +145,26 @@ async def missing(tx: Tx, *, objects: Mapping[str, str], before: datetime, limit
     UID: name.
     """
     return await _read(tx, _MISSING, uids=list(objects), names=list(objects.values()), before=before, limit=limit)
+
+
+async def unsettled(tx: Tx, well: Mapping[UUID, Observation]) -> set[UUID]:
+    """Which of these VMs, by id, do not have a row that is `ready` or `claimed` and says the same. All of them are well (see
+    `health_problem`).
+    """
+    if not well:
+        return set()
+    found = await run(
+        tx,
+        _UNSETTLED,
+        ids=list(well),
+        names=[obs.name for obs in well.values()],
+        uids=[obs.uid for obs in well.values()],
+        vmi_uids=[obs.vmi_uid for obs in well.values()],
+        nodes=[obs.node for obs in well.values()],
+        addresses=[" ".join(obs.addresses) for obs in well.values()],
+        agents=[obs.agent_connected for obs in well.values()],
+    )
+    return {row.id for row in found}
 
 
 async def overdue(tx: Tx, *, limit: int) -> list[ObservedVm]:

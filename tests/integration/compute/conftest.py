@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.compute.kubevirt import rounds
+from app.compute.kubevirt import reflector
 from app.compute.kubevirt.gateway import connect
 from app.config import Settings
 from app.devcluster import DevCluster, DevClusterConfig, Durations
@@ -17,7 +17,7 @@ async def cluster():
 @pytest.fixture
 async def connected(cluster, tmp_path, monkeypatch):
     """Makes gateways to the cluster, with the settings that a test wants. Their pauses are next to none."""
-    monkeypatch.setattr(rounds, "_BACKOFF_BASE", 0.001)
+    monkeypatch.setattr(reflector, "_BACKOFF_BASE", 0.001)
     made = []
 
     async def make(**settings):

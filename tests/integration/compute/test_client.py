@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import pytest
 import yaml
 from aiohttp import web
 
-from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient, configure
+from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
+from app.compute.kubevirt.connection import configure
 from app.compute.kubevirt.kinds import VMS
 from app.config import Settings
 from app.errors import ClusterError, ClusterForbidden, ClusterRefused, ClusterUnavailable, WatchExpired
@@ -55,9 +56,9 @@ async def hang(_request):
     await asyncio.Event().wait()
 
 
-async def collect(events):
-    async with aclosing(events):
-        return [event async for event in events]
+async def collect(watch):
+    async with watch as batches:
+        return [event async for batch in batches for event in batch]
 
 
 async def test_writes_are_validated_strictly_and_carry_our_name(tmp_path):
@@ -90,8 +91,8 @@ async def test_pages_are_put_together(tmp_path):
         items, version = await client.list_all(VMS)
     assert [item["metadata"]["name"] for item in items] == ["a", "b"]
     assert version == "5"
-    assert server.requests[0][2] == {"labelSelector": SELECTOR, "limit": "500"}
-    assert server.requests[1][2] == {"labelSelector": SELECTOR, "limit": "500", "continue": "next"}
+    assert server.requests[0][2] == {"labelSelector": SELECTOR, "limit": "250"}
+    assert server.requests[1][2] == {"labelSelector": SELECTOR, "limit": "250", "continue": "next"}
 
 
 async def test_a_list_that_expires_between_its_pages_begins_again(tmp_path):
@@ -197,7 +198,7 @@ class TestWatch:
             ),
             (fails("too old resource version", 410, "Expired"), WatchExpired, "too old"),
             (fails("you may not watch", 403, "Forbidden"), ClusterForbidden, "may not watch"),
-            (says_text("<html>unavailable</html>", 503), ClusterUnavailable, "503"),
+            (says_text("<html>unavailable</html>", 503), ClusterUnavailable, "unavailable"),
             (streams(BOOKMARK, after=cut), ClusterUnavailable, "cannot be reached"),
             (streams(b'{"type": "ADD'), ClusterError, "cannot be read"),
             (streams(b"[]\n"), ClusterError, "not a JSON object"),
@@ -211,12 +212,14 @@ class TestWatch:
                 await collect(client.watch(VMS, "5"))
 
     async def test_silence_is_an_end(self, tmp_path):
-        async with talking_to(ApiServer(streams(BOOKMARK, after=hang)), tmp_path, watch_silence_seconds=0.05) as client:
-            events = client.watch(VMS, "5")
-            async with aclosing(events):
-                assert await anext(events) == BOOKMARK
-                with pytest.raises(ClusterUnavailable, match=r"silent for 0\.05 s"):
-                    await anext(events)
+        server = ApiServer(streams(BOOKMARK, after=hang))
+        async with (
+            talking_to(server, tmp_path, watch_silence_seconds=0.05) as client,
+            client.watch(VMS, "5") as batches,
+        ):
+            assert await anext(batches) == [BOOKMARK]
+            with pytest.raises(ClusterUnavailable, match=r"silent for 0\.05 s"):
+                await anext(batches)
 
     async def test_closed_it_lets_go_of_its_connection(self, tmp_path):
         lost = asyncio.Event()
@@ -232,11 +235,60 @@ class TestWatch:
                 lost.set()
 
         async with talking_to(ApiServer(write_until_lost), tmp_path) as client:
-            events = client.watch(VMS, "5")
-            await anext(events)
-            await events.aclose()
+            async with client.watch(VMS, "5") as batches:
+                await anext(batches)
             async with asyncio.timeout(PATIENCE):
                 await lost.wait()
+
+
+END = {
+    "type": "BOOKMARK",
+    "object": {"metadata": {"resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "true"}}},
+}
+PAGED = says({"items": [vm("a")], "metadata": {"resourceVersion": "5"}})
+
+
+def event(what, item):
+    return {"type": what, "object": item}
+
+
+class TestStreamedLists:
+    async def read(self, client):
+        found = [page async for page in client.stream(VMS)]
+        return [item["metadata"]["name"] for page in found for item in page.items], found[-1].version
+
+    async def test_a_list_is_what_a_watch_begins_with(self, tmp_path):
+        events = streams(
+            event("ADDED", vm("a")), BOOKMARK, event("MODIFIED", vm("b")), event("DELETED", vm("c")), END, after=hang
+        )
+        server = ApiServer(events)
+        async with talking_to(server, tmp_path) as client:
+            assert await self.read(client) == (["a", "b"], "9")
+        expected = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan", "allowWatchBookmarks": "true"}
+        assert expected.items() <= server.requests[0][2].items()
+        assert "resourceVersion" not in server.requests[0][2], "the newest state"
+
+    async def test_a_server_that_cannot_stream_is_asked_for_pages_from_then_on(self, tmp_path):
+        refusal = fails("sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled", 422)
+        server = ApiServer(refusal, PAGED)
+        async with talking_to(server, tmp_path) as client:
+            assert await self.read(client) == await self.read(client) == (["a"], "5")
+        assert [request[2].get("watch") for request in server.requests] == ["true", None, None]
+
+    async def test_a_server_that_does_not_know_of_it_is_asked_for_pages(self, tmp_path):
+        """It takes the request for an ordinary watch, which does not say where the list ends."""
+        server = ApiServer(streams(event("ADDED", vm("a")), after=hang), PAGED)
+        async with talking_to(server, tmp_path, cluster_timeout_seconds=0.2) as client:
+            names, version = await self.read(client)
+            assert (names[-1], version) == ("a", "5")
+            assert await self.read(client) == (["a"], "5")
+
+    async def test_a_list_that_breaks_off_is_no_list(self, tmp_path):
+        server = ApiServer(streams(event("ADDED", vm("a")), END), streams(event("ADDED", vm("a"))))
+        async with talking_to(server, tmp_path) as client:
+            await self.read(client)
+            with pytest.raises(ClusterUnavailable, match="before its last object"):
+                await self.read(client)
 
 
 class TestConfigure:

@@ -1,20 +1,19 @@
 """The stream of nodes and what runs on them, from lists and watches that a test orders, and from a dev cluster."""
 
-import asyncio
 from contextlib import aclosing
 
 import pytest
 
-from app.compute.kubevirt import rounds
 from app.compute.kubevirt.kinds import ALL_PODS, NODES
 from app.compute.kubevirt.nodes.inventory import NodeInventory
 from app.compute.kubevirt.nodes.watch import observe_nodes
 from app.compute.nodes import NodeChanged, NodeGone, NodesListed
-from app.compute.vms import Broken
+from app.compute.vms import Broken, Restored
 from app.domain.observation import WarmWhen
-from app.errors import ClusterForbidden, ClusterUnavailable, WatchExpired
+from app.errors import ClusterForbidden, ClusterUnavailable
 from app.ids import new_id, vm_name
 from tests.support.kubevirt_documents import SHORT
+from tests.support.scripted_source import Naps, ScriptedSource, event, soon
 
 
 def node(name="node-1", **labels):
@@ -33,125 +32,126 @@ def pod(uid="p", on="node-1", *, phase="Running", cpu="1", **labels):
     }
 
 
-class Api:
-    """Lists are what they are set to; an exception is raised in their place. Watches are fed by the test."""
+class Api(ScriptedSource):
+    """Its lists are of one page each."""
 
     def __init__(self):
-        self.lists = {NODES: [node()], ALL_PODS: []}
-        self.feeds = {NODES: asyncio.Queue(), ALL_PODS: asyncio.Queue()}
-        self.naps = []
-        self.watched = []
-
-    async def list_all(self, kind):
-        found = self.lists[kind]
-        if isinstance(found, Exception):
-            raise found
-        return found, "7"
-
-    async def watch(self, kind, version):
-        self.watched.append((kind, version))
-        while True:
-            item = await self.feeds[kind].get()
-            if isinstance(item, Exception):
-                raise item
-            yield {"type": item[0], "object": item[1]}
-
-    async def sleep(self, seconds):
-        self.naps.append(seconds)
-        await asyncio.sleep(0)
+        super().__init__({NODES: [[[node()]]], ALL_PODS: [[[]]]})
+        self.naps = Naps()
 
     def observe(self, relist_seconds=60):
-        return aclosing(observe_nodes(self.list_all, self.watch, relist_seconds=relist_seconds, sleep=self.sleep))
+        return aclosing(observe_nodes(self, relist_seconds=relist_seconds, sleep=self.naps))
 
 
 @pytest.fixture
-def api(monkeypatch):
-    monkeypatch.setattr(rounds, "_BACKOFF_BASE", 0.001)
+def api():
     return Api()
 
 
 async def test_a_list_then_each_change_as_it_comes(api):
-    api.lists[ALL_PODS] = [pod(cpu="500m", **OURS)]
+    api.lists[ALL_PODS] = [[[pod(cpu="500m", **OURS)]]]
     async with api.observe() as events:
-        listed = await anext(events)
+        listed = await soon(events)
         assert isinstance(listed, NodesListed)
         assert [(each.name, each.used, each.vms) for each in listed.nodes] == [
             ("node-1", {"cpu": 500, "pods": 1}, {"a", "i"})
         ]
-        api.feeds[ALL_PODS].put_nowait(("MODIFIED", pod(cpu="500m", **OURS, other="label")))
-        api.feeds[ALL_PODS].put_nowait(("BOOKMARK", {"metadata": {"resourceVersion": "8"}}))
-        api.feeds[ALL_PODS].put_nowait(("ADDED", pod("q", cpu="2")))
-        assert (await anext(events)).node.used == {"cpu": 2500, "pods": 2}
-        api.feeds[ALL_PODS].put_nowait(("MODIFIED", pod("q", cpu="2", phase="Succeeded")))
-        assert (await anext(events)).node.used == {"cpu": 500, "pods": 1}
-        api.feeds[ALL_PODS].put_nowait(("DELETED", pod(cpu="500m")))
-        assert (await anext(events)).node.vms == frozenset()
-        api.feeds[NODES].put_nowait(("MODIFIED", node(disk="fast")))
-        assert (await anext(events)).node.labels == {"disk": "fast"}
-        api.feeds[NODES].put_nowait(("DELETED", node()))
-        assert await anext(events) == NodeGone("node-1")
-    assert api.watched == [(NODES, "7"), (ALL_PODS, "7")]
+        await api.feed(
+            ALL_PODS,
+            event("MODIFIED", pod(cpu="500m", **OURS, other="label")),
+            event("BOOKMARK", {"metadata": {"resourceVersion": "8"}}),
+            event("ADDED", pod("q", cpu="2")),
+        )
+        assert (await soon(events)).node.used == {"cpu": 2500, "pods": 2}
+        await api.feed(ALL_PODS, event("MODIFIED", pod("q", cpu="2", phase="Succeeded")))
+        assert (await soon(events)).node.used == {"cpu": 500, "pods": 1}
+        await api.feed(ALL_PODS, event("DELETED", pod(cpu="500m")))
+        assert (await soon(events)).node.vms == frozenset()
+        await api.feed(NODES, event("MODIFIED", node(disk="fast")))
+        assert (await soon(events)).node.labels == {"disk": "fast"}
+        await api.feed(NODES, event("DELETED", node()))
+        assert await soon(events) == NodeGone("node-1")
+    assert set(api.watched) == {(NODES, "10"), (ALL_PODS, "10")}
 
 
 async def test_where_pods_may_not_be_seen_nodes_are_told_without_them(api):
-    api.lists[ALL_PODS] = ClusterForbidden("pods is forbidden")
+    api.lists[ALL_PODS] = [ClusterForbidden("pods is forbidden")]
     async with api.observe() as events:
-        listed = await anext(events)
+        listed = await soon(events)
         assert (listed.pods_hidden, listed.nodes[0].used) == ("pods is forbidden", None)
-        api.feeds[NODES].put_nowait(("ADDED", node("node-2")))
-        assert (await anext(events)).node.used is None
-    assert api.watched == [(NODES, "7")]
+        await api.feed(NODES, event("ADDED", node("node-2")))
+        assert (await soon(events)).node.used is None
+    assert api.watched == [(NODES, "10")]
+    assert set(api.naps.taken) == {60.0}
+
+
+async def test_pods_that_may_be_seen_again_are_told_without_a_restart(api):
+    api.lists[ALL_PODS] = [ClusterForbidden("pods is forbidden"), [[pod(cpu="500m")]]]
+    async with api.observe() as events:
+        found = await soon(events)
+        assert found.pods_hidden == "pods is forbidden"
+        while not isinstance(found := await soon(events), NodesListed):
+            pass
+        assert (found.pods_hidden, found.nodes[0].used) == (None, {"cpu": 500, "pods": 1})
 
 
 async def test_where_nodes_may_not_it_asks_rarely(api):
-    api.lists[NODES] = ClusterForbidden("nodes is forbidden")
+    api.lists[NODES] = [ClusterForbidden("nodes is forbidden"), [[node()]]]
     async with api.observe() as events:
-        assert await anext(events) == Broken("nodes is forbidden")
-        api.lists[NODES] = [node()]
-        assert isinstance(await anext(events), NodesListed)
-    assert api.naps == [60.0]
+        assert await soon(events) == Broken("nodes is forbidden")
+        assert await soon(events) == Restored()
+        assert isinstance(await soon(events), NodesListed)
+    assert api.naps.taken == [60.0]
 
 
 @pytest.mark.parametrize("kind", [NODES, ALL_PODS])
 async def test_a_list_that_fails_is_tried_again_soon(api, kind):
-    whole, api.lists[kind] = api.lists[kind], ClusterUnavailable("away")
+    away = ClusterUnavailable("away")
+    api.lists[kind] = [away, away, *api.lists[kind]]
     async with api.observe() as events:
-        assert await anext(events) == Broken("away")
-        assert await anext(events) == Broken("away")
-        api.lists[kind] = whole
-        assert isinstance(await anext(events), NodesListed)
-    assert all(nap < 1 for nap in api.naps)
+        assert [await soon(events) for _ in range(3)] == [Broken("away"), Broken("away"), Restored()]
+        assert isinstance(await soon(events), NodesListed)
+    assert all(nap <= 1 for nap in api.naps.taken)
 
 
-@pytest.mark.parametrize("kind", [NODES, ALL_PODS])
-async def test_a_watch_that_breaks_soon_is_told_and_begins_with_a_list(api, kind):
-    async with api.observe() as events:
-        assert isinstance(await anext(events), NodesListed)
-        api.feeds[kind].put_nowait(WatchExpired("too old"))
-        assert await anext(events) == Broken("too old")
-        api.lists[NODES] = [node("node-9")]
-        assert [each.name for each in (await anext(events)).nodes] == ["node-9"]
-
-
-async def test_each_round_ends_with_a_list(api):
+async def test_what_is_used_of_nodes_stays_known_over_a_list(api):
+    """A list of nodes says nothing of the pods, and comes while their watch goes on."""
+    api.lists[ALL_PODS] = [[[pod(cpu="500m")]]]
+    api.lists[NODES] = [[[node()]], [[node(), node("node-9")]]]
     async with api.observe(relist_seconds=0.01) as events:
-        assert [type(await anext(events)) for _ in range(3)] == [NodesListed] * 3
-    assert api.naps == []
+        first = await soon(events)
+        while len(first.nodes) == 1:
+            found = await soon(events)
+            first = found if isinstance(found, NodesListed) else first
+        assert [(each.name, each.used) for each in first.nodes] == [
+            ("node-1", {"cpu": 500, "pods": 1}),
+            ("node-9", {}),
+        ]
+    assert api.naps.taken == []
+
+
+def inventory_of(nodes, pods, namespace=""):
+    inventory = NodeInventory(namespace=namespace)
+    for each in nodes:
+        inventory.put_node(each)
+    for each in pods:
+        inventory.put_pod(each)
+    return inventory
 
 
 class TestInventory:
     def test_somebody_elses_vm_is_none_of_ours(self):
         theirs = pod(**{**OURS, "app.kubernetes.io/managed-by": "somebody"})
-        assert NodeInventory([node()], [theirs]).node("node-1").vms == frozenset()
+        assert inventory_of([node()], [theirs]).node("node-1").vms == frozenset()
 
     def test_a_pod_may_come_before_its_node(self):
-        inventory = NodeInventory([], [pod()])
+        inventory = inventory_of([], [pod()])
         assert inventory.node("node-1") is None
         inventory.put_node(node())
         assert inventory.node("node-1").used == {"cpu": 1000, "pods": 1}
 
     def test_a_pod_that_moved_leaves_its_old_node(self):
-        inventory = NodeInventory([node(), node("node-2")], [pod()])
+        inventory = inventory_of([node(), node("node-2")], [pod()])
         assert inventory.put_pod(pod(on="node-2")) == ("node-1", "node-2")
         assert inventory.node("node-1").used == {}
 
@@ -161,16 +161,16 @@ class TestInventory:
             "resources": {"requests": {"cpu": "1", "vendor.example/x": "9"}},
             "overhead": {"cpu": "250m"},
         }
-        assert NodeInventory([node()], [whole]).node("node-1").used == {"cpu": 1250, "pods": 1}
+        assert inventory_of([node()], [whole]).node("node-1").used == {"cpu": 1250, "pods": 1}
 
     def test_whole_cpus_of_guaranteed_pods_are_pinned_where_they_can_be(self):
         ours = pod(cpu="2")
         ours["status"]["qosClass"] = "Guaranteed"
         ours["spec"]["containers"].append({"resources": {"requests": {"cpu": "15m"}}})
         manager = {"kubevirt.io/cpumanager": "true"}
-        assert NodeInventory([node(**manager)], [ours]).node("node-1").pinned == 2000
-        assert NodeInventory([node()], [ours]).node("node-1").pinned == 0
-        assert NodeInventory([node(**manager)], [pod(cpu="2")]).node("node-1").pinned == 0
+        assert inventory_of([node(**manager)], [ours]).node("node-1").pinned == 2000
+        assert inventory_of([node()], [ours]).node("node-1").pinned == 0
+        assert inventory_of([node(**manager)], [pod(cpu="2")]).node("node-1").pinned == 0
 
     @pytest.mark.parametrize(
         ("term", "repels"),
@@ -186,11 +186,16 @@ class TestInventory:
         theirs["metadata"]["namespace"] = "other"
         rules = {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone", **term}]}
         theirs["spec"]["affinity"] = {"podAntiAffinity": rules}
-        inventory = NodeInventory([node()], [theirs], namespace="vms")
+        inventory = inventory_of([node()], [theirs], namespace="vms")
         assert inventory.node("node-1").repels is repels
-        assert NodeInventory([node()], [theirs], namespace="other").node("node-1").repels is True
-        inventory.put_pod(theirs, deleted=True)
+        assert inventory_of([node()], [theirs], namespace="other").node("node-1").repels is True
+        inventory.drop_pod("p")
         assert inventory.node("node-1").repels is False
+
+    def test_pods_of_one_kind_share_what_they_use(self):
+        """There are as many as VMs."""
+        inventory = inventory_of([node()], [pod(f"p-{number}", cpu="2") for number in range(3)])
+        assert len({id(each.amounts) for each in inventory._pods.values()}) == 1
 
     def test_images_are_told_by_their_shortest_names(self):
         full = node()
@@ -199,7 +204,7 @@ class TestInventory:
             {"names": []},
             {},
         ]
-        assert NodeInventory([full], []).node("node-1").images == (("a.example/b:1", 5),)
+        assert inventory_of([full], []).node("node-1").images == (("a.example/b:1", 5),)
 
 
 async def test_a_vm_of_ours_is_seen_on_its_node(gateway):
@@ -218,7 +223,7 @@ async def test_a_vm_of_ours_is_seen_on_its_node(gateway):
 
 
 async def _next(events, holds):
-    async for event in events:
-        if isinstance(event, NodeChanged) and holds(event.node):
-            return event.node
+    async for change in events:
+        if isinstance(change, NodeChanged) and holds(change.node):
+            return change.node
     raise AssertionError("the stream ended")

@@ -5,7 +5,8 @@ import copy
 import pytest
 
 from app.compute.kubevirt import labels
-from app.compute.kubevirt.client import KubeVirtClient, configure
+from app.compute.kubevirt.client import KubeVirtClient
+from app.compute.kubevirt.connection import configure
 from app.compute.kubevirt.kinds import VM_SNAPSHOTS, VMS
 from app.compute.kubevirt.snapshots import (
     KubeVirtSnapshots,

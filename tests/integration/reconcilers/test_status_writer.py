@@ -19,6 +19,7 @@ from app.store.pools import rows as pools
 from app.store.vms import rows as vms
 from tests.support import store_invariants as invariants
 from tests.support.claim_rows import bind, wait_for_vm
+from tests.support.listing import write_list
 from tests.support.rows import blocked, event_types, execute, fetch, make_pool, make_vms, scalar, state_of
 
 CRASHED = Failure("CrashLoopBackOff", "the guest does not start")
@@ -69,8 +70,7 @@ async def test_a_vm_that_is_warm_enters_the_queue_and_is_measured(db, observing)
     (vm_id,) = await make_vms(db, pool, 1, VmState.BOOTING)
     await show(db, observing, vm_id, agent_connected=False)
     assert await state_of(db, vm_id) is VmState.BOOTING
-    times = {"Scheduled": datetime.now(UTC), "Running": datetime.now(UTC)}
-    await show(db, observing, vm_id, phase_times=times, node="node-9")
+    await show(db, observing, vm_id, scheduled_at=datetime.now(UTC), running_at=datetime.now(UTC), node="node-9")
     row = (await fetch(db, "SELECT * FROM vm"))[0]
     assert (row["state"], row["node"], set(row["stages"])) == (
         "ready",
@@ -239,7 +239,7 @@ async def test_a_list_ends_what_is_missing_from_it_but_not_what_is_younger(db, o
     (going,) = await make_vms(db, pool, 1, VmState.RELEASING)
     old = [there, missing, going]
     await execute(db, "UPDATE vm SET state_since = now() - interval '10 minutes' WHERE id = ANY(:ids)", ids=old)
-    await observing.apply_list(listed(await seen(db, there)))
+    await write_list(observing, listed(await seen(db, there)))
     states = [await state_of(db, vm_id) for vm_id in (there, missing, young, going)]
     assert states == [VmState.READY, VmState.LOST, VmState.READY, VmState.DELETED]
 
@@ -247,7 +247,7 @@ async def test_a_list_ends_what_is_missing_from_it_but_not_what_is_younger(db, o
 async def test_a_list_brings_up_what_the_watch_missed(db, observing):
     pool = await make_pool(db)
     ids = await make_vms(db, pool, 3, VmState.BOOTING)
-    await observing.apply_list(listed(*[await seen(db, vm_id) for vm_id in ids]))
+    await write_list(observing, listed(*[await seen(db, vm_id) for vm_id in ids]))
     assert {await state_of(db, vm_id) for vm_id in ids} == {VmState.READY}
 
 
@@ -276,7 +276,7 @@ async def test_objects_that_no_row_knows_are_removed_once_they_are_old(db, gatew
         stranger("twin", vm_id=str(known)),
     ]
     gateway.vms = {one.name: one for one in shown}
-    await observing.apply_list(listed(*shown))
+    await write_list(observing, listed(*shown))
     assert set(gateway.called("delete")) == {leftover.name, "unknown", "no-id", "odd-id", "ageless", "twin"}
     assert set(gateway.vms) == {mine.name, "young", "going"}
     assert await state_of(db, known) is VmState.READY
@@ -284,7 +284,7 @@ async def test_objects_that_no_row_knows_are_removed_once_they_are_old(db, gatew
 
 async def test_strangers_are_left_for_later_where_the_cluster_is_away(db, gateway, observing):
     gateway.refuse("delete", ClusterUnavailable("away"))
-    await observing.apply_list(listed(stranger("a"), stranger("b")))
+    await write_list(observing, listed(stranger("a"), stranger("b")))
     assert gateway.called("delete") == ["a"]
 
 

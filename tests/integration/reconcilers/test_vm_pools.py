@@ -19,6 +19,7 @@ from app.services.pools.service import delete_pool, put_pool
 from app.store.claims.warm import WarmClaimStore
 from app.store.pools.planning import last_plan
 from tests.support import store_invariants as invariants
+from tests.support.listing import write_list
 from tests.support.patience import PATIENCE
 from tests.support.rows import execute, fetch, request, scalar, spec
 
@@ -55,7 +56,7 @@ class World:
         await VmPoolReconciler(self.db, self.gateway, self.settings).step()
 
     async def look(self):
-        await self.status_writer.apply_list(self.gateway.listed())
+        await write_list(self.status_writer, self.gateway.listed())
 
     async def remove(self):
         await execute(

@@ -20,6 +20,7 @@ from app.store.claims import rows as claims
 from app.store.database import Database
 from tests.support import store_invariants as invariants
 from tests.support.claim_services import new_claim, run_claim_service, stays_connected
+from tests.support.listing import write_list
 from tests.support.patience import PATIENCE
 from tests.support.rows import eventually, make_pool, make_vms, scalar, spec
 
@@ -77,7 +78,7 @@ async def test_every_entry_says_that_the_database_is_away_and_all_goes_on_after(
             "renew": lambda: renew_claim(db, new_id(), None),
             "release": lambda: release_claim(db, new_id()),
             "plan": lambda: plan_next_pool(db, every_seconds=1),
-            "list": lambda: observing.apply_list(gateway.listed()),
+            "list": lambda: write_list(observing, gateway.listed()),
         }
         for name, entry in entries.items():
             try:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from app.compute.kubevirt.client import KubeVirtClient, configure
+from app.compute.kubevirt.client import KubeVirtClient
+from app.compute.kubevirt.connection import configure
 from app.compute.kubevirt.gateway import connect
 from app.config import Settings
 from app.domain.vm_pools import Backing

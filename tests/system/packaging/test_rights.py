@@ -17,7 +17,7 @@ from app.compute.nodes import NodeChanged, NodeEvent, NodesListed
 from app.compute.preloads import PreloadGateway, PreloadOrder
 from app.compute.snapshots import SnapshotGateway
 from app.compute.vm_pools import VmPoolGateway, VmPoolOrder
-from app.compute.vms import Broken, Changed, Listed
+from app.compute.vms import Broken, Changed
 from app.config import Settings
 from app.devcluster import DevCluster, DevClusterConfig, Durations, Rule, Subject
 from app.domain.observation import WarmWhen
@@ -79,7 +79,6 @@ async def work(gateway: Gateway) -> None:
     vm_id = new_id()
     vm = {"name": vm_name("small", vm_id), "pool": "small", "vm_id": str(vm_id), "spec": template.spec}
     async with aclosing(gateway.observe()) as events:
-        assert isinstance(await anext(events), Listed)
         created = await gateway.create_vm(**vm)
         async for event in events:
             if isinstance(event, Broken):

@@ -84,7 +84,8 @@ def test_marks_are_read_from_what_was_seen():
         created_at=at(1),
         vmi_created_at=at(3),
         agent_at=at(38),
-        phase_times={"Scheduled": at(14), "Running": at(16)},
+        scheduled_at=at(14),
+        running_at=at(16),
     )
     assert BootMarks.of(seen, planned_at=at(0), asked_at=at(1.25), ready_at=at(40.5)) == marks(**WHOLE)
 

@@ -6,10 +6,14 @@ containers; a pod that has ended uses nothing.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
+
+import orjson
 
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.kinds import Manifest
@@ -41,20 +45,24 @@ class _Load:
 
 
 class NodeInventory:
-    """Nodes by name, and what each of their pods uses. `namespace`: where our VMs are."""
+    """Nodes by name, and what each of their pods uses, by the pod's UID. `namespace`: where our VMs are."""
 
-    def __init__(
-        self, nodes: Iterable[Manifest], pods: Iterable[Manifest], *, namespace: str = "", pods_seen: bool = True
-    ) -> None:
+    def __init__(self, *, namespace: str = "") -> None:
         self._namespace = namespace
-        self._nodes: dict[str, Manifest] = {}
+        self._nodes: dict[str, dict[str, Any]] = {}
         self._pods: dict[str, _Placed] = {}
         self._loads: dict[str, _Load] = {}
-        self._pods_seen = pods_seen
-        for node in nodes:
-            self.put_node(node)
-        for pod in pods:
-            self.put_pod(pod)
+        self.pods_hidden: str | None = None
+        """Why pods cannot be read; None if they can."""
+
+    def hide_pods(self, reason: str | None) -> bool:
+        """Pods cannot be read, or can again (None). Whether that is news."""
+        is_news = self.pods_hidden != reason
+        self.pods_hidden = reason
+        if reason is not None:
+            self._pods.clear()
+            self._loads.clear()
+        return is_news
 
     def nodes(self) -> tuple[Node, ...]:
         return tuple(node for name in sorted(self._nodes) if (node := self.node(name)) is not None)
@@ -66,7 +74,7 @@ class NodeInventory:
         load = self._loads.get(name, _Load())
         return Node(
             name=name,
-            used={key: amount for key, amount in load.used.items() if amount} if self._pods_seen else None,
+            used={key: amount for key, amount in load.used.items() if amount} if self.pods_hidden is None else None,
             pinned=load.pinned if Node("", labels=facts["labels"]).pins_cpus else 0,
             vms=frozenset(load.vms),
             repels=load.repelling > 0,
@@ -85,11 +93,16 @@ class NodeInventory:
     def drop_node(self, name: str) -> None:
         self._nodes.pop(name, None)
 
-    def put_pod(self, pod: Manifest, *, deleted: bool = False) -> tuple[str, ...]:
+    def put_pod(self, pod: Manifest) -> tuple[str, ...]:
         """Returns the names of the nodes that changed by it."""
-        uid = str(pod["metadata"]["uid"])
+        return self._replace_pod(str(pod["metadata"]["uid"]), _read_pod(pod, self._namespace))
+
+    def drop_pod(self, uid: str) -> tuple[str, ...]:
+        """Returns the names of the nodes that changed by it."""
+        return self._replace_pod(uid, None)
+
+    def _replace_pod(self, uid: str, after: _Placed | None) -> tuple[str, ...]:
         before = self._pods.get(uid)
-        after = None if deleted else _read_pod(pod, self._namespace)
         if before == after:
             return ()
         if before is not None:
@@ -150,7 +163,31 @@ def _read_pod(pod: Manifest, namespace: str) -> _Placed | None:
     found = pod["metadata"].get("labels") or {}
     ours = found.get(labels.MANAGED_BY) == labels.MANAGER
     vms = tuple(str(found[key]) for key in (labels.VM_ID, _CREATED_BY) if ours and found.get(key))
-    return _Placed(str(node), counted(_requests(spec)), _pinned(pod), vms, _repels(pod, namespace))
+    is_guaranteed = (pod.get("status") or {}).get("qosClass") == "Guaranteed"
+    amounts, pinned = _usage(_resources_in(spec))
+    return _Placed(_shared(str(node)), amounts, pinned if is_guaranteed else 0, vms, _repels(pod, namespace))
+
+
+def _resources_in(spec: Manifest) -> bytes:
+    """What counts of a pod's spec, as JSON."""
+    part: Manifest = {key: spec[key] for key in ("resources", "overhead") if spec.get(key)}
+    for key in ("containers", "initContainers"):
+        found = spec.get(key) or ()
+        part[key] = [{"restartPolicy": one.get("restartPolicy"), "resources": one.get("resources")} for one in found]
+    return orjson.dumps(part)
+
+
+@lru_cache(maxsize=1024)
+def _usage(resources: bytes) -> tuple[Mapping[str, int], int]:
+    """What a pod uses, and its exclusive CPUs if it is Guaranteed. Pods of one kind share it: there are thousands of them."""
+    spec = orjson.loads(resources)
+    return MappingProxyType(counted(_requests(spec))), _pinned(spec)
+
+
+@lru_cache(maxsize=4096)
+def _shared(name: str) -> str:
+    """Equal names as one object."""
+    return name
 
 
 def _repels(pod: Manifest, namespace: str) -> bool:
@@ -198,11 +235,8 @@ def _asked(holder: Manifest) -> Amounts:
     return amounts_of(given)
 
 
-def _pinned(pod: Manifest) -> int:
+def _pinned(spec: Manifest) -> int:
     """With a static CPU manager, containers of a Guaranteed pod have their whole CPUs to themselves (Kubernetes 1.36)."""
-    if (pod.get("status") or {}).get("qosClass") != "Guaranteed":
-        return 0
-    spec = pod.get("spec") or {}
     sidecars = [item for item in spec.get("initContainers") or () if item.get("restartPolicy") == "Always"]
     amounts = [_asked(container).get(CPU, Fraction(0)) for container in (*(spec.get("containers") or ()), *sidecars)]
     return sum(int(amount) * 1000 for amount in amounts if amount.denominator == 1)

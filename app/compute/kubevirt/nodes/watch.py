@@ -1,58 +1,67 @@
 """What happens to nodes: lists and watches of nodes and of the pods of all namespaces, put together.
 
-If we have no right to list pods, nodes are reported without what is used of them, and the list says so. If we have no right to
+If we have no right to list pods, nodes are reported without what is used of them, and the report says so. If we have no right to
 list nodes, the stream is Broken with the cluster's own message.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
+from datetime import datetime
 
 import structlog
 
 from app.compute.kubevirt.kinds import ALL_PODS, NODES, Kind, Manifest
 from app.compute.kubevirt.nodes.inventory import NodeInventory
-from app.compute.kubevirt.rounds import Round, Sleep, Watch, follow
+from app.compute.kubevirt.reflector import Sleep, Source, follow
 from app.compute.nodes import NodeChanged, NodeEvent, NodeGone, NodesListed
-from app.errors import ClusterForbidden
 
-_FORBIDDEN_SECONDS = 60.0  # rights are granted by people: asking more often helps nobody
-ListAll = Callable[[Kind], Awaitable[tuple[list[Manifest], str]]]
 _log = structlog.get_logger(__name__)
+_Told = NodesListed | NodeChanged | NodeGone
 
 
 def observe_nodes(
-    list_all: ListAll, watch: Watch, *, namespace: str = "", relist_seconds: float, sleep: Sleep = asyncio.sleep
+    source: Source,
+    *,
+    namespace: str = "",
+    relist_seconds: float,
+    turn: asyncio.Lock | None = None,
+    sleep: Sleep = asyncio.sleep,
 ) -> AsyncGenerator[NodeEvent, None]:
     """See `Gateway.observe_nodes`. `namespace`: where our VMs are."""
-
-    async def list_round() -> Round[NodesListed | NodeChanged | NodeGone]:
-        nodes, version = await list_all(NODES)
-        versions = {NODES: version}
-        pods, hidden = await _list_pods(list_all, versions)
-        inventory = NodeInventory(nodes, pods, namespace=namespace, pods_seen=hidden is None)
-
-        def apply(kind: Kind, what: str, item: Manifest) -> list[NodeChanged | NodeGone]:
-            return _apply(inventory, kind, item, deleted=what == "DELETED")
-
-        return Round([NodesListed(inventory.nodes(), hidden)], versions, apply)
-
-    return follow(list_round, watch, relist_seconds=relist_seconds, sleep=sleep, forbidden_seconds=_FORBIDDEN_SECONDS)
+    cache = NodeCache(NodeInventory(namespace=namespace))
+    kinds, relist = (NODES, ALL_PODS), relist_seconds
+    return follow(source, cache, kinds, may_hide=[ALL_PODS], relist_seconds=relist, turn=turn, sleep=sleep)
 
 
-async def _list_pods(list_all: ListAll, versions: dict[Kind, str]) -> tuple[list[Manifest], str | None]:
-    """The pods, and why they cannot be seen. Only if they can be seen, `versions` says that they are watched too."""
-    try:
-        pods, versions[ALL_PODS] = await list_all(ALL_PODS)
-    except ClusterForbidden as error:
-        _log.warning("cluster.pods_hidden", reason=error.detail)
-        return [], error.detail
-    return pods, None
+class NodeCache:
+    """Implements `reflector.Cache`."""
 
+    def __init__(self, inventory: NodeInventory) -> None:
+        self._inventory = inventory
 
-def _apply(inventory: NodeInventory, kind: Kind, item: Manifest, *, deleted: bool) -> list[NodeChanged | NodeGone]:
-    if kind == NODES and deleted:
-        name = str(item["metadata"]["name"])
-        inventory.drop_node(name)
-        return [NodeGone(name)]
-    changed = inventory.put_node(item) if kind == NODES else inventory.put_pod(item, deleted=deleted)
-    return [NodeChanged(node) for name in changed if (node := inventory.node(name)) is not None]
+    def key(self, kind: Kind, item: Manifest) -> str:
+        return str(item["metadata"]["name" if kind == NODES else "uid"])
+
+    def put(self, kind: Kind, item: Manifest) -> list[_Told]:
+        inventory = self._inventory
+        return self._changed(inventory.put_node(item) if kind == NODES else inventory.put_pod(item))
+
+    def drop(self, kind: Kind, key: str) -> list[_Told]:
+        if kind == ALL_PODS:
+            return self._changed(self._inventory.drop_pod(key))
+        self._inventory.drop_node(key)
+        return [NodeGone(key)]
+
+    def report(self, _began_at: datetime) -> NodesListed:
+        return NodesListed(self._inventory.nodes(), self._inventory.pods_hidden)
+
+    def hide(self, kind: Kind, reason: str | None) -> bool:
+        if kind != ALL_PODS:
+            return False
+        is_news = self._inventory.hide_pods(reason)
+        if is_news and reason is not None:
+            _log.warning("cluster.pods_hidden", reason=reason)
+        return is_news
+
+    def _changed(self, names: tuple[str, ...]) -> list[_Told]:
+        return [NodeChanged(node) for name in names if (node := self._inventory.node(name)) is not None]

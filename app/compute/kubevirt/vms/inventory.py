@@ -1,70 +1,94 @@
-"""Combines the watch of VMs and the watch of their VMIs into one observation of each VM. Pure."""
+"""Combines the watch of VMs and the watch of their VMIs into one observation of each VM. Pure.
 
-from collections.abc import Iterable
+Of each object the reduced form is kept, and nothing else. Observations are made from it when they are asked for.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import overload
 
-from app.compute.kubevirt.kinds import Manifest
-from app.compute.kubevirt.vms.observations import observe_vm, trim
-from app.compute.vms import Changed, Gone
+from typing_extensions import override
+
+from app.compute.kubevirt.kinds import VMS, Kind, Manifest
+from app.compute.kubevirt.vms.observations import ReducedVm, ReducedVmi, observe, reduce_vm, reduce_vmi
+from app.compute.vms import Changed, Gone, Listed
 from app.domain.observation import Observation
 
 Change = Changed | Gone
 
 
+class Observations(Sequence[Observation]):
+    """Of some VMs with their VMIs, each made when it is asked for."""
+
+    def __init__(self, vms: Sequence[ReducedVm], vmis: Sequence[ReducedVmi | None]) -> None:
+        self._vms = vms
+        self._vmis = vmis
+
+    @override
+    def __len__(self) -> int:
+        return len(self._vms)
+
+    @overload
+    def __getitem__(self, index: int) -> Observation: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Observations": ...
+
+    @override
+    def __getitem__(self, index: int | slice) -> "Observation | Observations":
+        if isinstance(index, slice):
+            return Observations(self._vms[index], self._vmis[index])
+        return observe(self._vms[index], self._vmis[index])
+
+
 @dataclass(slots=True)
 class Inventory:
-    """VMs and VMIs by name, trimmed, and the last observation of each VM."""
+    """VMs and VMIs by name. Implements `reflector.Cache`."""
 
-    _vms: dict[str, Manifest] = field(default_factory=dict)
-    _vmis: dict[str, Manifest] = field(default_factory=dict)
-    _last: dict[str, Observation] = field(default_factory=dict)
+    _vms: dict[str, ReducedVm] = field(default_factory=dict)
+    _vmis: dict[str, ReducedVmi] = field(default_factory=dict)
 
-    def replace(self, vms: Iterable[Manifest], vmis: Iterable[Manifest]) -> list[Gone]:
-        """Replaces everything by a complete list. Returns the known VMs that are not in it."""
-        before = self._last
-        self._vms = {_name(vm): trim(vm) for vm in vms}
-        self._vmis = {_name(vmi): trim(vmi) for vmi in vmis}
-        self._last = {name: observe_vm(vm, self._vmis.get(name)) for name, vm in self._vms.items()}
-        return [
-            Gone(name, old.uid)
-            for name, old in before.items()
-            if name not in self._last or self._last[name].uid != old.uid
-        ]
+    def key(self, _kind: Kind, item: Manifest) -> str:
+        """All are in one namespace."""
+        return str(item["metadata"]["name"])
 
-    def observations(self) -> tuple[Observation, ...]:
-        return tuple(self._last.values())
-
-    def apply_vm(self, kind: str, vm: Manifest) -> list[Change]:
-        """One watch event of a VM. A VM that lost our label is gone too: it is no longer ours."""
-        name = _name(vm)
-        changes: list[Change] = []
-        known = self._last.get(name)
-        uid = vm["metadata"].get("uid")
-        if known is not None and (kind == "DELETED" or known.uid != uid):
-            changes.append(Gone(name, known.uid))
-            del self._vms[name], self._last[name]
-        if kind != "DELETED":
-            self._vms[name] = trim(vm)
-            changes += self._observe(name)
-        return changes
-
-    def apply_vmi(self, kind: str, vmi: Manifest) -> list[Change]:
-        """One watch event of a VMI. It has no effect as long as its VM is unknown."""
-        name = _name(vmi)
-        if kind != "DELETED":
-            self._vmis[name] = trim(vmi)
-        elif (known := self._vmis.get(name)) is not None and known["metadata"].get("uid") == vmi["metadata"].get("uid"):
-            del self._vmis[name]
-        return self._observe(name) if name in self._vms else []
-
-    def _observe(self, name: str) -> list[Change]:
+    def put(self, kind: Kind, item: Manifest) -> list[Change]:
         """Empty if the observation is the same as before: most events change nothing that we read."""
-        observation = observe_vm(self._vms[name], self._vmis.get(name))
-        if self._last.get(name) == observation:
+        name = self.key(kind, item)
+        before = self._observe(name)
+        if kind == VMS:
+            self._vms[name] = reduce_vm(item)
+        else:
+            self._vmis[name] = reduce_vmi(item)
+        after = self._observe(name)
+        if after is None or after == before:
             return []
-        self._last[name] = observation
-        return [Changed(observation)]
+        if before is not None and before.uid != after.uid:
+            return [Gone(name, before.uid), Changed(after)]
+        return [Changed(after)]
 
+    def drop(self, kind: Kind, key: str) -> list[Change]:
+        """The object was deleted, or lost our label: then it is no longer ours."""
+        if kind == VMS:
+            gone = self._vms.pop(key, None)
+            return [Gone(key, gone.uid)] if gone is not None else []
+        before = self._observe(key)
+        self._vmis.pop(key, None)
+        after = self._observe(key)
+        return [Changed(after)] if after is not None and after != before else []
 
-def _name(item: Manifest) -> str:
-    return str(item["metadata"]["name"])
+    def report(self, began_at: datetime) -> Listed:
+        return Listed(self.observations(), began_at)
+
+    def hide(self, _kind: Kind, _reason: str | None) -> bool:
+        """Neither kind may be missing."""
+        return False
+
+    def observations(self) -> Observations:
+        """Of all VMs, as they are now."""
+        return Observations(tuple(self._vms.values()), tuple(self._vmis.get(name) for name in self._vms))
+
+    def _observe(self, name: str) -> Observation | None:
+        vm = self._vms.get(name)
+        return observe(vm, self._vmis.get(name)) if vm is not None else None

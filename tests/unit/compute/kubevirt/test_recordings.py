@@ -3,6 +3,7 @@
 import pytest
 
 from app.compute.kubevirt.errors import translate
+from app.compute.kubevirt.kinds import VMIS, VMS
 from app.compute.kubevirt.vms.inventory import Inventory
 from app.domain.observation import WarmWhen
 from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused
@@ -22,8 +23,8 @@ def follow(scenario):
                 events.append((line["at"] + event["t"], kind, event["type"], event["object"]))
     inventory = Inventory()
     for _, kind, what, item in sorted(events, key=lambda event: event[0]):
-        apply = inventory.apply_vm if kind == "VirtualMachine" else inventory.apply_vmi
-        yield from apply(what, item)
+        found = VMS if kind == "VirtualMachine" else VMIS
+        yield from inventory.drop(found, item["metadata"]["name"]) if what == "DELETED" else inventory.put(found, item)
 
 
 def test_a_lifecycle_is_cold_then_warm_then_paused_then_gone():

@@ -154,7 +154,12 @@ class Cluster:
         return [stored.obj for stored in self.store.each(resource)]
 
     def seen(self):
-        return NodeInventory(self.each(NODES), self.each(PODS)).nodes()
+        inventory = NodeInventory()
+        for node in self.each(NODES):
+            inventory.put_node(node)
+        for pod in self.each(PODS):
+            inventory.put_pod(pod)
+        return inventory.nodes()
 
     async def schedule(self, spec, count):
         """How many of so many VMs get a node."""

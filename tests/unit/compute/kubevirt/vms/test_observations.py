@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 import pytest
 
 from app.compute.kubevirt import labels
-from app.compute.kubevirt.vms.observations import observe_vm, trim
+from app.compute.kubevirt.vms.observations import observe_vm, reduce_vm, reduce_vmi
 from app.domain.observation import Failure, WarmWhen
 from tests.support.kubevirt_documents import CLAIM_ID, VM_ID, uid_of, vm, vmi
 
@@ -20,7 +20,7 @@ def false(kind, reason, message):
 
 def test_a_warm_vm_is_told_whole():
     times = [
-        {"phase": "Pending", "phaseTransitionTimestamp": "2026-11-23T04:06:22Z"},
+        {"phase": "Scheduled", "phaseTransitionTimestamp": "2026-11-23T04:06:22Z"},
         {"phase": "Running", "phaseTransitionTimestamp": "2026-11-23T04:06:24Z"},
     ]
     seen = observe_vm(vm(status={"printableStatus": "Running"}), vmi(status={"phaseTransitionTimestamps": times}))
@@ -29,10 +29,8 @@ def test_a_warm_vm_is_told_whole():
     assert seen.created_at == datetime(2026, 11, 23, 4, 6, 22, tzinfo=UTC)
     assert (seen.phase, seen.vmi_uid) == ("Running", uid_of("vm-1-vmi"))
     assert (seen.node, seen.addresses) == ("node1", ("10.244.0.2",))
-    assert seen.phase_times == {
-        "Pending": datetime(2026, 11, 23, 4, 6, 22, tzinfo=UTC),
-        "Running": datetime(2026, 11, 23, 4, 6, 24, tzinfo=UTC),
-    }
+    assert seen.scheduled_at == datetime(2026, 11, 23, 4, 6, 22, tzinfo=UTC)
+    assert seen.running_at == datetime(2026, 11, 23, 4, 6, 24, tzinfo=UTC)
     assert seen.failure is None
     assert all(seen.is_warm(when) for when in WarmWhen)
 
@@ -224,12 +222,33 @@ def test_a_failed_instance_that_is_being_replaced_no_longer_counts():
     assert observe_vm(vm(status={"printableStatus": "Stopped"}), going).failure is None
 
 
-@pytest.mark.parametrize("case", list(FAILURES))
-def test_trimmed_objects_are_observed_alike(case):
-    vm_status, vmi_status, _ = FAILURES[case]
-    whole, instance = vm(status=vm_status), vmi(status=vmi_status or {})
-    assert observe_vm(trim(whole), trim(instance)) == observe_vm(whole, instance)
-    assert "spec" not in trim(whole)
+def test_nothing_of_an_object_as_the_cluster_sent_it_is_kept():
+    """What is kept of thousands of VMs: texts, times and failures, and none of the parts of their JSON."""
+
+    def parts(document):
+        yield id(document)
+        for part in document.values() if isinstance(document, dict) else document:
+            if isinstance(part, dict | list):
+                yield from parts(part)
+
+    whole, instance = (
+        vm(status=FAILURES["no room"][0]),
+        vmi(status=FAILURES["no room"][1]),
+    )
+    kept = [
+        getattr(reduced, name)
+        for reduced in (reduce_vm(whole), reduce_vmi(instance))
+        for name in type(reduced).__slots__
+    ]
+    assert not {id(value) for value in kept} & {*parts(whole), *parts(instance)}
+    assert {type(value) for value in kept} == {str, bool, tuple, datetime, Failure, type(None)}
+
+
+def test_texts_that_many_vms_have_are_kept_once():
+    nodes = [str(b"node-1", "ascii") for _ in range(2)]
+    assert nodes[0] is not nodes[1]
+    first, second = (reduce_vmi(vmi(status={"nodeName": node})) for node in nodes)
+    assert first.node is second.node
 
 
 @pytest.mark.parametrize(
