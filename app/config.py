@@ -12,6 +12,8 @@ MAX_POOL_SIZE = 10_000
 MAX_LEASE_SECONDS = 30 * 24 * 3600
 MAX_WAIT_SECONDS = 60
 MAX_BATCH = 100
+MAX_VMS = 100_000
+MAX_AGE_SECONDS = 10 * 365 * 24 * 3600
 _SECRETS: Final = ("database_url", "api_token")
 """Each can be given as a file too: `<name>_file`."""
 

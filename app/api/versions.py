@@ -11,10 +11,11 @@ from app.services.writes import IfMatch
 IfMatchHeader = Annotated[
     str | None,
     Header(
+        max_length=1024,
         description=(
             "Change the resource only if this is its `ETag`; otherwise the answer is 412, and nothing is changed. `*`: only if it "
             "exists."
-        )
+        ),
     ),
 ]
 """As the type of a route's parameter `if_match`."""

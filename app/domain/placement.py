@@ -23,7 +23,11 @@ PATTERNS_IN_WORDS = {
 _WORDS = ("spread", "pack")
 _HOW_TO_PREFER = 'say one of them: {"zone": ...}, {"node": ...}, {"spread": true} or {"pack": true}'
 Flag = Annotated[bool, Strict()]
-LabelValue = Annotated[str, Field(pattern=_LABEL_VALUE)]
+LabelValue = Annotated[str, Field(pattern=_LABEL_VALUE, max_length=63)]
+NodeSelector = Annotated[dict[Annotated[str, Field(min_length=1, max_length=317)], LabelValue], Field(max_length=32)]
+"""A label's name has up to 317 characters: a domain of 253, a slash, and 63."""
+Toleration = Annotated[dict[str, Any], Field(max_length=8)]
+Tolerations = Annotated[list[Toleration], Field(max_length=32)]
 
 
 class PageSize(StrEnum):
@@ -62,16 +66,12 @@ class Placement(BaseModel):
     hugepages: PageSize | None = Field(
         default=None, description="Back the guest's memory with huge pages of this size."
     )
-    cpu_model: Annotated[str, Field(pattern=_NAME)] | None = Field(
+    cpu_model: Annotated[str, Field(pattern=_NAME, max_length=253)] | None = Field(
         default=None, description="CPU model that the node must support.", examples=["Skylake-Server"]
     )
-    node_selector: dict[Annotated[str, Field(min_length=1, max_length=317)], LabelValue] = Field(
-        default_factory=dict, max_length=32, description="Labels that the node must have."
-    )
-    affinity: dict[str, Any] | None = Field(default=None, description="Same as `spec.affinity` of a pod.")
-    tolerations: list[dict[str, Any]] = Field(
-        default_factory=list, max_length=32, description="Same as `spec.tolerations` of a pod."
-    )
+    node_selector: NodeSelector = Field(default_factory=dict, description="Labels that the node must have.")
+    affinity: dict[str, Any] | None = Field(default=None, max_length=8, description="Same as `spec.affinity` of a pod.")
+    tolerations: Tolerations = Field(default_factory=list, description="Same as `spec.tolerations` of a pod.")
     spread: Spread | None = Field(
         default=None,
         description=(

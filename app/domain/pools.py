@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator, model_validator
 
-from app.config import MAX_LEASE_SECONDS, MAX_POOL_SIZE
+from app.config import MAX_AGE_SECONDS, MAX_LEASE_SECONDS, MAX_POOL_SIZE, MAX_VMS
 from app.domain.fields import model_of
 from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
@@ -24,6 +24,8 @@ PATTERNS_IN_WORDS = {
 Count = Annotated[int, Strict()]
 """A whole number as such: `true` and `"3"` are none."""
 _NOT_MEASURED = BootTimes()
+Template = Annotated[dict[str, Any], Field(max_length=64)]
+"""Of the fields of its top level. As a whole it is bounded by the bytes and the values of a body."""
 PoolName = Annotated[str, Field(pattern=POOL_NAME_PATTERN, max_length=63, examples=["fast-start-pool"])]
 
 
@@ -59,7 +61,7 @@ class PoolSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: Count = Field(ge=0, le=MAX_POOL_SIZE, description="Number of VMs to keep ready.", examples=[10])
-    template: dict[str, Any] = Field(
+    template: Template = Field(
         description=(
             "The VM: a KubeVirt template as in a VirtualMachine's `spec.template` (`{spec: {domain, volumes}}`), a whole "
             "VirtualMachine `spec`, or the short form `{image, cpu, memory, disk}`."
@@ -89,6 +91,7 @@ class PoolSpec(BaseModel):
     min_available: Count = Field(
         default=0,
         ge=0,
+        le=MAX_POOL_SIZE,
         description=(
             "With fewer ready VMs the pool is `degraded`. The service never removes a ready VM if that leaves fewer."
         ),
@@ -99,13 +102,17 @@ class PoolSpec(BaseModel):
     max_vms: Count | None = Field(
         default=None,
         ge=0,
+        le=MAX_VMS,
         description=(
             "Maximum number of VMs, warm and claimed together. Default: no limit. The check for room on the nodes considers "
             "`size` only; if claimed VMs use all the room, the pool refills when one is released."
         ),
     )
     max_ready_age_seconds: Count | None = Field(
-        default=None, ge=60, description="Replace ready VMs that are older than this. Default: never."
+        default=None,
+        ge=60,
+        le=MAX_AGE_SECONDS,
+        description="Replace ready VMs that are older than this. Default: never.",
     )
     max_concurrent_creates: Count = Field(
         default=10, ge=1, le=500, description="Maximum number of VMs being created at the same time."

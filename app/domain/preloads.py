@@ -14,7 +14,9 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from app.config import MAX_AGE_SECONDS
 from app.domain.paths import FromVolume, ImageKind, ImageRef, SnapshotDisk
+from app.domain.placement import NodeSelector, Tolerations
 from app.domain.pools import Count
 from app.domain.schedules import check_schedule
 
@@ -36,7 +38,7 @@ PATTERNS_IN_WORDS = {
 }
 """The message for each pattern that does not match."""
 Policy = Literal["Always", "IfNotPresent", "Never"]
-ObjectName = Annotated[str, Field(pattern=_OBJECT)]
+ObjectName = Annotated[str, Field(pattern=_OBJECT, max_length=253)]
 OptionalName = Annotated[ObjectName | None, BeforeValidator(lambda value: None if value == "" else value)]
 """As for CDI, an empty name is none."""
 
@@ -55,7 +57,7 @@ class HttpSource(_Source):
     url: Annotated[str, Field(pattern=_WEB, max_length=2048, examples=["https://example.com/vm-images/ubuntu.qcow2"])]
     secret_ref: OptionalName = Field(default=None, description="Secret with `accessKeyId` and `secretKey`.")
     cert_config_map: OptionalName = Field(default=None, description="ConfigMap with the CA certificate of the server.")
-    extra_headers: list[str] = Field(default_factory=list, max_length=32)
+    extra_headers: list[Annotated[str, Field(max_length=4096)]] = Field(default_factory=list, max_length=32)
     secret_extra_headers: list[ObjectName] = Field(default_factory=list, max_length=32)
     checksum: str | None = Field(default=None, max_length=256, description="Such as `sha256:...`; CDI checks it.")
 
@@ -184,19 +186,18 @@ class PreloadSpec(BaseModel):
     keep: Count | None = Field(
         default=None, ge=1, le=20, description="Number of imports of a schedule to keep. Default: 3, from CDI."
     )
-    node_selector: dict[str, str] | None = Field(
+    node_selector: NodeSelector | None = Field(
         default=None,
         description="Container images: labels of the nodes to pull onto. Default: all nodes that KubeVirt can use.",
     )
-    tolerations: list[dict[str, Any]] = Field(
-        default_factory=list, max_length=32, description="Container images: node taints to tolerate."
-    )
+    tolerations: Tolerations = Field(default_factory=list, description="Container images: node taints to tolerate.")
     pull_secret: OptionalName = Field(
         default=None, description="Container images: Secret with the credentials of the registry."
     )
     ttl_seconds: Count | None = Field(
         default=None,
         ge=60,
+        le=MAX_AGE_SECONDS,
         description="Delete after this many unused seconds. Default: never, except preloads created by `remember`.",
     )
 

@@ -8,12 +8,10 @@ from app.domain.pools import PATTERNS_IN_WORDS as POOLS
 from app.domain.preloads import PATTERNS_IN_WORDS as PRELOADS
 from app.errors import shorten
 
-NO_NUL: Final = r"^[^\x00]*$"
 PATTERNS_IN_WORDS: Final = {
     **PLACEMENTS,
     **POOLS,
     **PRELOADS,
-    NO_NUL: "must not contain a NUL character",
 }
 """The message for each pattern that does not match. A pattern is no sentence: nobody is shown one."""
 _OWN_WORDS: Final = frozenset({"value_error", "assertion_error"})

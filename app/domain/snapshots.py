@@ -30,7 +30,9 @@ _SPARE_SECONDS = 60
 _RETRY_BASE_SECONDS = 30.0
 _RETRY_CAP_SECONDS = 3600.0
 
-VmName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$", examples=["ubuntu-template"])]
+VmName = Annotated[
+    str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$", max_length=253, examples=["ubuntu-template"])
+]
 
 
 class Quiesce(StrEnum):

@@ -146,6 +146,42 @@ async def test_the_page_needs_nothing_that_is_not_served_here():
         assert not re.findall(r"url\(\s*[\"']?(?:https?:)?//", style)
 
 
+@every_operation
+def test_whatever_a_request_holds_has_an_end(at, operation):
+    schemas = [(parameter["name"], parameter["schema"]) for parameter in operation.get("parameters", [])]
+    if at != "POST /v1/manifests":  # its documents are bounded by their number, their values and the bytes of the body
+        content = operation.get("requestBody", {}).get("content", {})
+        schemas += [("", media["schema"]) for media in content.values()]
+    assert [place for name, schema in schemas for place in _endless(schema, name)] == []
+
+
+def _endless(schema, place):
+    """The places below a schema whose text, lists, maps or numbers may be as large as one likes."""
+    if "$ref" in schema:
+        yield from _endless(DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]], place)
+    for choice in schema.get("anyOf", ()):
+        yield from _endless({**choice, **{key: schema[key] for key in schema.keys() & _ENDS}}, place)
+    kind = schema.get("type")
+    if kind in _BOUNDS and not schema.keys() & _BOUNDS[kind] and "format" not in schema:
+        yield f"{place}: {kind}"
+    if "items" in schema:
+        yield from _endless(schema["items"], f"{place}[]")
+    for name, below in schema.get("properties", {}).items():
+        yield from _endless(below, f"{place}.{name}")
+    if isinstance(more := schema.get("additionalProperties"), dict):
+        yield from _endless(more, f"{place}.*")
+
+
+_BOUNDS = {
+    "string": {"maxLength", "enum", "const"},
+    "array": {"maxItems"},
+    "object": {"maxProperties", "properties"},
+    "integer": {"maximum", "exclusiveMaximum"},
+    "number": {"maximum", "exclusiveMaximum"},
+}
+_ENDS = set.union(*_BOUNDS.values()) - {"properties"}
+
+
 def _examples(media):
     if "example" in media:
         yield media["example"]

@@ -33,10 +33,12 @@ async def list_claims(
     svc: Svc,
     limit: Limit = 100,
     after: After = None,
-    pool: Annotated[str | None, Query(description="Only claims of this pool.")] = None,
+    pool: Annotated[str | None, Query(max_length=63, description="Only claims of this pool.")] = None,
     state: Annotated[ClaimState | None, Query(description="Only claims in this state.")] = None,
-    label: Annotated[str | None, Query(description="Only claims with this label.", examples=["job=ci-4711"])] = None,
-    shape: Annotated[str | None, Query(description="Only claims of this shape.")] = None,
+    label: Annotated[
+        str | None, Query(max_length=319, description="Only claims with this label.", examples=["job=ci-4711"])
+    ] = None,
+    shape: Annotated[str | None, Query(max_length=200, description="Only claims of this shape.")] = None,
 ) -> Page[ClaimView]:
     """Filters can be combined. Ended claims are kept for `EMBERPOOL_HISTORY_DAYS`."""
     async with svc.db.begin() as tx:

@@ -11,14 +11,13 @@ from app.config import MAX_BATCH, MAX_LEASE_SECONDS, MAX_WAIT_SECONDS
 from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
 from app.domain.placement import Placement, Prefer
-from app.domain.pools import Count, PoolName, StartFrom
-from app.domain.sentences import NO_NUL
+from app.domain.pools import Count, PoolName, StartFrom, Template
 from app.domain.states import ClaimState
 from app.domain.statistics import WaitEstimate
 from app.store.rows import ClaimRow
 
-Label = Annotated[str, Field(max_length=255, pattern=NO_NUL)]
-LabelName = Annotated[str, Field(min_length=1, max_length=63, pattern=NO_NUL)]
+Label = Annotated[str, Field(max_length=255)]
+LabelName = Annotated[str, Field(min_length=1, max_length=63)]
 
 
 class _Body(BaseModel):
@@ -46,7 +45,7 @@ class ClaimBody(_Body):
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["pool"]}, {"required": ["vm"]}]})
 
     pool: PoolName | None = Field(default=None, description="Claim from this pool. Give either `pool` or `vm`.")
-    vm: dict[str, Any] | None = Field(
+    vm: Template | None = Field(
         default=None,
         description=(
             "The VM, in any form that a pool's `template` may have. A pool with the same shape serves the claim warm; otherwise "
@@ -88,7 +87,9 @@ class ClaimBody(_Body):
         ),
     )
     namespace: str | None = Field(
-        default=None, description="With `vm`: the namespace that the service works in; any other is refused."
+        default=None,
+        max_length=63,
+        description="With `vm`: the namespace that the service works in; any other is refused.",
     )
     prefer: Prefer | None = Field(
         default=None, description="Which warm VM to prefer, among those that have been ready longest."

@@ -40,13 +40,14 @@ async def list_events(
     after: Annotated[
         str | None,
         Query(
+            max_length=64,
             description=(
                 "`next` of the previous page, or the `cursor` of any event. The page continues from there in its order. A stream "
                 "without it starts with the next event."
-            )
+            ),
         ),
     ] = None,
-    pool: Annotated[str | None, Query(description="Only events of this pool.")] = None,
+    pool: Annotated[str | None, Query(max_length=63, description="Only events of this pool.")] = None,
     kind: Annotated[
         Literal["pool", "vm", "claim", "snapshot", "preload"] | None,
         Query(description="Only events of this kind of object."),
@@ -56,7 +57,7 @@ async def list_events(
         Query(description="Which events come first on a page. A stream is always in the order of the events."),
     ] = "oldest",
     last_event_id: Annotated[
-        str | None, Header(description="Cursor of the last event received, to resume a stream.")
+        str | None, Header(max_length=64, description="Cursor of the last event received, to resume a stream.")
     ] = None,
 ) -> Response:
     """Oldest first: `next` of the last page is where the next request, or a stream, continues. With `order=newest` the last events

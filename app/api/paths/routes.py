@@ -11,7 +11,6 @@ from app.api.pages import After, Page, cut, decode
 from app.api.paths.schemas import PathView
 from app.api.problems import responses
 from app.domain.paths import StartPath
-from app.domain.sentences import NO_NUL
 from app.domain.statistics import BootTimes
 from app.store import path_times as paths
 from app.store.path_times import PathTimes
@@ -31,7 +30,7 @@ async def list_paths(
     svc: Svc,
     limit: Annotated[int, Query(ge=1, le=_MAX_SHAPES, description="Maximum number of shapes.")] = 20,
     after: After = None,
-    shape: Annotated[str | None, Query(description="Only this shape.", max_length=200, pattern=NO_NUL)] = None,
+    shape: Annotated[str | None, Query(description="Only this shape.", max_length=200)] = None,
     path: Annotated[StartPath | None, Query(description="Only this path.")] = None,
 ) -> Page[PathView]:
     """Measured from the last starts and claims on this cluster. If nothing was measured, the figures are null and `basis` says so.

@@ -10,7 +10,7 @@ from app.config import MAX_POOL_SIZE
 from app.domain.capacity import NodeFit
 from app.domain.nodes import CPU, HUGEPAGES, MEMORY, PODS, Demand
 from app.domain.placement import Placement
-from app.domain.pools import Count, PoolName
+from app.domain.pools import Count, PoolName, Template
 from app.lifecycle.placement import Answer
 
 
@@ -23,10 +23,10 @@ class CheckBody(BaseModel):
         json_schema_extra={"oneOf": [{"required": ["template"]}, {"required": ["vm"]}, {"required": ["pool"]}]},
     )
 
-    template: dict[str, Any] | None = Field(
+    template: Template | None = Field(
         default=None, description="The VM, in any form that the template of a pool can have."
     )
-    vm: dict[str, Any] | None = Field(default=None, description="Same as `template`.")
+    vm: Template | None = Field(default=None, description="Same as `template`.")
     pool: PoolName | None = Field(default=None, description="Check VMs of this pool.")
     placement: Placement | None = Field(
         default=None, description="Placement of the VM. Not with `pool`, which has its own."

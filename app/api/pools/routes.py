@@ -74,11 +74,15 @@ async def put_pool(
             PoolNotFound, TemplateRefused, Unschedulable, PoolBeingDeleted, PreconditionFailed, *CLUSTER_ERRORS
         ),
     },
-    openapi_extra={"requestBody": {"content": {_MERGE_PATCH: {"schema": {"type": "object", "title": "Patch"}}}}},
+    openapi_extra={
+        "requestBody": {
+            "content": {_MERGE_PATCH: {"schema": {"type": "object", "title": "Patch", "maxProperties": 64}}}
+        }
+    },
 )
 async def patch_pool(
     name: Name,
-    patch: Annotated[dict[str, Any], Body(description="The fields of the pool's `spec` to change.")],
+    patch: Annotated[dict[str, Any], Body(max_length=64, description="The fields of the pool's `spec` to change.")],
     svc: Svc,
     response: Response,
     if_match: IfMatchHeader = None,

@@ -109,7 +109,7 @@ class ImportBody(BaseModel):
         min_length=1, max_length=253, description="Name of the VirtualMachinePool.", examples=["web-servers"]
     )
     namespace: str | None = Field(
-        default=None, description="The namespace that the service works in; any other is refused."
+        default=None, max_length=63, description="The namespace that the service works in; any other is refused."
     )
     name: PoolName | None = Field(
         default=None, description="Name of the new pool. Default: the name of the VirtualMachinePool."

@@ -33,7 +33,7 @@ async def list_vms(
     *,
     limit: Limit = 100,
     after: After = None,
-    pool: Annotated[str | None, Query(description="Only VMs of this pool.")] = None,
+    pool: Annotated[str | None, Query(max_length=63, description="Only VMs of this pool.")] = None,
     state: Annotated[VmState | None, Query(description="Only VMs in this state.")] = None,
     ended: Annotated[bool, Query(description="Include VMs that are deleted or lost.")] = False,
 ) -> Page[VmView]:
