@@ -41,3 +41,8 @@ class Exclusive:
     field: str
     message: str
     volume: str | None = None
+
+    @property
+    def name(self) -> str:
+        """In the cluster."""
+        return self.key.rpartition(" ")[2]

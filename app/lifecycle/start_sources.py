@@ -6,7 +6,7 @@ from datetime import datetime
 from app.compute.vms import VmTemplate
 from app.domain.paths import ImageRef, Start, StartPath
 from app.domain.pools import StartFrom
-from app.errors import FieldProblem, InvalidRequest
+from app.errors import FieldProblem, InvalidRequest, TemplateRefused
 from app.store.database import Tx
 from app.store.preloads import sources as preloads
 from app.store.snapshots import rows as snapshot_rows
@@ -82,6 +82,19 @@ async def require_use(tx: Tx, start_from: StartFrom | None, template: VmTemplate
     image = await preloads.lock(tx, start_from.preload)
     if image is not None:
         refuse_other_image(start_from.preload, image, template)
+
+
+async def refuse_preloaded_disk(tx: Tx, template: VmTemplate) -> None:
+    """Raises TemplateRefused if a VM of the template would write to the volume that a preload's VMs are cloned from."""
+    disks = {each.name: each.field for each in template.exclusives if each.volume is not None}
+    found = await preloads.on_claims(tx, list(disks)) if disks else None
+    if found is not None:
+        preload, claim = found
+        raise TemplateRefused.of_field(
+            disks[claim],
+            f"PersistentVolumeClaim {claim} holds the image of preload {preload!r}, and a VM would change it: start from the "
+            f'preload with {{"start_from": {{"preload": "{preload}"}}}}, and leave this disk out',
+        )
 
 
 def refuse_lossy_start(start_from: StartFrom | None, template: VmTemplate) -> None:

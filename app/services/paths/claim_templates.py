@@ -31,7 +31,7 @@ class ClaimTemplates:
             try:
                 template = self._gateway.expand(request.vm, request.warm_when, placement, diskless=diskless)
             except TemplateRefused as error:
-                raise _as_vm(error) from error
+                raise as_vm(error) from error
             if len(self._expanded) >= _CACHE_SIZE:
                 self._expanded.clear()
             self._expanded[key] = template
@@ -49,13 +49,13 @@ class ClaimTemplates:
         try:
             await self._gateway.check(template)
         except TemplateRefused as error:
-            raise _as_vm(error) from error
+            raise as_vm(error) from error
         if len(self._checked) >= _CACHE_SIZE:
             self._checked.clear()
         self._checked[template.fingerprint] = now + _CHECKED_SECONDS
 
 
-def _as_vm(error: TemplateRefused) -> TemplateRefused:
+def as_vm(error: TemplateRefused) -> TemplateRefused:
     """A refusal of a pool's template, reworded for the claim's field `vm`."""
     problems = [FieldProblem(re.sub(r"^template\b", "vm", each.field), each.message) for each in error.problems]
     return TemplateRefused(re.sub(r"\btemplate(?=\.\w|:|\[)", "vm", error.detail), problems=problems)

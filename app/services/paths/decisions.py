@@ -6,16 +6,19 @@ from datetime import datetime
 from typing import NamedTuple
 
 from app.compute.gateway import Gateway
+from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.claims import DescribedClaimRequest
 from app.domain.path_selection import Choice, NoChoice, Record, choose
 from app.domain.paths import StartPath
 from app.domain.pools import PoolSpec, StartFrom
-from app.errors import DeadlineTooShort, NoPath
+from app.errors import DeadlineTooShort, NoPath, TemplateRefused
 from app.lifecycle.on_demand_pools import on_demand_name, on_demand_spec, start_of
 from app.lifecycle.path_options import VmTerms, read_options
 from app.lifecycle.placement import require_fit
+from app.lifecycle.start_sources import refuse_preloaded_disk
 from app.services.claims.queue import ChosenPath
+from app.services.paths.claim_templates import as_vm
 from app.services.single_flight import SingleFlight
 from app.store.claims.rows import StoredChoice
 from app.store.database import Database, Tx
@@ -109,7 +112,7 @@ class Decisions:
         self._turn = asyncio.Semaphore(_DECISIONS_AT_ONCE)
 
     async def get(self, wanted: Wanted) -> Decision:
-        """Raises NoPath, DeadlineTooShort, Unschedulable, DatabaseUnavailable."""
+        """Raises TemplateRefused, NoPath, DeadlineTooShort, Unschedulable, DatabaseUnavailable."""
         return await self._shared.get(wanted.question)
 
     async def get_fresh(self, wanted: Wanted) -> Decision:
@@ -122,8 +125,10 @@ class Decisions:
             return await self.decide(tx, question.wanted)
 
     async def decide(self, tx: Tx, wanted: Wanted) -> Decision:
-        """Raises NoPath, DeadlineTooShort, Unschedulable."""
+        """Raises TemplateRefused, NoPath, DeadlineTooShort, Unschedulable."""
         request = wanted.request
+        if request.start_from is None:
+            await _refuse_preloaded_disk(tx, wanted.terms.template)
         choice = choose(await read_options(tx, wanted.terms, self._settings), wanted.allowed, request.deadline_seconds)
         if isinstance(choice, NoChoice):
             raise _refusal(choice, request.deadline_seconds)
@@ -139,6 +144,13 @@ class Decisions:
         """Raises Unschedulable."""
         if not wanted.request.allow_unschedulable:
             await require_fit(tx, self._gateway.demand(wanted.terms.template.spec), of_pool=False)
+
+
+async def _refuse_preloaded_disk(tx: Tx, template: VmTemplate) -> None:
+    try:
+        await refuse_preloaded_disk(tx, template)
+    except TemplateRefused as error:
+        raise as_vm(error) from error
 
 
 def _refusal(choice: NoChoice, deadline_seconds: float | None) -> NoPath | DeadlineTooShort:

@@ -31,6 +31,10 @@ _UNDER_WAY = text("""
       AND p.state IN ('planned', 'importing', 'pulling') ORDER BY p.created_at
 """)
 _READY_AT = text("SELECT ready_at FROM preload WHERE name = :name AND deleting_at IS NULL AND deleted_at IS NULL")
+_ON_CLAIMS = text("""
+    SELECT name, status->'volume'->>'claim' AS claim FROM preload
+    WHERE deleted_at IS NULL AND status->'volume'->>'claim' = ANY(CAST(:claims AS text[])) ORDER BY name LIMIT 1
+""")
 _LOCK = text("""
     SELECT image_kind, image FROM preload WHERE name = :name AND deleting_at IS NULL AND deleted_at IS NULL FOR SHARE
 """)
@@ -94,6 +98,12 @@ async def ready_at(tx: Tx, name: str) -> datetime | None:
     """When the present volume or image became ready. None: VMs cannot start from it."""
     found: datetime | None = (await run(tx, _READY_AT, name=name)).scalar()
     return found
+
+
+async def on_claims(tx: Tx, claims: Sequence[str]) -> tuple[str, str] | None:
+    """A preload whose image is on one of these PersistentVolumeClaims, and that claim; None: there is no such preload."""
+    row = (await run(tx, _ON_CLAIMS, claims=list(claims))).first()
+    return (row.name, row.claim) if row is not None else None
 
 
 async def lock(tx: Tx, name: str) -> ImageRef | None:

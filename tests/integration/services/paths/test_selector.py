@@ -443,3 +443,15 @@ async def test_a_disk_that_exists_once_is_not_replaced_by_a_copy_unasked(db, pro
     assert answer.claim.choice["path"] == "cold"
     assert why_not(answer, "pool") == "the VMs of pool 'web' have a copy of PersistentVolumeClaim data"
     assert "a VM from a snapshot has a copy" in why_not(answer, "snapshot")
+
+
+async def test_a_vm_that_would_write_to_the_volume_of_a_preload_is_refused(db, process, gateway, monkeypatch):
+    disk = Exclusive("PersistentVolumeClaim debian", "template.volumes[0]", "it exists once", "root")
+    expand = gateway.expand
+    monkeypatch.setattr(gateway, "expand", lambda *given, **more: replace(expand(*given, **more), exclusives=(disk,)))
+    await make_preload(db, "debian")
+    assert (await process.claim()).claim.choice["path"] == "preload"  # its image is on the nodes, and it has no volume
+    await execute(db, """UPDATE preload SET status = '{"volume": {"claim": "debian"}}'""")
+    with pytest.raises(TemplateRefused, match="holds the image of preload 'debian'") as refused:
+        await process.claim()
+    assert refused.value.problems[0].field == "vm.volumes[0]"
