@@ -13,6 +13,7 @@ from app.errors import DatabaseUnavailable
 from app.store import leases
 from app.store import migrations as migrating
 from app.store import watch_state as watches
+from app.store.pools import put_off
 from app.store.watch_state import WatchState
 
 router = APIRouter(tags=["health"])
@@ -40,6 +41,7 @@ class Readiness(BaseModel):
     migrations: Check
     background: Check
     cluster_watch: Check
+    creates: Check = Field(description="Whether the cluster takes VMs: not ok while no create of any pool succeeds.")
 
 
 @router.get(
@@ -57,7 +59,7 @@ async def get_health() -> Live:
     "/readyz",
     operation_id="getReadiness",
     summary="Check whether the process can serve requests",
-    response_description="The process can serve requests; `degraded` means that the cluster is not being observed",
+    response_description="The process can serve requests; `degraded` means that the cluster is not observed, or takes no VMs",
     responses={503: {"model": Readiness, "description": "The database is not available or not migrated"}},
 )
 async def get_readiness(svc: Svc, response: Response) -> Readiness:
@@ -69,6 +71,7 @@ async def get_readiness(svc: Svc, response: Response) -> Readiness:
         async with svc.probe.begin() as tx:
             schema = await migrating.read_schema(tx)
             watch = await watches.get(tx, watches.VMS) if schema.revision is not None else None
+            off = await put_off.of_all(tx) if schema.problem() is None else None
             if schema.revision is not None:
                 await leases.try_write(tx)
     except DatabaseUnavailable as error:
@@ -76,7 +79,12 @@ async def get_readiness(svc: Svc, response: Response) -> Readiness:
         unavailable = Check(ok=False, detail=error.detail)
         unknown = Check(ok=False, detail="unknown while the database is not available")
         return Readiness(
-            status="unready", database=unavailable, migrations=unknown, background=background, cluster_watch=unknown
+            status="unready",
+            database=unavailable,
+            migrations=unknown,
+            background=background,
+            cluster_watch=unknown,
+            creates=unknown,
         )
     problem = schema.problem()
     migrations = Check(
@@ -87,13 +95,14 @@ async def get_readiness(svc: Svc, response: Response) -> Readiness:
         response.status_code = 503
     status: Literal["ready", "degraded", "unready"] = "unready"
     if migrations.ok:
-        status = "ready" if cluster.ok and background.ok else "degraded"
+        status = "ready" if cluster.ok and background.ok and off is None else "degraded"
     return Readiness(
         status=status,
         database=Check(ok=True, detail="can be read and written"),
         migrations=migrations,
         background=background,
         cluster_watch=cluster,
+        creates=Check(ok=off is None, detail=str(off or "nothing puts them off")),
     )
 
 
@@ -123,6 +132,9 @@ def _judge_background(parts: Sequence[PartHealth]) -> Check:
 
 def _judge_watch(watch: WatchState | None, relist_seconds: float) -> Check:
     if watch is None or watch.list_age_seconds is None:
+        why = watch.broken_reason if watch is not None else None
+        if why is not None:
+            return Check(ok=False, detail=f"the cluster has never been listed: {why}")
         return Check(ok=False, detail="the cluster has not been listed yet; check that a worker is running")
     age = round(watch.list_age_seconds, 1)
     if watch.broken_since is not None:

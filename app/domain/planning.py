@@ -14,7 +14,8 @@ The rules, strongest first:
    timeout. Existing VMs are not affected, but if the nodes are full, stale VMs make room one by one.
 7. A VM on a node that is going (see `domain.nodes`) is handed out after all others. It is removed once a VM elsewhere is ready,
    and never before: it still works. If the node stays after all, so do its VMs.
-8. Where a VM is to be replaced and cannot be, the plan says why, and what would help.
+8. While the cluster takes no creates, no more than one VM is planned: what waits grows by nothing that could not be created.
+9. Where a VM is to be replaced and cannot be, the plan says why, and what would help.
 """
 
 from collections.abc import Iterable
@@ -58,6 +59,7 @@ class PoolSnapshot:
 
     `rotated`: a rotation was requested. `ready` and `in_flight` hold every such VM of the pool. `room`: how many more VMs the nodes
     have room for now, in words `room_note`; None: that is not known. `never_fits`: no node could take one, even if it were empty.
+    `put_off`: the cluster takes no creates at the moment.
     """
 
     size: int
@@ -80,6 +82,7 @@ class PoolSnapshot:
     room: int | None = None
     room_note: str = ""
     never_fits: bool = False
+    put_off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +223,11 @@ def _create(pool: PoolSnapshot, now: datetime, *, want: int, fresh: int, staying
         limits.append((room, f"{full}; raise it by {enough - room} for {count_of(enough, 'more VM')}"))
     if pool.room is not None:
         limits.append((pool.room, pool.room_note))
+    if pool.put_off:
+        limits.append((1 - staying, ""))  # one VM is enough to find out that it has passed; the pool's status says why
     lowest = min(limit for limit, _ in limits)
     # Only what decides is told: the next limit may be gone by the time that it would count.
-    notes = tuple(note for limit, note in limits if limit == lowest < missing)
+    notes = tuple(note for limit, note in limits if note and limit == lowest < missing)
     return max(0, min(missing, lowest)), notes
 
 

@@ -45,7 +45,8 @@ class ClaimState(StrEnum):
 class PoolPhase(StrEnum):
     """`ready`: has as many ready VMs as its size. `filling`: has fewer, and VMs are being created. `drained`: has fewer, and no VM is
     being created until `replenish`. `degraded`: has fewer ready VMs than `min_available`, or none of the VMs on their way gets on,
-    or its size is more than the nodes can ever run. `stalled`: creates no VM after repeated failures, until `resume`. `paused`, `deleting`: on request.
+    or the cluster takes no creates, or its size is more than the nodes can ever run. `stalled`: creates no VM after repeated failures,
+    until `resume`. `paused`, `deleting`: on request.
     """
 
     READY = "ready"

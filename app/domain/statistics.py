@@ -64,6 +64,7 @@ class PoolFlags:
 
     `capacity_problem`: why the nodes of the cluster could never take as many VMs of it as its size. `never`: why its settings
     never let it have a VM. `held`: why VMs that are to be replaced are not. `ailing`: what its VMs on their way suffer from.
+    `put_off`: why the cluster takes no creates.
     """
 
     deleting: bool = False
@@ -75,6 +76,7 @@ class PoolFlags:
     never: str | None = None
     held: str | None = None
     ailing: Ailment | None = None
+    put_off: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def assess(
         return PoolHealth(PoolPhase.DEGRADED, flags.capacity_problem)
     reason = why_waiting(flags, notes)
     # A pool is not filling if none of the VMs on their way gets on.
-    stuck = flags.ailing is not None and flags.ailing.is_of_all
+    stuck = (flags.put_off is not None and not counts.booting) or (flags.ailing is not None and flags.ailing.is_of_all)
     if counts.ready < min_available:
         below = f"{counts.ready} ready, below min_available {min_available}"
         drained = None if flags.auto_replenish or counts.in_flight else _DRAINED
@@ -119,13 +121,18 @@ def assess(
     return PoolHealth(PoolPhase.DEGRADED if stuck else PoolPhase.FILLING, reason)
 
 
+def why_stalled(failures: int | None, last_failure: str | None) -> str | None:
+    """`failures` in a row; None: the pool is not stalled."""
+    return f"{failures} failures in a row: {last_failure}" if failures is not None else None
+
+
 def why_waiting(flags: PoolFlags, notes: tuple[str, ...] = ()) -> str | None:
     """What keeps VMs of the pool from being ready, in words; None: nothing that is known. Each cause is told once."""
-    parts = [flags.held] if flags.held else []
+    parts = [part for part in (flags.stalled_because, flags.put_off, flags.held) if part]
     parts += [note for note in notes if note not in (flags.held or "")]
     if flags.ailing is not None and not any(flags.ailing.text in part for part in parts):
         parts.append(str(flags.ailing))
-    if flags.last_failure:
+    if flags.last_failure and flags.stalled_because is None:
         parts.append(f"last failure: {flags.last_failure}")
     return "; ".join(parts) or None
 

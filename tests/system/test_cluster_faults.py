@@ -215,22 +215,22 @@ async def test_a_template_that_always_fails_stalls_its_pool_and_resume_starts_it
     assert (await faulty.calls.pool("broken"))["phase"] == "ready"
 
 
-async def test_a_quota_stalls_the_pool_with_its_words_and_leaves_it_what_it_has(faulty):
+async def test_a_quota_puts_creates_off_and_the_pool_fills_by_itself_once_it_lets_it(faulty):
     await faulty.filled("quota", 2)
-    await faulty.orders.order("quota", resource="virtualmachines", settings={"limit": 0, "name": "compute"})
+    fault = await faulty.orders.order("quota", resource="virtualmachines", settings={"limit": 0, "name": "compute"})
     await faulty.calls.put_pool("quota", size=4)
 
-    async def is_stalled() -> bool:
-        return (await faulty.calls.pool("quota"))["phase"] == "stalled"
+    async def told() -> bool:
+        status = await faulty.calls.pool("quota")
+        return status["phase"] == "degraded" and "exceeded quota: compute" in status["reason"]
 
-    await until(is_stalled, "the breaker opens")
-    status = await faulty.calls.pool("quota")
-    assert "exceeded quota: compute" in status["reason"]
-    assert status["counts"]["ready"] == 2
+    await until(told, "the pool says what puts its creates off")
+    assert (await faulty.calls.pool("quota"))["counts"]["ready"] == 2
 
-    await faulty.orders.lift_all()
-    await faulty.calls.resume("quota")
+    await faulty.orders.lift(fault)
     await until(lambda: faulty.calls.is_full("quota", 4), "the pool fills once the quota lets it")
+    status = await faulty.calls.pool("quota")
+    assert (status["phase"], status["reason"], status["last_failure"]) == ("ready", None, None)
 
 
 async def test_a_vm_that_dies_within_its_first_moments_is_replaced_under_its_claim(faulty):

@@ -10,7 +10,7 @@ from app.api.views import BootSeconds, Fingerprint, View
 from app.domain.observation import WarmWhen
 from app.domain.pools import PoolName, PoolSpec, contradictions, why_never_a_vm
 from app.domain.states import PoolPhase
-from app.domain.statistics import PoolFlags, assess
+from app.domain.statistics import PoolFlags, assess, why_stalled
 from app.services.pools.vm_pool_import import Import
 from app.store.pools.planning import LastPlan
 from app.store.pools.statistics import PoolFigures
@@ -69,15 +69,14 @@ class PoolView(View):
         flags = PoolFlags(
             deleting=pool.deleting_at is not None,
             paused=pool.paused,
-            stalled_because=f"{pool.consecutive_failures} failures in a row: {pool.last_failure}"
-            if pool.stalled_at
-            else None,
+            stalled_because=why_stalled(pool.consecutive_failures if pool.stalled_at else None, pool.last_failure),
             auto_replenish=pool.spec.auto_replenish,
             last_failure=pool.last_failure if pool.consecutive_failures else None,
             capacity_problem=plan.capacity_problem,
             never=why_never_a_vm(pool.spec),
             held=plan.held,
             ailing=figures.ailing,
+            put_off=str(figures.put_off) if figures.put_off is not None else None,
         )
         health = assess(counts, size=size, min_available=pool.spec.min_available, flags=flags, notes=plan.notes)
         status = PoolStatus(

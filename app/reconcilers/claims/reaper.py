@@ -14,6 +14,7 @@ from app.store import events
 from app.store.claims import rows as claims
 from app.store.database import Database
 from app.store.notices import Topic, notify
+from app.store.pools import put_off
 from app.store.pools import rows as pool_rows
 from app.store.vms import observed
 from app.store.vms import rows as vms
@@ -55,6 +56,7 @@ class Reaper:
             }
         full = max(pruned.values()) == _PRUNE_BATCH
         async with self._db.begin() as tx:
+            await put_off.prune(tx)
             pruned["pools"] = await pool_rows.prune(tx, seconds=self._history_seconds)
         if any(pruned.values()):
             log.info("history.pruned", **pruned)

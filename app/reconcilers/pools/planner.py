@@ -19,7 +19,7 @@ from app.store import events, vm_pools
 from app.store.claims import rows as claims
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
-from app.store.pools import planning
+from app.store.pools import planning, put_off
 from app.store.pools import rows as pool_rows
 from app.store.rows import PoolRow
 from app.store.vms import rows as vms
@@ -66,6 +66,8 @@ async def plan_next_pool(
             return pool_id
         going = await placing.going(tx, pool) if placing is not None else None
         snapshot, now = await planning.snapshot(tx, pool, going=going)
+        if pool_id in await put_off.of_pools(tx, [pool_id]):
+            snapshot = replace(snapshot, put_off=True)
         if pool.deleting_at is not None:
             # Claims that became pending before the deletion was committed.
             late = await claims.pending_of_pool(tx, pool.id)

@@ -8,8 +8,10 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app.domain.health import PASSING
-from app.domain.statistics import Ailment, BootTimes, PoolCounts, PoolFlags, why_waiting
+from app.domain.statistics import Ailment, BootTimes, PoolCounts, PoolFlags, why_stalled, why_waiting
 from app.store.database import Tx, run
+from app.store.pools import put_off
+from app.store.pools.put_off import PutOff, is_health
 
 _LAST_BOOTS = 200
 _RATE_WINDOW_SECONDS = 300
@@ -59,7 +61,8 @@ _AILING = text("""
 
 # What keeps claims of these pools waiting, beside their VMs.
 _WAITING = text("""
-    SELECT p.id, coalesce(q.notes, '[]') AS notes, CASE WHEN p.consecutive_failures > 0 THEN p.last_failure END AS last_failure
+    SELECT p.id, coalesce(q.notes, '[]') AS notes, CASE WHEN p.consecutive_failures > 0 THEN p.last_failure END AS last_failure,
+        CASE WHEN p.stalled_at IS NOT NULL THEN p.consecutive_failures END AS stalled_after
     FROM pool p LEFT JOIN pool_plan q ON q.pool_id = p.id WHERE p.id = ANY(CAST(:ids AS uuid[]))
 """)
 
@@ -88,7 +91,7 @@ class Outdated:
 @dataclass(frozen=True, slots=True)
 class PoolFigures:
     """`refill_per_minute`: VMs that became ready per minute, over the last five minutes. `ailing`: what most of its VMs on their way
-    suffer from.
+    suffer from. `put_off`: why the cluster takes no creates.
     """
 
     counts: PoolCounts
@@ -96,6 +99,7 @@ class PoolFigures:
     refill_per_minute: float
     outdated: Outdated
     ailing: Ailment | None = None
+    put_off: PutOff | None = None
 
 
 async def of_pools(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, PoolFigures]:
@@ -106,10 +110,12 @@ async def of_pools(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, PoolFigures]:
     replaced = await outdated(tx, ids)
     found = {pool_id: PoolCounts(**of_pool) for pool_id, of_pool in counts.items()}
     ailing = await ailments(tx, [pool_id for pool_id, of_pool in found.items() if of_pool.in_flight])
+    off = await put_off.of_pools(tx, ids)
     return {
         row.id: PoolFigures(
             counts=found[row.id],
             ailing=ailing.get(row.id),
+            put_off=off.get(row.id),
             boots=BootTimes(count=row.n, p50=row.p50, p95=row.p95),
             refill_per_minute=row.recent * 60 / _RATE_WINDOW_SECONDS,
             outdated=replaced[row.id],
@@ -130,18 +136,23 @@ async def ailments(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, Ailment]:
         return {}
     waits = {"settled": SETTLED_SECONDS, "slow": PASSING_SECONDS, "passing": list(PASSING)}
     rows = await run(tx, _AILING, ids=list(ids), **waits)
-    return {row.id: Ailment(row.n, row.total, row.sample) for row in rows}
+    return {row.id: Ailment(row.n, row.total, row.sample) for row in rows if not is_health(row.sample)}
 
 
 async def why_waiting_for(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, str]:
     """What keeps VMs of these pools from being ready, in words, as far as something is known to."""
     if not ids:
         return {}
-    ailing = await ailments(tx, ids)
-    told = {
-        row.id: why_waiting(PoolFlags(ailing=ailing.get(row.id), last_failure=row.last_failure), tuple(row.notes))
-        for row in await run(tx, _WAITING, ids=list(ids))
-    }
+    ailing, off = await ailments(tx, ids), await put_off.of_pools(tx, ids)
+    told = {}
+    for row in await run(tx, _WAITING, ids=list(ids)):
+        flags = PoolFlags(
+            stalled_because=why_stalled(row.stalled_after, row.last_failure),
+            ailing=ailing.get(row.id),
+            last_failure=row.last_failure,
+            put_off=str(off[row.id]) if row.id in off else None,
+        )
+        told[row.id] = why_waiting(flags, tuple(row.notes))
     return {pool_id: why for pool_id, why in told.items() if why is not None}
 
 

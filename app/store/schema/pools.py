@@ -142,6 +142,20 @@ vm = Table(
     postgresql_with={"fillfactor": "50"},
 )
 
+put_off = Table(
+    "put_off",
+    metadata,
+    Column(
+        "pool_id",
+        Uuid,
+        primary_key=True,
+        comment="the pool whose creates are put off, or the UUID 0: no create of any pool succeeds",
+    ),
+    Column("reason", Text, nullable=False, comment="what the cluster said last"),
+    required("since", AWARE, "now()", "of the first create in a row that was put off"),
+    Column("until", AWARE, nullable=False, comment="the cluster is asked again from then on"),
+)
+
 exclusive_use = Table(
     "exclusive_use",
     metadata,

@@ -27,13 +27,14 @@ _FILL = text("""
 _SPEND = text("UPDATE bucket SET tokens = tokens - :spent WHERE name = :name")
 
 # A pool that is paused or being deleted begins no new VM, but one that was begun is finished. The cluster itself makes the VMs
-# of a VirtualMachinePool.
+# of a VirtualMachinePool. While creates of a pool are put off, none of it is tried.
 _ACQUIRE_CREATES = text(f"""
     WITH due AS (
         SELECT v.id, v.asked_at IS NULL AS first FROM vm v JOIN pool p ON p.id = v.pool_id
         WHERE v.work = 'create' AND v.due_at <= now() AND coalesce(p.spec->>'backing', 'VirtualMachine') = 'VirtualMachine'
           AND CASE v.state
             WHEN 'planned' THEN NOT p.paused AND p.deleting_at IS NULL ELSE v.lease_expires_at < now() END
+          AND NOT EXISTS (SELECT 1 FROM put_off o WHERE o.pool_id = v.pool_id AND o.until > now())
         ORDER BY v.urgent DESC, v.created_at, v.id LIMIT :limit FOR UPDATE OF v SKIP LOCKED),
     taken AS (
         UPDATE vm SET state = 'creating', state_since = CASE WHEN vm.state = 'creating' THEN vm.state_since ELSE now() END,

@@ -15,16 +15,18 @@ from app.errors import (
     ClusterRefused,
     ClusterUnavailable,
 )
+from app.reconcilers.vms import creator
 from app.reconcilers.vms.creator import VmCreator
 from app.reconcilers.vms.labeler import ClaimLabeler
 from app.reconcilers.vms.remover import VmRemover
 from app.store.claims import described
 from app.store.claims.rows import StoredChoice
 from app.store.claims.warm import WarmClaimStore
+from app.store.pools import put_off
 from app.store.vms import work
 from tests.support.fake_gateway import LabelCall
 from tests.support.patience import PATIENCE
-from tests.support.rows import execute, fetch, make_pool, make_ready, make_vms, request, scalar, state_of
+from tests.support.rows import eventually, execute, fetch, make_pool, make_ready, make_vms, request, scalar, state_of
 
 
 @pytest.fixture
@@ -92,25 +94,74 @@ async def test_a_create_whose_answer_was_lost_is_found_and_not_made_twice(db, ga
     assert len(gateway.called("create")) == 2
 
 
-async def test_an_absent_cluster_puts_the_create_off_and_counts_as_nobodys_failure(db, gateway, provision):
+async def nothing_puts_off(db):
+    await execute(db, "UPDATE put_off SET until = now()")
+    await due(db)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ClusterUnavailable("refused"), "the cluster is unavailable: refused"),
+        (ClusterForbidden("no right"), "no right"),
+        (ClusterForbidden("exceeded quota: q"), "exceeded quota: q"),
+    ],
+)
+async def test_a_cluster_that_takes_no_creates_puts_them_off_and_nobody_has_failed(
+    db, gateway, provision, error, reason
+):
+    pool = await make_pool(db)
+    ids = await make_vms(db, pool, 12, VmState.PLANNED)
+    gateway.refuse("create", error)
+    await provision.step()
+    tried = len(gateway.called("create"))
+    assert tried < 12
+    await execute(db, "UPDATE put_off SET until = now() + interval '1 hour'")
+    assert not await provision.step()
+    assert len(gateway.called("create")) == tried, "none of the pool is tried for a while"
+    vm = await row(db, ids[0])
+    assert (vm["state"], vm["health"]) == ("planned", f"put off: {reason}")
+    assert await scalar(db, "SELECT consecutive_failures FROM pool") == 0
+    async with db.begin() as tx:
+        assert (await put_off.of_pools(tx, [pool.id]))[pool.id].reason == reason
+    del gateway.before["create"]
+    await nothing_puts_off(db)
+    while await provision.step():
+        pass
+    assert {await state_of(db, vm_id) for vm_id in ids} == {VmState.BOOTING}
+    assert {health for (health,) in [tuple(each.values()) for each in await fetch(db, "SELECT health FROM vm")]} == {
+        None
+    }
+    assert await fetch(db, "SELECT * FROM put_off") == []
+
+
+async def test_a_create_that_hangs_is_told_before_it_is_answered(db, gateway, provision, monkeypatch):
+    monkeypatch.setattr(creator, "_HANGS_SECONDS", 0.01)
     pool = await make_pool(db)
     (vm_id,) = await make_vms(db, pool, 1, VmState.PLANNED)
-    gateway.refuse("create", ClusterUnavailable("refused"), times=1)
-    await provision.step()
-    vm = await row(db, vm_id)
-    assert (vm["state"], vm["health"]) == ("planned", "the cluster is unavailable: refused")
-    assert vm["due_at"] > vm["state_since"]
-    assert await scalar(db, "SELECT consecutive_failures FROM pool") == 0
-    await due(db)
-    await provision.step()
-    assert await state_of(db, vm_id) is VmState.BOOTING
+    gate, create = asyncio.Event(), gateway.create_vm
+
+    async def hang(**given):
+        await gate.wait()
+        return await create(**given)
+
+    gateway.create_vm = hang
+    hanging = asyncio.create_task(provision.step())
+
+    async def told():
+        async with db.begin() as tx:
+            return (await put_off.of_pools(tx, [pool.id])).get(pool.id)
+
+    assert "has not answered a create" in (await eventually(told)).reason
+    gate.set()
+    await hanging
+    assert (await state_of(db, vm_id), await told()) == (VmState.BOOTING, None)
 
 
 @pytest.mark.parametrize(
     "error",
     [
         ClusterRefused("no such instance type"),
-        ClusterForbidden("the quota is used up"),
         ClusterConflict("the name belongs to another"),
         ClusterError("what?"),
     ],

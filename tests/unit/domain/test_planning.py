@@ -58,6 +58,8 @@ CREATES = {
     "the room counts beside all that is on its way": (pool(in_flight=comings(2), room=1, room_note="full"), 1),
     "no room on the nodes, no create": (pool(room=0, room_note="full"), 0),
     "more room than is needed changes nothing": (pool(room=9), 4),
+    "one VM finds out whether the cluster takes creates again": (pool(put_off=True), 1),
+    "while it takes none, nothing more is planned": (pool(put_off=True, in_flight=comings(1), waiting=50), 0),
     "claims that wait get no more than the nodes take": (pool(size=0, waiting=5, room=2, room_note="full"), 2),
     "more claimed than max_vms after an edit": (pool(max_vms=4, claimed=6), 0),
     "a drained pool is not refilled by itself": (pool(auto_replenish=False, ready=readies(1), drained=3), 0),
@@ -397,3 +399,8 @@ PLACES = {
 def test_vms_on_a_node_that_is_going_are_handed_out_last(vms, last, back, paused):
     step = plan(pool(size=len(vms), ready=vms, paused=paused), NOW)
     assert ([vm.int for vm in step.put_last], [vm.int for vm in step.put_back]) == (last, back)
+
+
+def test_that_creates_are_put_off_is_no_note_because_the_status_tells_it():
+    step = plan(pool(put_off=True, in_flight=comings(1)), NOW)
+    assert (step.create, step.notes, step.waits_for_room) == (0, (), False)

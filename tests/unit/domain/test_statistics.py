@@ -37,6 +37,13 @@ PHASES = {
         {"ailing": Ailment(1, 1, "x")},
         PoolPhase.READY,
     ),
+    "the cluster takes no creates": (PoolCounts(ready=1, planned=2), {"put_off": "x"}, PoolPhase.DEGRADED),
+    "the cluster takes no creates, and one made before boots": (
+        PoolCounts(ready=1, planned=1, booting=1),
+        {"put_off": "x"},
+        PoolPhase.FILLING,
+    ),
+    "full, so that it needs no creates": (PoolCounts(ready=3), {"put_off": "x"}, PoolPhase.READY),
     "drained": (PoolCounts(ready=1), {"auto_replenish": False}, PoolPhase.DRAINED),
     "being refilled": (PoolCounts(ready=1, planned=2), {"auto_replenish": False}, PoolPhase.FILLING),
     "paused before degraded": (PoolCounts(), {"paused": True}, PoolPhase.PAUSED),
@@ -48,6 +55,12 @@ PHASES = {
 @pytest.mark.parametrize(("counts", "flags", "phase"), PHASES.values(), ids=PHASES)
 def test_the_phase_of_a_pool_follows_from_its_counts_and_flags(counts, flags, phase):
     assert assess(counts, size=3, min_available=1, flags=PoolFlags(**flags)).phase is phase
+
+
+def test_the_reason_names_what_puts_creates_off_unless_the_pool_needs_none():
+    flags = PoolFlags(put_off="no VM can be created since noon: x")
+    assert assess(PoolCounts(ready=2), size=3, min_available=1, flags=flags).reason == flags.put_off
+    assert assess(PoolCounts(ready=3), size=3, min_available=1, flags=flags).reason is None
 
 
 def test_the_reason_names_what_is_waited_for_and_the_last_failure():
