@@ -65,9 +65,10 @@ fmt: $(DEV) ## Format, and fix what the linter can fix
 
 lock: $(BIN)/pip ## Resolve the dependencies into requirements/
 	$(PIP) install uv
-	$(LOCK) pyproject.toml --group dev -o requirements/dev.txt $(ARGS)
+	$(LOCK) pyproject.toml --extra local --group dev -o requirements/dev.txt $(ARGS)
 	$(LOCK) pyproject.toml -c requirements/dev.txt -o requirements/runtime.txt $(ARGS)
-	$(LOCK) pyproject.toml --group bench -c requirements/dev.txt -o requirements/bench.txt $(ARGS)
+	$(LOCK) pyproject.toml --extra local -c requirements/dev.txt -o requirements/local.txt $(ARGS)
+	$(LOCK) pyproject.toml --extra local --group bench -c requirements/dev.txt -o requirements/bench.txt $(ARGS)
 	$(LOCK) --group docs -c requirements/dev.txt -o requirements/docs.txt $(ARGS)
 	echo setuptools | $(LOCK) - -c requirements/dev.txt -o requirements/build.txt $(ARGS)
 
@@ -79,8 +80,8 @@ clean: ## Remove .venv, caches and builds; the data of `up` stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 
 # setuptools comes from a lock, so that the project is built without a download.
-$(RUNTIME): requirements/runtime.txt requirements/build.txt pyproject.toml | $(BIN)/pip
-	$(PIP) install --require-hashes -r requirements/runtime.txt -r requirements/build.txt
+$(RUNTIME): requirements/local.txt requirements/build.txt pyproject.toml | $(BIN)/pip
+	$(PIP) install --require-hashes -r requirements/local.txt -r requirements/build.txt
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -8,10 +8,9 @@ import typer
 from app.api.app import create_app
 from app.cli.client import program as client
 from app.cli.client.commands import add_command
-from app.cli.demo.command import demo
+from app.cli.local import add_local_commands
 from app.cli.migrate import migrate
 from app.cli.serve import serve
-from app.cli.up import up
 
 app = typer.Typer(
     name="emberpool",
@@ -28,7 +27,8 @@ def openapi() -> None:
     sys.stdout.write("\n")
 
 
-for command in (up, demo, serve, migrate, openapi):
+add_local_commands(app)
+for command in (serve, migrate, openapi):
     add_command(app, command)
 client.mount(app)
 

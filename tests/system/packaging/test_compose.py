@@ -29,6 +29,19 @@ def test_the_dev_cluster_is_a_profile_and_all_else_is_not(services):
     assert set(services) == {"postgres", "migrate", "api", "worker", "devcluster"}
 
 
+def test_each_container_is_built_from_the_target_that_its_image_is_named_for(services):
+    images = {
+        name: (each["image"].partition(":")[0], each["build"]["target"])
+        for name, each in services.items()
+        if "build" in each
+    }
+    production = ("emberpool", "emberpool")
+    assert images == {
+        **dict.fromkeys(("migrate", "api", "worker"), production),
+        "devcluster": ("emberpool-dev", "emberpool-dev"),
+    }
+
+
 def test_each_variable_is_a_setting(services):
     used = {name for service in services.values() for name in service.get("environment", {}) if "EMBERPOOL" in name}
     assert used

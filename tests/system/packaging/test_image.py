@@ -20,9 +20,21 @@ def instructions() -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def final_stage(instructions) -> list[tuple[str, str]]:
-    last = max(number for number, (word, _) in enumerate(instructions) if word == "FROM")
-    return instructions[last:]
+def stages(instructions) -> dict[str, list[tuple[str, str]]]:
+    """What each stage does, with what the stage that it begins from did."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for word, rest in instructions:
+        if word == "FROM":
+            base, _, name = rest.partition(" AS ")
+            found[name] = [*found.get(base, [])]
+        else:
+            found[name].append((word, rest))
+    return found
+
+
+@pytest.fixture(scope="module", params=["emberpool", "emberpool-dev"])
+def image(request, stages) -> list[tuple[str, str]]:
+    return stages[request.param]
 
 
 def test_hadolint_finds_nothing():
@@ -30,34 +42,54 @@ def test_hadolint_finds_nothing():
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_both_stages_stand_on_the_same_base_of_a_python_that_we_support(instructions):
-    bases = {rest.split()[0] for word, rest in instructions if word == "FROM"}
-    (base,) = bases
+def test_all_stages_stand_on_the_same_base_of_a_python_that_we_support(instructions, stages):
+    (base,) = {rest.split()[0] for word, rest in instructions if word == "FROM"} - stages.keys()
     version = tuple(int(part) for part in re.fullmatch(r"python:(\d+)\.(\d+)-slim-\w+", base).groups())
     assert version >= (3, 11)
 
 
-def test_what_is_installed_is_locked_by_hash(instructions):
+def test_production_is_what_is_built_where_no_target_is_named(stages):
+    assert list(stages)[-1] == "emberpool"
+
+
+@pytest.mark.parametrize(
+    ("stage", "locks"),
+    [
+        ("build-production", ["-r requirements/build.txt -r requirements/runtime.txt"]),
+        ("build-dev", ["-r requirements/build.txt -r requirements/runtime.txt", "-r requirements/local.txt"]),
+    ],
+)
+def test_what_is_installed_is_locked_by_hash(stages, stage, locks):
     installs = [
-        part for word, rest in instructions if word == "RUN" for part in rest.split("&&") if "pip install" in part
+        part.strip().partition("pip install ")[2]
+        for word, rest in stages[stage]
+        if word == "RUN"
+        for part in rest.split("&&")
+        if "pip install" in part
     ]
-    assert len(installs) == 2
-    assert "--require-hashes -r requirements/build.txt -r requirements/runtime.txt" in installs[0]
-    assert "--no-deps --no-build-isolation" in installs[1]  # ourselves: nothing else can come in
+    # The last is ourselves: nothing else can come in.
+    assert installs == [*(f"--require-hashes {lock}" for lock in locks), "--no-deps --no-build-isolation ."]
 
 
-def test_the_final_stage_builds_and_fetches_nothing(final_stage):
-    for word, rest in final_stage:
+def test_the_production_image_has_no_embedded_postgres_and_no_dev_cluster(stages):
+    runs = [rest for word, rest in stages["build-production"] if word == "RUN"]
+    assert runs[-1].startswith("rm -r app/devcluster app/embedded ")
+    assert ("COPY", "--from=build-production /opt/emberpool /opt/emberpool") in stages["emberpool"]
+    assert not [rest for _, rest in stages["emberpool"] if "dev" in rest]
+
+
+def test_an_image_builds_and_fetches_nothing(image):
+    for word, rest in image:
         assert not (word == "RUN" and re.search(r"\b(pip|apt|apt-get|curl|wget|gcc)\b", rest)), rest
 
 
-def test_it_runs_as_a_numbered_user_who_is_not_root(final_stage):
-    (user,) = [rest for word, rest in final_stage if word == "USER"]
+def test_it_runs_as_a_numbered_user_who_is_not_root(image):
+    (user,) = [rest for word, rest in image if word == "USER"]
     assert int(user.split(":")[0]) > 0
 
 
-def test_its_health_check_is_a_program_that_parses(final_stage):
-    (check,) = [rest for word, rest in final_stage if word == "HEALTHCHECK"]
+def test_its_health_check_is_a_program_that_parses(image):
+    (check,) = [rest for word, rest in image if word == "HEALTHCHECK"]
     command = json.loads(check[check.index("[") :])
     assert command[:2] == ["python", "-c"]
     compile(command[2], "the health check", "exec")
@@ -86,6 +118,7 @@ def test_nothing_secret_or_heavy_reaches_the_engine():
         "app",
         "migrations",
         "requirements/build.txt",
+        "requirements/local.txt",
         "requirements/runtime.txt",
         "pyproject.toml",
         "README.md",
@@ -96,5 +129,9 @@ def test_nothing_secret_or_heavy_reaches_the_engine():
 def test_the_image_tag_is_the_version_of_the_project():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     for path in ("docker-compose.yml", "docker/kubernetes.yaml", ".github/workflows/ci.yml"):
-        tags = set(re.findall(r"\bemberpool:([\w.-]+)$", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE))
+        tags = set(
+            re.findall(
+                r"\bemberpool(?:-dev)?:([\w.-]+)$", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE
+            )
+        )
         assert tags == {version}, path

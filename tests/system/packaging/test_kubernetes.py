@@ -1,6 +1,7 @@
 """docker/kubernetes.yaml: rights, probes and restrictions, read as data."""
 
 import re
+import subprocess
 from itertools import pairwise
 
 import pytest
@@ -127,6 +128,26 @@ def test_guests_reach_no_pod_of_the_service_and_its_pods_reach_what_they_need_al
         *((443, "TCP"), (6443, "TCP")),  # the API server, by its service and behind it
         (5432, "TCP"),
     }
+
+
+@pytest.mark.parametrize(
+    ("told_in", "image"),
+    [
+        ("docs/operations.md", "registry.example/emberpool"),
+        (".github/workflows/release.yml", "ghcr.io/somebody/emberpool"),
+    ],
+)
+def test_the_image_is_written_with_its_digest_as_the_documents_and_the_release_do(told_in, image):
+    (command,) = re.findall(
+        r'sed "s\|\\\(image: .*?" docker/kubernetes\.yaml', (ROOT / told_in).read_text(encoding="utf-8")
+    )
+    digest = f"sha256:{'0123456789abcdef' * 4}"
+    given = {"IMAGE": f"{image}@{digest}"} if "$DIGEST" not in command else {"IMAGE": image.title(), "DIGEST": digest}
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=given, capture_output=True, text=True, check=True)
+    written = [each for each in yaml.safe_load_all(done.stdout) if each["kind"] == "Deployment"]
+    pods = [each["spec"]["template"]["spec"] for each in written]
+    images = [each["image"] for pod in pods for each in (*pod["initContainers"], *pod["containers"])]
+    assert images == [f"{image}@{digest}"] * len(CONTAINERS)
 
 
 @pytest.mark.parametrize("pod", PODS, ids=["api", "worker"])

