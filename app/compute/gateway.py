@@ -94,11 +94,12 @@ class Gateway(Protocol):
         """
         ...
 
-    async def delete_vm(self, *, name: str, uid: str | None) -> bool:
+    async def delete_vm(self, *, name: str, uid: str | None, again: bool = False) -> bool:
         """Deletes exactly the VM with that UID. True: the object still exists; False: it does not exist (any more).
 
         With `uid` None the name decides, but only an object with our labels is deleted. An object with another UID is left
-        alone and counts as gone.
+        alone and counts as gone. `again`: the cluster may have been asked before, so that it is looked at first, and only asked if
+        the object is not going.
         """
         ...
 

@@ -128,6 +128,36 @@ async def test_without_the_cluster_warm_vms_are_claimed_and_pools_are_not_writte
         await until(ready)
 
 
+NEVER_LISTED = {
+    "no KubeVirt": ({"kind": "unserved", "resource": "virtualmachine*"}, {}, "KubeVirt is not installed"),
+    "no namespace": (None, {"namespace": "missing"}, "kubectl create namespace missing"),
+    "no right": (
+        {"kind": "forbidden", "resource": "virtualmachine*"},
+        {"forbidden_seconds": 0},
+        'resource "virtualmachines" in API group "kubevirt.io"',
+    ),
+}
+
+
+@pytest.mark.parametrize(("fault", "settings", "reason"), NEVER_LISTED.values(), ids=NEVER_LISTED)
+async def test_readiness_and_a_write_name_why_the_cluster_was_never_listed(
+    database_url, dev_cluster, tmp_path, fault, settings, reason
+):
+    if fault is not None:
+        dev_cluster.faults.order(**fault)
+    async with serve(database_url, dev_cluster, tmp_path, **settings) as server:
+
+        async def told():
+            watched = (await server.client.get("/readyz")).json()["cluster_watch"]
+            return not watched["ok"] and reason in watched["detail"] and watched["detail"]
+
+        assert (await until(told)).startswith("the cluster has never been listed: ")
+        refused = await server.put("web", size=1)
+        assert (refused.status_code, int(refused.headers["retry-after"]) >= 1) == (503, True)
+        assert reason in refused.json()["detail"]
+        assert "page not found" not in refused.json()["detail"]
+
+
 async def test_a_database_that_was_not_migrated_is_told(database_url, empty_database_url, dev_cluster, tmp_path):
     async with serve(database_url, dev_cluster, tmp_path) as server:
         for url, revision, ready in ((empty_database_url, "nothing", False), (database_url, head(), True)):

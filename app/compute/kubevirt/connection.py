@@ -73,12 +73,8 @@ class Connection:
         except ClusterNotFound as error:
             if is_of_namespace(error):
                 raise self._missing_namespace() from error
-            if kind in (VMS, VMIS) and is_unserved(error):
-                raise ClusterUnavailable(
-                    f"The cluster has no {kind} ({kind.api_version}): KubeVirt is not installed in it, or is older than 1.7; "
-                    f"could not {doing}.",
-                    retry_after=_LACKING_RETRY_SECONDS,
-                ) from error
+            if is_unserved(error):
+                raise _unserved(kind, doing) from error
             raise
         self._judge.granted(access)
 
@@ -151,6 +147,17 @@ class Connection:
                 error.body = await response.read()
             error.headers = response.headers
             raise error
+
+
+def _unserved(kind: Kind, doing: str) -> ClusterUnavailable | ClusterNotFound:
+    """Without VMs nothing works, and it is an outage until somebody installs KubeVirt. Other kinds the service can do without."""
+    told = f"The cluster has no {kind} ({kind.api_version})"
+    if kind not in (VMS, VMIS):
+        return ClusterNotFound(f"{told}; could not {doing}.")
+    return ClusterUnavailable(
+        f"{told}: KubeVirt is not installed in it, or is older than 1.7; could not {doing}.",
+        retry_after=_LACKING_RETRY_SECONDS,
+    )
 
 
 async def configure(settings: Settings) -> kubernetes.Configuration:

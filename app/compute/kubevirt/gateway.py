@@ -131,14 +131,16 @@ class KubeVirtGateway:
                 _log.info("cluster.claim_found", claim=claim["metadata"]["name"])
         return observe_vm(vm, None)
 
-    async def delete_vm(self, *, name: str, uid: str | None) -> bool:
-        if uid is None:
+    async def delete_vm(self, *, name: str, uid: str | None, again: bool = False) -> bool:
+        if uid is None or again:
             vm = await self._client.find(VMS, name)
-            if vm is None:
+            if vm is None or uid not in {None, vm["metadata"]["uid"]}:
                 return False
-            if not labels.has(vm, labels.ours(self._settings.instance)):
+            if uid is None and not labels.has(vm, labels.ours(self._settings.instance)):
                 _log.warning("cluster.foreign_vm_left_alone", vm=name)
                 return False
+            if vm["metadata"].get("deletionTimestamp"):
+                return True
             uid = str(vm["metadata"]["uid"])
         return await self._client.delete(VMS, name, uid)
 

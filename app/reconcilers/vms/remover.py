@@ -13,8 +13,8 @@ from app.store.vms import rows as vms
 from app.store.vms import work
 from app.store.vms.work import RemoveWork
 
-_CHECK_SECONDS = 5.0
-_MOST_CHECKS = 12  # then the pause between two checks grows no more
+_CHECK_SECONDS = 30.0
+_MOST_CHECKS = 4  # then the pause between two checks grows no more
 
 
 class VmRemover(LeasedWorker[RemoveWork]):
@@ -28,11 +28,11 @@ class VmRemover(LeasedWorker[RemoveWork]):
 
     @override
     async def process(self, item: RemoveWork) -> None:
-        going = await self._gateway.delete_vm(name=item.name, uid=item.uid)
+        going = await self._gateway.delete_vm(name=item.name, uid=item.uid, again=item.attempts > 1)
         async with self.guarded(item.id) as tx:
             await vms.release(tx, [item.id], sources=[VmState.FAILED], reason=None)
             if going:
-                # The informer sees it go. Asking again is for the case that it does not.
+                # The informer sees it go. Looking again is for the case that it does not, or that the cluster forgot it.
                 await work.check_removal(tx, item.id, seconds=_CHECK_SECONDS * min(item.attempts, _MOST_CHECKS))
                 return
             await vms.move(tx, [item.id], VmState.DELETED, sources=[VmState.RELEASING])

@@ -114,7 +114,9 @@ _TAKE = text("""
     RETURNING key
 """)
 _HOLDER = text("SELECT vm.name FROM exclusive_use u JOIN vm ON vm.id = u.vm_id WHERE u.key = :key")
-_CHECK_REMOVAL = text(f"UPDATE vm SET due_at = now() + make_interval(secs => :seconds), {RELEASE} WHERE id = :id")
+_CHECK_REMOVAL = text(
+    f"UPDATE vm SET due_at = now() + make_interval(secs => :seconds), {RELEASE}, health = NULL WHERE id = :id"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,9 @@ async def retry_removal(tx: Tx, vm_id: UUID, *, token: UUID, seconds: float, rea
 
 
 async def check_removal(tx: Tx, vm_id: UUID, *, seconds: float) -> None:
-    """The cluster was asked to remove the VM. It is asked again after `seconds` if the informer has not seen it go by then."""
+    """The cluster was asked to remove the VM, so that what kept it from that has passed. It is looked at again after `seconds` if
+    the informer has not seen it go by then.
+    """
     await run(tx, _CHECK_REMOVAL, id=vm_id, seconds=seconds)
 
 

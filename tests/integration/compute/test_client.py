@@ -10,9 +10,9 @@ from aiohttp import web
 
 from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
 from app.compute.kubevirt.connection import configure
-from app.compute.kubevirt.kinds import VMS
+from app.compute.kubevirt.kinds import DATA_VOLUMES, VMS
 from app.config import Settings
-from app.errors import ClusterError, ClusterForbidden, ClusterRefused, ClusterUnavailable, WatchExpired
+from app.errors import ClusterError, ClusterForbidden, ClusterNotFound, ClusterRefused, ClusterUnavailable, WatchExpired
 from tests.support.fake_api_server import ApiServer, fails, kubeconfig, says, says_text, serving
 from tests.support.kubevirt_documents import vm
 from tests.support.patience import PATIENCE
@@ -135,6 +135,12 @@ async def test_an_answer_that_is_no_success_is_a_cluster_error(tmp_path, answer,
     async with talking_to(ApiServer(answer), tmp_path) as client:
         with pytest.raises(error, match=message):
             await client.get(VMS, "a")
+
+
+async def test_a_kind_that_the_cluster_does_not_have_is_named(tmp_path):
+    async with talking_to(ApiServer(says_text("404 page not found", 404, "text/plain")), tmp_path) as client:
+        with pytest.raises(ClusterNotFound, match=r"The cluster has no datavolumes \(cdi.kubevirt.io/v1beta1\)"):
+            await client.get(DATA_VOLUMES, "a")
 
 
 async def test_an_answer_that_does_not_come_is_waited_for_so_long(tmp_path):

@@ -192,6 +192,23 @@ class TestDelete:
             assert not going.observation.is_warm(WarmWhen.RUNNING)
             await until(events, is_gone("a"))
 
+    async def test_one_that_is_going_gets_no_second_delete(self, cluster, gateway):
+        deletes = cluster.faults.order(kind="delay", verbs=["delete"], resource=VMS.plural, settings={"seconds": 0})
+        async with aclosing(gateway.observe()) as events:
+            await until(events, is_listed)
+            seen = await create(gateway)
+            await until(events, is_warm("a"))
+            assert await gateway.delete_vm(name="a", uid=seen.uid) is True
+            assert await gateway.delete_vm(name="a", uid=seen.uid, again=True) is True
+            await until(events, is_gone("a"))
+        assert await gateway.delete_vm(name="a", uid=seen.uid, again=True) is False
+        assert deletes.struck == 1
+
+    async def test_one_that_the_cluster_was_not_asked_for_after_all_is_deleted(self, gateway):
+        seen = await create(gateway)
+        assert await gateway.delete_vm(name="a", uid=OTHER_UID, again=True) is False
+        assert await gateway.delete_vm(name="a", uid=seen.uid, again=True) is True
+
     async def test_another_uid_is_left_alone_and_counts_as_gone(self, gateway):
         await create(gateway)
         assert await gateway.delete_vm(name="a", uid=OTHER_UID) is False

@@ -315,19 +315,35 @@ async def test_a_vm_that_is_let_go_is_removed_and_then_deleted(db, gateway, prov
     assert await state_of(db, vm_id) is VmState.DELETED
 
 
-async def test_a_vm_that_is_still_going_is_asked_about_again(db, gateway, provision, removal):
+async def test_a_vm_that_is_still_going_is_looked_at_again_and_deleted_once(db, gateway, provision, removal):
     (vm_id,) = await made(db, gateway, provision)
     await release_vm(db, vm_id)
     gateway.lingers = True
     await removal.step()
     vm = await row(db, vm_id)
     assert (vm["state"], vm["lease_token"]) == ("releasing", None)
+    assert (vm["due_at"] - vm["state_since"]).total_seconds() >= 30
     await removal.step()
-    assert len(gateway.called("delete")) == 1, "not before its time"
+    assert gateway.called("look") == [], "not before its time"
+    for _ in range(3):
+        await due(db)
+        await removal.step()
+    assert (len(gateway.called("delete")), len(gateway.called("look"))) == (1, 3)
     gateway.vanish(vm["name"])
     await due(db)
     await removal.step()
     assert await state_of(db, vm_id) is VmState.DELETED
+
+
+async def test_a_vm_that_is_not_going_after_a_while_is_deleted_again(db, gateway, provision, removal):
+    (vm_id,) = await made(db, gateway, provision)
+    await release_vm(db, vm_id)
+    gateway.lingers = True
+    await removal.step()
+    gateway.change((await row(db, vm_id))["name"], deleting=False)
+    await due(db)
+    await removal.step()
+    assert len(gateway.called("delete")) == 2
 
 
 async def test_an_object_of_another_uid_is_left_alone(db, gateway, provision, removal):
@@ -349,6 +365,12 @@ async def test_a_removal_that_fails_is_tried_again(db, gateway, provision, remov
     vm = await row(db, vm_id)
     assert vm["state"] == "releasing"
     assert error.detail in vm["health"]
+    gateway.lingers = True
+    await due(db)
+    await removal.step()
+    vm = await row(db, vm_id)
+    assert (vm["state"], vm["health"]) == ("releasing", None), "what kept it has passed"
+    gateway.vanish(vm["name"])
     await due(db)
     await removal.step()
     assert await state_of(db, vm_id) is VmState.DELETED
