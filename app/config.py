@@ -73,6 +73,8 @@ class Settings(BaseSettings):
     """A refusal for lack of a right (403) is believed once the cluster has repeated it for this long. An API server that has just started refuses everybody for about a second."""
     relist_seconds: float = Field(default=60, gt=0)
     """How often everything in the cluster is listed, whatever the watches said."""
+    boot_lookup_seconds: float = Field(default=3, gt=0)
+    """At most so often the pods of VMs that booted are listed, and the disks of VMs that wait for them. One list is for up to 150 VMs."""
     watch_silence_seconds: float = Field(default=90, gt=0)
     """A watch without an event for this long is considered broken. An API server sends a bookmark about once a minute."""
     watch_lease_seconds: float = Field(default=12, gt=0)

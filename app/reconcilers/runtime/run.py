@@ -44,7 +44,7 @@ class Reconcilers:
     def __init__(self, db: Database, gateway: Gateway, listener: Listener, settings: Settings) -> None:
         holder = f"{socket.gethostname()}:{os.getpid()}"
         placing = Placing(gateway)
-        boots_seen, disks_fail = Wake(), Wake()
+        disks_fail = Wake()
         self._db = db
         self._gateway = gateway
         self._listener = listener
@@ -59,14 +59,14 @@ class Reconcilers:
         self._vm_pools = VmPoolReconciler(db, gateway, settings)
         self._reaper = Reaper(db, settings)
         self._failover = ClaimFailover(db, gateway, settings)
-        self._boot_times = BootTimes(db, gateway, boots_seen)
-        self._disk_failures = DiskFailures(db, gateway, disks_fail)
+        self._boot_times = BootTimes(db, gateway, every_seconds=settings.boot_lookup_seconds)
+        self._disk_failures = DiskFailures(db, gateway, disks_fail, every_seconds=settings.boot_lookup_seconds)
         self._vms = VmInformer(
             db, gateway, settings, holder=holder, on_boot=self._boot_times.note, disk_failures=self._disk_failures
         )
         self._nodes = NodeInformer(db, gateway, settings, holder=holder)
         self.healths: list[PartHealth] = []
-        self._loops = self._list_loops(boots_seen, disks_fail)
+        self._loops = self._list_loops(disks_fail)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop`, finishes the calls under way, and releases all other work. A loop that dies ends all of them."""
@@ -83,7 +83,7 @@ class Reconcilers:
                 break
         log.info("reconcilers.stopped")
 
-    def _list_loops(self, boots_seen: Wake, disks_fail: Wake) -> dict[str, "_Run"]:
+    def _list_loops(self, disks_fail: Wake) -> dict[str, "_Run"]:
         s = self._settings
         preload_seconds = min(1.0, s.preload_poll_seconds)
         vm_pool_topics = (Topic.POOL, Topic.CREATE, Topic.REMOVE, Topic.CLAIMED)
@@ -93,7 +93,7 @@ class Reconcilers:
             ("create", self._creator.step, 0.5, self._on(Topic.CREATE)),
             ("remove", self._remover.step, 1.0, self._on(Topic.REMOVE)),
             ("label", self._labeler.step, 1.0, self._on(Topic.CLAIMED)),
-            ("boot-times", self._boot_times.step, 5.0, boots_seen),
+            ("boot-times", self._boot_times.step, 1.0, Wake()),
             ("disk-failures", self._disk_failures.step, 1.0, disks_fail),
             ("vm-pools", self._vm_pools.step, 1.0, self._on(*vm_pool_topics)),
             ("vm-pool-sweep", self._vm_pools.sweep, s.relist_seconds, Wake()),

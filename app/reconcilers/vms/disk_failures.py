@@ -1,7 +1,7 @@
 """Finds out why VMs wait for their disks. A VM itself shows only that it waits; the objects of its disks say why.
 
 They are read a few seconds after a VM began to wait, at once if it reports a failure, and again as long as it waits. If they
-cannot be read, the VM's own status is all that is told.
+cannot be read, the VM's own status is all that is told. One list is for many VMs, and lists keep a distance.
 """
 
 import math
@@ -16,10 +16,10 @@ from app.compute.gateway import Gateway
 from app.domain.observation import Failure, Observation
 from app.errors import ClusterError, ClusterForbidden
 from app.reconcilers.runtime.loop import FORBIDDEN_SECONDS, Wake
+from app.reconcilers.vms.boot_times import AT_ONCE
 from app.store.database import Database
 from app.store.vms import observed
 
-_AT_ONCE = 50
 _KEPT = 5000
 _PATIENCE_SECONDS = 5.0
 _BINDING_SECONDS = 15.0
@@ -38,15 +38,25 @@ class _Waiting:
 
 
 class DiskFailures:
-    """`note` and `explain` are called by the status writer, in the same event loop; `note` wakes the loop by `wake`."""
+    """`note` and `explain` are called by the status writer, in the same event loop; `note` wakes the loop by `wake`. Disks are listed
+    every `every_seconds` at most.
+    """
 
     def __init__(
-        self, db: Database, gateway: Gateway, wake: Wake, *, clock: Callable[[], float] = time.monotonic
+        self,
+        db: Database,
+        gateway: Gateway,
+        wake: Wake,
+        *,
+        every_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._db = db
         self._gateway = gateway
         self._wake = wake
+        self._every_seconds = every_seconds
         self._clock = clock
+        self._list_at = -math.inf
         self._waiting: dict[UUID, _Waiting] = {}
         self._known: dict[str, Failure] = {}
         self._forbidden_until = -math.inf
@@ -75,12 +85,13 @@ class DiskFailures:
         return replace(obs, failure=failure)
 
     async def step(self) -> bool:
-        """Looks at the disks of one batch. True if there is more to look at. Raises ClusterUnavailable: they are looked at later."""
+        """Looks at the disks of one batch if it is time. Raises ClusterUnavailable: they are looked at later."""
         now = self._clock()
         due = sorted((vm.look_at, vm_id) for vm_id, vm in self._waiting.items() if vm.look_at <= now)
-        batch = {vm_id: self._waiting[vm_id] for _, vm_id in due[:_AT_ONCE]}
-        if not batch:
+        batch = {vm_id: self._waiting[vm_id] for _, vm_id in due[:AT_ONCE]}
+        if not batch or now < self._list_at:
             return False
+        self._list_at = now + self._every_seconds
         try:
             found = await self._gateway.disk_failures([vm.uid for vm in batch.values()])
         except ClusterForbidden as error:
@@ -105,7 +116,7 @@ class DiskFailures:
             booting = await observed.write_health(tx, list(batch), healths)
         for vm_id in batch.keys() - booting:
             self._forget(vm_id)
-        return len(due) > _AT_ONCE
+        return False
 
     def _forget(self, vm_id: UUID) -> None:
         vm = self._waiting.pop(vm_id, None)

@@ -23,7 +23,7 @@ class Scene:
 
     def __init__(self, db, gateway):
         self.db, self.gateway, self.now = db, gateway, 0.0
-        self.failures = DiskFailures(db, gateway, Wake(), clock=lambda: self.now)
+        self.failures = DiskFailures(db, gateway, Wake(), every_seconds=3, clock=lambda: self.now)
         self.writer = StatusWriter(db, gateway, Settings(), disk_failures=self.failures)
 
     async def show(self, vm_id, **given):
@@ -116,13 +116,17 @@ async def test_nor_is_one_that_is_given_up_meanwhile(scene, vm_id):
     assert len(scene.gateway.called("disks")) == 1
 
 
-async def test_many_are_read_in_batches(scene, db):
+async def test_many_are_read_in_one_list_every_few_seconds(scene, db):
     ids = await make_vms(db, await make_pool(db, "many"), 60, VmState.BOOTING)
     scene.gateway.disks = {f"uid-{vm_id}": NOT_FOUND for vm_id in ids}
     for vm_id in ids:
         await scene.show(vm_id, **FAILED)
-    assert await scene.failures.step()
-    assert not await scene.failures.step()
+        await scene.failures.step()
+        scene.now += 0.1
+    assert len(scene.gateway.called("disks")) == 2
+    scene.now += 3
+    await scene.failures.step()
+    assert len(scene.gateway.called("disks")) == 3
     assert {await scene.health(vm_id) for vm_id in ids} == {"import: 404 Not Found"}
 
 
@@ -132,6 +136,7 @@ async def test_a_cluster_that_is_away_is_asked_again_and_one_that_forbids_it_aft
     scene.gateway.refuse("disks", ClusterUnavailable("it is away"), times=1)
     with pytest.raises(ClusterUnavailable):
         await scene.failures.step()
+    scene.now += 3
     await scene.failures.step()
     assert await scene.health(vm_id) == "import: 404 Not Found"
     scene.gateway.refuse("disks", ClusterError("it broke"), times=1)
