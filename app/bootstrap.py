@@ -42,7 +42,7 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         waiters = Waiters(db, warm_claims)
         claim_service = ClaimService(db, warm_claims, waiters, settings)
         path_selector = PathSelector(db, gateway, claim_service, settings)
-        tail = EventTail(db)
+        tail = EventTail(db, max_followers=settings.max_event_streams)
         listener = Listener(url)
 
         # Of its own, so that it tells of the database also while all others are in use.

@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     """A file that contains the token, in place of `API_TOKEN`."""
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
     """The largest request body that is accepted."""
+    max_event_streams: int = Field(default=200, ge=1)
+    """The most event streams that one process serves; a client beyond it gets 503 and reads pages, or tries again."""
     shutdown_grace_seconds: float = Field(default=25, gt=0)
     """How long a process that is told to stop lets running calls finish."""
 

@@ -34,6 +34,7 @@ EmberpoolError                     500 internal-error
 |   |-- NoWarmVm                   503 no-warm-vm
 |   |-- NoPath                     503 no-path                  for a claim that describes its VM
 |   |-- DeadlineTooShort           503 deadline-too-short       the measured time of every path is longer
+|   |-- TooManyStreams             503 too-many-streams         of events, in this process
 |   |-- OutcomeUnknown             503 outcome-unknown          a claim may have been made, or not
 |   |-- DatabaseUnavailable        503 database-unavailable
 |   |   |-- DatabaseRefused                                     the user or the password
@@ -232,6 +233,11 @@ class ChosenPathGone(NoPath):
 
 class DeadlineTooShort(
     Unavailable, code="deadline-too-short", title="No start path is fast enough for the deadline"
+): ...
+
+
+class TooManyStreams(
+    Unavailable, code="too-many-streams", title="The process serves as many event streams as it may"
 ): ...
 
 

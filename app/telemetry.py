@@ -5,7 +5,7 @@ import sys
 from typing import Literal
 
 import structlog
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 CLAIM_SECONDS = Histogram(
     "emberpool_claim_seconds",
@@ -33,6 +33,11 @@ VM_ENDS = Counter(
 )
 CLUSTER_CALLS = Counter(
     "emberpool_cluster_calls_total", "Calls to the cluster. Outcome: ok, or the code of the error.", ["call", "outcome"]
+)
+EVENT_STREAMS = Gauge("emberpool_event_streams", "Event streams that this process serves now.")
+EVENT_STREAMS_REFUSED = Counter(
+    "emberpool_event_streams_refused_total",
+    "Event streams that were refused because the process served EMBERPOOL_MAX_EVENT_STREAMS already.",
 )
 BACKGROUND_WAITS = Counter(
     "emberpool_background_waits_total",

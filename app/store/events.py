@@ -40,7 +40,7 @@ _PRUNE = text("""
 _CURSOR = re.compile(r"([0-9]{1,20})-([0-9]{1,19})")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Cursor:
     """A position in the events. Clients send its text back, as a page's cursor or a stream's Last-Event-ID."""
 

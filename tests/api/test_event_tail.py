@@ -4,6 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 
 from app.api.events import tail
+from app.api.events.history import Selection
 from app.api.events.tail import EventTail
 from app.store.postgres_errors import not_committed
 from tests.support.event_stream import follow, take
@@ -28,19 +29,20 @@ async def test_looking_again_and_again_leaves_nothing_behind(monkeypatch):
     monkeypatch.setattr(tail, "_POLL_SECONDS", 0.001)
     monkeypatch.setattr(tail, "_RETRY_SECONDS", 0.001)
     db, stop = AbsentDatabase(), asyncio.Event()
-    end = EventTail(db)
-    events = end.follow(None, pool=None, kind=None, stop=stop)
+    end = EventTail(db, max_followers=1)
+    events = end.follow(None, Selection(), stop=stop)
     before = asyncio.all_tasks()
     running = [asyncio.create_task(end.run(stop)), asyncio.create_task(anext(events, None))]
 
     async def looked_often():
         return db.asked > 50
 
-    await until(looked_often)
-    # What is running, and the one wait that each of it may be in.
-    assert len(asyncio.all_tasks() - before) <= 2 * len(running)
-    stop.set()
-    assert await asyncio.gather(*running) == [None, None]
+    with end.admitted():
+        await until(looked_often)
+        # What is running, and the one wait that each of it may be in.
+        assert len(asyncio.all_tasks() - before) <= 2 * len(running)
+        stop.set()
+        assert await asyncio.gather(*running) == [None, None]
 
 
 async def test_streams_end_when_the_service_stops(database_url, dev_cluster, tmp_path):

@@ -1,21 +1,25 @@
 """The history of pools, VMs, claims, snapshots and preloads: as pages, or as a stream of server-sent events."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import EventSourceResponse
+from starlette.types import Receive, Scope, Send
+from typing_extensions import override
 
 from app.api.dependencies import Services, Svc
+from app.api.events.history import Selection
 from app.api.events.schemas import EventView
 from app.api.pages import Limit, Page, bad_cursor
 from app.api.problems import responses
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, TooManyStreams
 from app.store import events
 from app.store.events import Cursor, EventRow
 
 router = APIRouter(prefix="/v1/events", tags=["events"])
 _STREAM = "text/event-stream"
+_PING_SECONDS = 15
 
 
 @router.get(
@@ -30,7 +34,7 @@ _STREAM = "text/event-stream"
                 _STREAM: {"schema": {"type": "string"}, "example": "id: 7701-42\nevent: vm.ready\ndata: {...}\n\n"}
             },
         },
-        **responses(),
+        **responses(TooManyStreams),
     },
 )
 async def list_events(
@@ -67,7 +71,7 @@ async def list_events(
     if _STREAM in request.headers.get("accept", ""):
         if order == "newest":
             raise InvalidRequest.of_field("order", "a stream is in the order of the events; leave order out")
-        return EventSourceResponse(_stream(svc, start, pool, kind), ping=15)
+        return _EventStream(svc, start, Selection(pool, kind))
     if order == "newest":
         async with svc.db.begin() as tx:
             back = await events.page_back(tx, before=start, limit=limit + 1, pool=pool, kind=kind)
@@ -83,12 +87,17 @@ def _page(found: Sequence[EventRow], following: str | None) -> Response:
     return Response(page.model_dump_json(), media_type="application/json")
 
 
-async def _stream(
-    svc: Services, start: Cursor | None, pool: str | None, kind: str | None
-) -> AsyncIterator[ServerSentEvent]:
-    async for event in svc.tail.follow(start, pool=pool, kind=kind, stop=svc.stopping):
-        view = EventView.from_row(event)
-        yield ServerSentEvent(data=view.model_dump_json(), event=event.type, id=view.cursor)
+class _EventStream(EventSourceResponse):
+    """Counts as a follower for as long as it is sent. The protocol of the connection drops a client that does not read."""
+
+    def __init__(self, svc: Services, start: Cursor | None, selection: Selection) -> None:
+        super().__init__(svc.tail.follow(start, selection, stop=svc.stopping), ping=_PING_SECONDS)
+        self._tail = svc.tail
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._tail.admitted():
+            await super().__call__(scope, receive, send)
 
 
 def _cursor(value: str | None) -> Cursor | None:
