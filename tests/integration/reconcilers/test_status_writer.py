@@ -12,6 +12,7 @@ from app.domain.stages import STAGES
 from app.domain.states import ClaimState, VmState
 from app.errors import ClusterUnavailable
 from app.ids import new_id
+from app.reconcilers.vms import status_writer
 from app.reconcilers.vms.status_writer import StatusWriter
 from app.services.claims.lifecycle import release_claim
 from app.store.claims import rows as claims
@@ -249,6 +250,69 @@ async def test_a_list_brings_up_what_the_watch_missed(db, observing):
     ids = await make_vms(db, pool, 3, VmState.BOOTING)
     await write_list(observing, listed(*[await seen(db, vm_id) for vm_id in ids]))
     assert {await state_of(db, vm_id) for vm_id in ids} == {VmState.READY}
+
+
+@pytest.mark.parametrize(
+    ("shown", "drift"),
+    [
+        ({"node": "node-7"}, ""),
+        ({"addresses": ("10.0.0.9", "fd00::9")}, ""),
+        ({"vmi_uid": "another"}, ""),
+        ({}, "health = 'it is not ready', unhealthy_since = now()"),
+        ({}, "node = 'node-7'"),
+        ({}, "addresses = '{}'"),
+    ],
+)
+async def test_a_list_puts_right_what_a_row_says_of_a_vm_that_is_well(db, observing, shown, drift):
+    (vm_id,) = await make_vms(db, await make_pool(db), 1)
+    await write_list(observing, listed(await seen(db, vm_id)))
+    if drift:
+        await execute(db, f"UPDATE vm SET {drift}")
+    now = await seen(db, vm_id, **shown)
+    await write_list(observing, listed(now))
+    row = (await fetch(db, "SELECT * FROM vm"))[0]
+    assert (row["node"], tuple(row["addresses"]), row["vmi_uid"]) == (now.node, now.addresses, now.vmi_uid)
+    assert (row["health"], row["unhealthy_since"]) == (None, None)
+
+
+@pytest.mark.parametrize(("warm_when", "state"), [("agent", VmState.BOOTING), ("ready", VmState.READY)])
+async def test_a_list_notices_a_ready_vm_that_lost_its_agent_where_that_counts(db, observing, warm_when, state):
+    (vm_id,) = await make_vms(db, await make_pool(db, warm_when=warm_when), 1)
+    await write_list(observing, listed(await seen(db, vm_id)))
+    await write_list(observing, listed(await seen(db, vm_id, agent_connected=False)))
+    assert await state_of(db, vm_id) is state
+
+
+async def test_of_vms_that_are_as_their_rows_say_no_row_is_read(db, observing, monkeypatch):
+    """Thousands of them are listed every minute."""
+    ids = await make_vms(db, await make_pool(db), 3)
+    shown = listed(*[await seen(db, vm_id) for vm_id in ids])
+    await write_list(observing, shown)
+    read = []
+
+    async def apply_changes(observations):
+        read.extend(observations)
+
+    monkeypatch.setattr(observing, "apply_changes", apply_changes)
+    await write_list(observing, shown)
+    assert read == []
+    await execute(db, "UPDATE vm SET health = 'it is not ready', unhealthy_since = now() WHERE id = :id", id=ids[1])
+    await write_list(observing, shown)
+    assert [obs.vm_id for obs in read] == [str(ids[1])]
+
+
+async def test_a_list_leaves_out_what_an_event_told_while_it_was_written(db, observing, monkeypatch):
+    monkeypatch.setattr(status_writer, "_LIST_CHUNK", 1)
+    first, second = await make_vms(db, await make_pool(db), 2)
+    newer = set()
+    old = [await seen(db, vm_id, ready=False) for vm_id in (first, second)]
+    steps = observing.write_list(listed(*old), newer)
+    await anext(steps)
+    await show(db, observing, second)
+    newer.add(old[1].name)
+    async for _ in steps:
+        pass
+    assert [await state_of(db, vm_id) for vm_id in (first, second)] == [VmState.BOOTING, VmState.READY]
 
 
 def stranger(name, *, age=timedelta(hours=1), **given):

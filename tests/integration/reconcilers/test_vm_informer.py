@@ -4,10 +4,11 @@ import asyncio
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from app.compute.vms import Broken, Changed, Gone
+from app.compute.vms import Broken, Changed, Gone, Restored
 from app.domain.states import VmState
 from app.reconcilers.vms.creator import VmCreator
 from app.reconcilers.vms.informer import VmInformer
+from app.reconcilers.vms.status_writer import StatusWriter
 from app.store import watch_state as watches
 from tests.support.patience import PATIENCE
 from tests.support.rows import eventually, execute, fetch, make_pool, make_vms, scalar, state_of
@@ -92,6 +93,34 @@ async def test_a_broken_watch_is_told_until_the_next_list(db, gateway, settings)
         await heard(db, lambda state: state.broken_reason == "connection refused")
         gateway.watchers[0].put_nowait(gateway.listed())
         await heard(db, lambda state: state.broken_since is None)
+
+
+async def test_a_watch_that_is_open_again_needs_no_list(db, gateway, settings):
+    ((vm_id, name),) = await made(db, gateway, settings)
+    async with observing(db, gateway, settings):
+        await heard(db)
+        gateway.watchers[0].put_nowait(Broken("connection refused"))
+        await heard(db, lambda state: state.broken_reason == "connection refused")
+        gateway.watchers[0].put_nowait(Restored())
+        await heard(db, lambda state: state.broken_since is None)
+        gateway.boot(name)
+        await becomes(db, vm_id, VmState.READY)
+
+
+async def test_events_are_written_between_the_steps_of_a_list(db, gateway, settings, monkeypatch):
+    """GIVEN a list that never ends THEN what happens meanwhile is written."""
+
+    async def endless(_writer, _listed, _newer):
+        while True:
+            yield
+
+    monkeypatch.setattr(StatusWriter, "write_list", endless)
+    ((vm_id, name),) = await made(db, gateway, settings)
+    async with observing(db, gateway, settings):
+        await holds(db, "one")
+        gateway.boot(name)
+        await becomes(db, vm_id, VmState.READY)
+        assert (await watch_state(db)).list_age_seconds is None, "the list is not whole"
 
 
 async def test_an_observation_that_cannot_be_written_ends_no_more_than_this_watch(db, gateway, settings):

@@ -3,7 +3,7 @@
 import asyncio
 from datetime import UTC, datetime
 
-from app.compute.vms import Broken, Changed, Gone, Listed
+from app.compute.vms import Broken, Changed, Gone, Listed, Restored
 from app.domain.observation import Observation
 from app.reconcilers.runtime.informer import Batch, Pending
 from tests.support.patience import PATIENCE
@@ -49,6 +49,11 @@ def test_a_list_replaces_the_events_before_it_except_those_that_outlive_it():
 def test_a_list_ends_a_break_before_it_and_not_one_after_it():
     assert filled(Broken("away"), listed("a")).take().broken is None
     assert filled(listed("a"), Broken("away")).take().broken == Broken("away")
+
+
+def test_a_break_that_is_over_is_told_as_such():
+    assert filled(Broken("away"), Restored()).take() == Batch(restored=True)
+    assert filled(Restored(), Broken("away")).take() == Batch(broken=Broken("away"))
 
 
 async def test_a_large_number_of_events_is_taken_in_several_batches():
