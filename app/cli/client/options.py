@@ -11,7 +11,11 @@ from app.cli.client.service import DEFAULT_SERVER, Service
 Server = Annotated[str, typer.Option(envvar="EMBERPOOL_SERVER", help="The URL of the service.", metavar="URL")]
 Token = Annotated[
     str | None,
-    typer.Option(envvar="EMBERPOOL_API_TOKEN", help="The API token, if the service requires one.", show_envvar=True),
+    typer.Option(
+        envvar="EMBERPOOL_API_TOKEN",
+        help="The API token, if the service requires one. In the variable no other user of the machine can read it.",
+        show_envvar=True,
+    ),
 ]
 SkipUnknown = Annotated[
     bool,
@@ -39,6 +43,7 @@ def connect(server: str, token: str | None) -> Service:
         usable = False
     if not usable:
         raise typer.BadParameter(f"--server: {server!r} is not an http or https URL such as {DEFAULT_SERVER}")
+    token = token.strip() if token is not None else None  # a file's last line ends with one
     if token is not None and not (token.isascii() and token.isprintable()):
         raise typer.BadParameter("--token: a token is one line of printable ASCII")
     return Service(server, token)
