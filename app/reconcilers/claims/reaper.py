@@ -1,4 +1,4 @@
-"""Ends what is over by time: leases of claims, waits of claims, boots of VMs, claimed VMs on dead nodes, and history.
+"""Ends what is over by time: leases of claims, waits of claims, boots of VMs, VMs on dead nodes, and history.
 
 It also serves pending claims whose notice was lost.
 """
@@ -99,7 +99,7 @@ class Reaper:
         return len(late) == _BATCH
 
     async def _end_on_dead_nodes(self) -> bool:
-        """Replaces claimed VMs whose node died at the time of their claim: they stopped answering within the replace window.
+        """Replaces claimed VMs whose node died within the replace window after their claim, and gives up those that boot on one.
 
         A VM on a dead node still counts as running. That it is not ready, and that its node is not, shows up to a minute later.
         """
@@ -108,6 +108,11 @@ class Reaper:
             if (await nodes_status(tx)).stale_reason is not None:
                 return False
             dead = await observed.on_dead_nodes(tx, window=window, lag=_NODE_LAG_SECONDS, limit=_BATCH)
+            booting = await observed.booting_on_dead_nodes(tx, limit=_BATCH)
+        for vm in booting:
+            async with self._db.begin() as tx:
+                reason = f"its node {vm.facts.node} died while it booted"
+                await give_up(tx, vm, VmState.FAILED, reason=reason, settings=self._settings, counts=False)
         for vm in dead:
             async with self._db.begin() as tx:
                 current = (await observed.by_ids(tx, [vm.id])).get(vm.id)
@@ -120,6 +125,6 @@ class Reaper:
                     VmState.FAILED,
                     reason=f"its node {current.facts.node} is dead, and {since_claim}",
                     settings=self._settings,
-                    replace_seconds=window + 2 * _NODE_LAG_SECONDS,
+                    replace_seconds=window + 3 * _NODE_LAG_SECONDS,
                 )
-        return len(dead) == _BATCH
+        return _BATCH in {len(dead), len(booting)}

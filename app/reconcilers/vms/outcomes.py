@@ -65,12 +65,20 @@ async def serve_waiting(tx: Tx, pool_id: UUID) -> int:
 
 
 async def give_up(
-    tx: Tx, vm: ObservedVm, target: VmState, *, reason: str, settings: Settings, replace_seconds: float | None = None
+    tx: Tx,
+    vm: ObservedVm,
+    target: VmState,
+    *,
+    reason: str,
+    settings: Settings,
+    replace_seconds: float | None = None,
+    counts: bool = True,
 ) -> bool:
     """A VM becomes `failed` or `lost`. False if it is in another state by now: then nothing was changed.
 
     Its claim fails, or, within the replace window after the claim, waits at the front of the queue for another VM; with
-    `replace_seconds`, within so many seconds after it. A VM that was never ready counts as a failure of its pool.
+    `replace_seconds`, within so many seconds after it. A VM that was never ready counts as a failure of its pool, unless `counts` is
+    false: then the pool is not to blame.
     """
     window = settings.replace_window_seconds if replace_seconds is None else replace_seconds
     now = await observed.database_now(tx)
@@ -84,13 +92,13 @@ async def give_up(
         else:
             why = f"its VM {vm.name} failed: {reason}"
             await claims.end(tx, [vm.claim_id], ClaimState.FAILED, sources=[ClaimState.BOUND], reason=why)
-    was_never_ready = vm.state in {VmState.CREATING, VmState.BOOTING} and vm.ready_at is None
-    if was_never_ready:
+    failure = counts and vm.state in {VmState.CREATING, VmState.BOOTING} and vm.ready_at is None
+    if failure:
         # The pool is locked before the VM: whoever gives up several VMs of a pool has locked it already when the next VM comes.
         await pool_rows.lock_failures(tx, vm.pool_id)
     if not await vms.move(tx, [vm.id], target, sources=[vm.state], reason=reason):
         return False
-    if was_never_ready:
+    if failure:
         await _count_failure(tx, vm, now, reason=reason, settings=settings)
     if requeued:
         await serve_waiting(tx, vm.pool_id)

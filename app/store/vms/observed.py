@@ -54,12 +54,19 @@ _OVERDUE = text(f"""
     WHERE v.ended_at IS NULL AND v.state = 'booting' AND v.deadline_at < now() ORDER BY v.id LIMIT :limit
 """)
 
-# A claimed VM that has not been well since its claim, or since shortly after it, and whose node does not answer any more.
+# A VM that boots on a node that has stopped answering. One that answers and is not ready may be starting.
+_BOOTING_ON_DEAD_NODES = text(f"""
+    {_SELECT} JOIN node n ON n.name = v.node
+    WHERE v.ended_at IS NULL AND v.state = 'booting' AND n.facts->'conditions'->>'Ready' = 'Unknown' ORDER BY v.id LIMIT :limit
+""")
+
+# A claimed VM that has not been well since its claim, or since shortly after it, and whose node does not answer any more. That a
+# node died shows a while later, and so does that its VMs are not well.
 _ON_DEAD_NODES = text(f"""
     {_SELECT} JOIN node n ON n.name = v.node
     WHERE v.ended_at IS NULL AND v.state = 'claimed' AND NOT v.stopped AND n.facts->'conditions'->>'Ready' IN ('Unknown', 'False')
-      AND v.unhealthy_since <= v.claimed_at + make_interval(secs => :window)
-      AND v.claimed_at >= now() - make_interval(secs => :window + :lag)
+      AND v.unhealthy_since <= v.claimed_at + make_interval(secs => :unwell)
+      AND v.claimed_at >= now() - make_interval(secs => :claimed)
     ORDER BY v.claim_id LIMIT :limit
 """)
 
@@ -172,11 +179,16 @@ async def overdue(tx: Tx, *, limit: int) -> list[ObservedVm]:
     return await _read(tx, _OVERDUE, limit=limit)
 
 
+async def booting_on_dead_nodes(tx: Tx, *, limit: int) -> list[ObservedVm]:
+    """Booting VMs on nodes that do not answer."""
+    return await _read(tx, _BOOTING_ON_DEAD_NODES, limit=limit)
+
+
 async def on_dead_nodes(tx: Tx, *, window: float, lag: float, limit: int) -> list[ObservedVm]:
-    """Claimed VMs on nodes that are not ready, which have been unwell since at most `window` seconds after their claim, and were
-    claimed within `window` and `lag` seconds before now.
+    """Claimed VMs on nodes that are not ready, which were lost within `window` seconds after their claim: that showed up to `lag`
+    seconds later, and was written up to `lag` seconds after that.
     """
-    return await _read(tx, _ON_DEAD_NODES, window=window, lag=lag, limit=limit)
+    return await _read(tx, _ON_DEAD_NODES, unwell=window + lag, claimed=window + 2 * lag, limit=limit)
 
 
 async def write(tx: Tx, statuses: Sequence[VmStatus]) -> None:

@@ -167,13 +167,13 @@ class TestDeadNodes:
         "change",
         [
             "health = NULL, unhealthy_since = NULL",
-            "unhealthy_since = claimed_at + interval '61 s'",
+            "claimed_at = now() - interval '150 s', unhealthy_since = now() - interval '29 s'",
             "claimed_at = now() - interval '200 s', unhealthy_since = now() - interval '190 s'",
             "health = 'it is paused'",
             "stopped = true",
             "node = 'node-2'",
         ],
-        ids=["well", "ready for a minute", "long ago", "paused by its user", "stopped by us", "on another node"],
+        ids=["well", "ready for two minutes", "long ago", "paused by its user", "stopped by us", "on another node"],
     )
     async def test_another_vm_stays(self, db, reap, claimed, change):
         await execute(db, f"UPDATE vm SET {change} WHERE id = :id", id=claimed[1])
@@ -181,6 +181,32 @@ class TestDeadNodes:
         await reap.step()
         assert (await state(db, claimed[0]))[0] is ClaimState.BOUND
         assert await state_of(db, claimed[1]) is VmState.CLAIMED
+
+    async def test_a_node_that_died_at_the_end_of_the_first_minute_shows_that_50_seconds_later(self, db, reap, claimed):
+        change = "claimed_at = now() - interval '110 s', unhealthy_since = now() - interval '1 s'"
+        await execute(db, f"UPDATE vm SET {change} WHERE id = :id", id=claimed[1])
+        await reap.step()
+        async with db.begin() as tx:
+            claim = await claims.get(tx, claimed[0])
+        assert (claim.state, claim.vm_id != claimed[1]) == (ClaimState.BOUND, True)
+
+    @pytest.mark.parametrize(("ready", "state"), [("Unknown", VmState.FAILED), ("False", VmState.BOOTING)])
+    async def test_a_vm_that_boots_on_a_node_that_stopped_answering_is_given_up_and_its_pool_is_not_to_blame(
+        self, db, reap, ready, state
+    ):
+        dying, other = await make_vms(db, await make_pool(db), 2, VmState.BOOTING)
+        await execute(db, "UPDATE vm SET node = 'node-2' WHERE id = :id", id=other)
+        await execute(db, "UPDATE pool_plan SET due_at = now() + interval '1 hour'")
+        await self.show(db, ready)
+        await reap.step()
+        assert (await state_of(db, dying), await state_of(db, other)) == (state, VmState.BOOTING)
+        if state is VmState.FAILED:
+            assert await scalar(db, "SELECT reason FROM vm WHERE id = :id", id=dying) == (
+                "its node node-1 died while it booted"
+            )
+            assert await scalar(db, "SELECT due_at <= now() FROM pool_plan"), "another takes its place at once"
+        failures = await fetch(db, "SELECT consecutive_failures, last_failure FROM pool")
+        assert [tuple(each.values()) for each in failures] == [(0, None)]
 
     async def test_on_a_node_that_is_ready_it_stays(self, db, reap, claimed):
         await self.show(db, "True")
