@@ -87,8 +87,8 @@ class Settings(BaseSettings):
     full_cores_only: bool = False
     """Set this if the nodes' CPU managers give out only whole cores of two threads (`full-pcpus-only`). An odd number of pinned CPUs is then refused."""
 
-    plan_seconds: float = Field(default=1, gt=0)
-    """How often each pool is planned if nothing wakes the planner earlier."""
+    plan_seconds: float = Field(default=300, gt=0)
+    """How often a pool is planned although nothing of it has changed. Every change has its pool planned at once."""
     reap_seconds: float = Field(default=2, gt=0)
     """How often leases, deadlines and boots are checked."""
     work_lease_seconds: float = Field(default=30, gt=0)

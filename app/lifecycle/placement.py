@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import UUID
 
 from app.compute.gateway import Gateway
 from app.domain.capacity import Fit, emptied, fit, take_places, tell
@@ -25,7 +24,7 @@ FACTS_SECONDS = 60.0
 """How long observations of nodes count after the last sign of life of the watch."""
 _EVER_SECONDS = 10.0
 _GOING_SECONDS = 1.0
-_REMEMBERED = 500
+_REMEMBERED = 4000
 _TOLD = 20
 NOT_WATCHED = "nodes are not watched: EMBERPOOL_WATCH_NODES is off, or no worker runs yet"
 
@@ -120,6 +119,14 @@ async def require_fit(tx: Tx, demand: Demand | None, count: int = 1, *, of_pool:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeChanges:
+    """`going`: the names of nodes that are going since, or no longer. `came_or_left`: whether a node is new or is no more."""
+
+    going: frozenset[str] = frozenset()
+    came_or_left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Ever:
     """How many VMs fitted on the empty nodes at time `at` of the process's clock, and what was missing if they were too few."""
 
@@ -148,8 +155,23 @@ class Placing:
         self._version = 0
         self._demands: dict[str, Demand | None] = {}
         self._ever: dict[str, _Ever] = {}
+        self._same: dict[str, Demand] = {}
         self._going: tuple[Node, ...] | None = None
         self._going_at: float | None = None
+        self._told_going: dict[str, object] = {}
+        self._told_names: frozenset[str] | None = None
+        self._status: NodesStatus | None = None
+        self._left: list[Node] | None = None
+
+    def begin(self) -> None:
+        """Forgets what `look` has read: the next pools are planned in another transaction."""
+        self._status = self._left = None
+
+    def note_created(self, pool: PoolRow, count: int) -> None:
+        """VMs of the pool are about to be planned: the pools after it, up to the next `begin`, find their room taken."""
+        demand = self._demand_of(pool.revision, pool.vm_spec)
+        if self._left is not None and demand is not None:
+            self._left = take_places(self._left, [(demand, count)])
 
     async def look(self, tx: Tx, pool: PoolRow, *, wants_more: bool) -> Room:
         """How many more VMs of the pool fit. With `wants_more` False: only whether its size could ever fit, from a recent result."""
@@ -159,13 +181,20 @@ class Placing:
         size = max(1, pool.spec.size)
         if not wants_more and (known := self._known(pool.revision, size)) is not None:
             return known.room(size)
-        if (await nodes_status(tx)).stale_reason is not None:
+        if self._status is None:
+            self._status = await nodes_status(tx)
+        if self._status.stale_reason is not None:
             self._ever.pop(pool.revision, None)
             return Room()
-        await self._refresh(tx)
+        if wants_more and self._left is None:
+            # Before the nodes: what gets its pod in between is then counted twice for a moment, and not overlooked.
+            coming = await self._on_their_way(tx)
+            await self._refresh(tx)
+            self._left = take_places(list(self._nodes.values()), coming)
+        elif not wants_more:
+            await self._refresh(tx)
         nodes = list(self._nodes.values())
-        left = take_places(nodes, await self._on_their_way(tx, nodes)) if wants_more else nodes
-        found = fit(left, demand)
+        found = fit(self._left if wants_more and self._left is not None else nodes, demand)
         ever = self._remember(pool.revision, nodes, found.ever, demand, size).room(size)
         if not wants_more or pool.spec.allow_unschedulable:
             return ever
@@ -188,6 +217,19 @@ class Placing:
         tolerations = self._gateway.tolerations(pool.vm_spec)
         return frozenset(node.name for node in self._going if node.is_going_for(tolerations))
 
+    async def changes(self, tx: Tx) -> NodeChanges:
+        """What has changed of the nodes since the last call, as far as it matters to pools that are full."""
+        if (await nodes_status(tx)).stale_reason is not None:
+            return NodeChanges()
+        await self._refresh(tx)
+        going: dict[str, object] = {
+            node.name: (node.cordoned, node.taints) for node in self._nodes.values() if node.may_be_going
+        }
+        changed = {name for name in (*going, *self._told_going) if going.get(name) != self._told_going.get(name)}
+        names, before = frozenset(self._nodes), self._told_names
+        self._told_going, self._told_names = going, names
+        return NodeChanges(frozenset(changed), before is not None and names != before)
+
     async def _refresh(self, tx: Tx) -> None:
         newer = await node_rows.read_newer(tx, self._version)
         kept = {name: node for name, node in self._nodes.items() if name in newer.names}
@@ -197,7 +239,9 @@ class Placing:
     def _demand_of(self, revision: str, spec: VmSpec) -> Demand | None:
         if revision not in self._demands:
             _forget_oldest(self._demands)
-            self._demands[revision] = self._gateway.demand(spec)
+            demand = self._gateway.demand(spec)
+            # One object for equal demands, so that the VMs of many pools are placed together.
+            self._demands[revision] = demand and self._same.setdefault(repr(demand), demand)
         return self._demands[revision]
 
     def _known(self, revision: str, size: int) -> "_Ever | None":
@@ -212,20 +256,19 @@ class Placing:
         self._ever[revision] = _Ever(self._clock(), count, missing)
         return self._ever[revision]
 
-    async def _on_their_way(self, tx: Tx, nodes: list[Node]) -> list[tuple[Demand, int]]:
+    async def _on_their_way(self, tx: Tx) -> list[tuple[Demand, int]]:
         """The demand of VMs of any pool that have no node yet: their room is already taken."""
-        found = []
-        placed = [UUID(vm_id) for node in nodes for vm_id in node.vms]
-        for group in await node_rows.unplaced(tx, placed, seconds=FACTS_SECONDS):
-            if group.revision not in self._demands:
-                pool = await pool_rows.get_by_id(tx, group.pool_id)
-                if pool is None:
-                    continue
-                self._demand_of(group.revision, pool.vm_spec)
-            demand = self._demands[group.revision]
+        groups = await node_rows.unplaced(tx, seconds=FACTS_SECONDS)
+        unknown = {group.pool_id for group in groups if group.revision not in self._demands}
+        for pool in (await pool_rows.by_ids(tx, sorted(unknown))).values() if unknown else ():
+            self._demand_of(pool.revision, pool.vm_spec)
+        found: dict[int, tuple[Demand, int]] = {}
+        for group in groups:
+            demand = self._demands.get(group.revision)
             if demand is not None:
-                found.append((demand, group.count))
-        return found
+                _, count = found.get(id(demand), (demand, 0))
+                found[id(demand)] = (demand, count + group.count)
+        return list(found.values())
 
 
 def _forget_oldest(kept: dict[str, Any]) -> None:

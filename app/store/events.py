@@ -3,29 +3,27 @@
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import RowMapping, bindparam, text
+from sqlalchemy import RowMapping, TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from typing_extensions import override
 
 from app.store.database import Tx, first, mappings, run
+from app.store.pools.names import ids_named
 
+KINDS = ("pool", "vm", "claim", "snapshot", "preload")
+"""The part of an event's type before the dot."""
+
+_KIND = "split_part(type, '.', 1)"
 _RECORD = text("""
     INSERT INTO event (type, pool_id, vm_id, claim_id, data) VALUES (:type, :pool_id, :vm_id, :claim_id, :data)
 """).bindparams(bindparam("data", type_=JSONB))
 
 _SELECT = """SELECT e.xid::text AS xid, e.id, e.at, e.type, e.pool_id, CASE WHEN p.kind = 'pool' THEN p.name END AS pool, e.vm_id, e.claim_id, e.data
     FROM event e LEFT JOIN pool p ON p.id = e.pool_id"""
-# Only events of transactions that are older than all running ones: no event can appear before them later.
-_FOUND = """
-    (e.xid, e.id) {beyond} (CAST(CAST(:xid AS text) AS xid8), :id) AND e.xid < pg_snapshot_xmin(pg_current_snapshot())
-      AND (CAST(:pool AS text) IS NULL OR (p.name = :pool AND p.kind = 'pool'))
-      AND (CAST(:kind AS text) IS NULL OR e.type LIKE :kind || '.%')
-"""
-_PAGE = text(f"{_SELECT} WHERE {_FOUND.format(beyond='>')} ORDER BY e.xid, e.id LIMIT :limit")
-_PAGE_BACK = text(f"{_SELECT} WHERE {_FOUND.format(beyond='<')} ORDER BY e.xid DESC, e.id DESC LIMIT :limit")
 _LATEST = text("""
     SELECT e.xid::text AS xid, e.id FROM event e
     WHERE e.xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY e.xid DESC, e.id DESC LIMIT 1
@@ -91,21 +89,54 @@ async def page(
     tx: Tx, *, after: Cursor, limit: int, pool: str | None = None, kind: str | None = None
 ) -> list[EventRow]:
     """Up to `limit` events after a cursor, oldest first. `kind`: the part of the type before the dot, for example `pool` or `vm`."""
-    return [
-        _read(row)
-        for row in await mappings(tx, _PAGE, xid=str(after.xid), id=after.id, limit=limit, pool=pool, kind=kind)
-    ]
+    return await _page(tx, after, forward=True, limit=limit, pool=pool, kind=kind)
 
 
 async def page_back(
     tx: Tx, *, before: Cursor | None, limit: int, pool: str | None = None, kind: str | None = None
 ) -> list[EventRow]:
     """Up to `limit` events before a cursor (None: the last ones), newest first. See `page`."""
-    start = before or _END
-    return [
-        _read(row)
-        for row in await mappings(tx, _PAGE_BACK, xid=str(start.xid), id=start.id, limit=limit, pool=pool, kind=kind)
+    return await _page(tx, before or _END, forward=False, limit=limit, pool=pool, kind=kind)
+
+
+async def _page(
+    tx: Tx, start: Cursor, *, forward: bool, limit: int, pool: str | None, kind: str | None
+) -> list[EventRow]:
+    pools = await ids_named(tx, pool) if pool is not None else None
+    query = statement(forward=forward, pool=pool is not None, kind=kind)
+    kinds = list(KINDS) if kind is None else [kind]
+    rows = await mappings(tx, query, xid=str(start.xid), id=start.id, limit=limit, pools=pools, kind=kind, kinds=kinds)
+    return [_read(row) for row in rows]
+
+
+@cache
+def statement(*, forward: bool, pool: bool, kind: str | None) -> TextClause:
+    """The statement for these filters. Only events of transactions that are older than all running ones: no event can appear before
+    them later.
+    """
+    above, below, turn = (">", "<=", "") if forward else ("<", ">=", " DESC")
+    prefix = [*([("pool_id", "p.id")] if pool else []), *([(_KIND, "k.kind")] if pool or _is_indexed(kind) else [])]
+    columns, values = [column for column, _ in prefix], [value for _, value in prefix]
+    conditions = [
+        f"({', '.join([*columns, 'xid', 'id'])}) {above} ({', '.join([*values, 'CAST(CAST(:xid AS text) AS xid8)', ':id'])})",
+        "xid < pg_snapshot_xmin(pg_current_snapshot())",
+        *([f"({', '.join(columns)}) {below} ({', '.join(values)})"] if prefix else []),
+        *(["pool_id IS NOT NULL"] if pool else []),
+        *([f"{_KIND} <> 'claim'"] if not pool and _is_indexed(kind) else []),
+        *([f"{_KIND} = 'claim'"] if not pool and kind == "claim" else []),
     ]
+    order = ", ".join(f"{column}{turn}" for column in [*columns, "xid", "id"])
+    found = f"SELECT * FROM event WHERE {' AND '.join(conditions)} ORDER BY {order} LIMIT :limit"
+    kinds, pools = "unnest(CAST(:kinds AS text[])) AS k(kind)", "unnest(CAST(:pools AS uuid[])) AS p(id)"
+    if prefix:
+        each = f"{kinds} CROSS JOIN {pools}" if pool else kinds
+        found = f"SELECT f.* FROM {each} CROSS JOIN LATERAL ({found}) f ORDER BY xid{turn}, id{turn} LIMIT :limit"
+    return text(f"{_SELECT.replace('FROM event e', f'FROM ({found}) e')} ORDER BY e.xid{turn}, e.id{turn}")
+
+
+def _is_indexed(kind: str | None) -> bool:
+    """Claims are in no index of kinds alone: each would cost a warm claim, and claims are in every stretch of the history."""
+    return kind not in {None, "claim"}
 
 
 async def latest(tx: Tx) -> Cursor:

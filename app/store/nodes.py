@@ -49,11 +49,12 @@ _NEWER = text(f"""
 # VMs without a pod on a node need room that the rows of nodes do not show. These rows may be some seconds old, so VMs that have
 # just become ready are counted too. A pod shows its VM by our label, or only by its instance if a VirtualMachinePool made it.
 _UNPLACED = text("""
+    WITH placed AS MATERIALIZED (SELECT unnest(vms) AS id FROM node)
     SELECT p.id, p.revision, count(*) AS n FROM vm v JOIN pool p ON p.id = v.pool_id
     WHERE v.ended_at IS NULL AND v.state IN ('planned', 'creating', 'booting', 'ready', 'claimed')
       AND (v.ready_at IS NULL OR v.ready_at > now() - make_interval(secs => :seconds))
-      AND NOT (v.id = ANY(CAST(:placed AS uuid[])))
-      AND NOT (coalesce(v.vmi_uid, '') = ANY(CAST(CAST(:placed AS uuid[]) AS text[])))
+      AND NOT EXISTS (SELECT 1 FROM placed WHERE placed.id = v.id)
+      AND NOT EXISTS (SELECT 1 FROM placed WHERE placed.id::text = v.vmi_uid)
     GROUP BY p.id
 """)
 
@@ -66,10 +67,9 @@ _VMS = text("""
     WHERE v.ended_at IS NULL AND v.node = :name ORDER BY v.id LIMIT 1000
 """)
 
-# Never waits for a planner that has locked the row: that pool is planned again soon anyway.
 _WAKE = text("""
-    UPDATE pool_plan SET due_at = now() WHERE pool_id = ANY(ARRAY(
-        SELECT pool_id FROM pool_plan WHERE waits_for_room AND due_at > now() FOR UPDATE SKIP LOCKED))
+    INSERT INTO plan_request (pool_id)
+    SELECT pool_id FROM pool_plan WHERE waits_for_room OR capacity_problem IS NOT NULL RETURNING pool_id
 """)
 
 
@@ -137,9 +137,9 @@ async def get(tx: Tx, name: str) -> Node | None:
     return _read(row) if row else None
 
 
-async def unplaced(tx: Tx, placed: Sequence[UUID], *, seconds: float) -> list[Unplaced]:
-    """By pool, the VMs that are not ready, or ready for less than `seconds`, and not among `placed` (see `Node.vms`)."""
-    rows = await run(tx, _UNPLACED, placed=list(placed), seconds=seconds)
+async def unplaced(tx: Tx, *, seconds: float) -> list[Unplaced]:
+    """By pool, the VMs that are not ready, or ready for less than `seconds`, and that no node is known to have (see `Node.vms`)."""
+    rows = await run(tx, _UNPLACED, seconds=seconds)
     return [Unplaced(row.id, row.revision, row.n) for row in rows]
 
 
@@ -157,8 +157,8 @@ async def vms_on(tx: Tx, name: str) -> list[VmOnNode]:
 
 
 async def wake_waiting(tx: Tx) -> int:
-    """Every pool that waits for room is due for planning. Returns how many."""
-    return (await run(tx, _WAKE)).rowcount
+    """Every pool that the nodes have no room for is due for planning. Returns how many."""
+    return len((await run(tx, _WAKE)).all())
 
 
 def _row(node: Node) -> dict[str, object]:

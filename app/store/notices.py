@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 class Topic(StrEnum):
     PLAN = "plan"
-    """A pool is due for planning; the payload is its id."""
+    """Pools are due for planning."""
     POOL = "pool"
     """A pool was written or deleted; the payload is its id."""
     CREATE = "create"

@@ -43,10 +43,10 @@ async def make_pool(db: Database, name="web", *, revision="r1", **given):
 
 async def make_vms(db: Database, pool, count, state=VmState.READY):
     """So many VMs of the pool, each brought to `state` on the way that a VM takes; their ids, oldest first."""
-    made = [(vm_id, vm_name(pool.name, vm_id)) for vm_id in (new_id() for _ in range(count))]
-    ids = [vm_id for vm_id, _ in made]
+    ids = [new_id() for _ in range(count)]
+    made = [vms.PlannedVm(vm_id, pool.id, vm_name(pool.name, vm_id), pool.revision) for vm_id in ids]
     async with db.begin() as tx:
-        await vms.plan(tx, pool.id, vms=made, revision=pool.revision, urgent=False)
+        await vms.plan(tx, made)
     if state is VmState.PLANNED:
         return ids
     async with db.begin() as tx:

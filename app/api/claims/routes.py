@@ -3,7 +3,6 @@
 from typing import Annotated
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Path, Query, Request
 
 from app.api.bodies import BodyRoute
@@ -16,7 +15,7 @@ from app.domain.states import ClaimState
 from app.errors import ClaimEnded, ClaimNotFound, Conflict, InvalidRequest, LeaseTooLong
 from app.lifecycle.eta import tell_why_pending
 from app.services.claims import lifecycle
-from app.store.claims import rows as claim_rows
+from app.store.claims import pages as claim_pages
 
 router = APIRouter(prefix="/v1/claims", tags=["claims"], route_class=BodyRoute)
 ClaimId = Annotated[UUID, Path(description="The claim's id.")]
@@ -42,7 +41,7 @@ async def list_claims(
 ) -> Page[ClaimView]:
     """Filters can be combined. Ended claims are kept for `EMBERPOOL_HISTORY_DAYS`."""
     async with svc.db.begin() as tx:
-        found = await claim_rows.page(
+        found = await claim_pages.page(
             tx, after=decode_id(after), limit=limit + 1, pool=pool, state=state, label=_label(label), shape=shape
         )
         found = await tell_why_pending(tx, found)
@@ -102,10 +101,10 @@ async def release_claim(claim_id: ClaimId, svc: Svc) -> ClaimView:
     return ClaimView.of(claim, namespace=svc.settings.namespace)
 
 
-def _label(label: str | None) -> str | None:
+def _label(label: str | None) -> tuple[str, str] | None:
     if label is None:
         return None
     name, equals, value = label.partition("=")
     if not (name and equals):
         raise InvalidRequest.of_field("label", "a label filter is name=value")
-    return orjson.dumps({name: value}).decode()
+    return name, value

@@ -270,4 +270,5 @@ async def _answer(svc: Services, response: Response, pool: PoolRow) -> PoolView:
 async def _views(svc: Services, *pools: PoolRow) -> list[PoolView]:
     async with svc.db.begin() as tx:
         figures = await statistics.of_pools(tx, [pool.id for pool in pools])
-        return [PoolView.of(pool, figures[pool.id], await planning.last_plan(tx, pool.id)) for pool in pools]
+        plans = await planning.last_plans(tx, [pool.id for pool in pools])
+    return [PoolView.of(pool, figures[pool.id], plans[pool.id]) for pool in pools]

@@ -15,6 +15,7 @@ from app.errors import Conflict, VmClaimed, VmNotFound
 from app.services.vms import service
 from app.services.vms.service import no_such_vm
 from app.store import events
+from app.store.vms import pages as vm_pages
 from app.store.vms import rows as vm_rows
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
@@ -40,7 +41,7 @@ async def list_vms(
     """Newest first. Filters can be combined. VMs that ended are kept for `EMBERPOOL_HISTORY_DAYS`."""
     only_ended = state in {VmState.DELETED, VmState.LOST}
     async with svc.db.begin() as tx:
-        found = await vm_rows.page(
+        found = await vm_pages.page(
             tx, after=decode_id(after), limit=limit + 1, pool=pool, state=state, ended=ended or only_ended
         )
     vms, following = cut(found, limit, lambda vm: vm.id)

@@ -1,98 +1,210 @@
-"""Plans every pool that is due: one short transaction each, which reads the pool, decides, and writes what is to be done.
+"""Plans every pool that is due, many in one short transaction: it reads the pools, decides, and writes what is to be done.
 
-Pools below their floor come first. Two replicas never plan one pool at the same moment: its row in `pool_plan` stays locked
-while it is planned, which takes milliseconds and calls nobody.
+What a step costs depends on how many pools have changed, not on how many there are. Whoever changes a pool asks for a plan of it;
+a pool of which nothing changes is looked at now and then. Pools below their floor come first.
+
+Two replicas never plan one pool at the same moment: its row in `pool_plan` stays locked while it is planned, which takes
+milliseconds and calls nobody.
 """
 
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from uuid import UUID
 
 import structlog
 
-from app.domain.planning import Plan, plan
-from app.domain.states import VmState
+from app.domain.planning import Plan, plan, target
+from app.domain.vm_pools import Backing
 from app.ids import new_id, vm_name
 from app.lifecycle.placement import Placing, Room
 from app.lifecycle.start_sources import note_on_start
-from app.store import events, vm_pools
-from app.store.claims import rows as claims
+from app.reconcilers.pools.changes import end_deleted, replace_vms
+from app.store import vm_pools
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
-from app.store.pools import planning, put_off
+from app.store.pools import overlooked, planning, put_off
 from app.store.pools import rows as pool_rows
+from app.store.pools.planning import Moment, Planned
 from app.store.rows import PoolRow
 from app.store.vms import rows as vms
 
-_POOLS_AT_ONCE = 200
+_AT_ONCE = 50
+_DUE = 500
+_GATHER_SECONDS = 0.05
+_LOOK_SECONDS = 1.0
+_DELAY_SECONDS = 1.0
+_EVENTS = 5000
+_NEW_NODES_SECONDS = 10.0
+_DELETING_SECONDS = 5.0
+_PUT_OFF_SECONDS = 1.0
 log = structlog.get_logger(__name__)
 
 
 class PoolPlanner:
     """Without `placing` VMs are created whether the nodes have room for them or not."""
 
-    def __init__(self, db: Database, *, every_seconds: float, placing: Placing | None = None) -> None:
+    def __init__(
+        self,
+        db: Database,
+        *,
+        every_seconds: float,
+        placing: Placing | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._db = db
         self._every_seconds = every_seconds
         self._placing = placing
+        self._clock = clock
+        self._looked_at = float("-inf")
+        self._begins = True
 
     async def step(self) -> bool:
-        """Plans every pool that is due, each once. True if there may be more."""
-        planned: list[UUID] = []
-        for _ in range(_POOLS_AT_ONCE):
-            pool_id = await plan_next_pool(
-                self._db, every_seconds=self._every_seconds, skip=tuple(planned), placing=self._placing
-            )
-            if pool_id is None:
-                break
-            planned.append(pool_id)
-        return len(planned) == _POOLS_AT_ONCE
+        """Plans a number of the pools that are due. True if there may be more."""
+        if self._clock() - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at = self._clock()
+            await self._look()
+            self._begins = False
+        planned = await plan_due_pools(self._db, every_seconds=self._every_seconds, placing=self._placing)
+        if len(planned) >= _AT_ONCE:
+            return True
+        if planned:
+            await asyncio.sleep(_GATHER_SECONDS)  # what comes in this moment is planned together
+        return False
+
+    async def _look(self) -> None:
+        """Looks for changes that nobody asked to be planned: an overlooked event, nodes that go, come or leave."""
+        async with self._db.begin() as tx:
+            if self._begins:
+                await overlooked.begin(tx)
+            await overlooked.request_changed(tx, delay_seconds=_DELAY_SECONDS, limit=_EVENTS)
+            if self._placing is None:
+                return
+            changes = await self._placing.changes(tx)
+            if changes.going:
+                await overlooked.request_on_nodes(tx, sorted(changes.going))
+            if changes.came_or_left:
+                await overlooked.spread(tx, seconds=_NEW_NODES_SECONDS)
 
 
-async def plan_next_pool(
-    db: Database, *, every_seconds: float, skip: tuple[UUID, ...] = (), placing: Placing | None = None
-) -> UUID | None:
-    """Plans one pool that is due, and returns its id. None if no pool is due, or others are planning those that are.
+async def plan_due_pools(
+    db: Database, *, every_seconds: float, placing: Placing | None = None, limit: int = _AT_ONCE
+) -> list[UUID]:
+    """Plans up to `limit` pools that are due, and returns their ids; those that others are planning are left to them.
 
-    A pool that is being deleted and has nothing left is deleted here. The next plan is due after `every_seconds`, or when the
-    plan itself says.
+    A pool that is being deleted and has nothing left is deleted here. The next plan is due after about `every_seconds`, or when
+    the plan itself says.
     """
+    async with db.read() as tx:
+        due = await planning.due(tx, limit=_DUE)
+    if not due:
+        return []
     async with db.begin() as tx:
-        pool_id = await planning.take_due(tx, skip=skip)
-        if pool_id is None:
-            return None
-        pool = await pool_rows.get_by_id(tx, pool_id)
-        if pool is None:
-            return pool_id
-        going = await placing.going(tx, pool) if placing is not None else None
-        snapshot, now = await planning.snapshot(tx, pool, going=going)
-        if pool_id in await put_off.of_pools(tx, [pool_id]):
-            snapshot = replace(snapshot, put_off=True)
-        if pool.deleting_at is not None:
-            # Claims that became pending before the deletion was committed.
-            late = await claims.pending_of_pool(tx, pool.id)
-            await claims.fail_pending(tx, late, reason=f"pool {pool.name!r} was deleted")
-        if await pool_rows.end_delete(tx, pool_id):
-            await events.record(tx, "pool.deleted", pool_id=pool_id)
-            log.info("pool.deleted", pool=pool.name)
-            return pool_id
-        step = plan(snapshot, now)
-        room = await placing.look(tx, pool, wants_more=step.create > 0) if placing is not None else Room()
-        if room.count is not None:
-            known = replace(snapshot, room=room.count, room_note=room.note, never_fits=room.never_fits)
-            step = plan(known, now)
-        await _apply(tx, pool, step, asked={vm.id for vm in snapshot.in_flight if vm.asked})
-        waits = await note_on_start(tx, pool.path, pool.source)
-        notes = (*step.notes, *waits, *await vm_pools.notes(tx, pool_id))
-        await planning.write(
-            tx,
-            pool_id,
-            next_in_seconds=_next_look(step, now, every_seconds),
-            notes=notes,
-            held=step.held,
-            capacity_problem=room.capacity_problem,
-            waits_for_room=step.waits_for_room,
-        )
+        taken = await planning.take(tx, due, limit=limit)
+        alone = await _plan_together(tx, taken, every_seconds=every_seconds, placing=placing)
+    # What changes VMs that exist locks them: each such pool has its own transaction, so that no two can wait in a circle.
+    for pool_id in alone:
+        async with db.begin() as tx:
+            for locked in await planning.take(tx, [pool_id], limit=1):
+                await _plan_together(tx, [locked], every_seconds=every_seconds, placing=placing, alone=True)
+    return taken
+
+
+async def _plan_together(
+    tx: Tx, ids: Sequence[UUID], *, every_seconds: float, placing: Placing | None, alone: bool = False
+) -> list[UUID]:
+    """Plans the pools, which are locked; without `alone`, returns those that have to be planned alone, for which a plan is asked again."""
+    pools = await pool_rows.by_ids(tx, ids)
+    ended = [pool.id for pool in pools.values() if alone and await end_deleted(tx, pool)]
+    pools = {pool_id: pools[pool_id] for pool_id in ids if pool_id in pools and pool_id not in ended}
+    if not pools:
+        return []
+    going = {pool.id: await placing.going(tx, pool) if placing is not None else None for pool in pools.values()}
+    off = await put_off.of_pools(tx, list(pools))
+    moments = {
+        pool_id: replace(moment, pool=replace(moment.pool, put_off=pool_id in off))
+        for pool_id, moment in (await planning.snapshots(tx, pools, going)).items()
+    }
+    if placing is not None:
+        placing.begin()
+    steps: dict[UUID, Plan] = {}
+    found: dict[UUID, Planned] = {}
+    for pool_id, moment in moments.items():
+        step, room = await _decide(tx, pools[pool_id], moment, placing)
+        if not alone and _changes_vms(pools[pool_id], step):
+            continue
+        steps[pool_id] = step
+        found[pool_id] = await _describe(tx, pools[pool_id], step, room, moment, every_seconds)
+        if alone:
+            await replace_vms(tx, pools[pool_id], step, moment.pool)
+    await _create(tx, pools, steps, moments)
+    await planning.write(tx, found)
+    for pool_id, step in steps.items():
+        _log(pools[pool_id], step)
+    left = [pool_id for pool_id in pools if pool_id not in steps]
+    await planning.request(tx, left)
+    return left
+
+
+async def _decide(tx: Tx, pool: PoolRow, moment: Moment, placing: Placing | None) -> tuple[Plan, Room]:
+    step = plan(moment.pool, moment.now)
+    room = await placing.look(tx, pool, wants_more=step.create > 0) if placing is not None else Room()
+    if room.count is not None:
+        known = replace(moment.pool, room=room.count, room_note=room.note, never_fits=room.never_fits)
+        step = plan(known, moment.now)
+    if placing is not None and step.create:
+        placing.note_created(pool, step.create)
+    return step, room
+
+
+def _changes_vms(pool: PoolRow, step: Plan) -> bool:
+    return bool(pool.deleting_at or step.remove or step.cancel or step.put_last or step.put_back)
+
+
+async def _describe(tx: Tx, pool: PoolRow, step: Plan, room: Room, moment: Moment, every_seconds: float) -> Planned:
+    waits = await note_on_start(tx, pool.path, pool.source)
+    shown = await vm_pools.notes(tx, pool.id) if pool.spec.backing is Backing.VIRTUAL_MACHINE_POOL else ()
+    return Planned(
+        next_in_seconds=_next_look(moment, step, every_seconds),
+        notes=(*step.notes, *waits, *shown),
+        held=step.held,
+        capacity_problem=room.capacity_problem,
+        waits_for_room=step.waits_for_room,
+    )
+
+
+async def _create(
+    tx: Tx, pools: Mapping[UUID, PoolRow], steps: Mapping[UUID, Plan], moments: Mapping[UUID, Moment]
+) -> None:
+    urged = {
+        pool_id: step.urgent
+        for pool_id, step in steps.items()
+        if (moments[pool_id].calm if step.urgent else moments[pool_id].urgent)
+    }
+    await vms.urge(tx, urged)
+    made = [
+        vms.PlannedVm(vm_id, pool_id, vm_name(pools[pool_id].name, vm_id), pools[pool_id].revision, step.urgent)
+        for pool_id, step in steps.items()
+        for vm_id in (new_id() for _ in range(step.create))
+    ]
+    if made:
+        await vms.plan(tx, made)
+        await notify(tx, Topic.CREATE)
+
+
+def _next_look(moment: Moment, step: Plan, every_seconds: float) -> float:
+    pool = moment.pool
+    if pool.deleting:
+        every_seconds = min(every_seconds, _DELETING_SECONDS)
+    if pool.put_off and target(pool) > len(pool.ready) + len(pool.in_flight):
+        every_seconds = min(every_seconds, _PUT_OFF_SECONDS)
+    if step.look_again_at is None:
+        return every_seconds
+    return min(every_seconds, max(0.05, (step.look_again_at - moment.now).total_seconds()))
+
+
+def _log(pool: PoolRow, step: Plan) -> None:
     if step.put_last or step.put_back:
         log.info("pool.reordered", pool=pool.name, last=len(step.put_last), back=len(step.put_back))
     if not step.is_idle:
@@ -104,42 +216,3 @@ async def plan_next_pool(
             remove=len(step.remove),
             urgent=step.urgent,
         )
-    return pool_id
-
-
-async def _apply(tx: Tx, pool: PoolRow, step: Plan, *, asked: set[UUID]) -> None:
-    await vms.put_last(tx, step.put_last)
-    await vms.put_back(tx, step.put_back)
-    if step.remove:
-        taken = await vms.take_from_queue(tx, pool.id, step.remove, floor=step.floor)
-        # Their places in the queue are deleted and locked by us: no claim can get them any more.
-        await vms.leave_ready(tx, taken, reason=_why_removed(pool))
-    if step.cancel:
-        why = _why_removed(pool)
-        never_asked = [vm_id for vm_id in step.cancel if vm_id not in asked]
-        await vms.move(tx, never_asked, VmState.DELETED, sources=[VmState.PLANNED], reason=why)
-        # A create whose answer was lost is planned again. It may have made its object, which must be removed.
-        known = [vm_id for vm_id in step.cancel if vm_id in asked]
-        await vms.release(tx, known, sources=[VmState.PLANNED, VmState.BOOTING], reason=why)
-    await vms.urge(tx, pool.id, urgent=step.urgent)
-    if step.create:
-        made = [(vm_id, vm_name(pool.name, vm_id)) for vm_id in (new_id() for _ in range(step.create))]
-        await vms.plan(tx, pool.id, vms=made, revision=pool.revision, urgent=step.urgent)
-        await notify(tx, Topic.CREATE)
-    if step.remove or step.cancel:
-        await notify(tx, Topic.REMOVE)
-
-
-def _why_removed(pool: PoolRow) -> str:
-    if pool.deleting_at is not None:
-        return "its pool is being deleted"
-    return (
-        "the pool no longer needs it: it is above the pool's size, of an old template, from before a rotation, older than "
-        "max_ready_age_seconds, or on a node that is cordoned or going"
-    )
-
-
-def _next_look(step: Plan, now: datetime, every_seconds: float) -> float:
-    if step.look_again_at is None:
-        return every_seconds
-    return min(every_seconds, max(0.05, (step.look_again_at - now).total_seconds()))

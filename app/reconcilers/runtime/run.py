@@ -89,7 +89,7 @@ class Reconcilers:
         vm_pool_topics = (Topic.POOL, Topic.CREATE, Topic.REMOVE, Topic.CLAIMED)
         steps: list[tuple[str, _Step, float, Wake]] = [
             # name, step, seconds between two steps that find nothing to do, what wakes it sooner
-            ("plan", self._planner.step, s.plan_seconds, self._on(Topic.PLAN)),
+            ("plan", self._planner.step, min(1.0, s.plan_seconds), self._on(Topic.PLAN)),
             ("create", self._creator.step, 0.5, self._on(Topic.CREATE)),
             ("remove", self._remover.step, 1.0, self._on(Topic.REMOVE)),
             ("label", self._labeler.step, 1.0, self._on(Topic.CLAIMED)),

@@ -48,7 +48,7 @@ async def _adopt(tx: Tx, new: Sequence[Observation]) -> dict[UUID, Observation]:
         ids = await vm_pools.unassigned(tx, pool_id, limit=len(found))
         extra = [(new_id(), obs.name) for obs in found[len(ids) :]]
         if extra:
-            await vms.plan(tx, pool_id, vms=extra, revision=pool.revision, urgent=False)
+            await vms.plan(tx, [vms.PlannedVm(vm_id, pool_id, name, pool.revision) for vm_id, name in extra])
         for vm_id, obs in zip([*ids, *(vm_id for vm_id, _ in extra)], found, strict=True):
             rows[vm_id] = obs
             # A VM that existed before the pool does not say what it was made from, and counts as made from the pool's template.

@@ -14,23 +14,13 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from app.domain.states import ClaimState, check_claim_transition
 from app.domain.templates import NO_MARKS, Marks
-from app.store.database import Tx, any_row, first, mappings, run
+from app.store.database import Tx, any_row, first, run
 from app.store.notices import notify_settled
 from app.store.rows import CLAIM_COLUMNS, CLAIM_TABLES, ClaimRow, read_claim
 
 _FROM = f"FROM {CLAIM_TABLES}"
 _BY_ID = text(f"SELECT {CLAIM_COLUMNS} {_FROM} WHERE c.id = :id")
 _SETTLED = text("SELECT id FROM claim WHERE id = ANY(CAST(:ids AS uuid[])) AND state <> 'pending'")
-_PAGE = text(f"""
-    SELECT {CLAIM_COLUMNS} {_FROM}
-    WHERE (CAST(:after AS uuid) IS NULL OR c.id < :after)
-      AND (CAST(:pool AS text) IS NULL OR (p.name = :pool AND p.kind = 'pool'))
-      AND (CAST(:state AS text) IS NULL OR c.state = :state)
-      AND (CAST(:shape AS text) IS NULL OR c.shape = :shape)
-      AND (CAST(:label AS jsonb) IS NULL OR c.labels @> CAST(:label AS jsonb))
-    ORDER BY c.id DESC LIMIT :limit
-""")
-
 _INSERT_PENDING = text("""
     WITH made AS (
         INSERT INTO claim (id, pool_id, state, idem_key, request_hash, labels, lease_seconds, pending_until, reason,
@@ -172,25 +162,6 @@ async def get(tx: Tx, claim_id: UUID) -> ClaimRow | None:
 async def settled(tx: Tx, claim_ids: Sequence[UUID]) -> list[UUID]:
     """Those of the claims that are no longer pending."""
     return [row.id for row in await run(tx, _SETTLED, ids=list(claim_ids))]
-
-
-async def page(
-    tx: Tx,
-    *,
-    after: UUID | None,
-    limit: int,
-    pool: str | None = None,
-    state: ClaimState | None = None,
-    label: str | None = None,
-    shape: str | None = None,
-) -> list[ClaimRow]:
-    """The newest first. `label` is a JSON object that a claim's labels must contain."""
-    return [
-        read_claim(row)
-        for row in await mappings(
-            tx, _PAGE, after=after, limit=limit, pool=pool, state=state and str(state), label=label, shape=shape
-        )
-    ]
 
 
 async def insert_pending(

@@ -12,10 +12,11 @@ from app.domain.pools import PoolSpec
 from app.domain.templates import VmSpec
 from app.store.database import Tx, any_row, first, mappings, run
 from app.store.notices import Topic, notify
+from app.store.pools import planning
 from app.store.rows import POOL_COLUMNS, PoolRow, read_pool
 
 _BY_NAME = f"SELECT {POOL_COLUMNS} FROM pool p WHERE p.name = :name AND p.deleted_at IS NULL"
-_BY_ID = text(f"SELECT {POOL_COLUMNS} FROM pool p WHERE p.id = :id")
+_BY_IDS = text(f"SELECT {POOL_COLUMNS} FROM pool p WHERE p.id = ANY(CAST(:ids AS uuid[]))")
 _PAGE = text(f"""
     SELECT {POOL_COLUMNS} FROM pool p WHERE p.deleted_at IS NULL AND p.kind = 'pool' AND p.name > :after ORDER BY p.name LIMIT :limit
 """)
@@ -37,11 +38,6 @@ _REPLACE = text("""
     WHERE id = :id
 """).bindparams(bindparam("spec", type_=JSONB), bindparam("vm_spec", type_=JSONB))
 
-# Never waits: the planner that has locked the row may wait for a VM that the caller has locked, and plans again soon anyway.
-_DUE = text("""
-    UPDATE pool_plan SET due_at = now() WHERE pool_id = ANY(ARRAY(
-        SELECT pool_id FROM pool_plan WHERE pool_id = :id AND due_at > now() FOR UPDATE SKIP LOCKED))
-""")
 # By the clock rather than the start of the transaction: it may have waited for the row while a VM was begun.
 _ROTATE = text("UPDATE pool SET rotated_at = clock_timestamp() WHERE id = :id")
 _REPLENISH = text("UPDATE pool SET refilled_at = now() WHERE id = :id")
@@ -81,8 +77,11 @@ async def get(tx: Tx, name: str, *, lock: bool = False) -> PoolRow | None:
 
 
 async def get_by_id(tx: Tx, pool_id: UUID) -> PoolRow | None:
-    row = await first(tx, _BY_ID, id=pool_id)
-    return read_pool(row) if row else None
+    return (await by_ids(tx, [pool_id])).get(pool_id)
+
+
+async def by_ids(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, PoolRow]:
+    return {row["id"]: read_pool(row) for row in await mappings(tx, _BY_IDS, ids=list(ids))}
 
 
 async def page(tx: Tx, *, after: str, limit: int) -> list[PoolRow]:
@@ -116,12 +115,10 @@ async def replace(tx: Tx, pool_id: UUID, *, spec: PoolSpec, vm_spec: VmSpec, rev
 
 
 async def plan_soon(tx: Tx, *pool_ids: UUID) -> None:
-    """The pools are due for planning, and planners are woken when `tx` commits. A pool that is being planned at this moment is
-    planned again after its interval.
-    """
-    for pool_id in sorted(set(pool_ids)):
-        await run(tx, _DUE, id=pool_id)
-        await notify(tx, Topic.PLAN, pool_id)
+    """The pools are due for planning, and planners are woken when `tx` commits."""
+    if pool_ids:
+        await planning.request(tx, sorted(set(pool_ids)))
+        await notify(tx, Topic.PLAN)
 
 
 async def replenish(tx: Tx, pool_id: UUID) -> None:

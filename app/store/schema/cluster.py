@@ -38,6 +38,8 @@ snapshot = Table(
     Column("id", Uuid, primary_key=True),
     Column("name", Text, nullable=False),
     Column("spec", JSONB, nullable=False, comment="SnapshotSpec as written"),
+    Column("used_at", AWARE, comment="the last start from it"),
+    required("uses", BigInteger, "0", "VMs that were started from it"),
     *lifetime_columns(),
     *lease_columns(),
     Index("snapshot_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
@@ -68,6 +70,7 @@ snapshot_take = Table(
     Column("ended_at", AWARE),
     CheckConstraint(one_of("state", TakeState), name="state"),
     Index("snapshot_take_number_key", "snapshot_id", "number", unique=True),
+    Index("snapshot_take_open_idx", "snapshot_id", postgresql_where=text("ended_at IS NULL")),
     Index("snapshot_take_shape_idx", "shape", postgresql_where=text("state = 'ready'")),
 )
 

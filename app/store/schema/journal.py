@@ -17,6 +17,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from app.store.schema.base import AWARE, Xid8, metadata, required
 
+_KIND = text("split_part(type, '.', 1)")
+
 event = Table(
     "event",
     metadata,
@@ -30,6 +32,17 @@ event = Table(
     required("data", JSONB, "'{}'"),
     PrimaryKeyConstraint("xid", "id"),
     Index("event_vm_idx", "vm_id", "id", postgresql_where=text("vm_id IS NOT NULL")),
+    Index("event_pool_idx", "pool_id", _KIND, "xid", "id", postgresql_where=text("pool_id IS NOT NULL")),
+    # Claims are in every stretch of the history, and each index costs a warm claim.
+    Index("event_kind_idx", _KIND, "xid", "id", postgresql_where=text("split_part(type, '.', 1) <> 'claim'")),
+)
+
+event_reader = Table(
+    "event_reader",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("xid", Xid8, nullable=False, comment="it has read all events up to this one"),
+    Column("id", BigInteger, nullable=False),
 )
 
 lease = Table(

@@ -59,6 +59,7 @@ pool = Table(
     Index("pool_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
     Index("pool_shape_idx", "shape", postgresql_where=text("deleted_at IS NULL")),
     Index("pool_source_idx", "source", postgresql_where=text("deleted_at IS NULL AND source IS NOT NULL")),
+    Index("pool_history_idx", "name", postgresql_where=text("kind = 'pool'")),
 )
 
 pool_plan = Table(
@@ -78,7 +79,18 @@ pool_plan = Table(
         ),
     ),
     required("waits_for_room", Boolean, "false", "it is planned again as soon as a node has more room"),
+    Index("pool_plan_due_idx", "due_at"),
     postgresql_with={"fillfactor": "50"},
+)
+
+# Rows of their own, so that whoever asks never waits for a planner that has locked the pool's row, and is never overlooked by it.
+plan_request = Table(
+    "plan_request",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("pool_id", Uuid, nullable=False, comment="it is to be planned: something of it has changed"),
+    Index("plan_request_pool_id_idx", "pool_id"),
+    postgresql_with=vacuumed_after(1000),
 )
 
 vm = Table(
@@ -125,6 +137,7 @@ vm = Table(
     required(
         "member", Boolean, "false", "a VirtualMachinePool owns it: it is detached before anything else is done to it"
     ),
+    required("lost", Boolean, "false", "it ended as lost: `state` itself is in no index"),
     CheckConstraint(one_of("state", VmState), name="state"),
     CheckConstraint("state <> 'claimed' OR claim_id IS NOT NULL", name="claimed"),
     # No index on what a claim changes (state, claim_id): Postgres then updates the row within its page and no index, which
@@ -132,13 +145,23 @@ vm = Table(
     # A VirtualMachinePool uses the names of its VMs again, so only the UIDs of live VMs are unique.
     Index("vm_name_idx", "name", postgresql_where=text("ended_at IS NULL")),
     Index("vm_uid_key", "uid", unique=True, postgresql_where=text("ended_at IS NULL AND uid IS NOT NULL")),
-    Index("vm_live_idx", "pool_id", postgresql_where=text("ended_at IS NULL")),
+    Index("vm_live_idx", "id", postgresql_where=text("ended_at IS NULL")),
+    Index("vm_live_pool_idx", "pool_id", "id", postgresql_where=text("ended_at IS NULL")),
+    Index("vm_deadline_idx", "deadline_at", postgresql_where=text("deadline_at IS NOT NULL")),
     Index("vm_work_idx", "work", "due_at", postgresql_where=text("work IS NOT NULL")),
-    Index("vm_boots_idx", "pool_id", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
+    Index(
+        "vm_boot_times_idx",
+        "pool_id",
+        "ready_at",
+        postgresql_include=["boot_seconds"],
+        postgresql_where=text("boot_seconds IS NOT NULL"),
+    ),
     Index("vm_paths_idx", "path", "shape", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
     Index("vm_path_idx", "path", "ready_at", postgresql_where=text("boot_seconds IS NOT NULL")),
     Index("vm_source_idx", "source", "ready_at", postgresql_where=text("source IS NOT NULL")),
     Index("vm_ended_idx", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+    Index("vm_history_idx", "lost", "id", postgresql_where=text("ended_at IS NOT NULL")),
+    Index("vm_pool_history_idx", "pool_id", "lost", "id", postgresql_where=text("ended_at IS NOT NULL")),
     postgresql_with={"fillfactor": "50"},
 )
 
@@ -219,6 +242,31 @@ claim = Table(
     Index("claim_pool_idx", "pool_id", "id"),
     Index("claim_unlabelled_idx", "label_due_at", postgresql_where=text("state = 'bound' AND NOT labelled")),
     Index("claim_ended_idx", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+    # For lists. None of them has an entry of a claim on a warm VM before it ends, so that they cost such a claim nothing.
+    Index("claim_history_idx", "state", "id", postgresql_where=text("ended_at IS NOT NULL")),
+    Index("claim_pool_history_idx", "pool_id", "state", "id", postgresql_where=text("ended_at IS NOT NULL")),
+    Index("claim_shape_idx", "shape", "state", "id", postgresql_where=text("shape IS NOT NULL")),
+    Index("claim_pool_shape_idx", "pool_id", "shape", "state", "id", postgresql_where=text("shape IS NOT NULL")),
+)
+
+# A trigger of `claim` writes them, whatever version of the program ends the claim.
+claim_label = Table(
+    "claim_label",
+    metadata,
+    Column("claim_id", Uuid, nullable=False, comment="a claim that has ended"),
+    Column("label", Text, nullable=False, comment="name=value"),
+    Column("pool_id", Uuid, nullable=False),
+    Column("shape", Text),
+    Column("state", Text, nullable=False),
+    PrimaryKeyConstraint("claim_id", "label"),
+    Index("claim_label_idx", "label", "state", "claim_id"),
+    Index("claim_label_pool_idx", "label", "pool_id", "state", "claim_id"),
+    Index("claim_label_shape_idx", "label", "shape", "state", "claim_id", postgresql_where=text("shape IS NOT NULL")),
+    Index(
+        "claim_label_pool_shape_idx",
+        *("label", "pool_id", "shape", "state", "claim_id"),
+        postgresql_where=text("shape IS NOT NULL"),
+    ),
 )
 
 claim_queue = Table(

@@ -3,13 +3,14 @@
 A change that takes a VM out of the queue locks its place in the queue first, as a claim does: the same order, so no deadlock.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import text
 
 from app.domain.states import VmState, check_vm_transition
-from app.store.database import Tx, first, mappings, run
+from app.store.database import Tx, first, run
 from app.store.rows import VM_COLUMNS, VmRow, read_vm
 
 LAST_PLACES = 2**62
@@ -18,15 +19,19 @@ LAST_PLACES = 2**62
 _PLAN = text("""
     WITH made AS (
         INSERT INTO vm (id, pool_id, name, revision, urgent)
-        SELECT id, :pool_id, name, :revision, :urgent FROM unnest(CAST(:ids AS uuid[]), CAST(:names AS text[])) AS n(id, name)
-        RETURNING id)
+        SELECT id, pool_id, name, revision, urgent FROM unnest(CAST(:ids AS uuid[]), CAST(:pool_ids AS uuid[]),
+            CAST(:names AS text[]), CAST(:revisions AS text[]), CAST(:urgent AS bool[])) AS n(id, pool_id, name, revision, urgent)
+        RETURNING id, pool_id, revision)
     INSERT INTO event (type, pool_id, vm_id, data)
-    SELECT 'vm.planned', :pool_id, id, jsonb_build_object('revision', CAST(:revision AS text)) FROM made
+    SELECT 'vm.planned', pool_id, id, jsonb_build_object('revision', revision) FROM made
 """)
 
-_URGE = text(
-    "UPDATE vm SET urgent = :urgent WHERE pool_id = :pool_id AND state = 'planned' AND ended_at IS NULL AND urgent <> :urgent"
-)
+_URGE = text("""
+    UPDATE vm SET urgent = NOT urgent WHERE id = ANY(ARRAY(
+        SELECT vm.id FROM unnest(CAST(:pool_ids AS uuid[]), CAST(:urgent AS bool[])) AS n(pool_id, urgent)
+        JOIN vm ON vm.pool_id = n.pool_id
+        WHERE vm.ended_at IS NULL AND vm.state = 'planned' AND vm.urgent <> n.urgent ORDER BY vm.id FOR UPDATE OF vm))
+""")
 
 # `moving` locks the rows in one order, so that two transactions that move the same VMs cannot deadlock.
 _MOVE = """
@@ -35,7 +40,7 @@ _MOVE = """
         ORDER BY id FOR UPDATE),
     moved AS (
         UPDATE vm SET state = CAST(:target AS text), state_since = now(), reason = coalesce(:reason, vm.reason),
-            ended_at = CASE WHEN :target IN ('deleted', 'lost') THEN now() ELSE vm.ended_at END,
+            ended_at = CASE WHEN :target IN ('deleted', 'lost') THEN now() ELSE vm.ended_at END, lost = (:target = 'lost'),
             due_at = now(), attempts = 0, lease_token = NULL, lease_expires_at = NULL,
             {more}
         FROM moving WHERE vm.id = moving.id
@@ -65,15 +70,6 @@ _COUNT_READY = text("SELECT count(*) FROM ready_slot WHERE pool_id = :pool_id")
 
 _BY_ID = text(f"SELECT {VM_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = ANY(CAST(:ids AS uuid[]))")
 
-_PAGE = text(f"""
-    SELECT {VM_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id
-    WHERE (CAST(:after AS uuid) IS NULL OR v.id < :after)
-      AND (CAST(:pool AS text) IS NULL OR (p.name = :pool AND p.kind = 'pool'))
-      AND (CAST(:state AS text) IS NULL OR v.state = :state)
-      AND (:ended OR v.ended_at IS NULL)
-    ORDER BY v.id DESC LIMIT :limit
-""")
-
 _PRUNE = text("""
     DELETE FROM vm WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM vm WHERE ended_at < now() - make_interval(secs => :seconds) ORDER BY ended_at LIMIT :limit))
@@ -98,22 +94,34 @@ _MOVES = {
 }
 
 
-async def plan(tx: Tx, pool_id: UUID, *, vms: Sequence[tuple[UUID, str]], revision: str, urgent: bool) -> None:
-    """Inserts VMs in state `planned`, given as (id, name in the cluster)."""
+@dataclass(frozen=True, slots=True)
+class PlannedVm:
+    """A VM that is to be created, and its name in the cluster. `urgent`: its pool is below its floor."""
+
+    id: UUID
+    pool_id: UUID
+    name: str
+    revision: str
+    urgent: bool = False
+
+
+async def plan(tx: Tx, planned: Sequence[PlannedVm]) -> None:
+    """Inserts VMs in state `planned`."""
     await run(
         tx,
         _PLAN,
-        pool_id=pool_id,
-        ids=[vm_id for vm_id, _ in vms],
-        names=[name for _, name in vms],
-        revision=revision,
-        urgent=urgent,
+        ids=[vm.id for vm in planned],
+        pool_ids=[vm.pool_id for vm in planned],
+        names=[vm.name for vm in planned],
+        revisions=[vm.revision for vm in planned],
+        urgent=[vm.urgent for vm in planned],
     )
 
 
-async def urge(tx: Tx, pool_id: UUID, *, urgent: bool) -> None:
-    """Marks the planned VMs of a pool as urgent, or not: urgent ones are created first."""
-    await run(tx, _URGE, pool_id=pool_id, urgent=urgent)
+async def urge(tx: Tx, pools: Mapping[UUID, bool]) -> None:
+    """Marks the planned VMs of each pool as urgent, or not: urgent ones are created first."""
+    if pools:
+        await run(tx, _URGE, pool_ids=list(pools), urgent=list(pools.values()))
 
 
 async def move(
@@ -180,18 +188,6 @@ async def release(tx: Tx, ids: Iterable[UUID], *, sources: Iterable[VmState], re
 async def get(tx: Tx, vm_id: UUID) -> VmRow | None:
     row = await first(tx, _BY_ID, ids=[vm_id])
     return read_vm(row) if row else None
-
-
-async def page(
-    tx: Tx, *, after: UUID | None, limit: int, pool: str | None, state: VmState | None, ended: bool
-) -> list[VmRow]:
-    """The newest first. Without `ended` only VMs that still exist."""
-    return [
-        read_vm(row)
-        for row in await mappings(
-            tx, _PAGE, after=after, limit=limit, pool=pool, state=state and str(state), ended=ended
-        )
-    ]
 
 
 async def prune(tx: Tx, *, seconds: float, limit: int) -> int:

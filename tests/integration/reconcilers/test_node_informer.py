@@ -8,7 +8,7 @@ from app.compute.vms import Broken
 from app.domain.nodes import Demand, Node
 from app.lifecycle.placement import Placing
 from app.reconcilers.nodes.informer import NodeInformer
-from app.reconcilers.pools.planner import plan_next_pool
+from app.reconcilers.pools.planner import plan_due_pools
 from app.store import nodes
 from app.store import watch_state as watches
 from tests.support.fake_gateway import FakeGateway
@@ -107,20 +107,20 @@ async def test_room_that_comes_wakes_those_who_wait_for_it_and_them_alone(db, ga
     async with watching(db, gateway, settings):
         await becomes(db, full)
         for _ in range(2):
-            await plan_next_pool(db, every_seconds=3600, placing=placing)
-        assert await scalar(db, "SELECT count(*) FROM pool_plan WHERE due_at <= now()") == 0
+            await plan_due_pools(db, every_seconds=3600, placing=placing)
+        assert await scalar(db, "SELECT count(*) FROM plan_request") == 0
         gateway.put_node(replace(full, used={"cpu": 4000, "pods": 3}, images=(("a", 1),)))
         gateway.put_node(replace(full, used={"cpu": 4500, "pods": 5}))
         await becomes(db, replace(full, used={"cpu": 4500, "pods": 5}))
-        assert await scalar(db, "SELECT count(*) FROM pool_plan WHERE due_at <= now()") == 0
+        assert await scalar(db, "SELECT count(*) FROM plan_request") == 0
 
         gateway.put_node(replace(full, used={"cpu": 2000, "pods": 2}))
 
         async def is_due():
-            return await scalar(db, "SELECT pool_id FROM pool_plan WHERE due_at <= now()") == waiting.id
+            return await scalar(db, "SELECT pool_id FROM plan_request") == waiting.id
 
         await eventually(is_due)
-        await plan_next_pool(db, every_seconds=3600, placing=placing)
+        await plan_due_pools(db, every_seconds=3600, placing=placing)
     assert await scalar(db, "SELECT count(*) FROM vm WHERE pool_id = :id", id=waiting.id) == 1
     assert await scalar(db, "SELECT count(*) FROM vm WHERE pool_id = :id", id=other.id) == 0
 

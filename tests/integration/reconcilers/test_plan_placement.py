@@ -8,7 +8,7 @@ from app.domain.nodes import CORDON, SCHEDULABLE, Demand, Node, Toleration
 from app.domain.states import VmState
 from app.errors import Unschedulable
 from app.lifecycle.placement import FACTS_SECONDS, Placing, check_fit, nodes_status
-from app.reconcilers.pools.planner import plan_next_pool
+from app.reconcilers.pools.planner import plan_due_pools
 from app.services.pools.service import put_pool
 from app.store import nodes
 from app.store import watch_state as watches
@@ -43,7 +43,7 @@ async def show(db, *found, heard=True):
 
 async def look(db, placing):
     await execute(db, "UPDATE pool_plan SET due_at = now()")
-    return await plan_next_pool(db, every_seconds=60, placing=placing)
+    return await plan_due_pools(db, every_seconds=60, placing=placing)
 
 
 async def planned(db):
@@ -81,7 +81,7 @@ class TestPlanning:
         pool = await make_pool(db, size=3)
         await execute(db, "UPDATE pool_plan SET due_at = now() + interval '1 hour' WHERE pool_id = :id", id=other.id)
         await show(db, NODE)
-        assert await plan_next_pool(db, every_seconds=60, placing=placing) == pool.id
+        assert await plan_due_pools(db, every_seconds=60, placing=placing) == [pool.id]
         assert await planned(db) == 1
 
     async def test_a_vm_whose_pod_is_on_its_node_is_counted_there_and_not_twice(self, db, placing):

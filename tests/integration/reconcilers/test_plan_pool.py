@@ -2,15 +2,27 @@
 
 import asyncio
 
+from sqlalchemy import event
+
 from app.domain.states import VmState
-from app.reconcilers.pools.planner import plan_next_pool
+from app.reconcilers.pools.planner import PoolPlanner, plan_due_pools
 from app.store.pools import rows as pools
-from tests.support.rows import event_types, execute, fetch, make_pool, make_ready, make_vms, scalar, state_of
+from tests.support.rows import (
+    event_types,
+    eventually,
+    execute,
+    fetch,
+    make_pool,
+    make_ready,
+    make_vms,
+    scalar,
+    state_of,
+)
 
 
 async def look(db):
     await execute(db, "UPDATE pool_plan SET due_at = now()")
-    return await plan_next_pool(db, every_seconds=60)
+    return await plan_due_pools(db, every_seconds=60)
 
 
 async def count(db, state):
@@ -20,7 +32,7 @@ async def count(db, state):
 async def test_an_empty_pool_is_planned_full_and_not_planned_twice(db):
     pool = await make_pool(db, size=3)
     for _ in range(3):
-        assert await look(db) == pool.id
+        assert await look(db) == [pool.id]
     assert await count(db, "planned") == 3
     names = [row["name"] for row in await fetch(db, "SELECT name FROM vm")]
     assert len(set(names)) == 3
@@ -40,9 +52,8 @@ async def test_many_planners_at_once_create_no_more(db):
 
 async def test_nothing_is_due_again_before_its_time(db):
     pool = await make_pool(db)
-    assert await plan_next_pool(db, every_seconds=60) == pool.id
-    assert await plan_next_pool(db, every_seconds=60) is None
-    assert await plan_next_pool(db, every_seconds=60, skip=(pool.id,)) is None
+    assert await plan_due_pools(db, every_seconds=60) == [pool.id]
+    assert await plan_due_pools(db, every_seconds=60) == []
 
 
 async def test_a_smaller_size_lets_the_oldest_go_and_keeps_the_floor(db):
@@ -139,6 +150,61 @@ async def test_a_planned_vm_that_the_cluster_was_asked_for_is_removed_and_not_fo
     pool = await make_pool(db, size=0)
     asked, never = await make_vms(db, pool, 2, VmState.PLANNED)
     await execute(db, "UPDATE vm SET asked_at = now() WHERE id = :id", id=asked)
-    await plan_next_pool(db, every_seconds=1)
+    await plan_due_pools(db, every_seconds=1)
     assert await state_of(db, asked) is VmState.RELEASING
     assert await state_of(db, never) is VmState.DELETED
+
+
+async def plan_counted(db):
+    """How many statements planning everything that is due takes."""
+    await execute(db, "UPDATE pool_plan SET due_at = now()")
+    asked = []
+    engine = db._engine.sync_engine
+
+    def note(connection, cursor, statement, *rest):
+        asked.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        planned = await plan_due_pools(db, every_seconds=60)
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    return len(planned), len(asked)
+
+
+async def test_many_pools_are_planned_in_as_many_statements_as_two(db):
+    for number in range(2):
+        await make_pool(db, f"pool-{number}", size=1)
+    few, statements = await plan_counted(db)
+    for number in range(2, 22):
+        await make_pool(db, f"pool-{number}", size=1)
+    assert (few, statements) == (2, statements)
+    assert await plan_counted(db) == (22, statements)
+    assert await count(db, "planned") == 22
+
+
+async def test_a_pool_that_replaces_vms_does_not_keep_others_from_being_planned(db):
+    shrunk = await make_pool(db, "shrunk", size=2, min_available=0)
+    await make_vms(db, shrunk, 2)
+    await make_pool(db, "new", size=1)
+    await execute(db, "UPDATE pool SET spec = spec || '{\"size\": 1}' WHERE name = 'shrunk'")
+    assert len(await plan_due_pools(db, every_seconds=60)) == 2
+    assert (await count(db, "releasing"), await count(db, "planned")) == (1, 1)
+    assert await plan_due_pools(db, every_seconds=60) == []
+
+
+async def test_a_planner_finds_what_nobody_asked_it_to_plan(db):
+    pool = await make_pool(db, size=1)
+    planner = PoolPlanner(db, every_seconds=3600, clock=iter(range(0, 1000, 10)).__next__)
+    await planner.step()
+    await execute(db, "UPDATE event SET at = at - interval '1 minute'")
+    await execute(db, "UPDATE pool SET spec = spec || '{\"size\": 2}'")
+    await execute(db, "UPDATE pool_plan SET planned_at = now() - interval '1 hour'")
+    query = "INSERT INTO event (type, pool_id, at) VALUES ('pool.changed', :id, now() - interval '1 minute')"
+    await execute(db, query, id=pool.id)
+
+    async def planned():
+        await planner.step()
+        return await count(db, "planned") == 2
+
+    await eventually(planned)

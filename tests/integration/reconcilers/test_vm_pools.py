@@ -8,7 +8,7 @@ import pytest
 from app.domain.states import VmState
 from app.domain.vm_pools import Backing
 from app.errors import ClusterNotFound, ClusterRefused, ClusterUnavailable
-from app.reconcilers.pools.planner import plan_next_pool
+from app.reconcilers.pools.planner import plan_due_pools
 from app.reconcilers.vm_pools.reconciler import VmPoolReconciler
 from app.reconcilers.vms.creator import VmCreator
 from app.reconcilers.vms.labeler import ClaimLabeler
@@ -44,7 +44,7 @@ class World:
 
     async def plan(self):
         await execute(self.db, "UPDATE pool_plan SET due_at = now()")
-        await plan_next_pool(self.db, every_seconds=60)
+        await plan_due_pools(self.db, every_seconds=60)
 
     async def work(self):
         """A process that begins now: all that another held is free."""

@@ -12,7 +12,7 @@ from app.config import Settings
 from app.domain.claims import WarmClaim
 from app.errors import DatabaseUnavailable, OutcomeUnknown
 from app.ids import new_id
-from app.reconcilers.pools.planner import plan_next_pool
+from app.reconcilers.pools.planner import plan_due_pools
 from app.reconcilers.vms.status_writer import StatusWriter
 from app.services.claims.lifecycle import release_claim, renew_claim
 from app.services.pools.service import delete_pool, pause_pool, put_pool, replenish_pool, resume_pool
@@ -77,7 +77,7 @@ async def test_every_entry_says_that_the_database_is_away_and_all_goes_on_after(
             "replenish": lambda: replenish_pool(db, "web"),
             "renew": lambda: renew_claim(db, new_id(), None),
             "release": lambda: release_claim(db, new_id()),
-            "plan": lambda: plan_next_pool(db, every_seconds=1),
+            "plan": lambda: plan_due_pools(db, every_seconds=1),
             "list": lambda: write_list(observing, gateway.listed()),
         }
         for name, entry in entries.items():

@@ -13,7 +13,7 @@ from app.errors import (
     PreconditionFailed,
     TemplateRefused,
 )
-from app.reconcilers.pools.planner import plan_next_pool
+from app.reconcilers.pools.planner import plan_due_pools
 from app.services.pools.service import (
     delete_pool,
     edit_pool,
@@ -24,6 +24,7 @@ from app.services.pools.service import (
     rotate_pool,
 )
 from app.services.writes import IfMatch, WriteOutcome
+from app.store.claims import pages as claim_pages
 from app.store.claims import rows as claims
 from app.store.pools import rows as pools
 from app.store.vms import rows as vms
@@ -231,9 +232,9 @@ async def test_a_deleted_pool_keeps_its_claimed_vms_until_they_are_released(db, 
     deleted = await delete_pool(db, "web", force=False)
     assert deleted.deleting_at is not None
     async with db.begin() as tx:
-        states = {claim.id: claim.state for claim in await claims.page(tx, after=None, limit=10)}
+        states = {claim.id: claim.state for claim in await claim_pages.page(tx, after=None, limit=10)}
     assert states == {held: ClaimState.BOUND, waiting: ClaimState.FAILED}
-    assert await plan_next_pool(db, every_seconds=1) == pool.id
+    assert await plan_due_pools(db, every_seconds=1) == [pool.id]
     assert await state_of(db, ready) is VmState.RELEASING
     assert await state_of(db, booting) is VmState.RELEASING
     assert await state_of(db, claimed) is VmState.CLAIMED
@@ -251,12 +252,12 @@ async def test_a_deleted_pool_keeps_its_claimed_vms_until_they_are_released(db, 
 async def test_the_name_is_free_once_the_last_vm_has_gone(db, gateway):
     pool, *_ = await full_pool(db, gateway)
     await delete_pool(db, "web", force=True)
-    await plan_next_pool(db, every_seconds=1)
+    await plan_due_pools(db, every_seconds=1)
     await execute(db, "UPDATE vm SET state = 'deleted', ended_at = now()")
     await execute(db, "UPDATE pool_plan SET due_at = now()")
-    assert await plan_next_pool(db, every_seconds=1) == pool.id
+    assert await plan_due_pools(db, every_seconds=1) == [pool.id]
     assert (await event_types(db))[-1] == "pool.deleted"
-    assert await plan_next_pool(db, every_seconds=1) is None
+    assert await plan_due_pools(db, every_seconds=1) == []
     assert (await put(db, gateway)).outcome is WriteOutcome.CREATED
 
 
@@ -265,12 +266,12 @@ async def test_a_claim_that_began_to_wait_while_its_pool_was_deleted_ends(db, ga
     pool = (await put(db, gateway)).pool
     await delete_pool(db, "web", force=False)
     late = await wait_for_vm(db, pool)
-    assert await plan_next_pool(db, every_seconds=1) == pool.id
+    assert await plan_due_pools(db, every_seconds=1) == [pool.id]
     async with db.begin() as tx:
         claim = await claims.get(tx, late)
         assert claim is not None
         assert claim.state is ClaimState.FAILED
         await pools.plan_soon(tx, pool.id)
     await execute(db, "UPDATE pool_plan SET due_at = now()")
-    await plan_next_pool(db, every_seconds=1)
+    await plan_due_pools(db, every_seconds=1)
     assert await fetch(db, "SELECT 1 FROM pool WHERE deleted_at IS NULL") == []

@@ -7,7 +7,7 @@ import pytest
 
 from app.domain.states import VmState
 from app.errors import Conflict, VmClaimed, VmNotFound
-from app.reconcilers.pools.planner import plan_next_pool
+from app.reconcilers.pools.planner import plan_due_pools
 from app.services.vms.service import discard_vm
 from app.store.claims.warm import WarmClaimStore
 from app.store.vms import rows as vms
@@ -19,12 +19,12 @@ from tests.support.rows import execute, fetch, make_pool, make_vms, request, sca
 async def test_a_discarded_vm_leaves_below_the_floor_and_is_replaced(db, state):
     pool = await make_pool(db, size=1, min_available=1)
     (vm_id,) = await make_vms(db, pool, 1, state)
-    await plan_next_pool(db, every_seconds=60)
+    await plan_due_pools(db, every_seconds=60)
     assert (await discard_vm(db, vm_id)).state is VmState.RELEASING
     assert await scalar(db, "SELECT count(*) FROM ready_slot") == 0
     (event,) = await fetch(db, "SELECT data FROM event WHERE type = 'vm.releasing'")
     assert event["data"] == {"from": str(state), "reason": "discarded by DELETE /v1/vms"}
-    assert await plan_next_pool(db, every_seconds=60) == pool.id, "it is due at once"
+    assert await plan_due_pools(db, every_seconds=60) == [pool.id], "it is due at once"
     assert await scalar(db, "SELECT count(*) FROM vm WHERE state = 'planned'") == 1
 
 
@@ -33,7 +33,7 @@ async def test_a_paused_pool_replaces_a_discarded_vm_when_it_is_resumed(db):
     (vm_id,) = await make_vms(db, pool, 1)
     await execute(db, "UPDATE pool SET paused = true")
     await discard_vm(db, vm_id)
-    await plan_next_pool(db, every_seconds=60)
+    await plan_due_pools(db, every_seconds=60)
     assert await scalar(db, "SELECT count(*) FROM vm WHERE state = 'planned'") == 0
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from app.domain.states import ClaimState, VmState
 from app.errors import IllegalTransition
+from app.store.claims import pages as claim_pages
 from app.store.claims import rows as claims
 from app.store.vms import rows as vms
 from tests.support import store_invariants as invariants
@@ -224,11 +225,14 @@ async def test_pages_are_the_newest_first_and_filtered(db):
     third = await wait_for_vm(db, web)
     await end(db, [third])
     async with db.begin() as tx:
-        assert [c.id for c in await claims.page(tx, after=None, limit=10)] == [third, second, first]
-        assert [c.id for c in await claims.page(tx, after=third, limit=1)] == [second]
-        assert [c.id for c in await claims.page(tx, after=None, limit=9, pool="web")] == [third, first]
-        assert [c.id for c in await claims.page(tx, after=None, limit=9, state=ClaimState.PENDING)] == [second, first]
-        assert [c.id for c in await claims.page(tx, after=None, limit=9, label='{"job": "1"}')] == [first]
+        assert [c.id for c in await claim_pages.page(tx, after=None, limit=10)] == [third, second, first]
+        assert [c.id for c in await claim_pages.page(tx, after=third, limit=1)] == [second]
+        assert [c.id for c in await claim_pages.page(tx, after=None, limit=9, pool="web")] == [third, first]
+        assert [c.id for c in await claim_pages.page(tx, after=None, limit=9, state=ClaimState.PENDING)] == [
+            second,
+            first,
+        ]
+        assert [c.id for c in await claim_pages.page(tx, after=None, limit=9, label=("job", "1"))] == [first]
         assert set(await claims.settled(tx, [first, second, third, uuid4()])) == {third}
         assert await claims.get(tx, uuid4()) is None
         assert await claims.bound_of_pool(tx, web.id) == []
@@ -241,5 +245,5 @@ async def test_history_is_dropped_once_it_is_old(db):
     await execute(db, "UPDATE claim SET ended_at = now() - interval '2 hours' WHERE id = :id", id=old)
     async with db.begin() as tx:
         assert await claims.prune(tx, seconds=3600, limit=10) == 1
-        left = {claim.id for claim in await claims.page(tx, after=None, limit=10)}
+        left = {claim.id for claim in await claim_pages.page(tx, after=None, limit=10)}
     assert left == {young, waiting}

@@ -9,7 +9,6 @@ from hypothesis import given
 from app.store import events
 from app.store.database import Database
 from app.store.events import Cursor
-from tests.support.query_plans import nodes
 from tests.support.rows import execute, make_pool, make_vms, scalar
 
 
@@ -119,23 +118,6 @@ async def test_looking_back_shows_nothing_that_an_older_transaction_could_still_
         await record(db, "pool.fast")
         assert [event.type for event in await back(db)] == ["pool.before"]
     assert [event.type for event in await back(db)] == ["pool.fast", "pool.slow", "pool.before"]
-
-
-async def test_the_newest_events_are_read_from_the_end_of_the_index(db):
-    await execute(
-        db,
-        "INSERT INTO event (xid, type) SELECT (3 + n / 50)::text::xid8, 'vm.ready' FROM generate_series(1, 5000) n",
-    )
-    await execute(db, "ANALYZE event")
-    for first in (events._END, (await back(db, limit=200))[-1].cursor):
-        sql = events._PAGE_BACK.text.replace(":xid", f"'{first.xid}'").replace(":id", str(first.id))
-        for name, value in {":limit": "20", ":pool": "NULL", ":kind": "NULL"}.items():
-            sql = sql.replace(name, value)
-        plan = await scalar(db, "EXPLAIN (ANALYZE, FORMAT JSON) " + sql)
-        scans = [node for node in nodes(plan[0]["Plan"]) if node.get("Relation Name") == "event"]
-        assert [(scan["Node Type"], scan["Scan Direction"]) for scan in scans] == [("Index Scan", "Backward")]
-        assert scans[0]["Actual Rows"] <= 20
-        assert "Rows Removed by Filter" not in scans[0] or scans[0]["Rows Removed by Filter"] == 0
 
 
 async def test_the_history_of_one_vm(db):

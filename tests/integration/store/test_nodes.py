@@ -11,6 +11,7 @@ from app.ids import new_id
 from app.store import nodes
 from app.store.pools import planning
 from app.store.pools import rows as pools
+from app.store.pools.planning import Planned
 from tests.support.rows import execute, make_pool, make_vms, scalar
 
 VM = "01a206d8-3b1d-7264-9eb0-d92e221c920a"
@@ -97,8 +98,9 @@ async def test_vms_count_until_their_pod_is_seen_on_a_node(db):
     await execute(db, "UPDATE ready_slot SET ready_at = now() - interval '2 minutes' WHERE vm_id = :id", id=ready[0])
 
     async def unplaced(*placed: UUID):
+        await write(db, replace(NODE, vms=frozenset(str(vm_id) for vm_id in placed)))
         async with db.begin() as tx:
-            found = await nodes.unplaced(tx, placed, seconds=60)
+            found = await nodes.unplaced(tx, seconds=60)
         return {(group.pool_id, group.revision): group.count for group in found}
 
     others = {(other.id, "r9"): 3}
@@ -127,16 +129,14 @@ async def test_our_vms_are_counted_and_listed_by_node(db):
 async def test_only_pools_that_wait_for_room_are_woken(db):
     waiting, other = await make_pool(db), await make_pool(db, "other")
     async with db.begin() as tx:
-        await planning.write(
-            tx, waiting.id, next_in_seconds=60, notes=[], capacity_problem="too large", waits_for_room=True
-        )
+        await planning.write(tx, {waiting.id: Planned(60, (), capacity_problem="too large", waits_for_room=True)})
         assert (await planning.last_plan(tx, waiting.id)).capacity_problem == "too large"
         assert (await planning.last_plan(tx, other.id)).capacity_problem is None
     await execute(db, "UPDATE pool_plan SET due_at = now() + interval '1 hour'")
     async with db.begin() as tx:
         assert await nodes.wake_waiting(tx) == 1
-    assert await scalar(db, "SELECT pool_id FROM pool_plan WHERE due_at <= now()") == waiting.id
+    assert await scalar(db, "SELECT pool_id FROM plan_request") == waiting.id
     async with db.begin() as tx:
-        await planning.write(tx, waiting.id, next_in_seconds=60, notes=[])
+        await planning.write(tx, {waiting.id: Planned(60, ())})
         assert await nodes.wake_waiting(tx) == 0
         assert (await pools.get_by_id(tx, waiting.id)).name == "web"

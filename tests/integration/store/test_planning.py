@@ -2,7 +2,6 @@
 
 import asyncio
 from datetime import timedelta
-from uuid import UUID
 
 from app.domain.states import ClaimState, VmState
 from app.ids import lowest_id_at, new_id
@@ -19,9 +18,8 @@ async def snapshot(db, pool):
     async with db.begin() as tx:
         fresh = await pools.get_by_id(tx, pool.id)
         assert fresh is not None
-        found, now = await planning.snapshot(tx, fresh)
-    assert now is not None
-    return found
+        found = await planning.snapshots(tx, {fresh.id: fresh}, {})
+    return found[fresh.id].pool
 
 
 async def claim(db, pool, count=1):
@@ -151,18 +149,15 @@ async def test_pools_below_their_floor_are_planned_first(db):
     await make_vms(db, full, 2)
     low = await make_pool(db, "low", min_available=2)
     await make_vms(db, low, 1)
-    taken: list[UUID] = []
     async with db.begin() as tx:
-        while (pool_id := await planning.take_due(tx, skip=taken)) is not None:
-            taken.append(pool_id)
-    assert taken == [low.id, calm.id, full.id]
+        assert await planning.take(tx, await planning.due(tx, limit=10), limit=2) == [low.id, calm.id]
 
 
 async def test_a_pool_that_another_plans_is_passed_over(db):
     pool = await make_pool(db)
     async with db.begin() as mine, db.begin() as theirs:
-        assert await planning.take_due(mine) == pool.id
-        assert await planning.take_due(theirs) is None
+        assert await planning.take(mine, [pool.id], limit=10) == [pool.id]
+        assert await planning.take(theirs, [pool.id], limit=10) == []
 
 
 async def test_a_claim_that_nobody_shall_serve_any_more_waits_for_nothing(db):

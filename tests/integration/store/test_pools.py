@@ -11,11 +11,16 @@ from app.domain.states import VmState
 from app.ids import new_id
 from app.store.pools import planning
 from app.store.pools import rows as pools
-from app.store.pools.planning import take_due
+from app.store.pools.planning import Planned
 from app.store.vms import rows as vms
 from tests.support.claim_rows import wait_for_vm
 from tests.support.patience import PATIENCE
 from tests.support.rows import blocked, execute, make_pool, make_vms, scalar, spec
+
+
+async def take(tx):
+    """The pools that are due, locked."""
+    return await planning.take(tx, await planning.due(tx, limit=10), limit=10)
 
 
 async def get(db, pool_id):
@@ -31,7 +36,7 @@ async def test_a_pool_is_what_was_written_and_due_at_once(db):
         assert await pools.get(tx, "web", lock=True) == pool
         assert await pools.get(tx, "nobody") is None
         assert await pools.get_by_id(tx, uuid4()) is None
-        assert await take_due(tx) == pool.id
+        assert await take(tx) == [pool.id]
 
 
 async def test_a_name_is_taken_once(db):
@@ -149,7 +154,7 @@ async def test_a_pool_is_gone_once_nothing_of_it_is_left(db):
     assert not await end_delete(db, pool)
     async with db.begin() as tx:
         assert await pools.get(tx, "web") is None
-        assert await take_due(tx) is None
+        assert await take(tx) == []
     again = await make_pool(db)
     assert again.id != pool.id
 
@@ -170,15 +175,14 @@ async def test_deleted_pools_are_dropped_when_nothing_points_at_them(db):
 async def test_a_pool_becomes_due(db):
     pool = await make_pool(db)
     async with db.begin() as tx:
-        await planning.write(tx, pool.id, next_in_seconds=100, notes=["waiting"])
+        await planning.write(tx, {pool.id: Planned(100, ("waiting",))})
     async with db.begin() as tx:
-        assert await take_due(tx) is None
+        assert await take(tx) == []
         await pools.plan_soon(tx, pool.id)
         assert (await planning.last_plan(tx, pool.id)).notes == ("waiting",)
         assert (await planning.last_plan(tx, uuid4())).notes == ()
     async with db.begin() as tx:
-        assert await take_due(tx) == pool.id
-        assert await take_due(tx, skip=[pool.id]) is None
+        assert await take(tx) == [pool.id]
 
 
 async def test_who_gives_up_a_vm_does_not_wait_for_a_planner_that_waits_for_the_vm(db):
@@ -188,9 +192,9 @@ async def test_who_gives_up_a_vm_does_not_wait_for_a_planner_that_waits_for_the_
 
     async def cancel():
         async with db.begin() as tx:
-            assert await take_due(tx) == pool.id
+            assert await take(tx) == [pool.id]
             await vms.release(tx, [vm_id], sources=[VmState.BOOTING], reason="no use for it")
-            await planning.write(tx, pool.id, next_in_seconds=100, notes=[])
+            await planning.write(tx, {pool.id: Planned(100, ())})
 
     async with db.begin() as tx:
         await vms.move(tx, [vm_id], VmState.FAILED, sources=[VmState.BOOTING], reason="it crashed")

@@ -8,6 +8,7 @@ import pytest
 from app.domain.states import VM_TRANSITIONS, VmState
 from app.errors import IllegalTransition
 from app.store.vms import observed
+from app.store.vms import pages as vm_pages
 from app.store.vms import rows as vms
 from tests.support import store_invariants as invariants
 from tests.support.rows import (
@@ -146,7 +147,7 @@ async def test_urgency_moves_only_what_is_planned(db):
     await make_vms(db, pool, 1, VmState.BOOTING)
     planned = await make_vms(db, pool, 1, VmState.PLANNED)
     async with db.begin() as tx:
-        await vms.urge(tx, pool.id, urgent=True)
+        await vms.urge(tx, {pool.id: True})
     assert [row["id"] for row in await fetch(db, "SELECT id FROM vm WHERE urgent")] == planned
 
 
@@ -158,14 +159,14 @@ async def test_pages_are_the_newest_first_and_filtered(db):
     async with db.begin() as tx:
         await vms.move(tx, gone, VmState.LOST, sources=[VmState.READY])
         everything = {"limit": 10, "pool": None, "state": None, "ended": True}
-        assert [v.id for v in await vms.page(tx, after=None, **everything)] == [*gone, *booting, *reversed(ready)]
-        assert [v.id for v in await vms.page(tx, after=booting[0], **everything)] == [*reversed(ready)]
-        assert [v.id for v in await vms.page(tx, after=None, **{**everything, "ended": False, "pool": "web"})] == [
+        assert [v.id for v in await vm_pages.page(tx, after=None, **everything)] == [*gone, *booting, *reversed(ready)]
+        assert [v.id for v in await vm_pages.page(tx, after=booting[0], **everything)] == [*reversed(ready)]
+        assert [v.id for v in await vm_pages.page(tx, after=None, **{**everything, "ended": False, "pool": "web"})] == [
             *reversed(ready)
         ]
-        found = await vms.page(tx, after=None, **{**everything, "state": VmState.LOST})
+        found = await vm_pages.page(tx, after=None, **{**everything, "state": VmState.LOST})
         assert [v.id for v in found] == gone
-        assert len(await vms.page(tx, after=None, **{**everything, "limit": 2})) == 2
+        assert len(await vm_pages.page(tx, after=None, **{**everything, "limit": 2})) == 2
         assert await vms.get(tx, uuid4()) is None
 
 

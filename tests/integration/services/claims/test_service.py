@@ -72,7 +72,7 @@ async def test_a_claim_tells_the_planner(db, claim_service):
     await claim(claim_service)
 
     async def is_due():
-        return await scalar(db, "SELECT due_at <= now() FROM pool_plan")
+        return await scalar(db, "SELECT count(*) FROM plan_request")
 
     await eventually(is_due)
 

@@ -9,9 +9,10 @@ from app.domain.pools import StartFrom
 from app.ids import new_id
 from app.lifecycle.on_demand_pools import ensure_on_demand_pool, on_demand_spec, retire_idle_pools
 from app.store import events
+from app.store.claims import pages as claim_pages
 from app.store.claims import rows as claims
 from app.store.pools import rows as pools
-from app.store.vms import rows as vms
+from app.store.vms import pages as vm_pages
 from tests.support import store_invariants as invariants
 from tests.support.claim_services import stays_connected
 from tests.support.described_claims import TEMPLATE
@@ -59,11 +60,11 @@ async def test_an_on_demand_pool_is_not_listed(db, process):
     await process.serve()
     async with db.begin() as tx:
         assert await pools.page(tx, after="", limit=10) == []
-        assert await vms.page(tx, after=None, limit=10, pool=pool, state=None, ended=True) == []
-        assert await claims.page(tx, after=None, limit=10, pool=pool) == []
+        assert await vm_pages.page(tx, after=None, limit=10, pool=pool, state=None, ended=True) == []
+        assert await claim_pages.page(tx, after=None, limit=10, pool=pool) == []
         assert await events.page(tx, after=events.Cursor(), limit=100, pool=pool) == []
-        (vm,) = await vms.page(tx, after=None, limit=10, pool=None, state=None, ended=False)
-        (claim,) = await claims.page(tx, after=None, limit=10, shape=process.shape())
+        (vm,) = await vm_pages.page(tx, after=None, limit=10, pool=None, state=None, ended=False)
+        (claim,) = await claim_pages.page(tx, after=None, limit=10, shape=process.shape())
         told = await events.of_vm(tx, vm.id)
     assert claim.id == answer.claim.id
     assert vm.pool_kind == claim.pool_kind == "on_demand"
