@@ -136,6 +136,8 @@ class Settings(BaseSettings):
 
     history_days: float = Field(default=30, gt=0)
     """How long ended claims, deleted VMs and events are kept."""
+    history_rows_per_second: int = Field(default=25_000, ge=100)
+    """The highest rate at which rows that are older are deleted. Keep it above the rate at which they appear."""
 
     @model_validator(mode="before")
     @classmethod

@@ -29,12 +29,6 @@ _LATEST = text("""
     WHERE e.xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY e.xid DESC, e.id DESC LIMIT 1
 """)
 _OF_VM = text(f"{_SELECT} WHERE e.vm_id = :vm_id ORDER BY e.id LIMIT :limit")
-# Only the oldest few are read: the order of transaction ids is about the order of time.
-_PRUNE = text("""
-    DELETE FROM event WHERE ctid = ANY(ARRAY(
-        SELECT ctid FROM (SELECT ctid, at FROM event ORDER BY xid, id LIMIT :limit) oldest
-        WHERE at < now() - make_interval(secs => :seconds)))
-""")
 _CURSOR = re.compile(r"([0-9]{1,20})-([0-9]{1,19})")
 
 
@@ -147,11 +141,6 @@ async def latest(tx: Tx) -> Cursor:
 
 async def of_vm(tx: Tx, vm_id: UUID, *, limit: int = 200) -> list[EventRow]:
     return [_read(row) for row in await mappings(tx, _OF_VM, vm_id=vm_id, limit=limit)]
-
-
-async def prune(tx: Tx, *, seconds: float, limit: int) -> int:
-    """Deletes up to `limit` events that are older than `seconds`, the oldest first. Returns how many."""
-    return (await run(tx, _PRUNE, seconds=seconds, limit=limit)).rowcount
 
 
 def _read(row: RowMapping) -> EventRow:

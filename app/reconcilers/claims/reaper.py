@@ -1,4 +1,4 @@
-"""Ends what is over by time: leases of claims, waits of claims, boots of VMs, VMs on dead nodes, and history.
+"""Ends what is over by time: leases of claims, waits of claims, boots of VMs, and VMs on dead nodes.
 
 It also serves pending claims whose notice was lost.
 """
@@ -10,18 +10,14 @@ from app.domain.health import PAUSED
 from app.domain.states import ClaimState, VmState
 from app.lifecycle.placement import nodes_status
 from app.reconcilers.vms.outcomes import give_up, serve_waiting
-from app.store import events
 from app.store.claims import rows as claims
 from app.store.database import Database
 from app.store.notices import Topic, notify
-from app.store.pools import put_off
 from app.store.pools import rows as pool_rows
 from app.store.vms import observed
 from app.store.vms import rows as vms
 
 _BATCH = 200
-_PRUNE_BATCH = 5000
-_DAY = 86_400.0
 _NODE_LAG_SECONDS = 60.0
 """A node that died is found not ready after some 50 s (Kubernetes 1.36, recorded)."""
 log = structlog.get_logger(__name__)
@@ -31,10 +27,9 @@ class Reaper:
     def __init__(self, db: Database, settings: Settings) -> None:
         self._db = db
         self._settings = settings
-        self._history_seconds = settings.history_days * _DAY
 
     async def step(self) -> bool:
-        """One pass over everything but history. True if a batch was full."""
+        """One pass over all of it. True if a batch was full."""
         full = await self._end_leases()
         full |= await self._end_waits()
         full |= await self._end_boots()
@@ -44,22 +39,6 @@ class Reaper:
         for pool_id in waiting:
             async with self._db.begin() as tx:
                 await serve_waiting(tx, pool_id)
-        return full
-
-    async def prune(self) -> bool:
-        """Deletes rows that ended longer ago than history is kept. True if a batch was full."""
-        async with self._db.begin() as tx:
-            pruned = {
-                "events": await events.prune(tx, seconds=self._history_seconds, limit=_PRUNE_BATCH),
-                "claims": await claims.prune(tx, seconds=self._history_seconds, limit=_PRUNE_BATCH),
-                "vms": await vms.prune(tx, seconds=self._history_seconds, limit=_PRUNE_BATCH),
-            }
-        full = max(pruned.values()) == _PRUNE_BATCH
-        async with self._db.begin() as tx:
-            await put_off.prune(tx)
-            pruned["pools"] = await pool_rows.prune(tx, seconds=self._history_seconds)
-        if any(pruned.values()):
-            log.info("history.pruned", **pruned)
         return full
 
     async def _end_leases(self) -> bool:

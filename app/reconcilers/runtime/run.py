@@ -18,6 +18,7 @@ from app.lifecycle.on_demand_pools import retire_idle_pools
 from app.lifecycle.placement import Placing
 from app.reconcilers.claims.failover import ClaimFailover
 from app.reconcilers.claims.reaper import Reaper
+from app.reconcilers.history.pruner import HistoryPruner
 from app.reconcilers.nodes.informer import NodeInformer
 from app.reconcilers.pools.planner import PoolPlanner
 from app.reconcilers.preloads.reconciler import PreloadReconciler
@@ -103,7 +104,7 @@ class Reconcilers:
             ("snapshot-sweep", self._snapshot_sweeper.step, s.relist_seconds, Wake()),
             ("reap", self._reaper.step, s.reap_seconds, Wake()),
             ("failover", self._failover.step, s.reap_seconds, Wake()),
-            ("prune", self._reaper.prune, _MINUTE, Wake()),
+            ("prune", HistoryPruner(self._db, s).step, _MINUTE, Wake()),
             ("retire", partial(retire_idle_pools, self._db), _MINUTE, Wake()),
         ]
         loops: dict[str, _Run] = {}

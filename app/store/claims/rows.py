@@ -136,10 +136,6 @@ _PENDING_OF_POOL = text("""
     SELECT q.claim_id FROM claim_queue q JOIN claim c ON c.id = q.claim_id WHERE q.pool_id = :pool_id AND c.allowed IS NULL
 """)
 _BOUND_OF_POOL = text("SELECT id FROM claim WHERE state = 'bound' AND pool_id = :pool_id")
-_PRUNE = text("""
-    DELETE FROM claim WHERE ctid = ANY(ARRAY(
-        SELECT ctid FROM claim WHERE ended_at < now() - make_interval(secs => :seconds) ORDER BY ended_at LIMIT :limit))
-""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,8 +289,3 @@ async def pending_of_pool(tx: Tx, pool_id: UUID) -> list[UUID]:
 
 async def bound_of_pool(tx: Tx, pool_id: UUID) -> list[UUID]:
     return [row.id for row in await run(tx, _BOUND_OF_POOL, pool_id=pool_id)]
-
-
-async def prune(tx: Tx, *, seconds: float, limit: int) -> int:
-    """Deletes up to `limit` claims that ended more than `seconds` ago; returns how many."""
-    return (await run(tx, _PRUNE, seconds=seconds, limit=limit)).rowcount

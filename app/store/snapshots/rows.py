@@ -14,7 +14,7 @@ from app.domain.templates import VmSpec
 from app.store.database import Tx, any_row, first, mappings, run
 from app.store.rows import columns, names_of
 
-_TAKES_KEPT = 10
+TAKES_KEPT = 10
 _LAST_BOOTS = 200
 
 
@@ -170,7 +170,7 @@ async def page(tx: Tx, *, after: str, limit: int, shape: str | None, source: str
 async def takes_of(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, list[TakeRow]]:
     """The takes of each snapshot, oldest first. Of takes that have ended only the last few."""
     found: dict[UUID, list[TakeRow]] = {snapshot_id: [] for snapshot_id in ids}
-    for row in await mappings(tx, _TAKES, ids=list(ids), kept=_TAKES_KEPT):
+    for row in await mappings(tx, _TAKES, ids=list(ids), kept=TAKES_KEPT):
         found[row["snapshot_id"]].append(_take(row))
     return found
 

@@ -70,11 +70,6 @@ _COUNT_READY = text("SELECT count(*) FROM ready_slot WHERE pool_id = :pool_id")
 
 _BY_ID = text(f"SELECT {VM_COLUMNS} FROM vm v JOIN pool p ON p.id = v.pool_id WHERE v.id = ANY(CAST(:ids AS uuid[]))")
 
-_PRUNE = text("""
-    DELETE FROM vm WHERE ctid = ANY(ARRAY(
-        SELECT ctid FROM vm WHERE ended_at < now() - make_interval(secs => :seconds) ORDER BY ended_at LIMIT :limit))
-""")
-
 # What a change to a state does to deadline and health. In most states a VM has neither.
 _QUEUED = """queued AS (
         INSERT INTO ready_slot (pool_id, seq, vm_id, name, node, addresses, ready_at, boot_seconds)
@@ -188,11 +183,6 @@ async def release(tx: Tx, ids: Iterable[UUID], *, sources: Iterable[VmState], re
 async def get(tx: Tx, vm_id: UUID) -> VmRow | None:
     row = await first(tx, _BY_ID, ids=[vm_id])
     return read_vm(row) if row else None
-
-
-async def prune(tx: Tx, *, seconds: float, limit: int) -> int:
-    """Deletes the rows of up to `limit` VMs that ended more than `seconds` ago. Returns how many."""
-    return (await run(tx, _PRUNE, seconds=seconds, limit=limit)).rowcount
 
 
 async def _move(

@@ -107,23 +107,6 @@ async def test_two_reapers_end_a_claim_once(db, settings):
     assert await scalar(db, "SELECT count(*) FROM event WHERE type = 'claim.expired'") == 5
 
 
-async def test_old_history_is_pruned(db, reap):
-    pool = await make_pool(db)
-    claim_id = await wait_for_vm(db, pool)
-    await make_vms(db, pool, 1)
-    await bind(db, pool)
-    for table in ("vm", "claim"):
-        ended = "lost" if table == "vm" else "released"
-        await execute(db, f"UPDATE {table} SET state = '{ended}', ended_at = now() - interval '90 days'")
-    await execute(db, "UPDATE event SET at = now() - interval '90 days'")
-    await execute(db, "UPDATE pool SET deleted_at = now() - interval '90 days'")
-    await reap.step()
-    assert await state(db, claim_id)
-    await reap.prune()
-    for table in ("event", "claim", "vm", "pool"):
-        assert await fetch(db, f"SELECT 1 FROM {table}") == [], table
-
-
 class TestDeadNodes:
     """A VM on a node that died still counts as running. It is only not ready, and so is its node."""
 
@@ -204,7 +187,7 @@ class TestDeadNodes:
             assert await scalar(db, "SELECT reason FROM vm WHERE id = :id", id=dying) == (
                 "its node node-1 died while it booted"
             )
-            assert await scalar(db, "SELECT due_at <= now() FROM pool_plan"), "another takes its place at once"
+            assert await scalar(db, "SELECT count(*) FROM plan_request"), "another takes its place at once"
         failures = await fetch(db, "SELECT consecutive_failures, last_failure FROM pool")
         assert [tuple(each.values()) for each in failures] == [(0, None)]
 

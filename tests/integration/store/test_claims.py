@@ -236,14 +236,3 @@ async def test_pages_are_the_newest_first_and_filtered(db):
         assert set(await claims.settled(tx, [first, second, third, uuid4()])) == {third}
         assert await claims.get(tx, uuid4()) is None
         assert await claims.bound_of_pool(tx, web.id) == []
-
-
-async def test_history_is_dropped_once_it_is_old(db):
-    pool = await make_pool(db)
-    old, young, waiting = [await wait_for_vm(db, pool) for _ in range(3)]
-    await end(db, [old, young])
-    await execute(db, "UPDATE claim SET ended_at = now() - interval '2 hours' WHERE id = :id", id=old)
-    async with db.begin() as tx:
-        assert await claims.prune(tx, seconds=3600, limit=10) == 1
-        left = {claim.id for claim in await claim_pages.page(tx, after=None, limit=10)}
-    assert left == {young, waiting}

@@ -9,7 +9,7 @@ from hypothesis import given
 from app.store import events
 from app.store.database import Database
 from app.store.events import Cursor
-from tests.support.rows import execute, make_pool, make_vms, scalar
+from tests.support.rows import make_pool, make_vms
 
 
 async def record(db: Database, *types, **about):
@@ -133,34 +133,6 @@ async def test_the_history_of_one_vm(db):
 async def test_the_end_of_an_empty_history_is_its_beginning(db):
     async with db.begin() as tx:
         assert await events.latest(tx) == Cursor()
-
-
-async def test_old_events_are_dropped_the_oldest_first(db):
-    await record(db, "pool.a", "pool.b", "pool.c")
-    await execute(db, "UPDATE event SET at = now() - interval '2 hours' WHERE type <> 'pool.c'")
-    async with db.begin() as tx:
-        assert await events.prune(tx, seconds=3600, limit=1) == 1
-    assert [e.type for e in await page(db)] == ["pool.b", "pool.c"]
-    async with db.begin() as tx:
-        assert await events.prune(tx, seconds=3600, limit=10) == 1
-        assert await events.prune(tx, seconds=3600, limit=10) == 0
-    assert [e.type for e in await page(db)] == ["pool.c"]
-
-
-async def test_looking_for_old_events_does_not_read_the_whole_history(db):
-    await execute(db, "INSERT INTO event (type) SELECT 'vm.ready' FROM generate_series(1, 2000)")
-    await execute(db, "ANALYZE event")
-    plan = await scalar(db, "EXPLAIN (ANALYZE, FORMAT JSON) " + _prune_sql())
-    assert _rows_read(plan[0]["Plan"]) <= 50
-
-
-def _prune_sql():
-    return events._PRUNE.text.replace(":seconds", "3600").replace(":limit", "10")
-
-
-def _rows_read(node):
-    own = node["Actual Rows"] * node["Actual Loops"] + node.get("Rows Removed by Filter", 0)
-    return own + sum(_rows_read(child) for child in node.get("Plans", ()))
 
 
 @given(xid=st.integers(0, 2**64 - 1), number=st.integers(0, 2**63 - 1))

@@ -170,18 +170,6 @@ async def test_pages_are_the_newest_first_and_filtered(db):
         assert await vms.get(tx, uuid4()) is None
 
 
-async def test_history_is_dropped_once_it_is_old(db):
-    pool = await make_pool(db)
-    ids = await make_vms(db, pool, 3)
-    async with db.begin() as tx:
-        await vms.move(tx, ids[:2], VmState.LOST, sources=[VmState.READY])
-    await execute(db, "UPDATE vm SET ended_at = now() - interval '2 hours' WHERE id = :id", id=ids[0])
-    async with db.begin() as tx:
-        assert await vms.prune(tx, seconds=3600, limit=10) == 1
-        assert await vms.prune(tx, seconds=3600, limit=10) == 0
-    assert await scalar(db, "SELECT count(*) FROM vm") == 2
-
-
 async def test_what_was_seen_is_written_to_the_row_and_to_its_place(db):
     pool = await make_pool(db)
     ids = await make_vms(db, pool, 2)

@@ -1,0 +1,1 @@
+"""History in the background: rows of what has ended, deleted when they are too old."""
