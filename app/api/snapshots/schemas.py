@@ -47,7 +47,7 @@ class TakeView(View):
 
 
 class SnapshotUseView(BaseModel):
-    count: int = Field(description="Number of VMs in the history that started from the snapshot.")
+    count: int = Field(description="Number of VMs that were created from the snapshot.")
     last_at: datetime | None
     pools: list[str] = Field(description="Pools whose VMs start from the snapshot.")
 

@@ -26,6 +26,7 @@ from app.store.database import Tx
 from app.store.notices import Topic, notify
 from app.store.pools import put_off
 from app.store.preloads import rows as preload_rows
+from app.store.snapshots import rows as snapshot_rows
 from app.store.vms import observed, work
 from app.store.vms import rows as vms
 from app.store.vms.work import CreateWork
@@ -70,8 +71,8 @@ class VmCreator(LeasedWorker[CreateWork]):
             raise SourceNotReady(start.reason)
         made = await self._create(item, start)
         async with self._db.begin() as tx:
-            if item.path is StartPath.PRELOAD and item.source is not None:
-                await preload_rows.note_use(tx, item.source)
+            if item.source is not None:
+                await (preload_rows if item.path is StartPath.PRELOAD else snapshot_rows).note_use(tx, item.source)
             # If the informer saw the VM first, the row is booting already and no longer ours: nothing is left to write.
             if await self.leases.holds(tx, item.id, token=self.token):
                 await work.write_uid(tx, item.id, made.uid)

@@ -60,7 +60,7 @@ class TakeRow:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotUse:
-    """How many VMs, of those that still have a row, started from a snapshot; and how long the last boots took, in seconds."""
+    """How many VMs started from a snapshot, and when the last one did; and how long the last boots took, in seconds."""
 
     used: int = 0
     last_at: datetime | None = None
@@ -83,9 +83,11 @@ _PAGE = text(f"""
 """)
 # All takes that have not ended, and the last of those that have.
 _TAKES = text(f"""
-    SELECT {_TAKE_COLUMNS} FROM snapshot_take t
-    WHERE t.snapshot_id = ANY(CAST(:ids AS uuid[])) AND (t.ended_at IS NULL OR t.number > (
-        SELECT max(n.number) FROM snapshot_take n WHERE n.snapshot_id = t.snapshot_id) - :kept)
+    SELECT {_TAKE_COLUMNS} FROM snapshot_take t WHERE t.id = ANY(ARRAY(
+        SELECT id FROM snapshot_take WHERE snapshot_id = ANY(CAST(:ids AS uuid[])) AND ended_at IS NULL
+        UNION
+        SELECT l.id FROM unnest(CAST(:ids AS uuid[])) AS s(id) CROSS JOIN LATERAL (
+            SELECT id FROM snapshot_take WHERE snapshot_id = s.id ORDER BY number DESC LIMIT :kept) l))
     ORDER BY t.snapshot_id, t.number
 """)
 _TAKE_BY_ID = text(f"SELECT {_TAKE_COLUMNS} FROM snapshot_take t WHERE t.id = :id")
@@ -139,15 +141,14 @@ _USERS_OF = text("""
       AND deleting_at IS NULL AND deleted_at IS NULL ORDER BY name
 """)
 _USE = text("""
-    SELECT n.name, u.used, u.last, b.n AS boots, b.p50, b.p95 FROM unnest(CAST(:names AS text[])) AS n(name)
-    CROSS JOIN LATERAL (
-        SELECT count(*) AS used, max(asked_at) AS last FROM vm WHERE source = n.name AND path = 'snapshot') u
-    CROSS JOIN LATERAL (
+    SELECT s.name, s.uses, s.used_at, b.n AS boots, b.p50, b.p95 FROM snapshot s CROSS JOIN LATERAL (
         SELECT count(*) AS n, percentile_cont(0.5) WITHIN GROUP (ORDER BY boot_seconds) AS p50,
             percentile_cont(0.95) WITHIN GROUP (ORDER BY boot_seconds) AS p95
-        FROM (SELECT boot_seconds FROM vm WHERE source = n.name AND path = 'snapshot' AND boot_seconds IS NOT NULL
+        FROM (SELECT boot_seconds FROM vm WHERE source = s.name AND path = 'snapshot' AND boot_seconds IS NOT NULL
               ORDER BY ready_at DESC LIMIT :last) last) b
+    WHERE s.name = ANY(CAST(:names AS text[])) AND s.deleted_at IS NULL
 """)
+_NOTE_USE = text("UPDATE snapshot SET used_at = now(), uses = uses + 1 WHERE name = :name AND deleted_at IS NULL")
 _PRUNE = text("DELETE FROM snapshot WHERE deleted_at < now() - make_interval(secs => :seconds)")
 
 
@@ -248,10 +249,16 @@ async def users_of(tx: Tx, names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-async def use_of(tx: Tx, names: Iterable[str]) -> dict[str, SnapshotUse]:
+async def use_of(tx: Tx, names: Sequence[str]) -> dict[str, SnapshotUse]:
     """By snapshot, how it was used."""
     rows = await run(tx, _USE, names=list(names), last=_LAST_BOOTS)
-    return {row.name: SnapshotUse(row.used, row.last, row.boots, row.p50, row.p95) for row in rows}
+    found = {row.name: SnapshotUse(row.uses, row.used_at, row.boots, row.p50, row.p95) for row in rows}
+    return {name: found.get(name, SnapshotUse()) for name in names}
+
+
+async def note_use(tx: Tx, name: str) -> None:
+    """A VM that starts from it was created."""
+    await run(tx, _NOTE_USE, name=name)
 
 
 async def prune(tx: Tx, *, seconds: float) -> int:

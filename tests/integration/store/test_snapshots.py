@@ -212,6 +212,8 @@ class TestUse:
         await make_ready(db, ids[:2])
         await execute(db, "UPDATE vm SET boot_seconds = 10 WHERE boot_seconds IS NOT NULL")
         async with db.begin() as tx:
+            for _ in range(3):
+                await snapshot_rows.note_use(tx, "ready")
             use = (await snapshot_rows.use_of(tx, ["ready", "other"]))["ready"]
             assert (use.used, use.boots, use.p50, use.p95) == (3, 2, 10, 10)
             assert (await snapshot_rows.use_of(tx, ["other"]))["other"].used == 0
