@@ -3,10 +3,10 @@
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MAX_POOL_SIZE = 10_000
 MAX_LEASE_SECONDS = 30 * 24 * 3600
@@ -57,8 +57,31 @@ class Settings(BaseSettings):
     """If it is set, every request below `/v1` must carry it as `Authorization: Bearer`. Without one everybody who reaches the service may do everything; one that is set and empty is refused."""
     api_token_file: Path | None = None
     """A file that contains the token, in place of `API_TOKEN`."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """The names under which clients may call the service, separated by commas and without a port; `*.example.com` means all names below it. A request with another `Host` is refused, except for health and metrics. Empty: any name."""
+
+    max_target_bytes: int = Field(default=8 * 1024, ge=256)
+    """The longest path with its query (414)."""
+    max_head_bytes: int = Field(default=64 * 1024, ge=1024)
+    """The largest head of a request: its first line and its headers (431)."""
+    max_headers: int = Field(default=100, ge=8)
+    """The most headers of a request (431)."""
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
-    """The largest request body that is accepted."""
+    """The largest request body that is accepted (413). What a chunked body has beside its content may take twice as much as a head."""
+    max_held_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
+    """The most that the requests of one process may hold together while they arrive and wait for their answers. Beyond it the largest one that is still arriving is refused (503)."""
+    max_connections: int = Field(default=4000, ge=1)
+    """The most connections of one process. Beyond it the connection that has been idle for longest is closed; if none is idle, the new one is refused (503)."""
+    max_pipelined_requests: int = Field(default=16, ge=1)
+    """The most requests that may wait on one connection for the answer of the one before them. The connection is closed after the last of them."""
+    head_timeout_seconds: float = Field(default=10, gt=0)
+    """How long the head of a request may take to arrive (408), and how long a new connection may be silent."""
+    body_timeout_seconds: float = Field(default=30, gt=0)
+    """How long the body of a request may take to arrive (408)."""
+    idle_timeout_seconds: float = Field(default=75, gt=0)
+    """How long a connection is kept open after an answer. Keep it above the idle time of a proxy in front of the service."""
+    unread_timeout_seconds: float = Field(default=30, gt=0)
+    """How long a client may read nothing of an answer that waits for it before its connection is closed."""
     max_event_streams: int = Field(default=200, ge=1)
     """The most event streams that one process serves; a client beyond it gets 503 and reads pages, or tries again."""
     shutdown_grace_seconds: float = Field(default=25, gt=0)
@@ -169,3 +192,8 @@ class Settings(BaseSettings):
                 "has a space or a character that is not in ASCII, which no header can carry; choose another one"
             )
         return SecretStr(value)
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, given: Any) -> Any:
+        return [name.strip().lower() for name in given.split(",") if name.strip()] if isinstance(given, str) else given

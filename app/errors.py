@@ -12,6 +12,14 @@ EmberpoolError                     500 internal-error
 |   |-- Unschedulable              422 unschedulable            the VMs do not fit even on empty nodes
 |   |-- LeaseTooLong               422 lease-too-long
 |   `-- IdempotencyKeyReused       422 idempotency-key-reused
+|-- MalformedRequest               400 malformed-request        not HTTP/1.1 as it should be
+|-- RequestTimeout                 408 request-timeout          a head or a body that does not end
+|-- TargetTooLong                  414 target-too-long
+|-- HostNotAllowed                 421 host-not-allowed         by the setting `allowed_hosts`
+|-- HeadersTooLarge                431 headers-too-large
+|-- ExpectationFailed              417 expectation-failed
+|-- NotImplementedHere             501 not-implemented          a transfer coding, or CONNECT
+|-- VersionNotSupported            505 version-not-supported    HTTP/2 and others
 |-- Unauthenticated                401 unauthenticated
 |-- NotFound                       404 not-found                no such route
 |   |-- PoolNotFound               404 pool-not-found
@@ -35,6 +43,7 @@ EmberpoolError                     500 internal-error
 |   |-- NoPath                     503 no-path                  for a claim that describes its VM
 |   |-- DeadlineTooShort           503 deadline-too-short       the measured time of every path is longer
 |   |-- TooManyStreams             503 too-many-streams         of events, in this process
+|   |-- Overloaded                 503 overloaded               too many connections, or too much of requests held
 |   |-- OutcomeUnknown             503 outcome-unknown          a claim may have been made, or not
 |   |-- DatabaseUnavailable        503 database-unavailable
 |   |   |-- DatabaseRefused                                     the user or the password
@@ -155,6 +164,40 @@ class IdempotencyKeyReused(
 ): ...
 
 
+class MalformedRequest(EmberpoolError, code="malformed-request", status=400, title="The HTTP request is malformed"): ...
+
+
+class RequestTimeout(
+    EmberpoolError, code="request-timeout", status=408, title="The request took too long to arrive"
+): ...
+
+
+class TargetTooLong(EmberpoolError, code="target-too-long", status=414, title="The path and query are too long"): ...
+
+
+class HostNotAllowed(
+    EmberpoolError, code="host-not-allowed", status=421, title="The service does not answer under this name"
+): ...
+
+
+class HeadersTooLarge(EmberpoolError, code="headers-too-large", status=431, title="The headers are too large"): ...
+
+
+class ExpectationFailed(
+    EmberpoolError, code="expectation-failed", status=417, title="The service cannot do what the request expects"
+): ...
+
+
+class NotImplementedHere(
+    EmberpoolError, code="not-implemented", status=501, title="The service does not implement what the request uses"
+): ...
+
+
+class VersionNotSupported(
+    EmberpoolError, code="version-not-supported", status=505, title="The service does not speak this version of HTTP"
+): ...
+
+
 class Unauthenticated(EmberpoolError, code="unauthenticated", status=401, title="A valid token is required"): ...
 
 
@@ -181,7 +224,12 @@ class VmNotFound(NotFound, code="vm-not-found", title="The VM does not exist"): 
 
 class MethodNotAllowed(
     EmberpoolError, code="method-not-allowed", status=405, title="The path does not support this method"
-): ...
+):
+    """`allowed`: the methods that the path supports."""
+
+    def __init__(self, detail: str, *, allowed: Sequence[str]) -> None:
+        super().__init__(detail)
+        self.allowed = tuple(allowed)
 
 
 class Conflict(EmberpoolError, code="conflict", status=409, title="The current state does not allow this"): ...
@@ -219,6 +267,9 @@ class PreconditionFailed(
 
 
 class Unavailable(EmberpoolError, code="unavailable", status=503, title="Not available at the moment"): ...
+
+
+class Overloaded(Unavailable, code="overloaded", title="The service has too much to do"): ...
 
 
 class NoWarmVm(Unavailable, code="no-warm-vm", title="No VM is ready"): ...

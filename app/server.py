@@ -6,6 +6,7 @@ import errno
 import gc
 import ipaddress
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Generator
@@ -24,6 +25,8 @@ from app.concurrency import first_of
 from app.config import Role, Settings
 from app.errors import EmberpoolError
 
+_OTHER_FILES = 200
+"""How many files a process has open beside the connections of its clients, at most: for the database, the cluster and logs."""
 log = structlog.get_logger(__name__)
 
 
@@ -50,6 +53,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
+    settings = _fit_open_files(settings)
     listening = _listen(settings)
     address = _address(settings.host, listening.getsockname()[1])
     async with run_app(settings, stopping=stopping) as (app, _):
@@ -63,7 +67,7 @@ async def serve(
                 server_header=False,
                 proxy_headers=False,  # nothing depends on the caller's address, and reading these headers costs time on every request
                 timeout_graceful_shutdown=int(settings.shutdown_grace_seconds),
-                timeout_keep_alive=75,
+                ws="none",
             )
         )
         serving = asyncio.create_task(server.serve(sockets=[listening]), name="http")
@@ -104,6 +108,22 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _fit_open_files(settings: Settings) -> Settings:
+    """Raises the process's limit of open files for its connections. Where that is not allowed, there are fewer connections: else
+    clients could take the files that the database and the cluster need.
+    """
+    needed = settings.max_connections + _OTHER_FILES
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < needed and limit != resource.RLIM_INFINITY:
+        limit = needed if most == resource.RLIM_INFINITY else min(needed, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+    if limit >= needed or limit == resource.RLIM_INFINITY:
+        return settings
+    connections = max(1, limit - _OTHER_FILES)
+    log.warning("connections.fewer", open_files=limit, max_connections=connections, hint="raise ulimit -n")
+    return settings.model_copy(update={"max_connections": connections})
 
 
 def _address(host: str, port: int) -> str:

@@ -16,6 +16,7 @@ CLAIM_SECONDS = Histogram(
 REQUESTS = Counter(
     "emberpool_http_requests_total", "HTTP requests, by operation id and status code.", ["operation", "status"]
 )
+CONNECTIONS = Gauge("emberpool_http_connections", "Open connections of clients, as of the last second.")
 BOOT_SECONDS = Histogram(
     "emberpool_boot_seconds",
     "Seconds from asking the cluster for a VM until the VM is ready.",

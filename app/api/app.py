@@ -64,6 +64,7 @@ def create_app(role: Role = Role.ALL) -> FastAPI:
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
         redoc_url=None,
+        redirect_slashes=False,
         swagger_ui_parameters={"displayRequestDuration": True, "tryItOutEnabled": True, "defaultModelsExpandDepth": 0},
     )
     if role is not Role.WORKER:
@@ -80,6 +81,5 @@ def create_edge(services: Services) -> Edge:
     settings = services.settings
     app = create_app(settings.role)
     app.state.services = services
-    token = settings.api_token.get_secret_value() if settings.api_token else None
     claim = ClaimRoute(services) if settings.role is not Role.WORKER else None
-    return Edge(app, claim=claim, token=token, max_body_bytes=settings.max_body_bytes)
+    return Edge(app, claim=claim, settings=settings)

@@ -55,15 +55,16 @@ def describe(app: FastAPI) -> Json:
         }
     }
     for path, operations in document["paths"].items():
-        for operation in operations.values():
-            _complete(operation, guarded=path.startswith("/v1/"))
+        for method, operation in operations.items():
+            _complete(method, operation, guarded=path.startswith("/v1/"))
     return document
 
 
-def _complete(operation: Json, *, guarded: bool) -> None:
+def _complete(method: str, operation: Json, *, guarded: bool) -> None:
     name = operation["operationId"]
     answers: Json = operation["responses"]
-    errors = (*(_BODY_ERRORS if "requestBody" in operation else ()), *((Unauthenticated,) if guarded else ()))
+    of_type = (UnsupportedMediaType,) if method == "post" else ()
+    errors = (*(_BODY_ERRORS if "requestBody" in operation else of_type), *((Unauthenticated,) if guarded else ()))
     for status, answer in describe_errors(*errors).items():
         answers.setdefault(str(status), answer)
     for status, example in examples.load()["responses"].get(name, {}).items():

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
 
 from app.api import examples
 from app.api.versions import etag
@@ -42,6 +43,9 @@ _LONGEST_DETAIL, _LONGEST_MESSAGE, _LONGEST_FIELD = 4000, 1000, 300
 _KEY = "[key]"
 """Pydantic ends the location of an entry with an invalid name with this."""
 MEDIA_TYPE = "application/problem+json"
+DISCONNECTED = 499
+"""What a request of a client is counted as that broke off in the middle of it. Nobody reads that answer."""
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 log = structlog.get_logger(__name__)
 
 
@@ -86,6 +90,8 @@ def render(error: EmberpoolError, *, instance: str | None = None) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, PreconditionFailed) and error.version is not None:
         headers["ETag"] = etag(error.version)
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = ", ".join(error.allowed)
     if error.status == 401:  # noqa: PLR2004 - the one status that must name its scheme
         headers["WWW-Authenticate"] = "Bearer"
     return Response(orjson.dumps(body), status_code=error.status, media_type=MEDIA_TYPE, headers=headers)
@@ -174,12 +180,14 @@ def install(app: FastAPI) -> None:
     async def on_http(request: Request, error: HTTPException) -> Response:
         # The framework reports any failure to read a body as a bad body; if the cause is one of our errors, that one is right.
         cause = error.__cause__
+        if isinstance(cause, ClientDisconnect):
+            return Response(status_code=DISCONNECTED)
         found = cause if isinstance(cause, EmberpoolError) else _from_http(request, error)
         return render(found, instance=request.url.path)
 
     @app.exception_handler(ClientDisconnect)
     async def on_disconnect(_request: Request, _error: ClientDisconnect) -> Response:
-        return Response(status_code=499)  # nobody reads it: the client broke off in the middle of its request
+        return Response(status_code=DISCONNECTED)
 
     @app.exception_handler(Exception)
     async def on_crash(request: Request, error: Exception) -> Response:
@@ -191,7 +199,9 @@ def _from_http(request: Request, error: HTTPException) -> EmberpoolError:
         case 404:
             return NotFound(f"there is no {request.url.path}; /docs lists all paths")
         case 405:
-            return MethodNotAllowed(f"{request.url.path} does not support {request.method}; /docs lists all operations")
+            allowed = find_methods(request.app.routes, request.url.path)
+            said = f"{request.url.path} does not support {request.method}, but {' and '.join(allowed)}"
+            return MethodNotAllowed(f"{said}; /docs lists all operations", allowed=allowed)
         case 400:
             return MalformedBody(f"the body cannot be read: {error.detail}")
         case _:
@@ -201,6 +211,17 @@ def _from_http(request: Request, error: HTTPException) -> EmberpoolError:
 def _is_counted_wrongly(found: Mapping[str, Any], all_found: Sequence[Mapping[str, Any]]) -> bool:
     """A list that is too short only because pydantic counts its valid entries; the others have problems of their own."""
     return found["type"] == "too_short" and any(_is_within(other["loc"], found["loc"]) for other in all_found)
+
+
+def find_methods(routes: Sequence[BaseRoute], path: str) -> list[str]:
+    """The methods of all routes of a path; HEAD is served wherever GET is."""
+
+    def serves(method: str) -> bool:
+        scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
+        return any(route.matches(scope)[0] is Match.FULL for route in routes)
+
+    found = [method for method in _METHODS if serves(method)]
+    return sorted([*found, "HEAD"]) if "GET" in found else found
 
 
 def _is_within(inner: Sequence[int | str], outer: Sequence[int | str]) -> bool:

@@ -8,14 +8,14 @@ from app.api.pools import routes as pools
 from app.config import Role
 from tests.support.service import Refused, check, figures, serve, until
 
-TOKEN = {"Authorization": "Bearer a secret"}
+TOKEN = {"Authorization": "Bearer a-secret"}
 
 
 async def test_with_a_token_only_those_who_send_it_come_in(database_url, dev_cluster, tmp_path):
-    async with serve(database_url, dev_cluster, tmp_path, api_token="a secret") as server:
+    async with serve(database_url, dev_cluster, tmp_path, api_token="a-secret") as server:
         for headers in (
             {},
-            {"Authorization": "a secret"},
+            {"Authorization": "a-secret"},
             {"Authorization": "Bearer another"},
             {"Authorization": "Bearer "},
         ):

@@ -1,6 +1,7 @@
 """The service for a test: its application in this process, on a real database and a dev cluster, called over HTTP."""
 
 import asyncio
+import copy
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,6 +22,7 @@ from app.devcluster import DevCluster
 from app.server import run_app
 from tests.support.patience import PATIENCE
 
+JSON: Final = {"Content-Type": "application/json"}
 TEMPLATE: Final = {"image": "registry.local/disk:1", "memory": "64Mi"}
 QUICK: Final = {
     "plan_seconds": 0.2,
@@ -82,22 +84,24 @@ async def serve(database_url: str, cluster: DevCluster, folder: Path, **settings
 def client_of(app: ASGIApp) -> httpx.AsyncClient:
     """What the application raises after its answer is the server's affair: a test sees the answer, as a client does."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://emberpool")
+    return httpx.AsyncClient(transport=transport, base_url="http://emberpool", headers=JSON)
 
 
 @asynccontextmanager
 async def listen(app: Edge) -> AsyncIterator[httpx.AsyncClient]:
     """The application behind a real server, for what only a connection shows: streams, and clients that leave."""
-    async with bind(app) as (_, port), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+    async with bind(app) as (_, port), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=JSON) as client:
         yield client
 
 
 @asynccontextmanager
-async def bind(app: Edge) -> AsyncIterator[tuple[uvicorn.Server, int]]:
-    """The application behind a real server that speaks as the service does, and its port."""
+async def bind(app: Edge, **settings: Any) -> AsyncIterator[tuple[uvicorn.Server, int]]:
+    """The application behind a real server that speaks as the service does, and its port. `settings`: those of its connections."""
+    app = copy.copy(app)
+    app.settings = app.settings.model_copy(update=settings)
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, http=protocol(app), lifespan="off", log_config=None, timeout_graceful_shutdown=1, timeout_keep_alive=75
+        app, http=protocol(app), lifespan="off", log_config=None, timeout_graceful_shutdown=1, ws="none"
     )
     server = uvicorn.Server(config)
     # Its own way to catch signals would take them from the test runner.

@@ -30,7 +30,7 @@ class Calls:
         return bool(counts["ready"] == size and not any(counts[state] for state in restless))
 
     async def resume(self, name: str) -> None:
-        await self._expect({200}, "POST", f"/v1/pools/{name}/resume")
+        await self._expect({200}, "POST", f"/v1/pools/{name}/resume", json={})
 
     async def delete_pool(self, name: str) -> None:
         await self._expect({200, 202, 204, 404}, "DELETE", f"/v1/pools/{name}", params={"force": "true"})

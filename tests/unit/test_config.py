@@ -1,4 +1,4 @@
-"""Settings that hold secrets: where they may come from, and which values are none."""
+"""Settings: where those that hold secrets may come from, which values are none, and lists."""
 
 import pytest
 from pydantic import ValidationError
@@ -50,3 +50,9 @@ def test_an_empty_file_is_an_empty_token(tmp_path):
     (tmp_path / "token").write_text("\n", encoding="utf-8")
     with pytest.raises(ValidationError, match="is empty"):
         Settings(api_token_file=tmp_path / "token")
+
+
+def test_allowed_hosts_are_separated_by_commas(monkeypatch):
+    assert Settings().allowed_hosts == ()
+    monkeypatch.setenv("EMBERPOOL_ALLOWED_HOSTS", "Pool.example.com, *.svc,")
+    assert Settings().allowed_hosts == ("pool.example.com", "*.svc")

@@ -54,7 +54,8 @@ class Service:
         self._pause = pause
         self._client = httpx.Client(
             base_url=self.server,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
+            # The service refuses a POST without a body that a page of another site could have sent: it asks for this type.
+            headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})},
             timeout=TIMEOUT_SECONDS,
             transport=transport,
             # A proxy from the environment is not for this machine.

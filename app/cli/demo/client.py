@@ -38,7 +38,7 @@ class Client:
         manifest: bytes | None = None,
     ) -> Json:
         """Sends a request with a JSON `body` or a YAML `manifest`, and returns the JSON of the answer."""
-        kind = {"content-type": "application/yaml"} if manifest is not None else {}
+        kind = {"content-type": "application/json" if manifest is None else "application/yaml"}
         try:
             answer = await self._http.request(method, path, json=body, params=query, content=manifest, headers=kind)
         except httpx.HTTPError as error:

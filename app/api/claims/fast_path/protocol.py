@@ -1,7 +1,7 @@
 """The fast path of `POST /v1/claim`, below ASGI: from the bytes of a request to those of its answer, without a task.
 
-A connection speaks uvicorn's HTTP protocol. A request that is a plain claim (complete, HTTP/1.1, with a length, and admitted
-by the edge) goes from here straight to the claim route, and a warm answer is written at once. All else goes uvicorn's ordinary
+A connection speaks uvicorn's HTTP protocol, within bounds (app/api/connections). A request that is a plain claim (complete and
+short, HTTP/1.1, with a length, and admitted by the edge) goes from here straight to the claim route, and a warm answer is written at once. All else goes uvicorn's ordinary
 way through ASGI: every other request, every claim in an unusual form, and every plain claim that turns out not to be warm,
 which takes along what was found so far.
 
@@ -14,10 +14,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import httptools
 from typing_extensions import override
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.claims.fast_path import route as claim_route
 from app.api.claims.fast_path.route import SUBMITTED, ClaimRoute, Submitted
+from app.api.connections.protocol import BoundedProtocol, Phase
+from app.api.connections.shared import Connections
 from app.api.edge import Edge
 from app.api.text import idempotency_key
 from app.domain.claims import NewClaim, Outcome, WarmClaim
@@ -27,6 +28,7 @@ _REQUEST_LINE = f"POST {claim_route.PATH} HTTP/1.1\r\n".encode()
 _END = b"\r\n\r\n"
 _MAX_HEAD = 4096
 _MAX_HEADS = 1000
+_MAX_HEADERS = 64
 _NOT_PLAIN = {b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer"}
 
 
@@ -81,14 +83,14 @@ class Shortcut:
             found = Head(int(lengths[0]), idempotency_key(parsed.headers))
         except EmberpoolError:
             return None
-        if found.key is None and len(head) <= _MAX_HEAD:  # a head with a key does not come again
+        if found.key is None:  # a head with a key does not come again
             if len(self._heads) >= _MAX_HEADS:
                 self._heads.clear()
             self._heads[head] = found
         return found
 
 
-class ClaimProtocol(HttpToolsProtocol):
+class ClaimProtocol(BoundedProtocol):
     """One connection. While its claim is in flight, further requests on the connection wait."""
 
     shortcut: ClassVar[Shortcut]
@@ -99,16 +101,18 @@ class ClaimProtocol(HttpToolsProtocol):
         self._data = b""
         self._waiting = b""  # what came after the claim in flight
         self._began = 0.0
-        self._answered_at = 0.0
         self._submitted: Submitted | None = None
-        self._unanswered = 0  # requests that went the ordinary way
-        self._midway = False  # the parser has seen part of a request, or the connection is no longer HTTP
-        self._stopping = False
+
+    @property
+    @override
+    def is_idle(self) -> bool:
+        return not self._in_flight and super().is_idle
 
     @override
     def data_received(self, data: bytes) -> None:
         if self._in_flight:
             self._waiting += data
+            self._hold(len(data))
             self.flow.pause_reading()
         elif not (data.startswith(_REQUEST_LINE) and self._is_free() and self._submit(data)):
             super().data_received(data)
@@ -129,54 +133,34 @@ class ClaimProtocol(HttpToolsProtocol):
                 return
         self._submitted = Submitted(claim, outcome, self._began)
         super().data_received(self._data)
-        if self._stopping:
-            self.cycle.keep_alive = False
         self._resume()
 
     @override
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._midway = True
-        self._unanswered += 1
         if self._submitted is not None:
             self.scope["state"][SUBMITTED] = self._submitted
             self._submitted = None
 
     @override
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._midway = self.parser.should_upgrade()
-
-    @override
-    def on_response_complete(self) -> None:
-        self._unanswered -= 1
-        super().on_response_complete()
-
-    @override
     def shutdown(self) -> None:
-        if self._in_flight:
-            self._stopping = True
-        else:
+        self._stopping = True
+        if not self._in_flight:
             super().shutdown()
 
     @override
-    def timeout_keep_alive_handler(self) -> None:
-        """Claims do not reset the timer, which would cost as much as parsing them: when it fires it checks the idle time."""
-        self.timeout_keep_alive_task = None
-        idle = 0.0 if self._in_flight else self.loop.time() - self._answered_at
-        if idle >= self.timeout_keep_alive or self.transport.is_closing():
-            super().timeout_keep_alive_handler()
+    def expire(self) -> None:
+        if self._in_flight:
+            self.deadline = self.shared.clock + self.shared.idle_seconds
         else:
-            self._keep_alive(self.timeout_keep_alive - idle)
+            super().expire()
 
     def _is_free(self) -> bool:
         """Whether this is the beginning of a request, with no other before it."""
-        return not (
-            self._midway or self.flow.write_paused or self.root_path or self._unanswered or self.transport.is_closing()
-        )
+        return (self.phase is Phase.IDLE or self.phase is Phase.NEW) and not self.flow.write_paused
 
     def _submit(self, data: bytes) -> bool:
-        end = data.find(_END) + len(_END)
+        end = data.find(_END, 0, _MAX_HEAD) + len(_END)
         head = self.shortcut.read(data[:end])
         if head is None or len(data) != end + head.length:
             return False
@@ -192,29 +176,27 @@ class ClaimProtocol(HttpToolsProtocol):
         claim_route.observe("warm", 201, time.perf_counter() - self._began)
         self.server_state.total_requests += 1
         if self._stopping:
-            self.transport.close()
+            self.close_idle()
             return
-        self._answered_at = self.loop.time()
-        if self.timeout_keep_alive_task is None:
-            self._keep_alive(self.timeout_keep_alive)
+        self.phase = Phase.IDLE
+        self.deadline = self.shared.clock + self.shared.idle_seconds
         if self._waiting:
             self._resume()
-
-    def _keep_alive(self, seconds: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _resume(self) -> None:
         self.flow.resume_reading()
         if self._waiting:
             waiting, self._waiting = self._waiting, b""
+            self._release_arriving()
             self.data_received(waiting)
 
 
-def protocol(edge: Edge) -> type[HttpToolsProtocol]:
-    """The protocol that uvicorn speaks on the connections of an application behind this edge."""
+def protocol(edge: Edge) -> type[BoundedProtocol]:
+    """The protocol of the connections of an application behind this edge."""
+    shared = Connections(edge.settings)
     if edge.claim is None:
-        return HttpToolsProtocol
-    return type("BoundClaimProtocol", (ClaimProtocol,), {"shortcut": Shortcut(edge, edge.claim)})
+        return type("SharedBoundedProtocol", (BoundedProtocol,), {"shared": shared})
+    return type("SharedClaimProtocol", (ClaimProtocol,), {"shared": shared, "shortcut": Shortcut(edge, edge.claim)})
 
 
 class _ParsedHead:
@@ -224,9 +206,13 @@ class _ParsedHead:
 
     @property
     def is_plain(self) -> bool:
-        return self.complete and not any(
-            name in _NOT_PLAIN or (name == b"connection" and value.lower() != b"keep-alive")
-            for name, value in self.headers
+        return (
+            self.complete
+            and len(self.headers) <= _MAX_HEADERS
+            and not any(
+                name in _NOT_PLAIN or (name == b"connection" and value.lower() != b"keep-alive")
+                for name, value in self.headers
+            )
         )
 
     def on_header(self, name: bytes, value: bytes) -> None:
