@@ -23,7 +23,7 @@ from app.manifests.encoding import decode
 from app.manifests.values import INTEGERS, MAX_DEPTH, plain_number
 
 LARGE: Final = 8 * 1024
-"""In bytes. A larger body is read in a thread, so that no other request waits for it: 64 KiB of numbers take 100 ms (measured)."""
+"""In bytes. A larger body is read in a thread, so that no other request waits for it: 64 KiB of numbers take tens of milliseconds (measured)."""
 _SIMPLE: Final = 1000
 _THREAD: Final = ThreadPoolExecutor(1, "body")
 """One is enough: two would not read faster, and keep the event loop from the interpreter twice as long."""

@@ -8,6 +8,8 @@ from typing import Any, Final, NoReturn
 
 from app.errors import MalformedBody
 from app.manifests.values import (
+    MAX_VALUES,
+    MAX_VALUES_OF_BODY,
     Budget,
     Json,
     at,
@@ -50,14 +52,14 @@ def read(text: str) -> Iterator[tuple[str, Any, dict[str, int]]]:
 
 def read_value(text: str) -> Any:
     """The one value that the text is. Raises NotJson with line and column, and MalformedBody."""
-    return _Reader(text, with_lines=False).only_value()
+    return _Reader(text, most=MAX_VALUES_OF_BODY, with_lines=False).only_value()
 
 
 class _Reader:
-    def __init__(self, text: str, *, with_lines: bool = True) -> None:
+    def __init__(self, text: str, *, most: int = MAX_VALUES, with_lines: bool = True) -> None:
         self._text = text
         self._position = 0
-        self._budget = Budget()
+        self._budget = Budget(most)
         self._ends = [match.start() for match in re.finditer("\n", text)]
         self._with_lines = with_lines and bool(self._ends)
         self._lines: dict[str, int] = {}

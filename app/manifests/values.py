@@ -12,6 +12,8 @@ MAX_VALUES: Final = 20_000
 """The most mappings, lists and values of all documents together. A long text counts once for every 256 characters.
 A VirtualMachine has about a hundred values.
 """
+MAX_VALUES_OF_BODY: Final = 5_000
+"""The same for a body that is no manifest: it describes one VM at most."""
 MAX_DEPTH: Final = 64
 _MAX_PATH: Final = 2048
 """The most characters of all keys that lead to a value: each value is told by its path, and no path of Kubernetes is as long."""
@@ -24,17 +26,16 @@ INTEGERS: Final = range(-(2**63), 2**63)
 
 
 class Budget:
-    """Counts the values of all documents. What is above a limit raises MalformedBody."""
+    """Counts the values of a text. What is above the limit raises MalformedBody."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_VALUES) -> None:
         self.values = 0
+        self._most = most
 
     def take(self, values: int = 1) -> None:
         self.values += values
-        if self.values > MAX_VALUES:
-            raise MalformedBody(
-                f"the text has more than {MAX_VALUES} values, with aliases expanded; send fewer documents at once"
-            )
+        if self.values > self._most:
+            raise MalformedBody(f"the text has more than {self._most} values, with aliases expanded; send less at once")
 
     def take_text(self, text: str) -> None:
         self.take(1 + len(text) // _LONG_TEXT)

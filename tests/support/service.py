@@ -151,6 +151,13 @@ def check(answer: httpx.Response, expected: Refused) -> dict[str, Any]:
     return problem
 
 
+async def stored(server: Server) -> tuple[list[tuple[str, int]], list[str]]:
+    """Everything that a bad request could have left behind."""
+    pools = (await server.client.get("/v1/pools", params={"limit": 500})).json()["items"]
+    claims = (await server.client.get("/v1/claims", params={"limit": 500})).json()["items"]
+    return [(pool["name"], pool["generation"]) for pool in pools], [claim["id"] for claim in claims]
+
+
 class Gate:
     """A way to the database that a test can close: connections through it break, and new ones are refused."""
 

@@ -14,7 +14,7 @@ from app.api.claims.fast_path import route as claim_route
 from app.api.claims.schemas import ClaimBody
 from app.errors import MalformedBody
 from app.manifests import json_text
-from app.manifests.values import MAX_DEPTH, MAX_VALUES
+from app.manifests.values import MAX_DEPTH, MAX_VALUES_OF_BODY
 
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 _TREES = st.recursive(
@@ -60,7 +60,7 @@ def test_any_bytes_are_a_value_that_json_can_express_or_a_sentence(raw):
         (b"1 2", None, "not JSON at line 1, column 3: there is more behind its end"),
         (b"", None, "not JSON at line 1, column 1: the text ends too early"),
         (b"[" * (MAX_DEPTH + 2) + b"]" * (MAX_DEPTH + 2), None, f"nested more than {MAX_DEPTH} levels"),
-        (b"[" + b"1," * MAX_VALUES + b"1]", None, f"more than {MAX_VALUES} values"),
+        (b"[" + b"1," * MAX_VALUES_OF_BODY + b"1]", None, f"more than {MAX_VALUES_OF_BODY} values"),
         (b'{"%s": {"%s": 1, "\\u0061": 1}}' % (b"x" * 1500, b"y" * 1500), None, "have more than 2048 characters"),
     ],
     ids=lambda value: str(value)[:30],
