@@ -16,7 +16,10 @@ from tests.support.checkout import ROOT
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")])
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
 OPENAPI = json.loads((ROOT / "openapi" / "openapi.json").read_text(encoding="utf-8"))
-READ_ELSEWHERE = {"EMBERPOOL_SERVER", "EMBERPOOL_TEST_POSTGRES_BIN"}  # by the client commands, and by the tests
+READ_ELSEWHERE = {
+    "EMBERPOOL_SERVER",  # by the client commands
+    *("EMBERPOOL_TEST_POSTGRES_BIN", "EMBERPOOL_TEST_FUZZ_SECONDS"),  # by the tests
+}
 REFUSED_ON_PURPOSE = {"size": -1, "template": {"image": "a", "memory": "64Mi"}}
 
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -64,6 +64,15 @@ def test_a_password_is_seen_wherever_it_stands(url, has):
     assert has_password(url) is has
 
 
+def test_a_url_without_a_password_takes_it_from_the_file_that_libpq_uses(monkeypatch, tmp_path):
+    passfile = tmp_path / "pgpass"
+    passfile.write_text("db.example:5432:things:me:s3cr3t\n", encoding="utf-8")
+    passfile.chmod(0o600)  # the driver passes over one that others may read
+    monkeypatch.setenv("PGPASSFILE", str(passfile))
+    _, parameters = _read("postgresql://me@db.example/things")
+    assert parameters.password == "s3cr3t"
+
+
 def test_of_an_error_that_may_quote_the_url_the_kind_alone_is_told():
     assert describe_failure(ValueError("bad query field: 's3cr3t'")) == "ValueError"
     assert describe_failure(ConnectionRefusedError(111, "Connection refused")) == "[Errno 111] Connection refused"
