@@ -108,6 +108,13 @@ def health_problem(obs: Observation) -> str | None:
     return None
 
 
+def why_restarted(vm: VmFacts, obs: Observation) -> str | None:
+    """Why what ran a claimed VM is gone, as far as that is known; None: it still runs the VM, or we stopped it."""
+    if vm.state is not VmState.CLAIMED or vm.stopped or obs.deleting or vm.vmi_uid in {None, obs.vmi_uid}:
+        return None
+    return vm.health or health_problem(obs) or "its instance was replaced"
+
+
 def _judge_unclaimed(vm: VmFacts, obs: Observation, warm_when: WarmWhen) -> Judgement:
     booting = vm.state is VmState.BOOTING
     if obs.deleting:

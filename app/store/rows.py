@@ -99,6 +99,7 @@ class ClaimRow:
     choice: dict[str, Any] | None = None
     allowed: tuple[str, ...] | None = None
     vm_stages: dict[str, float | None] | None = None
+    restarts: tuple[dict[str, Any], ...] = ()
 
 
 def columns(row: type, table: str, **others: str) -> str:
@@ -117,7 +118,7 @@ CLAIM_COLUMNS = """
     c.id, c.pool_id, p.name AS pool, c.state, c.labels, c.path, c.lease_seconds, c.lease_expires_at, c.created_at,
     c.bound_at, c.ended_at, c.reason, c.replacements, c.request_hash, c.vm_id, v.name AS vm_name, v.uid AS vm_uid,
     v.node, coalesce(v.addresses, '{}') AS addresses, v.health, v.boot_seconds AS vm_boot_seconds, v.ready_at AS vm_ready_at,
-    p.kind AS pool_kind, c.shape, c.choice, c.allowed, v.stages AS vm_stages
+    p.kind AS pool_kind, c.shape, c.choice, c.allowed, v.stages AS vm_stages, coalesce(c.restarts, '[]') AS restarts
 """
 
 
@@ -139,6 +140,7 @@ def read_claim(row: Mapping[Any, Any]) -> ClaimRow:
             "state": ClaimState(row["state"]),
             "addresses": tuple(row["addresses"]),
             "replacements": tuple(row["replacements"]),
+            "restarts": tuple(row["restarts"]),
             "allowed": tuple(row["allowed"]) if row["allowed"] is not None else None,
         }
     )

@@ -233,6 +233,18 @@ class Replacement(BaseModel):
     at: datetime
 
 
+class Restart(BaseModel):
+    """What ran the claimed VM was lost, for example with its node, and the cluster started the VM again, from its disks."""
+
+    at: datetime = Field(description="When that was seen.")
+    reason: str
+    from_node: str | None
+    from_addresses: list[str]
+    back_at: datetime | None = Field(description="When the VM was well again; null: it is not yet.")
+    to_node: str | None
+    to_addresses: list[str]
+
+
 class ClaimView(View):
     id: UUID
     pool: str | None = Field(description="null if the VM is made for this claim alone.")
@@ -252,6 +264,7 @@ class ClaimView(View):
         description="While pending: why no VM was ready, and what the VMs on their way suffer from now. Once ended: why."
     )
     replacements: list[Replacement]
+    restarts: list[Restart] = Field(description="The last ten restarts of the claimed VM, oldest first.")
     estimate: Estimate | None = Field(description="While the claim waits.")
     timings: ClaimTimings
 

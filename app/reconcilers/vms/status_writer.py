@@ -12,7 +12,7 @@ import structlog
 from app.compute.gateway import Gateway
 from app.compute.vms import Gone, Listed
 from app.config import Settings
-from app.domain.health import HealthRules, Judgement, Verdict, health_problem, judge
+from app.domain.health import HealthRules, Judgement, Verdict, health_problem, judge, why_restarted
 from app.domain.observation import Observation
 from app.domain.stages import BootMarks, measure_stages
 from app.domain.states import VM_ENDED, VmState
@@ -21,6 +21,7 @@ from app.reconcilers.vm_pools.adoption import find_rows, note_detached
 from app.reconcilers.vms.disk_failures import DiskFailures
 from app.reconcilers.vms.outcomes import end_removed, follow_ready, give_up, make_ready
 from app.store import vm_pools
+from app.store.claims import restarts
 from app.store.database import Database, Tx
 from app.store.vms import observed
 from app.store.vms import rows as vms
@@ -151,6 +152,8 @@ class StatusWriter:
             judged, key=lambda one: (one[0].claim_id is not None, one[0].claim_id or one[0].id)
         ):
             await self._act(tx, vm, by_id[vm.id], judgement, now)
+            if judgement.verdict is Verdict.NOTED and vm.state is VmState.CLAIMED:
+                await _note_restart(tx, vm, by_id[vm.id])
         await observed.write(
             tx, [_status(vm.id, by_id[vm.id], verdict) for vm, verdict in judged if verdict.verdict in _SHOWN]
         )
@@ -272,6 +275,15 @@ class StatusWriter:
                 log.info("orphan.retry_later", vm=obs.name, error=error.detail)
                 return
             ORPHANS.inc()
+
+
+async def _note_restart(tx: Tx, vm: ObservedVm, obs: Observation) -> None:
+    """Of a claimed VM, before its row is written."""
+    reason = why_restarted(vm.facts, obs)
+    if reason is not None:
+        await restarts.note_lost(tx, vm, reason=reason)
+    if health_problem(obs) is None and (reason is not None or vm.facts.health is not None):
+        await restarts.note_back(tx, vm, node=obs.node, addresses=obs.addresses)
 
 
 def _is_orphan(obs: Observation, known: dict[UUID, ObservedVm]) -> bool:

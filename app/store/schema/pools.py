@@ -228,6 +228,9 @@ claim = Table(
     Column("pending_until", AWARE, comment="pending: failed after it"),
     Column("reason", Text, comment="pending: why it was not warm; ended: why"),
     required("replacements", JSONB, "'[]'", "VMs that were dead on arrival"),
+    Column(
+        "restarts", JSONB, comment="restarts of its VM, the last of them not over yet while to_node is null; NULL: none"
+    ),
     required("labelled", Boolean, "false", "its VM carries its id in the cluster"),
     required("label_due_at", AWARE, "now()", "a worker labels the VM from then on"),
     required("label_attempts", Integer, "0"),

@@ -409,3 +409,76 @@ async def test_the_watch_and_the_end_of_leases_do_not_wait_in_a_circle(db, obser
         assert set(released) == {well, dead}
     await watching
     assert {await state_of(db, vm_id) for vm_id in (well, dead)} == {VmState.RELEASING}
+
+
+class TestRestarts:
+    """A claimed VM whose instance is lost is started again by the cluster, mostly on another node."""
+
+    @pytest.fixture
+    async def held(self, db, observing):
+        """(claim, VM), claimed ten minutes ago and well on node-1."""
+        claim_id, vm_id = await claimed(db, await make_pool(db))
+        await execute(db, "UPDATE vm SET claimed_at = now() - interval '10 minutes' WHERE id = :id", id=vm_id)
+        await show(db, observing, vm_id)
+        return claim_id, vm_id
+
+    async def test_it_is_told_by_the_claim_by_events_and_by_health_in_between(self, db, observing, held):
+        claim_id, vm_id = held
+        await show(db, observing, vm_id, ready=False)
+        assert (await get_claim(db, claim_id)).restarts == (), "it may recover"
+        gone = {"ready": False, "phase": None, "vmi_uid": None, "node": None, "addresses": ()}
+        await show(db, observing, vm_id, **gone)
+        claim = await get_claim(db, claim_id)
+        (restart,) = claim.restarts
+        assert (claim.state, claim.health) == (ClaimState.BOUND, "it has no running instance")
+        assert restart["reason"] == "it is not ready"
+        assert (restart["from_node"], restart["from_addresses"]) == ("node-1", ["10.0.0.1"])
+        assert (restart["back_at"], restart["to_node"], restart["to_addresses"]) == (None, None, [])
+        for phase in ("Pending", "Scheduled"):
+            await show(db, observing, vm_id, **{**gone, "phase": phase, "vmi_uid": "vmi-2", "node": "node-2"})
+            assert (await get_claim(db, claim_id)).health == f"its instance is {phase}"
+        await show(db, observing, vm_id, vmi_uid="vmi-2", node="node-2", addresses=("10.0.0.2",))
+        claim = await get_claim(db, claim_id)
+        (restart,) = claim.restarts
+        assert (claim.health, claim.node, claim.addresses) == (None, "node-2", ("10.0.0.2",))
+        assert (restart["from_node"], restart["to_node"], restart["to_addresses"]) == ("node-1", "node-2", ["10.0.0.2"])
+        assert restart["at"] <= restart["back_at"]
+        told = await fetch(db, "SELECT claim_id, data FROM event WHERE type LIKE 'vm.restart%' ORDER BY id")
+        assert [(event["claim_id"], event["data"].get("to_node")) for event in told] == [
+            (claim_id, None),
+            (claim_id, "node-2"),
+        ]
+
+    async def test_an_instance_that_was_replaced_between_two_looks_is_a_restart_too(self, db, observing, held):
+        await show(db, observing, held[1], vmi_uid="vmi-2")
+        (restart,) = (await get_claim(db, held[0])).restarts
+        assert (restart["reason"], restart["to_node"]) == ("its instance was replaced", "node-1")
+        assert restart["back_at"] is not None
+
+    async def test_one_that_fails_again_before_it_is_well_is_one_restart(self, db, observing, held):
+        for uid in ("vmi-2", "vmi-3"):
+            await show(db, observing, held[1], vmi_uid=uid, ready=False, phase="Scheduling", node="node-2")
+        await show(db, observing, held[1], vmi_uid="vmi-3", node="node-3")
+        (restart,) = (await get_claim(db, held[0])).restarts
+        assert (restart["from_node"], restart["to_node"]) == ("node-1", "node-3")
+
+    async def test_the_last_ten_are_kept(self, db, observing, held):
+        for number in range(2, 14):
+            await show(db, observing, held[1], vmi_uid=f"vmi-{number}", node=f"node-{number}")
+        found = (await get_claim(db, held[0])).restarts
+        assert [each["to_node"] for each in found] == [f"node-{number}" for number in range(4, 14)]
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"node": "node-2"}, {"ready": False}, {"paused": True}],
+        ids=["live migration", "not ready", "paused"],
+    )
+    async def test_what_goes_on_in_the_same_instance_is_no_restart(self, db, observing, held, change):
+        await show(db, observing, held[1], **change)
+        await show(db, observing, held[1])
+        assert (await get_claim(db, held[0])).restarts == ()
+
+    async def test_a_vm_that_we_stopped_is_not_restarted(self, db, observing, held):
+        await execute(db, "UPDATE vm SET stopped = true WHERE id = :id", id=held[1])
+        await show(db, observing, held[1], vmi_uid=None, phase=None, ready=False, node=None, addresses=())
+        assert (await get_claim(db, held[0])).restarts == ()

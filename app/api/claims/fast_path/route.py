@@ -305,6 +305,7 @@ def _describe_warm(warm: WarmClaim, namespace: str) -> dict[str, Any]:
         "ended_at": None,
         "reason": None,
         "replacements": [],
+        "restarts": [],
         "estimate": None,
         "timings": {
             "wait": 0.0,
