@@ -1,9 +1,12 @@
 """Many event streams in one process: what they share, how many there may be, and what one costs that is not read."""
 
 import asyncio
+import contextlib
 import re
+import socket
 from contextlib import asynccontextmanager
 
+import httpx
 import pytest
 
 from app.api.events import history, tail
@@ -15,12 +18,17 @@ from app.store.database import Database
 from app.store.events import Cursor
 from tests.support.event_stream import STREAM, follow, take
 from tests.support.patience import PATIENCE
+from tests.support.raw_http import request
 from tests.support.rows import execute, make_pool
-from tests.support.service import Refused, check, figures, listen, serve, until
+from tests.support.service import Refused, bind, check, figures, listen, serve, until
 
 _FILL = """INSERT INTO event (type, pool_id, data)
     SELECT (ARRAY['vm.ready', 'pool.paused'])[1 + n % 2], CASE WHEN n % 3 = 0 THEN CAST(:pool AS uuid) END, jsonb_build_object('n', n)
     FROM generate_series(1, :count) n"""
+
+
+_LARGE = """INSERT INTO event (type, data)
+    SELECT 'vm.ready', jsonb_build_object('text', repeat('x', 4000)) FROM generate_series(1, :count)"""
 
 
 class CountedDatabase(Database):
@@ -213,3 +221,40 @@ async def test_a_stream_beyond_the_limit_is_told_to_try_again_and_pages_are_serv
             await until(is_free)
             async with follow(client, after="0-0") as second:
                 await take(second, 1)
+
+
+async def test_a_client_that_does_not_read_holds_two_pages_at_most_and_is_dropped(database_url, dev_cluster, tmp_path):
+    async with (
+        serve(database_url, dev_cluster, tmp_path) as server,
+        bind(server.app, unread_timeout_seconds=PATIENCE) as (serving, port),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        await execute(server.services.db, _LARGE, count=20 * PAGE)
+        page = await server.services.tail._history.page(Cursor(), Selection())
+        slow = socket.create_connection(("127.0.0.1", port))
+        slow.sendall(request("GET", "/v1/events?after=0-0", "Accept: text/event-stream"))
+
+        async def stalled():
+            return next((each for each in serving.server_state.connections if each.flow.write_paused), None)
+
+        connection = await until(stalled)
+        async with follow(client, after="0-0") as events:
+            assert len(await take(events, 20 * PAGE)) == 20 * PAGE
+            assert await stalled() is connection
+            assert 0 < connection.transport.get_write_buffer_size() <= 2 * len(page.text)
+            connection.read_deadline = -1  # its time to read is over
+
+            async def is_dropped():
+                return server.services.tail._followers == 1
+
+            await until(is_dropped)
+        assert 0 < _rest_of(slow) < 20 * len(page.text)
+
+
+def _rest_of(connection):
+    """How many bytes still come over a connection that its other end has given up."""
+    size = 0
+    with connection, contextlib.suppress(ConnectionError):
+        while received := len(connection.recv(1024 * 1024)):
+            size += received
+    return size
