@@ -8,7 +8,6 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 
 from app.compute.capabilities import Capability
 from app.compute.gateway import Gateway
@@ -19,7 +18,7 @@ from app.compute.snapshots import SnapshotGateway
 from app.compute.vm_pools import VmPoolGateway, VmPoolOrder
 from app.compute.vms import Broken, Changed
 from app.config import Settings
-from app.devcluster import DevCluster, DevClusterConfig, Durations, Rule, Subject
+from app.devcluster import DevCluster, DevClusterConfig, Durations
 from app.domain.observation import WarmWhen
 from app.domain.preloads import PreloadSpec
 from app.domain.templates import Marks
@@ -27,34 +26,16 @@ from app.errors import ClusterForbidden
 from app.ids import new_id, vm_name, vm_pool_name
 from tests.support import preload_work, snapshot_work, vm_pool_work
 from tests.support.checkout import ROOT
+from tests.support.manifest_rights import API_RIGHTS, CLUSTER_RIGHTS, NAMESPACE, WORKER_RIGHTS, Right, account
 from tests.support.preload_work import bring_near, keep_as_snapshots
 from tests.support.rows import eventually
 from tests.support.snapshot_work import take_and_start
 from tests.support.vm_pool_work import keep_vm_pools
 
-NAMESPACE = "emberpool"
 TOKEN = "the-service-account"
 TEMPLATE = {"image": "registry.example/fedora:42", "cpu": 1, "memory": "1Gi"}
 PARTS = {"preloads", "snapshots", "vm_pools", "pools"}
 GATEWAYS = (Gateway, PreloadGateway, SnapshotGateway, VmPoolGateway)
-DOCUMENTS = list(yaml.safe_load_all((ROOT / "docker" / "kubernetes.yaml").read_text(encoding="utf-8")))
-
-
-def rights_of(kind: str, name: str) -> list[tuple[str, str, str]]:
-    return [
-        (group, resource, verb)
-        for document in DOCUMENTS
-        if (document["kind"], document["metadata"]["name"]) == (kind, name)
-        for rule in document["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    ]
-
-
-API_RIGHTS = rights_of("Role", "emberpool-api")
-WORKER_RIGHTS = rights_of("Role", "emberpool-worker")
-CLUSTER_RIGHTS = rights_of("ClusterRole", "emberpool-nodes")
 
 
 async def ask(gateway: Gateway, *, vm: str, vm_pool: str) -> None:
@@ -98,12 +79,9 @@ async def work(gateway: Gateway) -> None:
 
 
 @asynccontextmanager
-async def reached(folder: Path, rights: Iterable[tuple[str, str, str]]) -> AsyncIterator[tuple[Gateway, Gateway]]:
+async def reached(folder: Path, rights: Iterable[Right]) -> AsyncIterator[tuple[Gateway, Gateway]]:
     """A cluster, seen with these rights, and by a worker."""
-    tokens = {
-        token: Subject(token, tuple(Rule((group,), (resource,), (verb,), NAMESPACE) for group, resource, verb in held))
-        for token, held in ((TOKEN, rights), ("worker", WORKER_RIGHTS))
-    }
+    tokens = {TOKEN: account(TOKEN, rights), "worker": account("worker", WORKER_RIGHTS)}
     config = DevClusterConfig(durations=Durations.for_cold_boot(0.2), namespaces=("default", NAMESPACE), tokens=tokens)
     async with DevCluster(config) as cluster:
         keep_as_snapshots(cluster, "fast-ssd")
@@ -119,12 +97,12 @@ async def reached(folder: Path, rights: Iterable[tuple[str, str, str]]) -> Async
                 await gateway.close()
 
 
-async def work_with(rights: list[tuple[str, str, str]], folder: Path) -> None:
+async def work_with(rights: list[Right], folder: Path) -> None:
     async with reached(folder, rights) as (gateway, _):
         await work(gateway)
 
 
-async def ask_with(rights: list[tuple[str, str, str]], folder: Path) -> None:
+async def ask_with(rights: list[Right], folder: Path) -> None:
     async with reached(folder, rights) as (gateway, worker):
         template, pool_id = worker.expand(TEMPLATE, WarmWhen.AGENT), new_id()
         name = vm_pool_name("web", pool_id, 1)
@@ -165,8 +143,8 @@ def calls_to_the_cluster(*sources: str) -> set[str]:
     calling = {name for each in GATEWAYS for name, value in vars(each).items() if inspect.iscoroutinefunction(value)}
     found = set()
     for node in (node for source in sources for node in ast.walk(ast.parse(source))):
-        if isinstance(node, ast.Await) and isinstance(node.value, ast.Call):
-            *_, owner, name = ("", *ast.unparse(node.value.func).split("."))
+        if isinstance(node, ast.Call):
+            *_, owner, name = ("", *ast.unparse(node.func).split("."))
             if name in calling and owner in PARTS | {"gateway", "_gateway", "_cluster"}:
                 found.add(f"{owner}.{name}" if owner in PARTS else name)
     return found
@@ -191,12 +169,10 @@ def test_what_the_workers_call_is_what_their_role_was_tried_with():
     assert called <= names(*map(inspect.getsource, (work, preload_work, snapshot_work, vm_pool_work)))
 
 
-async def watch_nodes(rights: list[tuple[str, str, str]], folder: Path) -> AsyncIterator[NodeEvent]:
+async def watch_nodes(rights: list[Right], folder: Path) -> AsyncIterator[NodeEvent]:
     """What is seen of the nodes of a cluster, one of which changes once it has been listed."""
-    rules = tuple(Rule((group,), (resource,), (verb,)) for group, resource, verb in rights)
-    config = DevClusterConfig(
-        durations=Durations.for_cold_boot(0.2), tokens={TOKEN: Subject("emberpool", rules)}, nodes=1
-    )
+    tokens = {TOKEN: account(TOKEN, (), in_cluster=rights)}
+    config = DevClusterConfig(durations=Durations.for_cold_boot(0.2), tokens=tokens, nodes=1)
     async with DevCluster(config) as cluster:
         kubeconfig = folder / "kubeconfig"
         kubeconfig.write_text(json.dumps(cluster.kubeconfig(TOKEN)), encoding="utf-8")
