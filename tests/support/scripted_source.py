@@ -57,6 +57,11 @@ class ScriptedSource:
         finally:
             self._running -= 1
 
+    async def metadata(self, kind):
+        """The same lists: only the metadata in them is read."""
+        async for page in self.stream(kind):
+            yield Page([{"metadata": item["metadata"]} for item in page.items], page.version)
+
     @asynccontextmanager
     async def watch(self, kind, version):
         if self.refused is not None:

@@ -117,21 +117,25 @@ class Connection:
         )
         return answer
 
-    async def _read(self, kind: Kind, query: Mapping[str, str | None]) -> Manifest:
+    async def _read(self, kind: Kind, query: Mapping[str, str | None], accept: str) -> Manifest:
         """The JSON of an answer about a kind, read as it came: the library's own reading costs several times as much."""
-        async with await self._open(kind, query, self._timeout) as response:
+        async with await self._open(kind, query, self._timeout, accept) as response:
             await self._refuse(response)
             return as_object(orjson.loads(await response.read()))
 
     async def _open(
-        self, kind: Kind, query: Mapping[str, str | None], limits: float | aiohttp.ClientTimeout
+        self,
+        kind: Kind,
+        query: Mapping[str, str | None],
+        limits: float | aiohttp.ClientTimeout,
+        accept: str = JSON,
     ) -> aiohttp.ClientResponse:
         """The answer, whatever its status, as soon as it begins."""
         answer: aiohttp.ClientResponse = await self._client.call_api(
             kind.path(self._namespace),
             "GET",
             query_params=given(query),
-            header_params={"Accept": JSON},
+            header_params={"Accept": accept},
             auth_settings=["BearerToken"],
             _return_http_data_only=True,
             _preload_content=False,

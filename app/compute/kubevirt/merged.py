@@ -3,6 +3,7 @@
 Pure. Nothing is told before each kind was listed once.
 """
 
+import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Generic, Protocol, TypeAlias, TypeVar
@@ -64,6 +65,19 @@ class Merged(Generic[Event]):
         """A part of a list."""
         for item in items:
             yield from self._take(kind, item)
+
+    def compare(self, kind: Kind, items: list[Manifest]) -> Iterator[Told[Event]]:
+        """A part of a list of versions."""
+        versions = self._versions[kind]
+        for item in items:
+            versions.compare(self._cache.key(kind, item), version_of(item))
+        yield from ()
+
+    def missed(self, kind: Kind, answer: "asyncio.Future[bool]") -> Iterator[Told[Event]]:
+        """Answers whether there was a version of which nothing has been told."""
+        if not answer.done():
+            answer.set_result(bool(self._versions[kind].missed()))
+        yield from ()
 
     def end_list(self, kind: Kind, version: str, began_at: datetime) -> Iterator[Told[Event]]:
         for key in self._versions[kind].end_list(read_version(version)):

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import aiohttp
 from kubernetes_asyncio import client as kubernetes
 
-from app.compute.kubevirt.connection import Connection
+from app.compute.kubevirt.connection import JSON, Connection
 from app.compute.kubevirt.kinds import Kind, Manifest
 from app.compute.kubevirt.streams import Page, pages_of, read_events
 from app.config import Settings
 from app.errors import ClusterForbidden, ClusterRefused, ClusterUnavailable, WatchExpired
 
 _PAGE_SIZE = 250  # of VMs and pods, about a megabyte: the loop reads its JSON in some 10 ms
+_METADATA_PAGE_SIZE = 1000
+_METADATA = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,{JSON}"
 _LIST_ATTEMPTS = 3
 _WITH_LIST = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
 
@@ -47,19 +49,23 @@ class ClusterReader(Connection):
         )
 
     async def pages(
-        self, kind: Kind, *, selector: str | None = None, limit: int | None = None
+        self, kind: Kind, *, selector: str | None = None, limit: int | None = None, accept: str = JSON
     ) -> AsyncGenerator[Page, None]:
         """The same, page by page. Raises WatchExpired if the server has forgotten the list's version before its last page."""
         token: str | None = None
         while True:
             query = {"labelSelector": self._selected(selector), "limit": str(limit or _PAGE_SIZE), "continue": token}
             async with self._asking("list", kind, f"list {kind}"):
-                page = await self._read(kind, query)
+                page = await self._read(kind, query, accept)
             metadata = page.get("metadata") or {}
             yield Page(page.get("items") or [], str(metadata.get("resourceVersion") or ""))
             token = metadata.get("continue")
             if not token:
                 return
+
+    def metadata(self, kind: Kind, *, selector: str | None = None) -> AsyncGenerator[Page, None]:
+        """The same without spec and status."""
+        return self.pages(kind, selector=selector, limit=_METADATA_PAGE_SIZE, accept=_METADATA)
 
     async def newest_version(self, kind: Kind, *, selector: str | None = None) -> str:
         """The resourceVersion that the cluster has now. Costs a list of one object. Raises as `require_namespace` does."""
@@ -134,6 +140,9 @@ class Selected:
 
     def stream(self, kind: Kind) -> AsyncGenerator[Page, None]:
         return self.reader.stream(kind, selector=self.selector)
+
+    def metadata(self, kind: Kind) -> AsyncGenerator[Page, None]:
+        return self.reader.metadata(kind, selector=self.selector)
 
     def watch(self, kind: Kind, version: str) -> AbstractAsyncContextManager[AsyncGenerator[list[Manifest], None]]:
         return self.reader.watch(kind, version, selector=self.selector)

@@ -3,7 +3,8 @@
 The watch of a kind stays open. When the server ends it, it is opened again from the version that it had reached; only if the server
 has forgotten that version (410) does all begin anew, with a list. Lists run beside the watch: one when it has been opened, and
 one at each relist interval. `Versions` says of each object that comes which is newer, what is known or what has come; what a list
-lacks was deleted. Lists of different kinds take turns, so that they load neither the server nor us at the same moment.
+lacks was deleted. A list that repeats an earlier one has versions only, because the watch has told the rest; if it has not, all
+is listed. Lists of different kinds take turns, so that they load neither the server nor us at the same moment.
 
 What is read is put into a `Cache`, and what the cache tells is the stream. Nothing is told before each kind was listed once.
 """
@@ -11,7 +12,7 @@ What is read is put into a `Cache`, and what the cache tells is the stream. Noth
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -28,6 +29,7 @@ from app.errors import ClusterError, ClusterForbidden, ClusterUnavailable, Ember
 _BACKOFF_BASE = 0.5
 _BACKOFF_CAP = 15.0
 _SHORT = 5.0  # seconds; a watch that ends sooner is opened again after a pause
+_CATCH_UP = (0.1, 0.4, 1.5)  # seconds
 _QUEUE_SIZE = 8  # batches; then the sockets are not read until the caller has caught up
 _FORBIDDEN_SECONDS = 60.0  # rights are granted by people: asking more often helps nobody
 
@@ -41,6 +43,8 @@ class Source(Protocol):
     async def newest_version(self, kind: Kind) -> str: ...
 
     def stream(self, kind: Kind) -> AsyncGenerator[Page, None]: ...
+
+    def metadata(self, kind: Kind) -> AsyncGenerator[Page, None]: ...
 
     def watch(self, kind: Kind, version: str) -> AbstractAsyncContextManager[AsyncGenerator[list[Manifest], None]]: ...
 
@@ -171,7 +175,10 @@ class _Feed(Generic[Event]):
         failures, repeats = 0, False
         while True:
             try:
-                async with self._timing.turn if repeats else nullcontext():
+                if repeats:
+                    async with self._timing.turn:
+                        await self._compare()
+                else:
                     await self._list()
             except ClusterForbidden:
                 raise
@@ -181,6 +188,29 @@ class _Feed(Generic[Event]):
             else:
                 failures, repeats = 0, True
                 await asyncio.sleep(self._timing.relist_seconds * random.uniform(0.8, 1))  # noqa: S311 - no secret
+
+    async def _compare(self) -> None:
+        began_at, version = datetime.now(UTC), ""
+        await self._put(partial(self._merged.begin_list, self._kind))
+        async with aclosing(self._source.metadata(self._kind)) as pages:
+            async for page in pages:
+                version = page.version or version
+                await self._put(partial(self._merged.compare, self._kind, page.items))
+        if await self._has_missed():
+            _log.warning("cluster.watch_missed", kind=str(self._kind))
+            await self._list()
+        else:
+            await self._put(partial(self._merged.end_list, self._kind, version, began_at))
+
+    async def _has_missed(self) -> bool:
+        """Whether the watch has not told what a list of versions shows. It may be about to."""
+        for seconds in _CATCH_UP:
+            answer = asyncio.get_running_loop().create_future()
+            await self._put(partial(self._merged.missed, self._kind, answer))
+            if not await answer:
+                return False
+            await self._timing.sleep(seconds)
+        return True
 
     async def _list(self) -> None:
         began_at, version = datetime.now(UTC), ""

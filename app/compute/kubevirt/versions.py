@@ -29,6 +29,8 @@ class Versions:
     """While a list runs: what was known when it began and has not come yet."""
     _ended: dict[str, int] = field(default_factory=dict)
     """While a list runs: what was deleted meanwhile. An older page of the list may still have it."""
+    _missed: dict[str, int] = field(default_factory=dict)
+    """While versions are compared: those that are newer than what was known when they came."""
 
     def restart(self, version: int) -> None:
         """A watch begins at that version. If versions have gone back (a restored backup), what was known is older than all that comes."""
@@ -40,6 +42,19 @@ class Versions:
     def begin_list(self) -> None:
         self._unlisted = set(self._known)
         self._ended.clear()
+        self._missed.clear()
+
+    def compare(self, key: str, version: int) -> None:
+        """A list of versions only has this one. See `missed`."""
+        if self._unlisted is not None:
+            self._unlisted.discard(key)
+        if not 0 < version <= self._known.get(key, 0):
+            self._missed[key] = version
+
+    def missed(self) -> list[str]:
+        """What was compared and is still not known in that version, nor heard to be deleted since."""
+        known, ended = self._known, self._ended
+        return [key for key, seen in self._missed.items() if not 0 < seen <= max(known.get(key, 0), ended.get(key, 0))]
 
     def take(self, key: str, version: int) -> bool:
         """Whether the object is newer than what is known. From then on this version is known."""
@@ -71,6 +86,7 @@ class Versions:
             del self._known[key]
         self._unlisted = None
         self._ended.clear()
+        self._missed.clear()
         return gone
 
     def clear(self) -> None:

@@ -101,7 +101,9 @@ class Informer(ABC, Generic[Listed, Event]):
     loop: ClassVar[str]
     watch: ClassVar[str]
     gather_seconds: ClassVar[float]
-    """How long to wait for further events before a batch is written."""
+    """At least so long after a batch the next one is written. So the first events after a quiet time are written at once, and those
+    that follow them gather.
+    """
 
     def __init__(self, db: Database, gateway: Gateway, settings: Settings, *, holder: str) -> None:
         self._db = db
@@ -109,6 +111,7 @@ class Informer(ABC, Generic[Listed, Event]):
         self._leader = Leader(db, self.loop, self.watch, holder=holder, lease_seconds=settings.watch_lease_seconds)
         self._broken = True
         self._heard_at = 0.0
+        self._wrote_at = 0.0
         self._list: AsyncGenerator[None, None] | None = None
         self._newer: set[str] = set()
 
@@ -145,7 +148,7 @@ class Informer(ABC, Generic[Listed, Event]):
                     if self._list is None:
                         await first_of(pending.wait(), reader, renewal, timeout=_HEARTBEAT_SECONDS)
                     if pending:
-                        await asyncio.sleep(self.gather_seconds)
+                        await asyncio.sleep(self._wrote_at + self.gather_seconds - asyncio.get_running_loop().time())
                     await self._apply(pending.take(), pending.name_of)
             finally:
                 reader.cancel()
@@ -164,6 +167,7 @@ class Informer(ABC, Generic[Listed, Event]):
             if self._list is not None:
                 self._newer.update(name_of(event) for event in batch.events)
             await self.write(batch.events)
+            self._wrote_at = asyncio.get_running_loop().time()
         if batch.broken is not None:
             self._broken = True
         elif batch.restored or batch.listed is not None:

@@ -1,7 +1,7 @@
 """The stream of lists and watches, over a source that does what each test says."""
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
@@ -29,6 +29,28 @@ def scripted(*vms, vmis=([[]],), at="10"):
 
 def observing(source, *, relist_seconds=LONG, sleep=None):
     return aclosing(follow(source, Inventory(), KINDS, relist_seconds=relist_seconds, sleep=sleep or Naps()))
+
+
+@asynccontextmanager
+async def following(source, **given):
+    """Reads the stream all the time, as the informer does, and gives what was read."""
+    told = asyncio.Queue()
+
+    async def read():
+        async with observing(source, **given) as events:
+            async for told_now in events:
+                told.put_nowait(told_now)
+
+    async def give():
+        while True:
+            yield await told.get()
+
+    reading = asyncio.create_task(read())
+    try:
+        yield give()
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
 
 
 def names(listed):
@@ -70,6 +92,18 @@ async def test_nothing_is_told_before_both_kinds_were_listed():
         assert sorted(names(await first)) == ["a", "b"]
 
 
+async def test_an_older_page_of_the_first_list_does_not_overwrite_what_the_watch_told():
+    held = asyncio.Event()
+    old, new = vm("a", resourceVersion="5"), vm("a", resourceVersion="12", deletionTimestamp="2026-11-23T04:06:36Z")
+    source = scripted([held, [old, vm("b", resourceVersion="6")]])
+    async with observing(source) as events:
+        listing = asyncio.ensure_future(soon(events))
+        await source.feed(VMS, event("MODIFIED", new), event("DELETED", vm("b", resourceVersion="13")))
+        await source.taken(VMS)
+        held.set()
+        assert [(seen.name, seen.deleting) for seen in (await listing).observations] == [("a", True)]
+
+
 class TestWhileAListRuns:
     """The watch goes on beside it, and versions say which is newer."""
 
@@ -77,7 +111,7 @@ class TestWhileAListRuns:
         held = asyncio.Event()
         first, again = [[vm("a", resourceVersion="5")]], [[vm("a", resourceVersion="5")], held]
         source = scripted(first, again)
-        async with observing(source, relist_seconds=0.01) as events:
+        async with following(source, relist_seconds=0.01) as events:
             await soon(events)
             await source.until(lambda: source.listed.count(VMS) == 2)
             await source.feed(VMS, event("ADDED", vm("b", resourceVersion="11")))
@@ -91,7 +125,7 @@ class TestWhileAListRuns:
         held = asyncio.Event()
         old, new = vm("a", resourceVersion="5"), vm("a", resourceVersion="12", deletionTimestamp="2026-11-23T04:06:36Z")
         source = scripted([[old]], [held, [old]])
-        async with observing(source, relist_seconds=0.01) as events:
+        async with following(source, relist_seconds=0.01) as events:
             await soon(events)
             await source.until(lambda: source.listed.count(VMS) == 2)
             await source.feed(VMS, event("MODIFIED", new))
@@ -104,7 +138,7 @@ class TestWhileAListRuns:
         held = asyncio.Event()
         old, last = vm("a", resourceVersion="5"), vm("a", resourceVersion="12")
         source = scripted([[old]], [held, [old]])
-        async with observing(source, relist_seconds=0.01) as events:
+        async with following(source, relist_seconds=0.01) as events:
             await soon(events)
             await source.until(lambda: source.listed.count(VMS) == 2)
             await source.feed(VMS, event("DELETED", last))
@@ -120,17 +154,31 @@ class TestWhileAListRuns:
             vm("new", resourceVersion="9"),
         ]
         source = scripted([before], [after])
-        async with observing(source, relist_seconds=0.01) as events:
+        async with following(source, relist_seconds=0.01) as events:
             assert names(await soon(events)) == ["kept", "deleted"]
             told = [await soon(events) for _ in range(4)]
             assert [each.observation.name for each in told[:2]] == ["kept", "new"]
             assert told[2] == Gone("deleted", uid_of("deleted"))
             assert names(told[3]) == ["kept", "new"]
 
+    async def test_what_the_watch_is_about_to_tell_costs_no_list(self):
+        new = vm("a", resourceVersion="9")
+        source = scripted([[]], [[new]])
+
+        async def tell(_seconds):
+            await source.feed(VMS, event("ADDED", new))
+            await source.taken(VMS)
+
+        async with following(source, relist_seconds=0.01, sleep=tell) as events:
+            await soon(events)
+            assert (await soon(events)).observation.name == "a"
+            assert names(await soon(events)) == ["a"]
+        assert source.listed.count(VMS) == 2
+
     async def test_what_is_newer_than_the_list_does_not_count_as_missing(self):
         held = asyncio.Event()
         source = scripted([[]], [held, []])
-        async with observing(source, relist_seconds=0.01) as events:
+        async with following(source, relist_seconds=0.01) as events:
             await soon(events)
             await source.until(lambda: source.listed.count(VMS) == 2)
             await source.feed(VMS, event("ADDED", vm("young", resourceVersion="11")))
@@ -140,7 +188,7 @@ class TestWhileAListRuns:
 
     async def test_a_list_that_expires_between_its_pages_begins_again(self):
         source = scripted([[vm("a", resourceVersion="5")]], WatchExpired("the continue token is too old"), [[]])
-        async with observing(source, relist_seconds=0.01) as events:
+        async with following(source, relist_seconds=0.01) as events:
             await soon(events)
             broken = await soon(events)
             assert isinstance(broken, Broken)
@@ -152,7 +200,7 @@ class TestWhileAListRuns:
 
     async def test_a_list_that_fails_leaves_the_watch_alone(self):
         source = scripted([[]], ClusterUnavailable("away"))
-        async with observing(source, relist_seconds=0.01) as events:
+        async with following(source, relist_seconds=0.01) as events:
             await soon(events)
             assert await soon(events) == Broken("away")
             await source.feed(VMS, event("ADDED", vm("a")))
@@ -160,7 +208,7 @@ class TestWhileAListRuns:
 
     async def test_kinds_are_not_listed_again_at_the_same_moment(self):
         source = scripted([[]])
-        async with observing(source, relist_seconds=0.001) as events:
+        async with following(source, relist_seconds=0.001) as events:
             await soon(events)
             source.most_at_once = 0
             while len(source.listed) < 20:
