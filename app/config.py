@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     max_held_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     """The most that the requests of one process may hold together while they arrive and wait for their answers. Beyond it the largest one that is still arriving is refused (503)."""
     max_connections: int = Field(default=4000, ge=1)
-    """The most connections of one process. Beyond it the connection that has been idle for longest is closed; if none is idle, the new one is refused (503)."""
+    """The most connections of one process. Beyond it the connection that has been idle for longest makes room for a new one, or else the one whose head has been arriving for longest; if all others are in use, the new one is refused (503)."""
     max_pipelined_requests: int = Field(default=16, ge=1)
     """The most requests that may wait on one connection for the answer of the one before them. The connection is closed after the last of them."""
     head_timeout_seconds: float = Field(default=10, gt=0)

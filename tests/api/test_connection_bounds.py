@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import itertools
 import json
+import uuid
 
 import pytest
 
+from app.api.connections.protocol import Phase
 from tests.support.raw_http import connect, request
 from tests.support.service import bind, until
 
@@ -181,13 +183,15 @@ async def test_a_client_that_reads_no_answers_is_dropped(server):
         writer.close()
 
 
-async def test_beyond_the_number_of_connections_a_new_one_is_refused_with_a_hint(server):
+async def test_beyond_the_number_of_connections_in_use_a_new_one_is_refused_with_a_hint(server):
+    half = request("POST", "/v1/claim", JSON, "Content-Length: 16", body=b'{"pool": ')
     async with bind(server.app, max_connections=3) as (serving, port), connections(port, 3) as busy:
         for connection in busy:
-            connection.send(GET[:20])
+            connection.send(half)
 
         async def all_are_busy():
-            return all(each.is_reading for each in serving.server_state.connections)
+            phases = {each.phase for each in serving.server_state.connections}
+            return phases == {Phase.BODY}
 
         await until(all_are_busy)
         async with connect(port) as refused:
@@ -196,7 +200,26 @@ async def test_beyond_the_number_of_connections_a_new_one_is_refused_with_a_hint
             assert answer.headers["retry-after"] == "1"
             assert await refused.is_closed()
         for connection in busy:
-            assert (await connection.ask(GET[20:])).status == 200
+            assert (await connection.ask(b'"none"}')).status == 404
+
+
+async def test_heads_that_do_not_end_keep_nobody_out(server):
+    async with bind(server.app, max_connections=3) as (serving, port), connections(port, 3) as slow:
+        for connection in slow:
+            connection.send(GET[:20])
+
+        async def all_are_in_their_heads():
+            return {each.phase for each in serving.server_state.connections} == {Phase.HEAD}
+
+        await until(all_are_in_their_heads)
+        for _ in slow:
+            async with connect(port) as other:
+                assert (await other.ask(GET)).status == 200
+        refused = [asyncio.create_task(connection.answer()) for connection in slow]
+        done, waiting = await asyncio.wait(refused, return_when=asyncio.FIRST_COMPLETED)
+        check(done.pop().result(), 503, "overloaded")
+        for task in waiting:
+            task.cancel()
 
 
 async def test_an_idle_connection_makes_room_for_a_new_one(server):
@@ -277,6 +300,41 @@ async def test_what_cannot_be_read_is_refused_after_all_that_was_asked_before(se
         assert [(await connection.answer()).status for _ in range(2)] == [200, 200]
         check(await connection.answer(), 400, "malformed-request")
         assert await connection.is_closed()
+
+
+async def test_a_body_that_cannot_be_read_is_refused_in_its_turn(server):
+    async with bind(server.app) as (_, port), connect(port) as connection:
+        connection.send(GET, CHUNKED, b"zz\r\n")
+        assert (await connection.answer()).status == 200
+        check(await connection.answer(), 400, "malformed-request")
+        assert await connection.is_closed()
+
+
+async def test_a_request_that_waits_for_its_turn_has_its_time_for_itself(server):
+    """The second request is not read on while the first one is served."""
+    body = b'{"pool": "none"}'
+    waiting = request("GET", f"/v1/claims/{uuid.uuid4()}?wait_seconds=60")
+    head = request("POST", "/v1/claim", JSON, f"Content-Length: {len(body)}")
+    async with bind(server.app) as (serving, port), connect(port) as connection:
+        async with server.services.db.begin() as tx:
+            await tx.exec_driver_sql("LOCK TABLE claim IN ACCESS EXCLUSIVE MODE")
+            connection.send(waiting, head)
+
+            async def both_are_begun():
+                return [each for each in serving.server_state.connections if each.pipeline]
+
+            (its,) = await until(both_are_begun)
+            its.shared.clock += 100
+
+            async def has_more_time():
+                return its.deadline > its.shared.clock
+
+            await until(has_more_time)
+            its.deadline = its.shared.clock + 5
+        assert (await connection.answer()).status == 404
+        assert its.deadline > its.shared.clock + 20
+        answer = await connection.ask(body)
+        assert (answer.status, answer.json["code"]) == (404, "pool-not-found")
 
 
 async def test_a_body_that_nobody_reads_ends_with_its_connection(server):

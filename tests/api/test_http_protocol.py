@@ -4,6 +4,7 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
+from app.config import Role
 from tests.support.raw_http import connect, request
 from tests.support.service import Refused, bind, check, figures, serve, until
 
@@ -121,6 +122,18 @@ async def test_only_listed_hosts_are_served_except_for_health(database_url, dev_
             for path in ("/healthz", "/readyz", "/metrics"):
                 health = await server.client.get(path, headers={"Host": host})
                 assert health.status_code == (200 if answer.status_code == 421 else 400)
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_the_health_of_a_worker_has_the_same_bounds(database_url, dev_cluster, tmp_path):
+    async with (
+        serve(database_url, dev_cluster, tmp_path, role=Role.WORKER) as server,
+        bind(server.app) as (_, port),
+        connect(port) as connection,
+    ):
+        assert (await connection.ask(GET)).status == 200
+        assert (await connection.ask(request("GET", "/healthz", f"X: {'x' * 70_000}"))).status == 431
+        assert await connection.is_closed()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import httptools
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from app.api.connections.refusals import PipelineFull, check_start, describe
+from app.api.connections.heads import PipelineFull, check_start, describe, without_upgrade
 from app.api.connections.shared import NEVER, Connections
 from app.api.problems import render
 from app.errors import BodyTooLarge, EmberpoolError, HeadersTooLarge, Overloaded, RequestTimeout, TargetTooLong
@@ -56,6 +56,10 @@ class BoundedProtocol(HttpToolsProtocol):
     @property
     def is_idle(self) -> bool:
         return self.phase is Phase.IDLE or self.phase is Phase.NEW
+
+    @property
+    def is_in_head(self) -> bool:
+        return self.phase is Phase.HEAD
 
     @property
     def is_reading(self) -> bool:
@@ -160,6 +164,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._enter(Phase.ENDED, self.shared.settings.unread_timeout_seconds)
             return
         self.flow.resume_reading()
+        if self.is_reading:  # it may have had to wait for this answer
+            self.deadline = self.shared.clock + self.shared.settings.body_timeout_seconds
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif self._refusal:
@@ -249,9 +255,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Ignores an offer to speak another protocol (RFC 9110, 7.8), which Java's client makes (h2c) with each first request.
         The parser leaves all after such a head unread, a body too: another one reads the head again without the offer.
         """
-        left_out = (b"connection", b"upgrade", b"http2-settings")
-        lines = [b"%s: %s\r\n" % each for each in self.headers if each[0] not in left_out]
-        head = b"%s %s HTTP/1.1\r\n%s\r\n" % (self.parser.get_method(), self.url, b"".join(lines))
+        head = without_upgrade(self.parser.get_method(), self.url, self.headers)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._read(head + rest)

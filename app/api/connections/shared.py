@@ -26,6 +26,8 @@ class Connection(Protocol):
     @property
     def is_idle(self) -> bool: ...
     @property
+    def is_in_head(self) -> bool: ...
+    @property
     def is_reading(self) -> bool: ...
     def expire(self) -> None: ...
     def close_idle(self) -> None: ...
@@ -57,7 +59,7 @@ class Connections:
 
     def enter(self, connection: Connection) -> bool:
         """Adds a connection. False: there are too many, and all of them are in use."""
-        if len(self._open) >= self.settings.max_connections and not self._close_idle():
+        if len(self._open) >= self.settings.max_connections and not self._make_room():
             self._refused += 1
             return False
         self._open.add(connection)
@@ -78,14 +80,21 @@ class Connections:
             self._refused += 1
             largest.refuse_overload()
 
-    def _close_idle(self) -> bool:
-        """Closes the connection that is idle for the longest time: its client can open another one at no loss."""
-        oldest = min((each for each in self._open if each.is_idle), key=lambda each: each.deadline, default=None)
-        if oldest is None:
-            return False
-        self.leave(oldest)
-        oldest.close_idle()
-        return True
+    def _make_room(self) -> bool:
+        """Closes the connection that is idle for the longest time: its client can open another one at no loss. If none is idle,
+        ends the one whose head has been arriving for the longest time: an honest head comes at once.
+        """
+        idle = min((each for each in self._open if each.is_idle), key=_deadline, default=None)
+        slow = (
+            min((each for each in self._open if each.is_in_head), key=_deadline, default=None) if idle is None else None
+        )
+        if idle is not None:
+            idle.close_idle()
+        elif slow is not None:
+            self._refused += 1
+            slow.refuse_overload()
+        self._open -= {idle, slow}
+        return idle is not None or slow is not None
 
     def _sweep(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -104,3 +113,7 @@ class Connections:
         self._timer = None
         if self._open:
             self._timer = asyncio.get_running_loop().call_later(self._period, self._sweep)
+
+
+def _deadline(connection: Connection) -> float:
+    return connection.deadline

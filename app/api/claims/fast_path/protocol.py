@@ -27,6 +27,7 @@ from app.errors import EmberpoolError
 _REQUEST_LINE = f"POST {claim_route.PATH} HTTP/1.1\r\n".encode()
 _END = b"\r\n\r\n"
 _MAX_HEAD = 4096
+_IDLE = Phase.IDLE  # looked up twice for each claim
 _MAX_HEADS = 1000
 _MAX_HEADERS = 64
 _NOT_PLAIN = {b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer"}
@@ -157,7 +158,7 @@ class ClaimProtocol(BoundedProtocol):
 
     def _is_free(self) -> bool:
         """Whether this is the beginning of a request, with no other before it."""
-        return (self.phase is Phase.IDLE or self.phase is Phase.NEW) and not self.flow.write_paused
+        return (self.phase is _IDLE or self.phase is Phase.NEW) and not self.flow.write_paused
 
     def _submit(self, data: bytes) -> bool:
         end = data.find(_END, 0, _MAX_HEAD) + len(_END)
@@ -178,7 +179,7 @@ class ClaimProtocol(BoundedProtocol):
         if self._stopping:
             self.close_idle()
             return
-        self.phase = Phase.IDLE
+        self.phase = _IDLE
         self.deadline = self.shared.clock + self.shared.idle_seconds
         if self._waiting:
             self._resume()

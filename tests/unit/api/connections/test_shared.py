@@ -13,6 +13,7 @@ class Numbers:
     deadline: float = NEVER
     read_deadline: float = NEVER
     is_idle: bool = False
+    is_in_head: bool = False
     is_reading: bool = False
     said: list[str] = field(default_factory=list)
 
@@ -64,6 +65,14 @@ async def test_the_connection_that_is_idle_for_the_longest_time_makes_room():
     assert not shared.enter(Numbers())
     shared.leave(busy)
     assert shared.enter(Numbers())
+
+
+async def test_the_head_that_has_been_arriving_for_the_longest_time_makes_room_where_none_is_idle():
+    shared = Connections(Settings(max_connections=3))
+    served, old, young = Numbers(), Numbers(deadline=5, is_in_head=True), Numbers(deadline=6, is_in_head=True)
+    await entered(shared, served, old, young)
+    assert shared.enter(Numbers(deadline=1))
+    assert (served.said, old.said, young.said) == ([], ["refuse"], [])
 
 
 async def test_deadlines_pass_on_a_clock_that_does_not_count_what_the_process_was_stopped_for():

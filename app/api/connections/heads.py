@@ -1,4 +1,4 @@
-"""What the sender of a request that cannot be read is told."""
+"""Heads of requests that are not as they should be: what their sender is told, and the offers that are ignored."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ import structlog
 from app.errors import EmberpoolError, MalformedRequest, NotImplementedHere, VersionNotSupported, shorten
 
 Headers = Sequence[tuple[bytes, bytes]]
+_OF_UPGRADE = frozenset((b"upgrade", b"http2-settings"))
 _CODINGS = frozenset((b"chunked", b"identity"))
 log = structlog.get_logger(__name__)
 
@@ -47,6 +48,18 @@ def describe(error: httptools.HttpParserError, method: bytes, headers: Headers) 
             f"the transfer coding is {shorten(', '.join(unknown))}; send the body with a Content-Length, or as chunked"
         )
     return MalformedRequest(f"the request cannot be read: {reason[:1].lower()}{reason[1:]}. Nothing of it was done")
+
+
+def without_upgrade(method: bytes, target: bytes, headers: Headers) -> bytes:
+    """The head of a request of HTTP/1.1 without its offer of another protocol."""
+    lines = [b"%s %s HTTP/1.1\r\n" % (method, target)]
+    for name, value in headers:
+        kept = value
+        if name == b"connection":
+            kept = b",".join(each for each in value.split(b",") if each.strip().lower() not in _OF_UPGRADE)
+        if name not in _OF_UPGRADE and kept:
+            lines.append(b"%s: %s\r\n" % (name, kept))
+    return b"".join([*lines, b"\r\n"])
 
 
 def _other_version(version: str) -> VersionNotSupported:
