@@ -100,6 +100,8 @@ async def bind(app: Edge, **settings: Any) -> AsyncIterator[tuple[uvicorn.Server
     app = copy.copy(app)
     app.settings = app.settings.model_copy(update=settings)
     listening = socket.create_server(("127.0.0.1", 0))
+    # As uvloop does. asyncio does it only for sockets that name TCP as their protocol: else each answer takes 40 ms longer.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
         app, http=protocol(app), lifespan="off", log_config=None, timeout_graceful_shutdown=1, ws="none"
     )
