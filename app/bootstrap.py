@@ -8,6 +8,7 @@ import structlog
 
 from app.api.dependencies import Services
 from app.api.events.tail import EventTail
+from app.api.lists import Lists
 from app.background import PartHealth
 from app.compute.kubevirt.gateway import connect
 from app.config import Role, Settings
@@ -48,6 +49,9 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         # Of its own, so that it tells of the database also while all others are in use.
         probe = Database(url, pool_size=1)
         closing.push_async_callback(probe.close)
+        # Likewise: however many lists are asked for, all other requests find their connections free.
+        lists = Lists(url, at_once=settings.list_connections)
+        closing.push_async_callback(lists.close)
         background: list[PartHealth] = []
         parts = {"listen": listener.run}
         if settings.role is not Role.WORKER:
@@ -77,6 +81,7 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
                 settings=settings,
                 db=db,
                 probe=probe,
+                lists=lists,
                 background=background,
                 gateway=gateway,
                 claim_service=claim_service,

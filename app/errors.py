@@ -42,6 +42,7 @@ EmberpoolError                     500 internal-error
 |   |-- NoWarmVm                   503 no-warm-vm
 |   |-- NoPath                     503 no-path                  for a claim that describes its VM
 |   |-- DeadlineTooShort           503 deadline-too-short       the measured time of every path is longer
+|   |-- TooManyLists               503 too-many-lists           are read and waited for, in this process
 |   |-- TooManyStreams             503 too-many-streams         of events, in this process
 |   |-- Overloaded                 503 overloaded               too many connections, or too much of requests held
 |   |-- OutcomeUnknown             503 outcome-unknown          a claim may have been made, or not
@@ -289,6 +290,11 @@ class DeadlineTooShort(
 
 class TooManyStreams(
     Unavailable, code="too-many-streams", title="The process serves as many event streams as it may"
+): ...
+
+
+class TooManyLists(
+    Unavailable, code="too-many-lists", title="The process reads as many lists as it may, and others wait"
 ): ...
 
 

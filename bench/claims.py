@@ -9,10 +9,7 @@ On a machine that is busy with something else it does not begin, or writes nothi
 import argparse
 import asyncio
 import json
-import os
-import platform
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,14 +17,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from app.embedded.folder import lock_folder
-from app.embedded.postgres import run_postgres
-from app.store import migrations as migrating
 from bench import rows
 from bench.load import require_wrk
 from bench.plot import draw
 from bench.quiet import why_busy
-from bench.rig import settle_in
+from bench.rig import machine, open_database
 from bench.rows import Bench, Figure
 
 _NOT_JUDGED = 3
@@ -62,17 +56,10 @@ def main() -> None:
     for name in given.row or _ROWS:
         console.rule(name)
         # Each row has a database of its own, so that none runs on what another has left behind.
-        with tempfile.TemporaryDirectory(prefix="emberpool-bench-", dir=_open_folder()) as scratch:
-            Path(scratch).chmod(0o755)
-            with lock_folder(Path(scratch) / "data") as folder, run_postgres(folder) as postgres:
-                url = postgres.url()
-                migrating.upgrade(url)
-                bench = Bench(
-                    url, Path(scratch), given.rounds, given.size, lambda line: console.print(line, highlight=False)
-                )
-                asyncio.run(settle_in(url))
-                figures += asyncio.run(_ROWS[name](bench))
-                curves |= bench.curves
+        with open_database() as (url, folder):
+            bench = Bench(url, folder, given.rounds, given.size, lambda line: console.print(line, highlight=False))
+            figures += asyncio.run(_ROWS[name](bench))
+            curves |= bench.curves
         disturbed.append(why_busy(f"after the row {name!r}"))
     missed = _print(console, figures, time.monotonic() - began)
     if any(disturbed):
@@ -87,13 +74,8 @@ def main() -> None:
     sys.exit(1 if missed else 0)
 
 
-def _open_folder() -> str | None:
-    """As root Postgres runs as another user, who has to reach its data: a place that every user can enter already."""
-    return "/var/tmp" if os.geteuid() == 0 else None
-
-
 def _print(console: Console, figures: list[Figure], seconds: float) -> bool:
-    table = Table("figure", "median", "rounds", "bound", "", title=f"{_machine()}, {seconds:.0f} s")
+    table = Table("figure", "median", "rounds", "bound", "", title=f"{machine()}, {seconds:.0f} s")
     for figure in figures:
         bound = ""
         if figure.at_least is not None:
@@ -113,7 +95,7 @@ def _write(
 ) -> None:
     result = {
         "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": _machine(),
+        "machine": machine(),
         "rounds": given.rounds,
         "size": given.size,
         "figures": [
@@ -131,10 +113,6 @@ def _write(
         "curves_ms": {name: [list(point) for point in points] for name, points in curves.items()},
     }
     (_RESULTS / "claims.json").write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _machine() -> str:
-    return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
 
 
 def _short(value: float) -> str:

@@ -1,10 +1,13 @@
 """What the claim bench stands on: a durable embedded Postgres, pools filled by SQL, and served processes."""
 
+import asyncio
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +20,9 @@ import asyncpg
 import psutil
 
 from app.domain.pools import PoolSpec
+from app.embedded.folder import lock_folder
+from app.embedded.postgres import run_postgres
+from app.store import migrations as migrating
 from app.store.database import driver_dsn
 
 _KUBECONFIG = {
@@ -55,6 +61,26 @@ async def connected(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Recor
         yield connection
     finally:
         await connection.close()
+
+
+@contextmanager
+def open_database() -> Iterator[tuple[str, Path]]:
+    """A durable Postgres of its own, at the newest migration: its URL, and a folder for logs that goes with it."""
+    with tempfile.TemporaryDirectory(prefix="emberpool-bench-", dir=_open_folder()) as scratch:
+        Path(scratch).chmod(0o755)
+        with lock_folder(Path(scratch) / "data") as folder, run_postgres(folder) as postgres:
+            migrating.upgrade(postgres.url())
+            asyncio.run(settle_in(postgres.url()))
+            yield postgres.url(), Path(scratch)
+
+
+def _open_folder() -> str | None:
+    """As root Postgres runs as another user, who has to reach its data: a place that every user can enter already."""
+    return "/var/tmp" if os.geteuid() == 0 else None
+
+
+def machine() -> str:
+    return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
 
 
 async def settle_in(url: str) -> None:

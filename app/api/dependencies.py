@@ -9,6 +9,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from app.api.events.tail import EventTail
+from app.api.lists import Lists
 from app.background import PartHealth
 from app.compute.gateway import Gateway
 from app.config import Settings
@@ -20,11 +21,12 @@ from app.store.database import Database
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`probe`: a connection for readiness alone. `background`: of each part that runs beside the requests. `stopping` is set when the process is asked to stop; requests that wait and streams end then."""
+    """`probe`: a connection for readiness alone. `lists`: connections for lists alone. `background`: of each part that runs beside the requests. `stopping` is set when the process is asked to stop; requests that wait and streams end then."""
 
     settings: Settings
     db: Database
     probe: Database
+    lists: Lists
     background: Sequence[PartHealth]
     gateway: Gateway
     claim_service: ClaimService

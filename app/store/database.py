@@ -1,6 +1,6 @@
 """Connections to Postgres: the engine, and transactions."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -38,14 +38,17 @@ async def mappings(tx: Tx, query: TextClause, /, **params: object) -> Sequence[R
 _SESSION = {"jit": "off", "application_name": "emberpool"}
 
 
-def make_engine(url: str, *, command_seconds: float = 30, **options: Any) -> AsyncEngine:
+def make_engine(
+    url: str, *, command_seconds: float = 30, session: Mapping[str, str] | None = None, **options: Any
+) -> AsyncEngine:
     """An engine whose connections asyncpg opens from the libpq URL, as those of the claims. So `sslmode`, `sslrootcert`, `host`
     and other libpq parameters mean the same everywhere; SQLAlchemy's own parsing knows none of them.
     """
     dsn = driver_dsn(url)
+    settings = {**_SESSION, **(session or {})}
 
     async def connect() -> "asyncpg.Connection[Any]":
-        return await asyncpg.connect(dsn, timeout=5, command_timeout=command_seconds, server_settings=_SESSION)
+        return await asyncpg.connect(dsn, timeout=5, command_timeout=command_seconds, server_settings=settings)
 
     engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, **options)
     event.listen(engine.sync_engine, "handle_error", _discard_stale)
@@ -78,9 +81,12 @@ def driver_dsn(url: str) -> str:
 class Database:
     """The connections of one process. `begin` opens a transaction that commits when the block ends, and rolls back if it raises."""
 
-    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+    def __init__(self, url: str, *, pool_size: int = 8, session: Mapping[str, str] | None = None) -> None:
+        """`session`: settings of Postgres for each connection."""
         self.url = url
-        self._engine = make_engine(url, pool_size=pool_size, max_overflow=0, pool_timeout=5, pool_pre_ping=True)
+        self._engine = make_engine(
+            url, session=session, pool_size=pool_size, max_overflow=0, pool_timeout=5, pool_pre_ping=True
+        )
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager

@@ -1,18 +1,20 @@
 """Existing claims: read, wait, renew, release."""
 
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from app.api.bodies import BodyRoute
 from app.api.claims.schemas import ClaimView, RenewBody
 from app.api.dependencies import Svc
+from app.api.lists import answer
 from app.api.pages import After, Limit, Page, cut, decode_id
 from app.api.problems import responses
 from app.config import MAX_WAIT_SECONDS
 from app.domain.states import ClaimState
-from app.errors import ClaimEnded, ClaimNotFound, Conflict, InvalidRequest, LeaseTooLong
+from app.errors import ClaimEnded, ClaimNotFound, Conflict, InvalidRequest, LeaseTooLong, TooManyLists
 from app.lifecycle.eta import tell_why_pending
 from app.services.claims import lifecycle
 from app.store.claims import pages as claim_pages
@@ -26,7 +28,8 @@ ClaimId = Annotated[UUID, Path(description="The claim's id.")]
     operation_id="listClaims",
     summary="List claims, newest first",
     response_description="A page of claims, including ended ones",
-    responses=responses(),
+    response_model=Page[ClaimView],
+    responses=responses(TooManyLists),
 )
 async def list_claims(
     svc: Svc,
@@ -38,15 +41,16 @@ async def list_claims(
         str | None, Query(max_length=319, description="Only claims with this label.", examples=["job=ci-4711"])
     ] = None,
     shape: Annotated[str | None, Query(max_length=200, description="Only claims of this shape.")] = None,
-) -> Page[ClaimView]:
+) -> Response:
     """Filters can be combined. Ended claims are kept for `EMBERPOOL_HISTORY_DAYS`."""
-    async with svc.db.begin() as tx:
+    async with svc.lists.turn() as tx:
         found = await claim_pages.page(
             tx, after=decode_id(after), limit=limit + 1, pool=pool, state=state, label=_label(label), shape=shape
         )
         found = await tell_why_pending(tx, found)
-    claims, following = cut(found, limit, lambda claim: claim.id)
-    return Page(items=[ClaimView.of(claim, namespace=svc.settings.namespace) for claim in claims], next=following)
+        claims, following = cut(found, limit, lambda claim: claim.id)
+        view = partial(ClaimView.of, namespace=svc.settings.namespace)
+        return await answer(claims, view, following)
 
 
 @router.get(

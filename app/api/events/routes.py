@@ -1,6 +1,5 @@
 """The history of pools, VMs, claims, snapshots and preloads: as pages, or as a stream of server-sent events."""
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -11,11 +10,12 @@ from typing_extensions import override
 from app.api.dependencies import Services, Svc
 from app.api.events.history import Selection
 from app.api.events.schemas import EventView
+from app.api.lists import answer
 from app.api.pages import Limit, Page, bad_cursor
 from app.api.problems import responses
-from app.errors import InvalidRequest, TooManyStreams
+from app.errors import InvalidRequest, TooManyLists, TooManyStreams
 from app.store import events
-from app.store.events import Cursor, EventRow
+from app.store.events import Cursor
 
 router = APIRouter(prefix="/v1/events", tags=["events"])
 _STREAM = "text/event-stream"
@@ -34,7 +34,7 @@ _PING_SECONDS = 15
                 _STREAM: {"schema": {"type": "string"}, "example": "id: 7701-42\nevent: vm.ready\ndata: {...}\n\n"}
             },
         },
-        **responses(TooManyStreams),
+        **responses(TooManyStreams, TooManyLists),
     },
 )
 async def list_events(
@@ -73,18 +73,14 @@ async def list_events(
             raise InvalidRequest.of_field("order", "a stream is in the order of the events; leave order out")
         return _EventStream(svc, start, Selection(pool, kind))
     if order == "newest":
-        async with svc.db.begin() as tx:
+        async with svc.lists.turn() as tx:
             back = await events.page_back(tx, before=start, limit=limit + 1, pool=pool, kind=kind)
-        return _page(back[:limit], str(back[limit - 1].cursor) if len(back) > limit else None)
-    async with svc.db.begin() as tx:
+            following = str(back[limit - 1].cursor) if len(back) > limit else None
+            return await answer(back[:limit], EventView.from_row, following)
+    async with svc.lists.turn() as tx:
         found = await events.page(tx, after=start or Cursor(), limit=limit, pool=pool, kind=kind)
-    following = str(found[-1].cursor) if found else (str(start) if start else None)
-    return _page(found, following)
-
-
-def _page(found: Sequence[EventRow], following: str | None) -> Response:
-    page = Page[EventView](items=[EventView.from_row(event) for event in found], next=following)
-    return Response(page.model_dump_json(), media_type="application/json")
+        following = str(found[-1].cursor) if found else (str(start) if start else None)
+        return await answer(found, EventView.from_row, following)
 
 
 class _EventStream(EventSourceResponse):

@@ -8,7 +8,7 @@ from app.api.dependencies import Svc
 from app.api.nodes.schemas import NodePage, NodesObservation, NodeView, NodeWithVms
 from app.api.pages import After, Limit, cut, decode
 from app.api.problems import responses
-from app.errors import NodeNotFound
+from app.errors import NodeNotFound, TooManyLists
 from app.lifecycle.placement import nodes_status
 from app.store import nodes as node_rows
 
@@ -20,11 +20,11 @@ router = APIRouter(prefix="/v1/nodes", tags=["nodes"])
     operation_id="listNodes",
     summary="List nodes, and what is free on each",
     response_description="A page of nodes, and how current it is",
-    responses=responses(),
+    responses=responses(TooManyLists),
 )
 async def list_nodes(svc: Svc, limit: Limit = 100, after: After = None) -> NodePage:
     """Ordered by name. One worker watches the nodes for all replicas; `observation` says how current and complete the data is."""
-    async with svc.db.begin() as tx:
+    async with svc.lists.turn() as tx:
         status = await nodes_status(tx)
         found = await node_rows.page(tx, after=decode(after) or "", limit=limit + 1)
         nodes, following = cut(found, limit, lambda node: node.name)

@@ -12,6 +12,7 @@ from app.api.paths.schemas import PathView
 from app.api.problems import responses
 from app.domain.paths import StartPath
 from app.domain.statistics import BootTimes
+from app.errors import TooManyLists
 from app.store import path_times as paths
 from app.store.path_times import PathTimes
 
@@ -24,7 +25,7 @@ _MAX_SHAPES = 100
     operation_id="listPaths",
     summary="List start paths and how long they take",
     response_description="Each path over all shapes, then each path for each shape",
-    responses=responses(),
+    responses=responses(TooManyLists),
 )
 async def list_paths(
     svc: Svc,
@@ -38,7 +39,7 @@ async def list_paths(
     """
     items: list[PathView] = []
     shapes: Sequence[str]
-    async with svc.db.begin() as tx:
+    async with svc.lists.turn() as tx:
         if shape is not None:
             shapes, following = [shape], None
         else:

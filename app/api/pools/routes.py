@@ -1,6 +1,7 @@
 """Pools: create, edit, read, refill, rotate, pause, delete, and import of VirtualMachinePools."""
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Response
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 
 from app.api.bodies import BodyRoute
 from app.api.dependencies import Services, Svc
+from app.api.lists import answer
 from app.api.pages import After, Limit, Page, cut, decode
 from app.api.parameters import name_in_path
 from app.api.pools.schemas import ImportBody, ImportView, PoolView
@@ -22,12 +24,14 @@ from app.errors import (
     PoolNotFound,
     PreconditionFailed,
     TemplateRefused,
+    TooManyLists,
     Unschedulable,
 )
 from app.services.pools import service
 from app.services.pools.service import no_such_pool
 from app.services.pools.vm_pool_import import import_vm_pool
 from app.services.writes import WriteOutcome
+from app.store.database import Tx
 from app.store.pools import planning, statistics
 from app.store.pools import rows as pool_rows
 from app.store.rows import PoolRow
@@ -145,14 +149,15 @@ async def import_pool(body: ImportBody, svc: Svc, response: Response) -> ImportV
     operation_id="listPools",
     summary="List pools",
     response_description="A page of pools, each with its status",
-    responses=responses(),
+    response_model=Page[PoolView],
+    responses=responses(TooManyLists),
 )
-async def list_pools(svc: Svc, limit: Limit = 100, after: After = None) -> Page[PoolView]:
+async def list_pools(svc: Svc, limit: Limit = 100, after: After = None) -> Response:
     """Ordered by name. To read the next page, pass `next` as `after`, until it is null."""
-    async with svc.db.begin() as tx:
+    async with svc.lists.turn() as tx:
         found = await pool_rows.page(tx, after=decode(after) or "", limit=limit + 1)
-    pools, following = cut(found, limit, lambda pool: pool.name)
-    return Page(items=await _views(svc, *pools), next=following)
+        pools, following = cut(found, limit, lambda pool: pool.name)
+        return await answer(pools, await _viewer(tx, pools), following)
 
 
 @router.get(
@@ -264,11 +269,12 @@ async def resume_pool(name: Name, svc: Svc, response: Response) -> PoolView:
 
 async def _answer(svc: Services, response: Response, pool: PoolRow) -> PoolView:
     response.headers["ETag"] = etag(str(pool.generation))
-    return (await _views(svc, pool))[0]
-
-
-async def _views(svc: Services, *pools: PoolRow) -> list[PoolView]:
     async with svc.db.begin() as tx:
-        figures = await statistics.of_pools(tx, [pool.id for pool in pools])
-        plans = await planning.last_plans(tx, [pool.id for pool in pools])
-    return [PoolView.of(pool, figures[pool.id], plans[pool.id]) for pool in pools]
+        return (await _viewer(tx, [pool]))(pool)
+
+
+async def _viewer(tx: Tx, pools: Sequence[PoolRow]) -> Callable[[PoolRow], PoolView]:
+    """What makes the view of each of these pools."""
+    ids = [pool.id for pool in pools]
+    figures, plans = await statistics.of_pools(tx, ids), await planning.last_plans(tx, ids)
+    return lambda pool: PoolView.of(pool, figures[pool.id], plans[pool.id])

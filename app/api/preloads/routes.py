@@ -1,18 +1,27 @@
 """Preloads: images that are imported or pulled before a VM needs them."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
 from app.api.bodies import BodyRoute
 from app.api.dependencies import Services, Svc
+from app.api.lists import answer
 from app.api.pages import After, Limit, Page, cut, decode
 from app.api.parameters import name_in_path
 from app.api.preloads.schemas import PreloadView
 from app.api.problems import CLUSTER_ERRORS, responses
 from app.api.versions import HEADERS, IfMatchHeader, etag, read_if_match
 from app.domain.preloads import PreloadSpec
-from app.errors import PreconditionFailed, PreloadBeingDeleted, PreloadInUse, PreloadNotFound, PreloadRefused
+from app.errors import (
+    PreconditionFailed,
+    PreloadBeingDeleted,
+    PreloadInUse,
+    PreloadNotFound,
+    PreloadRefused,
+    TooManyLists,
+)
 from app.services.preloads import service
 from app.services.writes import WriteOutcome
 from app.store.preloads import rows as preload_rows
@@ -60,16 +69,18 @@ async def put_preload(
     operation_id="listPreloads",
     summary="List preloads",
     response_description="A page of preloads",
-    responses=responses(),
+    response_model=Page[PreloadView],
+    responses=responses(TooManyLists),
 )
-async def list_preloads(svc: Svc, limit: Limit = 100, after: After = None) -> Page[PreloadView]:
+async def list_preloads(svc: Svc, limit: Limit = 100, after: After = None) -> Response:
     """Ordered by name, including preloads that claims with `remember` created. To read the next page, pass `next` as `after`, until
     it is null.
     """
-    async with svc.db.begin() as tx:
+    async with svc.lists.turn() as tx:
         found = await preload_rows.page(tx, after=decode(after) or "", limit=limit + 1)
-    preloads, following = cut(found, limit, lambda preload: preload.name)
-    return Page(items=await _views(svc, *preloads), next=following)
+        preloads, following = cut(found, limit, lambda preload: preload.name)
+        view = partial(PreloadView.of, now=await observed.database_now(tx))
+        return await answer(preloads, view, following)
 
 
 @router.get(
@@ -126,10 +137,6 @@ async def refresh_preload(name: Name, svc: Svc, response: Response) -> PreloadVi
 
 async def _answer(svc: Services, response: Response, preload: PreloadRow) -> PreloadView:
     response.headers["ETag"] = etag(service.version_of(preload))
-    return (await _views(svc, preload))[0]
-
-
-async def _views(svc: Services, *preloads: PreloadRow) -> list[PreloadView]:
     async with svc.db.begin() as tx:
         now = await observed.database_now(tx)
-    return [PreloadView.of(preload, now) for preload in preloads]
+    return PreloadView.of(preload, now)

@@ -1,11 +1,13 @@
 """Snapshots: take one of a VM or for a pool, refresh, read, delete."""
 
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
 from app.api.bodies import BodyRoute
 from app.api.dependencies import Services, Svc
+from app.api.lists import answer
 from app.api.pages import After, Limit, Page, cut, decode
 from app.api.parameters import name_in_path
 from app.api.problems import CLUSTER_ERRORS, responses
@@ -19,11 +21,13 @@ from app.errors import (
     SnapshotInUse,
     SnapshotNotFound,
     SnapshotRefused,
+    TooManyLists,
     VmNotFound,
 )
 from app.services.snapshots import service
 from app.services.snapshots.service import no_such_snapshot
 from app.services.writes import WriteOutcome
+from app.store.database import Tx
 from app.store.snapshots import rows as snapshot_rows
 from app.store.snapshots.rows import SnapshotRow
 from app.store.vms.observed import database_now
@@ -66,7 +70,8 @@ async def create_snapshot(spec: SnapshotSpec, svc: Svc, response: Response) -> S
     operation_id="listSnapshots",
     summary="List snapshots",
     response_description="A page of snapshots",
-    responses=responses(),
+    response_model=Page[SnapshotView],
+    responses=responses(TooManyLists),
 )
 async def list_snapshots(
     svc: Svc,
@@ -83,12 +88,12 @@ async def list_snapshots(
     source: Annotated[
         str | None, Query(max_length=253, pattern="^[-a-z0-9.]*$", description="Only snapshots of this VM or pool.")
     ] = None,
-) -> Page[SnapshotView]:
+) -> Response:
     """Ordered by name. To read the next page, pass `next` as `after`, until it is null."""
-    async with svc.db.begin() as tx:
+    async with svc.lists.turn() as tx:
         found = await snapshot_rows.page(tx, after=decode(after) or "", limit=limit + 1, shape=shape, source=source)
-    snapshots, following = cut(found, limit, lambda snapshot: snapshot.name)
-    return Page(items=await _views(svc, *snapshots), next=following)
+        snapshots, following = cut(found, limit, lambda snapshot: snapshot.name)
+        return await answer(snapshots, await _viewer(tx, snapshots), following)
 
 
 @router.get(
@@ -141,14 +146,14 @@ async def delete_snapshot(
 
 
 async def _view(svc: Services, row: SnapshotRow) -> SnapshotView:
-    return (await _views(svc, row))[0]
-
-
-async def _views(svc: Services, *rows: SnapshotRow) -> list[SnapshotView]:
-    names = [row.name for row in rows]
     async with svc.db.begin() as tx:
-        takes = await snapshot_rows.takes_of(tx, [row.id for row in rows])
-        use = await snapshot_rows.use_of(tx, names)
-        pools = await snapshot_rows.users_of(tx, names)
-        now = await database_now(tx)
-    return [SnapshotView.of(row, takes[row.id], use[row.name], pools[row.name], now) for row in rows]
+        return (await _viewer(tx, [row]))(row)
+
+
+async def _viewer(tx: Tx, rows: Sequence[SnapshotRow]) -> Callable[[SnapshotRow], SnapshotView]:
+    """What makes the view of each of these snapshots."""
+    names = [row.name for row in rows]
+    takes = await snapshot_rows.takes_of(tx, [row.id for row in rows])
+    use, pools = await snapshot_rows.use_of(tx, names), await snapshot_rows.users_of(tx, names)
+    now = await database_now(tx)
+    return lambda row: SnapshotView.of(row, takes[row.id], use[row.name], pools[row.name], now)

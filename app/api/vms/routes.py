@@ -1,17 +1,19 @@
 """VMs, for operators who want to know what happened to one, or to be rid of it."""
 
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Response
 
 from app.api.dependencies import Svc
 from app.api.events.schemas import EventView
+from app.api.lists import answer
 from app.api.pages import After, Limit, Page, cut, decode_id
 from app.api.problems import responses
 from app.api.vms.schemas import VmView, VmWithHistory
 from app.domain.states import VmState
-from app.errors import Conflict, VmClaimed, VmNotFound
+from app.errors import Conflict, TooManyLists, VmClaimed, VmNotFound
 from app.services.vms import service
 from app.services.vms.service import no_such_vm
 from app.store import events
@@ -27,7 +29,8 @@ VmId = Annotated[UUID, Path(description="Id of the VM.")]
     operation_id="listVms",
     summary="List VMs",
     response_description="A page of VMs",
-    responses=responses(),
+    response_model=Page[VmView],
+    responses=responses(TooManyLists),
 )
 async def list_vms(
     svc: Svc,
@@ -37,15 +40,15 @@ async def list_vms(
     pool: Annotated[str | None, Query(max_length=63, description="Only VMs of this pool.")] = None,
     state: Annotated[VmState | None, Query(description="Only VMs in this state.")] = None,
     ended: Annotated[bool, Query(description="Include VMs that are deleted or lost.")] = False,
-) -> Page[VmView]:
+) -> Response:
     """Newest first. Filters can be combined. VMs that ended are kept for `EMBERPOOL_HISTORY_DAYS`."""
     only_ended = state in {VmState.DELETED, VmState.LOST}
-    async with svc.db.begin() as tx:
+    async with svc.lists.turn() as tx:
         found = await vm_pages.page(
             tx, after=decode_id(after), limit=limit + 1, pool=pool, state=state, ended=ended or only_ended
         )
-    vms, following = cut(found, limit, lambda vm: vm.id)
-    return Page(items=[VmView.of(vm, namespace=svc.settings.namespace) for vm in vms], next=following)
+        vms, following = cut(found, limit, lambda vm: vm.id)
+        return await answer(vms, partial(VmView.of, namespace=svc.settings.namespace), following)
 
 
 @router.get(
