@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import rows
+from bench import background_rows, rows
 from bench.load import require_wrk
 from bench.plot import draw
 from bench.quiet import why_busy
@@ -32,6 +32,8 @@ _ROWS = {
     "history": rows.history_growth,
     "waiters": rows.waiters,
     "processes": rows.processes,
+    "planning": background_rows.planning,
+    "pruning": background_rows.pruning,
 }
 
 

@@ -3,14 +3,16 @@
 import asyncio
 
 import pytest
+import pytest_asyncio
 
 from app.api import lists
 from tests.support.service import Refused, check, until
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 LISTS = ("claims", "vms", "events", "pools", "snapshots", "preloads", "nodes", "paths")
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def held(server):
     """Every turn of a list is taken."""
     turns = [server.services.lists.turn() for _ in range(server.services.settings.list_connections)]

@@ -86,8 +86,11 @@ class Reaper:
         async with self._db.begin() as tx:
             if (await nodes_status(tx)).stale_reason is not None:
                 return False
-            dead = await observed.on_dead_nodes(tx, window=window, lag=_NODE_LAG_SECONDS, limit=_BATCH)
-            booting = await observed.booting_on_dead_nodes(tx, limit=_BATCH)
+            nodes = await observed.dead_nodes(tx)
+            if not nodes:
+                return False
+            dead = await observed.on_dead_nodes(tx, nodes=nodes, window=window, lag=_NODE_LAG_SECONDS, limit=_BATCH)
+            booting = await observed.booting_on_dead_nodes(tx, nodes=nodes, limit=_BATCH)
         for vm in booting:
             async with self._db.begin() as tx:
                 reason = f"its node {vm.facts.node} died while it booted"

@@ -32,6 +32,7 @@ from app.store.rows import PoolRow
 
 _FACTS_SECONDS = 2.0
 _SWEEP_SECONDS = 1.0
+_CLAIMED_SECONDS = 60.0
 _TELL_SECONDS = 0.02
 _BATCH_MARK = "\x1f"  # in no key that a client can send, so that a batch's keys are its own
 ClaimAnswer = WarmClaim | StoredClaim
@@ -64,6 +65,8 @@ class ClaimService:
         self._facts: dict[str, _PoolFacts] = {}
         self._reading: SingleFlight[str, _PoolFacts] = SingleFlight(self._read_facts)
         self._claimed: set[UUID] = set()
+        self._claimed_at: dict[UUID, float] = {}
+        self._sweep_all_at = 0.0
         self._tell = asyncio.Event()
 
     async def claim(self, request: ClaimRequest, until_disconnected: UntilDisconnected) -> ClaimAnswer:
@@ -166,7 +169,7 @@ class ClaimService:
                 await self._tell_planners()
                 began = time.monotonic()
                 if began >= sweep_at:
-                    await self._store.lower_hints()
+                    await self._store.lower_hints(self._pools_to_sweep(began))
                     await self._abandoned.end_some()
                     self._drop_idle_batchers()
                     # Behind an old snapshot a sweep reads all dead entries: it may use a twentieth of the time.
@@ -175,6 +178,14 @@ class ClaimService:
             await first_of(stop.wait(), self._tell.wait(), timeout=_SWEEP_SECONDS)
             if self._tell.is_set() and not stop.is_set():
                 await asyncio.sleep(_TELL_SECONDS)  # one notice for all claims of this moment
+
+    def _pools_to_sweep(self, now: float) -> list[UUID] | None:
+        """Those of the last minute's claims: only claims raise a hint. None: all of them, once a minute."""
+        if now >= self._sweep_all_at:
+            self._sweep_all_at = now + _CLAIMED_SECONDS
+            return None
+        self._claimed_at = {pool: at for pool, at in self._claimed_at.items() if at > now - _CLAIMED_SECONDS}
+        return list(self._claimed_at)
 
     async def _get_facts(self, pool: str) -> _PoolFacts:
         """Raises PoolNotFound."""
@@ -225,6 +236,7 @@ class ClaimService:
 
     def _note_change(self, pool_id: UUID) -> None:
         self._claimed.add(pool_id)
+        self._claimed_at[pool_id] = time.monotonic()
         self._tell.set()
 
     async def _tell_planners(self) -> None:

@@ -51,20 +51,24 @@ _UNSETTLED = text("""
 """)
 _OVERDUE = text(f"""
     {_SELECT}
-    WHERE v.ended_at IS NULL AND v.state = 'booting' AND v.deadline_at < now() ORDER BY v.id LIMIT :limit
+    WHERE v.ended_at IS NULL AND v.state = 'booting' AND v.deadline_at < now() ORDER BY v.deadline_at LIMIT :limit
 """)
 
+# Asked first: all nodes are well nearly always, and then no VM need be read.
+_DEAD_NODES = text("SELECT name FROM node WHERE facts->'conditions'->>'Ready' IN ('Unknown', 'False')")
 # A VM that boots on a node that has stopped answering. One that answers and is not ready may be starting.
 _BOOTING_ON_DEAD_NODES = text(f"""
     {_SELECT} JOIN node n ON n.name = v.node
-    WHERE v.ended_at IS NULL AND v.state = 'booting' AND n.facts->'conditions'->>'Ready' = 'Unknown' ORDER BY v.id LIMIT :limit
+    WHERE v.ended_at IS NULL AND v.state = 'booting' AND v.node = ANY(CAST(:nodes AS text[]))
+      AND n.facts->'conditions'->>'Ready' = 'Unknown' ORDER BY v.id LIMIT :limit
 """)
 
 # A claimed VM that has not been well since its claim, or since shortly after it, and whose node does not answer any more. That a
 # node died shows a while later, and so does that its VMs are not well.
 _ON_DEAD_NODES = text(f"""
     {_SELECT} JOIN node n ON n.name = v.node
-    WHERE v.ended_at IS NULL AND v.state = 'claimed' AND NOT v.stopped AND n.facts->'conditions'->>'Ready' IN ('Unknown', 'False')
+    WHERE v.ended_at IS NULL AND v.state = 'claimed' AND NOT v.stopped AND v.node = ANY(CAST(:nodes AS text[]))
+      AND n.facts->'conditions'->>'Ready' IN ('Unknown', 'False')
       AND v.unhealthy_since <= v.claimed_at + make_interval(secs => :unwell)
       AND v.claimed_at >= now() - make_interval(secs => :claimed)
     ORDER BY v.claim_id LIMIT :limit
@@ -179,16 +183,23 @@ async def overdue(tx: Tx, *, limit: int) -> list[ObservedVm]:
     return await _read(tx, _OVERDUE, limit=limit)
 
 
-async def booting_on_dead_nodes(tx: Tx, *, limit: int) -> list[ObservedVm]:
-    """Booting VMs on nodes that do not answer."""
-    return await _read(tx, _BOOTING_ON_DEAD_NODES, limit=limit)
+async def dead_nodes(tx: Tx) -> list[str]:
+    """The names of the nodes that do not answer, or say that they are not ready."""
+    return list((await run(tx, _DEAD_NODES)).scalars())
 
 
-async def on_dead_nodes(tx: Tx, *, window: float, lag: float, limit: int) -> list[ObservedVm]:
-    """Claimed VMs on nodes that are not ready, which were lost within `window` seconds after their claim: that showed up to `lag`
+async def booting_on_dead_nodes(tx: Tx, *, nodes: Sequence[str], limit: int) -> list[ObservedVm]:
+    """Booting VMs on those of the nodes that do not answer."""
+    return await _read(tx, _BOOTING_ON_DEAD_NODES, nodes=list(nodes), limit=limit)
+
+
+async def on_dead_nodes(tx: Tx, *, nodes: Sequence[str], window: float, lag: float, limit: int) -> list[ObservedVm]:
+    """Claimed VMs on those of the nodes that are not ready, which were lost within `window` seconds after their claim: that showed up to `lag`
     seconds later, and was written up to `lag` seconds after that.
     """
-    return await _read(tx, _ON_DEAD_NODES, unwell=window + lag, claimed=window + 2 * lag, limit=limit)
+    return await _read(
+        tx, _ON_DEAD_NODES, nodes=list(nodes), unwell=window + lag, claimed=window + 2 * lag, limit=limit
+    )
 
 
 async def write(tx: Tx, statuses: Sequence[VmStatus]) -> None:

@@ -14,11 +14,13 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from app.domain.paths import StartPath
 from app.domain.templates import Marks, VmSpec
-from app.store.database import Tx, first, mappings, run
+from app.store.database import Tx, any_row, first, mappings, run
 from app.store.leases import ACQUIRE, IS_FREE, RELEASE, RowLeases
 
 LEASES = RowLeases("vm", among="work IS NOT NULL")
 
+# Asked first: nothing is to be created nearly always, and then nothing need be written.
+_ANY_CREATE = text("SELECT 1 FROM vm WHERE work = 'create' AND due_at <= now() LIMIT 1")
 _FILL = text("""
     INSERT INTO bucket (name, tokens) VALUES (:name, :burst) ON CONFLICT (name) DO UPDATE
     SET tokens = least(:burst, bucket.tokens + :rate * extract(epoch FROM now() - bucket.filled_at)), filled_at = now()
@@ -169,6 +171,8 @@ class RemoveWork(VmWork):
 
 async def acquire_creates(tx: Tx, *, token: UUID, limit: int, seconds: float, rate: float) -> list[CreateWork]:
     """Planned VMs that are due, urgent ones first, and creates whose lease expired. At most `rate` a second, over all replicas."""
+    if not await any_row(tx, _ANY_CREATE):
+        return []
     burst = max(1.0, rate)
     tokens: float = (await run(tx, _FILL, name="creates", rate=rate, burst=burst)).scalar_one()
     allowed = min(limit, int(tokens))
