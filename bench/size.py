@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from app.store.database import driver_dsn
 from app.store.migrations import upgrade
 from bench.load import quantile
 from bench.quiet import why_busy
+from bench.size_fill import copy_objects, copy_rows, plan_copies
 from tests.support.processes import QUICK, Cluster, Program, Service, until
 
 _RESULTS = Path(__file__).parent / "results"
@@ -46,6 +48,7 @@ _VMIS = "/apis/kubevirt.io/v1/namespaces/default/virtualmachineinstances"
 _LISTS = ("pools?limit=100", "pools?limit=10", "vms?limit=100", "claims?limit=100", "claims?limit=100&pool=pool-0")
 _MIB = 2**20
 
+_STATES = "SELECT state, count(*) AS n FROM vm WHERE ended_at IS NULL GROUP BY 1"
 _READY = "SELECT count(*) FROM ready_slot"
 _TAKEN = "SELECT 1 FROM vm WHERE id = $1 AND ready_at IS NOT NULL"
 _LISTED_AFTER = "SELECT 1 FROM watch WHERE name = 'virtualmachines' AND listed_at > $1 AND broken_since IS NULL"
@@ -73,6 +76,7 @@ class Bench:
     cluster: Cluster
     api: Service
     worker: Service
+    folder: Path
     say: Callable[[str], None]
     figures: dict[str, float] = field(default_factory=dict)
 
@@ -146,7 +150,7 @@ async def _running(
         for service in (api, worker):
             stack.push_async_callback(service.close)
             await _serve(service)
-        yield Bench(given.vms, given.pools, session, database, cluster, api, worker, say)
+        yield Bench(given.vms, given.pools, session, database, cluster, api, worker, folder, say)
 
 
 async def _serve(service: Service) -> None:
@@ -165,18 +169,44 @@ async def _serve(service: Service) -> None:
 
 
 async def _fill(bench: Bench) -> None:
+    """One VM of each pool boots; see `size_fill`."""
     began = time.monotonic()
-    sizes = [bench.vms // bench.pools + (number < bench.vms % bench.pools) for number in range(bench.pools)]
-    for number, size in enumerate(sizes):
-        body = {"size": size, "template": _TEMPLATE, "boot_timeout_seconds": 3600}
-        await bench.ask("PUT", f"pools/pool-{number}", body)
+    sizes = {
+        f"pool-{number}": bench.vms // bench.pools + (number < bench.vms % bench.pools) for number in range(bench.pools)
+    }
+    for name in sizes:
+        await _write_pool(bench, name, 1)
 
-    async def is_full() -> bool:
-        return bool(await bench.database.fetchval(_READY) >= bench.vms)
+    async def has_one_each() -> bool:
+        return bool(await bench.database.fetchval(_READY) >= bench.pools)
 
-    await until(is_full, f"{bench.vms} VMs are ready", seconds=60 + bench.vms, every=1)
-    await bench.note("filled after", time.monotonic() - began, "s")
+    await until(has_one_each, "one VM of each pool is ready", seconds=120 + 5 * bench.pools, every=1)
+    await bench.note("one VM of each pool after", time.monotonic() - began, "s")
+    for program in (bench.worker, bench.cluster):
+        program.terminate()
+        await program.wait(seconds=60)
+    copies = await plan_copies(bench.database, sizes)
+    copy_objects(bench.folder / "cluster.sqlite", copies)
+    await copy_rows(bench.database, copies)
     await bench.database.execute("VACUUM ANALYZE")
+    for name, size in sizes.items():
+        await _write_pool(bench, name, size)
+    await bench.cluster.serve()
+    await _serve(bench.worker)
+    await until(partial(_is_settled, bench), "nothing is planned or removed", seconds=600, every=1)
+
+
+async def _write_pool(bench: Bench, name: str, size: int) -> None:
+    body = {"size": size, "template": _TEMPLATE, "boot_timeout_seconds": 3600}
+    await bench.ask("PUT", f"pools/{name}", body)
+
+
+async def _is_settled(bench: Bench) -> bool:
+    states = {row["state"]: row["n"] for row in await bench.database.fetch(_STATES)}
+    listed = await bench.database.fetchval("SELECT listed_at FROM watch WHERE name = 'virtualmachines'")
+    if listed is not None and states.keys() - {"ready"}:
+        raise SystemExit(f"the copies are not taken for VMs: {states}")
+    return states == {"ready": bench.vms} and listed is not None
 
 
 async def _restart(
