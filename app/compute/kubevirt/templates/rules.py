@@ -11,8 +11,10 @@ from app.compute.kubevirt import labels
 from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.quantities import parse_quantity
 from app.compute.kubevirt.templates.problems import Problems
+from app.errors import shorten
 
 DEFAULT_RUN_STRATEGY = "Always"
+_MOST_CORES = 2**32 - 1  # a uint32 in KubeVirt v1.9.0
 
 _RUNNING_STRATEGIES = ("Always", "RerunOnFailure", "Once")
 _IDLE_STRATEGIES = ("Halted", "Manual", "WaitAsReceiver")
@@ -128,6 +130,9 @@ def check_cores(value: object, path: str, problems: Problems) -> int:
         return 1
     if number < 1 or number.denominator != 1:
         problems.add(path, f"must be a whole number of CPUs, 1 or more; got {value!r}")
+        return 1
+    if number > _MOST_CORES:
+        problems.add(path, f"must be {_MOST_CORES} CPUs at most; got {shorten(str(value))}")
         return 1
     return int(number)
 

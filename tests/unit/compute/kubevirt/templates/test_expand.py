@@ -313,6 +313,8 @@ class TestRefusals:
             ({"memory": 0}, "memory", "above zero"),
             ({"cpu": 0}, "cpu", "1 or more"),
             ({"cpu": 1.5}, "cpu", "whole number"),
+            ({"cpu": 1e300}, "cpu", "4294967295 CPUs at most"),
+            ({"cpu": "9" * 30}, "cpu", "at most; got 999"),
             ({"cpu": "500m"}, "cpu", "whole number"),
             ({"cpu": True}, "cpu", "whole number"),
             ({"disk": "x"}, "disk", "must be a quantity"),
