@@ -60,6 +60,11 @@ class Part:
     def refuse(self, key: str, message: str) -> None:
         self.findings.refuse(self.at(key), message)
 
+    def refuse_unknown(self, key: str, what: str, word: str, known: Collection[str]) -> None:
+        """Refuses the field at `key` because `word` is not among the known ones."""
+        many = len(self.findings.problems) >= _MOST_SUGGESTIONS
+        self.refuse(key, f"is not a known {what}" if many else unknown(what, word, known))
+
     def note(self, sentence: str) -> None:
         self.findings.note(sentence)
 
@@ -71,8 +76,7 @@ class Part:
                 if key in self:
                     self.refuse(key, reasons[key])
             elif key not in known:
-                many = len(self.findings.problems) >= _MOST_SUGGESTIONS
-                self.refuse(key, "is not a known field" if many else unknown("field", key, known))
+                self.refuse_unknown(key, "field", key, known)
 
     def get(self, key: str) -> Any:
         return self.value.get(key)

@@ -143,7 +143,7 @@ def read_settings(head: Head, known: Mapping[str, tuple[str, Reader]]) -> tuple[
             continue
         setting = key.removeprefix(PREFIX)
         if setting not in known:
-            annotations.refuse(key, unknown("setting", setting, known))
+            annotations.refuse_unknown(key, "setting", setting, known)
         elif isinstance(value, dict | list) or value is None:
             annotations.refuse(key, "must be text, as every value of an annotation")
         else:

@@ -29,6 +29,8 @@ from app.manifests.vocabulary import TEMPLATE_WORDS
 from app.services.writes import Overtaken, WriteOutcome, prepare_and_commit
 
 _SERVER_ERRORS: Final = 500
+_MOST_HINTS: Final = 20
+"""Of one document: to find a word that is like another one takes long, and nobody is told more problems."""
 log = structlog.get_logger(__name__)
 _Model = TypeVar("_Model", bound=BaseModel)
 _Plan = TypeVar("_Plan")
@@ -194,8 +196,9 @@ def _problems(request: ResourceRequest, error: EmberpoolError) -> Iterator[Field
             place = "vm" if request.resource is Resource.CLAIM else "template"
         yield request.problem(place, error.detail)
         return
-    for problem in error.problems:
-        yield request.problem(problem.field, problem.message + _hint(problem.field, problem.message))
+    for number, problem in enumerate(error.problems):
+        hint = _hint(problem.field, problem.message) if number < _MOST_HINTS else ""
+        yield request.problem(problem.field, problem.message + hint)
 
 
 def _hint(place: str, message: str) -> str:

@@ -498,3 +498,13 @@ def test_the_document_itself_stays_as_it_was_written():
     documents = read_documents(as_yaml(written))
     translate(documents, namespace="default")
     assert documents[0].body == written
+
+
+def test_only_the_first_of_many_unknown_words_get_a_suggestion():
+    """To find a word that is like another one takes long: 10,000 of them would take the processor for seconds."""
+    fields = {f"replica{number}": 1 for number in range(100)}
+    settings = {f"max_vm{number}": "1" for number in range(100)}
+    for document in (pool(**fields), annotated(pool(), **settings)):
+        told = refused(document).values()
+        assert len(told) == 100
+        assert sum("did you mean" in message for message in told) == 20
