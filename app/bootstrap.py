@@ -1,8 +1,9 @@
 """The one place where objects are built, and the order in which they start and stop."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import structlog
 
@@ -13,6 +14,8 @@ from app.background import PartHealth
 from app.compute.kubevirt.gateway import connect
 from app.config import Role, Settings
 from app.errors import DatabaseUnavailable
+from app.reconcilers.installation.watch import InstallationWatch
+from app.reconcilers.runtime.loop import Wake, run_loop
 from app.reconcilers.runtime.run import Reconcilers
 from app.services.claims.service import ClaimService
 from app.services.claims.waiters import Waiters
@@ -22,6 +25,9 @@ from app.store.claims.warm import WarmClaimStore
 from app.store.database import Database
 from app.store.notices import Listener, Topic
 
+_LOOK_SECONDS = 1.0
+_Part = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+"""Runs until its argument is set."""
 log = structlog.get_logger(__name__)
 
 
@@ -41,7 +47,8 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         gateway = await connect(settings)
         closing.push_async_callback(gateway.close)
         waiters = Waiters(db, warm_claims)
-        claim_service = ClaimService(db, warm_claims, waiters, settings)
+        watch = InstallationWatch(db, gateway)
+        claim_service = ClaimService(db, warm_claims, waiters, settings, gate=watch.gate)
         path_selector = PathSelector(db, gateway, claim_service, settings)
         tail = EventTail(db, max_followers=settings.max_event_streams)
         listener = Listener(url)
@@ -52,23 +59,20 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         # Likewise: however many lists are asked for, all other requests find their connections free.
         lists = Lists(url, at_once=settings.list_connections)
         closing.push_async_callback(lists.close)
-        background: list[PartHealth] = []
-        parts = {"listen": listener.run}
+        background = [PartHealth("installation-watch")]
+        parts: dict[str, _Part] = {"listen": listener.run, "installation": _run_watch(watch, listener, background[0])}
         if settings.role is not Role.WORKER:
             listener.on(Topic.POOL, claim_service.forget_pools)
             listener.on(Topic.POOL, path_selector.forget_pools)
             listener.on(Topic.SETTLED, waiters.wake)
             background += [claim_service.health, waiters.health, tail.health]
             parts |= {"claim_service": claim_service.run, "waiters": waiters.run, "tail": tail.run}
-            try:
-                await claim_service.warm_up()
-            except DatabaseUnavailable as error:
-                log.warning("start.without_database", error=error.detail)
+            await _look(watch, claim_service)
         if settings.role is not Role.API:
             # Of their own: a flood of requests that wait for VMs must not keep those that make VMs from the database.
             workers_db = Database(url, pool_size=settings.database_pool_size)
             closing.push_async_callback(workers_db.close)
-            reconcilers = Reconcilers(workers_db, gateway, listener, settings)
+            reconcilers = Reconcilers(workers_db, gateway, listener, settings, gate=watch.gate)
             background += reconcilers.healths
             parts["workers"] = reconcilers.run
 
@@ -100,6 +104,21 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
     for result in results:
         if isinstance(result, Exception):
             raise result
+
+
+async def _look(watch: InstallationWatch, claim_service: ClaimService) -> None:
+    """Whatever can be done before the first request, so that it is answered at once."""
+    try:
+        await watch.begin()
+        await claim_service.warm_up()
+    except DatabaseUnavailable as error:
+        log.warning("start.without_database", error=error.detail)
+
+
+def _run_watch(watch: InstallationWatch, listener: Listener, health: PartHealth) -> _Part:
+    written = Wake()
+    listener.on(Topic.INSTALLATION, written)
+    return lambda stop: run_loop(health, watch.step, every=_LOOK_SECONDS, wake=written, stop=stop)
 
 
 def _note_end(done: "asyncio.Task[None]", stopping: asyncio.Event) -> None:

@@ -140,6 +140,14 @@ class Settings(BaseSettings):
     """How long a VM that was warm may be unready before the service gives it up. It cannot be claimed meanwhile."""
     orphan_grace_seconds: float = Field(default=60, gt=0)
     """How long an object with this installation's label may exist without a row. Keep it above the time between a create and its answer."""
+    installation_renew_seconds: float = Field(default=10, gt=0)
+    """How often the leading worker renews the installation's Lease in the cluster."""
+    installation_lease_seconds: int = Field(default=40, ge=1)
+    """How long that Lease lasts. Before it has expired no other database can take over the VMs. Keep it above `WATCH_LEASE_SECONDS` and several times `INSTALLATION_RENEW_SECONDS`."""
+    orphans_at_once: int = Field(default=5, ge=0)
+    """The most objects of a kind that no row knows and that are removed at once. If there are more, none is removed until an operator decides (`emberpool adopt`, `emberpool disown`)."""
+    orphans_share: float = Field(default=0.05, ge=0, le=1)
+    """Where this share of the objects of the kind is more than `ORPHANS_AT_ONCE`, it counts instead."""
     replace_window_seconds: float = Field(default=60, ge=0)
     """A VM that dies within this time after its claim is replaced under the same claim."""
     pending_seconds: float = Field(default=600, gt=0)

@@ -46,6 +46,7 @@ EmberpoolError                     500 internal-error
 |   |-- TooManyStreams             503 too-many-streams         of events, in this process
 |   |-- Overloaded                 503 overloaded               too many connections, or too much of requests held
 |   |-- OutcomeUnknown             503 outcome-unknown          a claim may have been made, or not
+|   |-- InstallationWaits          503 installation-waits       an operator has to decide whose the VMs in the cluster are
 |   |-- DatabaseUnavailable        503 database-unavailable
 |   |   |-- DatabaseRefused                                     the user or the password
 |   |   `-- DatabaseLost                                        what was sent may have been committed
@@ -311,6 +312,11 @@ class OutcomeUnknown(
             f"If it was, its id is {claim_id}; to find out, {find_out} in a moment",
             retry_after=2.0,
         )
+
+
+class InstallationWaits(
+    Unavailable, code="installation-waits", title="It is not certain whose the VMs in the cluster are"
+): ...
 
 
 class DatabaseUnavailable(Unavailable, code="database-unavailable", title="The database is not available"): ...

@@ -53,6 +53,20 @@ LOOP_ERRORS = Counter(
 ORPHANS = Counter(
     "emberpool_orphans_total", "VMs with this installation's label that no row knew, and that were removed."
 )
+ORPHANS_HELD = Gauge(
+    "emberpool_orphans_held",
+    "Objects with this installation's label that no row knows, and that are not removed until an operator decides, by kind.",
+    ["kind"],
+)
+FOREIGN_OBJECTS = Gauge(
+    "emberpool_foreign_objects",
+    "Objects with this installation's label that carry another installation's id, and are left alone, by kind.",
+    ["kind"],
+)
+INSTALLATION_WAITS = Gauge(
+    "emberpool_installation_waits",
+    "1 while nothing is done in the cluster until an operator has decided whose the VMs are. Told by the leading worker.",
+)
 
 
 def configure_logs(*, level: str, form: Literal["console", "json"]) -> None:

@@ -13,6 +13,7 @@ from app.api.claims.fast_path.route import ClaimRoute
 from app.api.dependencies import Services
 from app.api.edge import Edge
 from app.api.events import routes as events
+from app.api.installation import routes as installation
 from app.api.manifests import routes as manifests
 from app.api.nodes import routes as nodes
 from app.api.paths import routes as paths
@@ -46,11 +47,15 @@ _TAGS = [
     {"name": "nodes", "description": "Where VMs can run, what is free there, and whether a VM fits."},
     {"name": "manifests", "description": "Kubernetes-style YAML, applied as pools, snapshots, preloads and claims."},
     {"name": "events", "description": "What happened, as a page or as a stream."},
+    {
+        "name": "installation",
+        "description": "Whose the VMs in the cluster are: after a restore of the database, or beside another service.",
+    },
     {"name": "health", "description": "Whether the service can do its work."},
 ]
 _ROUTES = (
     *(claim_route, batch, claims, pools, preloads, snapshots),
-    *(paths, vms, nodes, placements, manifests, events),
+    *(paths, vms, nodes, placements, manifests, events, installation),
 )
 """In the order in which the OpenAPI document lists them."""
 

@@ -1,7 +1,7 @@
 """Liveness, readiness and metrics of this process."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field
 from app.api.dependencies import Svc
 from app.background import PartHealth
 from app.errors import DatabaseUnavailable
-from app.store import leases
+from app.gate import Gate
+from app.store import installation, leases
 from app.store import migrations as migrating
 from app.store import watch_state as watches
 from app.store.pools import put_off
@@ -32,7 +33,8 @@ class Check(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`degraded`: warm VMs can be claimed, but the data about the cluster is stale or missing, or work in the background waits.
+    """`degraded`: warm VMs can be claimed, but the data about the cluster is stale or missing, or work in the background waits; or
+    (`installation`) no VM is handed out until an operator has decided whose they are, and the API tells what to do.
     `unready`: send no requests.
     """
 
@@ -40,6 +42,7 @@ class Readiness(BaseModel):
     database: Check
     migrations: Check
     background: Check
+    installation: Check = Field(description="Whether the VMs in the cluster are this database's.")
     cluster_watch: Check
     creates: Check = Field(description="Whether the cluster takes VMs: not ok while no create of any pool succeeds.")
 
@@ -72,6 +75,7 @@ async def get_readiness(svc: Svc, response: Response) -> Readiness:
             schema = await migrating.read_schema(tx)
             watch = await watches.get(tx, watches.VMS) if schema.revision is not None else None
             off = await put_off.of_all(tx) if schema.problem() is None else None
+            held = (await installation.read(tx)).held if schema.problem() is None else {}
             if schema.revision is not None:
                 await leases.try_write(tx)
     except DatabaseUnavailable as error:
@@ -83,6 +87,7 @@ async def get_readiness(svc: Svc, response: Response) -> Readiness:
             database=unavailable,
             migrations=unknown,
             background=background,
+            installation=_judge_installation(svc.claim_service.gate, {}),
             cluster_watch=unknown,
             creates=unknown,
         )
@@ -93,14 +98,16 @@ async def get_readiness(svc: Svc, response: Response) -> Readiness:
     cluster = _judge_watch(watch, svc.settings.relist_seconds)
     if not migrations.ok:
         response.status_code = 503
+    installed = _judge_installation(svc.claim_service.gate, held)
     status: Literal["ready", "degraded", "unready"] = "unready"
     if migrations.ok:
-        status = "ready" if cluster.ok and background.ok and off is None else "degraded"
+        status = "ready" if cluster.ok and background.ok and installed.ok and off is None else "degraded"
     return Readiness(
         status=status,
         database=Check(ok=True, detail="can be read and written"),
         migrations=migrations,
         background=background,
+        installation=installed,
         cluster_watch=cluster,
         creates=Check(ok=off is None, detail=str(off or "nothing puts them off")),
     )
@@ -128,6 +135,18 @@ def _judge_background(parts: Sequence[PartHealth]) -> Check:
     return Check(
         ok=False, detail=f"waiting for {max(p.failing_seconds for p in waiting):.0f} s ({names}): {waiting[0].reason}"
     )
+
+
+def _judge_installation(gate: Gate, held: dict[str, dict[str, Any]]) -> Check:
+    reason = gate.claims or gate.work
+    if reason is not None:
+        return Check(ok=False, detail=reason)
+    if held:
+        told = "; ".join(f"{kind}: {each['detail']}" for kind, each in sorted(held.items()))
+        return Check(
+            ok=False, detail=f"objects that no row knows wait for an operator (emberpool adopt --dry-run): {told}"
+        )
+    return Check(ok=True, detail="the VMs in the cluster are this database's")
 
 
 def _judge_watch(watch: WatchState | None, relist_seconds: float) -> Check:

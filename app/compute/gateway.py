@@ -10,12 +10,14 @@ from typing import Any, Protocol
 
 from app.compute.capabilities import Capability
 from app.compute.nodes import NodeEvent
+from app.compute.ownership import OwnershipGateway
 from app.compute.preloads import PreloadGateway
 from app.compute.snapshots import SnapshotGateway
 from app.compute.vm_pools import VmPoolGateway
 from app.compute.vms import ClusterEvent, Listed, VmTemplate
 from app.domain.nodes import Demand, Toleration
 from app.domain.observation import Failure, Observation, PodTimes, WarmWhen
+from app.domain.ownership import ClaimRecord
 from app.domain.paths import Start
 from app.domain.placement import Placement
 from app.domain.templates import Marks, VmSpec, WrittenTemplate
@@ -30,6 +32,9 @@ class Gateway(Protocol):
 
     @property
     def vm_pools(self) -> VmPoolGateway: ...
+
+    @property
+    def ownership(self) -> OwnershipGateway: ...
 
     async def unavailable(self, capability: Capability) -> str | None:
         """Why this cluster lacks the capability; None if it has it. WATCH_NODES is answered without a call to the cluster."""
@@ -112,12 +117,14 @@ class Gateway(Protocol):
         given: Mapping[str, str],
         marks: Marks | None = None,
         instance: str | None = None,
+        record: ClaimRecord | None = None,
     ) -> None:
         """Marks exactly that VM with the claim's id, and with the labels that were `given` to the claim as far as the cluster
         accepts them. The label `name` becomes an annotation if it cannot be a label.
 
         `marks`: those of the template that the claim describes; the VM gets them in place of its own. `instance`: the UID of what
-        runs the VM, which gets the same, as far as it still exists. Safe to repeat. Raises ClusterNotFound, ClusterConflict
+        runs the VM, which gets the same, as far as it still exists. `record`: what the claim can be rebuilt from, which the VM alone
+        carries. Safe to repeat. Raises ClusterNotFound, ClusterConflict
         (another UID).
         """
         ...

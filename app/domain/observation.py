@@ -40,6 +40,7 @@ class Observation:
     `status.phaseTransitionTimestamps`).
     `owner` is the UID of the VirtualMachinePool that owns the VM, `pool_id` the pool in its label, `revision` the revision of the
     template from which that VirtualMachinePool made it. `disks`: the VM's status while it waits for its disks, otherwise None.
+    `installation`: the id that it carries of the installation that made it.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Observation:
     pool_id: str | None = None
     revision: str | None = None
     disks: str | None = None
+    installation: str | None = None
 
     def is_warm(self, when: WarmWhen) -> bool:
         """Whether it can be claimed. A paused VM cannot: with KubeVirt's start strategy `Paused` the guest has not booted."""

@@ -102,6 +102,7 @@ class PreloadObject:
     volume: Volume | None = None
     nodes: tuple[NodePull, ...] = ()
     wanted: int = -1
+    installation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

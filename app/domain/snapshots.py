@@ -203,6 +203,7 @@ class SnapshotStatus:
     excluded: tuple[str, ...] = ()
     hint: str | None = None
     """What KubeVirt says about volumes that it left out though they could be in it."""
+    installation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

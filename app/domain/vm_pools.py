@@ -39,6 +39,7 @@ class VmPoolStatus:
     labels: dict[str, str]
     finalizers: tuple[str, ...] = ()
     failure: str | None = None
+    installation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

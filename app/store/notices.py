@@ -36,6 +36,8 @@ class Topic(StrEnum):
     """A preload was written or deleted."""
     CLAIMED = "claimed"
     """Warm VMs of a pool were claimed; the payload is the pool's id."""
+    INSTALLATION = "installation"
+    """The installation waits for an operator, an operator has decided, or it works again."""
 
 
 async def notify(tx: Tx, topic: Topic, payload: object = "") -> None:

@@ -19,9 +19,11 @@ from app.compute.nodes import NodeChanged, NodeEvent, NodeGone, NodesListed
 from app.compute.vms import Changed, ClusterEvent, Gone, Listed, VmTemplate
 from app.domain.nodes import Demand, Node
 from app.domain.observation import Failure, Observation, PodTimes
+from app.domain.ownership import ClaimRecord
 from app.domain.paths import ImageKind, ImageRef
 from app.domain.templates import Marks
 from app.errors import ClusterConflict, ClusterNotFound, FieldProblem, TemplateRefused
+from tests.support.fake_ownership import FakeOwnership
 from tests.support.fake_preloads import FakePreloads
 from tests.support.fake_snapshots import FakeSnapshots
 from tests.support.fake_vm_pools import FakeVmPools
@@ -47,6 +49,8 @@ class FakeGateway:
         self.boots_at_once = False
         self.labels: dict[str, LabelCall] = {}
         """What labelled VMs got last."""
+        self.records: dict[str, ClaimRecord | None] = {}
+        """What labelled VMs carry of their claims."""
         self.pods: dict[str, PodTimes] = {}
         """By VM id: what its pod tells of its start."""
         self.disks: dict[str, Failure | None] = {}
@@ -64,6 +68,7 @@ class FakeGateway:
         self.snapshots = FakeSnapshots(self)
         self.preloads = FakePreloads()
         self.vm_pools = FakeVmPools(self)
+        self.ownership = FakeOwnership(self)
 
     # What the service asks
 
@@ -128,6 +133,7 @@ class FakeGateway:
             pool=pool,
             vm_id=vm_id,
             created_at=datetime.now(UTC),
+            installation=self.ownership.installation,
         )
         self.vms[name] = made
         self._tell(Changed(made))
@@ -149,7 +155,7 @@ class FakeGateway:
         self.vanish(name)
         return False
 
-    async def label_claim(self, *, name, uid, claim_id, given, marks=None, instance=None):
+    async def label_claim(self, *, name, uid, claim_id, given, marks=None, instance=None, record=None):
         await self._called("label", name)
         found = self.vms.get(name)
         if found is None:
@@ -158,6 +164,7 @@ class FakeGateway:
             raise ClusterConflict(f"VM {name} is another one by now.")
         self.vms[name] = replace(found, claim_id=claim_id)
         self.labels[name] = LabelCall(dict(given), marks, instance)
+        self.records[name] = record
 
     async def list_vms(self):
         return self.listed()

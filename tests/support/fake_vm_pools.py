@@ -56,6 +56,7 @@ class FakeVmPools:
             pool_id=str(order.pool_id),
             labels={},
             finalizers=("emberpool.io/members",),
+            installation=self._gateway.ownership.installation,
         )
         self.pools[order.name], self.orders[order.name] = made, order
         self._acted()
@@ -159,6 +160,7 @@ class FakeVmPools:
             owner=seen.uid,
             pool_id=str(order.pool_id),
             revision=order.revision,
+            installation=self._gateway.ownership.installation,
         )
         self._gateway.vms[vm.name] = vm
         self._gateway._tell(Changed(vm))

@@ -103,6 +103,11 @@ async def state_of(db: Database, vm_id):
     return VmState(await scalar(db, "SELECT state FROM vm WHERE id = :id", id=vm_id))
 
 
+async def own_id(db: Database):
+    """What the installation's objects carry."""
+    return str(await scalar(db, "SELECT id FROM installation"))
+
+
 async def event_types(db: Database):
     """Every event's type, in the order in which they were written."""
     return [row["type"] for row in await fetch(db, "SELECT type FROM event ORDER BY id")]

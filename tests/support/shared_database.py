@@ -13,8 +13,10 @@ from app.store.schema import metadata
 from tests.support import store_invariants as invariants
 from tests.support.postgres import clone_database
 
-_EMPTY = ";".join(f"DELETE FROM {table.name}" for table in reversed(metadata.sorted_tables))
-_CUT = f"TRUNCATE {', '.join(table.name for table in metadata.sorted_tables)}"
+_TABLES = [table.name for table in metadata.sorted_tables]
+_ANEW = ";INSERT INTO installation DEFAULT VALUES"
+_EMPTY = ";".join(f"DELETE FROM {name}" for name in reversed(_TABLES)) + _ANEW
+_CUT = f"TRUNCATE {', '.join(_TABLES)}{_ANEW}"
 _BYTES = """
     SELECT coalesce(max(pg_relation_size(oid)), 0) FROM pg_class
     WHERE relkind IN ('r', 'i') AND relnamespace = 'public'::regnamespace

@@ -8,7 +8,15 @@ from app.api.claims.schemas import BatchBody, BatchView, ClaimView
 from app.api.dependencies import Svc
 from app.api.problems import responses
 from app.domain.claims import ClaimRequest, WarmClaim
-from app.errors import IdempotencyKeyReused, LeaseTooLong, NoWarmVm, OutcomeUnknown, PoolBeingDeleted, PoolNotFound
+from app.errors import (
+    IdempotencyKeyReused,
+    InstallationWaits,
+    LeaseTooLong,
+    NoWarmVm,
+    OutcomeUnknown,
+    PoolBeingDeleted,
+    PoolNotFound,
+)
 
 router = APIRouter(tags=["claims"], route_class=BodyRoute)
 
@@ -19,7 +27,9 @@ router = APIRouter(tags=["claims"], route_class=BodyRoute)
     summary="Claim many VMs at once",
     status_code=201,
     response_description="The bound claims, one for each VM: as many as were ready",
-    responses=responses(PoolNotFound, PoolBeingDeleted, LeaseTooLong, IdempotencyKeyReused, NoWarmVm, OutcomeUnknown),
+    responses=responses(
+        PoolNotFound, PoolBeingDeleted, LeaseTooLong, IdempotencyKeyReused, NoWarmVm, OutcomeUnknown, InstallationWaits
+    ),
 )
 async def claim_batch(body: BatchBody, svc: Svc, idempotency_key: Key = None) -> BatchView:
     """A batch does not wait: `missing` says how many VMs were not ready. If none is ready, or with `all_or_nothing` fewer than

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from app.cli.client.adopt import adopt, disown
 from app.cli.client.apply import apply
 from app.cli.client.claim import claim
 from app.cli.client.commands import add_command
@@ -30,6 +31,8 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "rotate": rotate,
     "delete": delete,
     "import-pool": import_pool,
+    "adopt": adopt,
+    "disown": disown,
 }
 
 

@@ -25,6 +25,9 @@ class AlreadyExists(ClusterError):
 class KubeVirtClient(ClusterReader):
     """Reads and writes objects of every kind that we know."""
 
+    installation: str | None = None
+    """The id that everything that is created carries; None while it is not known, and only dry runs are made."""
+
     async def get(self, kind: Kind, name: str) -> Manifest:
         async with self._asking("get", kind, f"read {kind}/{name}"):
             answer = await self._call("GET", kind.path(self._namespace, name))
@@ -45,6 +48,7 @@ class KubeVirtClient(ClusterReader):
         """
         doing = f"{'try' if dry_run else 'create'} {kind}/{body['metadata']['name']}"
         options = {**_STRICT, "dryRun": "All"} if dry_run else _STRICT
+        body = self._signed(body)
         try:
             async with self._asking("create", kind, doing):
                 answer = await self._call("POST", kind.path(self._namespace), body=body, query=options)
@@ -80,11 +84,22 @@ class KubeVirtClient(ClusterReader):
                 raise ClusterConflict(
                     f"{what} {name} existed already and was deleted before it could be read. {advice}"
                 ) from error
-            if not labels.has(found, {key: ours[key] for key in identity}):
+            if self.is_foreign(found) or not labels.has(found, {key: ours[key] for key in identity}):
                 raise ClusterConflict(
                     f"The name {name} belongs to a {what} that is not ours. It was not changed."
                 ) from error
             return found, False
+
+    def is_foreign(self, found: Manifest) -> bool:
+        """Whether an object carries another installation's id."""
+        signed = (found["metadata"].get("labels") or {}).get(labels.INSTALLATION)
+        return signed is not None and self.installation is not None and signed != self.installation
+
+    def _signed(self, body: Manifest) -> Manifest:
+        if self.installation is None:
+            return body
+        signed = {**(body["metadata"].get("labels") or {}), labels.INSTALLATION: self.installation}
+        return {**body, "metadata": {**body["metadata"], "labels": signed}}
 
     async def delete(self, kind: Kind, name: str, uid: str, *, propagation: str = "Foreground") -> bool:
         """Deletes exactly that UID. True: it still exists; False: it does not exist (any more), or another object has the name."""

@@ -14,6 +14,7 @@ from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
 from app.compute.kubevirt.connection import configure
 from app.compute.kubevirt.kinds import DATA_VOLUMES, PODS, PVCS, VMIS, VMS, Manifest, opened
 from app.compute.kubevirt.nodes.watch import observe_nodes
+from app.compute.kubevirt.ownership import KubeVirtOwnership
 from app.compute.kubevirt.preloads.gateway import KubeVirtPreloads
 from app.compute.kubevirt.reading import Selected
 from app.compute.kubevirt.reflector import follow
@@ -21,7 +22,13 @@ from app.compute.kubevirt.snapshots import KubeVirtSnapshots
 from app.compute.kubevirt.templates import expand as templates
 from app.compute.kubevirt.templates.demand import demand_of, tolerations_of
 from app.compute.kubevirt.templates.exported import without_identity
-from app.compute.kubevirt.templates.manifests import claim_patch, mark_changes, pod_patch, vm_manifest
+from app.compute.kubevirt.templates.manifests import (
+    claim_patch,
+    mark_changes,
+    pod_patch,
+    vm_manifest,
+    with_record,
+)
 from app.compute.kubevirt.templates.placement import fragment_of
 from app.compute.kubevirt.templates.start_sources import begin, pvcs_of
 from app.compute.kubevirt.vm_pools import KubeVirtVmPools
@@ -33,6 +40,7 @@ from app.compute.vms import ClusterEvent, Listed, VmTemplate
 from app.config import Settings
 from app.domain.nodes import Demand, Toleration
 from app.domain.observation import Failure, Observation, PodTimes, WarmWhen
+from app.domain.ownership import ClaimRecord
 from app.domain.paths import Start
 from app.domain.placement import Placement
 from app.domain.templates import Marks, VmSpec, WrittenTemplate
@@ -65,6 +73,7 @@ class KubeVirtGateway:
         self.snapshots = KubeVirtSnapshots(settings, client)
         self.preloads = KubeVirtPreloads(settings, client)
         self.vm_pools = KubeVirtVmPools(settings, client)
+        self.ownership = KubeVirtOwnership(settings, client)
 
     async def unavailable(self, capability: Capability) -> str | None:
         match capability:
@@ -136,7 +145,8 @@ class KubeVirtGateway:
             vm = await self._client.find(VMS, name)
             if vm is None or uid not in {None, vm["metadata"]["uid"]}:
                 return False
-            if uid is None and not labels.has(vm, labels.ours(self._settings.instance)):
+            ours = labels.has(vm, labels.ours(self._settings.instance)) and not self._client.is_foreign(vm)
+            if uid is None and not ours:
                 _log.warning("cluster.foreign_vm_left_alone", vm=name)
                 return False
             if vm["metadata"].get("deletionTimestamp"):
@@ -153,6 +163,7 @@ class KubeVirtGateway:
         given: Mapping[str, str],
         marks: Marks | None = None,
         instance: str | None = None,
+        record: ClaimRecord | None = None,
     ) -> None:
         before = (await self._client.get(VMS, name))["spec"] if marks is not None else None
         patch = claim_patch(claim_id, given, marks, before)
@@ -162,7 +173,8 @@ class KubeVirtGateway:
                 await self._label_pods(instance, pod_patch(patch))
             with suppress(ClusterNotFound, ClusterConflict):  # a later VMI gets them from the VM's template
                 await self._client.merge(VMIS, name, instance, {"metadata": patch})
-        await self._client.merge(VMS, name, uid, {"metadata": patch, "spec": {"template": {"metadata": patch}}})
+        own = with_record(patch, record) if record is not None else patch
+        await self._client.merge(VMS, name, uid, {"metadata": own, "spec": {"template": {"metadata": patch}}})
 
     async def _label_pods(self, instance: str, patch: Manifest) -> None:
         """Services and network policies select the pods. KubeVirt v1.9.0 does not carry labels on to a pod that runs."""

@@ -58,6 +58,7 @@ VOLUME_SNAPSHOTS = Kind("snapshot.storage.k8s.io", "v1", "volumesnapshots", "Vol
 DATA_VOLUMES = Kind("cdi.kubevirt.io", "v1beta1", "datavolumes", "DataVolume")
 DATA_IMPORT_CRONS = Kind("cdi.kubevirt.io", "v1beta1", "dataimportcrons", "DataImportCron")
 DAEMON_SETS = Kind("apps", "v1", "daemonsets", "DaemonSet")
+LEASES = Kind("coordination.k8s.io", "v1", "leases", "Lease")
 PODS = Kind("", "v1", "pods", "Pod")
 NAMESPACES = Kind("", "v1", "namespaces", "Namespace", namespaced=False)
 NODES = Kind("", "v1", "nodes", "Node", namespaced=False)

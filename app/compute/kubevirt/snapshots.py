@@ -144,6 +144,7 @@ def read_status(snapshot: Manifest) -> SnapshotStatus:
         name=metadata["name"],
         uid=str(metadata["uid"]),
         take_id=(metadata.get("labels") or {}).get(labels.TAKE),
+        installation=(metadata.get("labels") or {}).get(labels.INSTALLATION),
         ready=bool(status.get("readyToUse")),
         failed=status.get("phase") == "Failed",
         deleting="deletionTimestamp" in metadata,

@@ -175,7 +175,7 @@ class KubeVirtVmPools:
             {
                 "replicas": replicas,
                 **({"paused": True} if paused else {}),
-                "selector": {"matchLabels": {labels.POOL_ID: str(order.pool_id)}},
+                "selector": {"matchLabels": self._selecting(order)},
                 "updateStrategy": _UNMANAGED,
                 "scaleInStrategy": _UNMANAGED,
                 "virtualMachineTemplate": self._template(order, {}),
@@ -193,8 +193,15 @@ class KubeVirtVmPools:
         annotations = {**(metadata.get("annotations") or {}), labels.REVISION: order.revision}
         return {"metadata": {"labels": dict(metadata["labels"]), "annotations": annotations}, "spec": spec}
 
+    def _selecting(self, order: VmPoolOrder) -> dict[str, str]:
+        """By the installation too: a copy of the database has pools of the same ids."""
+        keys = (labels.POOL_ID, labels.INSTALLATION)
+        return {key: value for key, value in self._our_labels(order).items() if key in keys}
+
     def _our_labels(self, order: VmPoolOrder) -> dict[str, str]:
         ours = labels.ours(self._settings.instance)
+        if self._client.installation is not None:  # for the VMs, which the cluster makes from the template
+            ours[labels.INSTALLATION] = self._client.installation
         return {**ours, labels.POOL: order.pool, labels.POOL_ID: str(order.pool_id)}
 
     async def _restore(self, order: VmPoolOrder, seen: VmPoolStatus) -> list[Manifest]:
@@ -231,6 +238,7 @@ class KubeVirtVmPools:
             held=labels.MEMBERS in finalizers,
             ours=labels.has(body, labels.ours(self._settings.instance)),
             pool_id=found.get(labels.POOL_ID),
+            installation=found.get(labels.INSTALLATION),
             labels=_selected(spec),
             finalizers=finalizers,
             failure=_find_failure(body.get("status") or {}),

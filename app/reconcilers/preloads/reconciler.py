@@ -13,6 +13,7 @@ from typing_extensions import override
 from app.compute.gateway import Gateway
 from app.compute.preloads import PreloadOrder
 from app.config import Settings
+from app.domain.ownership import Orphan
 from app.domain.paths import StartPath
 from app.domain.preload_lifecycle import (
     Facts,
@@ -26,9 +27,10 @@ from app.domain.preload_lifecycle import (
     next_step,
 )
 from app.errors import ClusterError, ClusterUnavailable
+from app.reconcilers.installation.orphans import Orphanage
 from app.reconcilers.runtime.leased_worker import LeasedWorker, LeaseLost, RetryLater
 from app.reconcilers.vms.outcomes import give_up_stranded
-from app.store import events, leases
+from app.store import events, installation, leases
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
 from app.store.preloads import rows as preload_rows
@@ -53,6 +55,7 @@ class PreloadReconciler(LeasedWorker[PreloadRow]):
     def __init__(self, db: Database, gateway: Gateway, settings: Settings) -> None:
         super().__init__(db, gateway, settings)
         self._cluster = gateway.preloads
+        self._orphanage = Orphanage("preload", settings)
         self._rules = Rules(stall_seconds=settings.preload_stall_seconds)
 
     @override
@@ -109,8 +112,12 @@ class PreloadReconciler(LeasedWorker[PreloadRow]):
             return False
         async with self._db.begin() as tx:
             live = await preload_rows.live(tx, [each.preload_id for each in found if each.preload_id is not None])
+            orphans = [Orphan(each.name, each.uid, each.installation) for each in found if each.preload_id not in live]
+            identity = await installation.read_identity(tx)
+            removable = await self._orphanage.sort(tx, identity, orphans, listed=len(found))
+        removed = {each.uid for each in removable}
         for each in found:
-            if each.preload_id not in live:
+            if each.uid in removed:
                 log.warning("preload.orphan_removed", kind=each.kind, name=each.name)
                 ORPHANS.inc()
                 await self._cluster.remove(each)

@@ -12,13 +12,16 @@ import structlog
 from app.background import PartHealth
 from app.compute.capabilities import Capability
 from app.compute.gateway import Gateway
+from app.concurrency import first_of
 from app.config import Settings
 from app.errors import DatabaseUnavailable
+from app.gate import Gate
 from app.lifecycle.on_demand_pools import retire_idle_pools
 from app.lifecycle.placement import Placing
 from app.reconcilers.claims.failover import ClaimFailover
 from app.reconcilers.claims.reaper import Reaper
 from app.reconcilers.history.pruner import HistoryPruner
+from app.reconcilers.installation.keeper import InstallationKeeper
 from app.reconcilers.nodes.informer import NodeInformer
 from app.reconcilers.pools.planner import PoolPlanner
 from app.reconcilers.preloads.reconciler import PreloadReconciler
@@ -36,13 +39,16 @@ from app.store.database import Database
 from app.store.notices import Listener, Topic
 
 _MINUTE = 60.0
+_KEEP_SECONDS = 2.0
 log = structlog.get_logger(__name__)
 
 
 class Reconcilers:
-    """`healths`: of each loop. `listener` must be running: without its notices the loops wake only at their intervals."""
+    """`healths`: of each loop. All but the one that keeps the installation work only while the `gate` is open. `listener` must be running: without its notices the loops wake only at their intervals."""
 
-    def __init__(self, db: Database, gateway: Gateway, listener: Listener, settings: Settings) -> None:
+    def __init__(
+        self, db: Database, gateway: Gateway, listener: Listener, settings: Settings, *, gate: Gate | None = None
+    ) -> None:
         holder = f"{socket.gethostname()}:{os.getpid()}"
         placing = Placing(gateway)
         disks_fail = Wake()
@@ -50,6 +56,8 @@ class Reconcilers:
         self._gateway = gateway
         self._listener = listener
         self._settings = settings
+        self._gate = gate or Gate.opened()
+        self._keeper = InstallationKeeper(db, gateway, settings, replica=holder)
         self._planner = PoolPlanner(db, every_seconds=settings.plan_seconds, placing=placing)
         self._creator = VmCreator(db, gateway, settings)
         self._remover = VmRemover(db, gateway, settings)
@@ -67,10 +75,36 @@ class Reconcilers:
         )
         self._nodes = NodeInformer(db, gateway, settings, holder=holder)
         self.healths: list[PartHealth] = []
+        keep_seconds = min(_KEEP_SECONDS, settings.installation_renew_seconds)
+        self._keep = self._loop("installation", self._keeper.step, keep_seconds, self._on(Topic.INSTALLATION))
         self._loops = self._list_loops(disks_fail)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Works until `stop`, finishes the calls under way, and releases all other work. A loop that dies ends all of them."""
+        """Works until `stop`, while the gate is open. A loop that dies ends all of them."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep(stop=stop), name="installation")
+            tasks.create_task(self._work_while_open(stop), name="work")
+        try:
+            await self._keeper.release()
+        except DatabaseUnavailable:
+            log.info("reconcilers.leases_left_to_expire")
+        log.info("reconcilers.stopped")
+
+    async def _work_while_open(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await first_of(stop.wait(), self._gate.until_work())
+            if stop.is_set():
+                return
+            halt = asyncio.Event()
+            working = asyncio.create_task(self._work(halt), name="reconcilers")
+            try:
+                await first_of(working, stop.wait(), self._gate.until_no_work())
+            finally:
+                halt.set()
+                await working
+
+    async def _work(self, stop: asyncio.Event) -> None:
+        """Works until `stop`, finishes the calls under way, and releases all other work."""
         async with asyncio.TaskGroup() as tasks:
             for name, loop in self._loops.items():
                 tasks.create_task(loop(stop=stop), name=name)
@@ -82,7 +116,6 @@ class Reconcilers:
             except DatabaseUnavailable:
                 log.info("reconcilers.leases_left_to_expire")
                 break
-        log.info("reconcilers.stopped")
 
     def _list_loops(self, disks_fail: Wake) -> dict[str, "_Run"]:
         s = self._settings
@@ -107,12 +140,13 @@ class Reconcilers:
             ("prune", HistoryPruner(self._db, s).step, _MINUTE, Wake()),
             ("retire", partial(retire_idle_pools, self._db), _MINUTE, Wake()),
         ]
-        loops: dict[str, _Run] = {}
-        for name, step, every, wake in steps:
-            health = PartHealth(name)
-            self.healths.append(health)
-            loops[name] = partial(run_loop, health, step, every=every, wake=wake)
+        loops = {name: self._loop(name, step, every, wake) for name, step, every, wake in steps}
         return {**loops, "vms": self._vms.run}
+
+    def _loop(self, name: str, step: "_Step", every: float, wake: Wake) -> "_Run":
+        health = PartHealth(name)
+        self.healths.append(health)
+        return partial(run_loop, health, step, every=every, wake=wake)
 
     def _on(self, *topics: Topic) -> Wake:
         wake = Wake()

@@ -6,11 +6,13 @@ import structlog
 
 from app.compute.gateway import Gateway
 from app.config import Settings
+from app.domain.ownership import Orphan
 from app.domain.snapshots import TAKE_ENDED, SnapshotStatus, TakeState
 from app.errors import ClusterError, ClusterUnavailable
 from app.ids import new_id
+from app.reconcilers.installation.orphans import Orphanage
 from app.reconcilers.vms.outcomes import give_up_stranded
-from app.store import leases
+from app.store import installation, leases
 from app.store.database import Database
 from app.store.snapshots import rows as snapshot_rows
 from app.store.snapshots import work as snapshot_work
@@ -27,6 +29,7 @@ class SnapshotSweeper:
         self._db = db
         self._cluster = gateway.snapshots
         self._settings = settings
+        self._orphanage = Orphanage("VirtualMachineSnapshot", settings)
 
     async def step(self) -> bool:
         """One comparison, unless a replica made one within the interval. Never asks to be run again at once."""
@@ -77,9 +80,16 @@ class SnapshotSweeper:
         by_take = {take_id: status for status in found if (take_id := _take_id(status)) is not None}
         async with self._db.begin() as tx:
             known = await snapshot_work.states_of(tx, list(by_take))
+            orphans = [
+                Orphan(status.name, status.uid, status.installation, has_row=take_id in known, precious=True)
+                for take_id, status in by_take.items()
+                if not status.deleting and known.get(take_id, TakeState.FAILED) in TAKE_ENDED
+            ]
+            identity = await installation.read_identity(tx)
+            removable = await self._orphanage.sort(tx, identity, orphans, listed=len(found))
+        removed = {each.uid for each in removable}
         for take_id, status in by_take.items():
-            state = known.get(take_id)
-            if status.deleting or (state is not None and state not in TAKE_ENDED):
+            if status.uid not in removed:
                 continue
             ORPHANS.inc()
             log.warning("snapshot.orphan_removed", name=status.name, uid=status.uid)

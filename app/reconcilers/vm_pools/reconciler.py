@@ -18,6 +18,7 @@ from typing_extensions import override
 from app.compute.gateway import Gateway
 from app.compute.vm_pools import VmPoolOrder
 from app.config import Settings
+from app.domain.ownership import Orphan
 from app.domain.states import VmState
 from app.domain.vm_pools import (
     Change,
@@ -32,9 +33,10 @@ from app.domain.vm_pools import (
 from app.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterUnavailable
 from app.ids import vm_pool_name
 from app.lifecycle.start_sources import NotYet, resolve_start
+from app.reconcilers.installation.orphans import Orphanage
 from app.reconcilers.runtime.leased_worker import LeasedWorker, RetryLater
 from app.reconcilers.runtime.loop import at_once
-from app.store import events, vm_pools
+from app.store import events, installation, vm_pools
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
 from app.store.pools import rows as pool_rows
@@ -60,6 +62,7 @@ class VmPoolReconciler(LeasedWorker[VmPoolRow]):
     def __init__(self, db: Database, gateway: Gateway, settings: Settings) -> None:
         super().__init__(db, gateway, settings)
         self._cluster = gateway.vm_pools
+        self._orphanage = Orphanage("VirtualMachinePool", settings)
 
     @override
     async def acquire(self, tx: Tx, limit: int) -> Sequence[VmPoolRow]:
@@ -246,8 +249,12 @@ class VmPoolReconciler(LeasedWorker[VmPoolRow]):
             found = await self._cluster.all()
             async with self._db.begin() as tx:
                 known = await vm_pools.known_names(tx)
+                orphans = [Orphan(each.name, each.uid, each.installation) for each in found if each.name not in known]
+                identity = await installation.read_identity(tx)
+                removable = await self._orphanage.sort(tx, identity, orphans, listed=len(found))
+            removed = {each.uid for each in removable}
             for status in found:
-                if status.name in known:
+                if status.uid not in removed:
                     continue
                 log.warning("vm_pool.orphan_removed", vm_pool=status.name, uid=status.uid)
                 await self._remove(status)

@@ -1,6 +1,8 @@
-"""Writes onto each claimed VM in the cluster its claim's id and labels, and the marks of the template that the claim describes.
+"""Writes onto each claimed VM in the cluster its claim's id and labels, the marks of the template that the claim describes, and what
+the claim can be rebuilt from should the database lose it.
 
-The claim was answered before, and does not wait for it.
+The claim was answered before, and does not wait for it. A renewal is written only if its lease is longer than the one that the VM
+carries: whoever rebuilds a claim gives it a whole lease of that length.
 """
 
 from collections.abc import Sequence
@@ -36,6 +38,7 @@ class ClaimLabeler(LeasedWorker[LabelWork]):
             given=item.given,
             marks=item.marks,
             instance=item.instance,
+            record=item.record,
         )
         async with self._db.begin() as tx:
             await work.mark_labelled(tx, item)

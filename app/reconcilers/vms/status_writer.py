@@ -4,7 +4,7 @@ missing and what nobody knows.
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import structlog
@@ -14,26 +14,25 @@ from app.compute.vms import Gone, Listed
 from app.config import Settings
 from app.domain.health import HealthRules, Judgement, Verdict, health_problem, judge, why_restarted
 from app.domain.observation import Observation
+from app.domain.ownership import Identity
 from app.domain.stages import BootMarks, measure_stages
-from app.domain.states import VM_ENDED, VmState
-from app.errors import ClusterError, ClusterUnavailable
+from app.domain.states import VmState
 from app.reconcilers.vm_pools.adoption import find_rows, note_detached
 from app.reconcilers.vms.disk_failures import DiskFailures
+from app.reconcilers.vms.orphans import VmOrphans, vm_id_of
 from app.reconcilers.vms.outcomes import end_removed, follow_ready, give_up, make_ready
-from app.store import vm_pools
+from app.store import installation
 from app.store.claims import restarts
 from app.store.database import Database, Tx
 from app.store.vms import observed
 from app.store.vms import rows as vms
 from app.store.vms.observed import ObservedVm, VmStatus
-from app.telemetry import BOOT_SECONDS, ORPHANS
+from app.telemetry import BOOT_SECONDS
 
 _CHUNK = 200
 _LIST_CHUNK = 500
 _CLOCK_ALLOWANCE = timedelta(seconds=30)
 """How far this process's clock may be off the database's. A VM that is newer than that may be missing from a list."""
-_ORPHANS_AT_ONCE = 50
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _SHOWN = frozenset({Verdict.READY, Verdict.NOTED, Verdict.UNREADY})
 log = structlog.get_logger(__name__)
 
@@ -69,19 +68,25 @@ class StatusWriter:
             unready_grace=timedelta(seconds=settings.unready_grace_seconds),
             replace_window=timedelta(seconds=settings.replace_window_seconds),
         )
-        self._orphan_grace = timedelta(seconds=settings.orphan_grace_seconds)
+        self._orphans = VmOrphans(gateway, settings, self._begin)
+        self._identity: Identity | None = None
 
     async def apply_changes(self, observations: Sequence[Observation]) -> None:
         """Writes a batch of VMs in one transaction. Of several observations of a VM the last one counts."""
-        latest = {obs.uid: obs for obs in observations}.values()
-        by_id = {vm_id: obs for obs in latest if (vm_id := _vm_id(obs)) is not None}
-        made = [obs for obs in latest if _vm_id(obs) is None]
+        if not observations:
+            return
+        identity = await self._own_identity()
+        latest = {obs.uid: obs for obs in observations if not identity.is_foreign(obs.installation)}.values()
+        by_id = {vm_id: obs for obs in latest if (vm_id := vm_id_of(obs)) is not None}
+        made = [obs for obs in latest if vm_id_of(obs) is None]
         if not by_id and not made:
             return
         async with self._begin() as tx:
             if made:
                 by_id |= await find_rows(tx, made)
             by_id = self._explain(by_id)
+            if await self._doubts(tx, by_id):
+                return
             now = await observed.database_now(tx)
             booted, pools = await self._apply(tx, by_id, now)
         if detached := [obs for obs in made if obs.owner is None]:
@@ -113,21 +118,33 @@ class StatusWriter:
         Yields after each step. VMs whose names are in `newer` when their turn comes are left out: something newer was written of
         them. Of most VMs nothing is to be written, and one statement finds those of which there is.
         """
+        self._identity = None
+        identity = await self._own_identity()
         objects: dict[str, str] = {}
-        old: list[Observation] = []
-        before = listed.began_at - self._orphan_grace
+        strange, unsigned = [], []
         for start in range(0, len(listed.observations), _LIST_CHUNK):
-            chunk = tuple(listed.observations[start : start + _LIST_CHUNK])
+            everybodys = tuple(listed.observations[start : start + _LIST_CHUNK])
+            chunk = [obs for obs in everybodys if not identity.is_foreign(obs.installation)]
+            strange += [obs for obs in everybodys if identity.is_foreign(obs.installation)]
+            unsigned += [obs for obs in chunk if identity.is_unsigned(obs.installation)]
             objects |= {obs.uid: obs.name for obs in chunk}
             news = await self._unsettled([obs for obs in chunk if obs.name not in newer])
-            old += [obs for obs in news if not obs.deleting and (obs.created_at or _LONG_AGO) <= before]
+            strange += news
             yield
             for part in range(0, len(news), _CHUNK):
                 await self.apply_changes([obs for obs in news[part : part + _CHUNK] if obs.name not in newer])
                 yield
         await self._end_missing(objects, listed.began_at)
         yield
-        await self._remove_orphans(old)
+        await self._orphans.remove(identity, strange, began_at=listed.began_at, listed=len(listed.observations))
+        await self._orphans.sign(unsigned)
+
+    async def _own_identity(self) -> Identity:
+        """As of the last list."""
+        if self._identity is None:
+            async with self._db.begin() as tx:
+                self._identity = await installation.read_identity(tx)
+        return self._identity
 
     @asynccontextmanager
     async def _begin(self) -> AsyncIterator[Tx]:
@@ -159,6 +176,19 @@ class StatusWriter:
         )
         booted = [vm for vm, judgement in judged if judgement.verdict is Verdict.READY]
         return booted, await make_ready(tx, booted)
+
+    async def _doubts(self, tx: Tx, by_id: dict[UUID, Observation]) -> bool:
+        """Whether VMs that nobody has claimed, as far as the rows know, carry claims that the database has lost. Then nothing more is
+        done until an operator has decided: the database may have lost others with them.
+        """
+        carried = {vm_id: UUID(obs.claim_id) for vm_id, obs in by_id.items() if obs.claim_id is not None}
+        lost = await observed.lost_claims(tx, carried)
+        if not lost:
+            return False
+        reason = f"VMs carry claims that the database has lost: {', '.join(sorted(lost))}. It lost transactions, or was restored from a backup"
+        await installation.wait(tx, reason, {})
+        log.error("installation.waits", reason=reason)
+        return True
 
     def _explain(self, by_id: dict[UUID, Observation]) -> dict[UUID, Observation]:
         """The observations with what is known of the VMs' disks."""
@@ -242,7 +272,7 @@ class StatusWriter:
     async def _unsettled(self, observations: Sequence[Observation]) -> list[Observation]:
         """Without those that are well and of which the rows say so."""
         well = {
-            vm_id: obs for obs in observations if health_problem(obs) is None and (vm_id := _vm_id(obs)) is not None
+            vm_id: obs for obs in observations if health_problem(obs) is None and (vm_id := vm_id_of(obs)) is not None
         }
         async with self._begin() as tx:
             unsettled = await observed.unsettled(tx, well)
@@ -258,24 +288,6 @@ class StatusWriter:
             async with self._begin() as tx:
                 await self._end(tx, vm, reason="its object is not in the cluster")
 
-    async def _remove_orphans(self, old: Sequence[Observation]) -> None:
-        """Removes those objects with our label that no row knows. All are older than any create whose answer may be on its way.
-
-        Objects that a VirtualMachinePool owns are left alone: the cluster would only replace them.
-        """
-        async with self._begin() as tx:
-            known = await observed.by_ids(tx, [vm_id for obs in old if (vm_id := _vm_id(obs)) is not None])
-            of_pools = await vm_pools.ids_of_uids(tx, [obs.uid for obs in old if _vm_id(obs) is None])
-        orphans = [obs for obs in old if obs.owner is None and obs.uid not in of_pools and _is_orphan(obs, known)]
-        for obs in orphans[:_ORPHANS_AT_ONCE]:
-            log.warning("orphan.removed", vm=obs.name, uid=obs.uid, pool=obs.pool)
-            try:
-                await self._gateway.delete_vm(name=obs.name, uid=obs.uid)
-            except (ClusterUnavailable, ClusterError) as error:
-                log.info("orphan.retry_later", vm=obs.name, error=error.detail)
-                return
-            ORPHANS.inc()
-
 
 async def _note_restart(tx: Tx, vm: ObservedVm, obs: Observation) -> None:
     """Of a claimed VM, before its row is written."""
@@ -284,21 +296,6 @@ async def _note_restart(tx: Tx, vm: ObservedVm, obs: Observation) -> None:
         await restarts.note_lost(tx, vm, reason=reason)
     if health_problem(obs) is None and (reason is not None or vm.facts.health is not None):
         await restarts.note_back(tx, vm, node=obs.node, addresses=obs.addresses)
-
-
-def _is_orphan(obs: Observation, known: dict[UUID, ObservedVm]) -> bool:
-    vm_id = _vm_id(obs)
-    vm = known.get(vm_id) if vm_id is not None else None
-    if vm is None or vm.name != obs.name or vm.state in VM_ENDED:
-        return True
-    return vm.facts.uid is not None and vm.facts.uid != obs.uid
-
-
-def _vm_id(obs: Observation) -> UUID | None:
-    try:
-        return UUID(obs.vm_id) if obs.vm_id else None
-    except ValueError:
-        return None
 
 
 def _status(vm_id: UUID, obs: Observation, judgement: Judgement) -> VmStatus:

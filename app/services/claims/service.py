@@ -15,6 +15,7 @@ from app.config import Settings
 from app.domain.claims import ClaimRequest, KnownClaim, NewClaim, Outcome, WarmClaim
 from app.domain.pools import PoolSpec
 from app.errors import DatabaseUnavailable, NoWarmVm
+from app.gate import Gate
 from app.ids import new_id
 from app.services.claims.abandoned import AbandonedClaims
 from app.services.claims.batcher import ClaimBatcher, Recipient
@@ -54,7 +55,10 @@ class ClaimService:
     While `run` runs, hints are corrected once a second and planners are told of claims at once; without it both come later.
     """
 
-    def __init__(self, db: Database, store: WarmClaimStore, waiters: Waiters, settings: Settings) -> None:
+    def __init__(
+        self, db: Database, store: WarmClaimStore, waiters: Waiters, settings: Settings, *, gate: Gate | None = None
+    ) -> None:
+        self.gate = gate or Gate.opened()
         self._abandoned = AbandonedClaims(db)
         self.health = PartHealth("claims")
         self.queue = ClaimQueue(db, waiters, settings, self._note_change, self._abandoned.add)
@@ -73,8 +77,9 @@ class ClaimService:
         """Serves one request; `until_disconnected` is only awaited while the claim waits.
 
         Raises PoolNotFound, PoolBeingDeleted, LeaseTooLong, IdempotencyKeyReused, NoWarmVm (with `retry_after`),
-        DatabaseUnavailable.
+        DatabaseUnavailable, InstallationWaits.
         """
+        self.gate.require_claims()
         facts = await self._get_facts(request.pool)
         claim = _new(request, facts)
         outcome: Outcome = None
@@ -92,7 +97,7 @@ class ClaimService:
         False where something has to be read first: nothing was submitted, and `claim` does all of it. Raises LeaseTooLong.
         """
         facts = self._recall(request.pool)
-        if facts is None or request.prefer is not None:
+        if facts is None or request.prefer is not None or self.gate.claims is not None:
             return False
         self._batcher(facts.id).submit(_new(request, facts), recipient)
         return True
@@ -117,6 +122,7 @@ class ClaimService:
         With a key, a retry gets the claims of the first time, however many those were. Raises NoWarmVm where no VM is ready
         (with `all_or_nothing`: fewer than asked for), and what `claim` raises.
         """
+        self.gate.require_claims()
         facts = await self._get_facts(request.pool)
         key = request.key
         new = [

@@ -78,8 +78,10 @@ class PathSelector:
         """Serves one request; `until_disconnected` is only awaited while the claim waits.
 
         Raises TemplateRefused, Unschedulable, InvalidRequest, LeaseTooLong, IdempotencyKeyReused, NoPath (with `retry_after`),
-        DeadlineTooShort, ClusterUnavailable and ClusterError (from the dry run of a new shape), DatabaseUnavailable.
+        DeadlineTooShort, ClusterUnavailable and ClusterError (from the dry run of a new shape), DatabaseUnavailable,
+        InstallationWaits.
         """
+        self._claim_service.gate.require_claims()
         try:
             wanted = self._understand(request)
         except InvalidRequest:

@@ -92,7 +92,8 @@ _QUEUED_AGAIN = text("SELECT 1 FROM claim_queue WHERE claim_id = ANY(CAST(:ids A
 
 _RENEW = text("""
     WITH renewed AS (
-        UPDATE claim SET lease_expires_at = now() + make_interval(secs => :seconds), lease_seconds = :seconds
+        UPDATE claim SET lease_expires_at = now() + make_interval(secs => :seconds), lease_seconds = :seconds,
+            labelled = labelled AND lease_seconds >= :seconds, label_due_at = now()
         WHERE id = :id AND state = 'bound' RETURNING id, pool_id, vm_id, lease_expires_at),
     noted AS (INSERT INTO event (type, pool_id, vm_id, claim_id, data)
         SELECT 'claim.renewed', pool_id, vm_id, id, jsonb_build_object('lease_expires_at', lease_expires_at) FROM renewed)

@@ -41,12 +41,12 @@ _MISSING = text(f"""
 # VMs that are well, and whose rows do not say so, or not the same.
 _UNSETTLED = text("""
     SELECT n.id FROM unnest(CAST(:ids AS uuid[]), CAST(:names AS text[]), CAST(:uids AS text[]), CAST(:vmi_uids AS text[]),
-        CAST(:nodes AS text[]), CAST(:addresses AS text[]), CAST(:agents AS bool[]))
-        AS n(id, name, uid, vmi_uid, node, addresses, agent)
+        CAST(:nodes AS text[]), CAST(:addresses AS text[]), CAST(:agents AS bool[]), CAST(:claimed AS bool[]))
+        AS n(id, name, uid, vmi_uid, node, addresses, agent, claimed)
     LEFT JOIN (vm v JOIN pool p ON p.id = v.pool_id)
         ON v.id = n.id AND v.name = n.name AND v.uid = n.uid AND v.vmi_uid = n.vmi_uid AND v.node = n.node
         AND v.addresses = string_to_array(n.addresses, ' ') AND v.health IS NULL
-        AND (v.state = 'claimed' OR v.state = 'ready' AND (n.agent OR p.spec->>'warm_when' <> 'agent'))
+        AND (v.state = 'claimed' OR v.state = 'ready' AND NOT n.claimed AND (n.agent OR p.spec->>'warm_when' <> 'agent'))
     WHERE v.id IS NULL
 """)
 _OVERDUE = text(f"""
@@ -102,6 +102,11 @@ _WRITE_HEALTH = text("""
             ON n.id = b.id
         WHERE vm.id = b.id AND n.known AND vm.health IS DISTINCT FROM n.health)
     SELECT id FROM booting
+""")
+_LOST_CLAIMS = text("""
+    SELECT v.name FROM unnest(CAST(:vm_ids AS uuid[]), CAST(:claim_ids AS uuid[])) AS n(vm_id, claim_id)
+    JOIN vm v ON v.id = n.vm_id
+    WHERE v.state IN ('planned', 'creating', 'booting', 'ready') AND NOT EXISTS (SELECT 1 FROM claim c WHERE c.id = n.claim_id)
 """)
 _NOW = text("SELECT now()")
 
@@ -174,6 +179,7 @@ async def unsettled(tx: Tx, well: Mapping[UUID, Observation]) -> set[UUID]:
         nodes=[obs.node for obs in well.values()],
         addresses=[" ".join(obs.addresses) for obs in well.values()],
         agents=[obs.agent_connected for obs in well.values()],
+        claimed=[obs.claim_id is not None for obs in well.values()],
     )
     return {row.id for row in found}
 
@@ -235,6 +241,14 @@ async def write_health(tx: Tx, vm_ids: Sequence[UUID], healths: Mapping[UUID, st
     known = [vm_id in healths for vm_id in vm_ids]
     texts = [healths.get(vm_id) for vm_id in vm_ids]
     return {row.id for row in await run(tx, _WRITE_HEALTH, ids=list(vm_ids), healths=texts, known=known)}
+
+
+async def lost_claims(tx: Tx, carried: Mapping[UUID, UUID]) -> list[str]:
+    """The names of those VMs that are unclaimed and carry a claim that has no row; given as VM: claim."""
+    if not carried:
+        return []
+    rows = await run(tx, _LOST_CLAIMS, vm_ids=list(carried), claim_ids=list(carried.values()))
+    return [row.name for row in rows]
 
 
 async def database_now(tx: Tx) -> datetime:

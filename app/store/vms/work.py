@@ -7,11 +7,13 @@ one that died calls the cluster again under the same name.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
+from app.domain.ownership import ClaimRecord
 from app.domain.paths import StartPath
 from app.domain.templates import Marks, VmSpec
 from app.store.database import Tx, any_row, first, mappings, run
@@ -77,16 +79,17 @@ _ACQUIRE_LABELS = text("""
     taken AS (
         UPDATE claim SET label_attempts = label_attempts + 1, label_due_at = now() + make_interval(secs => :seconds)
         FROM due WHERE claim.id = due.id
-        RETURNING claim.id, claim.vm_id, claim.label_attempts, claim.labels, claim.marks)
+        RETURNING claim.id, claim.vm_id, claim.label_attempts, claim.labels, claim.marks, claim.lease_seconds, claim.lease_expires_at,
+            claim.bound_at, claim.path, claim.shape)
     SELECT t.id AS claim_id, v.id AS vm_id, v.name, v.uid, v.vmi_uid AS instance, t.label_attempts AS attempts, t.labels AS given,
-        t.marks
+        t.marks, t.lease_seconds, t.lease_expires_at, t.bound_at, t.path, t.shape
     FROM taken t JOIN vm v ON v.id = t.vm_id WHERE v.uid IS NOT NULL ORDER BY t.id
 """)
 
 _WRITE_UID = text("UPDATE vm SET uid = :uid WHERE id = :id")
 _LABELLED = text("""
     UPDATE claim SET labelled = true, label_attempts = 0
-    WHERE id = :claim_id AND vm_id = :vm_id AND marks IS NOT DISTINCT FROM :marks
+    WHERE id = :claim_id AND vm_id = :vm_id AND marks IS NOT DISTINCT FROM :marks AND lease_seconds <= :lease_seconds
 """).bindparams(bindparam("marks", type_=JSONB(none_as_null=True)))
 _LABEL_LATER = text(
     "UPDATE claim SET label_due_at = now() + make_interval(secs => :seconds) WHERE id = :claim_id AND vm_id = :vm_id"
@@ -134,7 +137,7 @@ class VmWork:
 @dataclass(frozen=True, slots=True)
 class LabelWork:
     """One claim whose VM is to carry its id. `attempts` includes this one. `given`: the claim's labels. `instance`: the UID of what
-    runs the VM, if it is known. `marks`: those of the template that the claim describes.
+    runs the VM, if it is known. `marks`: those of the template that the claim describes. `record`: what it can be rebuilt from.
     """
 
     claim_id: UUID
@@ -143,6 +146,7 @@ class LabelWork:
     uid: str
     attempts: int
     given: Mapping[str, str]
+    record: ClaimRecord
     instance: str | None = None
     marks: Marks | None = None
 
@@ -193,7 +197,7 @@ async def acquire_removals(tx: Tx, *, token: UUID, limit: int, seconds: float) -
 async def acquire_labels(tx: Tx, *, limit: int, seconds: float) -> list[LabelWork]:
     """Bound claims whose VM does not carry their id in the cluster yet. They are not due again for `seconds`."""
     rows = await mappings(tx, _ACQUIRE_LABELS, limit=limit, seconds=seconds)
-    return [LabelWork(**{**row, "marks": Marks(**row["marks"]) if row["marks"] is not None else None}) for row in rows]
+    return [_label_work(dict(row)) for row in rows]
 
 
 async def take_exclusive(tx: Tx, vm_id: UUID, key: str) -> str | None:
@@ -211,9 +215,10 @@ async def write_uid(tx: Tx, vm_id: UUID, uid: str) -> None:
 
 
 async def mark_labelled(tx: Tx, item: LabelWork) -> None:
-    """Changes nothing if the claim has another VM by now, or other marks."""
+    """Changes nothing if the claim has another VM by now, or other marks, or a longer lease."""
     marks = item.marks.as_json() if item.marks is not None else None
-    await run(tx, _LABELLED, claim_id=item.claim_id, vm_id=item.vm_id, marks=marks)
+    seconds = item.record.lease_seconds
+    await run(tx, _LABELLED, claim_id=item.claim_id, vm_id=item.vm_id, marks=marks, lease_seconds=seconds)
 
 
 async def label_later(tx: Tx, claim_id: UUID, vm_id: UUID, *, seconds: float) -> None:
@@ -247,3 +252,10 @@ async def start_cold(tx: Tx, vm_id: UUID, *, token: UUID) -> None:
 async def source_is_ready(tx: Tx, *, path: StartPath, source: str) -> None:
     """Planned VMs that wait for this snapshot or preload are due at once."""
     await run(tx, _SOURCE_READY, path=str(path), source=source)
+
+
+def _label_work(row: dict[str, Any]) -> LabelWork:
+    marks = row.pop("marks")
+    of_record = {name: row.pop(name) for name in ("lease_seconds", "lease_expires_at", "bound_at", "path", "shape")}
+    record = ClaimRecord(**of_record, labels=row["given"])
+    return LabelWork(**row, record=record, marks=Marks(**marks) if marks is not None else None)

@@ -71,3 +71,6 @@ class Input:
 
     def read(self) -> bytes:
         return self._data
+
+    def isatty(self) -> bool:
+        return False

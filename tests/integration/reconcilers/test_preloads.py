@@ -15,7 +15,7 @@ from app.services.preloads.service import delete_preload, put_preload, refresh_p
 from app.store.preloads import rows as preload_rows
 from app.store.preloads import sources as preloads
 from tests.support.fake_preloads import VOLUME
-from tests.support.rows import execute, fetch, make_pool, make_vms, scalar, state_of
+from tests.support.rows import execute, fetch, make_pool, make_vms, own_id, scalar, state_of
 
 URL = "https://images.example/a.qcow2"
 DISK = {"image": {"http": {"url": URL}}, "size": "10Gi", "policy": "Always"}
@@ -500,8 +500,9 @@ class TestCollection:
 
 async def test_objects_of_no_row_are_removed(db, gateway, cluster, worker, settings):
     name = await ready(db, gateway, worker)
-    orphan = PreloadObject(ObjectKind.VOLUME, "left-over", "uid-x", UUID(int=9), 1)
-    nameless = PreloadObject(ObjectKind.NODES, "strange", "uid-y", None, 1)
+    signed = {"installation": await own_id(db)}
+    orphan = PreloadObject(ObjectKind.VOLUME, "left-over", "uid-x", UUID(int=9), 1, **signed)
+    nameless = PreloadObject(ObjectKind.NODES, "strange", "uid-y", None, 1, **signed)
     cluster.objects |= {each.name: each for each in (orphan, nameless)}
     await execute(db, "DELETE FROM lease")
     await PreloadReconciler(db, gateway, settings).sweep()

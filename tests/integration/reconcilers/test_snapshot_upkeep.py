@@ -8,7 +8,7 @@ from app.reconcilers.snapshots.sweeper import SnapshotSweeper
 from app.services.pools.service import delete_pool
 from app.services.snapshots.service import delete_snapshot, refresh_snapshot
 from app.store.snapshots.sources import start_of
-from tests.support.rows import execute, fetch, scalar
+from tests.support.rows import execute, fetch, own_id, scalar
 from tests.support.snapshot_world import DISKLESS, TEMPLATE, World
 
 OTHER = {"spec": {"domain": {"memory": {"guest": "2Gi"}}, "volumes": TEMPLATE["spec"]["volumes"]}}
@@ -205,13 +205,25 @@ class TestSweep:
         assert len(world.gateway.snapshots.objects) == 1
         assert await world.states() == ["ready"]
 
-    async def test_what_no_row_knows_is_removed(self, world, taken):
+    async def test_what_no_row_ever_knew_stays_and_is_told(self, world, taken):
+        """It may be the only copy of the disks of a VM."""
         (known,) = world.gateway.snapshots.objects.values()
-        orphan = replace(known, name="left", uid="left", take_id="01a206d8-517b-7231-a079-9e6d21989c09")
-        foreign = replace(known, name="odd", uid="odd", take_id="what?")
+        signed = replace(known, installation=await own_id(world.db))
+        orphan = replace(signed, name="left", uid="left", take_id="01a206d8-517b-7231-a079-9e6d21989c09")
+        foreign = replace(signed, name="odd", uid="odd", take_id="what?")
         world.gateway.snapshots.objects |= {"left": orphan, "odd": foreign}
         await self.sweep(world)
-        assert set(world.gateway.snapshots.objects) == {known.name, "odd"}
+        assert set(world.gateway.snapshots.objects) == {known.name, "left", "odd"}
+        held = await scalar(world.db, "SELECT held->'VirtualMachineSnapshot'->>'detail' FROM installation")
+        assert held == "1 that may be the only copy of somebody's disks (left)"
+
+    async def test_what_no_row_knows_is_removed_once_an_operator_has_given_it_up(self, world, taken):
+        (known,) = world.gateway.snapshots.objects.values()
+        orphan = replace(known, name="left", uid="left", take_id="01a206d8-517b-7231-a079-9e6d21989c09")
+        world.gateway.snapshots.objects["left"] = orphan
+        await execute(world.db, "UPDATE installation SET given_up = '{left}'")
+        await self.sweep(world)
+        assert set(world.gateway.snapshots.objects) == {known.name}
 
     async def test_what_is_over_and_came_back_is_removed(self, world, db):
         """A create that was on its way while its take was given up."""

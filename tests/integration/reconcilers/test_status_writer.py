@@ -1,6 +1,7 @@
 """What the cluster shows, written down: VMs come up, ail, recover, die and vanish; strangers are removed."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -21,14 +22,14 @@ from app.store.vms import rows as vms
 from tests.support import store_invariants as invariants
 from tests.support.claim_rows import bind, wait_for_vm
 from tests.support.listing import write_list
-from tests.support.rows import blocked, event_types, execute, fetch, make_pool, make_vms, scalar, state_of
+from tests.support.rows import blocked, event_types, execute, fetch, make_pool, make_vms, own_id, scalar, state_of
 
 CRASHED = Failure("CrashLoopBackOff", "the guest does not start")
 
 
 @pytest.fixture
 def observing(db, gateway):
-    return StatusWriter(db, gateway, Settings(breaker_failures=2, backoff_base_seconds=100))
+    return StatusWriter(db, gateway, Settings(breaker_failures=2, backoff_base_seconds=100, orphans_at_once=6))
 
 
 async def seen(db, vm_id, **given):
@@ -339,6 +340,7 @@ async def test_objects_that_no_row_knows_are_removed_once_they_are_old(db, gatew
         stranger("ageless", created_at=None),
         stranger("twin", vm_id=str(known)),
     ]
+    shown = [replace(one, installation=await own_id(db)) for one in shown]
     gateway.vms = {one.name: one for one in shown}
     await write_list(observing, listed(*shown))
     assert set(gateway.called("delete")) == {leftover.name, "unknown", "no-id", "odd-id", "ageless", "twin"}
@@ -348,7 +350,8 @@ async def test_objects_that_no_row_knows_are_removed_once_they_are_old(db, gatew
 
 async def test_strangers_are_left_for_later_where_the_cluster_is_away(db, gateway, observing):
     gateway.refuse("delete", ClusterUnavailable("away"))
-    await write_list(observing, listed(stranger("a"), stranger("b")))
+    signed = {"installation": await own_id(db)}
+    await write_list(observing, listed(stranger("a", **signed), stranger("b", **signed)))
     assert gateway.called("delete") == ["a"]
 
 

@@ -21,7 +21,7 @@ from app.store.pools.planning import last_plan
 from tests.support import store_invariants as invariants
 from tests.support.listing import write_list
 from tests.support.patience import PATIENCE
-from tests.support.rows import execute, fetch, request, scalar, spec
+from tests.support.rows import execute, fetch, own_id, request, scalar, spec
 
 
 class Killed(BaseException):
@@ -308,6 +308,7 @@ async def test_two_workers_are_never_at_one_of_them(world, gateway):
 
 
 async def test_a_sweep_lets_go_of_what_no_pool_knows(world, gateway):
+    gateway.ownership.identify(await own_id(world.db))
     await world.put(size=1)
     await world.settle(ready=1)
     await execute(world.db, "UPDATE vm SET member = false")

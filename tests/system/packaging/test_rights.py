@@ -13,17 +13,19 @@ from app.compute.capabilities import Capability
 from app.compute.gateway import Gateway
 from app.compute.kubevirt.gateway import connect
 from app.compute.nodes import NodeChanged, NodeEvent, NodesListed
+from app.compute.ownership import OwnershipGateway
 from app.compute.preloads import PreloadGateway, PreloadOrder
 from app.compute.snapshots import SnapshotGateway
 from app.compute.vm_pools import VmPoolGateway, VmPoolOrder
 from app.compute.vms import Broken, Changed
 from app.config import Settings
 from app.devcluster import DevCluster, DevClusterConfig, Durations
-from app.domain.observation import WarmWhen
+from app.domain.observation import Observation, WarmWhen
 from app.domain.preloads import PreloadSpec
 from app.domain.templates import Marks
 from app.errors import ClusterForbidden
 from app.ids import new_id, vm_name, vm_pool_name
+from app.reconcilers.installation import watch
 from tests.support import preload_work, snapshot_work, vm_pool_work
 from tests.support.checkout import ROOT
 from tests.support.manifest_rights import API_RIGHTS, CLUSTER_RIGHTS, NAMESPACE, WORKER_RIGHTS, Right, account
@@ -34,8 +36,8 @@ from tests.support.vm_pool_work import keep_vm_pools
 
 TOKEN = "the-service-account"
 TEMPLATE = {"image": "registry.example/fedora:42", "cpu": 1, "memory": "1Gi"}
-PARTS = {"preloads", "snapshots", "vm_pools", "pools"}
-GATEWAYS = (Gateway, PreloadGateway, SnapshotGateway, VmPoolGateway)
+PARTS = {"ownership", "preloads", "snapshots", "vm_pools", "pools"}
+GATEWAYS = (Gateway, OwnershipGateway, PreloadGateway, SnapshotGateway, VmPoolGateway)
 
 
 async def ask(gateway: Gateway, *, vm: str, vm_pool: str) -> None:
@@ -48,6 +50,7 @@ async def ask(gateway: Gateway, *, vm: str, vm_pool: str) -> None:
     await gateway.vm_pools.check(VmPoolOrder(name, "web", pool_id, template.spec, template.fingerprint))
     assert await gateway.vm_pools.find(vm_pool) is not None
     assert await gateway.snapshots.source(vm) is not None
+    assert await gateway.ownership.read_lease() is None
     for body in (preload_work.HTTP, preload_work.NIGHTLY, preload_work.IMAGE):
         await gateway.preloads.check(PreloadOrder(new_id(), "fedora", 1, PreloadSpec.model_validate(body)))
 
@@ -72,10 +75,20 @@ async def work(gateway: Gateway) -> None:
     assert (await gateway.create_vm(**vm)).uid == created.uid  # the answer was lost, and the call is made again
     claim = {"claim_id": str(new_id()), "given": {}, "marks": Marks({"app": "web"}), "instance": created.vmi_uid}
     await gateway.label_claim(name=created.name, uid=created.uid, **claim)
+    await keep_installation(gateway.ownership, created)
     await gateway.delete_vm(name=created.name, uid=created.uid)
     await bring_near(gateway.preloads)
     await take_and_start(gateway)
     await keep_vm_pools(gateway)
+
+
+async def keep_installation(ownership: OwnershipGateway, vm: Observation) -> None:
+    ownership.identify(str(new_id()))
+    for sequence in (1, 2):
+        before = await ownership.read_lease()
+        await ownership.write_lease(before, sequence=sequence, writer=str(new_id()), replica="worker-1")
+    await ownership.sign(name=vm.name, uid=vm.uid)
+    assert [found.name for found in await ownership.survey()] == [vm.name]
 
 
 @asynccontextmanager
@@ -155,7 +168,7 @@ def sources_of(*packages: str) -> list[str]:
 
 
 def test_what_the_api_calls_is_what_its_role_was_tried_with():
-    called = calls_to_the_cluster(*sources_of("api", "services", "lifecycle"))
+    called = calls_to_the_cluster(*sources_of("api", "services", "lifecycle"), inspect.getsource(watch))
     assert called >= {"check", "vm_pools.find", "snapshots.source"}
     assert called == calls_to_the_cluster(inspect.getsource(ask))
 
@@ -166,7 +179,9 @@ def test_what_the_workers_call_is_what_their_role_was_tried_with():
 
     called = names(*sources_of("reconcilers"))
     assert called >= {"create_vm", "find_present", "detach"}
-    assert called <= names(*map(inspect.getsource, (work, preload_work, snapshot_work, vm_pool_work)))
+    assert called <= names(
+        *map(inspect.getsource, (work, keep_installation, preload_work, snapshot_work, vm_pool_work))
+    )
 
 
 async def watch_nodes(rights: list[Right], folder: Path) -> AsyncIterator[NodeEvent]:

@@ -34,6 +34,7 @@ from app.errors import (
     DeadlineTooShort,
     EmberpoolError,
     IdempotencyKeyReused,
+    InstallationWaits,
     InvalidRequest,
     LeaseTooLong,
     NoPath,
@@ -92,7 +93,7 @@ router = APIRouter(tags=["claims"])
         },
         **responses(
             *(PoolNotFound, PoolBeingDeleted, LeaseTooLong, IdempotencyKeyReused, TemplateRefused, Unschedulable),
-            *(NoWarmVm, NoPath, DeadlineTooShort, OutcomeUnknown, *CLUSTER_ERRORS),
+            *(NoWarmVm, NoPath, DeadlineTooShort, OutcomeUnknown, InstallationWaits, *CLUSTER_ERRORS),
         ),
     },
 )

@@ -126,6 +126,7 @@ def identity(kind: ObjectKind, thing: Manifest) -> Manifest:
         "preload_id": _as_id(found.get(labels.PRELOAD)),
         "generation": int(generation) if generation.isdecimal() else 0,
         "deleting": _is_going(thing),
+        "installation": found.get(labels.INSTALLATION),
     }
 
 

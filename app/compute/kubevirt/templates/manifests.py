@@ -2,11 +2,13 @@
 
 import copy
 import hashlib
+import json
 from collections.abc import Mapping
 
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.kinds import VMS, Manifest
 from app.compute.kubevirt.templates.marks import SET_ON_PODS, claim_labels, marks_of
+from app.domain.ownership import ClaimRecord
 from app.domain.templates import Marks
 
 VIRTIO = "virtio"
@@ -44,6 +46,12 @@ def claim_patch(claim_id: str, given: Mapping[str, str], marks: Marks | None, be
     if labels.NAME not in found["labels"] and "name" in given:
         found["annotations"][labels.NAME] = given["name"]
     return {kind: values for kind, values in found.items() if values}
+
+
+def with_record(patch: Manifest, record: ClaimRecord) -> Manifest:
+    """The patch, with what the claim can be rebuilt from."""
+    written = json.dumps(record.as_json(), sort_keys=True, ensure_ascii=False)
+    return {**patch, "annotations": {**(patch.get("annotations") or {}), labels.RECORD: written}}
 
 
 def mark_changes(marks: Marks, before: Manifest) -> Manifest:

@@ -57,6 +57,7 @@ class ReducedVm:
     owner: str | None
     pool_id: str | None
     revision: str | None
+    installation: str | None
     printable: str | None
     crash: Failure | None
     refused: Failure | None
@@ -128,6 +129,7 @@ def observe(vm: ReducedVm, vmi: ReducedVmi | None) -> Observation:
         owner=vm.owner,
         pool_id=vm.pool_id,
         revision=vm.revision,
+        installation=vm.installation,
         disks=vm.printable if vm.printable in _WITHOUT_DISKS else None,
     )
 
@@ -145,9 +147,10 @@ def reduce_vm(vm: Manifest) -> ReducedVm:
         claim_id=_read_id(found.get(labels.CLAIM)),
         created_at=read_time(metadata.get("creationTimestamp")),
         deleting=bool(metadata.get("deletionTimestamp")),
-        owner=_find_controller(metadata, _POOL_KIND),
+        owner=find_owner(metadata),
         pool_id=_read_id(found.get(labels.POOL_ID)),
         revision=_word((metadata.get("annotations") or {}).get(labels.REVISION)),
+        installation=_word(found.get(labels.INSTALLATION)),
         printable=_word(status.get("printableStatus")),
         crash=_find_crash(status),
         refused=(_find_disk_refusal(failure) or _failure_of(failure)) if failure is not None else None,
@@ -206,6 +209,11 @@ def read_time(value: object) -> datetime | None:
     except ValueError:
         return None
     return at if at is not None and at.tzinfo is not None else None
+
+
+def find_owner(metadata: Manifest) -> str | None:
+    """The UID of the VirtualMachinePool that owns a VM."""
+    return _find_controller(metadata, _POOL_KIND)
 
 
 def _find_controller(metadata: Manifest, kind: str | None = None) -> str | None:

@@ -1,0 +1,1 @@
+"""The installation, and what an operator decides about it."""
