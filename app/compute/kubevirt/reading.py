@@ -1,7 +1,7 @@
 """Reads the Kubernetes API: lists in pages, lists that are streamed, and watches. Of these nothing holds more than a page."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
@@ -29,8 +29,10 @@ class ClusterReader(Connection):
         self._streams: dict[Kind, bool] = {}
         """Whether the server streams lists of a kind. It is not known before the first one."""
 
-    async def list_all(self, kind: Kind, *, selector: str | None = None) -> tuple[list[Manifest], str]:
-        """Every object with our labels, and the resourceVersion of the list. For lists that are small: it holds all of it.
+    async def list_all(
+        self, kind: Kind, *, selector: str | None = None, keep: Callable[[Manifest], bool] = lambda _: True
+    ) -> tuple[list[Manifest], str]:
+        """Every object with our labels, and the resourceVersion of the list. Of a long list `keep` says which objects are held.
 
         `selector` replaces the selector of our labels; an empty one selects everything.
         """
@@ -39,7 +41,7 @@ class ClusterReader(Connection):
             version = ""
             try:
                 async for page in self.pages(kind, selector=selector):
-                    items.extend(page.items)
+                    items.extend(filter(keep, page.items))
                     version = page.version
             except WatchExpired:  # reading the pages took longer than the server keeps that version: start again
                 continue

@@ -151,8 +151,11 @@ class KubeVirtVmPools:
 
     async def _members(self, uid: str) -> list[Manifest]:
         """The VMs that the VirtualMachinePool with that UID owns, without those that are being deleted."""
-        vms, _ = await self._client.list_all(VMS, selector="")
-        return [vm for vm in vms if _is_owned(vm, uid) and not vm["metadata"].get("deletionTimestamp")]
+
+        def is_member(vm: Manifest) -> bool:
+            return _is_owned(vm, uid) and not vm["metadata"].get("deletionTimestamp")
+
+        return (await self._client.list_all(VMS, selector="", keep=is_member))[0]
 
     async def _kind(self) -> Kind:
         """The kind in the newest version that the cluster serves. Raises ClusterNotFound if we know none of its versions."""

@@ -95,6 +95,26 @@ async def test_pages_are_put_together(tmp_path):
     assert server.requests[1][2] == {"labelSelector": SELECTOR, "limit": "250", "continue": "next"}
 
 
+async def test_a_list_of_versions_has_no_spec_and_fewer_pages(tmp_path):
+    server = ApiServer(says({"items": [vm("a")], "metadata": {"resourceVersion": "5"}}))
+    async with talking_to(server, tmp_path) as client:
+        (page,) = [page async for page in client.metadata(VMS)]
+    assert page.version == "5"
+    _, _, query, headers, _ = server.requests[0]
+    assert query == {"labelSelector": SELECTOR, "limit": "1000"}
+    assert headers["Accept"].startswith("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,")
+
+
+async def test_of_a_long_list_only_what_is_wanted_is_held(tmp_path):
+    server = ApiServer(
+        says({"items": [vm("a"), vm("b")], "metadata": {"continue": "next"}}),
+        says({"items": [vm("c")], "metadata": {"resourceVersion": "5"}}),
+    )
+    async with talking_to(server, tmp_path) as client:
+        items, _ = await client.list_all(VMS, keep=lambda item: item["metadata"]["name"] != "b")
+    assert [item["metadata"]["name"] for item in items] == ["a", "c"]
+
+
 async def test_a_list_that_expires_between_its_pages_begins_again(tmp_path):
     expired = fails("The provided continue parameter is too old", 410, "Expired")
     first = says({"items": [vm("a")], "metadata": {"continue": "next"}})

@@ -533,6 +533,30 @@ class TestObserve:
                 lambda event: is_listed(event) and event.observations and event.observations[0].is_warm(WarmWhen.AGENT),
             )
 
+    async def test_a_vm_becomes_warm_while_a_list_hangs(self, cluster, connected):
+        gateway = await connected(relist_seconds=0.1)
+        async with aclosing(gateway.observe()) as events:
+            await until(events, is_listed)
+            hanging = cluster.faults.order(kind="hang", verbs=["list"])
+            async with asyncio.timeout(PATIENCE):
+                while not hanging.struck:  # noqa: ASYNC110 - a fault tells nobody
+                    await asyncio.sleep(0.01)
+            await create(gateway)
+            await until(events, is_warm("a"))
+            cluster.faults.lift(hanging.id)
+            await until(events, is_listed)
+
+    async def test_a_deletion_that_the_watch_missed_is_found_by_a_list(self, cluster, connected):
+        """GIVEN watches that say nothing any more THEN a list that lacks the VM says that it is gone."""
+        gateway = await connected(relist_seconds=0.1)
+        async with aclosing(gateway.observe()) as events:
+            await until(events, is_listed)
+            made = await create(gateway)
+            await until(events, is_warm("a"))
+            cluster.faults.order(kind="watch-silent", settings={"running": True})
+            await gateway.delete_vm(name="a", uid=made.uid)
+            assert await until(events, is_gone("a")) == Gone("a", made.uid)
+
     async def test_a_cluster_that_is_away_is_told_and_found_again(self, cluster, gateway):
         order = cluster.faults.order(kind="error", verbs=["list"], settings={"status": 503})
         async with aclosing(gateway.observe()) as events:
