@@ -137,7 +137,7 @@ class ClaimRoute:
         try:
             if len(body) > LARGE:
                 return False
-            request = parse(body, key) if key is not None or len(body) > _MAX_CACHED_BODY else _parse_cached(body)
+            request = parse(body, key) if len(body) > _MAX_CACHED_BODY else _parse_small(body, key)
             return isinstance(request, ClaimRequest) and self._claim_service.submit(request, recipient)
         except Exception:  # noqa: BLE001 - it is raised again on the way through ASGI, and answered there
             return False
@@ -204,10 +204,15 @@ def parse(raw: bytes, key: str | None) -> ClaimRequest | DescribedClaimRequest:
     )
 
 
+def _parse_small(raw: bytes, key: str | None) -> ClaimRequest | DescribedClaimRequest:
+    """The same bytes are the same request but for its key, and most clients send the same body each time."""
+    return _parse_cached(raw, keyed=False) if key is None else _parse_cached(raw, keyed=True)._replace(key=key)
+
+
 @lru_cache(maxsize=1000)
-def _parse_cached(raw: bytes) -> ClaimRequest | DescribedClaimRequest:
-    """The same bytes are the same request, and most clients without a key send the same body each time."""
-    return parse(raw, None)
+def _parse_cached(raw: bytes, *, keyed: bool) -> ClaimRequest | DescribedClaimRequest:
+    """`keyed`: with the hash that a key is tied to."""
+    return parse(raw, "" if keyed else None)
 
 
 def render_stored(answer: StoredClaim, namespace: str) -> tuple[str, Response]:
