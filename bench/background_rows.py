@@ -45,9 +45,8 @@ async def planning(bench: Bench) -> list[Figure]:
     await make_pools(bench.url, _POOLS, live=10)
     p50s, p99s = [], []
     with serve_api(bench.url, bench.folder) as api, _background(bench, "plan"):
-        clients = [Client(api.port, "/v1/claim", f'{{"pool": "pool-{number}"}}') for number in range(_POOLS)]
-        for client in random.sample(clients, 50):
-            client.post()
+        for number in range(50):
+            _claim_from(api.port, number)
         await asyncio.sleep(3)
         for number in range(bench.rounds):
             async with connected(bench.url) as connection:
@@ -55,7 +54,7 @@ async def planning(bench: Bench) -> list[Figure]:
                 began = time.monotonic()
                 for count in range(_SECONDS * _CLAIMS_PER_SECOND):
                     await asyncio.sleep(max(0.0, began + count / _CLAIMS_PER_SECOND - time.monotonic()))
-                    random.choice(clients).post()
+                    _claim_from(api.port, random.randrange(_POOLS))
                 await asyncio.sleep(3)
                 took = [row[0] for row in await connection.fetch(_PLANNED, since)]
             if None in took:
@@ -76,13 +75,12 @@ async def pruning(bench: Bench) -> list[Figure]:
     pool_id = await make_pool(bench.url, "beside")
     seconds, ratios = [], []
     with serve_api(bench.url, bench.folder) as api:
-        client = Client(api.port, "/v1/claim", '{"pool": "beside"}')
         for number in range(bench.rounds):
             await make_history(bench.url, bench.size // 6, bench.say, days=40 + number, first=number * bench.size)
             await fill(bench.url, pool_id, 20_000)
-            alone = _claim_for(client, lambda began: time.monotonic() < began + 10)
+            alone = _claim_for(api.port, lambda began: time.monotonic() < began + 10)
             with _background(bench, "prune") as process:
-                beside = _claim_for(client, partial(_runs, process))
+                beside = _claim_for(api.port, partial(_runs, process))
                 out, _ = process.communicate()
             seconds.append(1e6 / json.loads(out))
             ratios.append(quantile(beside, 0.99) / quantile(alone, 0.99))
@@ -96,13 +94,23 @@ async def pruning(bench: Bench) -> list[Figure]:
     ]
 
 
+def _claim_from(port: int, number: int) -> None:
+    client = Client(port, "/v1/claim", f'{{"pool": "pool-{number}"}}')
+    client.post()
+    client.close()
+
+
 def _runs(process: "subprocess.Popen[bytes]", _began: float) -> bool:
     return process.poll() is None
 
 
-def _claim_for(client: Client, lasts: Callable[[float], bool]) -> list[float]:
+def _claim_for(port: int, lasts: Callable[[float], bool]) -> list[float]:
+    client = Client(port, "/v1/claim", '{"pool": "beside"}')
+    for _ in range(20):
+        client.post()
     began, took = time.monotonic(), []
     while lasts(began):
         took.append(client.post())
         time.sleep(_PAUSE)
+    client.close()
     return took
