@@ -1,6 +1,7 @@
 """Events: written in the transaction of each change, read as pages and as a stream."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -18,6 +19,9 @@ KINDS = ("pool", "vm", "claim", "snapshot", "preload")
 """The part of an event's type before the dot."""
 
 _KIND = "split_part(type, '.', 1)"
+# Warm claims are in no index by pool: a worker lists them in `bound_event` a moment later, up to here.
+_READER = """(SELECT coalesce((SELECT xid FROM event_reader WHERE name = 'plan'), '0'::xid8) AS xid,
+    coalesce((SELECT id FROM event_reader WHERE name = 'plan'), 0) AS id) r"""
 _RECORD = text("""
     INSERT INTO event (type, pool_id, vm_id, claim_id, data) VALUES (:type, :pool_id, :vm_id, :claim_id, :data)
 """).bindparams(bindparam("data", type_=JSONB))
@@ -108,28 +112,42 @@ def statement(*, forward: bool, pool: bool, kind: str | None) -> TextClause:
     """The statement for these filters. Only events of transactions that are older than all running ones: no event can appear before
     them later.
     """
+    turn = "" if forward else " DESC"
+    if pool:
+        pools = "unnest(CAST(:pools AS uuid[])) AS p(id)"
+        kinds = "unnest(CAST(:kinds AS text[])) AS k(kind)"
+        prefix = [("pool_id", "p.id"), (_KIND, "k.kind")]
+        others = _walk("event", prefix, "pool_id IS NOT NULL AND type <> 'claim.bound'", forward=forward)
+        found = [f"SELECT f.* FROM {kinds} CROSS JOIN {pools} CROSS JOIN LATERAL ({others}) f"]
+        if kind in {None, "claim"}:
+            listed = _walk("bound_event", [("pool_id", "p.id")], "true", forward=forward)
+            unlisted = "(xid, id) > (r.xid, r.id) AND type = 'claim.bound' AND pool_id = ANY(CAST(:pools AS uuid[]))"
+            found += [
+                f"SELECT e.* FROM {pools} CROSS JOIN LATERAL ({listed}) b JOIN event e ON e.xid = b.xid AND e.id = b.id",
+                f"SELECT f.* FROM {_READER} CROSS JOIN LATERAL ({_walk('event', [], unlisted, forward=forward)}) f",
+            ]
+    elif _is_indexed(kind):
+        found = [_walk("event", [(_KIND, "CAST(:kind AS text)")], f"{_KIND} <> 'claim'", forward=forward)]
+    else:
+        found = [_walk("event", [], f"{_KIND} = 'claim'" if kind else "true", forward=forward)]
+    union = " UNION ALL ".join(f"({branch})" for branch in found)
+    page = f"SELECT * FROM ({union}) found ORDER BY xid{turn}, id{turn} LIMIT :limit"
+    return text(f"{_SELECT.replace('FROM event e', f'FROM ({page}) e')} ORDER BY e.xid{turn}, e.id{turn}")
+
+
+def _walk(table: str, prefix: Sequence[tuple[str, str]], where: str, *, forward: bool) -> str:
+    """A stretch of an index of `prefix`, xid and id, from the cursor on; see `store.walks`."""
     above, below, turn = (">", "<=", "") if forward else ("<", ">=", " DESC")
-    prefix = [*([("pool_id", "p.id")] if pool else []), *([(_KIND, "k.kind")] if pool or _is_indexed(kind) else [])]
     columns, values = [column for column, _ in prefix], [value for _, value in prefix]
-    conditions = [
-        f"({', '.join([*columns, 'xid', 'id'])}) {above} ({', '.join([*values, 'CAST(CAST(:xid AS text) AS xid8)', ':id'])})",
-        "xid < pg_snapshot_xmin(pg_current_snapshot())",
-        *([f"({', '.join(columns)}) {below} ({', '.join(values)})"] if prefix else []),
-        *(["pool_id IS NOT NULL"] if pool else []),
-        *([f"{_KIND} <> 'claim'"] if not pool and _is_indexed(kind) else []),
-        *([f"{_KIND} = 'claim'"] if not pool and kind == "claim" else []),
-    ]
+    start = f"({', '.join([*columns, 'xid', 'id'])}) {above} ({', '.join([*values, 'CAST(CAST(:xid AS text) AS xid8)', ':id'])})"
+    end = f" AND ({', '.join(columns)}) {below} ({', '.join(values)})" if prefix else ""
     order = ", ".join(f"{column}{turn}" for column in [*columns, "xid", "id"])
-    found = f"SELECT * FROM event WHERE {' AND '.join(conditions)} ORDER BY {order} LIMIT :limit"
-    kinds, pools = "unnest(CAST(:kinds AS text[])) AS k(kind)", "unnest(CAST(:pools AS uuid[])) AS p(id)"
-    if prefix:
-        each = f"{kinds} CROSS JOIN {pools}" if pool else kinds
-        found = f"SELECT f.* FROM {each} CROSS JOIN LATERAL ({found}) f ORDER BY xid{turn}, id{turn} LIMIT :limit"
-    return text(f"{_SELECT.replace('FROM event e', f'FROM ({found}) e')} ORDER BY e.xid{turn}, e.id{turn}")
+    final = "xid < pg_snapshot_xmin(pg_current_snapshot())"
+    return f"SELECT * FROM {table} WHERE {where} AND {start}{end} AND {final} ORDER BY {order} LIMIT :limit"
 
 
 def _is_indexed(kind: str | None) -> bool:
-    """Claims are in no index of kinds alone: each would cost a warm claim, and claims are in every stretch of the history."""
+    """Claims are in no index of kinds alone, and in every stretch of the history."""
     return kind not in {None, "claim"}
 
 

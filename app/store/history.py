@@ -38,7 +38,12 @@ _EVENTS = text("""
             SELECT ctid FROM (
                 SELECT ctid, at FROM event WHERE (xid, id) > (CAST(CAST(:xid AS text) AS xid8), :id) ORDER BY xid, id LIMIT :limit) oldest
             WHERE at < now() - make_interval(secs => :seconds)))
-        RETURNING xid, id)
+        RETURNING xid, id, pool_id, type),
+    unlisted AS (
+        DELETE FROM bound_event WHERE ctid = ANY(ARRAY(
+            SELECT b.ctid FROM gone g CROSS JOIN LATERAL (
+                SELECT ctid FROM bound_event WHERE pool_id = g.pool_id AND xid = g.xid AND id = g.id LIMIT 1) b
+            WHERE g.type = 'claim.bound')))
     SELECT count(*) OVER () AS n, xid::text AS xid, id FROM gone ORDER BY gone.xid DESC, gone.id DESC LIMIT 1
 """)
 _TAKES = text("""

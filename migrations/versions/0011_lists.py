@@ -33,6 +33,13 @@ CREATE TABLE event_reader (
     CONSTRAINT event_reader_pkey PRIMARY KEY (name)
 );
 COMMENT ON COLUMN event_reader.xid IS 'it has read all events up to this one';
+CREATE TABLE bound_event (
+    pool_id UUID NOT NULL,
+    xid xid8 NOT NULL,
+    id BIGINT NOT NULL,
+    CONSTRAINT bound_event_pkey PRIMARY KEY (pool_id, xid, id)
+);
+COMMENT ON COLUMN bound_event.pool_id IS 'of an event claim.bound that `event_reader` has read';
 CREATE TABLE claim_label (
     claim_id UUID NOT NULL,
     label TEXT NOT NULL,
@@ -63,6 +70,7 @@ _DOWN = """
 DROP TRIGGER claim_labels ON claim;
 DROP FUNCTION keep_claim_labels;
 DROP TABLE claim_label;
+DROP TABLE bound_event;
 DROP TABLE event_reader;
 DROP INDEX snapshot_take_open_idx;
 DROP INDEX pool_history_idx;

@@ -20,7 +20,7 @@ _INDEXES = {
     "claim_pool_history_idx": "claim (pool_id, state, id) WHERE ended_at IS NOT NULL",
     "claim_shape_idx": "claim (shape, state, id) WHERE shape IS NOT NULL",
     "claim_pool_shape_idx": "claim (pool_id, shape, state, id) WHERE shape IS NOT NULL",
-    "event_pool_idx": "event (pool_id, split_part(type, '.', 1), xid, id) WHERE pool_id IS NOT NULL",
+    "event_pool_idx": "event (pool_id, split_part(type, '.', 1), xid, id) WHERE pool_id IS NOT NULL AND type <> 'claim.bound'",
     "event_kind_idx": "event (split_part(type, '.', 1), xid, id) WHERE split_part(type, '.', 1) <> 'claim'",
 }
 _UNFINISHED = sa.text(

@@ -78,7 +78,9 @@ class PoolPlanner:
         async with self._db.begin() as tx:
             if self._begins:
                 await overlooked.begin(tx)
-            await overlooked.request_changed(tx, delay_seconds=_DELAY_SECONDS, limit=_EVENTS)
+            found = await overlooked.request_changed(tx, delay_seconds=_DELAY_SECONDS, limit=_EVENTS)
+            if found.events == _EVENTS:
+                self._looked_at = float("-inf")  # there are more
             if self._placing is None:
                 return
             changes = await self._placing.changes(tx)

@@ -4,6 +4,7 @@ Whoever changes a pool asks for a plan of it, but a warm claim does so after its
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import text
 
@@ -13,7 +14,7 @@ _CALM = ("vm.planned", "vm.creating", "vm.booting", "claim.renewed")
 """Events that no plan depends on."""
 
 _BEGIN = text("""
-    INSERT INTO event_reader (name, xid, id) VALUES ('plan', pg_snapshot_xmin(pg_current_snapshot()), 0) ON CONFLICT DO NOTHING
+    INSERT INTO event_reader (name, xid, id) VALUES ('plan', '0', 0) ON CONFLICT DO NOTHING
 """)
 # A pool that was planned since its event is left alone. One replica at a time; what is younger than the delay is read later,
 # when most of it has been planned already.
@@ -36,10 +37,12 @@ _REQUEST = text("""
         INSERT INTO plan_request (pool_id)
         SELECT DISTINCT q.pool_id FROM changed c JOIN pool_plan q ON q.pool_id = c.pool_id
         WHERE q.planned_at IS NULL OR q.planned_at < c.at RETURNING pool_id),
+    listed AS (
+        INSERT INTO bound_event (pool_id, xid, id) SELECT pool_id, xid, id FROM read WHERE type = 'claim.bound' ON CONFLICT DO NOTHING),
     moved AS (
         UPDATE event_reader SET (xid, id) = (SELECT xid, id FROM read ORDER BY xid DESC, id DESC LIMIT 1)
         WHERE name = 'plan' AND EXISTS (SELECT 1 FROM read))
-    SELECT count(*) FROM requested
+    SELECT (SELECT count(*) FROM requested) AS requested, (SELECT count(*) FROM read) AS read
 """)
 _ON_NODES = text("""
     INSERT INTO plan_request (pool_id)
@@ -51,17 +54,25 @@ _SPREAD = text("""
 """)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How many pools are to be planned, and how many events were read."""
+
+    pools: int
+    events: int
+
+
 async def begin(tx: Tx) -> None:
-    """Has `request_changed` begin with the events that are not final yet, unless a process has begun before."""
+    """Has `request_changed` begin with the first event, unless a process has begun before."""
     await run(tx, _BEGIN)
 
 
-async def request_changed(tx: Tx, *, delay_seconds: float, limit: int) -> int:
+async def request_changed(tx: Tx, *, delay_seconds: float, limit: int) -> Found:
     """Asks for a plan of each pool with an event of which no plan was made since. Reads up to `limit` events that are older than
-    `delay_seconds`, each once. Returns how many pools were found.
+    `delay_seconds`, each once, and keeps by pool which of them are of warm claims: lists of events find them there.
     """
-    found: int = (await run(tx, _REQUEST, delay=delay_seconds, limit=limit, calm=list(_CALM))).scalar_one()
-    return found
+    row = (await run(tx, _REQUEST, delay=delay_seconds, limit=limit, calm=list(_CALM))).one()
+    return Found(row.requested, row.read)
 
 
 async def request_on_nodes(tx: Tx, names: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from app.reconcilers.history import pruner as pruning
 from app.reconcilers.history.pruner import HistoryPruner
 from app.store import history
 from app.store.claims.warm import WarmClaimStore
+from app.store.pools import overlooked
 from tests.support.claim_rows import end
 from tests.support.rows import execute, fetch, make_pool, make_vms, request, scalar
 
@@ -24,12 +25,15 @@ async def ended(db):
     await execute(db, "UPDATE claim SET ended_at = now() - interval '90 days'")
     await execute(db, "UPDATE vm SET state = 'deleted', ended_at = now() - interval '90 days'")
     await execute(db, "UPDATE event SET at = now() - interval '90 days'")
-    assert len(vms) == 7
+    async with db.begin() as tx:
+        await overlooked.begin(tx)
+        await overlooked.request_changed(tx, delay_seconds=0, limit=1000)
+    assert await scalar(db, "SELECT count(*) FROM bound_event") == len(vms) == 7
     return pool
 
 
 async def rows_left(db):
-    tables = ("claim", "claim_label", "vm", "event", "pool", "pool_plan")
+    tables = ("claim", "claim_label", "vm", "event", "bound_event", "pool", "pool_plan")
     return {table: await scalar(db, f"SELECT count(*) FROM {table}") for table in tables}
 
 
@@ -41,7 +45,9 @@ async def test_all_of_it_goes_batch_after_batch_and_the_deleted_pool_last(db, se
     while await pruner.step():
         steps += 1
         assert (await rows_left(db))["pool"] == 1
-    assert await rows_left(db) == dict.fromkeys(("claim", "claim_label", "vm", "event", "pool", "pool_plan"), 0)
+    assert await rows_left(db) == dict.fromkeys(
+        ("claim", "claim_label", "vm", "event", "bound_event", "pool", "pool_plan"), 0
+    )
     assert steps > 7 // 3
 
 
@@ -56,7 +62,15 @@ async def test_what_is_young_or_has_not_ended_stays(db, settings, ended):
     await lane.close()
     events = await scalar(db, "SELECT count(*) FROM event WHERE at > now() - interval '1 day'")
     assert not await HistoryPruner(db, settings).step()
-    assert await rows_left(db) == {"claim": 2, "claim_label": 2, "vm": 3, "event": events, "pool": 1, "pool_plan": 1}
+    assert await rows_left(db) == {
+        "claim": 2,
+        "claim_label": 2,
+        "vm": 3,
+        "event": events,
+        "bound_event": 0,
+        "pool": 1,
+        "pool_plan": 1,
+    }
 
 
 async def test_a_key_is_free_once_its_claim_is_pruned(db, settings, ended):

@@ -129,7 +129,9 @@ async def test_every_page_of_vms_reads_about_as_many_rows_as_it_shows(db, large)
 
 async def test_every_page_of_events_reads_about_as_many_rows_as_it_shows(db, large):
     await execute(db, _EVENTS, **large)
-    for table in ("event", "pool"):
+    await execute(db, "INSERT INTO bound_event SELECT pool_id, xid, id FROM event WHERE type = 'claim.bound'")
+    await execute(db, "INSERT INTO event_reader SELECT 'plan', xid, id FROM event ORDER BY xid DESC, id DESC LIMIT 1")
+    for table in ("event", "bound_event", "pool"):
         await execute(db, f"ANALYZE {table}")
     seen = set()
     for pool, kind, forward, xid in itertools.product(
@@ -144,7 +146,7 @@ async def test_every_page_of_events_reads_about_as_many_rows_as_it_shows(db, lar
         found = await walk(db, query, **given, xid=xid, id=0, limit=LIMIT)
         assert max(found.values(), default=0) <= 10 * LIMIT, (pool, kind, forward, xid, found)
         seen |= set(found)
-    assert seen >= {"event_pkey", "event_pool_idx", "event_kind_idx"}
+    assert seen >= {"event_pkey", "event_pool_idx", "event_kind_idx", "bound_event_pkey"}
 
 
 async def test_labels_of_a_claim_are_listed_before_and_after_it_ends(db):

@@ -50,7 +50,7 @@ async def calm(db):
 
 async def read_history(db, **given):
     async with db.begin() as tx:
-        return await overlooked.request_changed(tx, **{"delay_seconds": 0, "limit": 100, **given})
+        return (await overlooked.request_changed(tx, **{"delay_seconds": 0, "limit": 100, **given})).pools
 
 
 async def test_a_request_that_comes_while_the_pool_is_planned_has_it_planned_again(db):
@@ -116,6 +116,38 @@ async def test_boots_alone_have_no_pool_planned(db):
     async with db.begin() as tx:
         await events.record(tx, "pool.changed", pool_id=pool.id)
     assert await read_history(db) == 1
+
+
+async def test_warm_claims_are_listed_by_pool_whether_a_worker_has_read_of_them_or_not(db):
+    pool, other = await make_pool(db), await make_pool(db, "other")
+    for each in (pool, other):
+        await make_vms(db, each, 4)
+    lane = WarmClaimStore(db.url)
+
+    async def bound(*, kind=None, pool="web", **given):
+        async with db.begin() as tx:
+            found = await events.page(tx, **{"after": events.Cursor(), "limit": 100, **given}, pool=pool, kind=kind)
+            back = await events.page_back(tx, before=None, limit=100, pool=pool, kind=kind)
+        if not given:
+            assert [event.cursor for event in back] == [event.cursor for event in reversed(found)]
+        assert [event.cursor for event in found] == sorted(event.cursor for event in found)
+        return [event for event in found if event.type == "claim.bound"]
+
+    for count in range(1, 4):
+        await lane.claim(pool.id, [request()])
+        await lane.claim(other.id, [request()])
+        for read in (False, True):
+            if read:
+                await read_history(db)
+            assert len(await bound()) == len(await bound(kind="claim")) == len(await bound(pool="other")) == count
+            assert await bound(kind="vm") == []
+            assert await scalar(db, "SELECT count(*) FROM bound_event") == 2 * (count if read else count - 1)
+    await lane.close()
+    first, second, third = await bound()
+    assert await bound(after=first.cursor) == [second, third]
+    assert await bound(after=third.cursor) == []
+    async with db.begin() as tx:
+        assert await events.page_back(tx, before=second.cursor, limit=1, pool="web", kind="claim") == [first]
 
 
 async def test_what_pools_start_from_has_them_planned_when_it_changes(db):
