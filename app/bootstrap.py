@@ -25,7 +25,7 @@ from app.store.claims.warm import WarmClaimStore
 from app.store.database import Database
 from app.store.notices import Listener, Topic
 
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 2.0
 _Part = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 """Runs until its argument is set."""
 log = structlog.get_logger(__name__)

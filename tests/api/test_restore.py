@@ -7,7 +7,7 @@ from app.store.database import Database
 from tests.support.installations import copy_of
 from tests.support.postgres import clone_database
 from tests.support.rows import execute
-from tests.support.service import Refused, check, serve, until
+from tests.support.service import TEMPLATE, Refused, check, serve, until
 
 CLAIM = "emberpool.io/claim"
 RECORD = "emberpool.io/claim-record"
@@ -74,7 +74,7 @@ async def hands_out_nothing(server):
     refused = Refused(503, "installation-waits", says="no VM is handed out")
     check(await server.claim("web"), refused)
     check(await server.client.post("/v1/claim/batch", json={"pool": "web", "count": 2}), refused)
-    check(await server.client.post("/v1/claim", json={"vm": {"image": "registry.local/disk:1"}}), refused)
+    check(await server.client.post("/v1/claim", json={"vm": TEMPLATE}), refused)
 
 
 async def waits(server, why):

@@ -42,7 +42,7 @@ class InstallationWatch:
                 await self.step()
 
     async def step(self) -> bool:
-        """Once a second, and when the row was written. Never asks to be run again at once."""
+        """Every few seconds, and when the row was written. Never asks to be run again at once."""
         row = await self._read()
         if row.waits is not None:
             self._doubt(row)

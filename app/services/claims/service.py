@@ -79,8 +79,8 @@ class ClaimService:
         Raises PoolNotFound, PoolBeingDeleted, LeaseTooLong, IdempotencyKeyReused, NoWarmVm (with `retry_after`),
         DatabaseUnavailable, InstallationWaits.
         """
-        self.gate.require_claims()
         facts = await self._get_facts(request.pool)
+        self.gate.require_claims()
         claim = _new(request, facts)
         outcome: Outcome = None
         if request.prefer is not None:
@@ -122,8 +122,8 @@ class ClaimService:
         With a key, a retry gets the claims of the first time, however many those were. Raises NoWarmVm where no VM is ready
         (with `all_or_nothing`: fewer than asked for), and what `claim` raises.
         """
-        self.gate.require_claims()
         facts = await self._get_facts(request.pool)
+        self.gate.require_claims()
         key = request.key
         new = [
             _new(request if key is None else request._replace(key=f"{key}{_BATCH_MARK}{number}"), facts)

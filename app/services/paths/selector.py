@@ -81,7 +81,6 @@ class PathSelector:
         DeadlineTooShort, ClusterUnavailable and ClusterError (from the dry run of a new shape), DatabaseUnavailable,
         InstallationWaits.
         """
-        self._claim_service.gate.require_claims()
         try:
             wanted = self._understand(request)
         except InvalidRequest:
@@ -92,6 +91,7 @@ class PathSelector:
         known, pools = await self._look(wanted)
         if known is not None:
             return await self._queue.replay(known, request.in_pool(), until_disconnected)
+        self._claim_service.gate.require_claims()
         if StartPath.POOL in wanted.allowed:
             served = await self._claim_warm(wanted, pools, until_disconnected)
             if served is not None:
