@@ -120,8 +120,10 @@ class Settings(BaseSettings):
     """How long a reconciler's lease on one VM lasts while it calls the cluster. Keep it above `CLUSTER_TIMEOUT_SECONDS`."""
     provision_concurrency: int = Field(default=8, ge=1, le=64)
     """How many calls to the cluster one reconciler makes at the same time. 200 VMs, eight at a time, took 34 s on a real API server (recorded)."""
-    creates_per_second: float = Field(default=20, gt=0)
-    """The highest rate of creates, for all pools and replicas together."""
+    create_concurrency: int = Field(default=32, ge=1, le=256)
+    """How many VMs one worker asks the cluster for at the same time, at most. It begins with `PROVISION_CONCURRENCY`, and finds the number that keeps the cluster busy from its answers."""
+    creates_per_second: float = Field(default=200, gt=0)
+    """The highest rate of creates, for all pools and replicas together. How many the cluster takes is found from its answers."""
 
     preload_helper_image: str = "docker.io/library/busybox:1.37-musl"
     """The image that brings a static `/bin/busybox` to the pods that hold container disks on nodes. Mirror it if the nodes have no internet."""

@@ -35,7 +35,8 @@ class Connection:
 
     def __init__(self, settings: Settings, configuration: kubernetes.Configuration) -> None:
         """Needs a running event loop. Makes no call."""
-        configuration.connection_pool_maxsize = settings.provision_concurrency + _SPARE_CONNECTIONS
+        creating = max(settings.provision_concurrency, settings.create_concurrency)
+        configuration.connection_pool_maxsize = creating + _SPARE_CONNECTIONS
         self._client = kubernetes.ApiClient(configuration)
         self._client.user_agent = labels.MANAGER
         self._namespace = settings.namespace

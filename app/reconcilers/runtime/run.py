@@ -59,7 +59,8 @@ class Reconcilers:
         self._gate = gate or Gate.opened()
         self._keeper = InstallationKeeper(db, gateway, settings, replica=holder)
         self._planner = PoolPlanner(db, every_seconds=settings.plan_seconds, placing=placing)
-        self._creator = VmCreator(db, gateway, settings)
+        self._creates = self._on(Topic.CREATE)
+        self._creator = VmCreator(db, gateway, settings, self._creates)
         self._remover = VmRemover(db, gateway, settings)
         self._labeler = ClaimLabeler(db, gateway, settings)
         self._preloads = PreloadReconciler(db, gateway, settings)
@@ -105,11 +106,17 @@ class Reconcilers:
 
     async def _work(self, stop: asyncio.Event) -> None:
         """Works until `stop`, finishes the calls under way, and releases all other work."""
-        async with asyncio.TaskGroup() as tasks:
-            for name, loop in self._loops.items():
-                tasks.create_task(loop(stop=stop), name=name)
-            if await self._gateway.unavailable(Capability.WATCH_NODES) is None:
-                tasks.create_task(self._nodes.run(stop), name="nodes")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for name, loop in self._loops.items():
+                    tasks.create_task(loop(stop=stop), name=name)
+                if await self._gateway.unavailable(Capability.WATCH_NODES) is None:
+                    tasks.create_task(self._nodes.run(stop), name="nodes")
+            await self._release()
+        finally:
+            self._creator.cancel()
+
+    async def _release(self) -> None:
         for worker in (self._creator, self._remover, self._snapshots, self._preloads, self._vm_pools):
             try:
                 await worker.release()
@@ -124,7 +131,7 @@ class Reconcilers:
         steps: list[tuple[str, _Step, float, Wake]] = [
             # name, step, seconds between two steps that find nothing to do, what wakes it sooner
             ("plan", self._planner.step, min(1.0, s.plan_seconds), self._on(Topic.PLAN)),
-            ("create", self._creator.step, 0.5, self._on(Topic.CREATE)),
+            ("create", self._creator.begin, 0.5, self._creates),
             ("remove", self._remover.step, 1.0, self._on(Topic.REMOVE)),
             ("label", self._labeler.step, 1.0, self._on(Topic.CLAIMED)),
             ("boot-times", self._boot_times.step, 1.0, Wake()),

@@ -5,26 +5,35 @@ and "already exists" is success.
 
 A cluster that is away, hangs, or forbids creates puts them off: that is written for the pool and for all pools, no further create of
 the pool is begun for a while, and no VM has failed. The next success ends it.
+
+How many creates are under way at once follows from what the cluster answers (`domain.pacing`), and each that ends makes room for
+the next.
 """
 
 import asyncio
 import math
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
 from typing_extensions import override
 
+from app.compute.gateway import Gateway
+from app.config import Settings
 from app.domain.observation import Observation
+from app.domain.pacing import CreatePacer, Pushback
 from app.domain.paths import FromSnapshot, Start, StartPath
 from app.domain.states import VmState
 from app.domain.templates import Exclusive
-from app.errors import ClusterError, ClusterForbidden, DatabaseUnavailable
+from app.errors import ClusterError, ClusterForbidden, ClusterUnavailable, DatabaseUnavailable
 from app.lifecycle.start_sources import NotYet, resolve_start
 from app.reconcilers.runtime.leased_worker import LeasedWorker, RetryLater
+from app.reconcilers.runtime.loop import Wake
 from app.reconcilers.vms.outcomes import give_up
-from app.store.database import Tx
+from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
 from app.store.pools import put_off
+from app.store.pools import rows as pool_rows
 from app.store.preloads import rows as preload_rows
 from app.store.snapshots import rows as snapshot_rows
 from app.store.vms import observed, work
@@ -46,10 +55,74 @@ class InUse(SourceNotReady):
 
 
 class VmCreator(LeasedWorker[CreateWork]):
+    """`wake` is called when a create ends, so that the loop begins another."""
+
     subject = "vm"
     call = "create"
     leases = work.LEASES
     retry_cap_seconds = math.inf
+
+    def __init__(self, db: Database, gateway: Gateway, settings: Settings, wake: Wake | None = None) -> None:
+        super().__init__(db, gateway, settings)
+        self._wake = wake or Wake()
+        self._pacer = CreatePacer(start=settings.provision_concurrency, limit=settings.create_concurrency)
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+
+    async def begin(self) -> bool:
+        """Begins as many creates as the cluster takes now, and does not wait for them. True: as many as that were due.
+
+        Raises what a create that was begun before ended with.
+        """
+        self._raise_failure()
+        room = self._pacer.room(len(self._under_way), time.monotonic())
+        if room == 0:
+            return False
+        async with self._db.begin() as tx:
+            items = await self.acquire(tx, room)
+        for item in items:
+            task = asyncio.create_task(self._visit(item), name=f"create-{item.name}")
+            self._under_way.add(task)
+            task.add_done_callback(self._note_end)
+        return len(items) == room
+
+    @override
+    async def step(self) -> bool:
+        """Begins what may be begun, and waits until nothing is under way."""
+        more = await self.begin()
+        await self._finish()
+        self._raise_failure()
+        return more
+
+    @override
+    async def release(self) -> None:
+        """Waits for what is under way: its answers are coming."""
+        await self._finish()
+        await super().release()
+
+    def cancel(self) -> None:
+        """What is under way ends without an answer."""
+        for task in self._under_way:
+            task.cancel()
+
+    async def _finish(self) -> None:
+        try:
+            if self._under_way:
+                await asyncio.wait(self._under_way)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._failure = failure
+        self._wake()
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     @override
     async def acquire(self, tx: Tx, limit: int) -> Sequence[CreateWork]:
@@ -83,24 +156,34 @@ class VmCreator(LeasedWorker[CreateWork]):
                     sources=[VmState.CREATING],
                     deadline_seconds=item.boot_timeout_seconds,
                 )
-            if await put_off.end(tx, item.pool_id):
+            if (ended := await put_off.end(tx, item.pool_id)) is not None:
+                await pool_rows.plan_soon(tx, item.pool_id, *ended)
                 await notify(tx, Topic.CREATE)
-                await notify(tx, Topic.PLAN)
 
     async def _create(self, item: CreateWork, start: Start) -> Observation:
         """One that hangs is told before it fails."""
         making = asyncio.ensure_future(
             self._gateway.create_vm(name=item.name, pool=item.pool, vm_id=str(item.id), spec=item.vm_spec, start=start)
         )
+        begun_at = time.monotonic()
         try:
             await asyncio.wait({making}, timeout=_HANGS_SECONDS)
             if not making.done():
-                with suppress(DatabaseUnavailable):
-                    async with self._db.begin() as tx:
-                        await self._put_off(tx, item, f"the cluster has not answered a create for {_HANGS_SECONDS:g} s")
-            return await making
+                await self._tell_hanging(item, begun_at)
+            made = await making
+        except ClusterUnavailable as error:
+            self._pacer.pushed_back(Pushback(begun_at, error.retry_after), time.monotonic())
+            raise
         finally:
             making.cancel()
+        self._pacer.succeeded(time.monotonic() - begun_at, under_way=len(self._under_way))
+        return made
+
+    async def _tell_hanging(self, item: CreateWork, begun_at: float) -> None:
+        self._pacer.pushed_back(Pushback(begun_at), time.monotonic())
+        with suppress(DatabaseUnavailable):
+            async with self._db.begin() as tx:
+                await self._put_off(tx, item, f"the cluster has not answered a create for {_HANGS_SECONDS:g} s")
 
     async def _put_off(self, tx: Tx, item: CreateWork, reason: str, *, after: float | None = None) -> None:
         most = min(_MOST_SECONDS, self._settings.backoff_cap_seconds)

@@ -79,18 +79,20 @@ async def write(tx: Tx, pool_id: UUID, *, reason: str, least_seconds: float, mos
     await run(tx, _WRITE, ids=[_ALL, pool_id], reason=reason, least=least_seconds, most=most_seconds)
 
 
-async def end(tx: Tx, pool_id: UUID) -> bool:
-    """A create of the pool succeeded. True if creates had been put off: planned VMs may be created now.
+async def end(tx: Tx, pool_id: UUID) -> tuple[UUID, ...] | None:
+    """A create of the pool succeeded. Returns the pools whose creates were put off and need not be any more; None: nothing was.
 
     If none of any pool had succeeded for a while, all pools may try again at once.
     """
     ended = {row.pool_id: row.settled for row in await run(tx, _END, ids=[_ALL, pool_id], settled=_SETTLED_SECONDS)}
+    if not ended:
+        return None
     pools = set(ended)
     if ended.get(_ALL):
         pools |= {row.pool_id for row in await run(tx, _END_ALL)}
-    if pools:
-        await run(tx, _CALM, ids=sorted(pools))
-    return bool(pools)
+    pools.discard(_ALL)
+    await run(tx, _CALM, ids=sorted(pools))
+    return tuple(sorted(pools))
 
 
 async def of_pools(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, PutOff]:

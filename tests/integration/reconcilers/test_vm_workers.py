@@ -15,6 +15,7 @@ from app.errors import (
     ClusterRefused,
     ClusterUnavailable,
 )
+from app.reconcilers.runtime.loop import Wake
 from app.reconcilers.vms import creator
 from app.reconcilers.vms.creator import VmCreator
 from app.reconcilers.vms.labeler import ClaimLabeler
@@ -68,6 +69,32 @@ async def test_a_batch_is_as_large_as_the_concurrency(db, gateway, provision, se
     assert len(gateway.vms) == settings.provision_concurrency + 1
 
 
+async def test_each_create_that_ends_makes_room_for_the_next_and_a_slow_one_holds_up_none(db, gateway, settings):
+    wake = Wake()
+    provision = VmCreator(db, gateway, settings, wake)
+    await make_vms(db, await make_pool(db), settings.provision_concurrency + 2, VmState.PLANNED)
+    gate, create = asyncio.Event(), gateway.create_vm
+    slow = asyncio.Lock()
+
+    async def first_is_slow(**given):
+        if not slow.locked():
+            await slow.acquire()
+            await gate.wait()
+        return await create(**given)
+
+    gateway.create_vm = first_is_slow
+    assert await provision.begin()
+    for _ in range(settings.provision_concurrency + 1):
+        await asyncio.wait_for(wake.wait(), PATIENCE)
+        await provision.begin()
+        if len(gateway.vms) == settings.provision_concurrency + 1:
+            break
+    assert len(gateway.vms) == settings.provision_concurrency + 1
+    gate.set()
+    await provision.release()
+    assert len(gateway.vms) == settings.provision_concurrency + 2
+
+
 async def test_a_create_whose_answer_was_lost_is_found_and_not_made_twice(db, gateway, provision, settings):
     pool = await make_pool(db)
     (vm_id,) = await make_vms(db, pool, 1, VmState.PLANNED)
@@ -108,7 +135,7 @@ async def nothing_puts_off(db):
     ],
 )
 async def test_a_cluster_that_takes_no_creates_puts_them_off_and_nobody_has_failed(
-    db, gateway, provision, error, reason
+    db, gateway, provision, settings, error, reason
 ):
     pool = await make_pool(db)
     ids = await make_vms(db, pool, 12, VmState.PLANNED)
@@ -126,7 +153,8 @@ async def test_a_cluster_that_takes_no_creates_puts_them_off_and_nobody_has_fail
         assert (await put_off.of_pools(tx, [pool.id]))[pool.id].reason == reason
     del gateway.before["create"]
     await nothing_puts_off(db)
-    while await provision.step():
+    rested = VmCreator(db, gateway, settings)
+    while await rested.step():
         pass
     assert {await state_of(db, vm_id) for vm_id in ids} == {VmState.BOOTING}
     assert {health for (health,) in [tuple(each.values()) for each in await fetch(db, "SELECT health FROM vm")]} == {
