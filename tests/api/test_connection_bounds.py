@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import itertools
 import json
-import uuid
 
 import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from app.api.connections.protocol import Phase
 from tests.support.raw_http import connect, request
@@ -310,31 +313,30 @@ async def test_a_body_that_cannot_be_read_is_refused_in_its_turn(server):
         assert await connection.is_closed()
 
 
-async def test_a_request_that_waits_for_its_turn_has_its_time_for_itself(server):
-    """The second request is not read on while the first one is served."""
-    body = b'{"pool": "none"}'
-    waiting = request("GET", f"/v1/claims/{uuid.uuid4()}?wait_seconds=60")
-    head = request("POST", "/v1/claim", JSON, f"Content-Length: {len(body)}")
-    async with bind(server.app) as (serving, port), connect(port) as connection:
-        async with server.services.db.begin() as tx:
-            await tx.exec_driver_sql("LOCK TABLE claim IN ACCESS EXCLUSIVE MODE")
-            connection.send(waiting, head)
+@pytest.mark.parametrize(
+    "behind",
+    [
+        GET,
+        GET * 5,
+        GET[:9],
+        b"nonsense",
+        request("POST", "/v1/claim", JSON, "Content-Length: 300000", body=b" " * 200_000),
+    ],
+    ids=["one", "too many", "a part", "nonsense", "a body"],
+)
+async def test_a_client_that_leaves_is_noticed_whatever_it_had_sent_after_the_request_that_is_served(server, behind):
+    stream = request("GET", "/v1/events", "Accept: text/event-stream")
+    async with bind(server.app, max_pipelined_requests=3) as (serving, port):
+        async with connect(port) as connection:
+            connection.send(stream)
+            assert (await connection.answer()).status == 200
+            connection.send(behind)
+            await connection.writer.drain()
 
-            async def both_are_begun():
-                return [each for each in serving.server_state.connections if each.pipeline]
+        async def is_noticed():
+            return not serving.server_state.tasks
 
-            (its,) = await until(both_are_begun)
-            its.shared.clock += 100
-
-            async def has_more_time():
-                return its.deadline > its.shared.clock
-
-            await until(has_more_time)
-            its.deadline = its.shared.clock + 5
-        assert (await connection.answer()).status == 404
-        assert its.deadline > its.shared.clock + 20
-        answer = await connection.ask(body)
-        assert (answer.status, answer.json["code"]) == (404, "pool-not-found")
+        await until(is_noticed)
 
 
 async def test_a_body_that_nobody_reads_ends_with_its_connection(server):
@@ -347,3 +349,49 @@ async def test_a_body_that_nobody_reads_ends_with_its_connection(server):
                 connection.send(b"x" * 65536)
                 await connection.writer.drain()
         assert await connection.is_closed()
+
+
+FRAGMENTS = [
+    *(GET, GET[:-2], GET[:9], CHUNKED, b"\r\n", b"\r\n\r\n", b"0\r\n\r\n", b"2\r\n{}\r\n", b"zz", b"\0", b"X: 1\r\n"),
+    request("POST", "/v1/claim", JSON, "Content-Length: 16", body=b'{"pool": "none"}'),
+    request(
+        "POST", "/v1/claim", JSON, "Content-Length: 16", "Connection: Upgrade", "Upgrade: h2c", body=b'{"pool": "none"}'
+    ),
+    request("POST", "/v1/claim", JSON, "Content-Length: 5", "Expect: 100-continue"),
+    request("POST", "/v1/claim", "Content-Length: 3"),
+    request("HEAD", "/v1/pools", "Connection: close"),
+    request("GET", "/v1/events", "Accept: text/event-stream"),
+    padded(5000),
+]
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def narrow(server):
+    async with bind(server.app, max_head_bytes=4096, max_pipelined_requests=2) as (serving, port):
+        yield serving, port
+
+
+@given(
+    sent=st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=8), min_size=1, max_size=12).map(b"".join),
+    piece=st.sampled_from([1, 7, 100, 100_000]),
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_whatever_is_sent_makes_nothing_fail_and_leaves_nothing_behind(narrow, caplog, sent, piece):
+    serving, port = narrow
+    with capture_logs() as logged:
+        async with connect(port) as connection:
+            with contextlib.suppress(ConnectionError):
+                for at in range(0, min(len(sent), 3000), piece):
+                    connection.send(sent[at : at + piece])
+                    await asyncio.sleep(0)
+                connection.send(sent[3000:])
+                await connection.writer.drain()
+
+        async def is_gone():
+            return not serving.server_state.connections and not serving.server_state.tasks
+
+        await until(is_gone)
+    shared = shared_by(serving)
+    assert (shared.held, shared._open) == (0, set())
+    assert not [each for each in logged if each["log_level"] in {"error", "critical"}]
+    assert not [each for each in caplog.records if each.levelname in {"ERROR", "CRITICAL"}]

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 
 import httptools
 from typing_extensions import override
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.api.connections.heads import PipelineFull, check_start, describe, without_upgrade
@@ -50,6 +51,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._headers = 0  # and trailers
         self._sizes: deque[int] = deque()  # of what has arrived and is not answered, in bytes
         self._keep_alive = True  # what the request that is arriving asks for
+        self._served: RequestResponseCycle | None = None
         self._refusal = b""
         self._stopping = False
 
@@ -81,6 +83,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self.shared.held -= self.held + sum(self._sizes)
         self.phase, self.held = Phase.ENDED, 0
         self._sizes.clear()
+        if self._served is not None and not self._served.response_complete:  # uvicorn tells the last request only
+            _disconnect(self._served)
         super().connection_lost(exc)
 
     @override
@@ -129,6 +133,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.waiting_for_100_continue = self.scope["http_version"] == "1.1"
             self.cycle.keep_alive = False
         self._enter(Phase.BODY, self.shared.settings.body_timeout_seconds)
+        self._read_on()
 
     @override
     def on_body(self, body: bytes) -> None:
@@ -136,6 +141,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._content += len(body)
         if not self.cycle.response_complete:
             self._hold(len(body))
+        self._read_on()
 
     @override
     def on_message_complete(self) -> None:
@@ -164,8 +170,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self._enter(Phase.ENDED, self.shared.settings.unread_timeout_seconds)
             return
         self.flow.resume_reading()
-        if self.is_reading:  # it may have had to wait for this answer
-            self.deadline = self.shared.clock + self.shared.settings.body_timeout_seconds
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif self._refusal:
@@ -195,8 +199,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
         elif self.is_idle:
             self.close_idle()
-        elif self.flow.read_paused:
-            self.deadline = self.shared.clock + settings.body_timeout_seconds  # the service is what it waits for
         elif self.phase is Phase.HEAD:
             most = settings.head_timeout_seconds
             self.refuse(RequestTimeout(f"the headers did not arrive within {most:g} s; send the request again"))
@@ -224,11 +226,22 @@ class BoundedProtocol(HttpToolsProtocol):
                 return
             if cycle.response_started:
                 self._refusal = b""
-            cycle.disconnected = True
-            cycle.message_event.set()
+            _disconnect(cycle)
         elif cycle is not None and not cycle.response_complete:
             return
         self._send_refusal()
+
+    @override
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._served = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _read_on(self) -> None:
+        """Reads on while a request waits for its turn, where uvicorn stops: what waits is bounded here, and whoever does not read
+        never learns that the client has left.
+        """
+        if self.pipeline:
+            self.flow.resume_reading()
 
     def _room(self) -> int:
         """How many bytes the parser may see before a bound has to be looked at."""
@@ -239,9 +252,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def _read(self, data: bytes) -> None:
         begun, was_reading = self._begun, self.is_reading
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._read_without_upgrade(data[upgrade.args[0] :])
+            rest = self._feed(data)
+            while rest is not None:
+                rest = self._feed(rest)
         except httptools.HttpParserError as error:
             self._give_up(error)
         else:
@@ -251,14 +264,22 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.shared.held > self.shared.settings.max_held_bytes:
             self.shared.relieve()
 
-    def _read_without_upgrade(self, rest: bytes) -> None:
-        """Ignores an offer to speak another protocol (RFC 9110, 7.8), which Java's client makes (h2c) with each first request.
-        The parser leaves all after such a head unread, a body too: another one reads the head again without the offer.
+    def _feed(self, data: bytes) -> bytes | None:
+        """Has the parser read the data. Returns what is to be read instead of the rest of it, if anything.
+
+        Offers to speak another protocol are ignored (RFC 9110, 7.8); Java's client makes one (h2c) with its first request. The
+        parser leaves all after such a head unread, a body too: another one reads the head again without the offer.
         """
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+        else:
+            return None
         head = without_upgrade(self.parser.get_method(), self.url, self.headers)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._read(head + rest)
+        return head + rest
 
     def _give_up(self, error: httptools.HttpParserError) -> None:
         cause = error.__context__
@@ -266,7 +287,6 @@ class BoundedProtocol(HttpToolsProtocol):
             last = self.pipeline[0][0]
             last.keep_alive = False
             self._enter(Phase.ENDED, NEVER)
-            self.flow.pause_reading()
         elif isinstance(cause, EmberpoolError):
             self.refuse(cause)
         else:
@@ -313,7 +333,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _drop(self, size: int) -> None:
         self._received += size
         if self._received > self.shared.settings.max_body_bytes:
-            self.transport.abort() if self.deadline != NEVER else self.flow.pause_reading()
+            self.transport.abort()
 
     def _render(self, error: EmberpoolError, *, instance: str | None = None) -> bytes:
         REQUESTS.labels(operation="none", status=error.status).inc()
@@ -321,3 +341,9 @@ class BoundedProtocol(HttpToolsProtocol):
         headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
         lines = [b"%s: %s\r\n" % each for each in headers]
         return b"".join([STATUS_LINE[error.status], *lines, b"\r\n", answer.body])
+
+
+def _disconnect(cycle: RequestResponseCycle) -> None:
+    """Tells a request that is being served that its client has left."""
+    cycle.disconnected = True
+    cycle.message_event.set()
