@@ -24,6 +24,16 @@ class Role(StrEnum):
     WORKER = "worker"
 
 
+def _read_secret(setting: str, path: Path) -> str:
+    """Raises ValueError for a file that cannot be read, without a word of what is in it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{setting} names {path}, which cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{setting} names {path}, which is not UTF-8") from error
+
+
 class Settings(BaseSettings):
     """One process's settings. Every field can be set as `EMBERPOOL_<FIELD>`. Their docstrings become docs/settings.md."""
 
@@ -177,13 +187,12 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _read_files(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Raises OSError for a file that cannot be read."""
         for name in _SECRETS:
             path = given.get(f"{name}_file")
             if path is not None and given.get(name) is not None:
                 raise ValueError(f"{name} and {name}_file are both set; leave one out")
             if path is not None:
-                given = {**given, name: Path(path).read_text(encoding="utf-8")}
+                given = {**given, name: _read_secret(f"{name}_file", Path(path))}
         return given
 
     @field_validator("database_url", mode="before")

@@ -70,7 +70,7 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def _default(default: object) -> str:
-    if default is None:
+    if default is None or default == ():
         return "none"
     return f"`{default.get_secret_value() if isinstance(default, SecretStr) else default}`"
 

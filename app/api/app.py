@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app.api import document, health, problems
@@ -20,6 +20,7 @@ from app.api.paths import routes as paths
 from app.api.placements import routes as placements
 from app.api.pools import routes as pools
 from app.api.preloads import routes as preloads
+from app.api.queries import check_query
 from app.api.snapshots import routes as snapshots
 from app.api.vms import routes as vms
 from app.config import Role
@@ -74,7 +75,7 @@ def create_app(role: Role = Role.ALL) -> FastAPI:
     )
     if role is not Role.WORKER:
         for routes in _ROUTES:
-            app.include_router(routes.router)
+            app.include_router(routes.router, dependencies=[Depends(check_query)])
     app.include_router(health.router)
     problems.install(app)
     document.install(app)

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.claims.fast_path import route as claim_route
 from app.api.manifests import routes as manifests
 from app.api.problems import DISCONNECTED, render
+from app.api.queries import require_known
 from app.api.text import check_address
 from app.config import Settings
 from app.errors import (
@@ -76,6 +77,7 @@ class Edge:
             has_body = self.check(scope)
             limited = self._limited(receive) if has_body else receive
             if self.claim is not None and scope["path"] == claim_route.PATH and scope["method"] == "POST":
+                require_known(scope["query_string"], ())
                 await self.claim(scope, limited, send)
             else:
                 await self._app(scope, await _read_whole(limited) if has_body else receive, counted)

@@ -72,7 +72,12 @@ async def require_schema(settings: Settings) -> None:
 
 
 def _unusable(settings: Settings, error: BaseException) -> DatabaseUnusable:
+    remedy = (
+        "Correct the user or the password"
+        if isinstance(error, DatabaseRefused)
+        else "Start the server, create the database, or correct its URL"
+    )
     return DatabaseUnusable(
         f"connecting to {urls.shown(settings.database_url.get_secret_value())} failed: {describe_failure(error)}. "
-        "Start it, or set its URL with --database-url or EMBERPOOL_DATABASE_URL"
+        f"{remedy} (set it with --database-url, EMBERPOOL_DATABASE_URL or EMBERPOOL_DATABASE_URL_FILE)"
     )

@@ -31,7 +31,9 @@ def read_settings(**flags: Any) -> Settings:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         wrong = "; ".join(": ".join((*map(str, e["loc"]), describe_invalid(e))) for e in error.errors())
-        raise typer.BadParameter(f"{wrong} (set it with a flag, or with EMBERPOOL_<NAME>)") from error
+        variables = [f"EMBERPOOL_{e['loc'][0]}".upper() for e in error.errors() if e["loc"]]
+        where = f" (set it with {', '.join(variables)}, or with a flag if there is one)" if variables else ""
+        raise typer.BadParameter(f"{wrong}{where}") from error
     configure_logs(level=settings.log_level, form=settings.log_format)
     return settings
 

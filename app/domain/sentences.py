@@ -79,10 +79,15 @@ def describe_invalid(found: Mapping[str, Any]) -> str:
         case _ if kind in _OWN_WORDS:
             return str(context.get("error") or found["msg"])
         case _ if kind in _LIMITS:
-            words = _LIMITS[kind].format(**context)
+            words = _LIMITS[kind].format_map({name: _plain(limit) for name, limit in context.items()})
         case _:
             words = _KINDS.get(kind.partition("_")[0], "is not valid here")
     return f"{words}{_shown(found.get('input'))}"
+
+
+def _plain(limit: object) -> object:
+    """60.0 as 60: a limit of seconds is a float only because parts of seconds are allowed below it."""
+    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
 
 
 def _shown(value: object) -> str:

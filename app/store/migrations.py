@@ -43,7 +43,8 @@ class Schema:
         if (unfit := self.encoding_problem()) is not None:
             return unfit
         if self.revision is None or self.revision < head():
-            return f"it is at migration {self.revision or 'nothing'}, and this program needs {head()}; run `emberpool migrate` first"
+            found = f"is at migration {self.revision}" if self.revision else "has no schema yet"
+            return f"it {found}, and this program needs {head()}; run `emberpool migrate` first"
         if not self.is_ahead or (self.serves_from is not None and self.serves_from <= head()):
             return None
         serves = (

@@ -252,6 +252,25 @@ async def test_a_wrong_parameter_is_named(server, path, field):
     check(await server.client.get(path), Refused(422, "invalid-request", field))
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "field", "says"),
+    [
+        ("GET", "/v1/claims?stat=bound", "stat", "no such query parameter; write `state`"),
+        ("GET", "/v1/claims?limit=1&x", "x", "there are `after`, `label`, `limit`, `pool`, `shape`, `state`"),
+        ("DELETE", "/v1/pools/kept?forced=true", "forced", "write `force`. Nothing was changed"),
+        ("POST", "/v1/manifests?dryrun=true", "dryrun", "write `dry_run`"),
+        ("POST", "/v1/pools/kept/pause?Force=1", "Force", "this operation has none"),
+        ("POST", "/v1/claim?wait_seconds=30", "wait_seconds", "write fields into the body"),
+    ],
+)
+async def test_a_query_parameter_that_there_is_not_is_refused_and_nothing_done(server, method, path, field, says):
+    await server.fill("kept", size=0)
+    before = await stored(server)
+    body = {"apiVersion": "pool.kubevirt.io/v1beta1", "kind": "VirtualMachinePool"} if method == "POST" else None
+    check(await server.client.request(method, path, json=body), Refused(422, "invalid-request", field, says=says))
+    assert await stored(server) == before
+
+
 async def test_a_path_and_a_method_that_are_not_served(server):
     check(await server.client.get("/v1/nothing"), Refused(404, "not-found", says="/docs lists"))
     check(

@@ -116,5 +116,8 @@ async def test_a_stream_outlives_the_clients_that_leave(server):
     "cursor", ["x", "1", "1-", "-1-1", "1-2-3", "18446744073709551616-1", "1-9223372036854775808", "٣-٣"]
 )
 async def test_a_cursor_that_is_none_is_refused(server, cursor):
-    for request in ({"params": {"after": cursor}}, {"headers": {"Last-Event-ID": cursor.encode()}}):
-        check(await server.client.get("/v1/events", **request), Refused(422, "invalid-request", "after"))
+    for field, request in (
+        ("after", {"params": {"after": cursor}}),
+        ("Last-Event-ID", {"headers": {"Last-Event-ID": cursor.encode()}}),
+    ):
+        check(await server.client.get("/v1/events", **request), Refused(422, "invalid-request", field))

@@ -42,7 +42,7 @@ def test_a_secret_from_two_places_is_refused(monkeypatch, tmp_path):
 
 def test_a_file_that_is_not_there_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("EMBERPOOL_API_TOKEN_FILE", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(ValidationError, match=r"api_token_file names .*nowhere, which cannot be read: No such file"):
         Settings()
 
 

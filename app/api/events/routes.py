@@ -67,7 +67,7 @@ async def list_events(
     """Oldest first: `next` of the last page is where the next request, or a stream, continues. With `order=newest` the last events
     come first, and `next` leads to older ones, until it is null.
     """
-    start = _cursor(last_event_id or after)
+    start = _resumed(last_event_id) if last_event_id else _cursor(after)
     if _STREAM in request.headers.get("accept", ""):
         if order == "newest":
             raise InvalidRequest.of_field("order", "a stream is in the order of the events; leave order out")
@@ -94,6 +94,14 @@ class _EventStream(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._tail.admitted():
             await super().__call__(scope, receive, send)
+
+
+def _resumed(last_event_id: str) -> Cursor:
+    try:
+        return Cursor.parse(last_event_id)
+    except ValueError as error:
+        message = "not the id of an event; send the `id` of the last event received, or leave it out for the events from now on"
+        raise InvalidRequest.of_field("Last-Event-ID", message) from error
 
 
 def _cursor(value: str | None) -> Cursor | None:

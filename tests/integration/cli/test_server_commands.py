@@ -94,7 +94,7 @@ def test_a_wrong_variable_is_told_as_a_flag_is(run, monkeypatch):
     code, _, err = run("migrate")
     assert code == 2
     assert "log_level: must be 'debug', 'info'" in err
-    assert "EMBERPOOL_<NAME>" in err
+    assert "EMBERPOOL_LOG_LEVEL" in err
 
 
 def test_migrating_twice_changes_nothing(run, postgres):
@@ -113,7 +113,7 @@ def test_a_database_that_was_never_migrated_is_not_served(run, postgres, tmp_pat
         "serve", "--port", "0", "--database-url", postgres.url("cli_empty"), "--kubeconfig", kubeconfig(tmp_path)
     )
     assert (code, out) == (1, "")
-    assert f"It is at migration nothing, and this program needs {head()}; run `emberpool migrate` first." in err
+    assert f"It has no schema yet, and this program needs {head()}; run `emberpool migrate` first." in err
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
@@ -143,6 +143,7 @@ def test_a_database_that_lets_us_not_in_is_told(run, postgres, monkeypatch):
         code, _, err = run(command)
         assert code == 1
         assert 'role "nobody" does not exist' in err
+        assert "Correct the user or the password" in err
         assert "secret" not in err
 
 

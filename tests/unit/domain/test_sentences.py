@@ -30,6 +30,12 @@ def patterns(schema: Any) -> Iterator[str]:
             yield from patterns(value)
 
 
+def test_a_limit_is_told_without_a_fraction_that_is_zero():
+    found = {"type": "less_than_equal", "ctx": {"le": 60.0}, "input": 100}
+    assert describe_invalid(found) == "must be 60 or less; it is 100"
+    assert describe_invalid({**found, "ctx": {"le": 0.5}}) == "must be 0.5 or less; it is 100"
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_every_pattern_of_a_body_has_words(model):
     found = set(patterns(model.model_json_schema()))
