@@ -56,10 +56,11 @@ _OVERDUE = text(f"""
 
 # Asked first: all nodes are well nearly always, and then no VM need be read.
 _DEAD_NODES = text("SELECT name FROM node WHERE facts->'conditions'->>'Ready' IN ('Unknown', 'False')")
-# A VM that boots on a node that has stopped answering. One that answers and is not ready may be starting.
+# A VM that boots on a node that has stopped answering. A node that answers and is not ready may be starting. A VM that was warm
+# before has its time to recover, on a dead node too.
 _BOOTING_ON_DEAD_NODES = text(f"""
     {_SELECT} JOIN node n ON n.name = v.node
-    WHERE v.ended_at IS NULL AND v.state = 'booting' AND v.node = ANY(CAST(:nodes AS text[]))
+    WHERE v.ended_at IS NULL AND v.state = 'booting' AND v.ready_at IS NULL AND v.node = ANY(CAST(:nodes AS text[]))
       AND n.facts->'conditions'->>'Ready' = 'Unknown' ORDER BY v.id LIMIT :limit
 """)
 
@@ -195,7 +196,7 @@ async def dead_nodes(tx: Tx) -> list[str]:
 
 
 async def booting_on_dead_nodes(tx: Tx, *, nodes: Sequence[str], limit: int) -> list[ObservedVm]:
-    """Booting VMs on those of the nodes that do not answer."""
+    """VMs that boot for the first time, on those of the nodes that do not answer."""
     return await _read(tx, _BOOTING_ON_DEAD_NODES, nodes=list(nodes), limit=limit)
 
 

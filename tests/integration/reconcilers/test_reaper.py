@@ -177,12 +177,14 @@ class TestDeadNodes:
     async def test_a_vm_that_boots_on_a_node_that_stopped_answering_is_given_up_and_its_pool_is_not_to_blame(
         self, db, reap, ready, state
     ):
-        dying, other = await make_vms(db, await make_pool(db), 2, VmState.BOOTING)
+        dying, other, recovering = await make_vms(db, await make_pool(db), 3, VmState.BOOTING)
         await execute(db, "UPDATE vm SET node = 'node-2' WHERE id = :id", id=other)
+        await execute(db, "UPDATE vm SET ready_at = now() WHERE id = :id", id=recovering)
         await execute(db, "UPDATE pool_plan SET due_at = now() + interval '1 hour'")
         await self.show(db, ready)
         await reap.step()
-        assert (await state_of(db, dying), await state_of(db, other)) == (state, VmState.BOOTING)
+        assert await state_of(db, dying) is state
+        assert [await state_of(db, vm_id) for vm_id in (other, recovering)] == [VmState.BOOTING] * 2
         if state is VmState.FAILED:
             assert await scalar(db, "SELECT reason FROM vm WHERE id = :id", id=dying) == (
                 "its node node-1 died while it booted"
