@@ -51,7 +51,7 @@ class Identity:
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
     """The Lease of an installation in the namespace. `holder`: the installation's id. `sequence` rises with each renewal, and
-    `writer` made that renewal. `version`: what a write that replaces this one names.
+    `writer` made that renewal. `version`: what a write that replaces this one names. `replica`: what people call the process.
     """
 
     name: str
@@ -61,6 +61,7 @@ class LeaseRecord:
     renewed_at: datetime | None
     seconds: int
     version: str
+    replica: str = "unknown"
 
     def is_alive(self, now: datetime) -> bool:
         return self.renewed_at is not None and now < self.renewed_at + timedelta(seconds=self.seconds)
@@ -110,7 +111,7 @@ def lease_trouble(identity: Identity, progress: Progress, lease: LeaseRecord | N
         if not alive:
             return None  # what it left behind tells
         return Trouble(
-            f"Lease {lease.name} is held by installation {lease.holder}, which renewed it {since}: another service with another "
+            f"Lease {lease.name} is held by installation {lease.holder}, whose process {lease.replica} renewed it {since}: another service with another "
             "database works here. Stop it, or give this service an EMBERPOOL_INSTANCE of its own",
             alive=True,
         )
@@ -119,7 +120,7 @@ def lease_trouble(identity: Identity, progress: Progress, lease: LeaseRecord | N
     )
     if alive and (newer or not progress.at_home):
         return Trouble(
-            f"Lease {lease.name} was renewed {since} by a service on another copy of this database. Stop that service and wait until "
+            f"Lease {lease.name} was renewed {since} by process {lease.replica} on another copy of this database. Stop that service and wait until "
             f"the Lease expires ({lease.seconds} s), or, if this database is the copy, give this service an EMBERPOOL_INSTANCE of its own",
             is_copy=True,
             alive=True,

@@ -26,6 +26,7 @@ _ADVANCE = text(f"""
         confirmed_at = CASE WHEN :confirmed THEN clock_timestamp() ELSE confirmed_at END
     RETURNING sequence
 """)
+_DURABLE = text("SET LOCAL synchronous_commit = on")
 _CONFIRM = text("""
     UPDATE installation SET confirmed_at = clock_timestamp(), waits = NULL, waits_since = NULL, findings = '{}'
     WHERE sequence = :sequence AND writer = :writer RETURNING id
@@ -108,7 +109,11 @@ async def read_identity(tx: Tx) -> Identity:
 
 
 async def advance(tx: Tx, *, writer: UUID, namespace: str, instance: str, confirmed: bool) -> int:
-    """The number of the next renewal of the Lease. `confirmed`: the objects in the cluster are known to be ours."""
+    """The number of the next renewal of the Lease. `confirmed`: the objects in the cluster are known to be ours.
+
+    It is durable once `tx` ends, whatever the database's settings are: a crash that lost it would look like a restored backup.
+    """
+    await run(tx, _DURABLE)
     number: int = (
         await run(tx, _ADVANCE, writer=writer, namespace=namespace, instance=instance, confirmed=confirmed)
     ).scalar_one()

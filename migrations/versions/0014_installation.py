@@ -1,4 +1,4 @@
-"""The installation's id, which its objects in the cluster carry, and what it knows of its Lease. Claimed VMs get what their claims can be rebuilt from."""
+"""The installation's id, which its objects in the cluster carry, and what it knows of its Lease."""
 
 from alembic import op
 
@@ -48,7 +48,6 @@ COMMENT ON COLUMN installation.disowned IS 'installations whose objects are left
 COMMENT ON COLUMN installation.left_alone IS 'UIDs of objects that are left alone';
 COMMENT ON COLUMN installation.given_up IS 'UIDs of objects that an operator has given up';
 INSERT INTO installation DEFAULT VALUES;
-UPDATE claim SET labelled = false WHERE state = 'bound';
 """
 
 

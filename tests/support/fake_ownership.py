@@ -35,6 +35,7 @@ class FakeOwnership:
             renewed_at=datetime.now(UTC),
             seconds=40,
             version=str(next(self._versions)),
+            replica=replica,
         )
 
     async def survey(self):

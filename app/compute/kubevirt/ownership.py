@@ -85,6 +85,7 @@ def read_lease(lease: Manifest) -> LeaseRecord:
         renewed_at=read_time(spec.get("renewTime")),
         seconds=int(spec.get("leaseDurationSeconds") or 0),
         version=f"{metadata['uid']}/{metadata['resourceVersion']}",
+        replica=str(noted.get(_REPLICA) or "unknown"),
     )
 
 

@@ -19,7 +19,7 @@ from app.reconcilers.installation.orphans import Orphanage
 from app.reconcilers.runtime.loop import at_once
 from app.store import vm_pools
 from app.store.database import Tx
-from app.store.vms import observed
+from app.store.vms import observed, work
 from app.store.vms.observed import ObservedVm
 from app.telemetry import ORPHANS
 
@@ -68,7 +68,9 @@ class VmOrphans:
             ORPHANS.inc()
 
     async def sign(self, shown: Sequence[Observation]) -> None:
-        """Writes our id onto those of the VMs that rows know, so that no other database takes them for its own."""
+        """Writes our id onto those of the VMs that rows know, so that no other database takes them for its own; and has the claims of
+        these VMs written onto them again, with all that they can be rebuilt from.
+        """
         unsigned = [obs for obs in shown if not obs.deleting]
         if not unsigned:
             return
@@ -81,6 +83,9 @@ class VmOrphans:
                 await at_once(self._sign_one, ours[start : start + self._side_by_side])
         except (ClusterUnavailable, ClusterError) as error:
             log.info("installation.sign_later", error=error.detail)
+            return
+        async with self._begin() as tx:
+            await work.label_again(tx, [vm_id for obs in ours if (vm_id := by_uid.get(obs.uid)) is not None])
 
     async def _sign_one(self, obs: Observation) -> None:
         await self._gateway.ownership.sign(name=obs.name, uid=obs.uid)

@@ -4,7 +4,7 @@ A VM's row is leased (see `store.leases`) while the cluster is called, and writt
 one that died calls the cluster again under the same name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -91,6 +91,10 @@ _LABELLED = text("""
     UPDATE claim SET labelled = true, label_attempts = 0
     WHERE id = :claim_id AND vm_id = :vm_id AND marks IS NOT DISTINCT FROM :marks AND lease_seconds <= :lease_seconds
 """).bindparams(bindparam("marks", type_=JSONB(none_as_null=True)))
+_LABEL_AGAIN = text("""
+    UPDATE claim SET labelled = false, label_due_at = now()
+    WHERE id = ANY(ARRAY(SELECT claim_id FROM vm WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'claimed')) AND state = 'bound'
+""")
 _LABEL_LATER = text(
     "UPDATE claim SET label_due_at = now() + make_interval(secs => :seconds) WHERE id = :claim_id AND vm_id = :vm_id"
 )
@@ -223,6 +227,11 @@ async def mark_labelled(tx: Tx, item: LabelWork) -> None:
 
 async def label_later(tx: Tx, claim_id: UUID, vm_id: UUID, *, seconds: float) -> None:
     await run(tx, _LABEL_LATER, claim_id=claim_id, vm_id=vm_id, seconds=seconds)
+
+
+async def label_again(tx: Tx, vm_ids: Sequence[UUID]) -> None:
+    """Those of the VMs that are claimed lack what their claims could be rebuilt from."""
+    await run(tx, _LABEL_AGAIN, ids=list(vm_ids))
 
 
 async def retry_create(tx: Tx, vm_id: UUID, *, token: UUID, seconds: float, reason: str, unasked: bool = False) -> None:

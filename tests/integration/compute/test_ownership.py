@@ -48,6 +48,7 @@ async def test_the_lease_is_made_and_renewed(ours):
     assert await ours.ownership.read_lease() is None
     first = await renew(ours, None, 1)
     assert (first.name, first.holder, first.sequence, first.writer) == ("emberpool", US, 1, WRITER)
+    assert first.replica == "worker-1:7"
     assert first.is_alive(datetime.now(UTC))
     assert not first.is_alive(datetime(2100, 1, 1, tzinfo=UTC))
     assert (await renew(ours, first, 2)).sequence == 2

@@ -10,8 +10,10 @@ from app.config import Settings
 from app.domain.observation import Observation
 from app.domain.states import VmState
 from app.ids import new_id
+from app.reconcilers.vms.labeler import ClaimLabeler
 from app.reconcilers.vms.status_writer import StatusWriter
 from app.store import installation
+from tests.support.claim_rows import bind, wait_for_vm
 from tests.support.listing import write_list
 from tests.support.rows import eventually, execute, fetch, make_pool, make_vms, own_id, scalar, state_of
 
@@ -112,6 +114,21 @@ async def test_vms_of_an_earlier_version_get_the_id(db, gateway, observing, ours
     signed = {name: vm.installation for name, vm in gateway.vms.items()}
     assert signed.pop("whose") is None, "nobody knows whether it is ours"
     assert set(signed.values()) == {ours}
+
+
+async def test_a_claimed_vm_of_an_earlier_version_also_gets_what_its_claim_can_be_rebuilt_from(
+    db, gateway, observing, ours
+):
+    gateway.ownership.identify(ours)
+    pool = await make_pool(db)
+    (vm_id,) = await make_vms(db, pool, 1)
+    claim_id = await wait_for_vm(db, pool)
+    await bind(db, pool)
+    await execute(db, "UPDATE claim SET labelled = true")
+    await show(gateway, observing, await known(db, vm_id, claim_id=str(claim_id)))
+    await ClaimLabeler(db, gateway, Settings()).step()
+    ((name, record),) = gateway.records.items()
+    assert (gateway.vms[name].installation, record.lease_seconds) == (ours, 60)
 
 
 async def test_a_ready_vm_that_carries_a_claim_which_the_database_lost_stops_everything(db, gateway, observing, ours):
