@@ -271,7 +271,9 @@ async def _churn(bench: Bench, seconds: float, rate: float) -> None:
         await asyncio.sleep(max(0.0, number / rate - (time.monotonic() - began)))
     await asyncio.sleep(5)
     watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
+    (ended,) = await asyncio.gather(watching, return_exceptions=True)
+    if isinstance(ended, Exception):
+        raise ended
     planned = [1000 * row["seconds"] for row in await bench.database.fetch(_PLANNED, before) if row["seconds"] >= 0]
     for name, times in (("claim", claims), ("claim to planned", planned), ("ready to claimable", lags)):
         if not times:
@@ -296,7 +298,8 @@ async def _watch(bench: Bench, lags: list[float]) -> None:
             async for line in answer.content:
                 item = orjson.loads(line)["object"]
                 vm_id = item["metadata"].get("labels", {}).get("emberpool.io/vm-id")
-                true = {each["type"] for each in item["status"].get("conditions", ()) if each["status"] == "True"}
+                conditions = item.get("status", {}).get("conditions", ())
+                true = {each["type"] for each in conditions if each["status"] == "True"}
                 if vm_id and vm_id not in seen and {"Ready", "AgentConnected"} <= true:
                     seen.add(vm_id)
                     queue.put_nowait((vm_id, time.perf_counter()))

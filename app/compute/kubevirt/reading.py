@@ -15,7 +15,7 @@ from app.config import Settings
 from app.errors import ClusterForbidden, ClusterRefused, ClusterUnavailable, WatchExpired
 
 _PAGE_SIZE = 250  # of VMs and pods, about a megabyte: the loop reads its JSON in some 10 ms
-_METADATA_PAGE_SIZE = 1000
+_METADATA_PAGE_SIZE = 500
 _METADATA = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,{JSON}"
 _LIST_ATTEMPTS = 3
 _WITH_LIST = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
@@ -121,7 +121,7 @@ class ClusterReader(Connection):
                 response.close()
                 raise
         try:
-            async with aclosing(read_events(response.content.readany, doing, silence=silence)) as events:
+            async with aclosing(read_events(response.content.read, doing, silence=silence)) as events:
                 yield events
         finally:
             response.close()

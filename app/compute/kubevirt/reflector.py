@@ -29,8 +29,8 @@ from app.errors import ClusterError, ClusterForbidden, ClusterUnavailable, Ember
 _BACKOFF_BASE = 0.5
 _BACKOFF_CAP = 15.0
 _SHORT = 5.0  # seconds; a watch that ends sooner is opened again after a pause
-_CATCH_UP = (0.1, 0.4, 1.5)  # seconds
-_QUEUE_SIZE = 8  # batches; then the sockets are not read until the caller has caught up
+_CATCH_UP = (0.1, 0.5, 2.0, 5.0)  # seconds; a busy API server is late with its watches
+_QUEUE_SIZE = 2  # batches of objects as the cluster sent them; then no socket is read until the caller has caught up
 _FORBIDDEN_SECONDS = 60.0  # rights are granted by people: asking more often helps nobody
 
 _log = structlog.get_logger(__name__)
@@ -64,13 +64,14 @@ async def follow(
     Lists of the first kind end with a report. `may_hide`: kinds without which the rest is still told. `turn` is held by each list
     that repeats one. `sleep` is awaited between attempts. A Broken is followed by Restored once everything is heard again.
     """
-    steps: asyncio.Queue[_Step[Event]] = asyncio.Queue(_QUEUE_SIZE)
+    steps: asyncio.Queue[_Step[Event]] = asyncio.Queue()
+    room = asyncio.Semaphore(_QUEUE_SIZE)  # in turn, which a Queue that is full is not: a watch may never cease
     merged = Merged(cache, kinds)
     timing = _Timing(relist_seconds, turn or asyncio.Lock(), sleep)
 
     async def put(step: _Step[Event]) -> None:
-        await steps.put(step)
-        await asyncio.sleep(0)  # a watch whose events never cease must leave room for others: a Queue is not fair
+        await room.acquire()
+        steps.put_nowait(step)
 
     feeds = [_Feed(kind, source, merged, put, timing, may_hide=kind in may_hide) for kind in kinds]
     tasks = [asyncio.create_task(feed.run(), name=f"watch-{kind}") for kind, feed in zip(kinds, feeds, strict=True)]
@@ -79,6 +80,7 @@ async def follow(
             step = await steps.get()
             for event in step():
                 yield event
+            room.release()
     finally:
         for task in tasks:
             task.cancel()

@@ -14,7 +14,10 @@ from app.errors import ClusterError, ClusterUnavailable, EmberpoolError
 
 LAST_INITIAL = "k8s.io/initial-events-end"
 """The annotation of the bookmark that ends a list that is streamed (KEP-3157, Kubernetes 1.32)."""
-_BATCH = 200
+_BATCH = 100
+_CHUNK = (
+    2**18
+)  # bytes that are read and split at a time: what is read waits as JSON, which takes a fraction of its objects
 _LONGEST_EVENT = 16 * 2**20  # bytes; etcd takes no object above 1.5 MiB
 
 
@@ -27,9 +30,10 @@ class Page:
 
 
 async def read_events(
-    read: Callable[[], Awaitable[bytes]], doing: str, *, silence: float
+    read: Callable[[int], Awaitable[bytes]], doing: str, *, silence: float
 ) -> AsyncGenerator[list[Manifest], None]:
-    """The events of a watch, until its end. `read` gives the next bytes, none at the end, and raises TimeoutError in silence.
+    """The events of a watch, until its end. `read` gives at most so many of the next bytes, none at the end, and raises
+    TimeoutError in silence.
 
     Raises WatchExpired for a 410, ClusterUnavailable if the watch breaks or is silent, ClusterError for what is no event.
     """
@@ -61,10 +65,10 @@ def _ends_list(event: Manifest) -> bool:
     return event["type"] == "BOOKMARK" and (metadata.get("annotations") or {}).get(LAST_INITIAL) == "true"
 
 
-async def _read(read: Callable[[], Awaitable[bytes]], doing: str, silence: float) -> bytes:
+async def _read(read: Callable[[int], Awaitable[bytes]], doing: str, silence: float) -> bytes:
     with translating(doing):
         try:
-            return await read()
+            return await read(_CHUNK)
         except TimeoutError as error:
             raise ClusterUnavailable(f"The cluster was silent for {silence:g} s; could not {doing}.") from error
 

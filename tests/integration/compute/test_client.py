@@ -101,7 +101,7 @@ async def test_a_list_of_versions_has_no_spec_and_fewer_pages(tmp_path):
         (page,) = [page async for page in client.metadata(VMS)]
     assert page.version == "5"
     _, _, query, headers, _ = server.requests[0]
-    assert query == {"labelSelector": SELECTOR, "limit": "1000"}
+    assert query == {"labelSelector": SELECTOR, "limit": "500"}
     assert headers["Accept"].startswith("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,")
 
 
