@@ -10,7 +10,7 @@ from app.domain.vm_pools import Backing
 from app.errors import ClusterRefused, InvalidRequest
 from app.services.claims.lifecycle import release_claim
 from app.services.pools.service import pause_pool, resume_pool
-from tests.support.rows import eventually, fetch, scalar
+from tests.support.rows import eventually, fetch, own_id, scalar
 
 
 @pytest.fixture
@@ -42,7 +42,8 @@ async def test_the_cluster_is_only_ever_let_create(world):
     assert pool["spec"]["updateStrategy"] == pool["spec"]["scaleInStrategy"] == {"unmanaged": {}}
     assert "autohealing" not in pool["spec"]
     pool_id = str(await scalar(world.db, "SELECT id FROM pool"))
-    assert pool["spec"]["selector"] == {"matchLabels": {"emberpool.io/pool-id": pool_id}}
+    unique = {"emberpool.io/pool-id": pool_id, "emberpool.io/installation": await own_id(world.db)}
+    assert pool["spec"]["selector"] == {"matchLabels": unique}
     assert pool["metadata"]["name"].startswith("web-")
 
 
