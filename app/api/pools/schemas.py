@@ -1,6 +1,5 @@
 """Bodies of requests and answers about pools. The body of `PUT /v1/pools/{name}` is `app.domain.pools.PoolSpec`."""
 
-from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Self
 
@@ -10,11 +9,11 @@ from app.api.views import BootSeconds, Fingerprint, View
 from app.domain.observation import WarmWhen
 from app.domain.pools import PoolName, PoolSpec, contradictions, why_never_a_vm
 from app.domain.states import PoolPhase
-from app.domain.statistics import PoolFlags, assess, why_stalled
+from app.domain.statistics import PoolCounts, PoolFlags, assess, why_stalled
 from app.services.pools.vm_pool_import import Import
 from app.store.pools.planning import LastPlan
 from app.store.pools.statistics import PoolFigures
-from app.store.rows import PoolRow
+from app.store.rows import PoolRow, names_of
 
 
 class PoolRotation(BaseModel):
@@ -84,7 +83,7 @@ class PoolView(View):
             reason=health.reason,
             notes=[*contradictions(pool.spec, figures.boots), *plan.notes],
             fill=round(min(1.0, counts.ready / size), 4) if size else 1.0,
-            counts=asdict(counts),
+            counts={name: getattr(counts, name) for name in names_of(PoolCounts)},
             rotation=_rotation(pool, figures),
             refill_per_minute=round(figures.refill_per_minute, 2),
             boot_seconds=BootSeconds.model_validate(figures.boots),

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from app.store.database import Tx, run
+from app.store.database import Tx, any_row, run
 
 _CALM = ("vm.planned", "vm.creating", "vm.booting", "claim.renewed")
 """Events that no plan depends on."""
 
 _BEGIN = text("""
     INSERT INTO event_reader (name, xid, id) VALUES ('plan', '0', 0) ON CONFLICT DO NOTHING
+""")
+_ANY = text("""
+    SELECT 1 FROM event e, event_reader r WHERE r.name = 'plan' AND e.xid < pg_snapshot_xmin(pg_current_snapshot())
+      AND (e.xid, e.id) > (least(r.xid, pg_snapshot_xmin(pg_current_snapshot())), r.id) LIMIT 1
 """)
 # A pool that was planned since its event is left alone. One replica at a time; what is younger than the delay is read later,
 # when most of it has been planned already.
@@ -71,6 +75,8 @@ async def request_changed(tx: Tx, *, delay_seconds: float, limit: int) -> Found:
     """Asks for a plan of each pool with an event of which no plan was made since. Reads up to `limit` events that are older than
     `delay_seconds`, each once, and keeps by pool which of them are of warm claims: lists of events find them there.
     """
+    if not await any_row(tx, _ANY):
+        return Found(0, 0)  # without a lock, which would be a write
     row = (await run(tx, _REQUEST, delay=delay_seconds, limit=limit, calm=list(_CALM))).one()
     return Found(row.requested, row.read)
 

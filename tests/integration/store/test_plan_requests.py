@@ -222,3 +222,12 @@ class TestOneOfAThousandPools:
         assert await take(db) == [changed.id]
         async with db.begin() as tx:
             assert await planning.due(tx, limit=500) == []
+
+
+async def test_looking_for_overlooked_changes_writes_nothing_while_nothing_happens(db):
+    await make_pool(db)
+    await read_history(db)
+    before = await scalar(db, "SELECT xmax::text FROM event_reader")
+    for _ in range(2):
+        assert await read_history(db) == 0
+    assert await scalar(db, "SELECT xmax::text FROM event_reader") == before
