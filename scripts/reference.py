@@ -17,7 +17,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 _SETTINGS = """\
 # Settings
 
-Each setting is an environment variable `EMBERPOOL_<NAME>`. `emberpool serve --help` shows which of them are flags too; a flag wins over the variable. Times are in seconds.
+Each setting is an environment variable `EMBERPOOL_<NAME>`. `emberpool serve --help` shows which of them are flags too; a flag wins over the variable. A variable that is none of these has no effect; the log says so (`setting.unknown`) where one of them may be meant. Times are in seconds.
 
 This page is generated from `app/config.py` by `make reference`.
 

@@ -1,19 +1,26 @@
 """Options that several server commands share, and the settings that come from them and from the environment."""
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
+import structlog
 import typer
 import uvloop
 from pydantic import ValidationError
 
 from app.config import Settings
+from app.domain.fields import suggest
 from app.domain.sentences import describe_invalid
 from app.store import database_url as urls
 from app.telemetry import configure_logs
 
 Result = TypeVar("Result")
+log = structlog.get_logger(__name__)
+_PREFIX = "EMBERPOOL_"
+_KNOWN = frozenset({"SERVER", *(name.upper() for name in Settings.model_fields)})
+"""Of the commands that serve, and of the clients."""
 
 Port = Annotated[int, typer.Option(help="The port of the API; 0: any free port.")]
 ColdBoot = Annotated[float, typer.Option(min=0.1, help="Simulated seconds that a cold boot takes on the dev cluster.")]
@@ -35,7 +42,18 @@ def read_settings(**flags: Any) -> Settings:
         where = f" (set it with {', '.join(variables)}, or with a flag if there is one)" if variables else ""
         raise typer.BadParameter(f"{wrong}{where}") from error
     configure_logs(level=settings.log_level, form=settings.log_format)
+    _tell_unknown_variables()
     return settings
+
+
+def _tell_unknown_variables() -> None:
+    """A setting with a slip in its name has no effect, a token for example. It is no error, and variables that are like no setting
+    are not told: Kubernetes makes some for a Service called emberpool (EMBERPOOL_PORT_80_TCP).
+    """
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(_PREFIX).upper()
+        if variable.startswith(_PREFIX) and name not in _KNOWN and (meant := suggest(name, _KNOWN)):
+            log.warning("setting.unknown", variable=variable, hint=f"did you mean {_PREFIX}{meant}?")
 
 
 def check_settings(settings: Settings, *, database_url: str | None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import asyncpg
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from app.cli import program as cli
 from app.store.migrations import head
@@ -95,6 +96,18 @@ def test_a_wrong_variable_is_told_as_a_flag_is(run, monkeypatch):
     assert code == 2
     assert "log_level: must be 'debug', 'info'" in err
     assert "EMBERPOOL_LOG_LEVEL" in err
+
+
+def test_a_variable_that_is_no_setting_is_told_with_the_one_that_is_meant(run, monkeypatch):
+    monkeypatch.setenv("EMBERPOOL_API_TOKN", "a-secret")
+    monkeypatch.setenv("EMBERPOOL_SERVER", "http://127.0.0.1:1")
+    monkeypatch.setenv("EMBERPOOL_PORT_80_TCP", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("EMBERPOOL_DATABASE_URL", "postgresql://me@127.0.0.1:1/d")
+    with capture_logs() as lines:
+        run("migrate")
+    told = {line["variable"]: line["hint"] for line in lines if line["event"] == "setting.unknown"}
+    assert told["EMBERPOOL_API_TOKN"] == "did you mean EMBERPOOL_API_TOKEN?"
+    assert not told.keys() & {"EMBERPOOL_SERVER", "EMBERPOOL_DATABASE_URL", "EMBERPOOL_PORT_80_TCP"}
 
 
 def test_migrating_twice_changes_nothing(run, postgres):
