@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from app.api.connections.protocol import Phase
+from app.api.connections.lifecycle import Phase
 from tests.support.raw_http import connect, request
 from tests.support.service import bind, until
 

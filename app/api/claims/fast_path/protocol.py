@@ -17,7 +17,8 @@ from typing_extensions import override
 
 from app.api.claims.fast_path import route as claim_route
 from app.api.claims.fast_path.route import SUBMITTED, ClaimRoute, Submitted
-from app.api.connections.protocol import BoundedProtocol, Phase
+from app.api.connections.lifecycle import Phase
+from app.api.connections.protocol import BoundedProtocol
 from app.api.connections.shared import Connections
 from app.api.edge import Edge
 from app.api.text import idempotency_key
