@@ -47,8 +47,8 @@ class Settings(BaseSettings):
     """A file that contains the URL, in place of `DATABASE_URL`."""
     database_pool_size: int = Field(default=8, ge=2, le=100)
     """The most connections for requests, and as many again for reconcilers. Each process has five more, for claims, notices and readiness, and those of `LIST_CONNECTIONS`."""
-    list_connections: int = Field(default=2, ge=1, le=16)
-    """How many lists one process reads at the same time, on connections of their own. The others wait for their turn."""
+    list_connections: int = Field(default=1, ge=1, le=16)
+    """How many lists one process reads at the same time, on connections of their own. The others wait for their turn. Raise it where Postgres has cores to spare."""
 
     kubeconfig: Path | None = None
     """A kubeconfig file. Without one, the service account of the pod is used."""

@@ -50,6 +50,16 @@ WHERE c.ended_at IS NOT NULL ON CONFLICT DO NOTHING
 """
 
 
+# As a worker has left them that has read the history.
+_BOUND = """
+INSERT INTO bound_event (pool_id, xid, id) SELECT pool_id, xid, id FROM event WHERE type = 'claim.bound' ON CONFLICT DO NOTHING
+"""
+_READ = """
+INSERT INTO event_reader (name, xid, id) SELECT 'plan', xid, id FROM event ORDER BY xid DESC, id DESC LIMIT 1
+ON CONFLICT (name) DO UPDATE SET xid = excluded.xid, id = excluded.id
+"""
+
+
 async def make_pools(url: str, count: int, *, live: int) -> None:
     """Pools of `live` ready VMs each."""
     spec = PoolSpec(size=live, template={"image": "none"}).model_dump_json()
@@ -65,6 +75,8 @@ async def make_history(url: str, count: int, say: Callable[[str], None], *, days
             await connection.execute(_HISTORY, start, min(count, start + _BLOCK), first, days, count // 100)
             say(f"  {min(count, start + _BLOCK):,} claims, VMs and their events")
         await connection.execute(_LABELS)
-        for table in ("vm", "claim", "claim_label", "event", "pool", "pool_plan", "ready_slot"):
+        await connection.execute(_BOUND)
+        await connection.execute(_READ)
+        for table in ("vm", "claim", "claim_label", "event", "bound_event", "pool", "pool_plan", "ready_slot"):
             await connection.execute(f"VACUUM ANALYZE {table}")
         await connection.execute("CHECKPOINT")

@@ -62,32 +62,37 @@ class PoolPlanner:
 
     async def step(self) -> bool:
         """Plans a number of the pools that are due. True if there may be more."""
+        more = False
         if self._clock() - self._looked_at >= _LOOK_SECONDS:
             self._looked_at = self._clock()
-            await self._look()
+            more = await self._look()
             self._begins = False
         planned = await plan_due_pools(self._db, every_seconds=self._every_seconds, placing=self._placing)
-        if len(planned) >= _AT_ONCE:
+        if more or len(planned) >= _AT_ONCE:
             return True
         if planned:
             await asyncio.sleep(_GATHER_SECONDS)  # what comes in this moment is planned together
         return False
 
-    async def _look(self) -> None:
-        """Looks for changes that nobody asked to be planned: an overlooked event, nodes that go, come or leave."""
+    async def _look(self) -> bool:
+        """Looks for changes that nobody asked to be planned: an overlooked event, nodes that go, come or leave. True if there are
+        more events to be read.
+        """
         async with self._db.begin() as tx:
             if self._begins:
                 await overlooked.begin(tx)
             found = await overlooked.request_changed(tx, delay_seconds=_DELAY_SECONDS, limit=_EVENTS)
-            if found.events == _EVENTS:
-                self._looked_at = float("-inf")  # there are more
+            more = found.events == _EVENTS
+            if more:
+                self._looked_at = float("-inf")
             if self._placing is None:
-                return
+                return more
             changes = await self._placing.changes(tx)
             if changes.going:
                 await overlooked.request_on_nodes(tx, sorted(changes.going))
             if changes.came_or_left:
                 await overlooked.spread(tx, seconds=_NEW_NODES_SECONDS)
+            return more
 
 
 async def plan_due_pools(

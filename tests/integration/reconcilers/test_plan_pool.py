@@ -5,6 +5,7 @@ import asyncio
 from sqlalchemy import event
 
 from app.domain.states import VmState
+from app.reconcilers.pools import planner as planner_module
 from app.reconcilers.pools.planner import PoolPlanner, plan_due_pools
 from app.store.pools import rows as pools
 from tests.support.rows import (
@@ -208,3 +209,18 @@ async def test_a_planner_finds_what_nobody_asked_it_to_plan(db):
         return await count(db, "planned") == 2
 
     await eventually(planned)
+
+
+async def test_a_planner_that_has_much_history_to_read_goes_on_at_once(db, monkeypatch):
+    monkeypatch.setattr(planner_module, "_EVENTS", 5)
+    pool = await make_pool(db, size=1)
+    query = "INSERT INTO event (type, pool_id, at) SELECT 'claim.bound', :id, now() - interval '1 day' FROM generate_series(1, 12)"
+    await execute(db, query, id=pool.id)
+    planner = PoolPlanner(db, every_seconds=3600)
+
+    async def read():
+        await planner.step()
+        return await scalar(db, "SELECT count(*) FROM bound_event") == 12
+
+    assert await planner.step(), "there is more"
+    await eventually(read)
