@@ -155,11 +155,9 @@ def refuse_future(store: Store, version: int) -> None:
 
 
 def render_list(resource: Resource, page: Page) -> bytes:
-    metadata: Json = {"resourceVersion": str(page.version)}
-    if page.token or resource.custom:
-        metadata["continue"] = page.token
-    if page.remaining is not None:
-        metadata["remainingItemCount"] = page.remaining
+    metadata = _list_metadata(page)
+    if resource.custom:
+        metadata.setdefault("continue", "")
     head = orjson.dumps({"kind": resource.list_kind, "apiVersion": resource.api_version, "metadata": metadata})
     return head[:-1] + b',"items":[' + b",".join(_items(resource, page.rows)) + b"]}"
 
@@ -188,7 +186,7 @@ def render_table(resource: Resource, page: Page, now: datetime) -> bytes:
     table = {
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
-        "metadata": {"resourceVersion": str(page.version)},
+        "metadata": _list_metadata(page),
         "columnDefinitions": definitions,
         "rows": rows,
     }
@@ -200,10 +198,20 @@ def render_partial(page: Page) -> bytes:
         {
             "kind": "PartialObjectMetadataList",
             "apiVersion": "meta.k8s.io/v1",
-            "metadata": {"resourceVersion": str(page.version)},
+            "metadata": _list_metadata(page),
             "items": [partial(stored.obj) for stored in page.rows],
         }
     )
+
+
+def _list_metadata(page: Page) -> Json:
+    """In every form of a list, so that a client knows whether more follows."""
+    metadata: Json = {"resourceVersion": str(page.version)}
+    if page.token:
+        metadata["continue"] = page.token
+    if page.remaining is not None:
+        metadata["remainingItemCount"] = page.remaining
+    return metadata
 
 
 def partial(obj: Json) -> Json:

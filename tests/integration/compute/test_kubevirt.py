@@ -557,6 +557,17 @@ class TestObserve:
             await gateway.delete_vm(name="a", uid=made.uid)
             assert await until(events, is_gone("a")) == Gone("a", made.uid)
 
+    async def test_lists_of_versions_are_whole_whatever_their_pages(self, connected, monkeypatch):
+        """GIVEN more VMs than fit on a page WHEN they are listed again THEN none counts as deleted."""
+        monkeypatch.setattr(reading, "_METADATA_PAGE_SIZE", 2)
+        gateway = await connected(relist_seconds=0.1)
+        for name in "abcde":
+            await create(gateway, name, vm_id=str(new_id()))
+        async with aclosing(gateway.observe()) as events:
+            await until(events, is_listed)
+            again = [await until(events, lambda event: isinstance(event, Listed | Gone)) for _ in range(2)]
+        assert [sorted(seen.name for seen in listed.observations) for listed in again] == [list("abcde")] * 2
+
     async def test_a_cluster_that_is_away_is_told_and_found_again(self, cluster, gateway):
         order = cluster.faults.order(kind="error", verbs=["list"], settings={"status": 503})
         async with aclosing(gateway.observe()) as events:
