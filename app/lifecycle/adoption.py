@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from app.domain.ownership import Decision, FoundVm, Identity, Known, LeaseRecord, Step, Trouble, plan_adoption
+from app.domain.adoption import Decision, Step, plan_adoption
+from app.domain.ownership import FoundVm, Identity, Known, LeaseRecord, Trouble
 from app.domain.pools import PoolSpec
 from app.domain.states import VM_ENDED, ClaimState, VmState
 from app.ids import new_id, vm_pool_name

@@ -6,7 +6,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from app.domain.ownership import Step, Word
+from app.domain.adoption import Step
+from app.domain.ownership import Word
 from app.store.installation import InstallationRow
 
 

@@ -5,6 +5,7 @@ from uuid import UUID
 
 import pytest
 
+from app.domain.adoption import Step, plan_adoption
 from app.domain.ownership import (
     ClaimRecord,
     FoundVm,
@@ -14,10 +15,8 @@ from app.domain.ownership import (
     LeaseRecord,
     Orphan,
     Progress,
-    Step,
     instance_trouble,
     lease_trouble,
-    plan_adoption,
     sort_orphans,
     survey_trouble,
 )
