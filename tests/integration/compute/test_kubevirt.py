@@ -538,11 +538,14 @@ class TestObserve:
         async with aclosing(gateway.observe()) as events:
             await until(events, is_listed)
             hanging = cluster.faults.order(kind="hang", verbs=["list"])
+            warm = asyncio.create_task(
+                until(events, is_warm("a"))
+            )  # an event that nobody takes would keep the next list back
             async with asyncio.timeout(PATIENCE):
                 while not hanging.struck:  # noqa: ASYNC110 - a fault tells nobody
                     await asyncio.sleep(0.01)
             await create(gateway)
-            await until(events, is_warm("a"))
+            await warm
             cluster.faults.lift(hanging.id)
             await until(events, is_listed)
 
