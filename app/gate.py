@@ -20,6 +20,7 @@ class Gate:
     def __init__(self) -> None:
         self.claims: str | None = _STARTING
         self.work: str | None = _STARTING
+        self._was_opened = False
         self._opened = asyncio.Event()
         self._closed = asyncio.Event()
         self._closed.set()
@@ -35,8 +36,11 @@ class Gate:
         if (claims, work) == (self.claims, self.work):
             return
         if claims is not None or work is not None:
-            log.warning("gate.closed", reason=claims or work, claims=claims is None)
+            # A start is no news; what an operator has to decide is told by the leading worker as well.
+            tell = log.warning if self._was_opened else log.info
+            tell("gate.closed", reason=claims or work, claims="open" if claims is None else "closed")
         else:
+            self._was_opened = True
             log.info("gate.opened")
         self.claims, self.work = claims, work
         now, before = (self._opened, self._closed) if work is None else (self._closed, self._opened)

@@ -161,6 +161,11 @@ def _percent(preload: Json) -> str:
     return share(percent / 100 if percent is not None else None)
 
 
+def _saving(path: Json) -> str:
+    """Over all shapes there is none: each path has served other shapes, and an image that is small needs no other path."""
+    return share(path["saving"] if path["shape"] else None)
+
+
 def _pages(node: Json) -> str:
     return text([f"{page}:{found['free']}/{found['allocatable']}" for page, found in node["hugepages"].items()])
 
@@ -203,8 +208,8 @@ LISTINGS: Final[dict[Kind, Listing]] = {
     ),
     Kind.PATHS: Listing(
         read_columns(
-            "PATH:path COUNT:count P50:p50|took P95:p95|took SAVING:saving|share EXPECTED:expected|share SHAPE",
-            {"SHAPE": lambda path: path["shape"] or "(all)"},
+            "PATH:path COUNT:count P50:p50|took P95:p95|took SAVING EXPECTED:expected|share SHAPE",
+            {"SAVING": _saving, "SHAPE": lambda path: path["shape"] or "(all)"},
         ),
         frozenset({"shape", "path"}),
     ),
