@@ -35,4 +35,4 @@ def _explain(name: str, known: Collection[str]) -> str:
         return f"there is no such query parameter; write `{meant}`"
     if known:
         return f"there is no such query parameter; there are {', '.join(f'`{each}`' for each in sorted(known))}"
-    return "there is no such query parameter, as this operation has none; write fields into the body"
+    return "there is no such query parameter: this operation has none"

@@ -260,7 +260,7 @@ async def test_a_wrong_parameter_is_named(server, path, field):
         ("DELETE", "/v1/pools/kept?forced=true", "forced", "write `force`. Nothing was changed"),
         ("POST", "/v1/manifests?dryrun=true", "dryrun", "write `dry_run`"),
         ("POST", "/v1/pools/kept/pause?Force=1", "Force", "this operation has none"),
-        ("POST", "/v1/claim?wait_seconds=30", "wait_seconds", "write fields into the body"),
+        ("POST", "/v1/claim?wait_seconds=30", "wait_seconds", "this operation has none"),
     ],
 )
 async def test_a_query_parameter_that_there_is_not_is_refused_and_nothing_done(server, method, path, field, says):

@@ -128,7 +128,7 @@ class ApiServer:
 
     def _is_starting(self, subject: Subject) -> bool:
         """Whether the authorizer does not know the roles yet. The administrator needs none."""
-        return self._disruptions.stage is Stage.NO_CUSTOM_PATHS and subject is not ADMINISTRATOR
+        return self._disruptions.stage is Stage.NO_CUSTOM_PATHS and subject != ADMINISTRATOR
 
     async def _verb(self, call: Call, *, watching: bool) -> web.StreamResponse:
         target, method = call.target, call.request.method
