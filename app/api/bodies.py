@@ -6,7 +6,7 @@ and halves of surrogate pairs, numbers beyond 64 bits, NaN, deep nesting, and mo
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from json import JSONDecoder
@@ -15,6 +15,8 @@ from typing import Any, Final, TypeVar
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 from typing_extensions import override
 
 from app.api.problems import explain
@@ -49,7 +51,7 @@ class BodyRoute(APIRoute):
     """A route whose body is read as this module reads it. The framework's own check has nothing left to do then."""
 
     @override
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle
@@ -70,6 +72,19 @@ class _BodyRequest(Request):
     async def json(self) -> Any:
         raw = await self.body()
         return await in_turn(len(raw), partial(self._expected.read, raw))
+
+
+async def read_whole(receive: Receive) -> bytes:
+    """The whole body. Raises ClientDisconnect where the client broke off before its end: half a request is none."""
+    parts: list[bytes] = []
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
 
 
 async def in_turn(size: int, read: Callable[[], _Found]) -> _Found:

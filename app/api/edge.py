@@ -13,6 +13,7 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.bodies import read_whole
 from app.api.claims.fast_path import route as claim_route
 from app.api.manifests import routes as manifests
 from app.api.problems import DISCONNECTED, render
@@ -144,15 +145,8 @@ async def _read_whole(receive: Receive) -> Receive:
     """The same with the body read, also for a route that reads none: half a request is none, whatever it asks for. Raises
     ClientDisconnect where the client broke off before the end of the body.
     """
-    parts: list[bytes] = []
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    whole: Message | None = {"type": "http.request", "body": b"".join(parts), "more_body": False}
+    body = await read_whole(receive)
+    whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
 
     async def replay() -> Message:
         nonlocal whole

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from app.api.connections.lifecycle import Phase
+from app.concurrency import first_of
 from tests.support.raw_http import connect, request
 from tests.support.service import bind, until
 
@@ -236,6 +237,14 @@ async def test_an_idle_connection_makes_room_for_a_new_one(server):
             assert (await second.ask(GET[20:])).status == 200
 
 
+async def heard(attacker):
+    """Its answer, for ever if there is none: a reset of the connection may overtake what was written before it."""
+    try:
+        return await attacker.answer()
+    except (ConnectionError, asyncio.IncompleteReadError):
+        await asyncio.Event().wait()
+
+
 async def test_many_clients_with_large_heads_hold_no_more_than_the_bound_and_keep_nobody_out(server):
     most = 1024 * 1024
     seen = []
@@ -252,7 +261,8 @@ async def test_many_clients_with_large_heads_hold_no_more_than_the_bound_and_kee
 
         await until(are_bounded)
         assert max(seen) <= most
-        check(await attackers[0].answer(), 503, "overloaded")
+        told, *_ = await first_of(*(heard(each) for each in attackers))
+        check(told.result(), 503, "overloaded")
         async with connect(port) as other:
             body = b'{"lease_seconds": 1}'
             small = request("POST", "/v1/claims/7/renew", JSON, f"Content-Length: {len(body)}", body=body)

@@ -62,7 +62,7 @@ class BoundedConnection(HttpToolsProtocol):
         return self.phase is Phase.HEAD or self.phase is Phase.BODY
 
     @override
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # a socket's transport, as in uvicorn
         super().connection_made(transport)
         if self.shared.enter(self):
             self._enter(Phase.NEW, self.shared.settings.head_timeout_seconds)

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.bodies import LARGE, BodyForm, in_turn
+from app.api.bodies import LARGE, BodyForm, in_turn, read_whole
 from app.api.claims.schemas import ClaimBody, ClaimView
 from app.api.dependencies import Services
 from app.api.problems import CLUSTER_ERRORS, render, render_crash, responses
@@ -156,7 +156,7 @@ class ClaimRoute:
                 pass
 
         try:
-            answer = await self._claim(scope, await _read(receive), submitted, until_disconnected)
+            answer = await self._claim(scope, await read_whole(receive), submitted, until_disconnected)
             if isinstance(answer, WarmClaim):
                 outcome, status = "warm", 201
                 await _send(send, status, render_warm(answer, self._namespace))
@@ -325,19 +325,6 @@ def _describe_warm(warm: WarmClaim, namespace: str) -> dict[str, Any]:
 def _public_choice(choice: dict[str, Any]) -> dict[str, Any]:
     """The part of a stored choice that clients see."""
     return {key: choice[key] for key in ("path", "source", "reason", "at", "deadline_at", "considered", "tried")}
-
-
-async def _read(receive: Receive) -> bytes:
-    """The whole body. Raises ClientDisconnect where the client broke off before its end: half a request is none."""
-    parts: list[bytes] = []
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(parts)
 
 
 async def _send(send: Send, status: int, body: bytes) -> None:
