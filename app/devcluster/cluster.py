@@ -58,8 +58,10 @@ from app.devcluster.scheduling.ledger import Ledger
 from app.devcluster.scheduling.scheduler import Scheduler
 from app.devcluster.server.admin import PREFIX, Admin
 from app.devcluster.server.api_server import BODY_LIMIT, ApiServer
+from app.devcluster.storage.backend import StorageBackend
 from app.devcluster.storage.driver import StorageDriver
 from app.devcluster.storage.reclaim import Reclaimer
+from app.devcluster.storage.simulated import SimulatedStorage
 from app.devcluster.storage.storage_classes import storage_objects
 from app.devcluster.storage.volume_snapshots import VolumeSnapshotter
 from app.devcluster.storage.volumes import VolumeHistory, content_name, volume_name
@@ -175,6 +177,7 @@ class DevCluster:
         api = self.api = Api(store, self.clock, Admission(KubeVirtWebhooks(store), CdiWebhooks(store)), jitter)
         self.ledger = Ledger(store)
         self.disruptions = Disruptions(faults, store, self.clock, durations)
+        self.storage: StorageBackend = SimulatedStorage(self.clock, durations, jitter)
         self.power = NodePower()
         self.lifecycle = NodeLifecycle(api, durations, self.power, self.images)
         self.crons = DataImportCronController(api, durations)
@@ -183,12 +186,12 @@ class DevCluster:
         self._controllers = (
             GarbageCollector(api, durations.collection),
             NamespaceController(api),
-            StorageDriver(api, durations, jitter, faults),
+            StorageDriver(api, durations, jitter, faults, self.storage),
             Reclaimer(api, PERSISTENT_VOLUMES, CLAIMS, volume_name, "claimRef"),
-            VolumeSnapshotter(api, durations, jitter, faults),
+            VolumeSnapshotter(api, durations, jitter, faults, self.storage),
             Reclaimer(api, VOLUME_SNAPSHOT_CONTENTS, VOLUME_SNAPSHOTS, content_name, "volumeSnapshotRef"),
             StorageProfileController(api),
-            DataVolumeController(api, durations, jitter, faults, durations.reaction),
+            DataVolumeController(api, durations, jitter, faults, self.storage),
             DataSourceController(api),
             self.crons,
             DaemonSetController(api, durations, jitter),
@@ -207,7 +210,7 @@ class DevCluster:
         faults.listen(lambda: self.disruptions.reach_watches(self.server.watches))
         parts = (self.lifecycle, starter, *self._controllers)
         self._resumes = tuple(part.resume for part in parts)
-        self._stops = (*(part.stop for part in parts), VolumeHistory(api).stop, self.ledger.stop)
+        self._stops = (*(part.stop for part in parts), self.storage.stop, VolumeHistory(api).stop, self.ledger.stop)
 
     @property
     def watches(self) -> Collection[Watch]:

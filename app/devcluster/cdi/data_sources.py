@@ -1,6 +1,6 @@
 """CDI's DataSources, and the sources of DataVolumes (CDI v1.66.0)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from typing_extensions import override
 
@@ -11,14 +11,17 @@ from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.store import Change, Store, Stored
 from app.devcluster.cdi.conditions import cdi_condition
 from app.devcluster.cdi.storage_profiles import clone_strategy
+from app.devcluster.storage.backend import Origin
 from app.devcluster.storage.storage_classes import find_class
 from app.devcluster.storage.volumes import (
+    content_name,
     has_booted,
     is_bound,
     is_populated,
     pods_using,
     snapshot_driver,
     snapshot_has_booted,
+    volume_name,
 )
 
 IMPORTS = frozenset({"http", "s3", "gcs", "registry", "imageio", "vddk", "blank"})
@@ -27,11 +30,12 @@ _DEPTH = 5
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """`kind` is the kind of source in the DataVolume; namespace and name are set for a clone."""
+    """`kind` is the kind of source in the DataVolume, `given` what stands there; namespace and name are set for a clone."""
 
     kind: str
     namespace: str = ""
     name: str = ""
+    given: Json = field(default_factory=dict)
 
     @property
     def is_clone(self) -> bool:
@@ -55,7 +59,7 @@ def find_source(store: Store, volume: Json) -> Source | None:
         return None
     if kind in {"pvc", "snapshot"}:
         return Source(kind, given[kind].get("namespace") or namespace, given[kind]["name"])
-    return Source(kind)
+    return Source(kind, given=given)
 
 
 def is_there(store: Store, source: Source) -> bool:
@@ -81,6 +85,15 @@ def is_ready(store: Store, source: Source) -> bool:
     if claim is None or not is_bound(claim.obj) or not is_populated(store, claim.obj):
         return False
     return not pods_using(store, source.namespace, [source.name])
+
+
+def origin_of(store: Store, source: Source) -> Origin:
+    """The data of the source of a clone, with no handle where it is gone."""
+    if source.kind == "pvc":
+        claim = store.get(CLAIMS, source.namespace, source.name)
+        return Origin("volume", volume_name(claim.obj) if claim else "")
+    snapshot = store.get(VOLUME_SNAPSHOTS, source.namespace, source.name)
+    return Origin("snapshot", content_name(snapshot.obj) if snapshot else "")
 
 
 def source_has_booted(store: Store, source: Source) -> bool:

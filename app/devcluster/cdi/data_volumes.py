@@ -6,6 +6,7 @@ The phase becomes Failed only where a retry cannot help.
 
 from typing_extensions import override
 
+from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.objects import (
     Key,
     annotations_of,
@@ -35,22 +36,31 @@ from app.devcluster.cdi.data_sources import (
     find_source,
     is_ready,
     is_there,
+    origin_of,
     size_of,
     source_has_booted,
     strategy_for,
 )
 from app.devcluster.cdi.data_volume_status import PERCENT, Told, build_status, percent_of, restarts_of
 from app.devcluster.cdi.storage_profiles import ProfileError, claim_spec
-from app.devcluster.faults.book import Fault
+from app.devcluster.durations import Durations, Jitter
+from app.devcluster.faults.book import Fault, FaultBook
 from app.devcluster.faults.controller import FaultyController
+from app.devcluster.storage.backend import StorageBackend, Transfer, TransferFailure
 from app.devcluster.storage.driver import BIND_NOW, build_claim
 from app.devcluster.storage.storage_classes import find_class, waits_for_consumer
-from app.devcluster.storage.volumes import has_consumer, has_failed_attempt, is_bound, mark_booted
+from app.devcluster.storage.volumes import (
+    IMAGE_PULL_FAILED,
+    data_of,
+    has_consumer,
+    has_failed_attempt,
+    is_bound,
+    mark_booted,
+)
 
 CRON_LABEL = "cdi.kubevirt.io/dataImportCron"
 _CLONE_TYPE = "cdi.kubevirt.io/cloneType"
 _POD_PHASE = "cdi.kubevirt.io/storage.pod.phase"
-_STEPS = 8
 _OVER = frozenset({"Succeeded", "Failed"})
 _CLONING = {
     "csi-clone": "CSICloneInProgress",
@@ -64,6 +74,17 @@ _LONGEST_BACKOFF = 30
 
 class DataVolumeController(FaultyController):
     resource = DATA_VOLUMES
+
+    def __init__(
+        self, api: Api, durations: Durations, jitter: Jitter, faults: FaultBook, backend: StorageBackend
+    ) -> None:
+        super().__init__(api, durations, jitter, faults, durations.reaction)
+        self._backend = backend
+
+    @override
+    def _forget(self, uid: str) -> None:
+        super()._forget(uid)
+        self._backend.cancel(uid)
 
     @override
     def resume(self) -> None:
@@ -99,10 +120,13 @@ class DataVolumeController(FaultyController):
         elif source.is_clone:
             self._clone(stored, claim.obj, source)
         elif source.kind in IMPORTS:
-            self._import(stored, source)
+            self._import(stored, claim.obj, source)
 
     def _begin(self, stored: Stored, claim: Stored, source: Source) -> None:
-        if source.is_clone:
+        refusal = self._backend.refusal(source.kind)
+        if refusal:
+            self._set(stored, Told("Failed", reason="Error", message=refusal))
+        elif source.is_clone:
             self._set(stored, Told("CloneScheduled"))
         elif source.kind == "upload":
             self._set(stored, Told("UploadReady"))
@@ -155,24 +179,24 @@ class DataVolumeController(FaultyController):
 
     # Imports
 
-    def _import(self, stored: Stored, source: Source) -> None:
+    def _import(self, stored: Stored, claim: Json, source: Source) -> None:
         volume, uid, key = stored.obj, stored.uid, stored.key
         attempt = restarts_of(volume)
         if has_failed_attempt(volume):
             backoff = self._durations.import_retry * min(2**attempt, _LONGEST_BACKOFF)
             self._timers.ensure(uid, f"retry-{attempt}", backoff, lambda: self._retry(key))
             return
-        if source.kind == "blank":
-            self._timers.ensure(uid, "blank", self._durations.volume_bind, lambda: self._finish(key))
-            return
-        stop, fault = self._obstacle(volume)
         done = percent_of(volume)
+        stop, fault = (PERCENT, None) if source.kind == "blank" else self._obstacle(volume)
         if fault is not None and fault.kind == "import-stalls" and done >= stop:
-            self._timers.cancel(uid)
+            self._backend.cancel(uid)
             return
-        target = round(min(done + PERCENT / _STEPS, max(stop, done)), 2)
-        seconds = self._jitter.spread(self._durations.import_total * (target - done) / PERCENT)
-        self._timers.ensure(uid, f"{attempt}-{target}", seconds, lambda: self._advance(key, target, source))
+        self._backend.transfer(
+            uid,
+            Transfer(data_of(claim), source.kind, source.given, attempt, done, stop),
+            lambda percent: self._advance(key, percent, source),
+            lambda failure: self._give_up(key, failure),
+        )
 
     def _obstacle(self, volume: Json) -> tuple[float, Fault | None]:
         """The percent at which this attempt ends, and the fault that ends it there."""
@@ -190,29 +214,41 @@ class DataVolumeController(FaultyController):
             return PERCENT, None
         return float(fault.settings.get("percent", _DEFAULT_PERCENT)), fault
 
-    def _advance(self, key: Key, percent: float, source: Source) -> None:
+    def _advance(self, key: Key, percent: float | None, source: Source) -> None:
+        """The transfer is this far; None where that is not known."""
         stored = self._current(key)
         if stored is None:
             return
-        stop, fault = self._obstacle(stored.obj)
-        if fault is not None and fault.kind != "import-stalls" and percent >= stop:
-            self._fail(stored, percent, source, fault)
-        elif percent >= PERCENT:
+        reached = percent or 0.0
+        stop, fault = (PERCENT, None) if source.kind == "blank" else self._obstacle(stored.obj)
+        if fault is not None:
+            reached = min(reached, max(stop, percent_of(stored.obj)))
+        if fault is not None and fault.kind != "import-stalls" and reached >= stop:
+            self._backend.cancel(stored.uid)
+            self._strike(stored, reached, source, fault)
+        elif reached >= PERCENT:
             self._finish(key)
         else:
             self._note_pod(key, "Running")
-            self._set(stored, Told("ImportInProgress", progress=f"{percent:.2f}%", running=True))
+            progress = None if percent is None else f"{reached:.2f}%"
+            self._set(stored, Told("ImportInProgress", progress=progress, running=True))
 
-    def _fail(self, stored: Stored, percent: float, source: Source, fault: Fault) -> None:
+    def _strike(self, stored: Stored, percent: float, source: Source, fault: Fault) -> None:
         pulls = source.kind == "registry"
         problem = "failed to pull image: unexpected EOF" if pulls else "unexpected EOF"
         message = fault.settings.get("message", f"Unable to process data: {problem}")
-        progress = f"{percent:.2f}%"
-        if fault.settings.get("fatal"):
-            self._set(stored, Told("Failed", progress=progress, reason="ChecksumError", message=message))
-            return
-        reason = "ImagePullFailed" if pulls else "Error"
-        self._set(stored, Told("ImportInProgress", progress=progress, reason=reason, message=message))
+        fatal = bool(fault.settings.get("fatal"))
+        reason = "ChecksumError" if fatal else IMAGE_PULL_FAILED if pulls else "Error"
+        self._fail(stored, TransferFailure(message, reason, fatal), f"{percent:.2f}%")
+
+    def _give_up(self, key: Key, failure: TransferFailure) -> None:
+        stored = self._current(key)
+        if stored is not None:
+            self._fail(stored, failure)
+
+    def _fail(self, stored: Stored, failure: TransferFailure, progress: str | None = None) -> None:
+        phase = "Failed" if failure.fatal else "ImportInProgress"
+        self._set(stored, Told(phase, progress=progress, reason=failure.reason, message=failure.message))
 
     def _retry(self, key: Key) -> None:
         stored = self._current(key)
@@ -235,19 +271,29 @@ class DataVolumeController(FaultyController):
             self._set(stored, Told(phase, running=copied))
             return
         if self._faults.on_object("clone-hangs", DATA_VOLUMES.plural, volume) is not None:
-            self._timers.cancel(uid)
-            return
-        steps, done = (_STEPS if copied else 1), percent_of(volume)
-        target = round(done + PERCENT / steps, 2)
-        total = {"copy": self._durations.copy_total, "restore": 2 * self._durations.snapshot_restore}.get(
-            strategy, self._durations.clone_total
-        )
-        seconds = self._jitter.spread(total / steps)
-        self._timers.ensure(uid, f"clone-{target}", seconds, lambda: self._move(key, target, source))
+            self._backend.cancel(uid)
+        elif self._timers.waits_for(uid) is None:
+            self._backend.clone(
+                uid,
+                data_of(claim),
+                origin_of(self._store, source),
+                strategy,
+                percent_of(volume),
+                lambda percent: self._move(key, percent, source),
+                lambda problem: self._clone_later(key, phase, problem),
+            )
 
-    def _move(self, key: Key, percent: float, source: Source) -> None:
+    def _clone_later(self, key: Key, phase: str, problem: str) -> None:
+        """Say what went wrong, and try again."""
         stored = self._current(key)
-        if stored is None:
+        if stored is not None:
+            delay = self._durations.import_retry
+            self._timers.ensure(stored.uid, "retry", delay, lambda: self._queue.add(key))
+            self._set(stored, Told(phase, reason="Error", message=problem))
+
+    def _move(self, key: Key, percent: float | None, source: Source) -> None:
+        stored = self._current(key)
+        if stored is None or percent is None:
             return
         if percent < PERCENT:
             self._set(stored, Told("CloneInProgress", progress=f"{percent:.2f}%", running=True))

@@ -3,8 +3,10 @@
 from datetime import datetime
 from typing import Any
 
+import structlog
 from typing_extensions import override
 
+from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.objects import (
     Key,
     annotations_of,
@@ -25,10 +27,15 @@ from app.devcluster.apiserver.registry import (
 )
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.store import Change, Stored
+from app.devcluster.durations import Durations, Jitter
+from app.devcluster.faults.book import FaultBook
 from app.devcluster.faults.controller import FaultyController
+from app.devcluster.storage.backend import BLANK, Origin, StorageBackend
 from app.devcluster.storage.storage_classes import default_class, find_class, waits_for_consumer
 from app.devcluster.storage.volumes import (
     build_volume,
+    content_name,
+    data_of,
     filler_of,
     has_booted,
     has_consumer,
@@ -37,15 +44,30 @@ from app.devcluster.storage.volumes import (
     snapshot_driver,
     snapshot_has_booted,
     volume_name,
+    volume_of_claim,
 )
 
 PROTECTION = "kubernetes.io/pvc-protection"
 BIND_NOW = "cdi.kubevirt.io/storage.bind.immediate.requested"
 _SNAPSHOT_GROUP = "snapshot.storage.k8s.io"
+_RETRY_SECONDS = 5.0
+_log = structlog.get_logger(__name__)
 
 
 class StorageDriver(FaultyController):
     resource = CLAIMS
+
+    def __init__(
+        self, api: Api, durations: Durations, jitter: Jitter, faults: FaultBook, backend: StorageBackend
+    ) -> None:
+        super().__init__(api, durations, jitter, faults)
+        self._backend = backend
+
+    @override
+    def _forget(self, uid: str) -> None:
+        super()._forget(uid)
+        self._backend.cancel(uid)
+        self._backend.discard(volume_of_claim(uid))
 
     @override
     def _react(self, change: Change) -> None:
@@ -63,7 +85,7 @@ class StorageDriver(FaultyController):
     def _reconcile(self, stored: Stored) -> None:
         claim, key = stored.obj, stored.key
         if stored.deleting:
-            self._timers.cancel(stored.uid)
+            self._backend.cancel(stored.uid)
             if PROTECTION in finalizers_of(claim) and not pods_using(self._store, key[0], [key[1]]):
                 self._api.modify(CLAIMS, stored, lambda obj: without_finalizer(obj, PROTECTION))
             return
@@ -82,11 +104,21 @@ class StorageDriver(FaultyController):
         if "volume.kubernetes.io/storage-provisioner" not in annotations_of(claim):
             self._api.modify(CLAIMS, stored, lambda obj: _provisioned(obj, storage_class["provisioner"]))
             return
-        seconds = self._seconds(key[0], claim, storage_class)
-        if seconds is None or self._faults.on_object("claim-never-binds", CLAIMS.plural, claim) is not None:
-            self._timers.cancel(stored.uid)
-            return
-        self._timers.ensure(stored.uid, "bind", self._jitter.spread(seconds), lambda: self._bind(key))
+        origin = self._origin(key[0], claim, storage_class)
+        if origin is None or self._faults.on_object("claim-never-binds", CLAIMS.plural, claim) is not None:
+            self._backend.cancel(stored.uid)
+        elif self._timers.waits_for(stored.uid) is None:
+            self._backend.make(
+                stored.uid,
+                data_of(claim),
+                origin,
+                lambda: self._bind(key),
+                lambda problem: self._retry_later(stored, problem),
+            )
+
+    def _retry_later(self, stored: Stored, problem: str) -> None:
+        _log.warning("provisioning_failed", claim=stored.key, problem=problem)
+        self._timers.ensure(stored.uid, "retry", _RETRY_SECONDS, lambda: self._queue.add(stored.key))
 
     def _is_wanted(self, key: Key, claim: Json) -> bool:
         """Whether a claim that waits for its first consumer has one: a pod, a VMI, or an import told not to wait."""
@@ -95,8 +127,8 @@ class StorageDriver(FaultyController):
             return True
         return has_consumer(self._store, *key)
 
-    def _seconds(self, namespace: str, claim: Json, storage_class: Json) -> float | None:
-        """How long it takes to make the volume; None where its source is missing, not ready, or does not fit."""
+    def _origin(self, namespace: str, claim: Json, storage_class: Json) -> Origin | None:
+        """What the volume begins with; None where its source is missing, not ready, or does not fit."""
         source = claim["spec"].get("dataSource") or {}
         asked = whole(claim["spec"]["resources"]["requests"]["storage"])
         if source.get("apiGroup") == _SNAPSHOT_GROUP:
@@ -105,14 +137,15 @@ class StorageDriver(FaultyController):
             if snapshot is None or not status.get("readyToUse") or whole(status.get("restoreSize", "0")) > asked:
                 return None
             fits = snapshot_driver(self._store, snapshot.obj) == storage_class["provisioner"]
-            return self._durations.snapshot_restore if fits else None
+            return Origin("snapshot", content_name(snapshot.obj)) if fits else None
         if source.get("kind") == CLAIMS.kind:
             origin = self._store.get(CLAIMS, namespace, source["name"])
             same = (
                 origin is not None and origin.obj["spec"].get("storageClassName") == claim["spec"]["storageClassName"]
             )
-            return self._durations.clone_total if origin is not None and same and is_bound(origin.obj) else None
-        return self._durations.volume_bind
+            found = origin is not None and same and is_bound(origin.obj)
+            return Origin("volume", volume_name(origin.obj)) if origin is not None and found else None
+        return BLANK
 
     def _bind(self, key: Key) -> None:
         claim = self._current(key)

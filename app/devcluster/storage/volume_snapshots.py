@@ -2,6 +2,7 @@
 
 from typing_extensions import override
 
+from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.objects import Key, owners_of, status_of
 from app.devcluster.apiserver.registry import (
     CLAIMS,
@@ -13,16 +14,39 @@ from app.devcluster.apiserver.registry import (
 )
 from app.devcluster.apiserver.status import ApiError, Json
 from app.devcluster.apiserver.store import Change, Stored
-from app.devcluster.faults.book import Fault
+from app.devcluster.durations import Durations, Jitter
+from app.devcluster.faults.book import Fault, FaultBook
 from app.devcluster.faults.controller import FaultyController
+from app.devcluster.storage.backend import StorageBackend
 from app.devcluster.storage.storage_classes import find_class, snapshot_class_of
-from app.devcluster.storage.volumes import build_content, content_name, has_booted, is_bound
+from app.devcluster.storage.volumes import (
+    build_content,
+    content_name,
+    content_of_snapshot,
+    has_booted,
+    is_bound,
+    volume_name,
+)
 
-_ORDERED = "failed to take snapshot of the volume: rpc error: code = Internal desc = ordered by a fault"
+_FAILED = "failed to take snapshot of the volume: rpc error: code = Internal desc = "
+_ORDERED = f"{_FAILED}ordered by a fault"
+_RETRY_SECONDS = 1.0
 
 
 class VolumeSnapshotter(FaultyController):
     resource = VOLUME_SNAPSHOTS
+
+    def __init__(
+        self, api: Api, durations: Durations, jitter: Jitter, faults: FaultBook, backend: StorageBackend
+    ) -> None:
+        super().__init__(api, durations, jitter, faults)
+        self._backend = backend
+
+    @override
+    def _forget(self, uid: str) -> None:
+        super()._forget(uid)
+        self._backend.cancel(uid)
+        self._backend.discard(content_of_snapshot(uid))
 
     @override
     def _react(self, change: Change) -> None:
@@ -37,16 +61,27 @@ class VolumeSnapshotter(FaultyController):
     def _reconcile(self, stored: Stored) -> None:
         if status_of(stored.obj).get("readyToUse"):
             return
-        key = stored.key
-        problem = self._problem(key, stored.obj)
+        problem = self._problem(stored.key, stored.obj)
         if problem:
-            self._timers.cancel(stored.uid)
+            self._backend.cancel(stored.uid)
             self._fail(stored, problem)
         elif self._strike("snapshot-hangs", stored.obj) is not None:
-            self._timers.cancel(stored.uid)
-        else:
-            delay = self._jitter.spread(self._durations.snapshot_total)
-            self._timers.ensure(stored.uid, "ready", delay, lambda: self._make_ready(key))
+            self._backend.cancel(stored.uid)
+        elif self._timers.waits_for(stored.uid) is None:
+            self._freeze(stored)
+
+    def _freeze(self, stored: Stored) -> None:
+        key = stored.key
+        claim = self._store.get(CLAIMS, key[0], _source_of(stored.obj))
+        if claim is None:
+            return
+
+        def fail(problem: str) -> None:
+            self._timers.ensure(stored.uid, "retry", _RETRY_SECONDS, lambda: self._queue.add(key))
+            self._fail_now(key, f"{_FAILED}{problem}")
+
+        content, volume = content_name(stored.obj), volume_name(claim.obj)
+        self._backend.freeze(stored.uid, content, volume, lambda: self._make_ready(key), fail)
 
     def _problem(self, key: Key, snapshot: Json) -> str:
         """Why no snapshot can be taken; empty where it can."""
@@ -90,6 +125,11 @@ class VolumeSnapshotter(FaultyController):
         if (status_of(stored.obj).get("error") or {}).get("message") != message:
             error = {"message": message, "time": self._moment()}
             self._modify_status(stored, {"error": error, "readyToUse": False})
+
+    def _fail_now(self, key: Key, message: str) -> None:
+        stored = self._store.get(VOLUME_SNAPSHOTS, *key)
+        if stored is not None:
+            self._fail(stored, message)
 
     def _make_ready(self, key: Key) -> None:
         snapshot = self._store.get(VOLUME_SNAPSHOTS, *key)

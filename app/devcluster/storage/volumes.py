@@ -17,6 +17,7 @@ from app.devcluster.apiserver.objects import (
     status_of,
     with_annotations,
 )
+from app.devcluster.apiserver.quantities import whole
 from app.devcluster.apiserver.registry import (
     CLAIMS,
     DATA_VOLUMES,
@@ -28,8 +29,11 @@ from app.devcluster.apiserver.registry import (
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.store import Change, Store, Stored
 from app.devcluster.durations import Durations
+from app.devcluster.storage.backend import Volume
 from app.devcluster.storage.storage_classes import find_class, waits_for_consumer
 
+IMAGE_PULL_FAILED = "ImagePullFailed"
+"""The reason of a DataVolume's condition Running where the image of its source cannot be pulled."""
 _BOOTED = "devcluster/booted"
 
 
@@ -156,15 +160,30 @@ def is_populated(store: Store, claim: Json) -> bool:
 def has_failed_attempt(data_volume: Json) -> bool:
     """Whether the last attempt of the import ended in an error; another one follows."""
     running = find(status_of(data_volume).get("conditions"), "Running") or {}
-    return running.get("status") == "False" and running.get("reason") in {"Error", "ImagePullFailed"}
+    return running.get("status") == "False" and running.get("reason") in {"Error", IMAGE_PULL_FAILED}
 
 
 def content_name(snapshot: Json) -> str:
-    return f"snapcontent-{snapshot['metadata']['uid']}"
+    return content_of_snapshot(snapshot["metadata"]["uid"])
+
+
+def content_of_snapshot(uid: str) -> str:
+    """The name of the content of the snapshot with this uid, whether there is one or not."""
+    return f"snapcontent-{uid}"
 
 
 def volume_name(claim: Json) -> str:
-    return f"pvc-{claim['metadata']['uid']}"
+    return volume_of_claim(claim["metadata"]["uid"])
+
+
+def volume_of_claim(uid: str) -> str:
+    """The name of the volume of the claim with this uid, whether there is one or not."""
+    return f"pvc-{uid}"
+
+
+def data_of(claim: Json) -> Volume:
+    """What a backend is asked to make or fill for a claim."""
+    return Volume(volume_name(claim), whole(claim["spec"]["resources"]["requests"]["storage"]))
 
 
 def build_volume(claim: Json, provisioner: str, now: datetime, *, booted: bool) -> Json:
