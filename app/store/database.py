@@ -1,15 +1,20 @@
 """Connections to Postgres: the engine, and transactions."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
+import orjson
 from sqlalchemy import CursorResult, RowMapping, TextClause, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.store.postgres_errors import is_stale, translate
+
+_Read = TypeVar("_Read")
+_SLICE = 20
 
 Tx = AsyncConnection
 """An open transaction, as store functions take it. Only the store knows what it is."""
@@ -35,6 +40,19 @@ async def mappings(tx: Tx, query: TextClause, /, **params: object) -> Sequence[R
     return (await tx.execute(query, params)).mappings().all()
 
 
+async def read_page(
+    tx: Tx, query: TextClause, read: Callable[[Mapping[str, Any]], _Read], /, **params: object
+) -> list[_Read]:
+    """What `read` makes of each row. Reads a few at a time, so that whatever else the loop does waits for a slice, not for a page."""
+    result = await tx.execute(query, params)
+    names, rows = list(result.keys()), result.all()
+    found: list[_Read] = []
+    for start in range(0, len(rows), _SLICE):
+        found += [read(dict(zip(names, row, strict=True))) for row in rows[start : start + _SLICE]]
+        await asyncio.sleep(0)
+    return found
+
+
 _SESSION = {"jit": "off", "application_name": "emberpool"}
 
 
@@ -50,7 +68,9 @@ def make_engine(
     async def connect() -> "asyncpg.Connection[Any]":
         return await asyncpg.connect(dsn, timeout=5, command_timeout=command_seconds, server_settings=settings)
 
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, **options)
+    engine = create_async_engine(
+        "postgresql+asyncpg://", async_creator=connect, json_deserializer=orjson.loads, **options
+    )
     event.listen(engine.sync_engine, "handle_error", _discard_stale)
     return engine
 

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import TextClause, text
 
 from app.domain.states import CLAIM_ENDED, ClaimState
-from app.store.database import Tx, mappings
+from app.store.database import Tx, read_page
 from app.store.pools.names import ids_named
 from app.store.rows import CLAIM_COLUMNS, CLAIM_TABLES, ClaimRow, read_claim
 from app.store.walks import FIRST, for_each, newest
@@ -39,9 +39,10 @@ async def page(
     """Up to `limit` claims after the claim `after`, which need not exist. `label`: name and value."""
     given = {"pool": pool is not None, "shape": shape is not None, "label": label is not None}
     name, value = label or (None, None)
-    rows = await mappings(
+    return await read_page(
         tx,
         statement(state=state, **given),
+        read_claim,
         pools=await ids_named(tx, pool) if pool is not None else None,
         states=_states(state, open_too=shape is not None),
         shape=shape,
@@ -51,7 +52,6 @@ async def page(
         after=after or FIRST,
         limit=limit,
     )
-    return [read_claim(row) for row in rows]
 
 
 @cache

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from app.domain.failures import FailureVerdict
 from app.domain.pools import PoolSpec
 from app.domain.templates import VmSpec
-from app.store.database import Tx, any_row, first, mappings, run
+from app.store.database import Tx, any_row, first, mappings, read_page, run
 from app.store.notices import Topic, notify
 from app.store.pools import planning
 from app.store.rows import POOL_COLUMNS, PoolRow, read_pool
@@ -86,8 +86,7 @@ async def by_ids(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, PoolRow]:
 
 async def page(tx: Tx, *, after: str, limit: int) -> list[PoolRow]:
     """By name, those after `after`."""
-    rows = await mappings(tx, _PAGE, after=after, limit=limit)
-    return [read_pool(row) for row in rows]
+    return await read_page(tx, _PAGE, read_pool, after=after, limit=limit)
 
 
 async def insert(

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import TextClause, text
 
 from app.domain.states import VmState
-from app.store.database import Tx, mappings
+from app.store.database import Tx, read_page
 from app.store.pools.names import ids_named
 from app.store.rows import VM_COLUMNS, VmRow, read_vm
 from app.store.walks import FIRST, for_each, newest
@@ -24,8 +24,9 @@ async def page(
     """Up to `limit` VMs after the VM `after`, which need not exist. Without `ended` only VMs that still exist."""
     pools = await ids_named(tx, pool) if pool is not None else None
     query = statement(pool=pool is not None, state=state, ended=ended)
-    rows = await mappings(tx, query, pools=pools, state=state and str(state), after=after or FIRST, limit=limit)
-    return [read_vm(row) for row in rows]
+    return await read_page(
+        tx, query, read_vm, pools=pools, state=state and str(state), after=after or FIRST, limit=limit
+    )
 
 
 @cache
