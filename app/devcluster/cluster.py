@@ -37,6 +37,7 @@ from app.devcluster.config import DevClusterConfig
 from app.devcluster.durations import Jitter
 from app.devcluster.faults.book import FaultBook
 from app.devcluster.faults.disruptions import Disruptions, ResetError, Stage
+from app.devcluster.guests.simulated import SimulatedGuests
 from app.devcluster.kubevirt.admission import KubeVirtWebhooks
 from app.devcluster.kubevirt.pool_controller import PoolController
 from app.devcluster.kubevirt.subresources import Subresources
@@ -181,6 +182,7 @@ class DevCluster:
         self.power = NodePower()
         self.lifecycle = NodeLifecycle(api, durations, self.power, self.images)
         self.crons = DataImportCronController(api, durations)
+        guests = SimulatedGuests(store, self.clock, durations, jitter)
         starter = PodStarter(api, durations, jitter, self.images, self.power)
         instances = InstanceController(api, durations, jitter, self.disruptions.refuse_pod)
         self._controllers = (
@@ -202,10 +204,10 @@ class DevCluster:
             MachineController(api, durations),
             instances,
             Scheduler(api, self.ledger, durations, jitter),
-            VirtHandler(api, durations, jitter, faults, self.power, starter),
+            VirtHandler(api, durations, jitter, faults, self.power, starter, guests),
             Kubelet(api, durations, faults, self.power, starter),
         )
-        self.server = ApiServer(api, Subresources(api), self.disruptions, self.config.tokens)
+        self.server = ApiServer(api, Subresources(api, guests), self.disruptions, self.config.tokens)
         faults.listen(instances.resume)
         faults.listen(lambda: self.disruptions.reach_watches(self.server.watches))
         parts = (self.lifecycle, starter, *self._controllers)

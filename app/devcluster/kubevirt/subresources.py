@@ -1,6 +1,6 @@
 """KubeVirt's aggregated API: start, stop, restart, pause, unpause, softreboot."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.conditions import drop, holds, make, put
@@ -9,9 +9,10 @@ from app.devcluster.apiserver.objects import phase_of, with_status
 from app.devcluster.apiserver.registry import VIRTUAL_MACHINE_INSTANCES, VIRTUAL_MACHINES
 from app.devcluster.apiserver.status import ApiError, Json, conflict, not_found
 from app.devcluster.apiserver.store import Stored
+from app.devcluster.guests.runtime import Guest, GuestRuntime
 from app.devcluster.kubevirt.admission import VALIDATOR, check_snapshotted
 from app.devcluster.kubevirt.vm_controller import instance_of, strategy_of
-from app.devcluster.kubevirt.vmi_controller import FINAL
+from app.devcluster.kubevirt.vmi_controller import FINAL, guest_of
 
 GROUP = "subresources.kubevirt.io"
 VERSIONS = ("v1", "v1alpha3")
@@ -19,9 +20,10 @@ _KUBEVIRT = "kubevirt.io"
 
 
 class Subresources:
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, guests: GuestRuntime) -> None:
         self._api = api
-        self._verbs: dict[tuple[str, str], Callable[[str, str], int]] = {
+        self._guests = guests
+        self._verbs: dict[tuple[str, str], Callable[[str, str], Awaitable[int]]] = {
             ("virtualmachines", "start"): self._start,
             ("virtualmachines", "stop"): self._stop,
             ("virtualmachines", "restart"): self._restart,
@@ -33,9 +35,9 @@ class Subresources:
     def knows(self, plural: str, verb: str) -> bool:
         return (plural, verb) in self._verbs
 
-    def call(self, plural: str, namespace: str, name: str, verb: str) -> int:
+    async def call(self, plural: str, namespace: str, name: str, verb: str) -> int:
         """Perform the verb; gives the status code. Raises ApiError 404 or 409."""
-        return self._verbs[plural, verb](namespace, name)
+        return await self._verbs[plural, verb](namespace, name)
 
     def _machine(self, namespace: str, name: str) -> Stored:
         stored = self._api.store.get(VIRTUAL_MACHINES, namespace, name)
@@ -49,7 +51,7 @@ class Subresources:
             raise not_found(_KUBEVIRT, "virtualmachineinstance", name)
         return stored
 
-    def _start(self, namespace: str, name: str) -> int:
+    async def _start(self, namespace: str, name: str) -> int:
         stored = self._machine(namespace, name)
         instance = instance_of(self._api, stored.obj)
         if instance is not None and phase_of(instance.obj) not in FINAL:
@@ -61,7 +63,7 @@ class Subresources:
             self._request(stored, {"action": "Start"})
         return 202
 
-    def _stop(self, namespace: str, name: str) -> int:
+    async def _stop(self, namespace: str, name: str) -> int:
         stored = self._machine(namespace, name)
         instance = instance_of(self._api, stored.obj)
         strategy = strategy_of(stored.obj)
@@ -73,7 +75,7 @@ class Subresources:
             self._request(stored, {"action": "Stop", "uid": instance.uid})
         return 202
 
-    def _restart(self, namespace: str, name: str) -> int:
+    async def _restart(self, namespace: str, name: str) -> int:
         stored = self._machine(namespace, name)
         instance = instance_of(self._api, stored.obj)
         if instance is None:
@@ -84,38 +86,34 @@ class Subresources:
             delete(self._api, VIRTUAL_MACHINE_INSTANCES, namespace, name, DeleteOptions(uid=instance.uid))
         return 202
 
-    def _pause(self, namespace: str, name: str) -> int:
+    async def _pause(self, namespace: str, name: str) -> int:
         stored = self._instance(namespace, name)
         self._refuse_idle(stored)
         if holds(stored.obj["status"].get("conditions"), "Paused"):
             raise self._refused("virtualmachineinstance", name, "VMI is already paused")
-        paused = make(
-            "Paused",
-            True,
-            self._api.clock.now(),
-            reason="PausedByUser",
-            message="VMI was paused by user",
-            probed=True,
-        )
-        self._set_conditions(stored, put(stored.obj["status"].get("conditions"), paused))
+        await self._guests.pause(self._guest(stored))
+        now, why = self._api.clock.now(), "VMI was paused by user"
+        paused = make("Paused", True, now, reason="PausedByUser", message=why, probed=True)
+        self._change_conditions(stored, lambda old: put(old, paused))
         return 200
 
-    def _unpause(self, namespace: str, name: str) -> int:
+    async def _unpause(self, namespace: str, name: str) -> int:
         stored = self._instance(namespace, name)
         self._refuse_idle(stored)
         if not holds(stored.obj["status"].get("conditions"), "Paused"):
             raise self._refused("virtualmachineinstance", name, "VMI is not paused")
-        self._set_conditions(stored, drop(stored.obj["status"].get("conditions"), "Paused"))
+        await self._guests.unpause(self._guest(stored))
+        self._change_conditions(stored, lambda old: drop(old, "Paused"))
         return 200
 
-    def _softreboot(self, namespace: str, name: str) -> int:
+    async def _softreboot(self, namespace: str, name: str) -> int:
         stored = self._instance(namespace, name)
         self._refuse_idle(stored)
         if not holds(stored.obj["status"].get("conditions"), "AgentConnected"):
             raise self._refused(
                 "virtualmachineinstance", name, "VMI neither have the agent connected nor the ACPI feature enabled"
             )
-        self._set_conditions(stored, drop(stored.obj["status"].get("conditions"), "AgentConnected"))
+        await self._guests.reboot(self._guest(stored))
         return 200
 
     def _refuse_idle(self, stored: Stored) -> None:
@@ -143,5 +141,15 @@ class Subresources:
     def _request(self, stored: Stored, *requests: Json) -> None:
         self._api.modify(VIRTUAL_MACHINES, stored, lambda vm: with_status(vm, stateChangeRequests=list(requests)))
 
-    def _set_conditions(self, stored: Stored, conditions: list[Json]) -> None:
-        self._api.modify(VIRTUAL_MACHINE_INSTANCES, stored, lambda vmi: with_status(vmi, conditions=conditions))
+    def _guest(self, stored: Stored) -> Guest:
+        guest = guest_of(self._api, stored.obj)
+        if guest is None:
+            raise self._refused("virtualmachineinstance", stored.key[1], "VM is not running")
+        return guest
+
+    def _change_conditions(self, stored: Stored, change: Callable[[list[Json]], list[Json]]) -> None:
+        """Change the conditions of the instance as they are now; one that ended meanwhile is left alone."""
+        latest = self._api.store.get(VIRTUAL_MACHINE_INSTANCES, *stored.key)
+        if latest is not None and latest.uid == stored.uid and phase_of(latest.obj) == "Running":
+            conditions = change(latest.obj["status"].get("conditions") or [])
+            self._api.modify(VIRTUAL_MACHINE_INSTANCES, latest, lambda vmi: with_status(vmi, conditions=conditions))

@@ -24,6 +24,7 @@ from app.devcluster.apiserver.status import ApiError, Json
 from app.devcluster.apiserver.store import Change, Stored
 from app.devcluster.apiserver.times import stamp
 from app.devcluster.durations import Durations, Jitter
+from app.devcluster.guests.runtime import Guest
 from app.devcluster.kubevirt.launcher import OBSERVED, VM_FINALIZER, VMI_FINALIZERS, build_pod
 from app.devcluster.kubevirt.launcher_resources import memory_overhead
 from app.devcluster.kubevirt.state_volumes import STATUS_NAME, build_state_claim, keeps_state, state_claim_of
@@ -67,6 +68,12 @@ def pod_of(api: Api, vmi: Json) -> Stored | None:
                 return pod
             going = pod or going
     return going
+
+
+def guest_of(api: Api, vmi: Json) -> Guest | None:
+    """The guest of the VMI; None where it has no pod."""
+    pod = pod_of(api, vmi)
+    return Guest((vmi["metadata"]["namespace"], vmi["metadata"]["name"]), vmi, pod.obj) if pod else None
 
 
 class InstanceController(KindController):

@@ -116,7 +116,7 @@ class ApiServer:
         authorize(subject, *asked)
         await self._disruptions.before(request, target, verb, self.closing)
         if target.group == GROUP:
-            response: web.StreamResponse = self._subresource(request, target)
+            response: web.StreamResponse = await self._subresource(request, target)
         else:
             resource = registry.find(target.group, target.version, target.plural)
             if resource is None or (target.namespace and not resource.namespaced):
@@ -288,7 +288,7 @@ class ApiServer:
             for timer in timers:
                 timer.cancel()
 
-    def _subresource(self, request: web.Request, target: Target) -> web.Response:
+    async def _subresource(self, request: web.Request, target: Target) -> web.Response:
         if target.version not in VERSIONS:
             raise PlainError(404, _NOT_FOUND)
         self._disruptions.check_aggregated()
@@ -300,7 +300,7 @@ class ApiServer:
         if "*/*" not in accept:
             # virt-api declares no media type for these, so it refuses a client that accepts only JSON.
             raise PlainError(406, "406: Not Acceptable\n\nAvailable representations: ")
-        status = self._subresources.call(target.plural, target.namespace, target.name, target.subresource)
+        status = await self._subresources.call(target.plural, target.namespace, target.name, target.subresource)
         return web.Response(status=status)
 
 
