@@ -8,7 +8,7 @@ with it as with a real cluster. Small controllers simulate the lives of VMs on s
         configuration = cluster.kubeconfig()
         cluster.faults.order(kind="error", verbs=["create"], resource="virtualmachines", count=3)
 
-The packages, from the bottom up: `apiserver` (objects, verbs, and the base of all controllers), `faults`, `storage`,
+The packages, from the bottom up: `apiserver` (objects, verbs, and the base of all controllers), `faults`, `storage`, `guests`,
 `scheduling`, `nodes`, `kubevirt` and `cdi`, `server` (HTTP). An import contract holds that order.
 
 `python -m app.devcluster` serves one on its own; see its `--help`.

@@ -85,6 +85,8 @@ PODS = _core("pods", "Pod", short="po", status=True)
 NODES = _core("nodes", "Node", short="no", namespaced=False, status=True)
 NAMESPACES = _core("namespaces", "Namespace", short="ns", namespaced=False, status=True)
 SECRETS = _core("secrets", "Secret")
+CONFIG_MAPS = _core("configmaps", "ConfigMap", short="cm")
+EVENTS = _core("events", "Event", short="ev")
 CLAIMS = _core("persistentvolumeclaims", "PersistentVolumeClaim", short="pvc", status=True)
 PERSISTENT_VOLUMES = _core("persistentvolumes", "PersistentVolume", short="pv", namespaced=False, status=True)
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease", custom=False, counts_generation=False)
@@ -165,6 +167,8 @@ RESOURCES: tuple[Resource, ...] = (
     NODES,
     NAMESPACES,
     SECRETS,
+    CONFIG_MAPS,
+    EVENTS,
     CLAIMS,
     PERSISTENT_VOLUMES,
     LEASES,

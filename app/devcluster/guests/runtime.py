@@ -67,6 +67,9 @@ class GuestListener(Protocol):
 
     def started(self, key: Key, domain: Domain) -> None: ...
 
+    def refused(self, key: Key, message: str) -> None:
+        """It cannot start now, for the reason that the message says; it is tried again."""
+
     def connected(self, key: Key, facts: AgentFacts) -> None: ...
 
     def disconnected(self, key: Key) -> None: ...

@@ -9,6 +9,9 @@ from app.devcluster.apiserver.times import stamp
 from app.devcluster.guests.runtime import AgentFacts, Domain, End
 from app.devcluster.kubevirt.vmi_controller import with_phase
 
+_NOT_SYNCHRONIZED = "Synchronizing with the Domain failed."
+"""KubeVirt's own reason."""
+
 
 def started(vmi: Json, domain: Domain, now: datetime) -> Json:
     """The domain runs, but the guest has not booted yet. The first interface has its address."""
@@ -25,7 +28,7 @@ def started(vmi: Json, domain: Domain, now: datetime) -> Json:
         }
         for number, item in enumerate(old.get("interfaces", ()))
     ]
-    conditions = put(old.get("conditions"), make("LiveMigratable", True, now))
+    conditions = put(drop(old.get("conditions"), "Synchronized"), make("LiveMigratable", True, now))
     conditions = put(conditions, make("StorageLiveMigratable", True, now))
     cpu = vmi["spec"]["domain"]["cpu"]
     status: Json = {
@@ -43,6 +46,12 @@ def started(vmi: Json, domain: Domain, now: datetime) -> Json:
         ]
     noted = with_annotations(vmi, dict(domain.annotations)) if domain.annotations else vmi
     return with_phase(noted, "Running", stamp(now), **status)
+
+
+def refused(vmi: Json, message: str, now: datetime) -> Json:
+    """The domain cannot be started yet, and is tried again."""
+    told = make("Synchronized", False, now, reason=_NOT_SYNCHRONIZED, message=message, probed=True)
+    return with_status(vmi, conditions=put(vmi["status"].get("conditions"), told))
 
 
 def connected(vmi: Json, facts: AgentFacts, now: datetime) -> Json:

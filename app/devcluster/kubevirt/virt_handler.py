@@ -6,6 +6,7 @@ from typing_extensions import override
 
 from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.conditions import holds
+from app.devcluster.apiserver.events import EventRecorder
 from app.devcluster.apiserver.objects import Key, owners_of, phase_of, with_status
 from app.devcluster.apiserver.registry import PODS, VIRTUAL_MACHINE_INSTANCES
 from app.devcluster.apiserver.status import Json
@@ -14,7 +15,7 @@ from app.devcluster.durations import Durations, Jitter
 from app.devcluster.faults.book import FaultBook
 from app.devcluster.faults.controller import FaultyController
 from app.devcluster.guests.runtime import AgentFacts, Domain, End, Guest, GuestRuntime
-from app.devcluster.kubevirt.guest_status import connected, disconnected, ended, started
+from app.devcluster.kubevirt.guest_status import connected, disconnected, ended, refused, started
 from app.devcluster.kubevirt.pod_readiness import with_containers, with_gate
 from app.devcluster.kubevirt.vmi_controller import FINAL, pod_of
 from app.devcluster.nodes.pod_start import PodStarter
@@ -43,6 +44,7 @@ class VirtHandler(FaultyController):
         self._power = power
         self._starter = starter
         self._guests = guests
+        self._events = EventRecorder(api, "virt-handler")
         self._shut_down: set[str] = set()
         guests.listen(self)
         power.listen(self.resume)
@@ -107,7 +109,12 @@ class VirtHandler(FaultyController):
     # What becomes of guests
 
     def started(self, key: Key, domain: Domain) -> None:
-        self._on_vmi(key, lambda vmi: started(vmi, domain, self._api.clock.now()))
+        if (vmi := self._on_vmi(key, lambda vmi: started(vmi, domain, self._api.clock.now()))) is not None:
+            self._events.record(vmi, "Started", "VirtualMachineInstance started.")
+
+    def refused(self, key: Key, message: str) -> None:
+        if (vmi := self._on_vmi(key, lambda vmi: refused(vmi, message, self._api.clock.now()))) is not None:
+            self._events.record(vmi, "SyncFailed", message, warning=True)
 
     def connected(self, key: Key, facts: AgentFacts) -> None:
         self._on_vmi(key, lambda vmi: connected(vmi, facts, self._api.clock.now()))
@@ -122,7 +129,8 @@ class VirtHandler(FaultyController):
         stored = self._store.get(VIRTUAL_MACHINE_INSTANCES, *key)
         if stored is not None and not end.failed:
             self._shut_down.add(stored.uid)
-        self._on_vmi(key, lambda vmi: ended(vmi, end, self._api.clock.now()))
+        if (vmi := self._on_vmi(key, lambda vmi: ended(vmi, end, self._api.clock.now()))) is not None:
+            self._events.record(vmi, "Stopped", end.message, warning=end.failed)
 
     # Running guests
 
@@ -200,15 +208,16 @@ class VirtHandler(FaultyController):
             self._store.remove(PODS, *found[1].key)
         self._queue.add(key)
 
-    def _on_vmi(self, key: Key, change: Callable[[Json], Json]) -> None:
+    def _on_vmi(self, key: Key, change: Callable[[Json], Json]) -> Json | None:
+        """Gives the changed VMI; None where it is gone, has ended, or is on a node that is off."""
         stored = self._store.get(VIRTUAL_MACHINE_INSTANCES, *key)
         if (
             stored is None
             or phase_of(stored.obj) in FINAL
             or self._power.is_off(stored.obj["status"].get("nodeName", ""))
         ):
-            return
-        self._api.modify(VIRTUAL_MACHINE_INSTANCES, stored, change)
+            return None
+        return self._api.modify(VIRTUAL_MACHINE_INSTANCES, stored, change).obj
 
     def _on_pod(self, key: Key, change: Callable[[Json], Json]) -> None:
         stored = self._store.get(VIRTUAL_MACHINE_INSTANCES, *key)
