@@ -80,16 +80,19 @@ def _run_migrations(connection: Connection) -> None:
         context.run_migrations()
 
 
-def _note_whom_it_serves(*, ctx: Any, heads: set[str], **_: object) -> None:
-    """In the transaction of each migration: what the table says is so, whatever happens later."""
+def _note_whom_it_serves(*, ctx: Any, step: Any, heads: set[str], **_: object) -> None:
+    """In the transaction of each migration: what the table says is so, whatever happens later. What the rows need by then (see
+    `migrations.require`) they need after an upgrade too.
+    """
     connection = ctx.connection
     if connection.execute(text("SELECT to_regclass('schema_compat')")).scalar() is None:
         return  # before the migration that creates it
     (revision,) = heads
-    connection.execute(text("DELETE FROM schema_compat"))
+    before = connection.execute(text("DELETE FROM schema_compat RETURNING serves_from")).scalar()
+    needed = before if step.is_upgrade and before is not None else ""
     connection.execute(
         text("INSERT INTO schema_compat (revision, serves_from) VALUES (:revision, :serves_from)"),
-        {"revision": revision, "serves_from": migrations.serves_from(revision)},
+        {"revision": revision, "serves_from": max(migrations.serves_from(revision), needed)},
     )
 
 

@@ -29,7 +29,7 @@ _DESCRIPTION = """
 1. `PUT /v1/pools/{name}` sets which KubeVirt VMs to keep warm, and how many.
 2. `POST /v1/claim` hands out one of them in milliseconds. It is yours until its lease expires: renew the claim, or release it.
 3. The pool then refills. `GET /v1/pools/{name}` shows its status, and `GET /v1/events` shows what happens.
-4. A claim may describe its VM instead (`vm`). It is then served by the fastest path: a warm pool, a snapshot, a preloaded image or a
+4. A claim may describe its VM instead (`vm`). It is then served by the fastest path: a warm pool, kept memory, a snapshot, a preloaded image or a
    cold start. The answer names the path and the reason, and `GET /v1/paths` shows how long each path takes on this cluster.
 
 The forms below are filled in: execute PUT, then claim. Every error is an RFC 9457 problem with a stable `code`.
@@ -42,7 +42,7 @@ _TAGS = [
     {"name": "claims", "description": "Claim a VM, keep it, release it."},
     {
         "name": "paths",
-        "description": "How long each path to a VM takes here: a warm pool, a snapshot, a preloaded image, a cold start.",
+        "description": "How long each path to a VM takes here: a warm pool, kept memory, a snapshot, a preloaded image, a cold start.",
     },
     {"name": "vms", "description": "Each VM and its history."},
     {"name": "nodes", "description": "Where VMs can run, what is free there, and whether a VM fits."},

@@ -8,5 +8,7 @@ class Capability(StrEnum):
 
     WATCH_NODES = "watch-nodes"
     """The gateway may list and watch nodes; without it nothing is known about free capacity."""
+    MEMORY = "memory"
+    """Snapshots may keep the memory of VMs, and VMs start from it."""
     VM_POOLS = "vm-pools"
     """The cluster fills pools of VMs by itself (`VmPoolGateway`)."""

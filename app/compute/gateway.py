@@ -92,7 +92,7 @@ class Gateway(Protocol):
     async def create_vm(self, *, name: str, pool: str, vm_id: str, spec: VmSpec, start: Start = None) -> Observation:
         """Creates the VM, or finds the one that an earlier attempt created (same name, same `vm_id`). Both are success.
 
-        With `start`, its disks begin with that content. Disks from a snapshot are created after the VM and belong to it; until
+        With `start`, its disks begin with that content, and its guest in that memory, if there is one. Disks from a snapshot are created after the VM and belong to it; until
         this returns, the VM may exist without them. A VM from an earlier attempt may already be `deleting` in the answer.
 
         Raises ClusterConflict if the name belongs to an object that is not this VM.

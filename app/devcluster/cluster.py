@@ -40,6 +40,7 @@ from app.devcluster.faults.disruptions import Disruptions, ResetError, Stage
 from app.devcluster.guests.simulated import SimulatedGuests
 from app.devcluster.kubevirt.admission import KubeVirtWebhooks
 from app.devcluster.kubevirt.pool_controller import PoolController
+from app.devcluster.kubevirt.snapshot_memory import SnapshotMemory
 from app.devcluster.kubevirt.subresources import Subresources
 from app.devcluster.kubevirt.virt_handler import VirtHandler
 from app.devcluster.kubevirt.vm_clones import CloneController
@@ -185,6 +186,8 @@ class DevCluster:
         guests = SimulatedGuests(store, self.clock, durations, jitter)
         starter = PodStarter(api, durations, jitter, self.images, self.power)
         instances = InstanceController(api, durations, jitter, self.disruptions.refuse_pod)
+        keeps_memory = self.config.keeps_memory and guests.keeps_memory
+        memory = SnapshotMemory(api, guests if keeps_memory else None, faults)
         self._controllers = (
             GarbageCollector(api, durations.collection),
             NamespaceController(api),
@@ -197,7 +200,7 @@ class DevCluster:
             DataSourceController(api),
             self.crons,
             DaemonSetController(api, durations, jitter),
-            SnapshotController(api, durations, faults),
+            SnapshotController(api, durations, faults, memory),
             RestoreController(api, durations.reaction),
             CloneController(api, durations.reaction),
             PoolController(api, durations.pool_reaction),
@@ -207,7 +210,13 @@ class DevCluster:
             VirtHandler(api, durations, jitter, faults, self.power, starter, guests),
             Kubelet(api, durations, faults, self.power, starter),
         )
-        self.server = ApiServer(api, Subresources(api, guests), self.disruptions, self.config.tokens)
+        self.server = ApiServer(
+            api,
+            Subresources(api, guests),
+            self.disruptions,
+            self.config.tokens,
+            keeps_memory=keeps_memory,
+        )
         faults.listen(instances.resume)
         faults.listen(lambda: self.disruptions.reach_watches(self.server.watches))
         parts = (self.lifecycle, starter, *self._controllers)

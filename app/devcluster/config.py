@@ -15,7 +15,7 @@ class DevClusterConfig:
     """`port` 0 lets the system choose. Without `tokens` everybody may do everything. `state` is a SQLite file; None keeps
     everything in memory. `named_nodes` are added to the `nodes` (node1, node2, ...), or give one of those another shape.
     The same `seed` gives the same jitter and generated names; durations vary by up to `jitter_share` either way. Every
-    node has the `images` cached from the start.
+    node has the `images` cached from the start. `keeps_memory`: snapshots may keep the memory of VMs, which KubeVirt does not.
     """
 
     host: str = "127.0.0.1"
@@ -31,3 +31,4 @@ class DevClusterConfig:
     state: Path | None = None
     seed: int = 0
     jitter_share: float = 0.1
+    keeps_memory: bool = True

@@ -15,7 +15,8 @@ class Durations:
     storage were not measured; they are chosen in proportion to each other: an import fetches and converts 10 GiB at about
     256 MiB/s, a host-assisted copy moves them at 400 MiB/s, and a driver's clone, snapshot or restore copies no data.
     `guest_boot_prepared` is the boot of a guest whose disk was booted before, or is a copy of such a disk: its first boot
-    (keys, file system growth, cloud-init) is over.
+    (keys, file system growth, cloud-init) is over. Memory is kept and restored in proportion to what QEMU 10 took for guests that boot
+    in 3.9 s: it stood still for 0.10 s, was restored in 0.16 s, and had an identity of its own 0.25 s later.
     """
 
     schedule: float = 0.5
@@ -46,6 +47,9 @@ class Durations:
     snapshot_restore: float = 2.0
     snapshot_deadline: float = 300.0
     guest_boot_prepared: float = 5.0
+    memory_save: float = 0.4
+    memory_restore: float = 0.6
+    memory_identity: float = 1.0
 
     @classmethod
     def for_cold_boot(cls, seconds: float, *, time_scale: float = 1.0) -> Self:

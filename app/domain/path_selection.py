@@ -1,6 +1,6 @@
 """Selects the path of a claim that describes its VM, and says why, from what there is and what was measured.
 
-Paths are preferred in the order of `StartPath`: a pool's next VM, a snapshot, a preload, cold. Enough measurements of the same
+Paths are preferred in the order of `StartPath`: a pool's next VM, kept memory, a snapshot's disks, a preload, cold. Enough measurements of the same
 shape overrule that order. A claim waits for a pool's next VM where that comes sooner than a VM on the best other path.
 """
 
@@ -229,6 +229,7 @@ def _why(chosen: PathOption, fitting: Sequence[PathOption]) -> str:
     if chosen.path is StartPath.POOL:
         return f"pool {chosen.source!r} has this shape and its next VM comes soonest{about}"
     what = {
+        StartPath.MEMORY: f"from the memory of snapshot {chosen.source!r}",
         StartPath.SNAPSHOT: f"from the disks of snapshot {chosen.source!r}",
         StartPath.PRELOAD: f"from preload {chosen.source!r}",
         StartPath.COLD: "cold, from its template alone",

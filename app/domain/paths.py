@@ -1,23 +1,31 @@
 """The paths by which a claim gets its VM, and what the VM starts from.
 
-A warm VM of a pool exists already. On the other paths a VM is made for the claim: from the disks of a snapshot, from an image
-that was preloaded, or cold.
+A warm VM of a pool exists already. On the other paths a VM is made for the claim: from the memory and disks of a snapshot, from the
+disks of a snapshot alone, from an image that was preloaded, or cold.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
+
+from app.domain.templates import VmSpec
 
 
 class StartPath(StrEnum):
     """How a claim gets its VM, in the order that is expected to be fastest. A VM itself starts by any path except `pool`."""
 
     POOL = "pool"
+    MEMORY = "memory"
     SNAPSHOT = "snapshot"
     PRELOAD = "preload"
     COLD = "cold"
 
 
-EXPECTED_SAVING: dict[StartPath, float] = {StartPath.POOL: 0.80, StartPath.SNAPSHOT: 0.70, StartPath.PRELOAD: 0.60}
+EXPECTED_SAVING: dict[StartPath, float] = {
+    StartPath.POOL: 0.80,
+    StartPath.MEMORY: 0.70,
+    StartPath.SNAPSHOT: 0.70,
+    StartPath.PRELOAD: 0.60,
+}
 """The share of a cold start's time that each path is expected to save. Shown beside what was measured; nothing depends on it."""
 
 
@@ -62,13 +70,24 @@ class SnapshotDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryImage:
+    """The memory of a VM, kept with its disks. `snapshot`: the snapshot's name in the cluster. `spec`: of the VM whose memory it is."""
+
+    snapshot: str
+    spec: VmSpec
+
+
+@dataclass(frozen=True, slots=True)
 class FromSnapshot:
     """The disks of snapshot `name` replace the template's volumes of the same names, then its images in their order; the others are
     added to them. A disk is as large as the template asks, and on the storage that it asks for.
+
+    With `memory` the guest goes on where it was when that was kept, and does not boot.
     """
 
     name: str
     disks: tuple[SnapshotDisk, ...]
+    memory: MemoryImage | None = None
 
 
 @dataclass(frozen=True, slots=True)

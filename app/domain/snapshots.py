@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field
 
 from app.domain.pools import Count, PoolName
 from app.domain.states import ClaimState
+from app.domain.templates import VmSpec
 from app.errors import IllegalTransition
 
 MAX_KEPT = 20
@@ -77,8 +78,16 @@ class SnapshotSpec(BaseModel):
     quiesce: Quiesce | None = Field(
         default=None,
         description=(
-            "How to make the disks consistent. Default: `stop` for a VM of a pool. An existing VM is never stopped: its "
-            "snapshot is taken in the state that the VM is in."
+            "How to make the disks consistent. Default: `stop` for a VM of a pool, unless its memory is kept. An existing VM is never "
+            "stopped: its snapshot is taken in the state that the VM is in."
+        ),
+    )
+    memory: Annotated[bool, Strict()] = Field(
+        default=False,
+        description=(
+            "Keep the VM's memory with its disks, of one moment: VMs that start from the snapshot do not boot, but go on from there, each "
+            "with an identity of its own. The VM must run, and is paused for a fraction of a second. Only where the cluster can: "
+            "KubeVirt keeps no memory. Whatever is in the memory, secrets too, is in every VM that starts from it."
         ),
     )
     refresh: Annotated[bool, Strict()] = Field(
@@ -103,6 +112,13 @@ class SnapshotSpec(BaseModel):
             )
         return value
 
+    @field_validator("memory")
+    @classmethod
+    def _runs_while_its_memory_is_kept(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - pydantic's signature
+        if value and info.data.get("quiesce") is Quiesce.STOP:
+            raise ValueError("a VM that is stopped has no memory to keep; leave quiesce out, or leave memory out")
+        return value
+
     @field_validator("refresh")
     @classmethod
     def _refreshes_from_a_pool(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - pydantic's signature
@@ -114,7 +130,7 @@ class SnapshotSpec(BaseModel):
     @property
     def stops(self) -> bool:
         """Whether the VM is stopped before it is taken."""
-        return self.source.pool is not None and self.quiesce is not Quiesce.FREEZE
+        return self.source.pool is not None and self.quiesce is not Quiesce.FREEZE and not self.memory
 
 
 class TakeState(StrEnum):
@@ -130,10 +146,13 @@ class TakeState(StrEnum):
 
 
 class SnapshotState(StrEnum):
-    """`ready`: VMs can start from the snapshot, even if a newer take fails. `taking`: the first take is in progress."""
+    """`ready`: VMs can start from the snapshot, even if a newer take fails. `taking`: the first take is in progress. `stale`: the
+    memory that it keeps cannot be restored any more.
+    """
 
     TAKING = "taking"
     READY = "ready"
+    STALE = "stale"
     FAILED = "failed"
     DELETING = "deleting"
 
@@ -162,18 +181,22 @@ def check_take_transition(old: TakeState, new: TakeState) -> None:
 
 @dataclass(frozen=True, slots=True)
 class VolumeVerdict:
-    """Whether a volume of a VM can be in a snapshot, and why not. The reason is KubeVirt's if it gave one."""
+    """Whether a volume of a VM can be in a snapshot, and why not. The reason is KubeVirt's if it gave one.
+
+    `written`: the guest may write to it, so that memory without it is worth nothing.
+    """
 
     name: str
     enabled: bool
     reason: str | None = None
+    written: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class SourceVm:
     """What a snapshot needs of a VM. `running`: it has an instance or may get one in a moment; `halted`: it is to have none.
 
-    `shape`: of the VMs that can start from its disks; None if we could not create such a VM. `volumes` is also empty while
+    `shape` and `spec`: of the VMs that can start from its disks; None if we could not create such a VM. `volumes` is also empty while
     KubeVirt has not judged them.
     """
 
@@ -184,6 +207,16 @@ class SourceVm:
     deleting: bool
     volumes: tuple[VolumeVerdict, ...]
     shape: str | None
+    spec: VmSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptMemory:
+    """The memory in a snapshot. `fingerprint`: what it can be restored with. `stale_reason`: why it cannot be any more."""
+
+    bytes: int
+    fingerprint: str
+    stale_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +237,14 @@ class SnapshotStatus:
     hint: str | None = None
     """What KubeVirt says about volumes that it left out though they could be in it."""
     installation: str | None = None
+    memory: KeptMemory | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TakeFacts:
-    """What a decision needs of a take's row. `based_at`: what became ready later is not in it. `revision`: of its template."""
+    """What a decision needs of a take's row. `based_at`: what became ready later is not in it. `revision`: of its template.
+    `stale_reason`: why its memory cannot be restored any more.
+    """
 
     id: UUID
     number: int
@@ -218,6 +254,7 @@ class TakeFacts:
     based_at: datetime | None = None
     ended_at: datetime | None = None
     reason: str | None = None
+    stale_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +326,10 @@ def assess(takes: Sequence[TakeFacts], *, deleting: bool) -> tuple[SnapshotState
         return SnapshotState.DELETING, "its objects are being removed from the cluster"
     if latest is None:
         return SnapshotState.FAILED, "there is no take"
-    if any(take.state is _T.READY for take in takes):
+    serving = max((take for take in takes if take.state is _T.READY), key=lambda take: take.number, default=None)
+    if serving is not None:
+        if serving.stale_reason is not None:
+            return SnapshotState.STALE, _in_stale_words(serving.stale_reason, latest)
         if latest.state in {_T.FAILING, _T.FAILED}:
             return SnapshotState.READY, f"the last refresh failed; VMs start from the one before: {latest.reason}"
         return SnapshotState.READY, None
@@ -332,14 +372,20 @@ def after_stop(vm: SourceVm | None, uid: str | None, age: timedelta) -> Step:
     return Step(None, "its VM is being stopped")
 
 
-def after_status(status: SnapshotStatus | None, age: timedelta, *, timeout_seconds: float) -> Step:
-    """What follows from the VirtualMachineSnapshot. `age`: since it was asked for. `status` None: it is gone."""
+def after_status(
+    status: SnapshotStatus | None, age: timedelta, *, timeout_seconds: float, memory: bool = False
+) -> Step:
+    """What follows from the VirtualMachineSnapshot. `age`: since it was asked for. `status` None: it is gone. `memory`: it was to keep
+    the VM's memory.
+    """
     if status is None or status.deleting:
         return Step(_T.FAILING, "its VirtualMachineSnapshot was deleted in the cluster")
     if status.failed:
         return Step(_T.FAILING, f"KubeVirt could not take it: {status.error or 'it did not say why'}")
     if status.ready and not status.included:
         return Step(_T.FAILING, "KubeVirt took it without a single volume")
+    if status.ready and memory and status.memory is None:
+        return Step(_T.FAILING, "the cluster took its disks and kept no memory, as KubeVirt does")
     if status.ready:
         return Step(_T.READY)
     if age > timedelta(seconds=timeout_seconds + _SPARE_SECONDS):
@@ -357,14 +403,41 @@ def not_disks(status: SnapshotStatus, disks: Collection[str]) -> tuple[VolumeVer
 def left_out(status: SnapshotStatus, verdicts: Sequence[VolumeVerdict]) -> tuple[VolumeVerdict, ...]:
     """The volumes that a finished snapshot does not contain, each with the best reason that is known."""
     reasons = {verdict.name: verdict.reason for verdict in verdicts if not verdict.enabled}
+    written = {verdict.name: verdict.written for verdict in verdicts}
     return tuple(
-        VolumeVerdict(name, enabled=False, reason=reasons.get(name) or status.hint or "KubeVirt left it out")
+        VolumeVerdict(
+            name,
+            enabled=False,
+            reason=reasons.get(name) or status.hint or "KubeVirt left it out",
+            written=written.get(name, True),
+        )
         for name in status.excluded
     )
 
 
+def why_memory_is_lost(status: SnapshotStatus | None) -> str | None:
+    """Why the memory of a snapshot that was ready cannot be restored any more; None: it can, or its whole object is gone."""
+    if status is None or status.deleting or status.failed:
+        return None
+    return status.memory.stale_reason if status.memory is not None else "the cluster no longer keeps its memory"
+
+
+def unkept_disks(volumes: Sequence[VolumeVerdict]) -> tuple[str, ...]:
+    """Why the memory of a VM is worth nothing: the volumes that its guest writes to and that are not in the snapshot."""
+    return tuple(f"{each.name}: {each.reason}" for each in volumes if not each.enabled and each.written)
+
+
+def _in_stale_words(reason: str, latest: TakeFacts) -> str:
+    told = f"its memory cannot be restored any more: {reason}"
+    if latest.state in UNDER_WAY:
+        return f"{told}; it is being taken again"
+    if latest.state in {_T.FAILING, _T.FAILED}:
+        return f"{told}; the last refresh failed: {latest.reason}"
+    return f"{told}; POST .../refresh takes it again"
+
+
 def _is_stale(take: TakeFacts, origin: Origin) -> bool:
-    if take.revision != origin.revision:
+    if take.stale_reason is not None or take.revision != origin.revision:
         return True
     return origin.image_ready_at is not None and take.based_at is not None and origin.image_ready_at > take.based_at
 

@@ -18,7 +18,7 @@ from app.domain.placement import Placement
 from app.domain.pools import PoolSpec, StartFrom, revision_of
 from app.errors import ChosenPathGone, NoPath
 from app.ids import new_id
-from app.lifecycle.start_sources import NotYet, resolve_start
+from app.lifecycle.start_sources import FROM_SNAPSHOT, NotYet, resolve_start
 from app.store.database import Database, Tx
 from app.store.pools import on_demand, statistics
 from app.store.pools import rows as pool_rows
@@ -91,7 +91,7 @@ async def ensure_on_demand_pool(tx: Tx, template: VmTemplate, spec: PoolSpec) ->
 
 def start_of(choice: Choice) -> StartFrom | None:
     """What the VMs of the choice's on-demand pool start from; None: from their template alone."""
-    if choice.path is StartPath.SNAPSHOT:
+    if choice.path in FROM_SNAPSHOT:
         return StartFrom(snapshot=choice.source)
     if choice.path is StartPath.PRELOAD:
         return StartFrom(preload=choice.source)

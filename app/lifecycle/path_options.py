@@ -17,7 +17,7 @@ from app.domain.preload_choice import needed_image
 from app.domain.statistics import BootTimes
 from app.lifecycle.eta import estimate_in_pool, measure_boots, why_none_will_come
 from app.lifecycle.on_demand_pools import rests_until
-from app.lifecycle.start_sources import NO_LABELS, NO_STATE, NotYet, resolve_start
+from app.lifecycle.start_sources import NO_LABELS, NO_STATE, NotYet, path_of, resolve_start
 from app.store import path_times
 from app.store.database import Tx
 from app.store.pools import on_demand, statistics
@@ -34,21 +34,29 @@ _STRENGTH = (WarmWhen.RUNNING, WarmWhen.READY, WarmWhen.AGENT)
 
 @dataclass(frozen=True, slots=True)
 class VmTerms:
-    """A VM as a claim describes it. `start_from`: it must start from this and from nothing else."""
+    """A VM as a claim describes it. `start_from`: it must start from this and from nothing else. `names_memory`: it asks for the path
+    `memory` by name.
+    """
 
     template: VmTemplate
     warm_when: WarmWhen
     start_from: StartFrom | None
     lease_seconds: int | None
+    names_memory: bool = False
 
 
 async def read_options(tx: Tx, terms: VmTerms, settings: Settings) -> list[PathOption]:
-    """One option for each path, in the order of `StartPath`."""
+    """One option for each path, in the order of `StartPath`. Where no snapshot keeps memory, as on every KubeVirt cluster, the path
+    `memory` is only told to those who ask for it.
+    """
     shape = terms.template.shape
     own, overall = await path_times.starts_of_shape(tx, shape), await path_times.starts_overall(tx)
     pools, now = await on_demand.of_shape(tx, shape), await database_now(tx)
     found = [await _pool_option(tx, terms, settings)]
-    for option in (await _snapshot_option(tx, terms), await _preload_option(tx, terms), _cold_option(terms)):
+    made = [await _snapshot_option(tx, terms), await _preload_option(tx, terms), _cold_option(terms)]
+    if terms.names_memory or await snapshots.keep_memory(tx):
+        made.insert(0, await _memory_option(tx, terms))
+    for option in made:
         checked = _unless_closed(option, pools, settings, now)
         found.append(replace(checked, own=own.of(option.path), overall=overall.of(option.path)))
     return found
@@ -125,22 +133,30 @@ async def _next_vm(tx: Tx, pool: PoolRow, settings: Settings) -> PathOption:
     )
 
 
+async def _memory_option(tx: Tx, terms: VmTerms) -> PathOption:
+    return await _from_snapshot(tx, terms, StartPath.MEMORY, "no snapshot keeps the memory of a VM of this shape")
+
+
 async def _snapshot_option(tx: Tx, terms: VmTerms) -> PathOption:
+    return await _from_snapshot(tx, terms, StartPath.SNAPSHOT, "no snapshot of this shape")
+
+
+async def _from_snapshot(tx: Tx, terms: VmTerms, path: StartPath, missing: str) -> PathOption:
+    closed = partial(PathOption, path, available=False)
     if terms.template.keeps_state:
-        return PathOption(StartPath.SNAPSHOT, available=False, why=NO_STATE)
+        return closed(why=NO_STATE)
     if terms.template.infers:
-        return PathOption(StartPath.SNAPSHOT, available=False, why=NO_LABELS)
+        return closed(why=NO_LABELS)
     if terms.start_from is not None:
-        return await _forced(tx, StartPath.SNAPSHOT, terms.start_from)
+        return await _forced(tx, path, terms.start_from)
     if (single := _copied(terms.template)) is not None:
-        why = f"{single} exists once, and a VM from a snapshot has a copy of it"
-        return PathOption(StartPath.SNAPSHOT, available=False, why=why)
-    ready = await snapshots.ready_for_shape(tx, terms.template.shape)
+        return closed(why=f"{single} exists once, and a VM from a snapshot has a copy of it")
+    memory, shape = path is StartPath.MEMORY, terms.template.shape
+    ready = await snapshots.ready_for_shape(tx, shape, memory=memory)
     if ready:
-        return PathOption(StartPath.SNAPSHOT, ready[0].name)
-    taking = await snapshots.under_way_for_shape(tx, terms.template.shape)
-    why = f"snapshot {taking[0]!r} is being taken" if taking else "no snapshot of this shape"
-    return PathOption(StartPath.SNAPSHOT, taking[0] if taking else None, available=False, why=why)
+        return PathOption(path, ready[0].name)
+    taking = await snapshots.under_way_for_shape(tx, shape, memory=memory)
+    return closed(source=taking[0], why=f"snapshot {taking[0]!r} is being taken") if taking else closed(why=missing)
 
 
 async def _preload_option(tx: Tx, terms: VmTerms) -> PathOption:
@@ -167,10 +183,16 @@ def _cold_option(terms: VmTerms) -> PathOption:
 
 
 async def _forced(tx: Tx, path: StartPath, start_from: StartFrom) -> PathOption:
-    if start_from.path is not path:
+    actual = await path_of(tx, start_from)
+    if path is StartPath.SNAPSHOT and actual is StartPath.MEMORY:
+        why = f"snapshot {start_from.source!r} keeps memory, and VMs only start from that: allow the path memory"
+        return PathOption(path, available=False, why=why)
+    if actual is not path:
         return PathOption(path, available=False, why=f"the claim must start from {start_from.source!r}")
     start = await resolve_start(tx, path, start_from.source)
     option = PathOption(path, start_from.source)
+    if isinstance(start, NotYet) and start.for_good:
+        return replace(option, available=False, why=start.reason)
     if isinstance(start, NotYet):  # the claim must start from this, so it waits
         return replace(option, waits_for_source=True, basis=f"it waits for its source first: {start.reason}")
     if start is None:

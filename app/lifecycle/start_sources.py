@@ -1,17 +1,23 @@
 """Finds what a VM starts from, given the name of a snapshot or preload."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from app.compute.gateway import Gateway
 from app.compute.vms import VmTemplate
-from app.domain.paths import ImageRef, Start, StartPath
+from app.domain.paths import FromSnapshot, ImageRef, Start, StartPath
 from app.domain.pools import StartFrom
+from app.domain.snapshots import UNDER_WAY
 from app.errors import FieldProblem, InvalidRequest, TemplateRefused
 from app.store.database import Tx
 from app.store.preloads import sources as preloads
 from app.store.snapshots import rows as snapshot_rows
 from app.store.snapshots import sources as snapshots
+from app.store.snapshots.sources import StaleMemory
 
+FROM_SNAPSHOT = frozenset({StartPath.MEMORY, StartPath.SNAPSHOT})
+"""Which of the two it is, the snapshot says when the VM is made."""
 NO_STATE = (
     "the template has a persistent TPM or EFI, and a VM from a snapshot does not get its state: leave `persistent` out, or start "
     "from the image"
@@ -24,9 +30,10 @@ NO_LABELS = (
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
-    """The source is not ready. `reason` says what the VM waits for."""
+    """The source is not ready. `reason` says what the VM waits for. `for_good`: it does not become ready by itself."""
 
     reason: str
+    for_good: bool = False
 
 
 async def resolve_start(
@@ -38,12 +45,21 @@ async def resolve_start(
     """
     if source is None:
         return None
-    found: Start | str
-    if path is StartPath.SNAPSHOT:
+    found: Start | StaleMemory | str
+    if path in FROM_SNAPSHOT:
         found = await snapshots.start_of(tx, source, asked_at=asked_at)
     else:
         found = await preloads.start_of(tx, source)
+    if isinstance(found, StaleMemory):
+        return await _stale(tx, found)
     return NotYet(found) if isinstance(found, str) else found
+
+
+async def path_of(tx: Tx, start_from: StartFrom) -> StartPath:
+    """How VMs start from there: a snapshot that keeps memory is never started without it."""
+    if start_from.snapshot is not None and await snapshots.keeps_memory(tx, start_from.snapshot):
+        return StartPath.MEMORY
+    return start_from.path
 
 
 async def note_on_start(tx: Tx, path: StartPath, source: str | None) -> tuple[str, ...]:
@@ -95,6 +111,43 @@ async def refuse_preloaded_disk(tx: Tx, template: VmTemplate) -> None:
             f"PersistentVolumeClaim {claim} holds the image of preload {preload!r}, and a VM would change it: start from the "
             f'preload with {{"start_from": {{"preload": "{preload}"}}}}, and leave this disk out',
         )
+
+
+async def refuse_other_memory(tx: Tx, gateway: Gateway, start_from: StartFrom | None, template: VmTemplate) -> None:
+    """Raises TemplateRefused, with each field, if the source is a snapshot with the memory of another VM than the template's. A
+    snapshot that has no memory yet refuses nothing: what is made from it is checked again.
+    """
+    if start_from is None or start_from.snapshot is None:
+        return
+    start = await snapshots.start_of(tx, start_from.snapshot)
+    if isinstance(start, FromSnapshot) and (problems := memory_problems(gateway, template, start)):
+        raise TemplateRefused(other_memory(start.name, problems), problems=problems)
+
+
+def memory_problems(gateway: Gateway, template: VmTemplate, start: FromSnapshot) -> tuple[FieldProblem, ...]:
+    """Why a VM of the template cannot start from the memory of the snapshot; empty where it can, or where there is none."""
+    if start.memory is None:
+        return ()
+    return gateway.snapshots.memory_differences(template, start.memory.spec, start.disks)
+
+
+def other_memory(snapshot: str, problems: Sequence[FieldProblem]) -> str:
+    """The same in a sentence."""
+    told = "; ".join(f"{each.field}: {each.message}" for each in problems)
+    return (
+        f"snapshot {snapshot!r} keeps the memory of another VM, and memory fits only the machine that it was taken of. {told}. "
+        "Describe that VM, or start from a snapshot without memory"
+    )
+
+
+async def _stale(tx: Tx, memory: StaleMemory) -> NotYet:
+    told = f"the memory of snapshot {memory.name!r} cannot be restored any more: {memory.reason}"
+    row = await snapshot_rows.get(tx, memory.name)
+    takes = (await snapshot_rows.takes_of(tx, [row.id]))[row.id] if row is not None else []
+    if any(take.state in UNDER_WAY for take in takes) or (row is not None and row.spec.refresh):
+        return NotYet(f"{told}; it is taken again")
+    advice = f"take it again with POST /v1/snapshots/{memory.name}/refresh, or start from something else"
+    return NotYet(f"{told}; {advice}", for_good=True)
 
 
 def refuse_lossy_start(start_from: StartFrom | None, template: VmTemplate) -> None:

@@ -8,7 +8,7 @@ from app.manifests.requests import Json, Reference, Resource
 
 START_SETTINGS: Final = ("start-from-snapshot", "start-from-preload")
 _NO_MEMORY: Final = (
-    "the disks start with the snapshot's content and the guest boots, as a snapshot in KubeVirt has no memory"
+    "the disks start with the snapshot's content and the guest boots, unless the snapshot was taken with memory"
 )
 _NO_DISKS: Final = frozenset(
     {"cloudInitNoCloud", "cloudInitConfigDrive", "configMap", "secret", "sysprep", "serviceAccount", "downwardAPI"}

@@ -105,6 +105,13 @@ def serves_from(revision: str) -> str:
     return next(str(each) for each in told if each is not None)
 
 
+async def require(tx: Tx, revision: str) -> None:
+    """From now on the database serves only programs that have that migration: it is about to hold what older ones cannot read."""
+    await tx.execute(
+        text("UPDATE schema_compat SET serves_from = :revision WHERE serves_from < :revision"), {"revision": revision}
+    )
+
+
 async def current(tx: Tx) -> str | None:
     """The revision of the database. None if it was never migrated."""
     if (await tx.execute(text("SELECT to_regclass('alembic_version')"))).scalar() is None:

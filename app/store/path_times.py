@@ -19,7 +19,7 @@ _CLAIMS_LOOKED_AT = 2000
 _FIGURES = """count(*) AS n, percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) AS p50,
     percentile_cont(0.95) WITHIN GROUP (ORDER BY seconds) AS p95"""
 _SECONDS = "greatest(0, extract(epoch FROM asked_at - created_at)) + boot_seconds AS seconds"
-_STARTED = "('snapshot'), ('preload'), ('cold')"
+_STARTED = ", ".join(f"('{path}')" for path in StartPath if path is not StartPath.POOL)
 
 _OF_SHAPES = text(f"""
     SELECT s.shape, p.path, f.n, f.p50, f.p95 FROM unnest(CAST(:shapes AS text[])) AS s(shape)
@@ -55,8 +55,8 @@ _CLAIMED = text(f"""
 """)
 
 # Steps from one shape to the next in the index, so that a shape with a million VMs costs one step.
-_SHAPES = text("""
-    WITH RECURSIVE path(path) AS (VALUES ('snapshot'), ('preload'), ('cold')),
+_SHAPES = text(f"""
+    WITH RECURSIVE path(path) AS (VALUES {_STARTED}),
     walk(path, shape, n) AS (
         SELECT path, (SELECT min(shape) FROM vm WHERE vm.path = path.path AND boot_seconds IS NOT NULL AND shape > :after), 1 FROM path
         UNION ALL

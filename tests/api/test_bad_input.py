@@ -171,7 +171,7 @@ async def test_a_wrong_claim_is_refused(server, body, refused):
     [
         (
             {"pool": "target", "paths": ["warm"]},
-            ("paths.0", "must be 'pool', 'snapshot', 'preload' or 'cold'; it is 'warm'"),
+            ("paths.0", "must be 'pool', 'memory', 'snapshot', 'preload' or 'cold'; it is 'warm'"),
         ),
         ({"pool": "target", "labels": "x"}, ("labels", "must be an object; it is 'x'")),
         ({"pool": "target", "paths": []}, ("paths", "needs at least 1, has 0")),

@@ -54,7 +54,8 @@ async def test_each_path_serves_it_once_it_is_the_fastest(server):
     counts = {each["path"]: each["count"] for each in paths}
     assert counts["pool"] == counts["snapshot"] == counts["preload"] == 1
     assert counts["cold"] >= 2  # the first, and the pool's own
-    assert all(each["saving"] is not None for each in paths if each["path"] != "cold")
+    assert all(each["saving"] is not None for each in paths if each["path"] not in {"memory", "cold"})
+    assert counts["memory"] == 0
 
     names = {each["vm"]["name"] for each in (cold, preloaded, restored, warm)}
     assert len(names) == 4

@@ -153,7 +153,7 @@ async def test_what_each_path_costs(server):
     page = (await server.client.get("/v1/paths", params={"shape": told["shape"]})).json()
     assert page["next"] is None
     by_path = {each["path"]: each for each in page["items"]}
-    assert list(by_path) == ["pool", "snapshot", "preload", "cold"]
+    assert list(by_path) == ["pool", "memory", "snapshot", "preload", "cold"]
     cold = by_path["cold"]
     assert (cold["count"], cold["expected"], cold["saving"]) == (1, None, None)
     assert cold["p50"] == cold["p95"] > 0
@@ -169,8 +169,8 @@ async def test_what_each_path_costs(server):
     assert only[0]["saving"] < 1
 
     first = (await server.client.get("/v1/paths", params={"limit": 1})).json()
-    assert [each["shape"] for each in first["items"][:4]] == [None] * 4
-    assert first["items"][3]["count"] >= 2
+    assert [each["shape"] for each in first["items"][:5]] == [None] * 5
+    assert first["items"][4]["count"] >= 2
     second = (await server.client.get("/v1/paths", params={"limit": 1, "after": first["next"]})).json()
-    shapes = {each["shape"] for each in first["items"][4:]} | {each["shape"] for each in second["items"]}
+    shapes = {each["shape"] for each in first["items"][5:]} | {each["shape"] for each in second["items"]}
     assert len(shapes) == 2

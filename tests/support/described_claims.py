@@ -1,5 +1,7 @@
 """One process that serves claims and makes VMs, each of its steps called by the test; and what VMs can start from."""
 
+import json
+
 from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.claims import DescribedClaimRequest
@@ -113,18 +115,27 @@ class Process:
         return (await put_pool(self.db, self.gateway, name, spec(**{"template": TEMPLATE, **given}))).pool
 
 
-async def make_snapshot(db: Database, name: str, shape: str, *, state="ready"):
+async def make_snapshot(db: Database, name: str, shape: str, *, state="ready", memory=None):
+    """`memory`: the spec of the VM whose memory it keeps."""
     snapshot_id = new_id()
     await execute(
-        db, "INSERT INTO snapshot (id, name, spec) VALUES (:id, :name, '{}'::jsonb)", id=snapshot_id, name=name
+        db,
+        "INSERT INTO snapshot (id, name, spec, memory) VALUES (:id, :name, CAST(:spec AS jsonb), :memory)",
+        id=snapshot_id,
+        name=name,
+        spec=json.dumps({"name": name, "source": {"pool": "web"}}),
+        memory=memory is not None,
     )
     await execute(
         db,
-        """INSERT INTO snapshot_take (id, snapshot_id, number, state, shape, ready_at)
-        VALUES (gen_random_uuid(), :id, 1, CAST(:state AS text), :shape, CASE WHEN :state = 'ready' THEN now() END)""",
+        """INSERT INTO snapshot_take (id, snapshot_id, number, state, shape, ready_at, vm_spec, fingerprint)
+        VALUES (gen_random_uuid(), :id, 1, CAST(:state AS text), :shape, CASE WHEN :state = 'ready' THEN now() END,
+            CAST(:vm_spec AS jsonb), :fingerprint)""",
         id=snapshot_id,
         state=state,
         shape=shape,
+        vm_spec=json.dumps(memory) if memory is not None else None,
+        fingerprint="qemu 10" if memory is not None and state == "ready" else None,
     )
 
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 from itertools import count
 
 from app.domain.paths import SnapshotDisk
-from app.domain.snapshots import SnapshotStatus, SourceVm, VolumeVerdict
-from app.errors import ClusterConflict, ClusterNotFound
+from app.domain.snapshots import KeptMemory, SnapshotStatus, SourceVm, VolumeVerdict
+from app.errors import ClusterConflict, ClusterNotFound, FieldProblem
 
 ROOT = VolumeVerdict("root", enabled=True)
-CLOUD_INIT = VolumeVerdict("cloudinit", enabled=False, reason="there is no disk")
+CLOUD_INIT = VolumeVerdict("cloudinit", enabled=False, reason="there is no disk", written=False)
 
 
 class FakeSnapshots:
@@ -22,6 +22,10 @@ class FakeSnapshots:
         self.halted: set[str] = set()
         self.volumes = (ROOT, CLOUD_INIT)
         self.outcome = {"ready": True}
+        self.unkeepable: tuple[str, ...] = ()
+        """Why no memory can be kept."""
+        self.memory = KeptMemory(1024, "qemu 10")
+        """What a snapshot that asks for memory gets; None: nothing."""
         self.stops_at_once = True
         self.lingers = False
         """Whether a snapshot that is removed stays until the test lets it go."""
@@ -30,6 +34,14 @@ class FakeSnapshots:
 
     def judge(self, spec):
         return self.volumes
+
+    def judge_memory(self, spec):
+        return self.unkeepable
+
+    def memory_differences(self, template, kept, disks):
+        if template.spec == kept:
+            return ()
+        return (FieldProblem("template.memory", "is 4Gi here and 2Gi in the kept memory"),)
 
     async def source(self, name):
         await self._gateway._called("source", name)
@@ -40,7 +52,8 @@ class FakeSnapshots:
             return None
         halted = name in self.halted
         running = not halted or vm.phase is not None
-        return SourceVm(name, vm.uid, running, halted, vm.deleting, self.volumes, f"shape-of-{name}")
+        shape = f"shape-of-{name}"
+        return SourceVm(name, vm.uid, running, halted, vm.deleting, self.volumes, shape, {"vm": name})
 
     async def stop(self, *, name, uid):
         await self._gateway._called("stop", name)
@@ -53,13 +66,15 @@ class FakeSnapshots:
         if self.stops_at_once:
             self.shut_down(name)
 
-    async def take(self, *, name, snapshot, take_id, vm, deadline_seconds):
+    async def take(self, *, name, snapshot, take_id, vm, deadline_seconds, memory=False):
         await self._gateway._called("take", name)
         found = self.objects.get(name)
         if found is None:
             found = SnapshotStatus(
                 name, f"snap-{next(self._numbers)}", take_id, ready=False, failed=False, deleting=False
             )
+            if memory:
+                found = replace(found, memory=self.memory)
             self.objects[name] = found
             self.turn_out(name, **self.outcome)
         elif found.take_id != take_id:

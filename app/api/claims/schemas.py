@@ -201,7 +201,8 @@ class ChoiceView(BaseModel):
     at: datetime
     deadline_at: datetime | None = Field(description="A claim that still waits fails at this time.")
     considered: list[ConsideredPath] = Field(
-        description="Every path, in the order pool, snapshot, preload, cold. Empty if a warm VM was ready."
+        description="Every path, in the order pool, memory, snapshot, preload, cold; `memory` only where snapshots keep memory. Empty if a warm VM "
+        "was ready."
     )
     tried: list[TriedPath] = Field(description="Paths that failed, oldest first.")
 
@@ -250,7 +251,7 @@ class ClaimView(View):
     pool: str | None = Field(description="null if the VM is made for this claim alone.")
     shape: str | None = Field(description="For a claim with `vm`: the fingerprint of what the VM is made from.")
     state: ClaimState
-    path: str | None = Field(description="How the claim was served: pool, snapshot, preload or cold.")
+    path: str | None = Field(description="How the claim was served: pool, memory, snapshot, preload or cold.")
     choice: ChoiceView | None = Field(description="For a claim with `vm`: the chosen path, and why.")
     remembered: RememberedView | None = Field(description="For a claim with `remember`.")
     vm: ClaimedVm | None

@@ -54,8 +54,11 @@ async def create_snapshot(spec: SnapshotSpec, svc: Svc, response: Response) -> S
     """For a pool, the service boots an extra VM of the pool's template, waits until it is warm, stops it (or freezes its file
     systems), takes the snapshot, and removes the VM. The pool's warm VMs are not touched.
 
-    A snapshot contains disks only: a VM that starts from it still boots, because KubeVirt does not restore memory. It contains
-    the disks whose storage class has a VolumeSnapshotClass, and never a container disk; `excluded` lists the others and why.
+    A VM that starts from a snapshot boots from its disks, unless the snapshot was taken with `memory: true`, which is possible where
+    the cluster keeps memory; KubeVirt does not. The VM runs then and is not stopped, and every disk that it writes to must be in
+    the snapshot. Never keep memory that holds a secret: it is in every VM that starts from it.
+
+    A snapshot contains the disks whose storage class has a VolumeSnapshotClass, and never a container disk; `excluded` lists the others and why.
     """
     created = await service.create_snapshot(svc.db, svc.gateway, spec)
     if created.outcome is WriteOutcome.UNCHANGED:

@@ -37,6 +37,9 @@ class TakeView(View):
     vm: str | None = Field(description="Name in the cluster of the VM that it is taken from.")
     shape: str | None = Field(description="Fingerprint of the VMs that can start from its disks.")
     bytes: int | None
+    memory_bytes: int | None = Field(description="What the kept memory takes; null if there is none.")
+    fingerprint: str | None = Field(description="What its memory can be restored with; null if there is none.")
+    stale_reason: str | None = Field(description="Why its memory cannot be restored any more; null if it can.")
     created_at: datetime
     ready_at: datetime | None
     ended_at: datetime | None
@@ -53,7 +56,7 @@ class SnapshotUseView(BaseModel):
 
 
 class SnapshotView(View):
-    """VMs start from the newest ready take; `included`, `excluded`, `bytes`, `shape` and `ready_at` describe that one."""
+    """VMs start from the newest ready take; `included`, `excluded`, the bytes, `shape` and `ready_at` describe that one."""
 
     name: str
     spec: SnapshotSpec
@@ -65,6 +68,16 @@ class SnapshotView(View):
     refreshing: bool = Field(description="A newer take is in progress.")
     included: list[IncludedVolume]
     excluded: list[ExcludedVolume]
+    memory: bool = Field(
+        description="The snapshot keeps memory: VMs that start from it do not boot, and have exactly its `shape`."
+    )
+    memory_bytes: int | None = Field(description="What the kept memory takes; null if there is none yet.")
+    fingerprint: str | None = Field(
+        description="What the memory can be restored with, in the cluster's words; equal for the same QEMU, machine and devices."
+    )
+    stale_reason: str | None = Field(
+        description="Why the memory cannot be restored any more; null if it can. A refresh takes it again."
+    )
     bytes: int | None = Field(description="Total size of the disks of a VM that starts from the snapshot.")
     shape: str | None = Field(description="Fingerprint of the VMs that can start from the snapshot.")
     created_at: datetime
@@ -88,7 +101,10 @@ class SnapshotView(View):
             row,
             state=state,
             reason=reason,
-            ready=serving is not None and not deleting,
+            ready=serving is not None and serving.stale_reason is None and not deleting,
+            memory_bytes=shown.memory_bytes if shown else None,
+            fingerprint=shown.fingerprint if shown else None,
+            stale_reason=shown.stale_reason if shown else None,
             refreshing=serving is not None and any(take.state in UNDER_WAY for take in takes),
             included=[{**disk, "name": disk["volume"]} for disk in (shown.disks if shown else ())],
             excluded=shown.excluded if shown else (),

@@ -31,7 +31,9 @@ class VmView(View):
     claimed_at: datetime | None
     ended_at: datetime | None
     boot_seconds: Milliseconds | None
-    path: str | None = Field(description="How the VM started: snapshot, preload or cold. null before it starts.")
+    path: str | None = Field(
+        description="How the VM started: memory, snapshot, preload or cold. null before it starts."
+    )
     source: str | None = Field(description="The snapshot or preload that the VM started from.")
     shape: str | None = Field(
         description="Fingerprint of what the VM is made from. VMs of one shape are interchangeable."

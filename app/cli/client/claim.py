@@ -50,7 +50,8 @@ def claim(
         ),
     ] = None,
     path: Annotated[
-        list[str] | None, typer.Option(help="Allow only this path: pool, snapshot, preload or cold. May be repeated.")
+        list[str] | None,
+        typer.Option(help="Allow only this path: pool, memory, snapshot, preload or cold. May be repeated."),
     ] = None,
     label: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A label of the claim. May be repeated.")

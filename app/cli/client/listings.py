@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from app.cli.client.printing import Column, Json, read_columns, seconds, share, text, until
+from app.cli.client.printing import Column, Json, read_columns, seconds, share, size, text, until
 from app.cli.client.service import PAGE, Service, in_path
 from app.errors import EmberpoolError
 
@@ -150,6 +150,11 @@ def _source(snapshot: Json) -> str:
     return text(next((f"{kind}/{name}" for kind, name in source.items() if name), None))
 
 
+def _memory(snapshot: Json) -> str:
+    """What the memory takes; `none` for a snapshot of the disks alone."""
+    return size(snapshot["memory_bytes"]) if snapshot.get("memory") else "none"
+
+
 def _image(preload: Json) -> str:
     image = (preload.get("spec") or preload).get("image") or {}
     given = next((value for value in image.values() if value), None)
@@ -197,8 +202,8 @@ LISTINGS: Final[dict[Kind, Listing]] = {
     ),
     Kind.SNAPSHOTS: Listing(
         read_columns(
-            "NAME:name STATE:state SOURCE SIZE:bytes|size USED:used.count AGE:ready_at|since SHAPE:shape REASON:reason",
-            {"SOURCE": _source},
+            "NAME:name STATE:state SOURCE SIZE:bytes|size MEMORY USED:used.count AGE:ready_at|since SHAPE:shape REASON:reason",
+            {"SOURCE": _source, "MEMORY": _memory},
         )
     ),
     Kind.PRELOADS: Listing(

@@ -13,6 +13,7 @@ from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
 from app.compute.kubevirt.connection import configure
 from app.compute.kubevirt.kinds import DATA_VOLUMES, PODS, PVCS, VMIS, VMS, Manifest, opened
+from app.compute.kubevirt.memory import ask_for_memory
 from app.compute.kubevirt.nodes.watch import observe_nodes
 from app.compute.kubevirt.ownership import KubeVirtOwnership
 from app.compute.kubevirt.preloads.gateway import KubeVirtPreloads
@@ -79,6 +80,8 @@ class KubeVirtGateway:
         match capability:
             case Capability.WATCH_NODES:
                 return None if self._settings.watch_nodes else "EMBERPOOL_WATCH_NODES is off"
+            case Capability.MEMORY:
+                return await self.snapshots.why_no_memory()
             case Capability.VM_POOLS:
                 return await self.vm_pools.why_unavailable()
 
@@ -126,7 +129,7 @@ class KubeVirtGateway:
 
     async def create_vm(self, *, name: str, pool: str, vm_id: str, spec: VmSpec, start: Start = None) -> Observation:
         begun = begin(opened(spec), start, vm=name, namespace=self._settings.namespace)
-        body = vm_manifest(name=name, **self._where, pool=pool, vm_id=vm_id, spec=begun)
+        body = ask_for_memory(vm_manifest(name=name, **self._where, pool=pool, vm_id=vm_id, spec=begun), start)
         identity = (*labels.ours(self._settings.instance), labels.VM_ID)
         vm, created = await self._client.create_or_find(
             VMS, body, identity, called="VM", advice="A new VM needs a new name."

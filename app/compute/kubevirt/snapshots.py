@@ -1,4 +1,4 @@
-"""Snapshots of VMs' disks: KubeVirt's VirtualMachineSnapshot, and the VolumeSnapshots that it creates.
+"""Snapshots of VMs: KubeVirt's VirtualMachineSnapshot, and the VolumeSnapshots that it creates.
 
 A VirtualMachineSnapshot has one VolumeSnapshot for each volume that can have one: a PVC whose storage class has a
 VolumeSnapshotClass. The other volumes are left out without an error (KubeVirt v1.9.0), so its contents are known only at its end.
@@ -11,17 +11,34 @@ from typing import Any
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import KubeVirtClient
 from app.compute.kubevirt.kinds import VM_SNAPSHOT_CONTENTS, VM_SNAPSHOTS, VMS, VOLUME_SNAPSHOTS, Manifest, opened
+from app.compute.kubevirt.memory import GROUP, WHY_NONE, asking, read_memory, unkept_devices
 from app.compute.kubevirt.quantities import parse_quantity, requested_storage
+from app.compute.kubevirt.templates.expand import SHORT_VOLUMES, TemplateForm, locate
 from app.compute.kubevirt.templates.exported import without_identity
+from app.compute.kubevirt.templates.memory_match import find_differences
 from app.compute.kubevirt.templates.rules import DEFAULT_RUN_STRATEGY
 from app.compute.kubevirt.templates.shapes import shape_of
+from app.compute.vms import VmTemplate
 from app.config import Settings
 from app.domain.paths import SnapshotDisk
-from app.domain.snapshots import SnapshotStatus, SourceVm, VolumeVerdict
+from app.domain.snapshots import SnapshotStatus, SourceVm, VolumeVerdict, unkept_disks
 from app.domain.templates import VmSpec
-from app.errors import ClusterError
+from app.errors import ClusterError, FieldProblem
 
 _COPIED = ("dataVolume", "persistentVolumeClaim")
+_SAME_FOR_ALL = frozenset(
+    {
+        "cloudInitConfigDrive",
+        "cloudInitNoCloud",
+        "configMap",
+        "downwardAPI",
+        "downwardMetrics",
+        "secret",
+        "serviceAccount",
+        "sysprep",
+    }
+)
+"""Volumes whose content is not the guest's."""
 _HALTED = "Halted"
 _LEAVING = frozenset({"Stopping", "Terminating"})
 _PARTIAL = "PartialSnapshot"
@@ -39,6 +56,22 @@ class KubeVirtSnapshots:
     def judge(self, spec: VmSpec) -> tuple[VolumeVerdict, ...]:
         return tuple(judge_volume(volume) for volume in _volumes(opened(spec)))
 
+    def judge_memory(self, spec: VmSpec) -> tuple[str, ...]:
+        return (*unkept_devices(opened(spec)), *unkept_disks(self.judge(spec)))
+
+    def memory_differences(
+        self, template: VmTemplate, kept: VmSpec, disks: Iterable[SnapshotDisk]
+    ) -> tuple[FieldProblem, ...]:
+        form = TemplateForm(template.form or TemplateForm.VM_SPEC)
+        fields = SHORT_VOLUMES if form is TemplateForm.SHORT else {}
+        return find_differences(
+            opened(template.spec), opened(kept), disks, lambda field: locate(form, field), dict(fields)
+        )
+
+    async def why_no_memory(self) -> str | None:
+        """See `Capability.MEMORY`."""
+        return None if await self._client.versions(GROUP) else WHY_NONE
+
     async def source(self, name: str) -> SourceVm | None:
         vm = await self._client.find(VMS, name)
         return read_source(vm) if vm is not None else None
@@ -46,9 +79,13 @@ class KubeVirtSnapshots:
     async def stop(self, *, name: str, uid: str) -> None:
         await self._client.merge(VMS, name, uid, {"spec": {"runStrategy": _HALTED}})
 
-    async def take(self, *, name: str, snapshot: str, take_id: str, vm: str, deadline_seconds: int) -> SnapshotStatus:
+    async def take(
+        self, *, name: str, snapshot: str, take_id: str, vm: str, deadline_seconds: int, memory: bool = False
+    ) -> SnapshotStatus:
         take = {"snapshot": snapshot, "take_id": take_id, "vm": vm}
         body = snapshot_manifest(name=name, **self._where, **take, deadline_seconds=deadline_seconds)
+        if memory:
+            body["metadata"] = asking(body["metadata"])
         made, _ = await self._client.create_or_find(VM_SNAPSHOTS, body, (labels.TAKE,))
         return read_status(made)
 
@@ -109,13 +146,14 @@ def judge_volume(volume: Manifest) -> VolumeVerdict:
         "emptyDisk": "an empty disk is created again at each boot and cannot be snapshotted",
         "ephemeral": "an ephemeral disk loses its data at each stop and cannot be snapshotted",
     }.get(kind, f"a {kind} volume has no disk that could be snapshotted")
-    return VolumeVerdict(name, enabled=False, reason=why)
+    return VolumeVerdict(name, enabled=False, reason=why, written=kind not in _SAME_FOR_ALL)
 
 
 def read_source(vm: Manifest) -> SourceVm:
     """Reads a VirtualMachine of the cluster. KubeVirt's own status of a volume counts, if there is one."""
     status = vm.get("status") or {}
     said = {each["name"]: each for each in status.get("volumeSnapshotStatuses") or []}
+    spec, shape = _as_written(vm["spec"])
     halted = vm["spec"].get("runStrategy") == _HALTED or vm["spec"].get("running") is False
     return SourceVm(
         name=vm["metadata"]["name"],
@@ -124,7 +162,8 @@ def read_source(vm: Manifest) -> SourceVm:
         halted=halted,
         deleting="deletionTimestamp" in vm["metadata"],
         volumes=tuple(_verdict(volume, said.get(volume["name"])) for volume in _volumes(vm["spec"])),
-        shape=_shape(vm["spec"]),
+        shape=shape,
+        spec=VmSpec(spec) if shape is not None else None,
     )
 
 
@@ -154,6 +193,7 @@ def read_status(snapshot: Manifest) -> SnapshotStatus:
         included=tuple(volumes.get("includedVolumes") or ()),
         excluded=tuple(volumes.get("excludedVolumes") or ()),
         hint=hints.get(_PARTIAL),
+        memory=read_memory(snapshot),
     )
 
 
@@ -206,8 +246,8 @@ def _verdict(volume: Manifest, said: Manifest | None) -> VolumeVerdict:
     return VolumeVerdict(ours.name, enabled=bool(said.get("enabled")), reason=said.get("reason"))
 
 
-def _shape(spec: Manifest) -> str | None:
-    """The shape of a VM in the cluster, as if it ran, without what the cluster wrote into it (KubeVirt v1.9.0)."""
+def _as_written(spec: Manifest) -> tuple[Manifest, str | None]:
+    """The spec of a VM in the cluster, as if it ran, without what the cluster wrote into it (KubeVirt v1.9.0), and its shape."""
     spec, _ = without_identity(spec)
     if spec.pop("running", None) is not None or spec.get("runStrategy") in {_HALTED, "Manual"}:
         spec["runStrategy"] = DEFAULT_RUN_STRATEGY
@@ -220,6 +260,6 @@ def _shape(spec: Manifest) -> str | None:
     if vmi.get("networks") == _DEFAULT_NETWORKS and devices.get("interfaces") == _DEFAULT_INTERFACES:
         del vmi["networks"], devices["interfaces"]
     try:
-        return shape_of(spec)
+        return spec, shape_of(spec)
     except (KeyError, TypeError, AttributeError):  # a VM that others created may be written in ways that ours never are
-        return None
+        return spec, None

@@ -27,7 +27,17 @@ REQUEST_KINDS = frozenset(
 )
 WATCH_KINDS = frozenset({"watch-break", "watch-silent", "watch-expire"})
 GUEST_KINDS = frozenset(
-    {"never-boots", "boot-fails", "no-agent", "agent-lost", "guest-dies", "unready", "flapping", "image-error"}
+    {
+        "never-boots",
+        "boot-fails",
+        "no-agent",
+        "agent-lost",
+        "guest-dies",
+        "unready",
+        "flapping",
+        "image-error",
+        "memory-mismatch",
+    }
 )
 STORAGE_KINDS = frozenset(
     {
@@ -39,6 +49,8 @@ STORAGE_KINDS = frozenset(
         "snapshot-fails",
         "snapshot-hangs",
         "volume-excluded",
+        "memory-save-fails",
+        "memory-save-hangs",
     }
 )
 KINDS = REQUEST_KINDS | WATCH_KINDS | GUEST_KINDS | STORAGE_KINDS

@@ -5,12 +5,13 @@ changes nothing. What comes of it is told to the listener on the event loop, so 
 VMI again. A guest is known by the UID of its VMI.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from app.devcluster.apiserver.objects import Key
 from app.devcluster.apiserver.status import Json
+from app.devcluster.guests.memory import MemoryOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,10 @@ class GuestListener(Protocol):
 
 
 class GuestRuntime(Protocol):
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether the memory of guests can be kept and restored."""
+
     def listen(self, listener: GuestListener) -> None:
         """Tell this listener, and it alone, what becomes of guests. Called once, before any guest starts."""
 
@@ -116,6 +121,27 @@ class GuestRuntime(Protocol):
 
     def switch_off(self, node: str) -> None:
         """The node lost its power, and its guests with it."""
+
+    # Memory
+
+    def memory_fingerprint(self, vmi: Json) -> str | None:
+        """What memory must have been kept with to be restored into this VMI; None: that is found out at its start.
+
+        A guest whose VMI asks for memory (`guests.memory.RESTORE`) begins in it, and its agent connects once it has an identity of
+        its own. Where that is not possible it ends with one of the reasons of `guests.memory`.
+        """
+
+    def save_memory(
+        self, guest: Guest, handle: str, disks: Mapping[str, str], done: Callable[[MemoryOutcome], None]
+    ) -> None:
+        """Keep the memory of a running guest under `handle`, and its disks of the same moment; the guest goes on.
+
+        `disks`: by the name of each PersistentVolume that of the VolumeSnapshotContent which it becomes. `done` is called once, on
+        the event loop. Asked once for each handle.
+        """
+
+    def remove_memory(self, handle: str) -> None:
+        """Forget what was kept, if anything was."""
 
     # Verbs of a request, which waits for them
 

@@ -4,17 +4,20 @@ They are no more than the status of their VMIs, so they outlive a restart of a c
 """
 
 import uuid
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 
 from app.devcluster.apiserver.conditions import holds
+from app.devcluster.apiserver.quantities import whole
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.store import Store
 from app.devcluster.apiserver.work import Timers
 from app.devcluster.clock import Clock
 from app.devcluster.durations import Durations, Jitter
+from app.devcluster.guests.memory import MemoryOutcome, restored_from
 from app.devcluster.guests.runtime import AgentFacts, Domain, End, Guest, GuestListener
 from app.devcluster.storage.volumes import boot_seconds
 
+_FINGERPRINT = "simulated"
 _MACHINE = "pc-q35-rhel9.6.0"
 _SYSTEM = {
     "id": "devcluster",
@@ -36,6 +39,7 @@ class SimulatedGuests:
         self._store = store
         self._durations = durations
         self._jitter = jitter
+        self._clock = clock
         self._timers: Timers[Hashable] = Timers(clock)
 
     def listen(self, listener: GuestListener) -> None:
@@ -48,7 +52,8 @@ class SimulatedGuests:
         if held:
             self._timers.cancel((guest.uid, "guest"))
             return
-        delay = self._jitter.spread(self._durations.domain_start)
+        restores = restored_from(guest.vmi) is not None
+        delay = self._jitter.spread(self._durations.memory_restore if restores else self._durations.domain_start)
         if fails:
             self._timers.ensure((guest.uid, "guest"), "fail", delay, lambda: self.kill(guest))
         else:
@@ -58,7 +63,7 @@ class SimulatedGuests:
         if not heard:
             self._timers.cancel((guest.uid, "agent"))
         elif not holds(guest.vmi["status"].get("conditions"), "AgentConnected"):
-            delay = self._jitter.spread(boot_seconds(self._store, guest.vmi, self._durations))
+            delay = self._jitter.spread(self._boot_seconds(guest.vmi))
             self._timers.ensure((guest.uid, "agent"), "agent", delay, lambda: self._connect(guest))
 
     def probe(self, guest: Guest, *, ready: bool) -> None:
@@ -90,6 +95,30 @@ class SimulatedGuests:
 
     def switch_off(self, node: str) -> None:
         """A simulated guest runs on when its node is back."""
+
+    @property
+    def keeps_memory(self) -> bool:
+        return True
+
+    def memory_fingerprint(self, vmi: Json) -> str | None:  # noqa: ARG002  # all simulated guests are alike
+        return _FINGERPRINT
+
+    def save_memory(
+        self, guest: Guest, handle: str, disks: Mapping[str, str], done: Callable[[MemoryOutcome], None]
+    ) -> None:
+        del handle, disks  # there is nothing to keep
+        seconds = self._jitter.spread(self._durations.memory_save)
+        size = whole((guest.vmi["spec"]["domain"].get("memory") or {}).get("guest", 0))
+        kept = MemoryOutcome(bytes=size, fingerprint=_FINGERPRINT, stood_still=seconds)
+        self._clock.call_later(seconds, lambda: done(kept))
+
+    def remove_memory(self, handle: str) -> None:
+        """There is none."""
+
+    def _boot_seconds(self, vmi: Json) -> float:
+        if restored_from(vmi) is not None:
+            return self._durations.memory_identity
+        return boot_seconds(self._store, vmi, self._durations)
 
     async def pause(self, guest: Guest) -> None:
         """The condition of the VMI is all that a pause is."""

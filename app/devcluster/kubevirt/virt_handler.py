@@ -14,8 +14,10 @@ from app.devcluster.apiserver.store import Change, Stored
 from app.devcluster.durations import Durations, Jitter
 from app.devcluster.faults.book import FaultBook
 from app.devcluster.faults.controller import FaultyController
+from app.devcluster.guests.memory import MISMATCH, restored_from
 from app.devcluster.guests.runtime import AgentFacts, Domain, End, Guest, GuestRuntime
 from app.devcluster.kubevirt.guest_status import connected, disconnected, ended, refused, started
+from app.devcluster.kubevirt.memory import mark_stale, restore_problem
 from app.devcluster.kubevirt.pod_readiness import with_containers, with_gate
 from app.devcluster.kubevirt.vmi_controller import FINAL, pod_of
 from app.devcluster.nodes.pod_start import PodStarter
@@ -90,11 +92,28 @@ class VirtHandler(FaultyController):
             ready = "readinessProbe" not in vmi["spec"]
             self._starter.advance(pod, fault, lambda: self._queue.add(key), lambda obj: self._contained(obj, ready))
         elif phase_of(vmi) == "Scheduled":
-            held = self._faults.guest("never-boots", vmi) is not None
-            fails = not held and self._faults.guest("boot-fails", vmi) is not None
-            self._guests.start(Guest(key, vmi, pod.obj), held=held, fails=fails)
+            self._start_guest(Guest(key, vmi, pod.obj))
         elif phase_of(vmi) == "Running":
             self._watch_guest(Guest(key, vmi, pod.obj), pod)
+
+    def _start_guest(self, guest: Guest) -> None:
+        vmi = guest.vmi
+        held = self._faults.guest("never-boots", vmi) is not None
+        if not held and (problem := self._memory_problem(vmi)) is not None:
+            reason, message = problem
+            self.ended(guest.key, End(failed=True, message=message, reason=reason))
+            return
+        fails = not held and self._faults.guest("boot-fails", vmi) is not None
+        self._guests.start(guest, held=held, fails=fails)
+
+    def _memory_problem(self, vmi: Json) -> tuple[str, str] | None:
+        """Why the memory that the VMI asks for, if it does, is not even tried."""
+        if restored_from(vmi) is None:
+            return None
+        problem = restore_problem(self._store, vmi, self._guests.memory_fingerprint(vmi))
+        if problem is None and self._faults.guest("memory-mismatch", vmi) is not None:
+            return MISMATCH, "the memory was kept with another QEMU than this one; ordered by a fault"
+        return problem
 
     def _finish_pod(self, key: Key, vmi: Json, pod: Stored) -> None:
         """A pod whose guest has ended ends soon after it."""
@@ -131,6 +150,8 @@ class VirtHandler(FaultyController):
             self._shut_down.add(stored.uid)
         if (vmi := self._on_vmi(key, lambda vmi: ended(vmi, end, self._api.clock.now()))) is not None:
             self._events.record(vmi, "Stopped", end.message, warning=end.failed)
+            if end.reason == MISMATCH:
+                mark_stale(self._api, restored_from(vmi) or "", end.message)
 
     # Running guests
 

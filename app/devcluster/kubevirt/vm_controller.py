@@ -34,6 +34,7 @@ from app.devcluster.apiserver.times import stamp
 from app.devcluster.durations import Durations
 from app.devcluster.kubevirt.instances import build_instance
 from app.devcluster.kubevirt.launcher import OBSERVED, VM_FINALIZER
+from app.devcluster.kubevirt.memory import STARTED, ask_to_restore, has_started
 from app.devcluster.kubevirt.snapshot_sources import volume_status, volumes_of
 from app.devcluster.kubevirt.start_validation import refuse_instance
 from app.devcluster.kubevirt.state_volumes import snapshotted_volumes
@@ -112,6 +113,9 @@ class MachineController(KindController):
             self._api.modify(VIRTUAL_MACHINES, stored, lambda obj: with_annotations(obj, OBSERVED))
         elif VM_FINALIZER not in finalizers_of(vm):
             self._api.modify(VIRTUAL_MACHINES, stored, lambda obj: with_finalizer(obj, VM_FINALIZER))
+        elif (instance := instance_of(self._api, vm)) is not None and has_started(vm, instance):
+            mark = {STARTED: instance.uid}
+            self._api.modify(VIRTUAL_MACHINES, stored, lambda obj: with_annotations(obj, mark))
         else:
             self._follow(stored)
 
@@ -154,7 +158,8 @@ class MachineController(KindController):
             reason, message = refusal
             return make("Failure", True, self._api.clock.now(), reason=reason, message=message)
         if not self._data_volumes_pending(vm):
-            self._store.put(VIRTUAL_MACHINE_INSTANCES, build_instance(vm, self._api.clock.now()))
+            vmi = ask_to_restore(self._store, vm, build_instance(vm, self._api.clock.now()))
+            self._store.put(VIRTUAL_MACHINE_INSTANCES, vmi)
         return None
 
     def _unresolved(self, vm: Json) -> tuple[str, str] | None:

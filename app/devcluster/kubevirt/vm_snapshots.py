@@ -32,6 +32,7 @@ from app.devcluster.apiserver.times import parse_stamp
 from app.devcluster.durations import Durations
 from app.devcluster.faults.book import FaultBook
 from app.devcluster.kubevirt.snapshot_conditions import progress
+from app.devcluster.kubevirt.snapshot_memory import SnapshotMemory, SnapshotParts
 from app.devcluster.kubevirt.snapshot_sources import (
     CONTENT_PROTECTION,
     PARTIAL,
@@ -56,10 +57,12 @@ _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 class SnapshotController(KindController):
     resource = VM_SNAPSHOTS
 
-    def __init__(self, api: Api, durations: Durations, faults: FaultBook) -> None:
+    def __init__(self, api: Api, durations: Durations, faults: FaultBook, memory: SnapshotMemory) -> None:
         super().__init__(api, durations.reaction)
         self._durations = durations
         self._faults = faults
+        self._memory = memory
+        faults.listen(self.resume)
 
     @override
     def _react(self, change: Change) -> None:
@@ -80,7 +83,7 @@ class SnapshotController(KindController):
         elif phase_of(snapshot) in _OVER:
             return
         elif self._is_late(stored):
-            self._give_up(stored)
+            self._give_up(stored, "snapshot deadline exceeded")
         else:
             self._advance(stored)
 
@@ -114,9 +117,9 @@ class SnapshotController(KindController):
         self._timers.ensure(stored.uid, "deadline", left, lambda: self._queue.add(stored.key))
         return False
 
-    def _give_up(self, stored: Stored) -> None:
+    def _give_up(self, stored: Stored, reason: str) -> None:
         facts = {"phase": "Failed", "readyToUse": False}
-        self._tell(stored, facts, (False, "Operation failed"), failure=(True, "snapshot deadline exceeded"))
+        self._tell(stored, facts, (False, "Operation failed"), failure=(True, reason))
         self._drop_content(stored)
         self._unlock_source(stored)
 
@@ -143,14 +146,12 @@ class SnapshotController(KindController):
     def _take(self, stored: Stored, machine: Stored) -> None:
         name = _content_name(stored.obj)
         content = self._store.get(VM_SNAPSHOT_CONTENTS, stored.key[0], name)
-        now = self._api.clock.now()
         if content is None:
-            left_out = self._left_out(stored.obj, machine.obj)
-            built = build_content(self._store, name, stored.obj, machine.obj, left_out, now)
-            content = self._store.put(VM_SNAPSHOT_CONTENTS, built)
-            for backup in built["spec"]["volumeBackups"]:
-                volume_snapshot = build_volume_snapshot(self._store, content.obj, backup, now)
-                self._store.put(VOLUME_SNAPSHOTS, volume_snapshot)
+            parts = self._build(name, stored.obj, machine.obj)
+            if self._memory.is_wanted(stored.obj):
+                self._memory.save(stored, machine.obj, parts, lambda why: self._fail(stored, why))
+                return
+            content = self._memory.store(parts)
         told = self._content_status(content.obj, self._moment())
         self._api.modify(VM_SNAPSHOT_CONTENTS, content, lambda obj: {**obj, "status": told})
         error = {"error": told["error"]} if "error" in told else {}
@@ -167,6 +168,17 @@ class SnapshotController(KindController):
         }
         self._tell(stored, facts, (False, "Operation complete"), (True, "Ready"))
         self._unlock(machine)
+
+    def _build(self, name: str, snapshot: Json, vm: Json) -> SnapshotParts:
+        now = self._api.clock.now()
+        content = build_content(self._store, name, snapshot, vm, self._left_out(snapshot, vm), now)
+        backups = content["spec"]["volumeBackups"]
+        return SnapshotParts(content, [build_volume_snapshot(self._store, content, each, now) for each in backups])
+
+    def _fail(self, stored: Stored, reason: str) -> None:
+        latest = self._store.get(VM_SNAPSHOTS, *stored.key)
+        if latest is not None and latest.uid == stored.uid and phase_of(latest.obj) not in _OVER:
+            self._give_up(latest, reason)
 
     def _left_out(self, snapshot: Json, vm: Json) -> set[str]:
         """The volumes that a fault excludes from the snapshot."""
@@ -235,6 +247,7 @@ class SnapshotController(KindController):
             "readyToUse"
         ):
             self._drop_content(stored)
+            self._memory.remove(stored.obj)
         self._unlock_source(stored)
         self._api.modify(VM_SNAPSHOTS, stored, lambda obj: without_finalizer(obj, _PROTECTION))
 

@@ -53,6 +53,10 @@ selector, "count": n, "probability": p, "settings": {...}}; only `kind` is neede
                     and becomes Failed at its failureDeadline (default: 5 min, scaled, but 3 s at least)
     snapshot-hangs  VolumeSnapshots never become ready
     volume-excluded `volume` (default: all) is left out of a VirtualMachineSnapshot though it could be included
+    memory-save-fails  the memory of the VM is not kept, with `message`: the VirtualMachineSnapshot becomes Failed at once
+    memory-save-hangs  keeping the memory never ends
+    memory-mismatch the memory that the VMI is to start from is refused as that of another QEMU: the VMI fails before it runs,
+                    and the memory of its VirtualMachineSnapshot counts as stale for good
 
 Watch faults strike a watch when it is opened; with settings {"running": true} also watches that are already open. Guest
 faults match a VMI by namespace, name and labels; storage faults match the DataVolume, DataImportCron, claim or snapshot

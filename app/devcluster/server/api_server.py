@@ -55,12 +55,20 @@ class Call:
 
 class ApiServer:
     def __init__(
-        self, api: Api, subresources: Subresources, disruptions: Disruptions, tokens: Mapping[str, Subject]
+        self,
+        api: Api,
+        subresources: Subresources,
+        disruptions: Disruptions,
+        tokens: Mapping[str, Subject],
+        *,
+        keeps_memory: bool,
     ) -> None:
+        """`keeps_memory`: discovery says that snapshots may keep the memory of VMs."""
         self._api = api
         self._subresources = subresources
         self._disruptions = disruptions
         self._tokens = tokens
+        self._keeps_memory = keeps_memory
         self.closing = asyncio.Event()
         self.watches: set[Watch] = set()
 
@@ -88,17 +96,19 @@ class ApiServer:
             return _fixed(request, discovery.VERSION)
         if path.rstrip("/") in {"/api", "/apis"}:
             core = path.rstrip("/") == "/api"
-            return _fixed(request, discovery.core_versions(request.host) if core else discovery.group_list())
+            groups = discovery.group_list(keeps_memory=self._keeps_memory)
+            return _fixed(request, discovery.core_versions(request.host) if core else groups)
         target = parse_target(path)
         if target is None:
-            known = discovery.group(path.removeprefix("/apis/").strip("/")) if path.startswith("/apis/") else None
+            name = path.removeprefix("/apis/").strip("/")
+            known = discovery.group(name, keeps_memory=self._keeps_memory) if path.startswith("/apis/") else None
             if known is None:
                 raise PlainError(404, _NOT_FOUND)
             return _fixed(request, known)
         if not target.plural:
             if target.group == GROUP:
                 self._disruptions.check_aggregated()
-            listed = discovery.resource_list(target.group, target.version)
+            listed = discovery.resource_list(target.group, target.version, keeps_memory=self._keeps_memory)
             if listed is None:
                 raise PlainError(404, _NOT_FOUND)
             return _fixed(request, listed)

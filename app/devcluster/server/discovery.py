@@ -1,8 +1,10 @@
 """Discovery: /version, /api, /apis and the lists of served resources."""
 
 from app.devcluster.apiserver import registry
-from app.devcluster.apiserver.registry import Resource
+from app.devcluster.apiserver.registry import VM_SNAPSHOTS, Resource
 from app.devcluster.apiserver.status import Json
+from app.devcluster.guests.memory import GROUP as MEMORY_GROUP
+from app.devcluster.kubevirt.memory import VERSION as MEMORY_VERSION
 from app.devcluster.kubevirt.subresources import GROUP, VERSIONS
 
 VERSION: Json = {
@@ -25,6 +27,14 @@ _SUBRESOURCES = (
     ("virtualmachines", ("start", "stop", "restart")),
 )
 
+_MEMORY: Json = {
+    "name": "virtualmachinesnapshots/memory",
+    "singularName": "",
+    "namespaced": True,
+    "kind": VM_SNAPSHOTS.kind,
+    "verbs": ["get"],
+}
+
 
 def core_versions(address: str) -> Json:
     return {
@@ -34,17 +44,23 @@ def core_versions(address: str) -> Json:
     }
 
 
-def group_list() -> Json:
-    names = [*registry.groups(), GROUP]
+def group_list(*, keeps_memory: bool) -> Json:
+    names = [*registry.groups(), GROUP, *([MEMORY_GROUP] if keeps_memory else [])]
     groups = [
-        {key: value for key, value in (group(name) or {}).items() if key not in {"kind", "apiVersion"}}
+        {
+            key: value
+            for key, value in (group(name, keeps_memory=keeps_memory) or {}).items()
+            if key not in {"kind", "apiVersion"}
+        }
         for name in names
     ]
     return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
 
 
-def group(name: str) -> Json | None:
+def group(name: str, *, keeps_memory: bool) -> Json | None:
     versions = list(VERSIONS) if name == GROUP else registry.versions(name)
+    if name == MEMORY_GROUP and keeps_memory:
+        versions = [MEMORY_VERSION]
     if name == "kubevirt.io":
         versions = ["v1", "v1alpha3"]
     if not versions:
@@ -53,8 +69,10 @@ def group(name: str) -> Json | None:
     return {"kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": listed, "preferredVersion": listed[0]}
 
 
-def resource_list(group_name: str, version: str) -> Json | None:
+def resource_list(group_name: str, version: str, *, keeps_memory: bool) -> Json | None:
     resources: list[Json] = []
+    if (group_name, version) == (MEMORY_GROUP, MEMORY_VERSION) and keeps_memory:
+        resources = [_MEMORY]
     if group_name == GROUP and version in VERSIONS:
         resources = [
             {"name": f"{plural}/{verb}", "singularName": "", "namespaced": True, "kind": "", "verbs": None}

@@ -94,7 +94,13 @@ class ClaimFailover:
 
     async def _choose_again(self, tx: Tx, claim: ClaimRow, pool: PoolRow, record: Record) -> Choice | NoChoice:
         """Chooses among the paths that were not tried. The claim's deadline is ignored: any path is better than none."""
-        terms = VmTerms(self._expand(pool), pool.spec.warm_when, record.start_from, claim.lease_seconds)
+        terms = VmTerms(
+            self._expand(pool),
+            pool.spec.warm_when,
+            record.start_from,
+            claim.lease_seconds,
+            names_memory=StartPath.MEMORY in (claim.allowed or ()),
+        )
         tried = {each.path: each.reason for each in record.tried}
         options = [
             PathOption(option.path, option.source, available=False, why=f"failed: {tried[option.path]}")
@@ -137,7 +143,7 @@ async def _find_failure(tx: Tx, claim: ClaimRow, pool: PoolRow) -> _Failure | No
     if start is None and pool.source is not None:
         return _Failure(f"{pool.path} {pool.source!r} was deleted", final=True)
     if isinstance(start, NotYet):
-        return _Failure(start.reason, final=False)
+        return _Failure(start.reason, final=start.for_good)
     if pool.last_failure_at is not None and pool.last_failure_at > Record.read(claim.choice or {}).at:
         return _Failure(f"a VM failed: {pool.last_failure}", final=False)
     return None

@@ -173,7 +173,7 @@ class PreloadReconciler(LeasedWorker[PreloadRow]):
         if not written:
             raise LeaseLost
         if fresh:
-            await work.source_is_ready(tx, path=StartPath.PRELOAD, source=item.name)
+            await work.source_is_ready(tx, paths=[StartPath.PRELOAD], source=item.name)
             await notify(tx, Topic.CREATE)
         if step.state is not item.state:
             log.info("preload.moved", was=item.state, state=step.state, reason=step.reason)

@@ -82,6 +82,9 @@ class SnapshotReconciler(LeasedWorker[SnapshotWork]):
         if at is None:
             return _IDLE_SECONDS
         deleting = at.row.deleting_at is not None
+        for take in at.takes:
+            if take.state is TakeState.READY and not deleting and await self._phases.finds_stale(at, take):
+                return None
         plan = plan_takes(at.row.spec, [take.facts for take in at.takes], at.origin, at.now, deleting=deleting)
         if plan.begin or plan.retire or plan.cancel:
             await self._apply(at, plan)

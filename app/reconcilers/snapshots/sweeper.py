@@ -59,6 +59,7 @@ class SnapshotSweeper:
         for take_id, snapshot_id in ready.items():
             status = found.get(str(take_id))
             if status is not None and not status.deleting and not status.failed:
+                await self._note_stale(take_id, snapshot_id, status)
                 continue
             async with self._db.begin() as tx:
                 take = await snapshot_rows.get_take(tx, take_id)
@@ -68,6 +69,14 @@ class SnapshotSweeper:
                 if await snapshot_rows.move_take(tx, take, TakeState.FAILING, reason=reason):
                     await snapshot_rows.make_due(tx, snapshot_id)
                     log.warning("snapshot.lost", take=str(take_id))
+
+    async def _note_stale(self, take_id: UUID, snapshot_id: UUID, status: SnapshotStatus) -> None:
+        if status.memory is None or status.memory.stale_reason is None:
+            return
+        async with self._db.begin() as tx:
+            if await snapshot_rows.mark_stale(tx, take_id, status.memory.stale_reason):
+                await snapshot_rows.make_due(tx, snapshot_id)
+                log.warning("snapshot.stale", take=str(take_id), reason=status.memory.stale_reason)
 
     async def _give_up_stranded(self) -> None:
         async with self._db.begin() as tx:

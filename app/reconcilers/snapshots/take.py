@@ -16,7 +16,6 @@ import structlog
 
 from app.compute.gateway import Gateway
 from app.config import Settings
-from app.domain.paths import StartPath
 from app.domain.pools import revision_of
 from app.domain.snapshots import (
     STOP_SECONDS,
@@ -32,6 +31,8 @@ from app.domain.snapshots import (
     after_stop,
     left_out,
     not_disks,
+    unkept_disks,
+    why_memory_is_lost,
 )
 from app.domain.states import ClaimState
 from app.errors import ClusterError, ClusterUnavailable
@@ -39,6 +40,7 @@ from app.ids import new_id, vm_name
 from app.lifecycle.claims import release
 from app.lifecycle.on_demand_pools import ensure_on_demand_pool
 from app.lifecycle.snapshot_origins import made_from
+from app.lifecycle.start_sources import FROM_SNAPSHOT
 from app.store.claims import rows as claims
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
@@ -120,14 +122,24 @@ class TakePhases:
             reason = f"there is no VM {name!r} in the namespace any more"
         elif vm.volumes and not any(volume.enabled for volume in vm.volumes):
             reason = "; ".join(f"{volume.name}: {volume.reason}" for volume in vm.volumes)
+        elif at.row.spec.memory and not vm.running:
+            reason = f"VM {name!r} does not run, so it has no memory to keep; start it, and refresh the snapshot"
         async with self._guarded(at.row.id) as tx:
             if vm is None or reason is not None:
                 await fail_take(tx, take, reason)
                 return
+            spec = await snapshot_work.spec_of_vm(tx, name) or vm.spec
+            if at.row.spec.memory and spec is None:
+                await fail_take(tx, take, f"VM {name!r} is written in a way in which the service makes no VMs")
+                return
+            known: dict[str, Any] = {
+                "vm_name": vm.name,
+                "vm_uid": vm.uid,
+                "vm_spec": spec if at.row.spec.memory else None,
+            }
             shape = await snapshot_work.shape_of_vm(tx, name) or vm.shape
-            await snapshot_rows.move_take(
-                tx, take, TakeState.TAKING, vm_name=vm.name, vm_uid=vm.uid, shape=shape, based_at=await database_now(tx)
-            )
+            now = await database_now(tx)
+            await snapshot_rows.move_take(tx, take, TakeState.TAKING, shape=shape, based_at=now, **known)
 
     async def _begin_of_pool(self, at: Situation, take: TakeRow) -> None:
         """Claims a VM of an on-demand pool, under an idempotency key of this take."""
@@ -158,6 +170,7 @@ class TakePhases:
                 claim_id=claim_id,
                 shape=template.shape,
                 revision=revision_of(template.fingerprint, spec),
+                vm_spec=template.spec if at.row.spec.memory else None,
             )
             await pool_rows.plan_soon(tx, on_demand.id)
 
@@ -202,12 +215,14 @@ class TakePhases:
                 take_id=str(take.id),
                 vm=take.vm_name or "",
                 deadline_seconds=spec.timeout_seconds,
+                memory=spec.memory,
             )
         if status is not None and take.object_uid is None:
             async with self._guarded(at.row.id) as tx:
                 await snapshot_rows.write_object(tx, take.id, status.uid)
         await self._renew_claim(at, take)
-        step = after_status(status, at.now - take.state_since, timeout_seconds=spec.timeout_seconds)
+        age = at.now - take.state_since
+        step = after_status(status, age, timeout_seconds=spec.timeout_seconds, memory=spec.memory)
         if step.to is TakeState.READY and status is not None:
             return await self._finish(at, take, status)
         return await self._follow(at, take, step)
@@ -222,6 +237,10 @@ class TakePhases:
             *left_out(status, vm.volumes if vm is not None else ()),
             *not_disks(status, [disk.volume for disk in disks]),
         )
+        if at.row.spec.memory and (unkept := unkept_disks(left_out(status, vm.volumes if vm is not None else ()))):
+            why = f"its memory is worth nothing without disks that are not in it: {'; '.join(unkept)}"
+            return await self._follow(at, take, Step(TakeState.FAILING, why))
+        memory = status.memory if at.row.spec.memory else None
         return await self._follow(
             at,
             take,
@@ -229,7 +248,27 @@ class TakePhases:
             disks=[asdict(disk) for disk in disks],
             excluded=[{"name": volume.name, "reason": volume.reason} for volume in excluded],
             bytes=self._cluster.count_bytes(disks),
+            memory_bytes=memory.bytes if memory is not None else None,
+            fingerprint=memory.fingerprint if memory is not None else None,
         )
+
+    async def finds_stale(self, at: Situation, take: TakeRow) -> bool:
+        """Looks at the memory of a ready take. True: it cannot be restored any more, which was not known before."""
+        if take.fingerprint is None or take.stale_reason is not None:
+            return False
+        try:
+            status = await self._cluster.look(vm_name(at.row.name, take.id))
+        except ClusterUnavailable:
+            raise
+        except ClusterError as error:
+            log.warning("snapshot.memory_not_seen", take=take.number, error=error.detail)
+            return False
+        if (reason := why_memory_is_lost(status)) is None:
+            return False
+        async with self._guarded(at.row.id) as tx:
+            marked = await snapshot_rows.mark_stale(tx, take.id, reason)
+        log.warning("snapshot.stale", take=take.number, reason=reason)
+        return marked
 
     async def _remove(self, at: Situation, take: TakeRow) -> float | None:
         """Removes what the cluster has of a take that is over, once no VM is being made from it any more."""
@@ -260,7 +299,7 @@ class TakePhases:
             if step.to is TakeState.READY:
                 if take.claim_id is not None:
                     await release(tx, take.claim_id, reason="its disks were taken")
-                await work.source_is_ready(tx, path=StartPath.SNAPSHOT, source=at.row.name)
+                await work.source_is_ready(tx, paths=list(FROM_SNAPSHOT), source=at.row.name)
                 await notify(tx, Topic.CREATE)
         log.info("snapshot.moved", take=take.number, state=step.to, reason=step.reason)
         return None

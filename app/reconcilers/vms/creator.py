@@ -25,8 +25,8 @@ from app.domain.pacing import CreatePacer, Pushback
 from app.domain.paths import FromSnapshot, Start, StartPath
 from app.domain.states import VmState
 from app.domain.templates import Exclusive
-from app.errors import ClusterError, ClusterForbidden, ClusterUnavailable, DatabaseUnavailable
-from app.lifecycle.start_sources import NotYet, resolve_start
+from app.errors import ClusterError, ClusterForbidden, ClusterRefused, ClusterUnavailable, DatabaseUnavailable
+from app.lifecycle.start_sources import NotYet, memory_problems, other_memory, resolve_start
 from app.reconcilers.runtime.leased_worker import LeasedWorker, RetryLater
 from app.reconcilers.runtime.loop import Wake
 from app.reconcilers.vms.outcomes import give_up
@@ -133,15 +133,20 @@ class VmCreator(LeasedWorker[CreateWork]):
 
     @override
     async def process(self, item: CreateWork) -> None:
-        exclusives = self._gateway.reopen(item.vm_spec).exclusives
+        template = self._gateway.reopen(item.vm_spec)
         async with self._db.begin() as tx:
             start = await resolve_start(tx, item.path, item.source, asked_at=item.asked_at)
             if not isinstance(start, NotYet):
-                await _take_exclusives(tx, item, [each for each in exclusives if not _is_replaced(each, start)])
+                kept = [each for each in template.exclusives if not _is_replaced(each, start)]
+                await _take_exclusives(tx, item, kept)
             if start is None and item.source is not None:
                 await work.start_cold(tx, item.id, token=self.token)
+            if isinstance(start, FromSnapshot) and (path := _path_of(start)) is not item.path:
+                await work.write_path(tx, item.id, path, token=self.token)
         if isinstance(start, NotYet):
             raise SourceNotReady(start.reason)
+        if isinstance(start, FromSnapshot) and (problems := memory_problems(self._gateway, template, start)):
+            raise ClusterRefused(other_memory(start.name, problems), problems=problems)
         made = await self._create(item, start)
         async with self._db.begin() as tx:
             if item.source is not None:
@@ -222,6 +227,10 @@ async def _take_exclusives(tx: Tx, item: CreateWork, exclusives: Sequence[Exclus
             raise SourceNotReady(f"a pool makes no VM of this template: {each.message}")
         if (holder := await work.take_exclusive(tx, item.id, each.key)) is not None:
             raise InUse(f"{each.key} exists once and is in use by VM {holder}")
+
+
+def _path_of(start: FromSnapshot) -> StartPath:
+    return StartPath.MEMORY if start.memory is not None else StartPath.SNAPSHOT
 
 
 def _is_replaced(each: Exclusive, start: Start) -> bool:

@@ -18,6 +18,7 @@ from app.store.claims import rows as claims
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify, notify_settled
 from app.store.pools import rows as pool_rows
+from app.store.snapshots import work as snapshot_work
 from app.store.vms import observed
 from app.store.vms import rows as vms
 from app.store.vms.observed import ObservedVm
@@ -100,6 +101,8 @@ async def give_up(
         return False
     if failure:
         await _count_failure(tx, vm, now, reason=reason, settings=settings)
+        if await snapshot_work.doubt(tx, [vm.id]):
+            await notify(tx, Topic.SNAPSHOT)
     if requeued:
         await serve_waiting(tx, vm.pool_id)
     if target is VmState.FAILED:

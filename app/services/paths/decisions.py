@@ -54,7 +54,9 @@ class Wanted:
         )
 
     def stored(self, record: Record) -> StoredChoice:
-        allowed = tuple(str(path) for path in self.allowed)
+        """The path `memory` is only in it where it means something: programs that do not know it read these rows too."""
+        told = self.terms.names_memory or any(each.path is StartPath.MEMORY for each in record.considered)
+        allowed = tuple(str(path) for path in self.allowed if told or path is not StartPath.MEMORY)
         return StoredChoice(self.shape, record.as_json(), allowed, self.terms.template.marks)
 
     def carry(self, decision: "Decision") -> ChosenPath:

@@ -27,22 +27,23 @@ from app.errors import (
     FieldProblem,
     InvalidRequest,
     NoPath,
+    TemplateRefused,
     Unschedulable,
 )
 from app.ids import new_id
 from app.lifecycle.on_demand_pools import enter_pool, start_of
 from app.lifecycle.path_options import VmTerms, read_options, why_unsuitable
-from app.lifecycle.start_sources import refuse_lossy_start, require_source
+from app.lifecycle.start_sources import FROM_SNAPSHOT, refuse_lossy_start, refuse_other_memory, require_source
 from app.services.claims.lifecycle import release_claim
 from app.services.claims.queue import Place, StoredClaim, UntilDisconnected
 from app.services.claims.service import ClaimAnswer, ClaimService
-from app.services.paths.claim_templates import ClaimTemplates
+from app.services.paths.claim_templates import ClaimTemplates, as_vm
 from app.services.paths.decisions import Decisions, Wanted
 from app.services.paths.remember import remember
 from app.services.paths.serving_pools import ServingPools
 from app.store.claims import described as described_claims
 from app.store.claims import rows as claims
-from app.store.database import Database
+from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
 from app.store.pools import on_demand
 from app.store.pools import rows as pool_rows
@@ -120,7 +121,7 @@ class PathSelector:
                 await self._decisions.require_fit(tx, wanted)
                 unchecked = True
             else:
-                await require_source(tx, request.start_from)
+                await self._require_source(tx, wanted)
                 unchecked = (await self._decisions.decide(tx, wanted)).unchecked
         if unchecked:
             await self._templates.dry_run(wanted.terms.template)
@@ -133,13 +134,20 @@ class PathSelector:
             )
         allowed = request.paths
         if request.start_from is not None:
-            allowed = tuple(path for path in allowed if path in {StartPath.POOL, request.start_from.path})
+            start = FROM_SNAPSHOT if request.start_from.snapshot is not None else {StartPath.PRELOAD}
+            allowed = tuple(path for path in allowed if path in {StartPath.POOL, *start})
             if not allowed:
                 message = f"start_from asks for {request.start_from.path}, which is not among them"
                 raise InvalidRequest(
                     f"paths: {message}. Nothing was changed", problems=[FieldProblem("paths", message)]
                 )
-        terms = VmTerms(self._templates.expand(request), request.warm_when, request.start_from, request.lease_seconds)
+        terms = VmTerms(
+            self._templates.expand(request),
+            request.warm_when,
+            request.start_from,
+            request.lease_seconds,
+            names_memory=StartPath.MEMORY in request.paths and set(request.paths) != set(StartPath),
+        )
         refuse_lossy_start(request.start_from, terms.template)
         return Wanted(request, terms, allowed)
 
@@ -162,10 +170,18 @@ class PathSelector:
         async with self._db.begin() as tx:
             known = await claims.by_key(tx, request.key) if request.key is not None else None
             if known is None:
-                await require_source(tx, request.start_from)
+                await self._require_source(tx, wanted)
                 if pools is None:
                     pools = await on_demand.serving(tx, wanted.shape)
         return known, pools or []
+
+    async def _require_source(self, tx: Tx, wanted: Wanted) -> None:
+        """Raises InvalidRequest, and TemplateRefused where the source has the memory of another VM."""
+        await require_source(tx, wanted.request.start_from)
+        try:
+            await refuse_other_memory(tx, self._gateway, wanted.request.start_from, wanted.terms.template)
+        except TemplateRefused as error:
+            raise as_vm(error) from error
 
     async def _claim_warm(
         self, wanted: Wanted, pools: list[ServingPool], until_disconnected: UntilDisconnected

@@ -16,7 +16,7 @@ from app.domain.vm_pools import Backing
 from app.errors import FieldProblem, InvalidRequest, PoolBeingDeleted, PoolNotFound, TemplateRefused
 from app.ids import new_id, vm_pool_name
 from app.lifecycle.placement import require_fit
-from app.lifecycle.start_sources import refuse_lossy_start, require_source, require_use
+from app.lifecycle.start_sources import refuse_lossy_start, refuse_other_memory, require_source, require_use
 from app.services.writes import IfMatch, WriteOutcome, overtaken, prepare_and_commit
 from app.store import events, vm_pools
 from app.store.claims import rows as claim_rows
@@ -79,6 +79,8 @@ async def _prepare(db: Database, gateway: Gateway, name: str, spec: PoolSpec, be
     revision = revision_of(template.fingerprint, spec)
     if before is not None and before.spec == spec and before.revision == revision:
         return PreparedPool(name, spec, before, None)
+    async with db.begin() as tx:
+        await refuse_other_memory(tx, gateway, spec.start_from, template)
     if before is None or before.revision != revision:
         await gateway.check(template)
         if spec.backing is Backing.VIRTUAL_MACHINE_POOL:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import structlog
 
+from app.compute.capabilities import Capability
 from app.compute.gateway import Gateway
 from app.domain.pools import revision_of
-from app.domain.snapshots import UNDER_WAY, SnapshotSpec, VolumeVerdict
+from app.domain.snapshots import UNDER_WAY, SnapshotSpec, VolumeVerdict, unkept_disks
 from app.errors import (
     Conflict,
     FieldProblem,
@@ -24,13 +25,15 @@ from app.lifecycle.on_demand_pools import KIND
 from app.lifecycle.snapshot_origins import made_from
 from app.services.pools.service import PreparedPool, no_such_pool
 from app.services.writes import WriteOutcome, overtaken, prepare_and_commit
-from app.store import events
+from app.store import events, migrations
 from app.store.database import Database, Tx
 from app.store.notices import Topic, notify
 from app.store.pools import rows as pool_rows
 from app.store.snapshots import rows as snapshot_rows
 from app.store.snapshots.rows import SnapshotRow
 
+MEMORY_MIGRATION = "0015"
+"""Programs from before it cannot read what has to do with memory."""
 log = structlog.get_logger(__name__)
 
 
@@ -63,18 +66,22 @@ async def prepare_snapshot(
 
     `pool`: the source pool, where it is prepared and will be committed before the snapshot.
     Raises Conflict if another spec has the name, SnapshotBeingDeleted, VmNotFound, PoolNotFound, PoolBeingDeleted,
-    SnapshotRefused if no disk of the source can be snapshotted, ClusterUnavailable.
+    SnapshotRefused if no disk of the source can be snapshotted, or its memory is asked for and cannot be kept, ClusterUnavailable.
     """
     async with db.begin() as tx:
         known = await _known(tx, spec)
     if known is not None:
         return PreparedSnapshot(spec, known)
+    if spec.memory:
+        await _require_memory(gateway)
     if spec.source.vm is not None:
-        await _check_vm(gateway, spec.source.vm)
+        await _check_vm(gateway, spec.source.vm, spec)
     revision = None
     if pool is not None and pool.template is not None:
         if pool.spec.start_from is None:
             refuse_without_disks(f"pool {pool.name!r}", "source.pool", gateway.snapshots.judge(pool.template.spec))
+        if spec.memory:
+            refuse_unkept(f"pool {pool.name!r}", "source.pool", gateway.snapshots.judge_memory(pool.template.spec))
         revision = revision_of(pool.template.fingerprint, pool.spec)
     elif spec.source.pool is not None:
         revision = await _check_pool(db, gateway, spec.source.pool, spec)
@@ -97,6 +104,8 @@ async def commit_snapshot(db: Database, prepared: PreparedSnapshot) -> WrittenSn
         snapshot_id = new_id()
         if not await snapshot_rows.insert(tx, snapshot_id=snapshot_id, spec=spec):
             raise overtaken(f"snapshot {spec.name!r}")
+        if spec.memory:
+            await migrations.require(tx, MEMORY_MIGRATION)
         await events.record(tx, "snapshot.created", snapshot=spec.name)
         await snapshot_rows.insert_take(tx, snapshot_id=snapshot_id, take_id=new_id())
         await notify(tx, Topic.SNAPSHOT)
@@ -180,6 +189,19 @@ def refuse_without_disks(what: str, field: str, volumes: Sequence[VolumeVerdict]
     )
 
 
+def refuse_unkept(what: str, field: str, reasons: Sequence[str]) -> None:
+    """Raises SnapshotRefused, with the reasons, if the memory of such a VM cannot be kept."""
+    if reasons:
+        message = f"the memory of {what} cannot be kept: {'; '.join(reasons)}"
+        advice = "Put every disk that the guest writes to on a storage class that has a VolumeSnapshotClass, and leave such devices out"
+        raise SnapshotRefused(f"{message}. {advice}, or leave memory out", problems=[FieldProblem(field, message)])
+
+
+async def _require_memory(gateway: Gateway) -> None:
+    if (why := await gateway.unavailable(Capability.MEMORY)) is not None:
+        raise SnapshotRefused(f"memory: {why}. Nothing was changed", problems=[FieldProblem("memory", why)])
+
+
 async def _known(tx: Tx, spec: SnapshotSpec) -> SnapshotRow | None:
     """The snapshot with this name, if there is one. Raises Conflict if its spec differs."""
     row = await snapshot_rows.get(tx, spec.name)
@@ -201,12 +223,19 @@ async def _known(tx: Tx, spec: SnapshotSpec) -> SnapshotRow | None:
     return row
 
 
-async def _check_vm(gateway: Gateway, name: str) -> None:
+async def _check_vm(gateway: Gateway, name: str, spec: SnapshotSpec) -> None:
     vm = await gateway.snapshots.source(name)
     if vm is None or vm.deleting:
         gone = "is being deleted" if vm is not None else "does not exist in the namespace"
         raise VmNotFound(f"source.vm: VM {name!r} {gone}; name a VM that exists")
     refuse_without_disks(f"VM {name!r}", "source.vm", vm.volumes)
+    if not spec.memory:
+        return
+    if not vm.running:
+        message = f"VM {name!r} does not run, so it has no memory to keep; start it, or leave memory out"
+        raise SnapshotRefused(f"source.vm: {message}", problems=[FieldProblem("source.vm", message)])
+    reasons = gateway.snapshots.judge_memory(vm.spec) if vm.spec is not None else ["the service makes no VM like it"]
+    refuse_unkept(f"VM {name!r}", "source.vm", reasons or unkept_disks(vm.volumes))
 
 
 async def _check_pool(db: Database, gateway: Gateway, name: str, snapshot: SnapshotSpec) -> str:
@@ -221,6 +250,8 @@ async def _check_pool(db: Database, gateway: Gateway, name: str, snapshot: Snaps
     if spec.start_from is None:  # otherwise it gets a disk from what it starts from
         verdicts = gateway.snapshots.judge(template.spec)
         refuse_without_disks(f"pool {name!r}", "source.pool", verdicts)
+    if snapshot.memory:
+        refuse_unkept(f"pool {name!r}", "source.pool", gateway.snapshots.judge_memory(template.spec))
     return pool.revision
 
 

@@ -21,16 +21,20 @@ _PAGE = text(f"""
     SELECT {POOL_COLUMNS} FROM pool p WHERE p.deleted_at IS NULL AND p.kind = 'pool' AND p.name > :after ORDER BY p.name LIMIT :limit
 """)
 
-_INSERT = text("""
+# A spec names a snapshot; that one says whether VMs start from its memory.
+_PATH = """CASE WHEN CAST(:path AS text) = 'snapshot' AND EXISTS (
+        SELECT 1 FROM snapshot s WHERE s.name = CAST(:source AS text) AND s.memory AND s.deleted_at IS NULL)
+        THEN 'memory' ELSE CAST(:path AS text) END"""
+_INSERT = text(f"""
     INSERT INTO pool (id, name, spec, vm_spec, revision, kind, shape, path, source)
-    VALUES (:id, :name, :spec, :vm_spec, :revision, :kind, :shape, :path, :source)
+    VALUES (:id, :name, :spec, :vm_spec, :revision, :kind, :shape, {_PATH}, :source)
     ON CONFLICT (name) WHERE deleted_at IS NULL DO NOTHING RETURNING id
 """).bindparams(bindparam("spec", type_=JSONB), bindparam("vm_spec", type_=JSONB))
 _INSERT_PLAN = text("INSERT INTO pool_plan (pool_id) VALUES (:id)")
 
 # An edit resets the backoff and the breaker: whoever edits has seen the failures.
-_REPLACE = text("""
-    UPDATE pool SET spec = :spec, vm_spec = :vm_spec, revision = :revision, shape = :shape, path = :path, source = :source,
+_REPLACE = text(f"""
+    UPDATE pool SET spec = :spec, vm_spec = :vm_spec, revision = :revision, shape = :shape, path = {_PATH}, source = :source,
         generation = generation + 1, updated_at = now(),
         refilled_at = CASE WHEN (spec->>'size')::int <> :size OR revision <> :revision
             OR (spec->>'auto_replenish')::boolean <> :replenishes THEN now() ELSE refilled_at END,

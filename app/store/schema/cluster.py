@@ -42,6 +42,7 @@ snapshot = Table(
     required("uses", BigInteger, "0", "VMs that were started from it"),
     *lifetime_columns(),
     *lease_columns(),
+    required("memory", Boolean, "false", "it keeps the memory of its VM too"),
     Index("snapshot_name_key", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
     Index("snapshot_due_idx", "due_at", postgresql_where=text("deleted_at IS NULL")),
 )
@@ -68,6 +69,10 @@ snapshot_take = Table(
     required("created_at", AWARE, "now()"),
     Column("ready_at", AWARE),
     Column("ended_at", AWARE),
+    Column("memory_bytes", BigInteger, comment="what the memory of its VM takes; NULL: it has none"),
+    Column("fingerprint", Text, comment="what its memory can be restored with"),
+    Column("stale_reason", Text, comment="why its memory cannot be restored any more; NULL: it can"),
+    Column("vm_spec", JSONB, comment="of the VM whose memory it has, expanded"),
     CheckConstraint(one_of("state", TakeState), name="state"),
     Index("snapshot_take_number_key", "snapshot_id", "number", unique=True),
     Index("snapshot_take_open_idx", "snapshot_id", postgresql_where=text("ended_at IS NULL")),

@@ -20,6 +20,8 @@ _LAST_BOOTS = 200
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRow:
+    """`memory` is in `spec` too. It has a column of its own so that an older program can read what is written of a spec."""
+
     id: UUID
     name: str
     spec: SnapshotSpec
@@ -27,6 +29,7 @@ class SnapshotRow:
     updated_at: datetime
     deleting_at: datetime | None
     attempts: int
+    memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,9 @@ class TakeRow:
     created_at: datetime
     ready_at: datetime | None
     ended_at: datetime | None
+    memory_bytes: int | None = None
+    fingerprint: str | None = None
+    stale_reason: str | None = None
 
     @property
     def facts(self) -> TakeFacts:
@@ -93,7 +99,7 @@ _TAKES = text(f"""
 _TAKE_BY_ID = text(f"SELECT {_TAKE_COLUMNS} FROM snapshot_take t WHERE t.id = :id")
 _LOCK = text("SELECT 1 FROM snapshot WHERE name = :name AND deleting_at IS NULL AND deleted_at IS NULL FOR KEY SHARE")
 _INSERT = text("""
-    INSERT INTO snapshot (id, name, spec) VALUES (:id, :name, :spec)
+    INSERT INTO snapshot (id, name, spec, memory) VALUES (:id, :name, :spec, :memory)
     ON CONFLICT (name) WHERE deleted_at IS NULL DO NOTHING RETURNING id
 """).bindparams(bindparam("spec", type_=JSONB))
 _INSERT_TAKE = text("""
@@ -130,21 +136,32 @@ _MOVE = """
     SELECT snapshot_id FROM moved
 """
 _NOTE = text("UPDATE snapshot_take SET reason = :reason WHERE id = :id AND reason IS DISTINCT FROM :reason")
+# The event's source makes pools that start from it be planned.
+_MARK_STALE = text("""
+    WITH marked AS (
+        UPDATE snapshot_take SET stale_reason = :reason WHERE id = :id AND state = 'ready' AND stale_reason IS NULL
+        RETURNING snapshot_id, number),
+    noted AS (
+        INSERT INTO event (type, data)
+        SELECT 'snapshot.stale', jsonb_build_object('snapshot', s.name, 'take', m.number, 'reason', CAST(:reason AS text))
+        FROM marked m JOIN snapshot s ON s.id = m.snapshot_id)
+    SELECT snapshot_id FROM marked
+""")
 _WRITE_OBJECT = text("UPDATE snapshot_take SET object_uid = :uid WHERE id = :id")
 _USERS = text("""
     SELECT name, vm_spec FROM pool
-    WHERE source = :name AND path = 'snapshot' AND kind = 'pool' AND deleting_at IS NULL AND deleted_at IS NULL ORDER BY name
+    WHERE source = :name AND path IN ('memory', 'snapshot') AND kind = 'pool' AND deleting_at IS NULL AND deleted_at IS NULL ORDER BY name
 """)
 _USERS_OF = text("""
     SELECT source, name FROM pool
-    WHERE source = ANY(CAST(:names AS text[])) AND path = 'snapshot' AND kind = 'pool'
+    WHERE source = ANY(CAST(:names AS text[])) AND path IN ('memory', 'snapshot') AND kind = 'pool'
       AND deleting_at IS NULL AND deleted_at IS NULL ORDER BY name
 """)
 _USE = text("""
     SELECT s.name, s.uses, s.used_at, b.n AS boots, b.p50, b.p95 FROM snapshot s CROSS JOIN LATERAL (
         SELECT count(*) AS n, percentile_cont(0.5) WITHIN GROUP (ORDER BY boot_seconds) AS p50,
             percentile_cont(0.95) WITHIN GROUP (ORDER BY boot_seconds) AS p95
-        FROM (SELECT boot_seconds FROM vm WHERE source = s.name AND path = 'snapshot' AND boot_seconds IS NOT NULL
+        FROM (SELECT boot_seconds FROM vm WHERE source = s.name AND path IN ('memory', 'snapshot') AND boot_seconds IS NOT NULL
               ORDER BY ready_at DESC LIMIT :last) last) b
     WHERE s.name = ANY(CAST(:names AS text[])) AND s.deleted_at IS NULL
 """)
@@ -188,7 +205,8 @@ async def lock(tx: Tx, name: str) -> bool:
 
 async def insert(tx: Tx, *, snapshot_id: UUID, spec: SnapshotSpec) -> bool:
     """False if there is a snapshot of that name already."""
-    return await any_row(tx, _INSERT, id=snapshot_id, name=spec.name, spec=spec.model_dump(mode="json"))
+    written = spec.model_dump(mode="json", exclude={"memory"})
+    return await any_row(tx, _INSERT, id=snapshot_id, name=spec.name, spec=written, memory=spec.memory)
 
 
 async def insert_take(tx: Tx, *, snapshot_id: UUID, take_id: UUID) -> int:
@@ -214,11 +232,12 @@ async def make_due(tx: Tx, snapshot_id: UUID) -> None:
 async def move_take(tx: Tx, take: TakeRow, target: TakeState, *, reason: str | None = None, **written: Any) -> bool:
     """Moves a take from the state of `take` to `target`, and writes what else is known now. False if it is in another state.
 
-    `written`: shape, revision, based_at, vm_name, vm_uid, claim_id, disks, excluded, bytes. Raises IllegalTransition.
+    `written`: shape, revision, based_at, vm_name, vm_uid, vm_spec, claim_id, disks, excluded, bytes, memory_bytes, fingerprint.
+    Raises IllegalTransition.
     """
     check_take_transition(take.state, target)
     more = "".join(f", {column} = :{column}" for column in sorted(written))
-    kept = [bindparam(column, type_=JSONB) for column in ("disks", "excluded") if column in written]
+    kept = [bindparam(column, type_=JSONB) for column in ("disks", "excluded", "vm_spec") if column in written]
     statement = text(_MOVE.format(more=more)).bindparams(*kept)
     return await any_row(
         tx, statement, id=take.id, source=str(take.state), target=str(target), reason=reason, **written
@@ -228,6 +247,11 @@ async def move_take(tx: Tx, take: TakeRow, target: TakeState, *, reason: str | N
 async def note_take(tx: Tx, take_id: UUID, reason: str | None) -> None:
     """Writes what the take waits for."""
     await run(tx, _NOTE, id=take_id, reason=reason)
+
+
+async def mark_stale(tx: Tx, take_id: UUID, reason: str) -> bool:
+    """The memory of a ready take cannot be restored any more. False if that is known."""
+    return await any_row(tx, _MARK_STALE, id=take_id, reason=reason)
 
 
 async def write_object(tx: Tx, take_id: UUID, uid: str) -> None:
@@ -267,7 +291,9 @@ async def prune(tx: Tx, *, seconds: float) -> int:
 
 
 def _snapshot(row: Mapping[Any, Any] | None) -> SnapshotRow | None:
-    return SnapshotRow(**{**row, "spec": SnapshotSpec.model_validate(row["spec"])}) if row else None
+    if row is None:
+        return None
+    return SnapshotRow(**{**row, "spec": SnapshotSpec.model_validate({**row["spec"], "memory": row["memory"]})})
 
 
 def _take(row: Mapping[Any, Any]) -> TakeRow:

@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app.domain.snapshots import TakeState
+from app.domain.templates import VmSpec
 from app.store.database import Tx, any_row, mappings, run
 from app.store.leases import ACQUIRE, RELEASE, RowLeases
 
@@ -41,13 +42,13 @@ _MARK_STOPPED = text("""
 """)
 _STARTED_FROM = text("""
     SELECT count(*) FROM vm
-    WHERE source = :name AND path = 'snapshot' AND ended_at IS NULL AND asked_at < CAST(:before AS timestamptz)
+    WHERE source = :name AND path IN ('memory', 'snapshot') AND ended_at IS NULL AND asked_at < CAST(:before AS timestamptz)
       AND state IN ('planned', 'creating', 'booting')
 """)
 # A VM that has a node has its disks. One that has none waits for disks that were to be made from a take that is lost.
 _STRANDED = text("""
     SELECT v.id, v.source FROM vm v JOIN snapshot s ON s.name = v.source AND s.deleted_at IS NULL
-    WHERE v.path = 'snapshot' AND v.ended_at IS NULL AND v.state IN ('creating', 'booting') AND v.node IS NULL
+    WHERE v.path IN ('memory', 'snapshot') AND v.ended_at IS NULL AND v.state IN ('creating', 'booting') AND v.node IS NULL
       AND EXISTS (SELECT 1 FROM snapshot_take t
                   WHERE t.snapshot_id = s.id AND t.state IN ('failing', 'failed') AND t.ready_at <= v.asked_at)
       AND NOT EXISTS (SELECT 1 FROM snapshot_take t
@@ -55,6 +56,16 @@ _STRANDED = text("""
     ORDER BY v.id LIMIT :limit
 """)
 _VM_SHAPE = text("SELECT shape FROM vm WHERE name = :name AND ended_at IS NULL")
+# A VM of an older template than its pool's was made from another spec.
+_VM_SPEC = text("""
+    SELECT p.vm_spec FROM vm v JOIN pool p ON p.id = v.pool_id
+    WHERE v.name = :name AND v.ended_at IS NULL AND v.revision = p.revision
+""")
+_DOUBT = text("""
+    UPDATE snapshot SET due_at = now() WHERE deleted_at IS NULL AND memory AND name = ANY(ARRAY(
+        SELECT source FROM vm WHERE id = ANY(CAST(:ids AS uuid[])) AND path = 'memory'))
+    RETURNING id
+""")
 _STATES = text("SELECT id, state FROM snapshot_take WHERE id = ANY(CAST(:ids AS uuid[]))")
 _READY = text("""
     SELECT t.id, t.snapshot_id FROM snapshot_take t JOIN snapshot s ON s.id = t.snapshot_id
@@ -107,6 +118,17 @@ async def shape_of_vm(tx: Tx, name: str) -> str | None:
     """The shape of one of our VMs; None if it is not ours or has no shape."""
     row = (await run(tx, _VM_SHAPE, name=name)).first()
     return row.shape if row else None
+
+
+async def spec_of_vm(tx: Tx, name: str) -> VmSpec | None:
+    """What one of our VMs was made from; None if it is not ours, or of an older template of its pool."""
+    row = (await run(tx, _VM_SPEC, name=name)).first()
+    return row.vm_spec if row else None
+
+
+async def doubt(tx: Tx, vm_ids: Sequence[UUID]) -> bool:
+    """VMs failed. Snapshots from whose memory they started are due, to find out whether it can still be restored; True if any is."""
+    return await any_row(tx, _DOUBT, ids=list(vm_ids))
 
 
 async def states_of(tx: Tx, take_ids: Sequence[UUID]) -> dict[UUID, TakeState]:

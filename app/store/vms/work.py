@@ -47,7 +47,7 @@ _ACQUIRE_CREATES = text(f"""
             shape = CASE WHEN asked_at IS NULL THEN p.shape ELSE vm.shape END,
             path = CASE WHEN asked_at IS NULL THEN p.path ELSE vm.path END,
             source = CASE WHEN asked_at IS NULL THEN p.source ELSE vm.source END,
-            whole = CASE WHEN asked_at IS NULL THEN p.path <> 'snapshot' ELSE vm.whole END,
+            whole = CASE WHEN asked_at IS NULL THEN p.path NOT IN ('memory', 'snapshot') ELSE vm.whole END,
             {ACQUIRE}
         FROM due, pool p WHERE vm.id = due.id AND p.id = vm.pool_id
         RETURNING vm.id, vm.pool_id, vm.name, vm.attempts, vm.path, vm.source, vm.asked_at, due.first),
@@ -107,13 +107,14 @@ _RETRY_CREATE = text(f"""
         health = :reason, asked_at = CASE WHEN :unasked THEN NULL ELSE asked_at END
     WHERE id = :id AND lease_token = :token AND state = 'creating'
 """)
+_WRITE_PATH = text("UPDATE vm SET path = :path WHERE id = :id AND lease_token = :token AND state = 'creating'")
 _START_COLD = text("""
     UPDATE vm SET path = 'cold', source = NULL, whole = true WHERE id = :id AND lease_token = :token AND state = 'creating'
 """)
 _SOURCE_READY = text("""
     UPDATE vm SET due_at = now() WHERE id = ANY(ARRAY(
         SELECT v.id FROM vm v JOIN pool p ON p.id = v.pool_id
-        WHERE v.work = 'create' AND v.state = 'planned' AND v.due_at > now() AND p.path = :path AND p.source = :source
+        WHERE v.work = 'create' AND v.state = 'planned' AND v.due_at > now() AND p.path = ANY(CAST(:paths AS text[])) AND p.source = :source
         ORDER BY v.id FOR UPDATE OF v SKIP LOCKED))
 """)
 _TAKE = text("""
@@ -258,9 +259,14 @@ async def start_cold(tx: Tx, vm_id: UUID, *, token: UUID) -> None:
     await run(tx, _START_COLD, id=vm_id, token=token)
 
 
-async def source_is_ready(tx: Tx, *, path: StartPath, source: str) -> None:
+async def write_path(tx: Tx, vm_id: UUID, path: StartPath, *, token: UUID) -> None:
+    """The snapshot of the VM's pool was deleted and taken again, with memory or without: the VM starts on another path than planned."""
+    await run(tx, _WRITE_PATH, id=vm_id, path=str(path), token=token)
+
+
+async def source_is_ready(tx: Tx, *, paths: Sequence[StartPath], source: str) -> None:
     """Planned VMs that wait for this snapshot or preload are due at once."""
-    await run(tx, _SOURCE_READY, path=str(path), source=source)
+    await run(tx, _SOURCE_READY, paths=[str(path) for path in paths], source=source)
 
 
 def _label_work(row: dict[str, Any]) -> LabelWork:

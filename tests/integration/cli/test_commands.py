@@ -240,7 +240,7 @@ async def test_get_lists_each_kind(run, server):
         (["claim", "a", "-f", "b"], 2, "give either a POOL, or a file with -f"),
         (["claim", "nowhere"], 1, "The service refused the request. No pool is named 'nowhere'"),
         (["claim", "a", "--label", "x"], 2, "--label: 'x' is not NAME=VALUE"),
-        (["claim", "a", "--path", "warp"], 1, "paths.0: must be 'pool', 'snapshot', 'preload' or 'cold'"),
+        (["claim", "a", "--path", "warp"], 1, "paths.0: must be 'pool', 'memory', 'snapshot', 'preload' or 'cold'"),
         (["claim", "a", "--wait", "-1"], 2, "Invalid value for '--wait'"),
         (["get", "poools"], 2, "'poools' is nothing that can be listed; did you mean pools; there are:"),
         (["get", "zzz"], 2, "'zzz' is nothing that can be listed; there are: pools, claims, vms"),

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 
+from app.compute.capabilities import Capability
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import KubeVirtClient
 from app.compute.kubevirt.connection import configure
 from app.compute.kubevirt.kinds import VM_SNAPSHOTS, VMS
+from app.compute.kubevirt.memory import START_FROM
 from app.compute.kubevirt.snapshots import (
     KubeVirtSnapshots,
     judge_volume,
@@ -19,7 +21,7 @@ from app.compute.kubevirt.snapshots import (
 from app.compute.kubevirt.templates.expand import expand
 from app.config import Settings
 from app.domain.observation import WarmWhen
-from app.domain.paths import FromSnapshot
+from app.domain.paths import FromSnapshot, MemoryImage
 from app.domain.snapshots import VolumeVerdict
 from app.errors import ClusterConflict, ClusterError, ClusterNotFound
 from app.ids import new_id, vm_name
@@ -302,3 +304,46 @@ class TestOnADevCluster:
 
 async def _gone(gateway, remove):
     return not await gateway.snapshots.remove(**remove) and await gateway.snapshots.look(remove["name"]) is None
+
+
+class TestMemory:
+    async def test_kept_on_a_dev_cluster_read_and_started_from(self, gateway):
+        assert await gateway.unavailable(Capability.MEMORY) is None
+        template = gateway.expand(WITH_DATA_VOLUME, WarmWhen.READY)
+        source = await made(gateway, template, "src")
+        take = {"name": "kept-x", "snapshot": "kept", "take_id": TAKE_ID, "vm": source, "deadline_seconds": 60}
+        await gateway.snapshots.take(**take, memory=True)
+
+        async def kept():
+            status = await gateway.snapshots.look("kept-x")
+            return status if status.ready else None
+
+        status = await eventually(kept)
+        assert status.memory.fingerprint
+        assert status.memory.stale_reason is None
+        start = FromSnapshot("kept", await gateway.snapshots.disks(status), MemoryImage("kept-x", template.spec))
+        clone = await made(gateway, template, "clone", start)
+        body = await gateway._client.get(VMS, clone)
+        assert body["metadata"]["annotations"][START_FROM] == "kept-x"
+        assert START_FROM not in (body["spec"]["template"]["metadata"].get("annotations") or {})
+
+    async def test_a_cluster_without_the_group_keeps_none(self, gateway, monkeypatch):
+        async def versions(_group):
+            return ()
+
+        monkeypatch.setattr(gateway.snapshots._client, "versions", versions)
+        assert "as KubeVirt does not" in await gateway.unavailable(Capability.MEMORY)
+
+
+async def made(gateway, template, pool, start=None):
+    """The name of a VM that is ready."""
+    vm_id = new_id()
+    name = vm_name(pool, vm_id)
+    await gateway.create_vm(name=name, pool=pool, vm_id=str(vm_id), spec=template.spec, start=start)
+
+    async def is_ready():
+        listed = await gateway.list_vms()
+        return any(seen.name == name and seen.ready for seen in listed.observations)
+
+    await eventually(is_ready)
+    return name

@@ -241,7 +241,7 @@ class TestUse:
             await make_vms(db, pool, 1, VmState.PLANNED)
         await execute(db, "UPDATE vm SET due_at = now() + interval '1 hour'")
         async with db.begin() as tx:
-            await work.source_is_ready(tx, path=StartPath.SNAPSHOT, source="ready")
+            await work.source_is_ready(tx, paths=[StartPath.SNAPSHOT], source="ready")
         due = await fetch(db, "SELECT pool_id, due_at <= now() AS due FROM vm")
         assert {row["pool_id"]: row["due"] for row in due} == {fed.id: True, other.id: False}
 

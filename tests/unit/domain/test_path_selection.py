@@ -182,7 +182,7 @@ def test_a_choice_is_kept_and_followed_by_another():
     record = Record.of(first, now=NOW, deadline_seconds=30, start_from=forced)
     stored = record.as_json()
     assert stored["deadline_at"] == "2026-03-01T12:00:30Z"
-    assert [each["path"] for each in stored["considered"]] == [str(path) for path in StartPath]
+    assert [each["path"] for each in stored["considered"]] == ["pool", "snapshot", "preload", "cold"]
 
     later = NOW + timedelta(seconds=7)
     moved = Record.read(stored).gave_up("a VM failed: no room", later)

@@ -105,7 +105,7 @@ async def claim(
     arrival: the request waits for up to `wait_seconds`, and then returns the pending claim (202). Where no VM would come the
     claim is refused with `Retry-After` (503).
 
-    With `vm` instead of `pool` the VM comes by the fastest available path: a pool of the same shape, a snapshot, a preloaded
+    With `vm` instead of `pool` the VM comes by the fastest available path: a pool of the same shape, a snapshot with memory or without, a preloaded
     image, or a cold start. `choice` says which path was chosen and why the others were not; `timings.stages` says later how
     long each stage took.
     """

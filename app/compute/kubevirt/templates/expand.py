@@ -67,6 +67,8 @@ _SHORT_FIELDS = {
     "spec.dataVolumeTemplate[0].spec.storage": f"{ROOT}.root_disk",
     "spec.dataVolumeTemplate[0]": f"{ROOT}.image",
 }
+SHORT_VOLUMES = {"boot": f"{ROOT}.image", "data": f"{ROOT}.disk", "cloud-init": f"{ROOT}.user_data"}
+"""What makes each volume of the short form."""
 _IMPORTS = {"http://": "http", "https://": "http", "docker://": "registry"}
 _ROOT_DISK = "10Gi"
 

@@ -68,6 +68,11 @@ _BY_URL = (ImageKind.HTTP, ImageKind.REGISTRY, ImageKind.S3, ImageKind.GCS)
 
 def shape_of(spec: Manifest) -> str:
     """Equal for expanded specs that make the same VM, but for its marks (see `marks.marks_of`)."""
+    return fingerprint(contents_of(spec))
+
+
+def contents_of(spec: Manifest) -> Manifest:
+    """What the shape is the hash of: `instance` (a VMI's spec), `disks` with their contents, and what else KubeVirt is given."""
     metadata = read_at_boot(spec)
     spec = copy.deepcopy(spec)
     vmi = spec.pop("template")["spec"]
@@ -92,7 +97,8 @@ def shape_of(spec: Manifest) -> str:
     }
     for holder, key in ((devices, "disks"), (devices, "filesystems"), (vmi, "volumes")):
         holder.pop(key, None)
-    return fingerprint(_canonical(makes))
+    found: Manifest = _canonical(makes)
+    return found
 
 
 def fingerprint(value: object) -> str:

@@ -15,6 +15,7 @@ from functools import lru_cache
 
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.kinds import Manifest
+from app.compute.kubevirt.memory import MEMORY_REASONS
 from app.domain.observation import Failure, Observation, PodTimes
 
 _ENDED_PHASES = ("Failed", "Succeeded")
@@ -239,7 +240,21 @@ def _find_false(status: Manifest, wanted: str) -> Failure | None:
 
 def _find_failure(vm: ReducedVm, vmi: ReducedVmi | None) -> Failure | None:
     """The most serious failure that is reported: first those that do not go away by themselves."""
-    return vm.crash or (vmi.ended if vmi is not None else None) or _find_refused_start(vm, vmi) or _find_wait(vm, vmi)
+    return (
+        _find_memory_refusal(vm, vmi)
+        or vm.crash
+        or (vmi.ended if vmi is not None else None)
+        or _find_refused_start(vm, vmi)
+        or _find_wait(vm, vmi)
+    )
+
+
+def _find_memory_refusal(vm: ReducedVm, vmi: ReducedVmi | None) -> Failure | None:
+    """The memory that the VM starts from was not restored. The VM's other failures are only what follows from that."""
+    for unsynced in (vmi.unsynced if vmi is not None else None, vm.unsynced):
+        if unsynced is not None and unsynced.reason in MEMORY_REASONS:
+            return unsynced
+    return None
 
 
 def _find_crash(status: Manifest) -> Failure | None:
