@@ -51,6 +51,14 @@ async def until(
     return found
 
 
+def is_alive(pid: int) -> bool:
+    """Whether the process runs, on Linux. One that ended counts as gone also while nobody takes its exit code."""
+    try:
+        return b") Z " not in Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class Program:
     """One `python -m MODULE ARGUMENT...`, run as often as it is started; one log for all of its lives."""
 

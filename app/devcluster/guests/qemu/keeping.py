@@ -68,6 +68,7 @@ async def write_image(kept: Kept, target: Path, freeze: Freeze, go_on: Callable[
 
 
 async def _write_files(kept: Kept, folder: Path) -> None:
-    await write_state(kept.process.monitor, kept.process.name, folder / "state")
+    apart = kept.process.ram is not None
+    await write_state(kept.process.monitor, kept.process.name, folder / "state", ram_apart=apart)
     if kept.process.ram is not None:
         await asyncio.to_thread(copy_memory, kept.process.ram, folder / "ram", kept.memory_bytes)

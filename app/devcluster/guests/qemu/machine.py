@@ -12,7 +12,14 @@ from app.devcluster.guests.qemu.addresses import Endpoint
 from app.devcluster.guests.qemu.agent import Ran
 from app.devcluster.guests.qemu.command import AGENT_PORT
 from app.devcluster.guests.qemu.disks import OpenDisks
-from app.devcluster.guests.qemu.errors import AgentSilent, GuestRefused, MachineError, MachineGone, StartFailed
+from app.devcluster.guests.qemu.errors import (
+    AgentSilent,
+    GuestRefused,
+    MachineError,
+    MachineGone,
+    MemoryBroken,
+    StartFailed,
+)
 from app.devcluster.guests.qemu.facts import Facts, ask_facts
 from app.devcluster.guests.qemu.keeping import Freeze, Kept, prepare_guest, write_image
 from app.devcluster.guests.qemu.memory_image import MemoryImage, check_target
@@ -226,7 +233,10 @@ class Machine:
         self._why = self._why or "killed"
 
     async def _restore(self, image: MemoryImage) -> None:
-        await load_state(self._process.monitor, self.name, image.state)
+        try:
+            await load_state(self._process.monitor, self.name, image.state, ram_apart=image.shared)
+        except MemoryBroken as error:
+            raise MemoryBroken(f"{error} QEMU said: {self._process.last_words() or 'nothing'}") from error
         await self._process.monitor.execute("cont")
         await self._process.agent.sync(_RESTORED_SECONDS)
         for errand in self.plan.identity:
@@ -270,7 +280,8 @@ class Machine:
         if _PANIC in self._process.console.tail():
             self._why = "panicked"
             self._process.kill()
-        self._process.console.begin_boot()
+        else:
+            self._process.console.begin_boot()
 
     def _agent_changed(self, *, opened: bool) -> None:
         if self._greeting is not None:

@@ -17,7 +17,7 @@ from app.devcluster.guests.qemu.errors import BadPlan, MemoryBroken
 _FORM: Final = 1
 _PARTIAL: Final = ".partial"
 _MANIFEST: Final = "memory.json"
-_CHUNK: Final = 4 * 2**20
+_CHUNK: Final = 256 * 1024
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The state of a machine, out of one QEMU and into another one, by QEMU's migration.
 
 With `x-ignore-shared` the guest's memory stays where it is, in the file that is mapped, and only the state of the devices is
-written: 15 ms and 0.4 MiB were measured. The state goes through a socket pair, which every version of QEMU takes.
+written: 15 ms and 0.4 MiB were measured. Without it (`ram_apart=False`) the state has the memory in it; both sides must agree.
+The state goes through a socket pair, which every version of QEMU takes.
 """
 
 import asyncio
@@ -21,9 +22,9 @@ _CHUNK: Final = 2**20
 _UNBOUNDED: Final = 1 << 40
 
 
-async def write_state(monitor: Monitor, name: str, target: Path) -> None:
+async def write_state(monitor: Monitor, name: str, target: Path, *, ram_apart: bool) -> None:
     """Writes the state of a stopped machine. Raises MonitorFailed, MachineGone or OSError."""
-    await _prepare(monitor)
+    await _prepare(monitor, ram_apart=ram_apart)
     await monitor.execute("migrate-set-parameters", {"max-bandwidth": _UNBOUNDED})
     async with _channel(monitor, "state-out") as ours:
         with monitor.listen("MIGRATION") as told:
@@ -40,9 +41,9 @@ async def write_state(monitor: Monitor, name: str, target: Path) -> None:
         raise MonitorFailed(f"QEMU could not write the state of {name}: {problem}.")
 
 
-async def load_state(monitor: Monitor, name: str, source: Path) -> None:
+async def load_state(monitor: Monitor, name: str, source: Path, *, ram_apart: bool) -> None:
     """Loads the state into a machine that waits for it (`-incoming defer`). Raises MemoryBroken, MachineGone or OSError."""
-    await _prepare(monitor)
+    await _prepare(monitor, ram_apart=ram_apart)
     async with _channel(monitor, "state-in") as ours:
         with monitor.listen("MIGRATION") as told:
             await monitor.execute("migrate-incoming", {"uri": "fd:state-in"})
@@ -56,8 +57,9 @@ async def load_state(monitor: Monitor, name: str, source: Path) -> None:
         raise MemoryBroken(f"QEMU cannot restore {name} from {source}: {problem}; keep the memory anew.")
 
 
-async def _prepare(monitor: Monitor) -> None:
-    capabilities = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+async def _prepare(monitor: Monitor, *, ram_apart: bool) -> None:
+    states = {"x-ignore-shared": ram_apart, "events": True}
+    capabilities = [{"capability": name, "state": state} for name, state in states.items()]
     await monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
 
 

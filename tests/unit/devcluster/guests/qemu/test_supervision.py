@@ -12,7 +12,7 @@ import pytest
 from app.devcluster.guests.qemu.errors import MachineGone, StartFailed
 from app.devcluster.guests.qemu.supervision import Supervision
 from tests.support.patience import PATIENCE
-from tests.support.processes import until
+from tests.support.processes import is_alive, until
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(3600)"]
 
@@ -28,14 +28,6 @@ def order(folder: Path, name: str, command: list[str], *, files: int = 0, limits
         "groups": [],
         "limits": limits or {},
     }
-
-
-def is_alive(pid: int) -> bool:
-    """A zombie, which a container without an init may keep, has ended."""
-    try:
-        return b") Z " not in Path(f"/proc/{pid}/stat").read_bytes()
-    except FileNotFoundError:
-        return False
 
 
 async def gone(pid: int) -> bool:
