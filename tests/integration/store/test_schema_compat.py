@@ -140,6 +140,17 @@ async def test_a_migration_that_takes_something_from_older_programs_says_so(empt
     assert ("vm", "unwell_since") not in before  # one that 0005 took away
 
 
+async def test_what_the_rows_need_is_still_said_after_the_next_migration(database_url, tmp_path):
+    database = Database(database_url)
+    try:
+        async with database.begin() as tx:
+            await migrations.require(tx, head())
+    finally:
+        await database.close()
+    await migrate_at_once(database_url, write_newer(tmp_path))
+    assert await read(database_url) == Schema(NEWER, head())
+
+
 async def test_going_back_to_an_older_migration_says_whom_that_one_serves(database_url):
     async with connected(database_url) as connection:
         await connection.execute("UPDATE schema_compat SET serves_from = 'wrong'")

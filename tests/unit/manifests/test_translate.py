@@ -153,7 +153,7 @@ def test_a_snapshot_of_a_vm_or_a_pool():
     assert of_pool.body["source"] == {"pool": "web"}
     assert list(of_pool.references) == [(Resource.POOL, "web")]
     by_annotation = request_of(
-        annotated(snapshot(source=None), source_pool="web", keep="3", refresh="true", quiesce="freeze")
+        annotated(snapshot(source=None), source_pool="web", keep="3", refresh="true", quiesce="freeze", memory="true")
     )
     assert by_annotation.body == {
         "name": "taken",
@@ -161,6 +161,7 @@ def test_a_snapshot_of_a_vm_or_a_pool():
         "keep": 3,
         "refresh": True,
         "quiesce": "freeze",
+        "memory": True,
     }
     assert by_annotation.place("source.pool").endswith("emberpool.io/source-pool")
 
