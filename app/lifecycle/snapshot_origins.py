@@ -3,7 +3,8 @@
 from app.compute.gateway import Gateway
 from app.compute.vms import VmTemplate
 from app.domain.pools import PoolSpec, revision_of
-from app.domain.snapshots import SHUTDOWN_SECONDS, ClaimFacts, Origin, SnapshotSpec
+from app.domain.snapshot_specs import SnapshotSpec
+from app.domain.snapshots import SHUTDOWN_SECONDS, ClaimFacts, Origin
 from app.domain.states import ClaimState
 from app.lifecycle.on_demand_pools import on_demand_spec
 from app.store.database import Tx

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from app.domain.snapshots import SnapshotSpec
+from app.domain.snapshot_specs import SnapshotSpec
 from app.manifests.fields import Part, unknown
 from app.manifests.heads import DocumentKind, Head, as_text, settings_of
 from app.manifests.requests import VIRTUAL_MACHINE, Json, Reference, Resource

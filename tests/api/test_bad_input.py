@@ -15,7 +15,7 @@ from app.config import MAX_LEASE_SECONDS, MAX_POOL_SIZE
 from app.domain.placement import Placement
 from app.domain.pools import PoolSpec
 from app.domain.preloads import PreloadSpec
-from app.domain.snapshots import SnapshotSpec
+from app.domain.snapshot_specs import SnapshotSpec
 from tests.support.service import TEMPLATE, Refused, check, listen, stored
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

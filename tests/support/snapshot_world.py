@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from app.domain.snapshots import SnapshotSpec
+from app.domain.snapshot_specs import SnapshotSpec
 from app.reconcilers.pools.planner import PoolPlanner
 from app.reconcilers.snapshots.reconciler import SnapshotReconciler
 from app.reconcilers.vms.creator import VmCreator

@@ -12,7 +12,7 @@ from app.api.pages import After, Limit, Page, cut, decode
 from app.api.parameters import name_in_path
 from app.api.problems import CLUSTER_ERRORS, responses
 from app.api.snapshots.schemas import SnapshotView
-from app.domain.snapshots import SnapshotSpec
+from app.domain.snapshot_specs import SnapshotSpec
 from app.errors import (
     Conflict,
     PoolBeingDeleted,

@@ -1,4 +1,4 @@
-"""Bodies of answers about snapshots. The body of `POST /v1/snapshots` is `app.domain.snapshots.SnapshotSpec`."""
+"""Bodies of answers about snapshots. The body of `POST /v1/snapshots` is `app.domain.snapshot_specs.SnapshotSpec`."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -7,7 +7,8 @@ from typing import Self
 from pydantic import BaseModel, Field
 
 from app.api.views import BootSeconds, Milliseconds, View
-from app.domain.snapshots import UNDER_WAY, SnapshotSpec, SnapshotState, TakeState, assess
+from app.domain.snapshot_specs import SnapshotSpec
+from app.domain.snapshots import UNDER_WAY, SnapshotState, TakeState, assess
 from app.store.snapshots.rows import SnapshotRow, SnapshotUse, TakeRow
 
 

@@ -7,7 +7,8 @@ from app.compute.gateway import Gateway
 from app.domain.paths import StartPath
 from app.domain.pools import PoolSpec, contradictions
 from app.domain.preloads import PreloadSpec
-from app.domain.snapshots import SnapshotSpec, assess
+from app.domain.snapshot_specs import SnapshotSpec
+from app.domain.snapshots import assess
 from app.errors import Conflict, EmberpoolError, FieldProblem, NotFound, PoolBeingDeleted
 from app.lifecycle.start_sources import refuse_other_image, require_source
 from app.manifests.requests import Resource, ResourceRequest

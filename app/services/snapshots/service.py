@@ -9,7 +9,8 @@ import structlog
 from app.compute.capabilities import Capability
 from app.compute.gateway import Gateway
 from app.domain.pools import revision_of
-from app.domain.snapshots import UNDER_WAY, SnapshotSpec, VolumeVerdict, unkept_disks
+from app.domain.snapshot_specs import SnapshotSpec
+from app.domain.snapshots import UNDER_WAY, VolumeVerdict, unkept_disks
 from app.errors import (
     Conflict,
     FieldProblem,

@@ -9,7 +9,8 @@ from uuid import UUID
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from app.domain.snapshots import SnapshotSpec, TakeFacts, TakeState, check_take_transition
+from app.domain.snapshot_specs import SnapshotSpec
+from app.domain.snapshots import TakeFacts, TakeState, check_take_transition
 from app.domain.templates import VmSpec
 from app.store.database import Tx, any_row, first, mappings, run
 from app.store.rows import columns, names_of

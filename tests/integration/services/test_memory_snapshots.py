@@ -3,7 +3,8 @@
 import pytest
 
 from app.compute.capabilities import Capability
-from app.domain.snapshots import SnapshotSpec, SourceVm, VolumeVerdict
+from app.domain.snapshot_specs import SnapshotSpec
+from app.domain.snapshots import SourceVm, VolumeVerdict
 from app.errors import Conflict, SnapshotRefused
 from app.services.pools.service import put_pool
 from app.services.snapshots.service import create_snapshot

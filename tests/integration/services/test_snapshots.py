@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from app.domain.snapshots import SnapshotSpec, SourceVm, VolumeVerdict
+from app.domain.snapshot_specs import SnapshotSpec
+from app.domain.snapshots import SourceVm, VolumeVerdict
 from app.errors import (
     ClusterUnavailable,
     Conflict,

@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from app.domain.paths import FromSnapshot, StartPath
 from app.domain.pools import StartFrom
-from app.domain.snapshots import SnapshotSpec
+from app.domain.snapshot_specs import SnapshotSpec
 from app.ids import new_id, vm_name
 from app.store import migrations, path_times
 from app.store.pools import rows as pool_rows

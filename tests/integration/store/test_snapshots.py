@@ -6,7 +6,8 @@ from datetime import timedelta
 import pytest
 
 from app.domain.paths import StartPath
-from app.domain.snapshots import SnapshotSpec, TakeState
+from app.domain.snapshot_specs import SnapshotSpec
+from app.domain.snapshots import TakeState
 from app.domain.states import VmState
 from app.errors import IllegalTransition
 from app.ids import new_id

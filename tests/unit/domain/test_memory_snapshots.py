@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from app.domain.path_selection import PathOption, choose
 from app.domain.paths import StartPath
+from app.domain.snapshot_specs import SnapshotSpec
 from app.domain.snapshots import (
     KeptMemory,
     Origin,
-    SnapshotSpec,
     SnapshotState,
     SnapshotStatus,
     TakeFacts,

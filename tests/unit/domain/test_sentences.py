@@ -14,7 +14,7 @@ from app.api.claims.schemas import ClaimBody
 from app.domain.pools import PoolSpec
 from app.domain.preloads import PreloadSpec
 from app.domain.sentences import PATTERNS_IN_WORDS, describe_invalid
-from app.domain.snapshots import SnapshotSpec
+from app.domain.snapshot_specs import SnapshotSpec
 
 MODELS: tuple[type[BaseModel], ...] = (ClaimBody, PoolSpec, PreloadSpec, SnapshotSpec)
 

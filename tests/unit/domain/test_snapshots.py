@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from app.domain.snapshot_specs import SnapshotSpec
 from app.domain.snapshots import (
     STOP_SECONDS,
     TAKE_ENDED,
@@ -15,7 +16,6 @@ from app.domain.snapshots import (
     UNDER_WAY,
     ClaimFacts,
     Origin,
-    SnapshotSpec,
     SnapshotState,
     SnapshotStatus,
     SourceVm,
