@@ -21,6 +21,13 @@ HELPER_PATH: Final = "/sbin/become"
 """Where the built-in guest has the program (system_calls.helper()) that runs a list made here."""
 
 ENTROPY_BYTES: Final = 64
+RELOAD_SSH: Final = (
+    "rm -f $(ls /etc/ssh/ssh_host_*_key* | grep -v ed25519); "
+    "systemctl reload ssh 2>/dev/null || systemctl reload sshd 2>/dev/null || kill -HUP $(cat /run/sshd.pid)"
+)
+"""For `/bin/sh -c` in a clone of another Linux guest, after its identity is set: its SSH server read the old keys long ago. The built-in
+guest starts one for each connection and does not need it."""
+
 _HOST_KEY: Final = "/etc/ssh/ssh_host_ed25519_key"
 _ADD_ENTROPY: Final = 0x4008_5203
 _RESEED: Final = 0x5207

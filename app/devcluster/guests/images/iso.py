@@ -51,7 +51,12 @@ def _check(files: Mapping[str, bytes], volume_id: str) -> None:
     if size > _LARGEST:
         raise SeedRefused(f"The files of a CD image have {size} bytes; they may have {_LARGEST}.")
     for name in files:
-        if name != str(PurePosixPath(name)) or name.startswith("/") or ".." in PurePosixPath(name).parts:
+        if (
+            name in ("", ".")
+            or name != str(PurePosixPath(name))
+            or name.startswith("/")
+            or ".." in PurePosixPath(name).parts
+        ):
             raise SeedRefused(f"'{name}' is not the name of a file on a CD image.")
 
 

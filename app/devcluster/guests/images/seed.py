@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from app.devcluster.guests.images.errors import SeedRefused
+from app.devcluster.guests.images.identity import HostKey
 from app.devcluster.guests.images.iso import make_iso
 from app.devcluster.guests.images.user_data import guest_script
 
@@ -33,15 +34,21 @@ def cloud_init_data(source: Mapping[str, Any], secret: Secret) -> CloudInitData:
     )
 
 
-def make_seed(path: Path, *, user_data: bytes, network_data: bytes = b"", meta_data: bytes) -> None:
+def make_seed(
+    path: Path, *, user_data: bytes, network_data: bytes = b"", meta_data: bytes, host_key: HostKey | None = None
+) -> None:
     """Write a NoCloud seed to `path`: a CD image with the label cidata. Raises SeedRefused.
 
-    Beside cloud-init's files it has a script for the built-in guest; cloud-init does not look at it.
+    A `host_key` is what the guest's SSH server shall show, unless the user data has one: whoever knows it beforehand can check it, and the
+    guest need not spend a second on making one. Beside cloud-init's files there is a script for the built-in guest; cloud-init does not look at it.
     """
     files = {"user-data": user_data, "meta-data": meta_data}
     if network_data:
         files["network-config"] = network_data
-    files[GUEST_SCRIPT] = guest_script(user_data, network_data, meta_data).encode()
+    if host_key:
+        keys = {"ed25519_private": host_key.private, "ed25519_public": host_key.public}
+        files["vendor-data"] = f"#cloud-config\n{json.dumps({'ssh_keys': keys})}\n".encode()
+    files[GUEST_SCRIPT] = guest_script(user_data, network_data, meta_data, host_key).encode()
     make_iso(path, files, "cidata")
 
 

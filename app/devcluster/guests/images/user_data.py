@@ -1,7 +1,7 @@
 """User data, read on this side for the built-in guest, which has no cloud-init: a shell script of three functions that its setup calls.
 
 Read are scripts (#!) and cloud-config documents, alone or as parts of a MIME message, also compressed by gzip. Of a cloud-config:
-hostname, fqdn, ssh_authorized_keys, users (name, ssh_authorized_keys, shell, plain_text_passwd is not), ssh_keys (ed25519), write_files
+hostname, fqdn, ssh_authorized_keys, users (name, ssh_authorized_keys, shell), ssh_keys (ed25519), write_files
 and bootcmd, runcmd; of network data of version 2, the addresses of the one card. What is not read is listed on the guest's console.
 """
 
@@ -19,6 +19,7 @@ from typing import Any, Final
 import yaml
 
 from app.devcluster.guests.images.errors import SeedRefused
+from app.devcluster.guests.images.identity import HostKey
 
 _READ: Final = frozenset(
     {
@@ -38,10 +39,12 @@ _NAME: Final = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _HOST_KEY: Final = "/etc/ssh/ssh_host_ed25519_key"
 
 
-def guest_script(user_data: bytes, network_data: bytes, meta_data: bytes) -> str:
-    """What the built-in guest reads of a seed. Raises SeedRefused if something is no YAML or has the wrong form."""
+def guest_script(user_data: bytes, network_data: bytes, meta_data: bytes, host_key: HostKey | None = None) -> str:
+    """What the built-in guest reads of a seed. The user data's host key goes before `host_key`. Raises SeedRefused if something is no YAML or has the wrong form."""
     meta = _mapping(meta_data, "meta data")
     script = _Script(str(meta.get("local-hostname") or "emberpool"))
+    if host_key:
+        script.set_host_key(host_key.private, host_key.public)
     for part in _parts(user_data):
         if part.startswith(b"#!"):
             script.run_program(part)
@@ -124,6 +127,11 @@ class _Script:
         for key in sorted(config.keys() - _READ):
             self.skip(key)
 
+    def set_host_key(self, private: str, public: str | None) -> None:
+        self._first.append(_write(_HOST_KEY, private.encode(), "0600"))
+        made = f"ssh-keygen -y -f {_HOST_KEY} > {_HOST_KEY}.pub"
+        self._first.append(_write(f"{_HOST_KEY}.pub", f"{public.strip()}\n".encode(), "0644") if public else made)
+
     def read_network(self, network: dict[str, Any]) -> None:
         """Version 2 (netplan's form), with or without the key `network` around it; the guest has one card, eth0."""
         network = network.get("network", network)
@@ -176,10 +184,7 @@ class _Script:
 
     def _add_host_key(self, keys: dict[str, str]) -> None:
         if "ed25519_private" in keys:
-            self._first.append(_write(_HOST_KEY, keys["ed25519_private"].encode(), "0600"))
-            public = keys.get("ed25519_public")
-            made = f"ssh-keygen -y -f {_HOST_KEY} > {_HOST_KEY}.pub"
-            self._first.append(_write(f"{_HOST_KEY}.pub", f"{public.strip()}\n".encode(), "0644") if public else made)
+            self.set_host_key(keys["ed25519_private"], keys.get("ed25519_public"))
 
     def _write_file(self, file: dict[str, Any]) -> None:
         content = file.get("content") or b""
@@ -190,7 +195,7 @@ class _Script:
         if encoding.startswith(("gz", "gzip")):
             data = gzip.decompress(data)
         self._first.append(
-            _write(str(file["path"]), data, str(file.get("permissions") or "0644"), append=bool(file.get("append")))
+            _write(str(file["path"]), data, _mode(file.get("permissions")), append=bool(file.get("append")))
         )
         if owner := file.get("owner"):
             self._first.append(f"chown {shlex.quote(str(owner))} {shlex.quote(str(file['path']))}")
@@ -219,6 +224,11 @@ def _command(command: str | list[Any]) -> str:
     if isinstance(command, list):
         return shlex.join(str(word) for word in command)
     return f"sh -c {shlex.quote(str(command))}"
+
+
+def _mode(permissions: int | str | None) -> str:
+    """YAML reads 0644 without quotes as an octal number."""
+    return f"{permissions:04o}" if isinstance(permissions, int) else str(permissions or "0644")
 
 
 def _write(path: str, data: bytes, permissions: str, *, append: bool = False) -> str:
