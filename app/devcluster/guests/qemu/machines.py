@@ -59,6 +59,10 @@ class Machines:
         """None before the first machine."""
         return self._launcher.supervision.pid
 
+    def all(self) -> tuple[Machine, ...]:
+        """Those that have not ended, also while they are started."""
+        return tuple(self._running.values())
+
     def room(self, memory_bytes: int) -> None:
         """Raises NoRoom if no machine with so much memory can be started now."""
         self._room.check(memory_bytes)
