@@ -19,6 +19,9 @@ from app.reconcilers.runtime.loop import Wake, run_loop
 from app.reconcilers.runtime.run import Reconcilers
 from app.services.claims.service import ClaimService
 from app.services.claims.waiters import Waiters
+from app.services.guests.service import GuestService
+from app.services.handovers.outcomes import HandoverOutcomes
+from app.services.handovers.sealing import Sealer
 from app.services.manifests.handlers import make_manifest_service
 from app.services.paths.selector import PathSelector
 from app.store.claims.warm import WarmClaimStore
@@ -26,6 +29,7 @@ from app.store.database import Database
 from app.store.notices import Listener, Topic
 
 _LOOK_SECONDS = 2.0
+_GUEST_CONNECTIONS = 4
 _Part = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 """Runs until its argument is set."""
 log = structlog.get_logger(__name__)
@@ -49,6 +53,8 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         waiters = Waiters(db, warm_claims)
         watch = InstallationWatch(db, gateway)
         claim_service = ClaimService(db, warm_claims, waiters, settings, gate=watch.gate)
+        handovers = HandoverOutcomes(db)
+        guests = _guest_service(settings, claim_service.sealer, closing)
         path_selector = PathSelector(db, gateway, claim_service, settings)
         tail = EventTail(db, max_followers=settings.max_event_streams)
         listener = Listener(url)
@@ -62,11 +68,17 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
         background = [PartHealth("installation-watch")]
         parts: dict[str, _Part] = {"listen": listener.run, "installation": _run_watch(watch, listener, background[0])}
         if settings.role is not Role.WORKER:
-            listener.on(Topic.POOL, claim_service.forget_pools)
-            listener.on(Topic.POOL, path_selector.forget_pools)
-            listener.on(Topic.SETTLED, waiters.wake)
-            background += [claim_service.health, waiters.health, tail.health]
+            calls: dict[Topic, tuple[Callable[[str], None], ...]] = {
+                Topic.POOL: (claim_service.forget_pools, path_selector.forget_pools),
+                Topic.SETTLED: (waiters.wake, handovers.waiting.wake),
+                Topic.HANDED_OVER: (handovers.waiting.wake,),
+                Topic.GUEST: (guests.waiting.wake,),
+            }
+            for topic, call in ((topic, call) for topic, found in calls.items() for call in found):
+                listener.on(topic, call)
+            background += [claim_service.health, waiters.health, handovers.health, guests.health, tail.health]
             parts |= {"claim_service": claim_service.run, "waiters": waiters.run, "tail": tail.run}
+            parts |= {"handovers": handovers.run, "guests": guests.run}
             await _look(watch, claim_service)
         if settings.role is not Role.API:
             # Of their own: a flood of requests that wait for VMs must not keep those that make VMs from the database.
@@ -90,6 +102,8 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
                 gateway=gateway,
                 claim_service=claim_service,
                 path_selector=path_selector,
+                handovers=handovers,
+                guests=guests,
                 tail=tail,
                 manifests=manifests,
                 stopping=stopping,
@@ -104,6 +118,13 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
     for result in results:
         if isinstance(result, Exception):
             raise result
+
+
+def _guest_service(settings: Settings, sealer: Sealer, closing: AsyncExitStack) -> GuestService:
+    """With connections of its own: however many guests come back at once, all other requests find theirs free."""
+    db = Database(settings.database_url.get_secret_value(), pool_size=_GUEST_CONNECTIONS)
+    closing.push_async_callback(db.close)
+    return GuestService(db, sealer, max_waiting=settings.max_waiting_guests)
 
 
 async def _look(watch: InstallationWatch, claim_service: ClaimService) -> None:

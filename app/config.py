@@ -1,5 +1,7 @@
 """Settings: frozen, read once, from flags, `EMBERPOOL_*` variables, or the defaults below. Times are in seconds."""
 
+import base64
+import binascii
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -13,8 +15,9 @@ MAX_LEASE_SECONDS = 30 * 24 * 3600
 MAX_WAIT_SECONDS = 60
 MAX_BATCH = 100
 MAX_VMS = 100_000
+KEY_BYTES = 32
 MAX_AGE_SECONDS = 10 * 365 * 24 * 3600
-_SECRETS: Final = ("database_url", "api_token")
+_SECRETS: Final = ("database_url", "api_token", "handover_key")
 """Each can be given as a file too: `<name>_file`."""
 
 
@@ -32,6 +35,22 @@ def _read_secret(setting: str, path: Path) -> str:
         raise ValueError(f"{setting} names {path}, which cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{setting} names {path}, which is not UTF-8") from error
+
+
+def read_keys(keys: SecretStr) -> tuple[bytes, ...]:
+    """The keys of `handover_key`. Raises ValueError for one that is no key, without a word of what it is."""
+    found = []
+    for number, each in enumerate(re.split(r"[,\s]+", keys.get_secret_value().strip()), 1):
+        try:
+            key = base64.b64decode(each, validate=True)
+        except binascii.Error:
+            key = b"?"
+        if key and len(key) != KEY_BYTES:
+            raise ValueError(
+                f"key {number} is not {KEY_BYTES} bytes in base64; `openssl rand -base64 {KEY_BYTES}` makes one"
+            )
+        found += [key] if key else []
+    return tuple(found)
 
 
 class Settings(BaseSettings):
@@ -71,6 +90,19 @@ class Settings(BaseSettings):
     """A file that contains the token, in place of `API_TOKEN`."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """The names under which clients may call the service, separated by commas and without a port; `*.example.com` means all names below it. A request with another `Host` is refused, except for health and metrics. Empty: any name."""
+
+    guest_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+$")
+    """The address at which VMs reach the service, such as `http://emberpool.emberpool.svc:8081`. Without one no pool can have `guest.channel`."""
+    guest_port: int | None = Field(default=None, ge=0, le=65535)
+    """A port of its own for guests, so that a network policy can open this one to VMs and nothing else. Without one guests call `PORT`."""
+    guest_ca_file: Path | None = None
+    """A file with the certificates (PEM) that guests trust when `GUEST_URL` begins with https. Without one they trust their system's."""
+    max_waiting_guests: int = Field(default=10_000, ge=1)
+    """The most guests that wait for their claims in one process. A guest beyond it gets 503 and asks again, on another process with luck."""
+    handover_key: SecretStr | None = None
+    """The keys that encrypt what claims hand over, separated by commas or spaces: each 32 bytes in base64, as `openssl rand -base64 32` prints. The first one encrypts; the others are former keys that still decrypt. Without one no claim can hand data over. All processes need the same."""
+    handover_key_file: Path | None = None
+    """A file that contains the keys, in place of `HANDOVER_KEY`."""
 
     max_target_bytes: int = Field(default=8 * 1024, ge=256)
     """The longest path with its query (414)."""
@@ -213,6 +245,13 @@ class Settings(BaseSettings):
                 "has a space or a character that is not in ASCII, which no header can carry; choose another one"
             )
         return SecretStr(value)
+
+    @field_validator("handover_key")
+    @classmethod
+    def _check_keys(cls, keys: SecretStr | None) -> SecretStr | None:
+        if keys is not None and not read_keys(keys):
+            raise ValueError("is empty; give it a key, or unset it if no claim hands data over")
+        return keys
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

@@ -21,6 +21,8 @@ EmberpoolError                     500 internal-error
 |-- NotImplementedHere             501 not-implemented          a transfer coding, or CONNECT
 |-- VersionNotSupported            505 version-not-supported    HTTP/2 and others
 |-- Unauthenticated                401 unauthenticated
+|-- GuestMistaken                  403 guest-mistaken           a token that is another VM's, or a claim that is
+|-- GuestGone                      410 guest-gone               a token of a VM that has ended
 |-- NotFound                       404 not-found                no such route
 |   |-- PoolNotFound               404 pool-not-found
 |   |-- SnapshotNotFound           404 snapshot-not-found
@@ -36,6 +38,8 @@ EmberpoolError                     500 internal-error
 |   |-- PreloadBeingDeleted        409 preload-being-deleted
 |   |-- PreloadInUse               409 preload-in-use           a pool starts from it, or a VM is being created from it
 |   |-- VmClaimed                  409 vm-claimed
+|   |-- GuestReplaced              409 guest-replaced           another boot of the same VM said hello since
+|   |-- GuestConflict              409 guest-conflict           two guests have one token
 |   `-- ClaimEnded                 409 claim-ended
 |-- PreconditionFailed             412 precondition-failed      If-Match names another version
 |-- Unavailable                    503 unavailable              retry after `retry_after` seconds
@@ -203,6 +207,12 @@ class VersionNotSupported(
 class Unauthenticated(EmberpoolError, code="unauthenticated", status=401, title="A valid token is required"): ...
 
 
+class GuestMistaken(EmberpoolError, code="guest-mistaken", status=403, title="That is not this guest's"): ...
+
+
+class GuestGone(EmberpoolError, code="guest-gone", status=410, title="The guest's VM has ended"): ...
+
+
 class NotFound(EmberpoolError, code="not-found", status=404, title="The path does not exist"): ...
 
 
@@ -253,6 +263,12 @@ class PreloadInUse(Conflict, code="preload-in-use", title="The preload is in use
 
 
 class VmClaimed(Conflict, code="vm-claimed", title="The VM is claimed"): ...
+
+
+class GuestReplaced(Conflict, code="guest-replaced", title="Another boot of the VM has taken this guest's place"): ...
+
+
+class GuestConflict(Conflict, code="guest-conflict", title="Two guests have the same token"): ...
 
 
 class ClaimEnded(Conflict, code="claim-ended", title="The claim has ended"): ...

@@ -16,7 +16,7 @@ import structlog
 import uvicorn
 from typing_extensions import override
 
-from app.api.app import create_edge
+from app.api.app import create_edge, create_guest_edge
 from app.api.claims.fast_path import protocol as claim_protocol
 from app.api.dependencies import Services
 from app.api.edge import Edge
@@ -25,6 +25,7 @@ from app.concurrency import first_of
 from app.config import Role, Settings
 from app.errors import EmberpoolError
 
+_ANY_PORT = ":0"
 _OTHER_FILES = 200
 """How many files a process has open beside the connections of its clients, at most: for the database, the cluster and logs."""
 log = structlog.get_logger(__name__)
@@ -54,23 +55,15 @@ async def serve(
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
     settings = _fit_open_files(settings)
-    listening = _listen(settings)
+    listening = _listen(settings.host, settings.port)
     address = _address(settings.host, listening.getsockname()[1])
-    async with run_app(settings, stopping=stopping) as (app, _):
-        server = _Server(
-            uvicorn.Config(
-                app,
-                http=claim_protocol.protocol(app),
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,  # nothing depends on the caller's address, and reading these headers costs time on every request
-                timeout_graceful_shutdown=int(settings.shutdown_grace_seconds),
-                ws="none",
-            )
-        )
-        serving = asyncio.create_task(server.serve(sockets=[listening]), name="http")
+    of_guests = _listen_for_guests(settings)
+    settings = _name_guest_port(settings, of_guests or listening)
+    async with run_app(settings, stopping=stopping) as (app, services):
+        servers = [(_server(app), listening)]
+        if of_guests is not None:
+            servers.append((_server(create_guest_edge(services)), of_guests))
+        serving = asyncio.gather(*(server.serve(sockets=[socket]) for server, socket in servers))
         _settle_garbage()
         log.info("serving", address=address, role=settings.role)
         _warn_if_open(settings)
@@ -78,16 +71,49 @@ async def serve(
             on_ready(address)
         await first_of(serving, stopping.wait())
         log.info("stopping", role=settings.role)
-        server.should_exit = True
+        for server, _ in servers:
+            server.should_exit = True
         await serving
 
 
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def _server(app: Edge) -> "_Server":
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=claim_protocol.protocol(app),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # nothing depends on the caller's address, and reading these headers costs time on every request
+            timeout_graceful_shutdown=int(app.settings.shutdown_grace_seconds),
+            ws="none",
+        )
+    )
+
+
+def _listen_for_guests(settings: Settings) -> socket.socket | None:
+    """None where guests have no port of their own."""
+    if settings.guest_port is None or settings.role is Role.WORKER:
+        return None
+    return _listen(settings.host, settings.guest_port)
+
+
+def _name_guest_port(settings: Settings, of_guests: socket.socket) -> Settings:
+    """Puts the port that was found in place of the port 0 of `guest_url`, as of a service on one machine."""
+    url = settings.guest_url
+    if url is None or not url.endswith(_ANY_PORT):
+        return settings
+    port: int = of_guests.getsockname()[1]
+    return settings.model_copy(update={"guest_url": f"{url.removesuffix(_ANY_PORT)}:{port}"})
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048, reuse_port=False)
+        return socket.create_server((host, port), family=family, backlog=2048, reuse_port=False)
     except OSError as error:
-        at = f"{settings.host} port {settings.port}"
+        at = f"{host} port {port}"
         if error.errno == errno.EADDRINUSE:
             raise CannotListen(
                 f"{at} is in use by another process. Stop that process, or choose another --port (0: any free port)."
@@ -114,7 +140,8 @@ def _fit_open_files(settings: Settings) -> Settings:
     """Raises the process's limit of open files for its connections. Where that is not allowed, there are fewer connections: else
     clients could take the files that the database and the cluster need.
     """
-    needed = settings.max_connections + _OTHER_FILES
+    guests = settings.max_waiting_guests if settings.guest_port is not None else 0
+    needed = settings.max_connections + guests + _OTHER_FILES
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit < needed and limit != resource.RLIM_INFINITY:
         limit = needed if most == resource.RLIM_INFINITY else min(needed, most)
@@ -122,6 +149,9 @@ def _fit_open_files(settings: Settings) -> Settings:
     if limit >= needed or limit == resource.RLIM_INFINITY:
         return settings
     connections = max(1, limit - _OTHER_FILES)
+    if guests:
+        guests = connections = max(1, connections // 2)
+        settings = settings.model_copy(update={"max_waiting_guests": guests})
     log.warning("connections.fewer", open_files=limit, max_connections=connections, hint="raise ulimit -n")
     return settings.model_copy(update={"max_connections": connections})
 

@@ -9,7 +9,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 CLAIM_SECONDS = Histogram(
     "emberpool_claim_seconds",
-    "Seconds from the arrival of POST /v1/claim to its answer. Outcome: warm, waited, pending, replayed, ended, disconnected, or the code of the error.",
+    "Seconds from the arrival of POST /v1/claim to its answer. Outcome: warm, waited, handed-over, pending, replayed, ended, disconnected, or the code of the error.",
     ["outcome"],
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
@@ -34,6 +34,20 @@ VM_ENDS = Counter(
 )
 CLUSTER_CALLS = Counter(
     "emberpool_cluster_calls_total", "Calls to the cluster. Outcome: ok, or the code of the error.", ["call", "outcome"]
+)
+HANDOVER_SECONDS = Histogram(
+    "emberpool_handover_seconds",
+    "Seconds from the moment a claim has its VM until the VM's guest first has what the claim hands over.",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+HANDOVER_FAILURES = Counter(
+    "emberpool_handover_failures_total",
+    "Hand-overs that failed. Reason: hook-failed, hook-timeout, interrupted, conflict or unreadable.",
+    ["reason"],
+)
+GUESTS_WAITING = Gauge("emberpool_guests_waiting", "Guests that wait in this process, as of the last second.")
+GUESTS_REFUSED = Counter(
+    "emberpool_guests_refused_total", "Requests of guests that were refused, by the code of the error.", ["reason"]
 )
 EVENT_STREAMS = Gauge("emberpool_event_streams", "Event streams that this process serves now.")
 EVENT_STREAMS_REFUSED = Counter(

@@ -4,6 +4,7 @@ from importlib import metadata
 
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.types import Receive, Scope, Send
 
 from app.api import document, health, problems
 from app.api.claims import batch
@@ -13,6 +14,7 @@ from app.api.claims.fast_path.route import ClaimRoute
 from app.api.dependencies import Services
 from app.api.edge import Edge
 from app.api.events import routes as events
+from app.api.guests.route import MAX_BODY_BYTES, PREFIX, GuestRoute
 from app.api.installation import routes as installation
 from app.api.manifests import routes as manifests
 from app.api.nodes import routes as nodes
@@ -24,6 +26,7 @@ from app.api.queries import check_query
 from app.api.snapshots import routes as snapshots
 from app.api.vms import routes as vms
 from app.config import Role
+from app.errors import NotFound
 
 _DESCRIPTION = """
 1. `PUT /v1/pools/{name}` sets which KubeVirt VMs to keep warm, and how many.
@@ -54,6 +57,7 @@ _TAGS = [
     },
     {"name": "health", "description": "Whether the service can do its work."},
 ]
+_ASKING = 500
 _ROUTES = (
     *(claim_route, batch, claims, pools, preloads, snapshots),
     *(paths, vms, nodes, placements, manifests, events, installation),
@@ -87,5 +91,19 @@ def create_edge(services: Services) -> Edge:
     settings = services.settings
     app = create_app(settings.role)
     app.state.services = services
-    claim = ClaimRoute(services) if settings.role is not Role.WORKER else None
-    return Edge(app, claim=claim, settings=settings)
+    serves = settings.role is not Role.WORKER
+    claim = ClaimRoute(services) if serves else None
+    guests = GuestRoute(services.guests) if serves and settings.guest_port is None else None
+    return Edge(app, claim=claim, guests=guests, settings=settings)
+
+
+def create_guest_edge(services: Services) -> Edge:
+    """What the port of guests serves: their paths, and nothing else. Each that waits has a connection, and a few ask."""
+    settings = services.settings
+    bounds = {"max_connections": settings.max_waiting_guests + _ASKING, "max_body_bytes": MAX_BODY_BYTES}
+    return Edge(_nothing, claim=None, guests=GuestRoute(services.guests), settings=settings.model_copy(update=bounds))
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    error = NotFound(f"this port is for guests, whose paths begin with {PREFIX}; the API has another port")
+    await problems.render(error, instance=scope["path"])(scope, receive, send)

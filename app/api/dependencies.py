@@ -14,6 +14,8 @@ from app.background import PartHealth
 from app.compute.gateway import Gateway
 from app.config import Settings
 from app.services.claims.service import ClaimService
+from app.services.guests.service import GuestService
+from app.services.handovers.outcomes import HandoverOutcomes
 from app.services.manifests.service import ManifestService
 from app.services.paths.selector import PathSelector
 from app.store.database import Database
@@ -31,6 +33,8 @@ class Services:
     gateway: Gateway
     claim_service: ClaimService
     path_selector: PathSelector
+    handovers: HandoverOutcomes
+    guests: GuestService
     tail: EventTail
     manifests: ManifestService
     stopping: asyncio.Event

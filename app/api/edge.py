@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.bodies import read_whole
 from app.api.claims.fast_path import route as claim_route
+from app.api.guests.route import PREFIX, GuestRoute
 from app.api.manifests import routes as manifests
 from app.api.problems import DISCONNECTED, render
 from app.api.queries import require_known
@@ -50,11 +51,21 @@ log = structlog.get_logger(__name__)
 
 
 class Edge:
-    """`claim` serves the claim route, `app` all other routes. Without a token in the settings, no request needs one."""
+    """`claim` serves the claim route, `guests` the paths of guests, `app` all other routes. Without a token in the settings, no
+    request needs one; guests have tokens of their own.
+    """
 
-    def __init__(self, app: ASGIApp, *, claim: claim_route.ClaimRoute | None, settings: Settings) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        claim: claim_route.ClaimRoute | None,
+        settings: Settings,
+        guests: GuestRoute | None = None,
+    ) -> None:
         self._app = app
         self.claim = claim
+        self._guests = guests
         self.settings = settings
         token = settings.api_token
         self._token = token.get_secret_value().encode() if token is not None else None
@@ -80,6 +91,8 @@ class Edge:
             if self.claim is not None and scope["path"] == claim_route.PATH and scope["method"] == "POST":
                 require_known(scope["query_string"], ())
                 await self.claim(scope, limited, send)
+            elif self._is_guests(scope["path"]) and self._guests is not None:
+                await self._guests(scope, limited, send)
             else:
                 await self._app(scope, await _read_whole(limited) if has_body else receive, counted)
         except ClientDisconnect:
@@ -94,7 +107,8 @@ class Edge:
         found = _read(scope["headers"])
         self._check_host(scope, found.get(b"host"))
         bearer = _read_bearer(found.get(b"authorization", b""))
-        if self._token is not None and not hmac.compare_digest(bearer, self._token):
+        of_guest = self._is_guests(scope["path"])
+        if self._token is not None and not of_guest and not hmac.compare_digest(bearer, self._token):
             _require_open_path(scope["path"])
         check_address(scope["raw_path"], scope["query_string"])
         if b"expect" in found:
@@ -107,11 +121,14 @@ class Edge:
         if size > self._max_body_bytes:
             raise self._too_large()
         has_body = size > 0 or coding is not None
-        if has_body:
+        if has_body and not of_guest:
             _check_type(scope["method"], scope["path"], found.get(b"content-type", b""))
         elif scope["method"] == "POST" and not bearer:
             _check_origin(found)
         return has_body
+
+    def _is_guests(self, path: str) -> bool:
+        return self._guests is not None and path.startswith(PREFIX)
 
     def _check_host(self, scope: Scope, host: bytes | None) -> None:
         """Raises MalformedRequest, HostNotAllowed."""

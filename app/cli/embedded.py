@@ -25,6 +25,8 @@ async def run_embedded_cluster(
                 "database_url": SecretStr(postgres.url()),
                 "kubeconfig": kubeconfig,
                 "kube_context": None,
+                "guest_url": settings.guest_url or "http://127.0.0.1:0",
+                "handover_key": settings.handover_key or folder.handover_key(),
                 "role": Role.ALL,
             }
         )

@@ -12,3 +12,5 @@ class Capability(StrEnum):
     """Snapshots may keep the memory of VMs, and VMs start from it."""
     VM_POOLS = "vm-pools"
     """The cluster fills pools of VMs by itself (`VmPoolGateway`)."""
+    IDENTITIES = "identities"
+    """VMs get identities (`IdentityGateway`) with which their guests find the service. It is answered without a call to the cluster."""

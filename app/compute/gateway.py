@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol
 
 from app.compute.capabilities import Capability
+from app.compute.identities import IdentityGateway
 from app.compute.nodes import NodeEvent
 from app.compute.ownership import OwnershipGateway
 from app.compute.preloads import PreloadGateway
@@ -34,6 +35,9 @@ class Gateway(Protocol):
     def vm_pools(self) -> VmPoolGateway: ...
 
     @property
+    def identities(self) -> IdentityGateway: ...
+
+    @property
     def ownership(self) -> OwnershipGateway: ...
 
     async def unavailable(self, capability: Capability) -> str | None:
@@ -47,12 +51,14 @@ class Gateway(Protocol):
         placement: Placement | None = None,
         *,
         diskless: bool = False,
+        channel: bool = False,
     ) -> VmTemplate:
         """Turns a written template into a VM's spec. Raises TemplateRefused with every problem and its field. No network.
 
         `warm_when` is the pool's: if the guest agent decides and the template has no readiness probe, the spec gets a probe that
         asks the agent, so that the VM is ready when its guest is. `placement` is added to what the template says about nodes.
-        `diskless`: the VMs get their disk from what they start from, so the short form needs no image.
+        `diskless`: the VMs get their disk from what they start from, so the short form needs no image. `channel`: each VM gets an
+        identity disk (`identities`).
         """
         ...
 
@@ -92,7 +98,7 @@ class Gateway(Protocol):
     async def create_vm(self, *, name: str, pool: str, vm_id: str, spec: VmSpec, start: Start = None) -> Observation:
         """Creates the VM, or finds the one that an earlier attempt created (same name, same `vm_id`). Both are success.
 
-        With `start`, its disks begin with that content, and its guest in that memory, if there is one. Disks from a snapshot are created after the VM and belong to it; until
+        An identity that its spec asks for is there before. With `start`, its disks begin with that content, and its guest in that memory, if there is one. Disks from a snapshot are created after the VM and belong to it; until
         this returns, the VM may exist without them. A VM from an earlier attempt may already be `deleting` in the answer.
 
         Raises ClusterConflict if the name belongs to an object that is not this VM.

@@ -25,6 +25,7 @@ class VmTemplate:
     - `infers`: whether KubeVirt reads its instance type or preference from the labels of a volume, which no copy of it has.
     - `exclusives`: what the VMs write to although it exists once.
     - `identity`: the fields that identify one machine.
+    - `has_identity_disk`: whether each VM needs an identity, made before the VM is.
     - `form`: how the template was written. Only the gateway reads it, to say where in the template a refused field is.
     """
 
@@ -38,6 +39,7 @@ class VmTemplate:
     marks: Marks = NO_MARKS
     exclusives: tuple[Exclusive, ...] = ()
     identity: tuple[FieldProblem, ...] = ()
+    has_identity_disk: bool = False
     form: str = ""
 
 

@@ -39,6 +39,7 @@ from app.devcluster.faults.book import FaultBook
 from app.devcluster.faults.disruptions import Disruptions, ResetError, Stage
 from app.devcluster.guests.simulated import SimulatedGuests
 from app.devcluster.kubevirt.admission import KubeVirtWebhooks
+from app.devcluster.kubevirt.guest_channels import GuestChannels, Hooks, no_hooks
 from app.devcluster.kubevirt.pool_controller import PoolController
 from app.devcluster.kubevirt.snapshot_memory import SnapshotMemory
 from app.devcluster.kubevirt.subresources import Subresources
@@ -86,6 +87,8 @@ class DevCluster:
         self.jitter = Jitter(self.config.seed, self.config.jitter_share)
         self.store = Store()
         self.faults = FaultBook(self.jitter)
+        self.guest_hooks: Hooks = no_hooks
+        """What the hooks of simulated guests do with their claims."""
         self.images = ImageCache(self.store, self.config.image_cache_slots)
         self._state: StateFile | None = None
         self._stops: tuple[Callable[[], None], ...] = ()
@@ -209,6 +212,7 @@ class DevCluster:
             Scheduler(api, self.ledger, durations, jitter),
             VirtHandler(api, durations, jitter, faults, self.power, starter, guests),
             Kubelet(api, durations, faults, self.power, starter),
+            GuestChannels(api, lambda: self.guest_hooks),
         )
         self.server = ApiServer(
             api,

@@ -10,6 +10,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from app.domain.guests import GuestSpec
+from app.domain.handovers import HandoverRequest
 from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
 from app.domain.placement import Placement, Prefer
@@ -30,6 +32,7 @@ class ClaimRequest(NamedTuple):
     key: str | None
     request_hash: str
     prefer: Prefer | None = None
+    handover: HandoverRequest | None = None
 
 
 class DescribedClaimRequest(NamedTuple):
@@ -55,11 +58,17 @@ class DescribedClaimRequest(NamedTuple):
     allow_unschedulable: bool = False
     longest_lease: bool = False
     namespace: str | None = None
+    guest: GuestSpec | None = None
+    handover: HandoverRequest | None = None
 
     def in_pool(self, pool: str = "", max_lease_seconds: int | None = None) -> ClaimRequest:
         """The same request, addressed to a pool that gives leases of up to `max_lease_seconds`."""
         lease = max_lease_seconds if self.longest_lease else self.lease_seconds
-        return ClaimRequest(pool, self.wait_seconds, lease, dict(self.labels), self.key, self.request_hash, self.prefer)
+        return ClaimRequest(
+            *(pool, self.wait_seconds, lease, dict(self.labels), self.key, self.request_hash),
+            prefer=self.prefer,
+            handover=self.handover,
+        )
 
 
 class NewClaim(NamedTuple):

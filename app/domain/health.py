@@ -12,12 +12,19 @@ PAUSED = "it is paused"
 """The problem of a VM that somebody paused. It is well otherwise."""
 _NO_AGENT = "its guest agent is not connected"
 _NOT_READY = "it is not ready"
+_NO_HELLO = "its guest has not said hello"
 NO_AGENT_YET = f"{_NO_AGENT}; for a guest without one, warm_when is to be ready or running"
 """What a VM lacks whose guest runs and has never had an agent."""
+NO_HELLO_YET = f"{_NO_HELLO}; its program comes from the identity disk, which the image or its cloud-init has to mount"
+"""What a VM lacks whose guest runs and has never used its channel."""
 NOT_READY_YET = f"{_NOT_READY}; if its template has a readiness probe, that has not succeeded yet"
 """What a VM lacks whose guest runs and has never been ready."""
-PASSING = (NO_AGENT_YET, NOT_READY_YET)
+PASSING = (NO_AGENT_YET, NOT_READY_YET, NO_HELLO_YET)
 """What every boot passes through, so that it counts only after a while."""
+
+_LACKING = {WarmWhen.HELLO: _NO_HELLO}
+_CLOCKS_APART = timedelta(seconds=5)
+"""How far the cluster's clock may be ahead of the database's."""
 
 
 class Verdict(StrEnum):
@@ -39,7 +46,7 @@ class VmFacts:
     """What a verdict needs of a VM's row.
 
     `whole` False: its disks are made after it, so that the cluster may show it before it can start. `stopped`: we stopped it.
-    `was_ready`: it was warm before.
+    `was_ready`: it was warm before. `hello_at`: when its guest last said hello.
     """
 
     state: VmState
@@ -53,6 +60,7 @@ class VmFacts:
     whole: bool = True
     stopped: bool = False
     was_ready: bool = False
+    hello_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +129,18 @@ def _judge_unclaimed(vm: VmFacts, obs: Observation, warm_when: WarmWhen) -> Judg
         return Judgement(Verdict.FAILED, f"it was deleted in the cluster while it {'booted' if booting else 'waited'}")
     if obs.failure is not None and not obs.failure.transient:
         return Judgement(Verdict.FAILED, f"{obs.failure.reason}: {obs.failure.message}")
-    if obs.is_warm(warm_when):
+    if obs.is_warm(warm_when, greeted=_has_greeted(vm, obs)):
         return Judgement(Verdict.READY) if booting else _noted(vm, obs, None)
     if booting:
         return _noted(vm, obs, _boot_problem(vm, obs, warm_when))
-    return Judgement(Verdict.UNREADY, health_problem(obs) or _NO_AGENT)
+    return Judgement(Verdict.UNREADY, health_problem(obs) or _LACKING.get(warm_when, _NO_AGENT))
+
+
+def _has_greeted(vm: VmFacts, obs: Observation) -> bool:
+    """Whether the guest that runs now said hello, and not one that ran before it."""
+    if vm.hello_at is None or vm.vmi_uid not in {None, obs.vmi_uid}:
+        return False
+    return obs.vmi_created_at is None or vm.hello_at >= obs.vmi_created_at - _CLOCKS_APART
 
 
 def _boot_problem(vm: VmFacts, obs: Observation, warm_when: WarmWhen) -> str | None:
@@ -136,10 +151,12 @@ def _boot_problem(vm: VmFacts, obs: Observation, warm_when: WarmWhen) -> str | N
     if obs.failure is not None:
         return health_problem(obs)
     if vm.was_ready:
-        return health_problem(obs) or _NO_AGENT
+        return health_problem(obs) or _LACKING.get(warm_when, _NO_AGENT)
     if obs.phase == "Running":
         if obs.paused:
             return PAUSED
+        if warm_when is WarmWhen.HELLO:
+            return NO_HELLO_YET
         return NO_AGENT_YET if warm_when is WarmWhen.AGENT and not obs.agent_connected else NOT_READY_YET
     return vm.health if obs.phase in _WITHOUT_POD else None
 

@@ -9,12 +9,14 @@ class WarmWhen(StrEnum):
     """What proves that a guest has booted.
 
     `agent`: the conditions Ready and AgentConnected are True. `ready`: only Ready, for guests without an agent but with a
-    readiness probe. `running`: the domain runs, for guests that have neither.
+    readiness probe. `running`: the domain runs, for guests that have neither. `hello`: the guest said so itself, through its
+    channel.
     """
 
     AGENT = "agent"
     READY = "ready"
     RUNNING = "running"
+    HELLO = "hello"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,11 @@ class Observation:
     disks: str | None = None
     installation: str | None = None
 
-    def is_warm(self, when: WarmWhen) -> bool:
-        """Whether it can be claimed. A paused VM cannot: with KubeVirt's start strategy `Paused` the guest has not booted."""
+    def is_warm(self, when: WarmWhen, *, greeted: bool = False) -> bool:
+        """Whether it can be claimed. A paused VM cannot: with KubeVirt's start strategy `Paused` the guest has not booted.
+
+        `greeted`: the guest that runs now has said hello.
+        """
         if self.deleting or self.paused or self.phase != "Running" or self.vmi_uid is None:
             return False
         match when:
@@ -80,6 +85,8 @@ class Observation:
                 return self.ready
             case WarmWhen.RUNNING:
                 return True
+            case WarmWhen.HELLO:
+                return greeted
 
 
 @dataclass(frozen=True, slots=True)

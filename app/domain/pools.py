@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field
 
 from app.config import MAX_AGE_SECONDS, MAX_LEASE_SECONDS, MAX_POOL_SIZE, MAX_VMS
 from app.domain.fields import model_of
+from app.domain.guests import GuestSpec, has_channel
 from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
 from app.domain.placement import Placement
@@ -81,6 +82,9 @@ class PoolSpec(BaseModel):
     placement: Placement | None = Field(
         default=None, description="Which nodes the VMs may run on, and which resources they get there."
     )
+    guest: GuestSpec | None = Field(
+        default=None, description="A channel between the guests and the service, over which claims hand data over."
+    )
     allow_unschedulable: Annotated[bool, Strict()] = Field(
         default=False,
         description=(
@@ -122,7 +126,10 @@ class PoolSpec(BaseModel):
     )
     warm_when: WarmWhen = Field(
         default=WarmWhen.AGENT,
-        description="What proves that the guest has booted: `agent` (Ready, and the guest agent is connected), `ready` or `running`.",
+        description=(
+            "What proves that the guest has booted: `agent` (Ready, and the guest agent is connected), `ready`, `running`, or `hello` "
+            "(the guest says so itself, through its channel, which is the quickest and needs no agent)."
+        ),
     )
     default_lease_seconds: Count = Field(
         default=3600, ge=1, le=MAX_LEASE_SECONDS, description="Lease of a claim that does not set one."
@@ -145,6 +152,11 @@ class PoolSpec(BaseModel):
         """The name of the snapshot or preload that they start from."""
         return self.start_from.source if self.start_from is not None else None
 
+    @property
+    def has_channel(self) -> bool:
+        """Whether its VMs have an identity disk."""
+        return has_channel(self.guest)
+
     # Each validator compares with fields above its own; a field that is invalid itself is missing from `info.data`.
 
     @field_validator("backing")
@@ -156,6 +168,23 @@ class PoolSpec(BaseModel):
                 "a VirtualMachinePool cannot start its VMs from a snapshot, whose disks are made for each VM on its own; "
                 "leave backing out, or start from a preload"
             )
+        return value
+
+    @field_validator("guest")
+    @classmethod
+    def _identities_of_its_own(cls, value: GuestSpec | None, info: ValidationInfo) -> GuestSpec | None:
+        if has_channel(value) and info.data.get("backing") is Backing.VIRTUAL_MACHINE_POOL:
+            raise ValueError(
+                "a VirtualMachinePool makes all its VMs from one template, so that none has an identity of its own, which the "
+                "channel needs; leave backing or channel out"
+            )
+        return value
+
+    @field_validator("warm_when")
+    @classmethod
+    def _heard_through_the_channel(cls, value: WarmWhen, info: ValidationInfo) -> WarmWhen:
+        if value is WarmWhen.HELLO and "guest" in info.data and not has_channel(info.data["guest"]):
+            raise ValueError("hello is said through the guest's channel: add guest: {channel: true}, or choose another")
         return value
 
     @field_validator("min_available")

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from app.domain.guests import PATTERNS_IN_WORDS as GUESTS
 from app.domain.placement import PATTERNS_IN_WORDS as PLACEMENTS
 from app.domain.pools import PATTERNS_IN_WORDS as POOLS
 from app.domain.preloads import PATTERNS_IN_WORDS as PRELOADS
 from app.errors import shorten
 
 PATTERNS_IN_WORDS: Final = {
+    **GUESTS,
     **PLACEMENTS,
     **POOLS,
     **PRELOADS,

@@ -2,16 +2,22 @@
 
 <folder>/lock        locked while a process uses the folder; contains that process's id
 <folder>/postgres/   the database
+<folder>/handover-key  the key that encrypts what claims hand over, readable for its owner alone
 <folder>/cluster/    the dev cluster's objects, and the kubeconfig that reaches it
 """
 
+import base64
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import SecretStr
+
+from app.config import KEY_BYTES
 from app.errors import EmberpoolError
 
 
@@ -40,6 +46,15 @@ class DataFolder:
     @property
     def cluster(self) -> Path:
         return self.path / "cluster"
+
+    def handover_key(self) -> SecretStr:
+        """The key that encrypts what claims hand over, made at the first start and kept with the data."""
+        path = self.path / "handover-key"
+        if not path.exists():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="ascii") as made:
+                made.write(base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode())
+        return SecretStr(path.read_text(encoding="ascii"))
 
 
 @contextmanager

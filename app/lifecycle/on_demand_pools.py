@@ -11,6 +11,7 @@ import structlog
 
 from app.compute.vms import VmTemplate
 from app.config import MAX_LEASE_SECONDS
+from app.domain.guests import GuestSpec
 from app.domain.observation import WarmWhen
 from app.domain.path_selection import Choice
 from app.domain.paths import StartPath
@@ -41,6 +42,7 @@ def on_demand_spec(
     placement: Placement | None = None,
     allow_unschedulable: bool = False,
     boot_timeout_seconds: int = 600,
+    guest: GuestSpec | None = None,
 ) -> PoolSpec:
     """The spec of an on-demand pool: as many VMs as claims wait, all at once, on leases of any length."""
     return PoolSpec(
@@ -48,6 +50,7 @@ def on_demand_spec(
         template=template,
         start_from=start_from,
         placement=placement,
+        guest=guest,
         allow_unschedulable=allow_unschedulable,
         warm_when=warm_when,
         max_concurrent_creates=_AT_ONCE,
@@ -61,6 +64,8 @@ def on_demand_name(template: VmTemplate, spec: PoolSpec) -> str:
     identity = [revision_of(template.fingerprint, spec), spec.warm_when, str(spec.boot_timeout_seconds)]
     if spec.allow_unschedulable:
         identity.append("allow_unschedulable")
+    if spec.guest is not None:
+        identity.append(spec.guest.model_dump_json())
     made_from = hashlib.sha256("\n".join(identity).encode()).hexdigest()
     return f"shape.{template.shape[:_HASH]}.{spec.path}.{made_from[:_HASH]}"
 

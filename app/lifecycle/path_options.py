@@ -29,7 +29,7 @@ from app.store.snapshots import sources as snapshots
 from app.store.vms.observed import database_now
 
 NO_POOL = "no pool has this shape"
-_STRENGTH = (WarmWhen.RUNNING, WarmWhen.READY, WarmWhen.AGENT)
+_STRENGTH = (WarmWhen.RUNNING, WarmWhen.READY, WarmWhen.HELLO, WarmWhen.AGENT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ def made_from(gateway: Gateway, pool: PoolRow, snapshot: SnapshotSpec) -> tuple[
         start_from=None if start is not None and start.snapshot == snapshot.name else start,
         placement=pool.spec.placement,
         warm_when=pool.spec.warm_when,
+        guest=pool.spec.guest,
         boot_timeout_seconds=pool.spec.boot_timeout_seconds,
     )
     return gateway.reopen(pool.vm_spec, shutdown_seconds=SHUTDOWN_SECONDS if snapshot.stops else 0), spec

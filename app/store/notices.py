@@ -36,6 +36,10 @@ class Topic(StrEnum):
     """A preload was written or deleted."""
     CLAIMED = "claimed"
     """Warm VMs of a pool were claimed; the payload is the pool's id."""
+    GUEST = "guest"
+    """Guests have something to fetch, or to hear; the payload is the ids of their VMs, separated by commas."""
+    HANDED_OVER = "handed-over"
+    """Hand-overs are over; the payload is the ids of their claims, likewise."""
     INSTALLATION = "installation"
     """The installation waits for an operator, an operator has decided, or it works again."""
 

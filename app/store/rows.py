@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from app.domain.handovers import Handover
 from app.domain.paths import StartPath
 from app.domain.pools import PoolSpec
 from app.domain.states import ClaimState, VmState
@@ -100,6 +101,7 @@ class ClaimRow:
     allowed: tuple[str, ...] | None = None
     vm_stages: dict[str, float | None] | None = None
     restarts: tuple[dict[str, Any], ...] = ()
+    handover: Handover | None = None
 
 
 def columns(row: type, table: str, **others: str) -> str:
@@ -118,11 +120,16 @@ CLAIM_COLUMNS = """
     c.id, c.pool_id, p.name AS pool, c.state, c.labels, c.path, c.lease_seconds, c.lease_expires_at, c.created_at,
     c.bound_at, c.ended_at, c.reason, c.replacements, c.request_hash, c.vm_id, v.name AS vm_name, v.uid AS vm_uid,
     v.node, coalesce(v.addresses, '{}') AS addresses, v.health, v.boot_seconds AS vm_boot_seconds, v.ready_at AS vm_ready_at,
-    p.kind AS pool_kind, c.shape, c.choice, c.allowed, v.stages AS vm_stages, coalesce(c.restarts, '[]') AS restarts
+    p.kind AS pool_kind, c.shape, c.choice, c.allowed, v.stages AS vm_stages, coalesce(c.restarts, '[]') AS restarts,
+    CASE WHEN h.claim_id IS NOT NULL THEN jsonb_build_object('state', h.state, 'exit_code', h.exit_code, 'output', h.output,
+        'taken_at', h.taken_at, 'done_at', h.done_at, 'reason', coalesce(h.reason, CASE WHEN h.state = 'pending' THEN (
+            SELECT 'the guest has not said hello yet' FROM guest g WHERE g.vm_id = c.vm_id AND g.hello_at IS NULL) END)) END AS handover
 """
 
 
-CLAIM_TABLES = "claim c JOIN pool p ON p.id = c.pool_id LEFT JOIN vm v ON v.id = c.vm_id"
+CLAIM_TABLES = (
+    "claim c JOIN pool p ON p.id = c.pool_id LEFT JOIN vm v ON v.id = c.vm_id LEFT JOIN handover h ON h.claim_id = c.id"
+)
 
 
 def read_pool(row: Mapping[Any, Any]) -> PoolRow:
@@ -141,6 +148,7 @@ def read_claim(row: Mapping[Any, Any]) -> ClaimRow:
             "addresses": tuple(row["addresses"]),
             "replacements": tuple(row["replacements"]),
             "restarts": tuple(row["restarts"]),
+            "handover": Handover.read(row["handover"]) if row["handover"] is not None else None,
             "allowed": tuple(row["allowed"]) if row["allowed"] is not None else None,
         }
     )

@@ -23,6 +23,7 @@ from app.domain.ownership import ClaimRecord
 from app.domain.paths import ImageKind, ImageRef
 from app.domain.templates import Marks
 from app.errors import ClusterConflict, ClusterNotFound, FieldProblem, TemplateRefused
+from tests.support.fake_identities import FakeIdentities
 from tests.support.fake_ownership import FakeOwnership
 from tests.support.fake_preloads import FakePreloads
 from tests.support.fake_snapshots import FakeSnapshots
@@ -69,23 +70,24 @@ class FakeGateway:
         self.preloads = FakePreloads()
         self.vm_pools = FakeVmPools(self)
         self.ownership = FakeOwnership(self)
+        self.identities = FakeIdentities(self)
 
     # What the service asks
 
-    def expand(self, template, warm_when, placement=None, *, diskless=False):
+    def expand(self, template, warm_when, placement=None, *, diskless=False, channel=False):
         if "refused" in template:
             raise TemplateRefused("it cannot be", problems=[FieldProblem("template.refused", "is not a field")])
-        text = json.dumps(
-            [template, warm_when, placement.model_dump(mode="json") if placement else None], sort_keys=True
-        )
+        placed = placement.model_dump(mode="json") if placement else None
+        text = json.dumps([template, warm_when, placed, *([channel] if channel else [])], sort_keys=True)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
         image = template.get("image")
         found = VmTemplate(
-            spec={"template": template},
+            spec={"template": template, **({"channel": True} if channel else {})},
             fingerprint=fingerprint,
             shape=f"shape-{fingerprint[:12]}",
             images=(ImageRef(ImageKind.CONTAINER, image),) if image else (),
             has_own_disk=bool(template.get("spec", {}).get("volumes", [image])),
+            has_identity_disk=channel,
         )
         self._expanded[_written(found.spec)] = found
         return found

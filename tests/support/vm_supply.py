@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from app.domain.states import VmState
-from app.reconcilers.vms.outcomes import follow_ready, make_ready
+from app.lifecycle.readiness import follow_ready, make_ready
 from app.store.database import Database
 from app.store.rows import PoolRow
 from app.store.vms import observed

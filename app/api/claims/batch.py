@@ -43,8 +43,13 @@ async def claim_batch(body: BatchBody, svc: Svc, idempotency_key: Key = None) ->
         key=idempotency_key,
         request_hash=fingerprint(body) if idempotency_key is not None else "",
     )
-    answers = await svc.claim_service.claim_batch(request, count=body.count, all_or_nothing=body.all_or_nothing)
+    handovers = [each.request() if each is not None else None for each in body.handovers or ()]
+    answers = await svc.claim_service.claim_batch(
+        request, count=body.count, all_or_nothing=body.all_or_nothing, handovers=handovers
+    )
     namespace = svc.settings.namespace
+    if handovers:
+        answers = [await svc.handovers.read(answer) for answer in answers]
     claims = [
         warm_view(answer, namespace)
         if isinstance(answer, WarmClaim)

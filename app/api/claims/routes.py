@@ -49,7 +49,7 @@ async def list_claims(
         )
         found = await tell_why_pending(tx, found)
         claims, following = cut(found, limit, lambda claim: claim.id)
-        view = partial(ClaimView.of, namespace=svc.settings.namespace)
+        view = partial(ClaimView.of, namespace=svc.settings.namespace, output=False)
         return await answer(claims, view, following)
 
 

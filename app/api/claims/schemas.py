@@ -1,13 +1,17 @@
 """The JSON of claims: what clients send and receive."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator, model_validator
+from pydantic_core import to_json
 
 from app.api.views import STAGES, Milliseconds, Stages, View
 from app.config import MAX_BATCH, MAX_LEASE_SECONDS, MAX_WAIT_SECONDS
+from app.domain.guests import GuestSpec, has_channel
+from app.domain.handovers import DEFAULT_WAIT_SECONDS, MAX_DATA_BYTES, HandoverRequest, HandoverState
 from app.domain.observation import WarmWhen
 from app.domain.paths import StartPath
 from app.domain.placement import Placement, Prefer
@@ -39,6 +43,50 @@ class _Body(BaseModel):
     )
 
 
+class HandoverBody(BaseModel):
+    """What the guest of the VM gets. It is encrypted at rest, erased once the guest has it or the claim has ended, and shown nowhere."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    data: Any = Field(
+        default=None,
+        description=f"Any JSON, up to {MAX_DATA_BYTES // 1024} KiB: a token, an environment, what the job is to do.",
+        examples=[{"env": {"RUNNER_TOKEN": "..."}}],
+        repr=False,
+    )
+    wait: Annotated[bool, Strict()] = Field(
+        default=False, description="Answer once the guest's hooks have run, and with what they printed."
+    )
+    wait_seconds: Annotated[float, Strict()] | None = Field(
+        default=None,
+        gt=0,
+        le=MAX_WAIT_SECONDS,
+        description=f"With `wait`: how long to wait for the hooks, once the claim has its VM. Default: {DEFAULT_WAIT_SECONDS:g}.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_object(cls, value: Any) -> Any:
+        if not isinstance(value, dict | cls):  # and not a word of what it is
+            raise ValueError("must be an object with data, wait and wait_seconds")  # noqa: TRY004 - pydantic tells this one
+        return value
+
+    @field_validator("data")
+    @classmethod
+    def _small_enough(cls, value: Any) -> Any:
+        size = len(to_json(value))
+        if size > MAX_DATA_BYTES:
+            raise ValueError(
+                f"is {size} bytes of JSON; the most is {MAX_DATA_BYTES}: hand over where the guest finds it instead"
+            )
+        return value
+
+    def request(self) -> HandoverRequest:
+        seconds = self.wait_seconds if self.wait_seconds is not None else DEFAULT_WAIT_SECONDS
+        data = to_json(self.data) if self.data is not None else None
+        return HandoverRequest(data, seconds if self.wait else 0.0)
+
+
 class ClaimBody(_Body):
     """A request for one VM: from a `pool`, or described as `vm` and then served by the fastest available path."""
 
@@ -57,6 +105,9 @@ class ClaimBody(_Body):
     )
     placement: Placement | None = Field(
         default=None, description="With `vm`: where the VM may run, and on what terms. Part of its shape."
+    )
+    guest: GuestSpec | None = Field(
+        default=None, description="With `vm`: a channel to the guest, over which the claim can hand data over."
     )
     warm_when: WarmWhen | None = Field(
         default=None, description="With `vm`: what shows that the guest has booted. Default: `agent`."
@@ -91,6 +142,10 @@ class ClaimBody(_Body):
         max_length=63,
         description="With `vm`: the namespace that the service works in; any other is refused.",
     )
+    handover: HandoverBody | None = Field(
+        default=None,
+        description="What to hand over to the guest of the VM. The pool, or `guest`, needs a channel for that.",
+    )
     prefer: Prefer | None = Field(
         default=None, description="Which warm VM to prefer, among those that have been ready longest."
     )
@@ -111,12 +166,36 @@ class ClaimBody(_Body):
         return value
 
     @field_validator(
-        *("start_from", "placement", "warm_when", "deadline_seconds", "remember", "allow_unschedulable", "namespace")
+        *(
+            "start_from",
+            "placement",
+            "guest",
+            "warm_when",
+            "deadline_seconds",
+            "remember",
+            "allow_unschedulable",
+            "namespace",
+        )
     )
     @classmethod
     def _only_with_vm(cls, value: object, info: ValidationInfo) -> object:
         if value and info.data.get("pool") is not None:
             raise ValueError("this is only for a claim with `vm`; a pool's VMs are described by the pool")
+        return value
+
+    @field_validator("warm_when")
+    @classmethod
+    def _heard_through_the_channel(cls, value: WarmWhen | None, info: ValidationInfo) -> WarmWhen | None:
+        if value is WarmWhen.HELLO and "guest" in info.data and not has_channel(info.data["guest"]):
+            raise ValueError("hello is said through the guest's channel: add guest: {channel: true}, or choose another")
+        return value
+
+    @field_validator("handover")
+    @classmethod
+    def _needs_a_channel(cls, value: HandoverBody | None, info: ValidationInfo) -> HandoverBody | None:
+        described = info.data.get("vm") is not None
+        if value is not None and described and "guest" in info.data and not has_channel(info.data["guest"]):
+            raise ValueError("the VM has no channel to hand anything over: add guest: {channel: true}")
         return value
 
     @field_validator("paths")
@@ -139,6 +218,24 @@ class BatchBody(_Body):
     all_or_nothing: Annotated[bool, Strict()] = Field(
         default=False, description="Claim nothing if fewer VMs are ready. By default as many as are ready are claimed."
     )
+    handovers: tuple[HandoverBody | None, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_BATCH,
+        description="What each of the VMs gets, as many as `count`; null for one that gets nothing. A batch does not wait for hooks.",
+    )
+
+    @field_validator("handovers")
+    @classmethod
+    def _one_for_each(
+        cls, value: tuple[HandoverBody | None, ...] | None, info: ValidationInfo
+    ) -> tuple[HandoverBody | None, ...] | None:
+        count = info.data.get("count")
+        if value is not None and count is not None and len(value) != count:
+            raise ValueError(f"there are {len(value)}, and count is {count}: write one for each VM")
+        if any(each is not None and each.wait for each in value or ()):
+            raise ValueError("a batch does not wait: leave `wait` out, and GET each claim")
+        return value
 
 
 class RenewBody(BaseModel):
@@ -246,6 +343,17 @@ class Restart(BaseModel):
     to_addresses: list[str]
 
 
+class HandoverView(View):
+    """How far the hand-over to the VM's guest is."""
+
+    state: HandoverState
+    exit_code: int | None = Field(description="Of the guest's hooks, once they have run.")
+    output: str | None = Field(description="The first 4 KiB of what they printed. Lists do not have it.")
+    taken_at: datetime | None = Field(description="When the guest first got it.")
+    done_at: datetime | None
+    reason: str | None = Field(description="What it waits for, or why it failed.")
+
+
 class ClaimView(View):
     id: UUID
     pool: str | None = Field(description="null if the VM is made for this claim alone.")
@@ -266,11 +374,14 @@ class ClaimView(View):
     )
     replacements: list[Replacement]
     restarts: list[Restart] = Field(description="The last ten restarts of the claimed VM, oldest first.")
+    handover: HandoverView | None = Field(description="For a claim with `handover`.")
     estimate: Estimate | None = Field(description="While the claim waits.")
     timings: ClaimTimings
 
     @classmethod
-    def of(cls, claim: ClaimRow, *, namespace: str, estimate: WaitEstimate | None = None) -> Self:
+    def of(cls, claim: ClaimRow, *, namespace: str, estimate: WaitEstimate | None = None, output: bool = True) -> Self:
+        """`output`: with what the guest's hooks printed."""
+        handover = claim.handover
         vm = {"id": claim.vm_id, "name": claim.vm_name, "namespace": namespace}
         return cls.from_row(
             claim,
@@ -278,6 +389,7 @@ class ClaimView(View):
             choice=claim.choice or None,
             remembered=(claim.choice or {}).get("remembered") or None,
             vm=ClaimedVm.from_row(claim, **vm) if None not in vm.values() else None,
+            handover=replace(handover, output=handover.output if output else None) if handover is not None else None,
             estimate=estimate,
             timings={
                 "wait": _between(claim.created_at, claim.bound_at),

@@ -12,6 +12,7 @@ from app.compute.capabilities import Capability
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
 from app.compute.kubevirt.connection import configure
+from app.compute.kubevirt.identities import KubeVirtIdentities
 from app.compute.kubevirt.kinds import DATA_VOLUMES, PODS, PVCS, VMIS, VMS, Manifest, opened
 from app.compute.kubevirt.memory import ask_for_memory
 from app.compute.kubevirt.nodes.watch import observe_nodes
@@ -49,6 +50,7 @@ from app.errors import ClusterConflict, ClusterNotFound, ClusterRefused, FieldPr
 from app.ids import new_id, vm_name
 
 _DRY_RUN = "dry-run"
+_NO_GUEST_URL = "EMBERPOOL_GUEST_URL, the address at which VMs reach the service, is not set"
 
 _log = structlog.get_logger(__name__)
 
@@ -75,6 +77,7 @@ class KubeVirtGateway:
         self.preloads = KubeVirtPreloads(settings, client)
         self.vm_pools = KubeVirtVmPools(settings, client)
         self.ownership = KubeVirtOwnership(settings, client)
+        self.identities = KubeVirtIdentities(settings, client)
 
     async def unavailable(self, capability: Capability) -> str | None:
         match capability:
@@ -84,6 +87,8 @@ class KubeVirtGateway:
                 return await self.snapshots.why_no_memory()
             case Capability.VM_POOLS:
                 return await self.vm_pools.why_unavailable()
+            case Capability.IDENTITIES:
+                return None if self._settings.guest_url else _NO_GUEST_URL
 
     def expand(
         self,
@@ -92,9 +97,10 @@ class KubeVirtGateway:
         placement: Placement | None = None,
         *,
         diskless: bool = False,
+        channel: bool = False,
     ) -> VmTemplate:
-        full_cores = self._settings.full_cores_only
-        return self._within(templates.expand(template, warm_when, placement, diskless=diskless, full_cores=full_cores))
+        options = {"diskless": diskless, "full_cores": self._settings.full_cores_only, "channel": channel}
+        return self._within(templates.expand(template, warm_when, placement, **options))
 
     def reopen(self, spec: VmSpec, *, shutdown_seconds: int = 0) -> VmTemplate:
         found = templates.describe(opened(spec))

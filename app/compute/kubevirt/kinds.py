@@ -55,6 +55,7 @@ VM_SNAPSHOT_CONTENTS = Kind(
     "snapshot.kubevirt.io", "v1beta1", "virtualmachinesnapshotcontents", "VirtualMachineSnapshotContent"
 )
 VOLUME_SNAPSHOTS = Kind("snapshot.storage.k8s.io", "v1", "volumesnapshots", "VolumeSnapshot")
+SECRETS = Kind("", "v1", "secrets", "Secret")
 DATA_VOLUMES = Kind("cdi.kubevirt.io", "v1beta1", "datavolumes", "DataVolume")
 DATA_IMPORT_CRONS = Kind("cdi.kubevirt.io", "v1beta1", "dataimportcrons", "DataImportCron")
 DAEMON_SETS = Kind("apps", "v1", "daemonsets", "DaemonSet")

@@ -7,6 +7,7 @@ what was kept, and later that it cannot be restored any more. A VirtualMachine n
 from typing import Final
 
 from app.compute.kubevirt.kinds import Manifest
+from app.compute.kubevirt.templates.identity import carries_identity
 from app.compute.kubevirt.templates.start_sources import keeps_state
 from app.domain.paths import FromSnapshot, Start
 from app.domain.snapshots import KeptMemory
@@ -58,4 +59,6 @@ def unkept_devices(spec: Manifest) -> list[str]:
     ]
     if keeps_state(spec):
         found.append("the state of a persistent TPM or EFI is on a disk of its own, which no other VM gets")
+    if carries_identity(spec):
+        found.append("its guest has a channel (guest.channel), and its memory the token of this one VM")
     return found

@@ -17,6 +17,7 @@ from app.domain.paths import StartPath
 from app.errors import ChosenPathGone, NoPath
 from app.lifecycle.on_demand_pools import enter_pool, on_demand_spec, start_of
 from app.lifecycle.path_options import VmTerms, read_options
+from app.lifecycle.pool_templates import expand_pool
 from app.lifecycle.start_sources import NotYet, resolve_start
 from app.store.claims import described
 from app.store.claims import rows as claims
@@ -74,6 +75,7 @@ class ClaimFailover:
             warm_when=pool.spec.warm_when,
             placement=pool.spec.placement,
             allow_unschedulable=pool.spec.allow_unschedulable,
+            guest=pool.spec.guest,
         )
         try:
             target = await enter_pool(
@@ -111,8 +113,7 @@ class ClaimFailover:
         return choose(options, [StartPath(path) for path in claim.allowed or ()])
 
     def _expand(self, pool: PoolRow) -> VmTemplate:
-        spec = pool.spec
-        return self._gateway.expand(spec.template, spec.warm_when, spec.placement, diskless=spec.start_from is not None)
+        return expand_pool(self._gateway, pool.spec)
 
     async def _fail(self, tx: Tx, claim: ClaimRow, reason: str) -> None:
         await claims.fail_pending(tx, [claim.id], reason=reason)

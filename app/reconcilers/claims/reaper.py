@@ -9,7 +9,8 @@ from app.config import Settings
 from app.domain.health import PAUSED
 from app.domain.states import ClaimState, VmState
 from app.lifecycle.placement import nodes_status
-from app.reconcilers.vms.outcomes import give_up, serve_waiting
+from app.lifecycle.readiness import serve_waiting
+from app.reconcilers.vms.outcomes import give_up
 from app.store.claims import rows as claims
 from app.store.database import Database
 from app.store.notices import Topic, notify

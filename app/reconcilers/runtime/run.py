@@ -20,6 +20,7 @@ from app.lifecycle.on_demand_pools import retire_idle_pools
 from app.lifecycle.placement import Placing
 from app.reconcilers.claims.failover import ClaimFailover
 from app.reconcilers.claims.reaper import Reaper
+from app.reconcilers.guests.identities import IdentitySweeper
 from app.reconcilers.history.pruner import HistoryPruner
 from app.reconcilers.installation.keeper import InstallationKeeper
 from app.reconcilers.nodes.informer import NodeInformer
@@ -134,6 +135,7 @@ class Reconcilers:
             ("create", self._creator.begin, 0.5, self._creates),
             ("remove", self._remover.step, 1.0, self._on(Topic.REMOVE)),
             ("label", self._labeler.step, 1.0, self._on(Topic.CLAIMED)),
+            ("identity-sweep", IdentitySweeper(self._db, self._gateway).step, s.relist_seconds, Wake()),
             ("boot-times", self._boot_times.step, 1.0, Wake()),
             ("disk-failures", self._disk_failures.step, 1.0, disks_fail),
             ("vm-pools", self._vm_pools.step, 1.0, self._on(*vm_pool_topics)),

@@ -27,6 +27,7 @@ from app.domain.states import VmState
 from app.domain.templates import Exclusive
 from app.errors import ClusterError, ClusterForbidden, ClusterRefused, ClusterUnavailable, DatabaseUnavailable
 from app.lifecycle.start_sources import NotYet, memory_problems, other_memory, resolve_start
+from app.reconcilers.guests.identities import IdentityMaker
 from app.reconcilers.runtime.leased_worker import LeasedWorker, RetryLater
 from app.reconcilers.runtime.loop import Wake
 from app.reconcilers.vms.outcomes import give_up
@@ -65,6 +66,7 @@ class VmCreator(LeasedWorker[CreateWork]):
     def __init__(self, db: Database, gateway: Gateway, settings: Settings, wake: Wake | None = None) -> None:
         super().__init__(db, gateway, settings)
         self._wake = wake or Wake()
+        self._identities = IdentityMaker(gateway, settings)
         self._pacer = CreatePacer(start=settings.provision_concurrency, limit=settings.create_concurrency)
         self._under_way: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
@@ -147,6 +149,8 @@ class VmCreator(LeasedWorker[CreateWork]):
             raise SourceNotReady(start.reason)
         if isinstance(start, FromSnapshot) and (problems := memory_problems(self._gateway, template, start)):
             raise ClusterRefused(other_memory(start.name, problems), problems=problems)
+        if template.has_identity_disk:
+            await self._identities.make(item, self.guarded)
         made = await self._create(item, start)
         async with self._db.begin() as tx:
             if item.source is not None:

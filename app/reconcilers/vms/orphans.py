@@ -62,6 +62,7 @@ class VmOrphans:
             log.warning("orphan.removed", vm=each.name, uid=each.uid)
             try:
                 await self._gateway.delete_vm(name=each.name, uid=each.uid)
+                await self._gateway.identities.remove(name=each.name, uid=None)
             except (ClusterUnavailable, ClusterError) as error:
                 log.info("orphan.retry_later", vm=each.name, error=error.detail)
                 return

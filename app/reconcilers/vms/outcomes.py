@@ -4,7 +4,7 @@ Functions that take `tx` work inside the caller's transaction. They lock in one 
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from uuid import UUID
 
@@ -13,10 +13,12 @@ import structlog
 from app.config import Settings
 from app.domain.failures import FailureRecord, judge_failure
 from app.domain.states import ClaimState, VmState
+from app.lifecycle.readiness import serve_waiting
 from app.store import events
+from app.store.claims import handovers
 from app.store.claims import rows as claims
 from app.store.database import Database, Tx
-from app.store.notices import Topic, notify, notify_settled
+from app.store.notices import Topic, notify
 from app.store.pools import rows as pool_rows
 from app.store.snapshots import work as snapshot_work
 from app.store.vms import observed
@@ -25,44 +27,6 @@ from app.store.vms.observed import ObservedVm
 from app.telemetry import VM_ENDS
 
 log = structlog.get_logger(__name__)
-
-
-async def make_ready(tx: Tx, booted: Sequence[ObservedVm]) -> list[UUID]:
-    """Booting VMs that are warm enter the queue, and pending claims are bound to them. Nothing else happens here, so that those
-    claims are answered soon.
-
-    Returns the pools that got a VM. The caller calls `follow_ready` for them after its commit.
-    """
-    ready = await vms.move(tx, [vm.id for vm in booted], VmState.READY, sources=[VmState.BOOTING])
-    if not ready:
-        return []
-    pools = sorted({vm.pool_id for vm in booted if vm.id in set(ready)})
-    for pool_id in pools:
-        await notify_settled(tx, await claims.bind_pending(tx, pool_id))
-    return pools
-
-
-async def follow_ready(tx: Tx, pools: Sequence[UUID], booted: Sequence[ObservedVm]) -> None:
-    """What follows once VMs became ready and that was committed: pending claims are bound once more, and the pools are planned.
-
-    A claim that became pending at the same moment is seen by this or by `make_ready`. The failures of a pool are forgotten if
-    one of its VMs became ready for the first time. A VM that only recovers says nothing about the next one.
-    """
-    for pool_id in pools:
-        await notify_settled(tx, await claims.bind_pending(tx, pool_id))
-        await pool_rows.plan_soon(tx, pool_id)
-    came_up = sorted({vm.pool_id for vm in booted if vm.pool_id in set(pools) and vm.ready_at is None})
-    for pool_id in await pool_rows.forgive(tx, came_up):
-        await events.record(tx, "pool.recovered", pool_id=pool_id)
-
-
-async def serve_waiting(tx: Tx, pool_id: UUID) -> int:
-    """Binds pending claims of the pool to ready VMs, both in their order. Returns how many."""
-    bound = await claims.bind_pending(tx, pool_id)
-    if bound:
-        await notify_settled(tx, bound)
-        await pool_rows.plan_soon(tx, pool_id)
-    return len(bound)
 
 
 async def give_up(
@@ -86,7 +50,11 @@ async def give_up(
     requeued = False
     if vm.state is VmState.CLAIMED and vm.claim_id is not None and await claims.has_vm(tx, vm.claim_id, vm.id):
         since = vm.facts.claimed_at
-        if since is not None and (now - since).total_seconds() <= window:
+        if await handovers.is_over(tx, vm.claim_id):
+            # What was handed over is erased: another VM could not get it.
+            why = f"its VM {vm.name} failed after it had taken the claim over: {reason}"
+            await claims.end(tx, [vm.claim_id], ClaimState.FAILED, sources=[ClaimState.BOUND], reason=why)
+        elif since is not None and (now - since).total_seconds() <= window:
             requeued = await claims.requeue(
                 tx, vm.claim_id, vm_id=vm.id, reason=reason, pending_seconds=settings.pending_seconds
             )

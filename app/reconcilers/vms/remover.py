@@ -7,6 +7,7 @@ from typing_extensions import override
 from app.domain.states import VmState
 from app.errors import ClusterError
 from app.reconcilers.runtime.leased_worker import LeasedWorker, RetryLater
+from app.store import guests
 from app.store.database import Tx
 from app.store.pools import rows as pool_rows
 from app.store.vms import rows as vms
@@ -29,7 +30,11 @@ class VmRemover(LeasedWorker[RemoveWork]):
     @override
     async def process(self, item: RemoveWork) -> None:
         going = await self._gateway.delete_vm(name=item.name, uid=item.uid, again=item.attempts > 1)
+        if item.has_identity:
+            await self._gateway.identities.remove(name=item.name, uid=item.identity_uid, vm_id=str(item.id))
         async with self.guarded(item.id) as tx:
+            if item.has_identity:
+                await guests.note_gone(tx, item.id)
             await vms.release(tx, [item.id], sources=[VmState.FAILED], reason=None)
             if going:
                 # The informer sees it go. Looking again is for the case that it does not, or that the cluster forgot it.

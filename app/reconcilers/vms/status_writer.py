@@ -12,15 +12,16 @@ import structlog
 from app.compute.gateway import Gateway
 from app.compute.vms import Gone, Listed
 from app.config import Settings
-from app.domain.health import HealthRules, Judgement, Verdict, health_problem, judge, why_restarted
+from app.domain.health import NO_HELLO_YET, HealthRules, Judgement, Verdict, health_problem, judge, why_restarted
 from app.domain.observation import Observation
 from app.domain.ownership import Identity
 from app.domain.stages import BootMarks, measure_stages
 from app.domain.states import VmState
+from app.lifecycle.readiness import follow_ready, make_ready
 from app.reconcilers.vm_pools.adoption import find_rows, note_detached
 from app.reconcilers.vms.disk_failures import DiskFailures
 from app.reconcilers.vms.orphans import VmOrphans, vm_id_of
-from app.reconcilers.vms.outcomes import end_removed, follow_ready, give_up, make_ready
+from app.reconcilers.vms.outcomes import end_removed, give_up
 from app.store import installation
 from app.store.claims import restarts
 from app.store.database import Database, Tx
@@ -88,7 +89,11 @@ class StatusWriter:
             if await self._doubts(tx, by_id):
                 return
             now = await observed.database_now(tx)
-            booted, pools = await self._apply(tx, by_id, now)
+            booted, pools, unheard = await self._apply(tx, by_id, now)
+        if unheard:  # a guest that said hello meanwhile looked before this was written: see `GuestService`
+            async with self._begin() as tx:
+                more, of_them, _ = await self._apply(tx, {vm_id: by_id[vm_id] for vm_id in unheard}, now)
+            booted, pools = [*booted, *more], [*pools, *of_them]
         if detached := [obs for obs in made if obs.owner is None]:
             async with self._begin() as tx:
                 await note_detached(tx, detached)
@@ -155,8 +160,11 @@ class StatusWriter:
 
     async def _apply(
         self, tx: Tx, by_id: dict[UUID, Observation], now: datetime
-    ) -> tuple[list[ObservedVm], list[UUID]]:
-        """The number of statements does not grow with the number of VMs, except for VMs that fail: others wait for these rows."""
+    ) -> tuple[list[ObservedVm], list[UUID], list[UUID]]:
+        """The VMs that became ready, their pools, and those that run and only lack a hello.
+
+        The number of statements does not grow with the number of VMs, except for VMs that fail: others wait for these rows.
+        """
         found = [vm for vm in (await observed.by_ids(tx, by_id)).values() if vm.name == by_id[vm.id].name]
         judged = [(vm, self._judge(vm, by_id[vm.id], now)) for vm in found]
         created = [vm for vm, judgement in judged if judgement.verdict is Verdict.CREATED]
@@ -175,7 +183,8 @@ class StatusWriter:
             tx, [_status(vm.id, by_id[vm.id], verdict) for vm, verdict in judged if verdict.verdict in _SHOWN]
         )
         booted = [vm for vm, judgement in judged if judgement.verdict is Verdict.READY]
-        return booted, await make_ready(tx, booted)
+        unheard = [vm.id for vm, judgement in judged if judgement.reason == NO_HELLO_YET]
+        return booted, await make_ready(tx, booted), unheard
 
     async def _doubts(self, tx: Tx, by_id: dict[UUID, Observation]) -> bool:
         """Whether VMs that nobody has claimed, as far as the rows know, carry claims that the database has lost. Then nothing more is

@@ -10,6 +10,7 @@ from app.domain.claims import NewClaim
 from app.domain.states import CLAIM_ENDED
 from app.errors import ClaimEnded, ClaimNotFound, Conflict, DatabaseLost, FieldProblem, LeaseTooLong, OutcomeUnknown
 from app.lifecycle.claims import release
+from app.store import guests
 from app.store.claims import rows as claims
 from app.store.database import Database, Tx
 from app.store.pools import rows as pool_rows
@@ -31,6 +32,8 @@ async def renew_claim(db: Database, claim_id: UUID, lease_seconds: int | None) -
             refuse_long_lease(seconds, pool.spec.max_lease_seconds, pool.name)
         if not await claims.renew(tx, claim_id, seconds=seconds):
             raise _not_bound(claim)
+        if pool is not None and pool.spec.has_channel and claim.vm_id is not None:
+            await guests.wake(tx, [claim.vm_id])
         return await _existing(tx, claim_id)
 
 

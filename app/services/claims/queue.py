@@ -87,7 +87,7 @@ class Place:
 
 class ClaimQueue:
     """Joining a queue, waiting in it, and leaving it. `on_joined` is called with each pool whose queue has grown, `on_abandoned`
-    with each claim that nobody waits for and that could not be ended.
+    with each claim that nobody waits for and that could not be ended. `write_handover` writes what a claim hands over.
 
     A thousand clients may find a pool empty at the same moment, so what they all need is read once: the pool's status, and
     whether a VM became ready meanwhile. Only a few places are written at a time, so that claims of other pools get their turn.
@@ -100,8 +100,10 @@ class ClaimQueue:
         settings: Settings,
         on_joined: Callable[[UUID], None],
         on_abandoned: Callable[[UUID], None],
+        write_handover: Callable[[Tx, NewClaim], Awaitable[None]],
     ) -> None:
         self._db = db
+        self._write_handover = write_handover
         self._waiters = waiters
         self._on_joined = on_joined
         self._on_abandoned = on_abandoned
@@ -256,6 +258,7 @@ class ClaimQueue:
         keyed = request.key is not None
         if claim_id != claim.id:
             return Place(claim_id, keyed, pool_id)
+        await self._write_handover(tx, claim)
         expires_at = None
         if keyed or choice is not None:
             expires_at = await claims.keep_place(tx, claim_id, seconds=self._pending_seconds)

@@ -6,23 +6,27 @@ that explain why, and for their place in the queue (`queue`).
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from app.background import PartHealth
 from app.concurrency import first_of
-from app.config import Settings
+from app.config import Settings, read_keys
 from app.domain.claims import ClaimRequest, KnownClaim, NewClaim, Outcome, WarmClaim
+from app.domain.handovers import HandoverRequest
 from app.domain.pools import PoolSpec
 from app.errors import DatabaseUnavailable, NoWarmVm
 from app.gate import Gate
 from app.ids import new_id
 from app.services.claims.abandoned import AbandonedClaims
 from app.services.claims.batcher import ClaimBatcher, Recipient
+from app.services.claims.handovers import HandoverClaims, refuse_without_channel
 from app.services.claims.lifecycle import refuse_long_lease, tell_of_claim
 from app.services.claims.preference import Preferences
 from app.services.claims.queue import ClaimQueue, StoredClaim, UntilDisconnected
 from app.services.claims.waiters import Waiters
+from app.services.handovers.sealing import Sealer
 from app.services.pools.service import no_such_pool
 from app.services.single_flight import SingleFlight
 from app.store.claims.warm import WarmClaimStore
@@ -47,6 +51,7 @@ class _PoolFacts:
     default_lease_seconds: int
     max_lease_seconds: int
     good_until: float
+    has_channel: bool = False
 
 
 class ClaimService:
@@ -61,10 +66,12 @@ class ClaimService:
         self.gate = gate or Gate.opened()
         self._abandoned = AbandonedClaims(db)
         self.health = PartHealth("claims")
-        self.queue = ClaimQueue(db, waiters, settings, self._note_change, self._abandoned.add)
         self._db = db
         self._store = store
         self._preferences = Preferences(db)
+        self.sealer = Sealer(read_keys(settings.handover_key) if settings.handover_key is not None else ())
+        self.handovers = HandoverClaims(db, self.sealer)
+        self.queue = ClaimQueue(db, waiters, settings, self._note_change, self._abandoned.add, self.handovers.write)
         self._batchers: dict[UUID, ClaimBatcher] = {}
         self._facts: dict[str, _PoolFacts] = {}
         self._reading: SingleFlight[str, _PoolFacts] = SingleFlight(self._read_facts)
@@ -80,15 +87,20 @@ class ClaimService:
         DatabaseUnavailable, InstallationWaits.
         """
         facts = await self._get_facts(request.pool)
+        refuse_without_channel(request, has_channel=facts.has_channel)
+        self.handovers.require(request)
         self.gate.require_claims()
         claim = _new(request, facts)
         outcome: Outcome = None
-        if request.prefer is not None:
-            with tell_of_claim(claim):
-                outcome = await self._preferences.claim(facts.id, claim, request.prefer)
-            self._note_change(facts.id)
-        if outcome is None:
-            outcome = await self._take(facts.id, claim, until_disconnected)
+        if request.handover is not None:
+            outcome = await self._claim_handed_over(facts.id, claim)
+        else:
+            if request.prefer is not None:
+                with tell_of_claim(claim):
+                    outcome = await self._preferences.claim(facts.id, claim, request.prefer)
+                self._note_change(facts.id)
+            if outcome is None:
+                outcome = await self._take(facts.id, claim, until_disconnected)
         return await self.conclude(claim, outcome, until_disconnected)
 
     def submit(self, request: ClaimRequest, recipient: Recipient) -> bool:
@@ -97,7 +109,7 @@ class ClaimService:
         False where something has to be read first: nothing was submitted, and `claim` does all of it. Raises LeaseTooLong.
         """
         facts = self._recall(request.pool)
-        if facts is None or request.prefer is not None or self.gate.claims is not None:
+        if facts is None or request.prefer is not None or request.handover is not None or self.gate.claims is not None:
             return False
         self._batcher(facts.id).submit(_new(request, facts), recipient)
         return True
@@ -114,10 +126,26 @@ class ClaimService:
 
     async def claim_warm(self, pool: PoolRow, request: ClaimRequest, until_disconnected: UntilDisconnected) -> Outcome:
         """A VM that is ready in this pool now. Raises LeaseTooLong, DatabaseUnavailable."""
-        return await self._take(pool.id, _new(request, pool.spec), until_disconnected)
+        claim = _new(request, pool.spec)
+        if request.handover is not None:
+            return await self._claim_handed_over(pool.id, claim)
+        return await self._take(pool.id, claim, until_disconnected)
 
-    async def claim_batch(self, request: ClaimRequest, *, count: int, all_or_nothing: bool) -> list[ClaimAnswer]:
-        """Up to `count` warm VMs, each its own claim, in one statement; none waits.
+    async def _claim_handed_over(self, pool_id: UUID, claim: NewClaim) -> Outcome:
+        with tell_of_claim(claim):
+            outcome = await self.handovers.claim(pool_id, claim)
+        self._note_change(pool_id)
+        return outcome
+
+    async def claim_batch(
+        self,
+        request: ClaimRequest,
+        *,
+        count: int,
+        all_or_nothing: bool,
+        handovers: Sequence[HandoverRequest | None] = (),
+    ) -> list[ClaimAnswer]:
+        """Up to `count` warm VMs, each its own claim, in one statement; none waits. `handovers`: what each hands over, if any does.
 
         With a key, a retry gets the claims of the first time, however many those were. Raises NoWarmVm where no VM is ready
         (with `all_or_nothing`: fewer than asked for), and what `claim` raises.
@@ -129,11 +157,22 @@ class ClaimService:
             _new(request if key is None else request._replace(key=f"{key}{_BATCH_MARK}{number}"), facts)
             for number in range(count)
         ]
+        if handovers:
+            new = [
+                each._replace(request=each.request._replace(handover=given))
+                for each, given in zip(new, handovers, strict=True)
+            ]
+            for each in new:
+                refuse_without_channel(each.request, has_channel=facts.has_channel)
+                self.handovers.require(each.request)
         # One statement takes all, so that the key has one answer on every replica: from the hint on where that is enough, else
         # from the start of the queue.
         with tell_of_claim(new[0]):  # they are committed together
-            outcomes = await self._store.claim(facts.id, new, batch=True, all_or_nothing=True)
-            if not any(outcomes):
+            if handovers:
+                outcomes = await self.handovers.claim_all(facts.id, new, least=count if all_or_nothing else 1)
+            else:
+                outcomes = await self._store.claim(facts.id, new, batch=True, all_or_nothing=True)
+            if not any(outcomes) and not handovers:
                 outcomes = await self._store.claim(
                     facts.id, new, from_start=True, batch=True, all_or_nothing=all_or_nothing
                 )
@@ -146,7 +185,7 @@ class ClaimService:
         ]
         if not answers:
             if (await self._reading.get_fresh(request.pool)).id != facts.id:  # another pool has the name by now
-                return await self.claim_batch(request, count=count, all_or_nothing=all_or_nothing)
+                return await self.claim_batch(request, count=count, all_or_nothing=all_or_nothing, handovers=handovers)
             raise await self.queue.refuse_batch(request.pool, count, all_or_nothing=all_or_nothing)
         return answers
 
@@ -236,7 +275,10 @@ class ClaimService:
 
     def _note_facts(self, pool: PoolRow) -> _PoolFacts:
         good_until = time.monotonic() + _FACTS_SECONDS
-        facts = _PoolFacts(pool.id, pool.spec.default_lease_seconds, pool.spec.max_lease_seconds, good_until)
+        spec = pool.spec
+        facts = _PoolFacts(
+            pool.id, spec.default_lease_seconds, spec.max_lease_seconds, good_until, has_channel=spec.has_channel
+        )
         self._facts[pool.name] = facts
         return facts
 

@@ -8,6 +8,7 @@ import orjson
 from app.compute.gateway import Gateway
 from app.compute.vms import VmTemplate
 from app.domain.claims import DescribedClaimRequest
+from app.domain.guests import has_channel
 from app.errors import FieldProblem, TemplateRefused
 
 _CACHE_SIZE = 1000
@@ -25,11 +26,14 @@ class ClaimTemplates:
     def expand(self, request: DescribedClaimRequest) -> VmTemplate:
         """Raises TemplateRefused, with the fields of the claim."""
         diskless, placement = request.start_from is not None, request.placement
-        key = orjson.dumps((request.vm, request.warm_when, placement and placement.model_dump(), diskless))
+        channel = has_channel(request.guest)
+        key = orjson.dumps((request.vm, request.warm_when, placement and placement.model_dump(), diskless, channel))
         template = self._expanded.get(key)
         if template is None:
             try:
-                template = self._gateway.expand(request.vm, request.warm_when, placement, diskless=diskless)
+                template = self._gateway.expand(
+                    request.vm, request.warm_when, placement, diskless=diskless, channel=channel
+                )
             except TemplateRefused as error:
                 raise as_vm(error) from error
             if len(self._expanded) >= _CACHE_SIZE:

@@ -51,6 +51,7 @@ class Wanted:
             warm_when=request.warm_when,
             placement=request.placement,
             allow_unschedulable=request.allow_unschedulable,
+            guest=request.guest,
         )
 
     def stored(self, record: Record) -> StoredChoice:
@@ -77,7 +78,7 @@ class Wanted:
                 self.terms.template.fingerprint,
                 self.allowed,
                 request.deadline_seconds,
-                repr((request.start_from, request.warm_when, request.placement)),
+                repr((request.start_from, request.warm_when, request.placement, request.guest)),
                 request.lease_seconds,
                 request.allow_unschedulable,
             ),

@@ -33,6 +33,7 @@ from app.errors import (
 from app.ids import new_id
 from app.lifecycle.on_demand_pools import enter_pool, start_of
 from app.lifecycle.path_options import VmTerms, read_options, why_unsuitable
+from app.lifecycle.pool_templates import refuse_unreachable
 from app.lifecycle.start_sources import FROM_SNAPSHOT, refuse_lossy_start, refuse_other_memory, require_source
 from app.services.claims.lifecycle import release_claim
 from app.services.claims.queue import Place, StoredClaim, UntilDisconnected
@@ -89,6 +90,7 @@ class PathSelector:
             if known is None:
                 raise
             return await self._queue.replay(known, request.in_pool(), until_disconnected)
+        await refuse_unreachable(self._gateway, request.guest)
         known, pools = await self._look(wanted)
         if known is not None:
             return await self._queue.replay(known, request.in_pool(), until_disconnected)
@@ -116,6 +118,7 @@ class PathSelector:
         `source_is_coming`: what the VM starts from need not exist yet.
         """
         wanted = self._understand(request)
+        await refuse_unreachable(self._gateway, request.guest)
         async with self._db.begin() as tx:
             if source_is_coming:
                 await self._decisions.require_fit(tx, wanted)
@@ -295,6 +298,7 @@ class PathSelector:
                 placement=request.placement,
                 warm_when=request.warm_when,
                 allow_unschedulable=request.allow_unschedulable,
+                guest=request.guest,
             ),
             images=request.start_from is None,
         )

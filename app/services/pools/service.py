@@ -16,6 +16,7 @@ from app.domain.vm_pools import Backing
 from app.errors import FieldProblem, InvalidRequest, PoolBeingDeleted, PoolNotFound, TemplateRefused
 from app.ids import new_id, vm_pool_name
 from app.lifecycle.placement import require_fit
+from app.lifecycle.pool_templates import expand_pool, refuse_unreachable
 from app.lifecycle.start_sources import refuse_lossy_start, refuse_other_memory, require_source, require_use
 from app.services.writes import IfMatch, WriteOutcome, overtaken, prepare_and_commit
 from app.store import events, vm_pools
@@ -73,7 +74,8 @@ async def prepare_pool(
 
 async def _prepare(db: Database, gateway: Gateway, name: str, spec: PoolSpec, before: PoolRow | None) -> PreparedPool:
     _refuse_other_backing(before, spec)
-    template = gateway.expand(spec.template, spec.warm_when, spec.placement, diskless=spec.start_from is not None)
+    await refuse_unreachable(gateway, spec.guest)
+    template = expand_pool(gateway, spec)
     _refuse_single(template, spec)
     refuse_lossy_start(spec.start_from, template)
     revision = revision_of(template.fingerprint, spec)

@@ -27,6 +27,11 @@ _WALK_INDEXES = text(
 _HEAD = text("""
     SELECT seq, node FROM ready_slot WHERE pool_id = :pool_id AND seq >= :from_seq AND seq < :last_places ORDER BY seq LIMIT :limit
 """)
+_HEARD = text("""
+    SELECT s.seq FROM (
+        SELECT seq, vm_id FROM ready_slot WHERE pool_id = :pool_id AND seq >= :from_seq ORDER BY seq LIMIT :limit) s
+    JOIN guest g ON g.vm_id = s.vm_id WHERE g.conflict IS NULL ORDER BY g.hello_at IS NULL, s.seq
+""")
 _ZONES = text("SELECT name, zone FROM node WHERE name = ANY(CAST(:names AS text[]))")
 _LATEST = text("""
     SELECT v.node, count(*) AS n FROM vm v WHERE v.id = ANY(ARRAY(
@@ -78,6 +83,13 @@ async def head(tx: Tx, pool_id: UUID, *, from_seq: int) -> list[WarmPlace]:
     names = sorted({row.node for row in rows if row.node is not None})
     zones = {row.name: row.zone for row in await tx.execute(_ZONES, {"names": names})}
     return [WarmPlace(row.seq, row.node, zones.get(row.node)) for row in rows]
+
+
+async def heard(tx: Tx, pool_id: UUID, *, from_seq: int) -> list[int]:
+    """Of the head of the queue those whose guests have a channel, those that have said hello first. Likewise with indexes only."""
+    await tx.execute(_WALK_INDEXES)
+    rows = await tx.execute(_HEARD, {"pool_id": pool_id, "from_seq": from_seq, "limit": LOOKED_AT})
+    return [row.seq for row in rows]
 
 
 async def latest_by_node(tx: Tx, pool_id: UUID) -> Mapping[str, int]:

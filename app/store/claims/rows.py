@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from app.domain.states import ClaimState, check_claim_transition
 from app.domain.templates import NO_MARKS, Marks
+from app.store.claims import handovers
 from app.store.database import Tx, any_row, first, run
 from app.store.notices import notify_settled
 from app.store.rows import CLAIM_COLUMNS, CLAIM_TABLES, ClaimRow, read_claim
@@ -126,6 +127,7 @@ _REQUEUE = text("""
     queued AS (
         INSERT INTO claim_queue (pool_id, seq, claim_id)
         SELECT pool_id, least(0, (SELECT min(seq) FROM claim_queue q WHERE q.pool_id = again.pool_id)) - 1, id FROM again),
+    unhanded AS (UPDATE handover SET state = 'pending', taken_at = NULL WHERE state = 'taken' AND claim_id IN (SELECT id FROM again)),
     noted AS (INSERT INTO event (type, pool_id, vm_id, claim_id, data)
         SELECT 'claim.pending', pool_id, :vm_id, id, jsonb_build_object('from', 'bound', 'reason', CAST(:reason AS text)) FROM again)
     SELECT id FROM again
@@ -204,7 +206,10 @@ async def by_key(tx: Tx, key: str) -> UUID | None:
 
 async def bind_pending(tx: Tx, pool_id: UUID, *, limit: int = 500) -> list[UUID]:
     """Binds waiting claims to ready VMs, both in order. Returns the claims that were bound."""
-    return [row.id for row in await run(tx, _BIND, pool_id=pool_id, limit=limit)]
+    bound = [row.id for row in await run(tx, _BIND, pool_id=pool_id, limit=limit)]
+    if bound:
+        await handovers.follow_bound(tx, bound)
+    return bound
 
 
 async def pools_with_pending(tx: Tx) -> list[UUID]:

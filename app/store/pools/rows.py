@@ -177,4 +177,6 @@ async def prune(tx: Tx, *, seconds: float) -> int:
 
 def _written(spec: PoolSpec, vm_spec: VmSpec, revision: str, shape: str) -> dict[str, object]:
     kept = {"vm_spec": vm_spec, "revision": revision, "shape": shape, "path": str(spec.path), "source": spec.source}
-    return {"spec": spec.model_dump(mode="json"), **kept}
+    # A pool without it can also be read by a program that does not know the field.
+    unknown = {"guest"} if spec.guest is None else None
+    return {"spec": spec.model_dump(mode="json", exclude=unknown), **kept}

@@ -8,7 +8,7 @@ little; `claim_queue` is the queue of pending claims. A row of a queue exists ex
 remembered the highest id would miss events that commit late. Events of transactions older than all running ones are final.
 """
 
-from app.store.schema import cluster, compat, installation, journal, pools
+from app.store.schema import cluster, compat, guests, installation, journal, pools
 from app.store.schema.base import metadata
 
-__all__ = ["cluster", "compat", "installation", "journal", "metadata", "pools"]
+__all__ = ["cluster", "compat", "guests", "installation", "journal", "metadata", "pools"]

@@ -19,6 +19,7 @@ _SELECT = """
     SELECT v.id, v.pool_id, v.name, v.state, v.state_since, v.uid, v.vmi_uid, v.node, v.addresses, v.health, v.unhealthy_since,
     v.whole, v.stopped, v.claimed_at, v.claim_id, v.created_at, v.asked_at, v.ready_at,
     v.ready_at IS NOT NULL AS was_ready, p.spec->>'warm_when' AS warm_when,
+    CASE WHEN p.spec->>'warm_when' = 'hello' THEN (SELECT g.hello_at FROM guest g WHERE g.vm_id = v.id) END AS hello_at,
     (p.spec->>'boot_timeout_seconds')::float AS boot_timeout_seconds
     FROM vm v JOIN pool p ON p.id = v.pool_id
 """

@@ -41,7 +41,7 @@ _MOVE = """
     moved AS (
         UPDATE vm SET state = CAST(:target AS text), state_since = now(), reason = coalesce(:reason, vm.reason),
             ended_at = CASE WHEN :target IN ('deleted', 'lost') THEN now() ELSE vm.ended_at END, lost = (:target = 'lost'),
-            due_at = now(), attempts = 0, lease_token = NULL, lease_expires_at = NULL,
+            due_at = now(){kept}, attempts = 0, lease_token = NULL, lease_expires_at = NULL,
             {more}
         FROM moving WHERE vm.id = moving.id
         RETURNING vm.id, vm.pool_id, vm.claim_id, vm.name, vm.node, vm.addresses, vm.boot_seconds, moving.state AS source),
@@ -83,8 +83,17 @@ _MORE = {
     ),
 }
 
+# A guest that took something over gets a moment to end it. Its row is only looked for where the VM was claimed.
+_KEPT = """ + make_interval(secs => coalesce(CASE WHEN moving.state = 'claimed' THEN (
+                SELECT g.release_seconds FROM guest g WHERE g.vm_id = moving.id AND g.claim_id = vm.claim_id AND g.conflict IS NULL) END, 0))"""
 _MOVES = {
-    target: text(_MOVE.format(more=_MORE.get(target, _CALM), also=_QUEUED if target is VmState.READY else ""))
+    target: text(
+        _MOVE.format(
+            more=_MORE.get(target, _CALM),
+            also=_QUEUED if target is VmState.READY else "",
+            kept=_KEPT if target is VmState.RELEASING else "",
+        )
+    )
     for target in VmState
 }
 

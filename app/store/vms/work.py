@@ -52,7 +52,8 @@ _ACQUIRE_CREATES = text(f"""
         FROM due, pool p WHERE vm.id = due.id AND p.id = vm.pool_id
         RETURNING vm.id, vm.pool_id, vm.name, vm.attempts, vm.path, vm.source, vm.asked_at, due.first),
     noted AS (INSERT INTO event (type, pool_id, vm_id) SELECT 'vm.creating', pool_id, id FROM taken WHERE attempts = 1)
-    SELECT t.*, p.name AS pool, p.kind = 'on_demand' AS on_demand, p.vm_spec, p.revision, (p.spec->>'boot_timeout_seconds')::float AS boot_timeout_seconds
+    SELECT t.*, p.name AS pool, p.kind = 'on_demand' AS on_demand, p.vm_spec, p.revision, (p.spec->>'boot_timeout_seconds')::float AS boot_timeout_seconds,
+        coalesce((p.spec->'guest'->>'release_seconds')::int, 0) AS release_seconds
     FROM taken t JOIN pool p ON p.id = t.pool_id ORDER BY t.id
 """)
 
@@ -66,7 +67,8 @@ _ACQUIRE_REMOVALS = text(f"""
         UPDATE vm SET attempts = attempts + 1, {ACQUIRE}
         FROM due WHERE vm.id = due.id
         RETURNING vm.id, vm.pool_id, vm.name, vm.uid, vm.attempts)
-    SELECT * FROM taken ORDER BY id
+    SELECT t.*, g.identity_uid, g.vm_id IS NOT NULL AS has_identity
+    FROM taken t LEFT JOIN guest g ON g.vm_id = t.id AND NOT g.identity_gone ORDER BY t.id
 """)
 
 # A VM that a VirtualMachinePool owns gets its label as it is detached. A claim has no lease columns: what is acquired is not due
@@ -169,13 +171,16 @@ class CreateWork(VmWork):
     vm_spec: VmSpec
     revision: str
     boot_timeout_seconds: float
+    release_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveWork(VmWork):
-    """`uid`: of its object; None: the cluster never answered."""
+    """`uid`: of its object; None: the cluster never answered. `identity_uid`: likewise of its identity, if it has one."""
 
     uid: str | None
+    has_identity: bool = False
+    identity_uid: str | None = None
 
 
 async def acquire_creates(tx: Tx, *, token: UUID, limit: int, seconds: float, rate: float) -> list[CreateWork]:

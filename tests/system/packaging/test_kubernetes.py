@@ -51,6 +51,11 @@ def test_beyond_the_namespace_nodes_and_pods_are_read_and_nothing_else():
     assert {group for rule in only("ClusterRole")["rules"] for group in rule["apiGroups"]} == {""}
 
 
+def only_role(name):
+    (role,) = [each for each in of_kind("Role") if each["metadata"]["name"] == name]
+    return role
+
+
 def test_the_roles_name_each_right():
     # That each is needed, and that they suffice, is shown in test_rights.py.
     rules = [rule for role in of_kind("Role") for rule in role["rules"]]
@@ -58,7 +63,13 @@ def test_the_roles_name_each_right():
         for part in ("apiGroups", "resources", "verbs"):
             assert rule[part], rule
             assert "*" not in rule[part], rule
-    assert not [rule for rule in rules if "secrets" in rule["resources"]]
+    assert not [rule for rule in only_role("emberpool-api")["rules"] if "secrets" in rule["resources"]]
+    (identities,) = [rule for rule in rules if "secrets" in rule["resources"]]
+    assert set(identities["verbs"]) == {
+        "get",
+        "create",
+        "delete",
+    }  # and none that shows which there are, or changes one
 
 
 def test_each_rbac_rule_has_a_comment_that_says_why():
@@ -108,13 +119,15 @@ def test_whatever_the_apis_role_may_create_it_may_only_try():
     assert {verb for rule in role["rules"] for verb in rule["verbs"]} <= {"create", "get", "list"}
 
 
-def test_guests_reach_no_pod_of_the_service_and_its_pods_reach_what_they_need_alone():
+def test_guests_reach_the_port_for_guests_alone_and_the_services_pods_what_they_need_alone():
     spec = only("NetworkPolicy")["spec"]
     for deployment in DEPLOYMENTS:
         labels = deployment["spec"]["template"]["metadata"]["labels"]
         assert spec["podSelector"]["matchLabels"].items() <= labels.items()
     assert spec["policyTypes"] == ["Ingress", "Egress"]
-    (ingress,) = spec["ingress"]
+    ingress, of_guests = spec["ingress"]
+    assert of_guests["ports"] == [{"port": "guests", "protocol": "TCP"}]
+    assert of_guests["from"] == [{"podSelector": {"matchLabels": {"kubevirt.io": "virt-launcher"}}}]
     assert ingress["ports"] == [{"port": "http", "protocol": "TCP"}]
     elsewhere, here = (
         each[kind] for each, kind in zip(ingress["from"], ("namespaceSelector", "podSelector"), strict=True)
@@ -212,7 +225,9 @@ def test_each_pod_is_probed_on_the_port_that_the_image_serves(pod):
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
     assert container["startupProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
-    (port,) = container["ports"]
+    port, *of_guests = container["ports"]
+    guests = [each["value"] for each in container["env"] if each["name"] == "EMBERPOOL_GUEST_PORT"]
+    assert [str(each["containerPort"]) for each in of_guests] == guests
     assert f"EMBERPOOL_PORT={port['containerPort']}\n" in (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from app.compute.capabilities import Capability
 from app.compute.gateway import Gateway
+from app.compute.identities import IdentityGateway
 from app.compute.kubevirt.gateway import connect
 from app.compute.nodes import NodeChanged, NodeEvent, NodesListed
 from app.compute.ownership import OwnershipGateway
@@ -36,8 +37,8 @@ from tests.support.vm_pool_work import keep_vm_pools
 
 TOKEN = "the-service-account"
 TEMPLATE = {"image": "registry.example/fedora:42", "cpu": 1, "memory": "1Gi"}
-PARTS = {"ownership", "preloads", "snapshots", "vm_pools", "pools"}
-GATEWAYS = (Gateway, OwnershipGateway, PreloadGateway, SnapshotGateway, VmPoolGateway)
+PARTS = {"identities", "ownership", "preloads", "snapshots", "vm_pools", "pools"}
+GATEWAYS = (Gateway, IdentityGateway, OwnershipGateway, PreloadGateway, SnapshotGateway, VmPoolGateway)
 
 
 async def ask(gateway: Gateway, *, vm: str, vm_pool: str) -> None:
@@ -77,9 +78,19 @@ async def work(gateway: Gateway) -> None:
     await gateway.label_claim(name=created.name, uid=created.uid, **claim)
     await keep_installation(gateway.ownership, created)
     await gateway.delete_vm(name=created.name, uid=created.uid)
+    await identify(gateway.identities)
     await bring_near(gateway.preloads)
     await take_and_start(gateway)
     await keep_vm_pools(gateway)
+
+
+async def identify(identities: IdentityGateway) -> None:
+    identity = {"name": "small-1", "pool": "small", "vm_id": str(new_id())}
+    made = await identities.make(**identity, files={"token": "first"})
+    assert await identities.make(**identity, files={"token": "second"}) == made  # the answer was lost
+    assert made.token == "first"
+    await identities.remove(name="small-1", uid=made.uid)
+    await identities.remove(name="small-1", uid=None)
 
 
 async def keep_installation(ownership: OwnershipGateway, vm: Observation) -> None:
@@ -180,7 +191,7 @@ def test_what_the_workers_call_is_what_their_role_was_tried_with():
     called = names(*sources_of("reconcilers"))
     assert called >= {"create_vm", "find_present", "detach"}
     assert called <= names(
-        *map(inspect.getsource, (work, keep_installation, preload_work, snapshot_work, vm_pool_work))
+        *map(inspect.getsource, (work, identify, keep_installation, preload_work, snapshot_work, vm_pool_work))
     )
 
 

@@ -100,7 +100,7 @@ def test_settings_that_hold_together_have_nothing_to_tell(given):
 
 def test_every_setting_is_in_the_tables():
     """A new setting has to be compared with the others: add its pairs to the tables above, or name who compares it."""
-    elsewhere = {"template", "placement", "warm_when", "allow_unschedulable"}
+    elsewhere = {"template", "placement", "guest", "warm_when", "allow_unschedulable"}
     assert set(PoolSpec.model_fields) == SETTINGS | elsewhere
     named = {name for pair in (*REFUSED, *TOLD) for name in pair} | {name for given in FINE.values() for name in given}
     assert named == SETTINGS

@@ -130,6 +130,7 @@ class ClaimRoute:
     def __init__(self, services: Services) -> None:
         self._claim_service = services.claim_service
         self._path_selector = services.path_selector
+        self._handovers = services.handovers
         self._namespace = services.settings.namespace
 
     def submit(self, body: bytes, key: str | None, recipient: Recipient) -> bool:
@@ -181,8 +182,12 @@ class ClaimRoute:
             key = idempotency_key_of(scope["headers"])
             request = await in_turn(len(body), partial(parse, body, key))
             if isinstance(request, DescribedClaimRequest):
-                return await self._path_selector.claim(request, until_disconnected)
-            return await self._claim_service.claim(request, until_disconnected)
+                answer = await self._path_selector.claim(request, until_disconnected)
+            else:
+                answer = await self._claim_service.claim(request, until_disconnected)
+            if request.handover is None:
+                return answer
+            return await self._handovers.follow(answer, request.handover, until_disconnected)
         if isinstance(submitted.outcome, Exception):
             raise submitted.outcome
         return await self._claim_service.conclude(submitted.claim, submitted.outcome, until_disconnected)
@@ -201,18 +206,33 @@ def parse(raw: bytes, key: str | None) -> ClaimRequest | DescribedClaimRequest:
         key=key,
         request_hash=fingerprint(body, leave_out={"paths"}) if key is not None else "",
         prefer=body.prefer,
+        handover=body.handover.request() if body.handover is not None else None,
     )
+
+
+class _Secret(Exception):
+    """A request with data that nothing may keep: a result would stay in the cache, and an exception does not."""
+
+    def __init__(self, request: ClaimRequest | DescribedClaimRequest) -> None:
+        super().__init__()
+        self.request = request
 
 
 def _parse_small(raw: bytes, key: str | None) -> ClaimRequest | DescribedClaimRequest:
     """The same bytes are the same request but for its key, and most clients send the same body each time."""
-    return _parse_cached(raw, keyed=False) if key is None else _parse_cached(raw, keyed=True)._replace(key=key)
+    try:
+        return _parse_cached(raw, keyed=False) if key is None else _parse_cached(raw, keyed=True)._replace(key=key)
+    except _Secret as secret:
+        return secret.request._replace(key=key)
 
 
 @lru_cache(maxsize=1000)
 def _parse_cached(raw: bytes, *, keyed: bool) -> ClaimRequest | DescribedClaimRequest:
-    """`keyed`: with the hash that a key is tied to."""
-    return parse(raw, "" if keyed else None)
+    """`keyed`: with the hash that a key is tied to. Raises _Secret."""
+    request = parse(raw, "" if keyed else None)
+    if request.handover is not None:
+        raise _Secret(request)
+    return request
 
 
 def render_stored(answer: StoredClaim, namespace: str) -> tuple[str, Response]:
@@ -222,7 +242,7 @@ def render_stored(answer: StoredClaim, namespace: str) -> tuple[str, Response]:
     headers = {"Idempotent-Replayed": "true"} if answer.replayed else {}
     status, outcome = 200, "ended"
     if claim.state is ClaimState.BOUND:
-        status, outcome = 201, "replayed" if answer.replayed else "waited"
+        status, outcome = 201, "replayed" if answer.replayed else "waited" if claim.handover is None else "handed-over"
     elif claim.state is ClaimState.PENDING:
         status, outcome = 202, "pending"
         headers["Location"] = f"/v1/claims/{claim.id}"
@@ -256,6 +276,8 @@ def _described(body: ClaimBody, key: str | None) -> DescribedClaimRequest:
     return DescribedClaimRequest(
         vm=body.vm,
         paths=body.paths or tuple(StartPath),
+        guest=body.guest,
+        handover=body.handover.request() if body.handover is not None else None,
         warm_when=body.warm_when or WarmWhen.AGENT,
         start_from=body.start_from,
         placement=body.placement,
@@ -312,6 +334,7 @@ def _describe_warm(warm: WarmClaim, namespace: str) -> dict[str, Any]:
         "reason": None,
         "replacements": [],
         "restarts": [],
+        "handover": None,
         "estimate": None,
         "timings": {
             "wait": 0.0,

@@ -27,6 +27,7 @@ from enum import StrEnum
 from app.compute.kubevirt.kinds import Manifest
 from app.compute.kubevirt.templates import placement, rules, shapes
 from app.compute.kubevirt.templates.field_types import check_types
+from app.compute.kubevirt.templates.identity import carries_identity, carry_identity
 from app.compute.kubevirt.templates.manifests import VIRTIO
 from app.compute.kubevirt.templates.marks import marks_of
 from app.compute.kubevirt.templates.problems import Problems
@@ -82,11 +83,13 @@ def expand(
     *,
     diskless: bool = False,
     full_cores: bool = False,
+    channel: bool = False,
 ) -> VmTemplate:
     """Raises TemplateRefused with every problem that our own rules find.
 
     If this function fills in anything else than before, every pool rotates. `where` is the placement; see `placement.place`, also
-    for `full_cores`. `diskless`: the VMs get a disk from what they start from, so the short form needs no image.
+    for `full_cores`. `diskless`: the VMs get a disk from what they start from, so the short form needs no image. `channel`: each VM
+    gets an identity disk.
     """
     problems = Problems()
     written = _read(template, problems)
@@ -101,6 +104,8 @@ def expand(
         rules.check_uploads(spec, lambda field: locate(form, field), problems)
     if not problems.found:
         placement.place(spec, where, lambda field: locate(form, field), problems, full_cores=full_cores)
+    if channel and not problems.found:
+        carry_identity(spec, lambda field: locate(form, field), problems)
     if problems.found:
         raise TemplateRefused(
             f"No VM can be made from this template. {list_problems(problems.found)}", problems=problems.found
@@ -127,6 +132,7 @@ def describe(spec: Manifest, form: TemplateForm = TemplateForm.VM_SPEC) -> VmTem
         marks=marks_of(spec),
         exclusives=exclusives_of(spec, at),
         identity=identity_of(spec, at),
+        has_identity_disk=carries_identity(spec),
         form=form,
     )
 

@@ -12,18 +12,21 @@ from app.domain.ownership import ClaimRecord
 from app.domain.templates import Marks
 
 VIRTIO = "virtio"
+IDENTITY = "emberpool-identity"
+"""The name of the volume that is a VM's identity disk (see `identity`), and the placeholder for that of its Secret."""
 _NAME_LIMIT = 63  # a PVC's name becomes a label value of the pods that CDI starts for it
 _DIGEST_CHARS = 16
 
 
 def vm_manifest(*, name: str, namespace: str, instance: str, pool: str, vm_id: str, spec: Manifest) -> Manifest:
-    """The VirtualMachine `name`, made from an expanded `spec`.
+    """The VirtualMachine `name`, made from an expanded `spec`. Its identity disk, if it has one, is made from a Secret of its name.
 
     The VM and its VMI get the template's labels and annotations and our own labels; a VMI inherits those of
     `spec.template.metadata`. DataVolume templates, and the volumes that refer to them, get names that only this VM has.
     """
     spec = copy.deepcopy(spec)
     rename_data_volumes(spec, name)
+    _name_identity(spec, name)
     metadata: Manifest = spec["template"].setdefault("metadata", {})
     ours = {**labels.ours(instance), labels.POOL: pool, labels.VM_ID: vm_id}
     metadata["labels"] = {**(metadata.get("labels") or {}), **ours}
@@ -70,6 +73,12 @@ def pod_patch(patch: Manifest) -> Manifest:
     """The same for the VM's pod, on which KubeVirt sets one of the labels itself."""
     kept = {key: value for key, value in (patch.get("labels") or {}).items() if key != SET_ON_PODS}
     return {**patch, "labels": kept}
+
+
+def _name_identity(spec: Manifest, secret: str) -> None:
+    for volume in spec["template"]["spec"].get("volumes") or []:
+        if volume["name"] == IDENTITY:
+            volume["secret"]["secretName"] = secret
 
 
 def data_volume_name(vm: str, template: str, *, limit: int = _NAME_LIMIT) -> str:

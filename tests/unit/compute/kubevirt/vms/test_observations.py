@@ -32,7 +32,8 @@ def test_a_warm_vm_is_told_whole():
     assert seen.scheduled_at == datetime(2026, 11, 23, 4, 6, 22, tzinfo=UTC)
     assert seen.running_at == datetime(2026, 11, 23, 4, 6, 24, tzinfo=UTC)
     assert seen.failure is None
-    assert all(seen.is_warm(when) for when in WarmWhen)
+    assert all(seen.is_warm(when, greeted=True) for when in WarmWhen)
+    assert not seen.is_warm(WarmWhen.HELLO)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Identities of VMs whose guests have a channel to the service."""

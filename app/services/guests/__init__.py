@@ -1,0 +1,1 @@
+"""What guests ask of the service through their channel."""

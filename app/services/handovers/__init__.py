@@ -1,0 +1,1 @@
+"""What claims hand over to the guests of their VMs."""
