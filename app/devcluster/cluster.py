@@ -78,10 +78,17 @@ SERVER_NAME = "emberpool-devcluster"
 class DevCluster:
     """`async with DevCluster(config) as cluster:` serves at `cluster.url` until the block ends.
 
-    Order faults through `faults`. `clock` may be a ManualClock that the test advances.
+    Order faults through `faults`. `clock` may be a ManualClock that the test advances. `storage` has the data of volumes; by
+    default nothing has.
     """
 
-    def __init__(self, config: DevClusterConfig | None = None, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: DevClusterConfig | None = None,
+        *,
+        clock: Clock | None = None,
+        storage: StorageBackend | None = None,
+    ) -> None:
         self.config = config or DevClusterConfig()
         self.clock: Clock = clock or LoopClock()
         self.jitter = Jitter(self.config.seed, self.config.jitter_share)
@@ -91,6 +98,7 @@ class DevCluster:
         """What the hooks of simulated guests do with their claims."""
         self.images = ImageCache(self.store, self.config.image_cache_slots)
         self._state: StateFile | None = None
+        self._storage = storage
         self._stops: tuple[Callable[[], None], ...] = ()
         self._resumes: tuple[Callable[[], None], ...] = ()
         if isinstance(clock, ManualClock):
@@ -182,7 +190,7 @@ class DevCluster:
         api = self.api = Api(store, self.clock, Admission(KubeVirtWebhooks(store), CdiWebhooks(store)), jitter)
         self.ledger = Ledger(store)
         self.disruptions = Disruptions(faults, store, self.clock, durations)
-        self.storage: StorageBackend = SimulatedStorage(self.clock, durations, jitter)
+        self.storage: StorageBackend = self._storage or SimulatedStorage(self.clock, durations, jitter)
         self.power = NodePower()
         self.lifecycle = NodeLifecycle(api, durations, self.power, self.images)
         self.crons = DataImportCronController(api, durations)

@@ -59,7 +59,7 @@ def find_source(store: Store, volume: Json) -> Source | None:
         return None
     if kind in {"pvc", "snapshot"}:
         return Source(kind, given[kind].get("namespace") or namespace, given[kind]["name"])
-    return Source(kind, given=given)
+    return Source(kind, given=given[kind] or {})
 
 
 def is_there(store: Store, source: Source) -> bool:
