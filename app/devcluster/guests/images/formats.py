@@ -96,7 +96,7 @@ def _refuse_other_files(path: Path, start: bytes, name: str) -> None:
     _, version, backing_at, backing_length, _ = _HEADER.unpack_from(start)
     if backing_at:
         with path.open("rb") as file:
-            file.seek(backing_at)
+            file.seek(min(backing_at, path.stat().st_size))
             backing = file.read(min(backing_length, 1023)).decode(errors="replace")
         raise FetchFailed(
             f"Image {name} is invalid because it has invalid backing file {backing}: a disk must be one file."

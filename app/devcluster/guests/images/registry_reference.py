@@ -41,18 +41,21 @@ def parse_reference(text: str) -> ImageReference:
     """Read NAME or docker://NAME. Raises FetchFailed if it is no name of an image."""
     name = text.removeprefix("docker://")
     match = _NAME.fullmatch(name)
-    if match is None:
+    if match is None or not (_is_host(match["host"]) or match["host"].islower()):
         raise FetchFailed(
             f"Could not parse image: '{text}' is not the name of a container image (HOST/REPOSITORY:TAG).", pull=True
         )
     host, repository = match["host"], match["repository"]
-    if host is not None and not (
-        set(host) & set(".:") or host == "localhost"
-    ):  # a first part without a dot is a user of Docker Hub
+    if host is not None and not _is_host(host):
         host, repository = None, f"{host}/{repository}"
     if host is None or host in _DOCKER_HUB_ALIASES:
         host, repository = DOCKER_HUB, repository if "/" in repository else f"library/{repository}"
     return ImageReference(host, repository, match["digest"] or match["tag"] or "latest")
+
+
+def _is_host(name: str | None) -> bool:
+    """A first part without a dot or a port is a user of Docker Hub. No first part is Docker Hub itself."""
+    return name is None or bool(set(name) & set(".:")) or name == "localhost"
 
 
 def _is_here(host: str) -> bool:

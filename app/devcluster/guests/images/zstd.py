@@ -3,8 +3,8 @@
 import sys
 
 if sys.version_info >= (3, 14):
-    from compression.zstd import ZstdError, ZstdFile, decompress
+    from compression.zstd import ZstdError, ZstdFile, compress, decompress
 else:
-    from backports.zstd import ZstdError, ZstdFile, decompress
+    from backports.zstd import ZstdError, ZstdFile, compress, decompress
 
-__all__ = ["ZstdError", "ZstdFile", "decompress"]
+__all__ = ["ZstdError", "ZstdFile", "compress", "decompress"]
