@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 from aiohttp import web
@@ -37,6 +38,7 @@ from app.devcluster.config import DevClusterConfig
 from app.devcluster.durations import Jitter
 from app.devcluster.faults.book import FaultBook
 from app.devcluster.faults.disruptions import Disruptions, ResetError, Stage
+from app.devcluster.guests.runtime import GuestRuntime
 from app.devcluster.guests.simulated import SimulatedGuests
 from app.devcluster.kubevirt.admission import KubeVirtWebhooks
 from app.devcluster.kubevirt.guest_channels import GuestChannels, Hooks, no_hooks
@@ -69,6 +71,9 @@ from app.devcluster.storage.storage_classes import storage_objects
 from app.devcluster.storage.volume_snapshots import VolumeSnapshotter
 from app.devcluster.storage.volumes import VolumeHistory, content_name, volume_name
 
+if TYPE_CHECKING:
+    from app.devcluster.guests.opening import OpenGuests
+
 _SHUTDOWN_SECONDS = 1.0
 _RESTART_GAP = 2
 _ANSWER_SECONDS = 0.05
@@ -99,6 +104,8 @@ class DevCluster:
         self.images = ImageCache(self.store, self.config.image_cache_slots)
         self._state: StateFile | None = None
         self._storage = storage
+        self._real: OpenGuests | None = None
+        self._opened = AsyncExitStack()
         self._stops: tuple[Callable[[], None], ...] = ()
         self._resumes: tuple[Callable[[], None], ...] = ()
         if isinstance(clock, ManualClock):
@@ -143,10 +150,12 @@ class DevCluster:
             self._provide_storage()
         else:
             self._furnish()
+        await self._open_guests()
         self.images.load()
         for stored in self.store.each(NODES):
             self._provide_images(stored.obj["metadata"]["name"], shape_of(stored.obj))
         self._build()
+        self._share_guests()
         for resume in self._resumes:
             resume()
         await self._listen()
@@ -161,6 +170,7 @@ class DevCluster:
             await self._runner.cleanup()
         for stop in self._stops:
             stop()
+        await self._opened.aclose()
         if self._state is not None:
             self._state.close()
 
@@ -179,6 +189,26 @@ class DevCluster:
         self._state.attach(self.store, self.clock)
         return found
 
+    async def _open_guests(self) -> None:
+        """What really runs guests, and the disks that the saved state knows."""
+        if self.config.guests is None:
+            return
+        from app.devcluster.guests.opening import open_guests  # it needs libraries that a plain install does not have
+
+        kinds = (PERSISTENT_VOLUMES, VOLUME_SNAPSHOT_CONTENTS)
+        wanted = [stored.key[1] for kind in kinds for stored in self.store.each(kind)]
+        self._real = await self._opened.enter_async_context(open_guests(self.config.guests, self.store, wanted))
+
+    def _share_guests(self) -> None:
+        """Give each node its share of the guests that this machine holds, or what its shape says where none run."""
+        names = [stored.key[1] for stored in self.store.rows(NODES)]
+        for number, name in enumerate(names):
+            share = self.config.named_nodes.get(name, self.config.node_shape).guests
+            if self._real is not None:
+                whole, rest = divmod(self._real.most, len(names))
+                share = whole + (1 if number < rest else 0)
+            self.change_node(name, {"guests": share})
+
     def _provide_images(self, node: str, shape: NodeShape) -> None:
         self.images.introduce(node, shape.image_slots)
         for image in self.config.images:
@@ -190,11 +220,13 @@ class DevCluster:
         api = self.api = Api(store, self.clock, Admission(KubeVirtWebhooks(store), CdiWebhooks(store)), jitter)
         self.ledger = Ledger(store)
         self.disruptions = Disruptions(faults, store, self.clock, durations)
+        guests: GuestRuntime = SimulatedGuests(store, self.clock, durations, jitter)
         self.storage: StorageBackend = self._storage or SimulatedStorage(self.clock, durations, jitter)
+        if self._real is not None:
+            guests, self.storage = self._real.runtime, self._real.storage
         self.power = NodePower()
         self.lifecycle = NodeLifecycle(api, durations, self.power, self.images)
         self.crons = DataImportCronController(api, durations)
-        guests = SimulatedGuests(store, self.clock, durations, jitter)
         starter = PodStarter(api, durations, jitter, self.images, self.power)
         instances = InstanceController(api, durations, jitter, self.disruptions.refuse_pod)
         keeps_memory = self.config.keeps_memory and guests.keeps_memory

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from app.devcluster.apiserver.access import Subject
 from app.devcluster.durations import Durations
+from app.devcluster.guests.settings import RealGuests
 from app.devcluster.nodes.image_cache import IMAGE_CACHE_SLOTS
 from app.devcluster.nodes.node_shapes import NodeShape
 
@@ -16,6 +17,7 @@ class DevClusterConfig:
     everything in memory. `named_nodes` are added to the `nodes` (node1, node2, ...), or give one of those another shape.
     The same `seed` gives the same jitter and generated names; durations vary by up to `jitter_share` either way. Every
     node has the `images` cached from the start. `keeps_memory`: snapshots may keep the memory of VMs, which KubeVirt does not.
+    node has the `images` cached from the start. With `guests`, VMs really run, and disks are files; None simulates both.
     """
 
     host: str = "127.0.0.1"
@@ -32,3 +34,4 @@ class DevClusterConfig:
     seed: int = 0
     jitter_share: float = 0.1
     keeps_memory: bool = True
+    guests: RealGuests | None = None

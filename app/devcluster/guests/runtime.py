@@ -75,6 +75,12 @@ class GuestListener(Protocol):
 
     def disconnected(self, key: Key) -> None: ...
 
+    def noted(self, key: Key, annotations: Mapping[str, str]) -> None:
+        """Something became known of a running guest: the VMI gets these annotations."""
+
+    def stalled(self, key: Key, message: str) -> None:
+        """It stands still because of an error of a disk, as the message says, until it is unpaused."""
+
     def probed(self, key: Key, *, healthy: bool) -> None:
         """The readiness probe succeeded, or failed as often as it may."""
 

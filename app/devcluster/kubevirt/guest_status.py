@@ -71,6 +71,13 @@ def disconnected(vmi: Json) -> Json:
     return with_status(vmi, conditions=drop(vmi["status"].get("conditions"), "AgentConnected"))
 
 
+def stalled(vmi: Json, now: datetime) -> Json:
+    """QEMU stopped the guest because a disk cannot be written."""
+    told = "VMI was paused, low-level IO error detected"
+    paused = make("Paused", True, now, reason="PausedIOError", message=told, probed=True)
+    return with_status(vmi, conditions=put(vmi["status"].get("conditions"), paused))
+
+
 def ended(vmi: Json, end: End, now: datetime) -> Json:
     conditions = drop(vmi["status"].get("conditions"), "AgentConnected", "Paused")
     if end.reason:

@@ -1,13 +1,13 @@
 """virt-handler: starts the pod and the guest of a VMI, watches them, and shuts them down."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from typing_extensions import override
 
 from app.devcluster.apiserver.api import Api
 from app.devcluster.apiserver.conditions import holds
 from app.devcluster.apiserver.events import EventRecorder
-from app.devcluster.apiserver.objects import Key, owners_of, phase_of, with_status
+from app.devcluster.apiserver.objects import Key, owners_of, phase_of, with_annotations, with_status
 from app.devcluster.apiserver.registry import PODS, VIRTUAL_MACHINE_INSTANCES
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.store import Change, Stored
@@ -16,7 +16,7 @@ from app.devcluster.faults.book import FaultBook
 from app.devcluster.faults.controller import FaultyController
 from app.devcluster.guests.memory import MISMATCH, restored_from
 from app.devcluster.guests.runtime import AgentFacts, Domain, End, Guest, GuestRuntime
-from app.devcluster.kubevirt.guest_status import connected, disconnected, ended, refused, started
+from app.devcluster.kubevirt.guest_status import connected, disconnected, ended, refused, stalled, started
 from app.devcluster.kubevirt.memory import mark_stale, restore_problem
 from app.devcluster.kubevirt.pod_readiness import with_containers, with_gate
 from app.devcluster.kubevirt.vmi_controller import FINAL, pod_of
@@ -140,6 +140,13 @@ class VirtHandler(FaultyController):
 
     def disconnected(self, key: Key) -> None:
         self._on_vmi(key, disconnected)
+
+    def noted(self, key: Key, annotations: Mapping[str, str]) -> None:
+        self._on_vmi(key, lambda vmi: with_annotations(vmi, dict(annotations)))
+
+    def stalled(self, key: Key, message: str) -> None:
+        if (vmi := self._on_vmi(key, lambda vmi: stalled(vmi, self._api.clock.now()))) is not None:
+            self._events.record(vmi, "IOerror", message, warning=True)
 
     def probed(self, key: Key, *, healthy: bool) -> None:
         self._on_pod(key, lambda obj: self._contained(obj, healthy))

@@ -2,9 +2,10 @@
 
 import json
 from datetime import datetime
+from decimal import Decimal
 
 from app.devcluster.apiserver.objects import annotations_of, new_object
-from app.devcluster.apiserver.quantities import whole
+from app.devcluster.apiserver.quantities import Quantity, whole
 from app.devcluster.apiserver.registry import NODES
 from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.times import stamp
@@ -114,7 +115,8 @@ def _room(shape: NodeShape) -> Json:
     """The members `capacity` and `allocatable` of the status."""
     taken = whole(shape.hugepages_2mi) + whole(shape.hugepages_1gi)
     common: Json = {
-        **{f"devices.kubevirt.io/{device}": "1k" for device in ("kvm", "tun", "vhost-net", "vhost-vsock")},
+        "devices.kubevirt.io/kvm": str(Quantity(Decimal(shape.guests), binary=False)),
+        **{f"devices.kubevirt.io/{device}": "1k" for device in ("tun", "vhost-net", "vhost-vsock")},
         "ephemeral-storage": "500Gi",
         "hugepages-1Gi": shape.hugepages_1gi,
         "hugepages-2Mi": shape.hugepages_2mi,

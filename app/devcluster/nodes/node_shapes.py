@@ -22,7 +22,8 @@ class NodeShape:
 
     Nodes without a `zone` are spread over zone-a, zone-b and zone-c in turn. `taints` have the form of kubectl
     (`key=value:NoSchedule`). The first of `cpu_models` is that of the host. `labels` override all other labels.
-    `image_slots` is the size of the image cache; None for the default of the cluster.
+    `image_slots` is the size of the image cache; None for the default of the cluster. `guests` is the number of VMs that it can
+    run at once, told as its devices for virtualization.
     """
 
     cpu: int = 32
@@ -39,6 +40,7 @@ class NodeShape:
     taints: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     image_slots: int | None = None
+    guests: int = 1000
 
     def taint_objects(self) -> list[Json]:
         return [_parse_taint(text) for text in self.taints]
@@ -82,7 +84,7 @@ def parse_shape(text: str, shape: NodeShape) -> tuple[str, NodeShape]:
             given.setdefault("labels", {})[member.removeprefix("label.")] = value
         elif member in _LISTS:
             given[member] = value.split("+") if value else []
-        elif member in _COUNTS or member == "image_slots":
+        elif member in _COUNTS or member in {"image_slots", "guests"}:
             given[member] = int(value) if value.isdecimal() else value
         elif member in _FLAGS:
             given[member] = {"true": True, "false": False}.get(value, value)
@@ -97,6 +99,8 @@ def _problem(name: str, value: object) -> str:
     """What the value must be; empty where it is valid."""
     if name in _COUNTS:
         return "" if _is_count(value) else "a whole number above 0"
+    if name == "guests":
+        return "" if value == 0 or _is_count(value) else "a whole number, not below 0"
     if name in _QUANTITIES:
         return "" if is_quantity(value) and parse_quantity(value) >= 0 else "a quantity such as 64Gi"
     if name in _FLAGS:

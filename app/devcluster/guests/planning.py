@@ -1,0 +1,99 @@
+"""From a VMI to the machine that it is: size, networks, disks, and what it boots."""
+
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.devcluster.apiserver.objects import owners_of
+from app.devcluster.apiserver.status import Json
+from app.devcluster.guests.boot_sectors import Beginning, look_at
+from app.devcluster.guests.guest_disks import DiskMaker, GuestDisks
+from app.devcluster.guests.images.built_in import BuiltInGuest
+from app.devcluster.guests.qemu.plan import FirmwareBoot, KernelBoot, MachinePlan, Nic, Port
+from app.devcluster.guests.runtime import Guest
+from app.devcluster.guests.shape import Network, fit_size, networks_of
+
+BOOT = "guests.emberpool.io/boot"
+NOTES = "guests.emberpool.io/notes"
+_UUIDS = uuid.UUID("6f5f2d2e-9f0f-5c0c-8a67-0d1d3b8c7a11")
+
+
+class NotBootable(Exception):
+    """The disk that the guest is to boot from has nothing to boot; the text says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """`macs` by the names of the interfaces; the VMI gets the `annotations`."""
+
+    plan: MachinePlan
+    macs: dict[str, str]
+    annotations: dict[str, str]
+
+
+class Planner:
+    """`most_memory` (bytes) is what a guest has at most. `built_in` gives the built-in guest, made when it is first needed."""
+
+    def __init__(self, disks: DiskMaker, built_in: Callable[[], Awaitable[BuiltInGuest]], most_memory: int) -> None:
+        self._disks = disks
+        self._built_in = built_in
+        self._most_memory = most_memory
+
+    async def plan(self, guest: Guest) -> Planned:
+        """Raises VolumeMissing, NotBootable, DiskError or ImageError."""
+        size = fit_size(guest.vmi["spec"], self._most_memory)
+        networks = networks_of(guest.vmi)
+        disks = await self._disks.make(guest)
+        boot = await self._choose_boot(disks)
+        notes = [*size.notes, *disks.notes]
+        plan = MachinePlan(
+            name=machine_name(guest),
+            memory_bytes=size.memory,
+            cpus=size.cpus,
+            boot=boot,
+            disks=tuple(disks.disks),
+            nics=tuple(_nic(network) for network in networks),
+            seed=disks.seed,
+            uuid=_machine_id(guest.vmi),
+        )
+        annotations = {BOOT: "firmware" if isinstance(boot, FirmwareBoot) else "built-in"}
+        if notes:
+            annotations[NOTES] = " ".join(notes)
+        return Planned(plan, {network.name: network.mac for network in networks}, annotations)
+
+    async def remove(self, uid: str) -> None:
+        """The guest has ended."""
+        await self._disks.remove(uid)
+
+    async def _choose_boot(self, disks: GuestDisks) -> KernelBoot | FirmwareBoot:
+        if disks.first is not None and await self._boots_itself(disks.first):
+            return FirmwareBoot()
+        own = await self._built_in()
+        return KernelBoot(own.kernel, own.initrd, own.append)
+
+    async def _boots_itself(self, disk: Path) -> bool:
+        """Whether the disk has a boot sector. The built-in guest takes an empty disk, or one that it has used, as its own."""
+        found = await look_at(disk)
+        if found is Beginning.UNKNOWN:
+            raise NotBootable(
+                "No bootable device: the first disk has no boot sector, and is neither empty nor a disk of the built-in guest. "
+                "Use an image that a BIOS can boot."
+            )
+        return found is Beginning.BOOTABLE
+
+
+def machine_name(guest: Guest) -> str:
+    return f"{guest.key[1][:40].rstrip('.-')}-{guest.uid}"
+
+
+def _nic(network: Network) -> Nic:
+    ports = [*(Port(port) for port in network.tcp), *(Port(port, "udp") for port in network.udp)]
+    return Nic(network.mac, tuple(ports))
+
+
+def _machine_id(vmi: Json) -> str:
+    """What the VMI says, else the same for all guests of one VM."""
+    given = (vmi["spec"]["domain"].get("firmware") or {}).get("uuid")
+    owner = next((item["uid"] for item in owners_of(vmi)), vmi["metadata"]["uid"])
+    return str(given or uuid.uuid5(_UUIDS, str(owner)))
