@@ -5,14 +5,18 @@ import asyncio
 import json
 import signal
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
-from app.devcluster.apiserver.quantities import is_quantity
+from app.devcluster.apiserver.quantities import is_quantity, whole
 from app.devcluster.cluster import DevCluster
 from app.devcluster.config import DevClusterConfig
 from app.devcluster.durations import DEFAULT_COLD_BOOT_SECONDS, Durations
+from app.devcluster.guests.choosing import KINDS, GuestsUnavailable, choose_guests
+from app.devcluster.guests.settings import RealGuests
 from app.devcluster.nodes.image_cache import IMAGE_CACHE_SLOTS
 from app.devcluster.nodes.node_shapes import SHAPE_FIELDS, NodeShape, change_shape, parse_shape
 
@@ -21,7 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     options, config = parse(arguments)
     # Standard output has one line only: where the cluster listens.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    asyncio.run(_serve(config, options.kubeconfig_out, options.ready_file))
+    try:
+        asyncio.run(_serve(config, options))
+    except GuestsUnavailable as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     return 0
 
 
@@ -57,20 +65,46 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, DevClusterCo
     return options, config
 
 
-async def _serve(config: DevClusterConfig, kubeconfig_out: Path | None, ready_file: Path | None) -> None:
+async def _serve(config: DevClusterConfig, options: argparse.Namespace) -> None:
+    kubeconfig_out, ready_file = options.kubeconfig_out, options.ready_file
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    choice = await choose_guests(options.guests, guest_wishes(options), _tell)
+    if choice.guests is not None:
+        config = replace(config, guests=choice.guests, durations=Durations.for_real_guests())
     async with DevCluster(config) as cluster:
         if kubeconfig_out is not None:
             _write(kubeconfig_out, cluster.kubeconfig_text())
-        ready = json.dumps({"url": cluster.url, "kubeconfig": str(kubeconfig_out) if kubeconfig_out else None})
+        told = {"guests": choice.name, "note": choice.note or None}
+        ready = json.dumps({"url": cluster.url, "kubeconfig": str(kubeconfig_out) if kubeconfig_out else None, **told})
         if ready_file is not None:
             _write(ready_file, ready + "\n")
         sys.stdout.write(ready + "\n")
         sys.stdout.flush()
         await stop.wait()
+
+
+def guest_wishes(options: argparse.Namespace) -> RealGuests:
+    """How guests are run if they are. Their folder lies beside the state, or is one that goes with this process."""
+    folder = options.guest_folder or (options.state and options.state.with_name("guests"))
+    if folder is None and options.guests != "simulated":
+        folder = Path(tempfile.mkdtemp(prefix="emberpool-guests-"))
+    return RealGuests(
+        folder=folder or Path(),
+        keeps_disks=options.state is not None,
+        memory=whole(options.guest_memory),
+        images=dict(options.guest_image),
+        most=options.guest_limit,
+        kernel=options.guest_kernel,
+        initrd=options.guest_initrd,
+    )
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def _write(path: Path, text: str) -> None:
@@ -142,8 +176,50 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ready-file", type=Path, help="write one line of JSON with the URL to this file once the cluster listens"
     )
+    _add_guest_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the jitter and of generated names")
     return parser
+
+
+def _add_guest_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("guests")
+    group.add_argument(
+        "--guests",
+        choices=KINDS,
+        default="simulated",
+        help="simulated: VMs run nothing; qemu: they really run; auto: they run where QEMU is found and works",
+    )
+    group.add_argument(
+        "--guest-folder", type=Path, help="where real guests have their disks; by default beside --state"
+    )
+    group.add_argument("--guest-memory", type=_quantity, default="128Mi", help="memory that a real guest has at most")
+    group.add_argument(
+        "--guest-image",
+        action="append",
+        default=[],
+        type=_mapping,
+        metavar="NAME=PATH_OR_URL",
+        help="what the container disk NAME really is: a disk image here, at an http(s) URL, or docker://IMAGE; repeatable. "
+        "Every other container disk is the built-in guest",
+    )
+    group.add_argument("--guest-limit", type=_count, help="number of real guests; by default what this machine holds")
+    group.add_argument("--guest-kernel", type=Path, help="a kernel of your own, in place of the built-in guest's")
+    group.add_argument("--guest-initrd", type=Path, help="the initramfs that goes with --guest-kernel")
+
+
+def _mapping(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not (name and found and value):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not NAME=PATH_OR_URL; write one such as fedora=/images/fedora.qcow2"
+        )
+    return name, value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of guests; write one such as 20")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ class DevCluster:
         """What really runs guests, and the disks that the saved state knows."""
         if self.config.guests is None:
             return
-        from app.devcluster.guests.opening import open_guests  # it needs libraries that a plain install does not have
+        from app.devcluster.guests.opening import open_guests  # noqa: PLC0415  # it needs libraries that a plain install does not have
 
         kinds = (PERSISTENT_VOLUMES, VOLUME_SNAPSHOT_CONTENTS)
         wanted = [stored.key[1] for kind in kinds for stored in self.store.each(kind)]

@@ -7,6 +7,7 @@ from typing import Literal
 
 from app.devcluster.guests.disks.errors import DiskError
 from app.devcluster.guests.disks.qemu_img import QemuImg
+from app.devcluster.guests.images.built_in import built_in_guest, own_guest
 from app.devcluster.guests.images.errors import ImageError
 from app.devcluster.guests.qemu.detect import Found, probe_machines
 from app.devcluster.guests.qemu.errors import MachineError
@@ -46,8 +47,6 @@ async def choose_guests(kind: Kind, wishes: RealGuests, on_progress: Callable[[s
 
 async def _prepare(found: Found, wishes: RealGuests, on_progress: Callable[[str], None]) -> RealGuests:
     """Make sure of all that the first guest will need."""
-    from app.devcluster.guests.images.built_in import built_in_guest, own_guest
-
     if importlib.util.find_spec("qemu") is None:
         raise MachineError("The library qemu.qmp is not installed: pip install 'emberpool[local]'.")
     QemuImg().find()

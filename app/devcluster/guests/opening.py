@@ -38,20 +38,21 @@ class OpenGuests:
 async def open_guests(settings: RealGuests, store: Store, wanted: Iterable[str]) -> AsyncIterator[OpenGuests]:
     """Until the block ends. Of the disks in the folder only the `wanted` ones are kept. Raises DiskError, MachineError."""
     found, most = settings.found or await probe_machines(), most_guests(settings)
-    volumes, disks = settings.folder / "volumes", settings.folder / "disks"
+    volumes, disks, memory = (settings.folder / name for name in ("volumes", "disks", "memory"))
     if not settings.keeps_disks:
         shutil.rmtree(disks, ignore_errors=True)
+        shutil.rmtree(memory, ignore_errors=True)
     shutil.rmtree(volumes, ignore_errors=True)
     settings.folder.mkdir(parents=True, exist_ok=True)
     temporary = None if settings.keeps_disks else settings.folder
     async with open_machines(settings.folder, found, Limits(guests=most), ephemeral=temporary) as machines:
-        runtime = QemuGuests(machines)
+        runtime = QemuGuests(machines, memory)
         storage = FileStorage(disks, _fetch, runtime.pivot)
         await storage.open(wanted)
         try:
             images = ContainerImages(storage.disks, QemuImg(), _fetch, settings.images)
             maker = DiskMaker(store, storage.disks, images, volumes)
-            runtime.use(Planner(maker, _built_in(settings), settings.memory))
+            runtime.use(Planner(maker, _built_in(settings), settings.memory, memory), storage.freeze_all)
             yield OpenGuests(runtime, storage, most)
             await runtime.close()
         finally:

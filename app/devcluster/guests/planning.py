@@ -1,8 +1,9 @@
 """From a VMI to the machine that it is: size, networks, disks, and what it boots."""
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.devcluster.apiserver.objects import owners_of
@@ -10,7 +11,11 @@ from app.devcluster.apiserver.status import Json
 from app.devcluster.guests.boot_sectors import Beginning, look_at
 from app.devcluster.guests.guest_disks import DiskMaker, GuestDisks
 from app.devcluster.guests.images.built_in import BuiltInGuest
-from app.devcluster.guests.qemu.plan import FirmwareBoot, KernelBoot, MachinePlan, Nic, Port
+from app.devcluster.guests.images.identity import HELPER_PATH, calls_to_become, new_identity
+from app.devcluster.guests.images.system_calls import CallList, helper
+from app.devcluster.guests.memory import restored_from
+from app.devcluster.guests.qemu.memory_image import MemoryImage
+from app.devcluster.guests.qemu.plan import Errand, FirmwareBoot, Helper, KernelBoot, MachinePlan, Nic, Port
 from app.devcluster.guests.runtime import Guest
 from app.devcluster.guests.shape import Network, fit_size, networks_of
 
@@ -33,15 +38,18 @@ class Planned:
 
 
 class Planner:
-    """`most_memory` (bytes) is what a guest has at most. `built_in` gives the built-in guest, made when it is first needed."""
+    """`most_memory` (bytes) is what a guest has at most, `memory` the folder of kept memory. `built_in` gives the built-in guest, made when it is first needed."""
 
-    def __init__(self, disks: DiskMaker, built_in: Callable[[], Awaitable[BuiltInGuest]], most_memory: int) -> None:
+    def __init__(
+        self, disks: DiskMaker, built_in: Callable[[], Awaitable[BuiltInGuest]], most_memory: int, memory: Path
+    ) -> None:
         self._disks = disks
+        self._memory = memory
         self._built_in = built_in
         self._most_memory = most_memory
 
     async def plan(self, guest: Guest) -> Planned:
-        """Raises VolumeMissing, NotBootable, DiskError or ImageError."""
+        """Raises VolumeMissing, NotBootable, DiskError, ImageError or MemoryBroken."""
         size = fit_size(guest.vmi["spec"], self._most_memory)
         networks = networks_of(guest.vmi)
         disks = await self._disks.make(guest)
@@ -56,8 +64,14 @@ class Planner:
             nics=tuple(_nic(network) for network in networks),
             seed=disks.seed,
             uuid=_machine_id(guest.vmi),
+            helper=Helper(HELPER_PATH, helper()),
         )
         annotations = {BOOT: "firmware" if isinstance(boot, FirmwareBoot) else "built-in"}
+        handle = restored_from(guest.vmi)
+        if handle is not None:
+            image = await asyncio.to_thread(MemoryImage.open, self._memory / handle)
+            plan = replace(plan, restore=image, identity=(_errand(guest, networks),))
+            annotations[BOOT] = "memory"
         if notes:
             annotations[NOTES] = " ".join(notes)
         return Planned(plan, {network.name: network.mac for network in networks}, annotations)
@@ -90,6 +104,19 @@ def machine_name(guest: Guest) -> str:
 def _nic(network: Network) -> Nic:
     ports = [*(Port(port) for port in network.tcp), *(Port(port, "udp") for port in network.udp)]
     return Nic(network.mac, tuple(ports))
+
+
+def _errand(guest: Guest, networks: list[Network]) -> Errand:
+    """What makes a clone of kept memory a machine of its own."""
+    hostname = str(guest.vmi["spec"].get("hostname") or guest.key[1].split(".")[0])
+    identity = new_identity(hostname, mac=networks[0].mac if networks else None)
+    calls: list[CallList] = []
+
+    def make_input(now: float) -> bytes:
+        calls.append(calls_to_become(identity, now=now))
+        return calls[-1].encoded()
+
+    return Errand(HELPER_PATH, (), make_input, lambda code, told: calls[-1].failure(code, told))
 
 
 def _machine_id(vmi: Json) -> str:

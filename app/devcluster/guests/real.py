@@ -1,12 +1,15 @@
 """Guests that run: each is a process of QEMU. They end with the dev cluster, whatever their VMIs say when it is back."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import shutil
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 from app.devcluster.apiserver.status import ApiError, Json
-from app.devcluster.guests.qemu.errors import MachineError
+from app.devcluster.guests.disks.errors import DiskError
+from app.devcluster.guests.memory import MemoryOutcome
+from app.devcluster.guests.qemu.errors import MachineError, MachineGone
 from app.devcluster.guests.qemu.machine import Machine
 from app.devcluster.guests.qemu.machines import Machines
 from app.devcluster.guests.readiness import needs_agent
@@ -21,16 +24,25 @@ _GONE = End(
 _SHUT_DOWN = End(failed=False, message="The VirtualMachineInstance was shut down.")
 
 
-class QemuGuests:
-    """A GuestRuntime over machines of QEMU. `use` gives it what makes its plans, before the first guest starts."""
+Freeze = Callable[[Mapping[str, str]], Awaitable[None]]
+"""Keeps the disks of volumes as those of snapshots: names of PersistentVolumes, each with that of a VolumeSnapshotContent."""
 
-    def __init__(self, machines: Machines) -> None:
+
+class QemuGuests:
+    """A GuestRuntime over machines of QEMU. `use` gives it what makes its plans and freezes disks, before the first guest starts.
+
+    `memory` is the folder of kept memory.
+    """
+
+    def __init__(self, machines: Machines, memory: Path) -> None:
         self._machines = machines
+        self._memory = memory
         self._guests: dict[str, RealGuest] = {}
         self._leaving: set[asyncio.Task[None]] = set()
 
-    def use(self, maker: Maker) -> None:
+    def use(self, maker: Maker, freeze: Freeze) -> None:
         self._maker = maker
+        self._freeze = freeze
 
     def listen(self, listener: GuestListener) -> None:
         self._listener = listener
@@ -87,14 +99,50 @@ class QemuGuests:
     def forget(self, uid: str) -> None:
         found = self._guests.pop(uid, None)
         if found is not None:
-            task = asyncio.get_running_loop().create_task(found.forget())
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+            self._begin(found.forget())
 
     def switch_off(self, node: str) -> None:
         for uid, found in tuple(self._guests.items()):
             if found.node == node:
                 self.forget(uid)
+
+    # Memory
+
+    @property
+    def keeps_memory(self) -> bool:
+        return True
+
+    def memory_fingerprint(self, vmi: Json) -> str | None:  # noqa: ARG002  # it depends on the plan, which is made at the start
+        return None
+
+    def save_memory(
+        self, guest: Guest, handle: str, disks: Mapping[str, str], done: Callable[[MemoryOutcome], None]
+    ) -> None:
+        self._begin(self._save(guest.uid, handle, disks, done))
+
+    def remove_memory(self, handle: str) -> None:
+        self._begin(asyncio.to_thread(shutil.rmtree, self._memory / handle, ignore_errors=True))
+
+    async def _save(
+        self, uid: str, handle: str, disks: Mapping[str, str], done: Callable[[MemoryOutcome], None]
+    ) -> None:
+        found = self._guests.get(uid)
+        try:
+            if found is None:
+                raise MachineGone("The guest is gone.")
+            self._memory.mkdir(exist_ok=True)
+            image = await found.save_memory(self._memory / handle, lambda: self._freeze(disks))
+        except (MachineError, DiskError, OSError) as error:
+            done(MemoryOutcome(error=str(error)))
+        else:
+            done(MemoryOutcome("", image.bytes, image.fingerprint, image.stood_still))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    # Verbs
 
     async def pause(self, guest: Guest) -> None:
         await self._do(guest, lambda machine: machine.pause())

@@ -14,6 +14,7 @@ from app.devcluster.apiserver.status import Json
 from app.devcluster.guests.disks.errors import DiskError
 from app.devcluster.guests.guest_disks import VolumeMissing
 from app.devcluster.guests.images.errors import ImageError
+from app.devcluster.guests.memory import MISMATCH, NOT_RESTORED, restored_from
 from app.devcluster.guests.planning import NotBootable, Planned
 from app.devcluster.guests.qemu import errors
 from app.devcluster.guests.qemu.facts import Facts
@@ -192,10 +193,15 @@ class RealGuest:
                     return
                 await asyncio.sleep(_RETRY_SECONDS)
         except _NEVER as error:
-            self._end(End(failed=True, message=_sentence(error), reason=_SYNC_FAILED))
+            self._end(End(failed=True, message=_sentence(error), reason=self._reason(error)))
         except Exception as error:  # noqa: BLE001  # whatever it is, the VMI must not wait for ever
             _log.exception("guest_failed", guest=self.guest.key)
             self._end(End(failed=True, message=f"{type(error).__name__}: {error}", reason=_SYNC_FAILED))
+
+    def _reason(self, error: Exception) -> str:
+        if restored_from(self.guest.vmi) is None:
+            return _SYNC_FAILED
+        return MISMATCH if isinstance(error, errors.MemoryMismatch) else NOT_RESTORED
 
     async def _try_to_start(self) -> bool:
         """False: not now."""
