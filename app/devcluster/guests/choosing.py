@@ -7,7 +7,6 @@ from typing import Literal
 
 from app.devcluster.guests.disks.errors import DiskError
 from app.devcluster.guests.disks.qemu_img import QemuImg
-from app.devcluster.guests.images.built_in import built_in_guest, own_guest
 from app.devcluster.guests.images.errors import ImageError
 from app.devcluster.guests.qemu.detect import Found, probe_machines
 from app.devcluster.guests.qemu.errors import MachineError
@@ -46,9 +45,12 @@ async def choose_guests(kind: Kind, wishes: RealGuests, on_progress: Callable[[s
 
 
 async def _prepare(found: Found, wishes: RealGuests, on_progress: Callable[[str], None]) -> RealGuests:
-    """Make sure of all that the first guest will need."""
+    """Make sure of all that the first guest will need. Raises MachineError, DiskError or ImageError."""
     if importlib.util.find_spec("qemu") is None:
         raise MachineError("The library qemu.qmp is not installed: pip install 'emberpool[local]'.")
+    # A plain install has not all the libraries that these need.
+    from app.devcluster.guests.images.built_in import built_in_guest, own_guest  # noqa: PLC0415
+
     QemuImg().find()
     if wishes.kernel and wishes.initrd:
         own_guest(wishes.kernel, wishes.initrd)

@@ -12,7 +12,8 @@ from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.store import Store
 from app.devcluster.guests.container_images import ContainerImages
 from app.devcluster.guests.disks.disks import Disks
-from app.devcluster.guests.images.seed import make_iso, make_seed, meta_data
+from app.devcluster.guests.images.iso import make_iso
+from app.devcluster.guests.images.seed import make_seed, meta_data
 from app.devcluster.guests.qemu.plan import Disk
 from app.devcluster.guests.runtime import Guest
 from app.devcluster.storage.volumes import claim_of, volume_name

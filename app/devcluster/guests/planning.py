@@ -116,7 +116,10 @@ def _errand(guest: Guest, networks: list[Network]) -> Errand:
         calls.append(calls_to_become(identity, now=now))
         return calls[-1].encoded()
 
-    return Errand(HELPER_PATH, (), make_input, lambda code, told: calls[-1].failure(code, told))
+    def explain(code: int, told: bytes) -> str:
+        return calls[-1].failure(code, told)
+
+    return Errand(HELPER_PATH, (), make_input, explain)
 
 
 def _machine_id(vmi: Json) -> str:
