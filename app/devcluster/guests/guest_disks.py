@@ -12,14 +12,16 @@ from app.devcluster.apiserver.status import Json
 from app.devcluster.apiserver.store import Store
 from app.devcluster.guests.container_images import ContainerImages
 from app.devcluster.guests.disks.disks import Disks
+from app.devcluster.guests.images.identity import new_host_key
 from app.devcluster.guests.images.iso import make_iso
-from app.devcluster.guests.images.seed import make_seed, meta_data
+from app.devcluster.guests.images.seed import cloud_init_data, make_seed
+from app.devcluster.guests.images.user_data import meta_data
 from app.devcluster.guests.qemu.plan import Disk
 from app.devcluster.guests.runtime import Guest
 from app.devcluster.storage.volumes import claim_of, volume_name
 
 BUILT_IN = "emberpool/guest"
-"""The container disk that asks for the built-in guest."""
+"""The container disk that asks for the built-in guest, with or without a tag."""
 
 
 class VolumeMissing(Exception):
@@ -30,9 +32,9 @@ class VolumeMissing(Exception):
 class GuestDisks:
     """`first` is the volume that the guest boots from; None: the built-in guest, which needs none."""
 
+    seed: Path
     disks: list[Disk] = field(default_factory=list)
     first: Path | None = None
-    seed: Path | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -50,9 +52,11 @@ class DiskMaker:
         own = self._folder / guest.uid
         shutil.rmtree(own, ignore_errors=True)
         own.mkdir(parents=True)
-        found = GuestDisks()
+        found = GuestDisks(seed=own / "seed.iso")
+        self._write_seed(guest, found.seed)
         for number, volume in enumerate(_in_boot_order(guest.vmi["spec"])):
-            await self._add(guest, volume, f"disk{number}", own, found)
+            if _seed_of(volume) is None:
+                await self._add(guest, volume, f"disk{number}", own, found)
         return found
 
     async def remove(self, uid: str) -> None:
@@ -79,9 +83,6 @@ class DiskMaker:
             mine = f"guest-{guest.uid}-{node}"
             await self._disks.overlay(mine, below)
             _append(found, Disk(node, await self._disks.attach(mine, guest.uid)))
-        elif (seed := volume.get("cloudInitNoCloud") or volume.get("cloudInitConfigDrive")) is not None:
-            found.seed = own / "seed.iso"
-            self._write_seed(found.seed, guest, seed)
         elif (files := self._files(namespace, volume)) is not None:
             path = own / f"{node}.iso"
             make_iso(path, files, _label(volume))
@@ -110,23 +111,18 @@ class DiskMaker:
             raise VolumeMissing(f'persistentvolumeclaim "{claim_name}" not found')
         return volume_name(claim.obj)
 
-    def _write_seed(self, path: Path, guest: Guest, source: Json) -> None:
-        hostname = guest.vmi["spec"].get("hostname") or guest.key[1].split(".")[0]
-        user = self._text(guest.key[0], source, "userData", ("userdata", "userData"))
-        network = self._text(guest.key[0], source, "networkData", ("networkdata", "networkData"))
-        meta = meta_data(f"{guest.key[1]}.{guest.key[0]}", hostname)
-        make_seed(path, user_data=user, network_data=network, meta_data=meta)
-
-    def _text(self, namespace: str, source: Json, name: str, keys: tuple[str, ...]) -> bytes:
-        if source.get(name):
-            return str(source[name]).encode()
-        if source.get(f"{name}Base64"):
-            return base64.b64decode(source[f"{name}Base64"])
-        reference = source.get("secretRef" if name == "userData" else "networkDataSecretRef") or {}
-        if not reference.get("name"):
-            return b""
-        data = self._data(SECRETS, namespace, reference["name"])
-        return next((data[key] for key in keys if key in data), b"")
+    def _write_seed(self, guest: Guest, path: Path) -> None:
+        """Also for a guest without a cloud-init volume: it learns its name, and gets the key of its SSH server."""
+        given = next((source for volume in guest.vmi["spec"].get("volumes") or () if (source := _seed_of(volume))), {})
+        data = cloud_init_data(given, lambda name: self._data(SECRETS, guest.key[0], name))
+        meta = meta_data(f"{guest.key[1]}.{guest.key[0]}", host_name(guest))
+        make_seed(
+            path,
+            user_data=data.user_data,
+            network_data=data.network_data,
+            meta_data=meta,
+            host_key=new_host_key(),
+        )
 
     def _files(self, namespace: str, volume: Json) -> Mapping[str, bytes] | None:
         """The files of a secret or configMap volume, and of a serviceAccount's; None for other kinds."""
@@ -163,6 +159,15 @@ def _in_boot_order(spec: Json) -> list[Json]:
     volumes = {volume["name"]: volume for volume in spec.get("volumes") or ()}
     ordered = sorted(disks, key=lambda disk: disk.get("bootOrder", 2**16))
     return [volumes[disk["name"]] for disk in ordered if disk["name"] in volumes]
+
+
+def _seed_of(volume: Json) -> Json | None:
+    found: Json | None = volume.get("cloudInitNoCloud") or volume.get("cloudInitConfigDrive")
+    return found
+
+
+def host_name(guest: Guest) -> str:
+    return str(guest.vmi["spec"].get("hostname") or guest.key[1].split(".")[0])
 
 
 def _label(volume: Json) -> str:

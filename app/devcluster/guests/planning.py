@@ -9,7 +9,7 @@ from pathlib import Path
 from app.devcluster.apiserver.objects import owners_of
 from app.devcluster.apiserver.status import Json
 from app.devcluster.guests.boot_sectors import Beginning, look_at
-from app.devcluster.guests.guest_disks import DiskMaker, GuestDisks
+from app.devcluster.guests.guest_disks import DiskMaker, GuestDisks, host_name
 from app.devcluster.guests.images.built_in import BuiltInGuest
 from app.devcluster.guests.images.identity import HELPER_PATH, calls_to_become, new_identity
 from app.devcluster.guests.images.system_calls import CallList, helper
@@ -108,8 +108,7 @@ def _nic(network: Network) -> Nic:
 
 def _errand(guest: Guest, networks: list[Network]) -> Errand:
     """What makes a clone of kept memory a machine of its own."""
-    hostname = str(guest.vmi["spec"].get("hostname") or guest.key[1].split(".")[0])
-    identity = new_identity(hostname, mac=networks[0].mac if networks else None)
+    identity = new_identity(host_name(guest), mac=networks[0].mac if networks else None)
     calls: list[CallList] = []
 
     def make_input(now: float) -> bytes:
