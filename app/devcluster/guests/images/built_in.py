@@ -57,21 +57,26 @@ async def built_in_guest(
 ) -> BuiltInGuest:
     """The built-in guest of the newest packages that apt knows, from `cache` (a folder; the user's by default) or made now.
 
-    `on_progress` hears what is done, one line at a time, when something takes time. Without apt, a guest that was made before is used.
+    `on_progress` hears what is done, one line at a time, when something takes time. Where none can be made now, one of older packages is used.
     Raises GuestUnavailable, saying what to do, if there is no guest and none can be made.
     """
     folder = cache or default_cache()
     kept = Cache(folder / "guests")
     apt = Apt(folder / "apt")
     reason = _reason_against(apt)
-    for entry in kept.entries():
-        facts = facts_of(entry)
-        if facts["recipe"] == _recipe() and (reason or await _is_current(apt, facts["versions"])):
-            kept.entry(entry.name)
-            return _guest(entry, facts["versions"])
+    made = [entry for entry in kept.entries() if facts_of(entry)["recipe"] == _recipe()]
+    for entry in made:
+        if reason or await _is_current(apt, facts_of(entry)["versions"]):
+            return _kept(kept, entry)
     if reason:
         raise GuestUnavailable(f"{reason} {_OWN}")
-    return await _make(kept, apt, on_progress)
+    try:
+        return await _make(kept, apt, on_progress)
+    except GuestUnavailable as error:
+        if not made:
+            raise
+        on_progress(f"taking the guest that was made of older packages: {error}")
+        return _kept(kept, made[0])
 
 
 def _reason_against(apt: Apt) -> str:
@@ -148,6 +153,11 @@ async def _make_of_packages(kept: Cache, apt: Apt, on_progress: Callable[[str], 
     if entry is None:
         raise GuestUnavailable("Another process removed it from the cache at once.")
     return _guest(entry, versions)
+
+
+def _kept(kept: Cache, entry: Path) -> BuiltInGuest:
+    kept.entry(entry.name)
+    return _guest(entry, facts_of(entry)["versions"])
 
 
 def _guest(entry: Path, versions: Mapping[str, str]) -> BuiltInGuest:
