@@ -126,8 +126,10 @@ class Database:
             raise ours from error
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """For one statement that reads: without a transaction it takes half the round trips. Raises DatabaseUnavailable."""
+    async def once(self) -> AsyncIterator[AsyncConnection]:
+        """For one statement, which is a transaction by itself: that takes half the round trips. Raises DatabaseUnavailable; then a
+        statement that writes may have done so.
+        """
         try:
             async with self._autocommit.connect() as tx:
                 yield tx

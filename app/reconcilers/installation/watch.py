@@ -54,7 +54,7 @@ class InstallationWatch:
         return False
 
     async def _read(self) -> InstallationRow:
-        async with self._db.read() as tx:
+        async with self._db.once() as tx:
             row = await installation.read(tx)
         self._gateway.ownership.identify(row.identity.id)
         last, self._last = self._last, row

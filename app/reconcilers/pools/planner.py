@@ -103,7 +103,7 @@ async def plan_due_pools(
     A pool that is being deleted and has nothing left is deleted here. The next plan is due after about `every_seconds`, or when
     the plan itself says.
     """
-    async with db.read() as tx:
+    async with db.once() as tx:
         due = await planning.due(tx, limit=_DUE)
     if not due:
         return []

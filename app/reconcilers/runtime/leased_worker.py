@@ -77,7 +77,7 @@ class LeasedWorker(ABC, Generic[Item]):
     async def step(self) -> bool:
         """Acquires and processes one batch. True if more rows may be due."""
         limit = self.batch_size
-        async with self._db.begin() as tx:
+        async with self._db.once() as tx:
             items = await self.acquire(tx, limit)
         await at_once(self._visit, items)
         return len(items) == limit
@@ -93,7 +93,7 @@ class LeasedWorker(ABC, Generic[Item]):
 
     @abstractmethod
     async def acquire(self, tx: Tx, limit: int) -> Sequence[Item]:
-        """Up to `limit` rows that are due, leased to this worker's token."""
+        """Up to `limit` rows that are due, leased to this worker's token, by one statement."""
 
     @abstractmethod
     async def process(self, item: Item) -> None:

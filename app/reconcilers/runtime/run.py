@@ -142,7 +142,7 @@ class Reconcilers:
             ("vm-pool-sweep", self._vm_pools.sweep, s.relist_seconds, Wake()),
             ("preloads", self._preloads.step, preload_seconds, self._on(Topic.PRELOAD)),
             ("preload-sweep", self._preloads.sweep, s.preload_idle_seconds, Wake()),
-            ("snapshots", self._snapshots.step, 0.5, self._on(Topic.SNAPSHOT)),
+            ("snapshots", self._snapshots.step, 1.0, self._on(Topic.SNAPSHOT)),
             ("snapshot-sweep", self._snapshot_sweeper.step, s.relist_seconds, Wake()),
             ("reap", self._reaper.step, s.reap_seconds, Wake()),
             ("failover", self._failover.step, s.reap_seconds, Wake()),

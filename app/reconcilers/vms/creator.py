@@ -80,6 +80,9 @@ class VmCreator(LeasedWorker[CreateWork]):
         room = self._pacer.room(len(self._under_way), time.monotonic())
         if room == 0:
             return False
+        async with self._db.once() as tx:
+            if not await work.any_create(tx):
+                return False
         async with self._db.begin() as tx:
             items = await self.acquire(tx, room)
         for item in items:

@@ -80,7 +80,7 @@ class Waiters:
         """The claims that somebody waits for and that are no longer pending: a thousand pending ones cost next to nothing."""
         if not self._waiters:
             return []
-        async with self._db.read() as tx:
+        async with self._db.once() as tx:
             return await claims.settled(tx, list(self._waiters))
 
     def _take_named(self) -> list[UUID]:

@@ -183,10 +183,13 @@ class RemoveWork(VmWork):
     identity_uid: str | None = None
 
 
+async def any_create(tx: Tx) -> bool:
+    """Whether a VM may be due to be created."""
+    return await any_row(tx, _ANY_CREATE)
+
+
 async def acquire_creates(tx: Tx, *, token: UUID, limit: int, seconds: float, rate: float) -> list[CreateWork]:
     """Planned VMs that are due, urgent ones first, and creates whose lease expired. At most `rate` a second, over all replicas."""
-    if not await any_row(tx, _ANY_CREATE):
-        return []
     burst = max(1.0, rate)
     tokens: float = (await run(tx, _FILL, name="creates", rate=rate, burst=burst)).scalar_one()
     allowed = min(limit, int(tokens))

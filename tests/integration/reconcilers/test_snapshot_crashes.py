@@ -51,6 +51,10 @@ class Crashing:
                 crash.hit()
                 return db.begin()
 
+            def once(self):
+                crash.hit()
+                return db.once()
+
         for call in ("source", "stop", "take", "look", "disks", "remove"):
             world.gateway.before[call] = self.hit
         return SnapshotReconciler(Database(), world.gateway, world.settings)
