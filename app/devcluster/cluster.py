@@ -252,7 +252,7 @@ class DevCluster:
             Scheduler(api, self.ledger, durations, jitter),
             VirtHandler(api, durations, jitter, faults, self.power, starter, guests),
             Kubelet(api, durations, faults, self.power, starter),
-            GuestChannels(api, lambda: self.guest_hooks),
+            *(() if self._real else (GuestChannels(api, lambda: self.guest_hooks),)),
         )
         self.server = ApiServer(
             api,
