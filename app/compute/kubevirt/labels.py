@@ -5,6 +5,8 @@ from app.compute.kubevirt.kinds import Manifest
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "emberpool"
 PREFIX = "emberpool.io/"
+MEMORY_GROUP = "memory.emberpool.io"
+"""The API group of a cluster that keeps memory of VMs, and the prefix of its annotations."""
 INSTANCE = f"{PREFIX}instance"
 INSTALLATION = f"{PREFIX}installation"
 """The id of the installation, which is that of its database."""

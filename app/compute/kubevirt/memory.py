@@ -7,12 +7,13 @@ what was kept, and later that it cannot be restored any more. A VirtualMachine n
 from typing import Final
 
 from app.compute.kubevirt.kinds import Manifest
+from app.compute.kubevirt.labels import MEMORY_GROUP
 from app.compute.kubevirt.templates.identity import carries_identity
 from app.compute.kubevirt.templates.start_sources import keeps_state
 from app.domain.paths import FromSnapshot, Start
 from app.domain.snapshots import KeptMemory
 
-GROUP: Final = "memory.emberpool.io"
+GROUP: Final = MEMORY_GROUP
 KEEP: Final = f"{GROUP}/keep"
 BYTES: Final = f"{GROUP}/bytes"
 FINGERPRINT: Final = f"{GROUP}/fingerprint"

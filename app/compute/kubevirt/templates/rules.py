@@ -41,7 +41,9 @@ def check_metadata(metadata: Manifest, path: str, problems: Problems, *, on_vmi:
         elif key not in _METADATA_KEYS and value is not None:
             problems.add(f"{path}.{key}", "cannot be set in a template: only labels and annotations can")
     check_labels(metadata.get("labels"), f"{path}.labels", problems, on_vmi=on_vmi)
-    _check_strings(metadata.get("annotations"), f"{path}.annotations", problems)
+    for key in _check_strings(metadata.get("annotations"), f"{path}.annotations", problems):
+        if key.startswith(f"{labels.MEMORY_GROUP}/"):
+            problems.add(f"{path}.annotations.{key}", "is set for each VM by what it starts from: leave it out")
 
 
 def check_labels(value: object, path: str, problems: Problems, *, on_vmi: bool) -> None:

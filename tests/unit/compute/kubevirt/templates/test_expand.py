@@ -244,6 +244,12 @@ VMI_PROBLEMS = [
     ),
     ("metadata", {"labels": {"v": 2}}, "metadata.labels.v", "must be a string"),
     ("metadata", {"annotations": ["a"]}, "metadata.annotations", "must be a mapping"),
+    (
+        "metadata",
+        {"annotations": {"memory.emberpool.io/start-from": "another"}},
+        "metadata.annotations.memory.emberpool.io/start-from",
+        "is set for each VM by what it starts from",
+    ),
 ]
 
 
