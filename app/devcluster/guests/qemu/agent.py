@@ -19,7 +19,7 @@ from app.devcluster.guests.qemu.errors import AgentSilent, GuestRefused
 _ANSWER_BYTES: Final = 16 * 2**20  # the guest decides what it sends; this is the most that is read of one answer
 _SECONDS: Final = 30.0
 _FIRST_LOOK: Final = 0.002
-_LONGEST_LOOK: Final = 0.1
+_LONGEST_LOOK: Final = 0.02
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Final, TypedDict
 
 from app.devcluster.guests.qemu.addresses import Addresses
@@ -45,6 +46,7 @@ class Launcher:
 
     async def launch(self, plan: MachinePlan, listener: Listener, slot: BootSlot, parts: Mapping[str, str]) -> Machine:
         """Raises StartFailed, NoRoom, BadPlan or OSError."""
+        began = monotonic()
         run = self.run_folder(plan.name)
         shutil.rmtree(run, ignore_errors=True)
         run.mkdir()
@@ -67,6 +69,7 @@ class Launcher:
             console=Console(run / "console", ends.console),
             ram=ends.ram,
             errors=run / "errors",
+            began=began,
         )
         flat = tuple(end for of_nic in endpoints for end in of_nic)
         return Machine(plan, process, disks, flat, parts=parts, listener=listener, slot=slot)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import time, time_ns
+from time import monotonic, time, time_ns
 from typing import Final, Literal, Protocol
 
 from app.devcluster.guests.qemu.addresses import Endpoint
@@ -77,6 +77,9 @@ class Machine:
         self.plan = plan
         self.endpoints = endpoints
         self.agent_connected = False
+        self.stages: dict[str, float] = {}
+        """Seconds from the order to start until: `qemu` takes commands, the memory is `loaded`, the agent has `answered`, and
+        the guest has its `identity` (the last three in a restore); the guest is `running`; its agent is `connected`."""
         self._process = process
         self._disks = disks
         self._parts = parts
@@ -203,6 +206,7 @@ class Machine:
         """The first thing to be called. Raises StartFailed and what a restore raises; the process has ended then."""
         try:
             await self._process.open(self._hear)
+            self._reached("qemu")
             if self.plan.restore is not None:
                 await self._restore(self.plan.restore)
             elif not self.plan.paused:
@@ -237,10 +241,13 @@ class Machine:
             await load_state(self._process.monitor, self.name, image.state, ram_apart=image.shared)
         except MemoryBroken as error:
             raise MemoryBroken(f"{error} QEMU said: {self._process.last_words() or 'nothing'}") from error
+        self._reached("loaded")
         await self._process.monitor.execute("cont")
         await self._process.agent.sync(_RESTORED_SECONDS)
+        self._reached("answered")
         for errand in self.plan.identity:
             await self._do(errand)
+        self._reached("identity")
 
     async def _do(self, errand: Errand) -> None:
         ran = await self._process.agent.run(
@@ -308,11 +315,16 @@ class Machine:
         self._slot.give_back()
         if not self.agent_connected:
             self.agent_connected = True
+            self._reached("connected")
             self._listener.agent(True)
+
+    def _reached(self, stage: str) -> None:
+        self.stages.setdefault(stage, monotonic() - self._process.began)
 
     def _tell_running(self) -> None:
         if not self._was_running:
             self._was_running = True
+            self._reached("running")
             self._listener.running()
 
     async def _ask_to_switch_off(self) -> None:

@@ -31,6 +31,8 @@ class QemuProcess:
     """The open file that is the guest's memory, to be kept from; None if its memory is a kept one with pages of its own."""
     errors: Path
     """What QEMU itself said."""
+    began: float
+    """When its start was ordered, on the monotonic clock."""
 
     async def open(self, hear: Callable[[Json], None]) -> None:
         """Returns when QEMU takes commands. Raises StartFailed."""
