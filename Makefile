@@ -20,7 +20,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-in
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint pytest docs up bench soak openapi reference fmt lock dist clean
+.PHONY: help demo test lint pytest guests docs up bench soak openapi reference fmt lock dist clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,10 @@ lint: $(DEV) ## Only the checks without the tests: format, lint, types, import c
 
 pytest: $(DEV) $(DOCS) ## Only the tests; they include migrations and generated files
 	$(BIN)/pytest -n $(JOBS) --dist loadscope $(ARGS)
+
+guests: $(DEV) ## Only the tests of real guests, and why any is skipped (needs QEMU, and apt for their guest)
+	@command -v qemu-system-x86_64 >/dev/null && command -v qemu-img >/dev/null || echo "QEMU is missing: apt-get install qemu-system-x86 qemu-utils" >&2
+	$(BIN)/pytest -rs tests/unit/devcluster/guests tests/integration/devcluster/guests $(ARGS)
 
 docs: $(DOCS) ## Build the documents into build/site; a broken link is an error
 	$(BIN)/zensical build --strict
