@@ -263,7 +263,7 @@ class DevCluster:
         )
         faults.listen(instances.resume)
         faults.listen(lambda: self.disruptions.reach_watches(self.server.watches))
-        parts = (self.lifecycle, starter, *self._controllers)
+        parts: tuple[NodeLifecycle | PodStarter | Controller[Any], ...] = (self.lifecycle, starter, *self._controllers)
         self._resumes = tuple(part.resume for part in parts)
         self._stops = (*(part.stop for part in parts), self.storage.stop, VolumeHistory(api).stop, self.ledger.stop)
 

@@ -90,7 +90,7 @@ class GuestService:
         """
         digest, looked_at = _digest(token), self.waiting.now
         ends_at = looked_at + POLL_SECONDS
-        async with self._db.read() as tx:
+        async with self._db.once() as tx:
             guest = await guests.by_token(tx, digest)
         refusal = _unknown() if guest is None else why_refused(guest, look.boot_id)
         if guest is None or refusal is not None:
@@ -140,7 +140,7 @@ class GuestService:
         """Until `stop`: finds what lost notices named, once a second. Then ends the wait of all: other processes serve them."""
         while not stop.is_set():
             with self.health.attempt():
-                async with self._db.read() as tx:
+                async with self._db.once() as tx:
                     due = await handovers.due_guests(tx, limit=_DUE_AT_ONCE)
                 self.waiting.wake_each(due)
             self.waiting.forget()

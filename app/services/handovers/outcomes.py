@@ -57,14 +57,14 @@ class HandoverOutcomes:
         while not stop.is_set():
             with self.health.attempt():
                 if waited_for := self.waiting.keys():
-                    async with self._db.read() as tx:
+                    async with self._db.once() as tx:
                         self.waiting.wake_each(await handovers.over(tx, waited_for))
             self.waiting.forget()
             await first_of(stop.wait(), timeout=_SWEEP_SECONDS)
         self.waiting.close()
 
     async def _read(self, claim_id: UUID, given: StoredClaim | None) -> StoredClaim:
-        async with self._db.read() as tx:
+        async with self._db.once() as tx:
             claim = await claims.get(tx, claim_id)
         if claim is None:
             raise no_such_claim(claim_id)
