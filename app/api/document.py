@@ -1,5 +1,6 @@
 """The OpenAPI document: what the framework generates from the routes, completed and corrected."""
 
+import json
 from typing import Any
 
 from fastapi import FastAPI
@@ -47,6 +48,9 @@ def describe(app: FastAPI) -> Json:
     for name, found in examples.load()["schemas"].items():
         if name in schemas:
             schemas[name]["examples"] = found
+    _name_choices(schemas)
+    for schema in schemas.values():
+        _tell_defaults(schema)
     components["securitySchemes"] = {
         "token": {
             "type": "http",
@@ -54,10 +58,31 @@ def describe(app: FastAPI) -> Json:
             "description": "Required if the service has EMBERPOOL_API_TOKEN set.",
         }
     }
+    # Of the whole document: a generator of clients takes the security of an operation for one that must be there.
+    document["security"] = [{}, {"token": []}]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             _complete(method, operation, guarded=path.startswith("/v1/"))
     return document
+
+
+def _name_choices(schemas: Json) -> None:
+    """Gives each titled alternative of a schema a place of its own: generators name types by these, and not those within."""
+    for schema in list(schemas.values()):
+        for choices in (schema.get("oneOf", []), schema.get("anyOf", [])):
+            for at, choice in enumerate(choices):
+                if "title" in choice:
+                    schemas[choice["title"]] = choice
+                    choices[at] = {"$ref": _SCHEMA + choice["title"]}
+
+
+def _tell_defaults(schema: Json) -> None:
+    """Tells the defaults of fields in words. As keywords they make generators take these fields for ones that must be given."""
+    for field in schema.get("properties", {}).values():
+        if (default := field.pop("default", None)) is not None:
+            told = field.get("description", "")
+            spelt = json.dumps(default, ensure_ascii=False)
+            field["description"] = told if "Default:" in told else f"{told} Default: `{spelt}`.".strip()
 
 
 def _complete(method: str, operation: Json, *, guarded: bool) -> None:
@@ -73,6 +98,6 @@ def _complete(method: str, operation: Json, *, guarded: bool) -> None:
         for kind, media in operation["requestBody"]["content"].items():
             if kind.endswith("json"):
                 media["examples"] = bodies
-    if guarded:
-        operation["security"] = [{}, {"token": []}]
+    if not guarded:
+        operation["security"] = []
     operation["responses"] = dict(sorted(answers.items()))

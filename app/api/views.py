@@ -3,6 +3,7 @@
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from typing_extensions import TypeAliasType
 
 from app.domain.stages import in_order
 
@@ -12,8 +13,9 @@ Microseconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 6)
 """Seconds, rounded to microseconds."""
 Fingerprint = Annotated[str, AfterValidator(lambda fingerprint: fingerprint[:12])]
 """The first digits of a fingerprint, which are enough to tell two of them apart."""
+StageSeconds = TypeAliasType("StageSeconds", dict[str, float | None])
 Stages = Annotated[
-    dict[str, float | None] | None,
+    StageSeconds | None,
     BeforeValidator(lambda stored: in_order(stored) if stored else None),
     Field(
         examples=[{"queue": 0.021, "disk": 0.0, "schedule": 0.0, "image": 2.0, "start": 1.0, "boot": 9.0, "agent": 0.4}]

@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from typing_extensions import TypeAliasType
 
 _MOST_THREADS = 2
 _LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
@@ -24,9 +25,13 @@ _WORDS = ("spread", "pack")
 _HOW_TO_PREFER = 'say one of them: {"zone": ...}, {"node": ...}, {"spread": true} or {"pack": true}'
 Flag = Annotated[bool, Strict()]
 LabelValue = Annotated[str, Field(pattern=_LABEL_VALUE, max_length=63)]
-NodeSelector = Annotated[dict[Annotated[str, Field(min_length=1, max_length=317)], LabelValue], Field(max_length=32)]
+NodeSelector = TypeAliasType(
+    "NodeSelector",
+    Annotated[dict[Annotated[str, Field(min_length=1, max_length=317)], LabelValue], Field(max_length=32)],
+)
 """A label's name has up to 317 characters: a domain of 253, a slash, and 63."""
-Toleration = Annotated[dict[str, Any], Field(max_length=8)]
+Toleration = TypeAliasType("Toleration", Annotated[dict[str, Any], Field(max_length=8)])
+Affinity = TypeAliasType("Affinity", Annotated[dict[str, Any], Field(max_length=8)])
 Tolerations = Annotated[list[Toleration], Field(max_length=32)]
 
 
@@ -70,7 +75,7 @@ class Placement(BaseModel):
         default=None, description="CPU model that the node must support.", examples=["Skylake-Server"]
     )
     node_selector: NodeSelector = Field(default_factory=dict, description="Labels that the node must have.")
-    affinity: dict[str, Any] | None = Field(default=None, max_length=8, description="Same as `spec.affinity` of a pod.")
+    affinity: Affinity | None = Field(default=None, description="Same as `spec.affinity` of a pod.")
     tolerations: Tolerations = Field(default_factory=list, description="Same as `spec.tolerations` of a pod.")
     spread: Spread | None = Field(
         default=None,
@@ -84,7 +89,10 @@ class Placement(BaseModel):
 def _or_a_word(schema: dict[str, Any]) -> None:
     """Changes the schema of an object into one that also accepts a word."""
     whole = {key: schema.pop(key) for key in ("type", "properties", "additionalProperties") if key in schema}
-    schema["anyOf"] = [whole, {"type": "string", "enum": list(_WORDS)}]
+    schema["anyOf"] = [
+        whole | {"title": "PreferredVm"},
+        {"type": "string", "enum": list(_WORDS), "title": "PreferWord"},
+    ]
     schema["examples"] = [{"zone": "zone-a"}, "spread"]
 
 

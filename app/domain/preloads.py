@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
+from typing_extensions import TypeAliasType
 
 from app.config import MAX_AGE_SECONDS
 from app.domain.paths import FromVolume, ImageKind, ImageRef, SnapshotDisk
@@ -37,7 +38,10 @@ PATTERNS_IN_WORDS = {
     _REFERENCE: "must be the reference of an image, without spaces",
 }
 """The message for each pattern that does not match."""
-Policy = Literal["Always", "IfNotPresent", "Never"]
+PreloadPolicy = TypeAliasType("PreloadPolicy", Literal["Always", "IfNotPresent", "Never"])
+PullMethod = TypeAliasType("PullMethod", Literal["pod", "node"])
+AccessMode = TypeAliasType("AccessMode", Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"])
+VolumeMode = TypeAliasType("VolumeMode", Literal["Block", "Filesystem"])
 ObjectName = Annotated[str, Field(pattern=_OBJECT, max_length=253)]
 OptionalName = Annotated[ObjectName | None, BeforeValidator(lambda value: None if value == "" else value)]
 """As for CDI, an empty name is none."""
@@ -69,9 +73,7 @@ class RegistrySource(_Source):
     ]
     secret_ref: OptionalName = None
     cert_config_map: OptionalName = None
-    pull_method: Literal["pod", "node"] | None = Field(
-        default=None, description="`node` uses the image cache of the node."
-    )
+    pull_method: PullMethod | None = Field(default=None, description="`node` uses the image cache of the node.")
 
 
 class S3Source(_Source):
@@ -152,12 +154,10 @@ class PreloadSpec(BaseModel):
         examples=["10Gi"],
     )
     storage_class: ObjectName | None = Field(default=None, description="Default: the default of the cluster.")
-    access_modes: list[Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]] = Field(
+    access_modes: list[AccessMode] = Field(
         default_factory=list, max_length=4, description="Default: from the StorageProfile of CDI."
     )
-    volume_mode: Literal["Block", "Filesystem"] | None = Field(
-        default=None, description="Default: from the StorageProfile of CDI."
-    )
+    volume_mode: VolumeMode | None = Field(default=None, description="Default: from the StorageProfile of CDI.")
     data_source: ObjectName | None = Field(
         default=None,
         description=(
@@ -166,7 +166,7 @@ class PreloadSpec(BaseModel):
         ),
         examples=["fedora"],
     )
-    policy: Policy = Field(
+    policy: PreloadPolicy = Field(
         default="IfNotPresent",
         description=(
             "`Always`: import when the preload is created, changed or refreshed, or when its schedule fires. `IfNotPresent`: use a "

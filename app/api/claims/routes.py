@@ -7,10 +7,10 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from app.api.bodies import BodyRoute
-from app.api.claims.schemas import ClaimView, RenewBody
+from app.api.claims.schemas import ClaimPage, ClaimView, RenewBody
 from app.api.dependencies import Svc
 from app.api.lists import answer
-from app.api.pages import After, Limit, Page, cut, decode_id
+from app.api.pages import After, Limit, cut, decode_id
 from app.api.problems import responses
 from app.config import MAX_WAIT_SECONDS
 from app.domain.states import ClaimState
@@ -28,7 +28,7 @@ ClaimId = Annotated[UUID, Path(description="The claim's id.")]
     operation_id="listClaims",
     summary="List claims, newest first",
     response_description="A page of claims, including ended ones",
-    response_model=Page[ClaimView],
+    response_model=ClaimPage,
     responses=responses(TooManyLists),
 )
 async def list_claims(

@@ -1,5 +1,6 @@
 """The JSON of claims: what clients send and receive."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Self
@@ -7,7 +8,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator, model_validator
 from pydantic_core import to_json
+from typing_extensions import TypeAliasType
 
+from app.api.pages import Page
 from app.api.views import STAGES, Milliseconds, Stages, View
 from app.config import MAX_BATCH, MAX_LEASE_SECONDS, MAX_WAIT_SECONDS
 from app.domain.guests import GuestSpec, has_channel
@@ -22,6 +25,7 @@ from app.store.rows import ClaimRow
 
 Label = Annotated[str, Field(max_length=255)]
 LabelName = Annotated[str, Field(min_length=1, max_length=63)]
+Labels = TypeAliasType("Labels", Annotated[dict[LabelName, Label], Field(max_length=32)])
 
 
 class _Body(BaseModel):
@@ -33,9 +37,8 @@ class _Body(BaseModel):
         le=MAX_LEASE_SECONDS,
         description="Lease in seconds; the claim is released when it expires. Default: the pool's, or 3600 if the VM is made for the claim.",
     )
-    labels: dict[LabelName, Label] = Field(
+    labels: Labels = Field(
         default_factory=dict,
-        max_length=32,
         description=(
             "Your own labels. They are kept with the claim, and lists can be filtered by them. Those that Kubernetes accepts are "
             "also labels of the VM."
@@ -87,10 +90,38 @@ class HandoverBody(BaseModel):
         return HandoverRequest(data, seconds if self.wait else 0.0)
 
 
+_ONLY_WITH_VM = (
+    *("start_from", "placement", "guest", "warm_when", "deadline_seconds"),
+    *("remember", "allow_unschedulable", "namespace"),
+)
+
+
+def _split(schema: dict[str, Any]) -> None:
+    """Changes the schema into a choice of two, each with the fields that belong together: what a generator of clients makes types of.
+
+    The service is more lenient than either: it takes null for a field of the other one.
+    """
+    properties: dict[str, Any] = schema.pop("properties")
+    for key in ("type", "additionalProperties"):
+        del schema[key]
+
+    def choice(title: str, own: str, left_out: Collection[str], description: str) -> dict[str, Any]:
+        kept = {name: each for name, each in properties.items() if name not in left_out}
+        given = next(each for each in kept[own].pop("anyOf") if each.get("type") != "null")
+        kept[own] = given | kept[own]
+        whole = {"title": title, "description": description, "type": "object", "properties": kept}
+        return whole | {"required": [own], "additionalProperties": False}
+
+    schema["oneOf"] = [
+        choice("PoolClaim", "pool", ("vm", *_ONLY_WITH_VM), "A claim from a pool."),
+        choice("VmClaim", "vm", ("pool",), "A claim that describes its VM."),
+    ]
+
+
 class ClaimBody(_Body):
     """A request for one VM: from a `pool`, or described as `vm` and then served by the fastest available path."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["pool"]}, {"required": ["vm"]}]})
+    model_config = ConfigDict(json_schema_extra=_split)
 
     pool: PoolName | None = Field(default=None, description="Claim from this pool. Give either `pool` or `vm`.")
     vm: Template | None = Field(
@@ -165,18 +196,7 @@ class ClaimBody(_Body):
             raise ValueError("give either a pool or a vm, not both")
         return value
 
-    @field_validator(
-        *(
-            "start_from",
-            "placement",
-            "guest",
-            "warm_when",
-            "deadline_seconds",
-            "remember",
-            "allow_unschedulable",
-            "namespace",
-        )
-    )
+    @field_validator(*_ONLY_WITH_VM)
     @classmethod
     def _only_with_vm(cls, value: object, info: ValidationInfo) -> object:
         if value and info.data.get("pool") is not None:
@@ -398,6 +418,10 @@ class ClaimView(View):
                 "stages": claim.vm_stages if claim.path != StartPath.POOL else None,
             },
         )
+
+
+class ClaimPage(Page[ClaimView]):
+    """A page of claims."""
 
 
 class BatchView(BaseModel):

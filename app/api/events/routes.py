@@ -1,6 +1,6 @@
 """The history of pools, VMs, claims, snapshots and preloads: as pages, or as a stream of server-sent events."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from sse_starlette import EventSourceResponse
@@ -9,9 +9,9 @@ from typing_extensions import override
 
 from app.api.dependencies import Services, Svc
 from app.api.events.history import Selection
-from app.api.events.schemas import EventView
+from app.api.events.schemas import EventKind, EventOrder, EventPage, EventView
 from app.api.lists import answer
-from app.api.pages import Limit, Page, bad_cursor
+from app.api.pages import Limit, bad_cursor
 from app.api.problems import responses
 from app.errors import InvalidRequest, TooManyLists, TooManyStreams
 from app.store import events
@@ -26,7 +26,7 @@ _PING_SECONDS = 15
     "",
     operation_id="listEvents",
     summary="List events, or stream them",
-    response_model=Page[EventView],
+    response_model=EventPage,
     responses={
         200: {
             "description": "A page of events; with `Accept: text/event-stream`, a stream that does not end",
@@ -53,11 +53,11 @@ async def list_events(
     ] = None,
     pool: Annotated[str | None, Query(max_length=63, description="Only events of this pool.")] = None,
     kind: Annotated[
-        Literal["pool", "vm", "claim", "snapshot", "preload"] | None,
+        EventKind | None,
         Query(description="Only events of this kind of object."),
     ] = None,
     order: Annotated[
-        Literal["oldest", "newest"],
+        EventOrder,
         Query(description="Which events come first on a page. A stream is always in the order of the events."),
     ] = "oldest",
     last_event_id: Annotated[

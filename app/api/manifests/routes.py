@@ -19,14 +19,22 @@ from app.services.manifests.service import Applied
 from app.services.writes import WriteOutcome
 
 PATH: Final = "/v1/manifests"
-YAML_TYPES: Final = ("application/yaml", "text/yaml", "application/x-yaml")
+BYTES: Final = "application/octet-stream"
+YAML_TYPES: Final = ("application/yaml", "text/yaml", "application/x-yaml", BYTES)
 _JSON: Final = "application/json"
 _EXAMPLES: Final = resources.files(__package__) / "examples"
 _BODY: Final = {
     "required": True,
     "content": {
-        YAML_TYPES[0]: {
-            "schema": {"type": "string"},
+        _JSON: {
+            "schema": {
+                "type": "object",
+                "additionalProperties": True,
+                "description": "One document, or a List of them.",
+            }
+        },
+        BYTES: {
+            "schema": {"type": "string", "format": "binary", "description": "Documents in YAML, or in JSON."},
             "examples": {
                 "pool": {"summary": "A pool", "value": (_EXAMPLES / "pool.yaml").read_text()},
                 "snapshot": {
@@ -35,9 +43,9 @@ _BODY: Final = {
                 },
             },
         },
-        _JSON: {"schema": {"type": "object", "description": "One document, or a List of them."}},
     },
 }
+"""YAML has types of its own, but the generators of clients know only this one for a body that is no JSON."""
 router = APIRouter(tags=["manifests"])
 
 
@@ -110,6 +118,7 @@ async def apply(
     ] = False,
 ) -> ManifestsView:
     """Applies documents of kind VirtualMachinePool, VirtualMachineSnapshot, VirtualMachine, DataVolume and DataImportCron.
+    YAML may be sent as `application/yaml` or as `application/octet-stream`.
 
     All documents are checked before the first is applied, by the service's own rules and by a dry run in the cluster. If one is
     refused, nothing is changed, and `errors` names each document, field and reason. Documents may refer to each other in any

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Query
 
 from app.api.claims.fast_path import route as claim_route
 from app.api.dependencies import Svc
-from app.api.pages import After, Page, cut, decode
-from app.api.paths.schemas import PathView
+from app.api.pages import After, cut, decode
+from app.api.paths.schemas import PathPage, PathView
 from app.api.problems import responses
 from app.domain.paths import StartPath
 from app.domain.statistics import BootTimes
@@ -33,7 +33,7 @@ async def list_paths(
     after: After = None,
     shape: Annotated[str | None, Query(description="Only this shape.", max_length=200)] = None,
     path: Annotated[StartPath | None, Query(description="Only this path.")] = None,
-) -> Page[PathView]:
+) -> PathPage:
     """Measured from the last starts and claims on this cluster. If nothing was measured, the figures are null and `basis` says so.
     The first page begins with each path over all shapes (`shape` is null).
     """
@@ -49,7 +49,7 @@ async def list_paths(
             shapes, following = cut(found, limit, str)
         for each, times in (await paths.of_shapes(tx, shapes)).items():
             items += _views(each, times, path)
-    return Page(items=items, next=following)
+    return PathPage(items=items, next=following)
 
 
 def _views(shape: str | None, times: PathTimes, only: StartPath | None) -> list[PathView]:

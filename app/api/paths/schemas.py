@@ -4,6 +4,7 @@ from typing import Final, Self
 
 from pydantic import Field
 
+from app.api.pages import Page
 from app.api.views import Microseconds, View
 from app.domain.paths import EXPECTED_SAVING, StartPath
 from app.domain.statistics import BootTimes
@@ -37,6 +38,10 @@ class PathView(View):
             expected=EXPECTED_SAVING.get(path),
             basis=_basis(path, shape, times, cold),
         )
+
+
+class PathPage(Page[PathView]):
+    """A page of paths."""
 
 
 _MOST: Final = 0.9999

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
 from pydantic import ValidationError
@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from app.api.bodies import BodyRoute
 from app.api.dependencies import Services, Svc
 from app.api.lists import answer
-from app.api.pages import After, Limit, Page, cut, decode
+from app.api.pages import After, Limit, cut, decode
 from app.api.parameters import name_in_path
-from app.api.pools.schemas import ImportBody, ImportView, PoolView
+from app.api.pools.schemas import ImportBody, ImportView, PoolPage, PoolPatch, PoolView
 from app.api.problems import CLUSTER_ERRORS, explain, responses
 from app.api.versions import HEADERS, IfMatchHeader, etag, read_if_match
 from app.domain.pools import POOL_NAME_PATTERN, PoolSpec, patched
@@ -78,15 +78,11 @@ async def put_pool(
             PoolNotFound, TemplateRefused, Unschedulable, PoolBeingDeleted, PreconditionFailed, *CLUSTER_ERRORS
         ),
     },
-    openapi_extra={
-        "requestBody": {
-            "content": {_MERGE_PATCH: {"schema": {"type": "object", "title": "Patch", "maxProperties": 64}}}
-        }
-    },
+    openapi_extra={"requestBody": {"content": {_MERGE_PATCH: {"schema": {"$ref": "#/components/schemas/PoolPatch"}}}}},
 )
 async def patch_pool(
     name: Name,
-    patch: Annotated[dict[str, Any], Body(max_length=64, description="The fields of the pool's `spec` to change.")],
+    patch: Annotated[PoolPatch, Body()],
     svc: Svc,
     response: Response,
     if_match: IfMatchHeader = None,
@@ -149,7 +145,7 @@ async def import_pool(body: ImportBody, svc: Svc, response: Response) -> ImportV
     operation_id="listPools",
     summary="List pools",
     response_description="A page of pools, each with its status",
-    response_model=Page[PoolView],
+    response_model=PoolPage,
     responses=responses(TooManyLists),
 )
 async def list_pools(svc: Svc, limit: Limit = 100, after: After = None) -> Response:

@@ -1,10 +1,12 @@
 """Bodies of requests and answers about pools. The body of `PUT /v1/pools/{name}` is `app.domain.pools.PoolSpec`."""
 
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
+from typing_extensions import TypeAliasType
 
+from app.api.pages import Page
 from app.api.views import BootSeconds, Fingerprint, View
 from app.domain.observation import WarmWhen
 from app.domain.pools import PoolName, PoolSpec, contradictions, why_never_a_vm
@@ -14,6 +16,11 @@ from app.services.pools.vm_pool_import import Import
 from app.store.pools.planning import LastPlan
 from app.store.pools.statistics import PoolFigures
 from app.store.rows import PoolRow, names_of
+
+PoolPatch = TypeAliasType(
+    "PoolPatch",
+    Annotated[dict[str, Any], Field(max_length=64, description="The fields of the pool's `spec` to change.")],
+)
 
 
 class PoolRotation(BaseModel):
@@ -91,6 +98,10 @@ class PoolView(View):
             last_failure_at=pool.last_failure_at,
         )
         return cls.from_row(pool, status=status)
+
+
+class PoolPage(Page[PoolView]):
+    """A page of pools."""
 
 
 def _rotation(pool: PoolRow, figures: PoolFigures) -> PoolRotation | None:

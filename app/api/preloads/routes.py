@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query, Response
 from app.api.bodies import BodyRoute
 from app.api.dependencies import Services, Svc
 from app.api.lists import answer
-from app.api.pages import After, Limit, Page, cut, decode
+from app.api.pages import After, Limit, cut, decode
 from app.api.parameters import name_in_path
-from app.api.preloads.schemas import PreloadView
+from app.api.preloads.schemas import PreloadPage, PreloadView
 from app.api.problems import CLUSTER_ERRORS, responses
 from app.api.versions import HEADERS, IfMatchHeader, etag, read_if_match
 from app.domain.preloads import PreloadSpec
@@ -69,7 +69,7 @@ async def put_preload(
     operation_id="listPreloads",
     summary="List preloads",
     response_description="A page of preloads",
-    response_model=Page[PreloadView],
+    response_model=PreloadPage,
     responses=responses(TooManyLists),
 )
 async def list_preloads(svc: Svc, limit: Limit = 100, after: After = None) -> Response:

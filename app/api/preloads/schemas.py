@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
+from app.api.pages import Page
 from app.api.views import View
 from app.domain.preload_lifecycle import PreloadState, PullState, estimate, is_usable
 from app.domain.preloads import PreloadSpec
@@ -104,6 +105,10 @@ class PreloadView(View):
             nodes=_nodes(preload),
             used=preload.uses,
         )
+
+
+class PreloadPage(Page[PreloadView]):
+    """A page of preloads."""
 
 
 def _volume(preload: PreloadRow) -> PreloadVolume | None:

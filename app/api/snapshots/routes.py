@@ -8,10 +8,10 @@ from fastapi import APIRouter, Query, Response
 from app.api.bodies import BodyRoute
 from app.api.dependencies import Services, Svc
 from app.api.lists import answer
-from app.api.pages import After, Limit, Page, cut, decode
+from app.api.pages import After, Limit, cut, decode
 from app.api.parameters import name_in_path
 from app.api.problems import CLUSTER_ERRORS, responses
-from app.api.snapshots.schemas import SnapshotView
+from app.api.snapshots.schemas import SnapshotPage, SnapshotView
 from app.domain.snapshot_specs import SnapshotSpec
 from app.errors import (
     Conflict,
@@ -73,7 +73,7 @@ async def create_snapshot(spec: SnapshotSpec, svc: Svc, response: Response) -> S
     operation_id="listSnapshots",
     summary="List snapshots",
     response_description="A page of snapshots",
-    response_model=Page[SnapshotView],
+    response_model=SnapshotPage,
     responses=responses(TooManyLists),
 )
 async def list_snapshots(

@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field
 
+from app.api.pages import Page
 from app.api.views import BootSeconds, Milliseconds, View
 from app.domain.snapshot_specs import SnapshotSpec
 from app.domain.snapshots import UNDER_WAY, SnapshotState, TakeState, assess
@@ -117,3 +118,7 @@ class SnapshotView(View):
             boot_seconds=BootSeconds(count=use.boots, p50=use.p50, p95=use.p95),
             takes=[TakeView.of(take) for take in reversed(takes)],
         )
+
+
+class SnapshotPage(Page[SnapshotView]):
+    """A page of snapshots."""

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Path, Query, Response
 from app.api.dependencies import Svc
 from app.api.events.schemas import EventView
 from app.api.lists import answer
-from app.api.pages import After, Limit, Page, cut, decode_id
+from app.api.pages import After, Limit, cut, decode_id
 from app.api.problems import responses
-from app.api.vms.schemas import VmView, VmWithHistory
+from app.api.vms.schemas import VmPage, VmView, VmWithHistory
 from app.domain.states import VmState
 from app.errors import Conflict, TooManyLists, VmClaimed, VmNotFound
 from app.services.vms import service
@@ -29,7 +29,7 @@ VmId = Annotated[UUID, Path(description="Id of the VM.")]
     operation_id="listVms",
     summary="List VMs",
     response_description="A page of VMs",
-    response_model=Page[VmView],
+    response_model=VmPage,
     responses=responses(TooManyLists),
 )
 async def list_vms(

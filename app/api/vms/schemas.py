@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import Field
 
 from app.api.events.schemas import EventView
+from app.api.pages import Page
 from app.api.views import STAGES, Fingerprint, Milliseconds, Stages, View
 from app.domain.states import VmState
 from app.store.rows import VmRow
@@ -43,6 +44,10 @@ class VmView(View):
     @classmethod
     def of(cls, vm: VmRow, *, namespace: str, **more: object) -> Self:
         return cls.from_row(vm, pool=vm.pool if vm.pool_kind == "pool" else None, namespace=namespace, **more)
+
+
+class VmPage(Page[VmView]):
+    """A page of VMs."""
 
 
 class VmWithHistory(VmView):
