@@ -95,11 +95,11 @@ async def listen(app: Edge) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @asynccontextmanager
-async def bind(app: Edge, **settings: Any) -> AsyncIterator[tuple[uvicorn.Server, int]]:
+async def bind(app: Edge, *, port: int = 0, **settings: Any) -> AsyncIterator[tuple[uvicorn.Server, int]]:
     """The application behind a real server that speaks as the service does, and its port. `settings`: those of its connections."""
     app = copy.copy(app)
     app.settings = app.settings.model_copy(update=settings)
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", port))
     # As uvloop does. asyncio does it only for sockets that name TCP as their protocol: else each answer takes 40 ms longer.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(

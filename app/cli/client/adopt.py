@@ -2,17 +2,18 @@
 
 import sys
 import time
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import typer
 
-from app.cli.client.options import OutputForm, Server, Token, connect
-from app.cli.client.printing import Json, Output, read_columns, show, tell
-from app.cli.client.service import DEFAULT_SERVER, Service
+from app.cli.client.options import DEFAULT_SERVER, OutputForm, Server, Token, connect
+from app.cli.client.printing import Output, read_columns, show, tell
+from emberpool.client import Client
+from emberpool.client.schemas import InstallationView
 
+_Word = Literal["adopt", "disown"]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what it would do.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
-_PATH: Final = "/v1/installation"
 _COLUMNS: Final = read_columns("NAME:name POOL:pool CLAIM:claim_id INSTALLATION:installation ADOPT:adopt WHY:why")
 _PAUSE_SECONDS: Final = 0.5
 _TRIES: Final = 120
@@ -48,9 +49,9 @@ def disown(
     _decide("disown", dry_run=dry_run, yes=yes, output=output, server=server, token=token)
 
 
-def _decide(word: str, *, dry_run: bool, yes: bool, output: Output, server: str, token: str | None) -> None:
-    with connect(server, token) as service:
-        found = service.get(_PATH)
+def _decide(word: _Word, *, dry_run: bool, yes: bool, output: Output, server: str, token: str | None) -> None:
+    with connect(server, token) as client:
+        found = client.get_installation()
         _list(word, found, output)
         decision = found[word]
         if found["state"] == "working" and not found["held"]:
@@ -61,11 +62,11 @@ def _decide(word: str, *, dry_run: bool, yes: bool, output: Output, server: str,
         if decision["refused"] is None and not yes and not _asks(word):
             tell(f"Nothing was changed. --yes does it without asking, --dry-run only lists what {word} does.")
             raise typer.Exit(1)
-        service.ask("POST", f"{_PATH}/{word}")
-        _wait(service)
+        (client.adopt_vms if word == "adopt" else client.disown_vms)()
+        _wait(client)
 
 
-def _list(word: str, found: Json, output: Output) -> None:
+def _list(word: _Word, found: InstallationView, output: Output) -> None:
     if output is not Output.TABLE:
         show(output, found, _COLUMNS, found["vms"])
         return
@@ -88,10 +89,10 @@ def _asks(word: str) -> bool:
     return sys.stdin.isatty() and typer.confirm(f"{word.capitalize()}?", err=True)
 
 
-def _wait(service: Service) -> None:
+def _wait(client: Client) -> None:
     """Until the leading worker has carried it out."""
     for _ in range(_TRIES):
-        found = service.get(_PATH)
+        found = client.get_installation()
         if found["decision"] is None:
             tell(f"{found['outcome'] or 'Done'}.")
             return

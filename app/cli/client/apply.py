@@ -5,15 +5,24 @@ from typing import Annotated, Final
 import typer
 
 from app.cli.client.files import Files, read_files
-from app.cli.client.options import OutputForm, Server, SkipUnknown, Token, connect
-from app.cli.client.printing import Json, Output, read_columns, show, tell
+from app.cli.client.options import DEFAULT_SERVER, OutputForm, Server, SkipUnknown, Token, connect
+from app.cli.client.printing import REFUSED, Output, read_columns, show, tell
 from app.cli.client.progress import watch_progress
-from app.cli.client.service import DEFAULT_SERVER, Service, ServiceRefused
+from app.errors import EmberpoolError, FieldProblem
+from emberpool.client import Client, Refused
+from emberpool.client.schemas import ManifestsView
 
 _COLUMNS: Final = read_columns(
     "KIND:kind NAME:name ACTION:action RESOURCE",
     {"RESOURCE": lambda document: document["resource"]["href"] or str(document["resource"]["type"])},
 )
+
+
+class ManifestsRefused(EmberpoolError):
+    """With the places in the files that were given."""
+
+    code = "service-refused"
+    title = REFUSED
 
 
 def apply(
@@ -47,34 +56,27 @@ def apply(
     if not file:
         raise typer.BadParameter("name the files to apply with -f; - is standard input")
     files = read_files(file, recursive=recursive)
-    with connect(server, token) as service:
-        applied = _apply(service, files, dry_run=dry_run, skip_unknown=skip_unknown)
+    with connect(server, token) as client:
+        applied = _apply(client, files, dry_run=dry_run, skip_unknown=skip_unknown)
         show(output, applied, _COLUMNS, applied["documents"])
         if output is Output.TABLE:
             _tell_notes(applied, files)
         if watch and not dry_run:
-            watch_progress(service, [document["resource"]["href"] for document in applied["documents"]])
+            watch_progress(client, [document["resource"]["href"] or "" for document in applied["documents"]])
 
 
-def _apply(service: Service, files: Files, *, dry_run: bool, skip_unknown: bool) -> Json:
-    options = {"dry_run": dry_run, "skip_unknown": skip_unknown}
+def _apply(client: Client, files: Files, *, dry_run: bool, skip_unknown: bool) -> ManifestsView:
     try:
-        return service.ask(
-            "POST",
-            "/v1/manifests",
-            content=files.body(),
-            params={name: "true" for name, chosen in options.items() if chosen},
-            headers={"Content-Type": "application/yaml"},
-        )
-    except ServiceRefused as error:
-        if error.problem_code != "manifest-refused" or not error.problems:
-            raise ServiceRefused(files.locate(error.detail)) from error
+        return client.apply_manifests(files.body(), dry_run=dry_run or None, skip_unknown=skip_unknown or None)
+    except Refused as error:
+        if error.code != "manifest-refused" or not error.problems:
+            raise ManifestsRefused(files.locate(error.detail)) from error
         first = error.detail.partition(". ")[0]
-        told = "".join(f"\n  {files.tell(problem)}" for problem in error.problems)
-        raise ServiceRefused(f"{first}:{told}") from error
+        told = "".join(f"\n  {files.tell(FieldProblem(*problem))}" for problem in error.problems)
+        raise ManifestsRefused(f"{first}:{told}") from error
 
 
-def _tell_notes(applied: Json, files: Files) -> None:
+def _tell_notes(applied: ManifestsView, files: Files) -> None:
     for document in applied["documents"]:
         for note in document["notes"]:
             tell(f"{document['kind']} {document['name']}: {files.locate(note)}.")

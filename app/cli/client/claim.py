@@ -1,26 +1,21 @@
 """`emberpool claim`: claims a VM, now or as soon as one is ready."""
 
 import sys
-import time
-import uuid
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Annotated, Final
+from typing import Annotated, Any, cast
 
 import typer
 from rich.markup import escape
 
 from app.cli.client.files import namespace_of, read_files, read_request
 from app.cli.client.listings import LISTINGS, Kind
-from app.cli.client.options import AllowUnschedulable, OutputForm, Server, SkipUnknown, Token, connect
-from app.cli.client.printing import Json, Output, make_console, seconds, show, tell
-from app.cli.client.service import DEFAULT_SERVER, TIMEOUT_SECONDS, Service
-from app.config import MAX_WAIT_SECONDS
+from app.cli.client.options import DEFAULT_SERVER, AllowUnschedulable, OutputForm, Server, SkipUnknown, Token, connect
+from app.cli.client.printing import Output, make_console, seconds, show, tell
 from app.errors import EmberpoolError
 from app.manifests.requests import Resource
-
-_REFRESH_SECONDS: Final = 10.0
-"""How often the reason and the estimate of a waiting claim are read again. The VM itself is reported at once."""
+from emberpool.client import Client
+from emberpool.client.schemas import ClaimBody, ClaimView
 
 
 class StillWaiting(EmberpoolError):
@@ -71,14 +66,14 @@ def claim(
         body["paths"] = path
     if allow_unschedulable:
         body["allow_unschedulable"] = True
-    with connect(server, token) as service:
-        claimed = _claim(service, body, key or str(uuid.uuid4()), wait)
+    with connect(server, token) as client:
+        claimed = _claim(client, cast("ClaimBody", body), key, wait)
     show(output, claimed, LISTINGS[Kind.CLAIMS].columns, [claimed])
     if output is Output.TABLE:
         for note in notes:
             tell(note)
-    if output is Output.TABLE and claimed.get("choice") is not None:
-        tell(f"Path {claimed['choice']['path']}: {claimed['choice']['reason']}.")
+    if output is Output.TABLE and (choice := claimed["choice"]) is not None:
+        tell(f"Path {choice['path']}: {choice['reason']}.")
     if output is Output.TABLE and claimed["state"] == "pending":
         tell(_describe_wait(claimed))
     if claimed["state"] == "pending" and wait:
@@ -88,34 +83,23 @@ def claim(
         )
 
 
-def _claim(service: Service, body: Json, key: str, wait: float) -> Json:
+def _claim(client: Client, body: ClaimBody, key: str | None, wait: float) -> ClaimView:
     """Returns the claim once it is bound, or when the wait is over. Ctrl-C releases it."""
-    give_up = time.monotonic() + wait
-    first = min(wait, MAX_WAIT_SECONDS)
-    claimed: Json = {}
     console = make_console(sys.stderr)
     try:
         with console.status("Waiting for a VM.") if console.is_terminal else nullcontext() as status:
-            claimed = service.ask(
-                "POST",
-                "/v1/claim",
-                json={**body, "wait_seconds": first},
-                headers={"Idempotency-Key": key},
-                timeout=TIMEOUT_SECONDS + first,
-            )
-            while claimed["state"] == "pending" and (left := give_up - time.monotonic()) > 0:
+
+            def told(claimed: ClaimView) -> None:
                 if status is not None:
                     status.update(escape(_describe_wait(claimed)))
-                claimed = service.get(f"/v1/claims/{claimed['id']}", wait_seconds=min(left, _REFRESH_SECONDS))
+
+            return client.obtain(body, wait=wait, key=key, on_wait=told)
     except KeyboardInterrupt:
-        if claimed:  # otherwise the service notices that the client has disconnected
-            service.ask("DELETE", f"/v1/claims/{claimed['id']}")
         tell("Interrupted: the claim is released.")
         raise
-    return claimed
 
 
-def _body(pool: str | None, file: str | None, *, skip_unknown: bool) -> tuple[Json, Sequence[str]]:
+def _body(pool: str | None, file: str | None, *, skip_unknown: bool) -> tuple[dict[str, Any], Sequence[str]]:
     """The claim, and notes about how it was read from the file."""
     if (pool is None) == (file is None):
         raise typer.BadParameter("give either a POOL, or a file with -f")
@@ -139,7 +123,7 @@ def _labels(given: list[str]) -> dict[str, str]:
     return labels
 
 
-def _describe_wait(claimed: Json) -> str:
+def _describe_wait(claimed: ClaimView) -> str:
     estimate = claimed["estimate"]
     expected = f" Expected in {seconds(estimate['seconds'])}: {estimate['basis']}." if estimate is not None else ""
     return f"Waiting: {claimed['reason']}.{expected}"

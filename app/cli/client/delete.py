@@ -5,9 +5,9 @@ from typing import Annotated, Final
 import typer
 
 from app.cli.client.listings import KINDS, LISTINGS, Kind, find_one, is_id
-from app.cli.client.options import OutputForm, Server, Token, connect
-from app.cli.client.printing import Output, show
-from app.cli.client.service import DEFAULT_SERVER, Service, in_path
+from app.cli.client.options import DEFAULT_SERVER, OutputForm, Server, Token, connect
+from app.cli.client.printing import Json, Output, show
+from emberpool.client import Client
 
 _DELETED: Final = frozenset({Kind.POOLS, Kind.VMS, Kind.SNAPSHOTS, Kind.PRELOADS})
 
@@ -36,10 +36,9 @@ def delete(
         raise typer.BadParameter(
             "--force does not apply to VMs; `emberpool release` ends the claim of one that is claimed"
         )
-    with connect(server, token) as service:
-        keys = [_key(service, found, name) for name in dict.fromkeys(wanted)]
-        query = {"force": "true"} if force else {}
-        deleted = [service.ask("DELETE", f"/v1/{found}/{key}", params=query) for key in keys]
+    with connect(server, token) as client:
+        keys = [_key(client, found, name) for name in dict.fromkeys(wanted)]
+        deleted = [_delete(client, found, key, force=force or None) for key in keys]
     show(output, {"items": deleted}, LISTINGS[found].columns, deleted)
 
 
@@ -52,8 +51,18 @@ def _read_kind(word: str) -> Kind:
     raise typer.BadParameter(f"{word!r} cannot be deleted; give pool, vm, snapshot or preload")
 
 
-def _key(service: Service, kind: Kind, name: str) -> str:
-    """What stands for it in the path: the id of a VM, and otherwise the name, encoded."""
-    if kind is Kind.VMS and not is_id(name):
-        return str(find_one(service, kind, name)["id"])
-    return in_path(name)
+def _key(client: Client, kind: Kind, name: str) -> str:
+    """What the API knows it by: the id of a VM, and otherwise the name."""
+    return str(find_one(client, kind, name)["id"]) if kind is Kind.VMS and not is_id(name) else name
+
+
+def _delete(client: Client, kind: Kind, key: str, *, force: bool | None) -> Json:
+    match kind:
+        case Kind.VMS:
+            return client.discard_vm(key)
+        case Kind.SNAPSHOTS:
+            return client.delete_snapshot(key, force=force)
+        case Kind.PRELOADS:
+            return client.delete_preload(key, force=force)
+        case _:
+            return client.delete_pool(key, force=force)

@@ -6,9 +6,8 @@ from typing import Annotated, Any, Final
 import typer
 
 from app.cli.client.listings import LISTINGS, Kind
-from app.cli.client.options import OutputForm, Server, Token, connect
-from app.cli.client.printing import Json, Output, show
-from app.cli.client.service import DEFAULT_SERVER, in_path
+from app.cli.client.options import DEFAULT_SERVER, OutputForm, Server, Token, connect
+from app.cli.client.printing import Output, show
 
 _Pool = Annotated[str, typer.Argument(help="The name of the pool.")]
 _EXAMPLE: Final = '{"size": 12}'
@@ -52,7 +51,7 @@ def patch(
     _edit(pool, _read(patch), generation, output, server, token)
 
 
-def _read(patch: str) -> Json:
+def _read(patch: str) -> dict[str, Any]:
     try:
         found: Any = json.loads(patch, parse_constant=_refuse)
     except ValueError as error:
@@ -66,10 +65,10 @@ def _refuse(word: str) -> None:
     raise ValueError(f"{word} is no value")
 
 
-def _edit(pool: str, patch: Json, generation: int | None, output: Output, server: str, token: str | None) -> None:
-    headers = {"Content-Type": "application/merge-patch+json"}
-    if generation is not None:
-        headers["If-Match"] = f'"{generation}"'
-    with connect(server, token) as service:
-        edited = service.ask("PATCH", f"/v1/pools/{in_path(pool)}", json=patch, headers=headers)
+def _edit(
+    pool: str, patch: dict[str, Any], generation: int | None, output: Output, server: str, token: str | None
+) -> None:
+    version = f'"{generation}"' if generation is not None else None
+    with connect(server, token) as client:
+        edited = client.patch_pool(pool, patch, if_match=version)
     show(output, edited, LISTINGS[Kind.POOLS].columns, [edited])

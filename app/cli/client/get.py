@@ -10,9 +10,8 @@ import typer
 from rich.live import Live
 
 from app.cli.client.listings import KINDS, LISTINGS, Filters, Kind, Listing, find_all, find_one
-from app.cli.client.options import OutputForm, Server, Token, connect
+from app.cli.client.options import DEFAULT_SERVER, OutputForm, Server, Token, connect
 from app.cli.client.printing import Json, Output, make_console, show, tabulate, tell
-from app.cli.client.service import DEFAULT_SERVER
 from app.domain.fields import suggest
 
 
@@ -40,10 +39,10 @@ def get(
         filters, name = dataclasses.replace(filters, path=name), None
     listing = LISTINGS[listed]
     _refuse_filters(listed, listing, filters, name)
-    with connect(server, token) as service:
+    with connect(server, token) as client:
 
         def look() -> list[Json]:
-            return [find_one(service, listed, name)] if name is not None else list(find_all(service, listed, filters))
+            return [find_one(client, listed, name)] if name is not None else list(find_all(client, listed, filters))
 
         if watch:
             follow(look, listing, output)

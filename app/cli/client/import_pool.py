@@ -1,12 +1,12 @@
 """`emberpool import-pool`: takes over an existing VirtualMachinePool."""
 
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
-from app.cli.client.options import AllowUnschedulable, OutputForm, Server, Token, connect
+from app.cli.client.options import DEFAULT_SERVER, AllowUnschedulable, OutputForm, Server, Token, connect
 from app.cli.client.printing import Output, read_columns, show, tell
-from app.cli.client.service import DEFAULT_SERVER
+from emberpool.client.schemas import ImportBody, WarmWhen
 
 _COLUMNS = read_columns("VM:vm BECOMES:becomes")
 
@@ -30,16 +30,16 @@ def import_pool(
     namespace, slash, found = vm_pool.rpartition("/")
     if not (slash and namespace and found):
         raise typer.BadParameter(f"{vm_pool!r} is not NAMESPACE/NAME, such as default/web-servers")
-    body = {
+    body: ImportBody = {
         "vm_pool": found,
         "namespace": namespace,
         "name": name,
-        "warm_when": warm_when,
+        "warm_when": cast("WarmWhen", warm_when),  # the service tells what it may be
         "allow_unschedulable": allow_unschedulable,
         "dry_run": dry_run,
     }
-    with connect(server, token) as service:
-        answer = service.ask("POST", "/v1/pools/import", json=body)
+    with connect(server, token) as client:
+        answer = client.import_pool(body)
     if output is Output.TABLE:
         for change in answer["changes"]:
             tell(f"{found}: {change}.")

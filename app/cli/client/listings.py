@@ -7,12 +7,11 @@ from typing import Final
 from uuid import UUID
 
 from app.cli.client.printing import Column, Json, read_columns, seconds, share, size, text, until
-from app.cli.client.service import PAGE, Service, in_path
 from app.errors import EmberpoolError
+from emberpool.client import Client
+from emberpool.client.schemas import ClaimState, ClaimView
 
-LIVE_CLAIMS: Final = ("bound", "pending")
-_PATHS_PAGE: Final = 100
-"""The most shapes on one page of paths."""
+LIVE_CLAIMS: Final[tuple[ClaimState, ...]] = ("bound", "pending")
 
 
 class Kind(StrEnum):
@@ -68,40 +67,39 @@ class Listing:
     filters: frozenset[str] = field(default_factory=frozenset)
 
 
-def find_all(service: Service, kind: Kind, filters: Filters) -> Iterator[Json]:
+def find_all(client: Client, kind: Kind, filters: Filters) -> Iterator[Json]:
     query = {
         name: value
         for name in sorted(LISTINGS[kind].filters - {"everything"})
         if (value := getattr(filters, name)) is not None
     }
     if kind is Kind.VMS and filters.everything:
-        query["ended"] = "true"
+        query["ended"] = True
     if kind is Kind.CLAIMS and not filters.everything and filters.state is None:
         for state in LIVE_CLAIMS:
-            yield from service.pages("/v1/claims", {**query, "state": state})
+            yield from client.iter_claims(**query, state=state)
         return
-    page = _PATHS_PAGE if kind is Kind.PATHS else PAGE
-    yield from service.pages(f"/v1/{kind}", query, page=page)
+    yield from getattr(client, f"iter_{kind}")(**query)
 
 
-def find_one(service: Service, kind: Kind, name: str) -> Json:
+def find_one(client: Client, kind: Kind, name: str) -> Json:
     """By name; a claim or VM also by id. Raises NotFound."""
     match kind:
         case Kind.CLAIMS:
-            return find_claim(service, name)
+            return find_claim(client, name)
         case Kind.VMS:
-            return _find_vm(service, name)
+            return _find_vm(client, name)
         case _:
-            return service.get(f"/v1/{kind}/{in_path(name)}")
+            found: Json = getattr(client, f"get_{kind.removesuffix('s')}")(name)
+            return found
 
 
-def find_claim(service: Service, name: str) -> Json:
+def find_claim(client: Client, name: str) -> ClaimView:
     """By id, or by the label `name`: the claim that has not ended, else the one that ended last. Raises NotFound."""
     if is_id(name):
-        return service.get(f"/v1/claims/{name}")
+        return client.get_claim(name)
     for state in (*LIVE_CLAIMS, None):
-        query = {"label": f"name={name}"} | ({"state": state} if state is not None else {})
-        for claim in service.pages("/v1/claims", query, limit=1):
+        for claim in client.list_claims(label=f"name={name}", state=state, limit=1)["items"]:
             return claim
     raise NotFound(
         f"no claim has the id or the label name={name}; `emberpool get claims` lists those that have not ended"
@@ -121,12 +119,12 @@ def name_of(claim: Json) -> str:
     return str(claim["labels"].get("name") or claim["id"])
 
 
-def _find_vm(service: Service, name: str) -> Json:
+def _find_vm(client: Client, name: str) -> Json:
     if is_id(name):
-        return service.get(f"/v1/vms/{name}")
-    for vm in service.pages("/v1/vms"):
+        return client.get_vm(name)
+    for vm in client.iter_vms():
         if vm["name"] == name:
-            return service.get(f"/v1/vms/{vm['id']}")
+            return client.get_vm(vm["id"])
     raise NotFound(f"no VM has the id or the name {name}; `emberpool get vms` lists those that have not ended")
 
 

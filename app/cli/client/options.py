@@ -1,14 +1,18 @@
 """Options that several commands share."""
 
-from typing import Annotated
-from urllib.parse import urlsplit
+from typing import Annotated, Final
 
 import typer
 
 from app.cli.client.printing import Output
-from app.cli.client.service import DEFAULT_SERVER, Service
+from emberpool.client import DEFAULT_URL, Client, Misconfigured
 
-Server = Annotated[str, typer.Option(envvar="EMBERPOOL_SERVER", help="The URL of the service.", metavar="URL")]
+DEFAULT_SERVER: Final = DEFAULT_URL
+_PATIENCE_SECONDS: Final = 3.0
+"""How long a command tries again while the service is away: whoever typed it wants to know."""
+Server = Annotated[
+    str, typer.Option(envvar=["EMBERPOOL_SERVER", "EMBERPOOL_URL"], help="The URL of the service.", metavar="URL")
+]
 Token = Annotated[
     str | None,
     typer.Option(
@@ -34,16 +38,11 @@ AllowUnschedulable = Annotated[
 OutputForm = Annotated[Output, typer.Option("--output", "-o", help="table, json or yaml.")]
 
 
-def connect(server: str, token: str | None) -> Service:
+def connect(server: str, token: str | None) -> Client:
     """A usage error if `server` is not a URL, or the token cannot be sent."""
     try:
-        parts = urlsplit(server)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise typer.BadParameter(f"--server: {server!r} is not an http or https URL such as {DEFAULT_SERVER}")
-    token = token.strip() if token is not None else None  # a file's last line ends with one
-    if token is not None and not (token.isascii() and token.isprintable()):
-        raise typer.BadParameter("--token: a token is one line of printable ASCII")
-    return Service(server, token)
+        return Client(server, token=token, patience=_PATIENCE_SECONDS)
+    except Misconfigured as error:
+        raise typer.BadParameter(
+            f"--{'server' if error.argument == 'url' else error.argument}: {error.detail}"
+        ) from error

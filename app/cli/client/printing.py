@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-Json = dict[str, Any]
+Json = Mapping[str, Any]
+REFUSED: Final = "The service refused the request"
 _UNWRAPPED: Final = 1000
 _STYLES: Final = {
     **dict.fromkeys(("ready", "bound", "created", "changed"), "green"),

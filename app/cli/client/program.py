@@ -17,9 +17,12 @@ from app.cli.client.edit import patch, scale
 from app.cli.client.files import FileUnusable
 from app.cli.client.get import get
 from app.cli.client.import_pool import import_pool
+from app.cli.client.printing import REFUSED
 from app.cli.client.release import release
 from app.cli.client.rotate import rotate
 from app.errors import EmberpoolError
+from emberpool.client import EmberpoolError as ClientError
+from emberpool.client import Refused, Unreachable
 
 _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "apply": apply,
@@ -61,9 +64,17 @@ def run(app: typer.Typer) -> None:
     except EmberpoolError as error:
         _print_error(error.title, error.detail, begins_with_a_name=isinstance(error, FileUnusable))
         sys.exit(1)
+    except ClientError as error:
+        _print_error(REFUSED if isinstance(error, Refused) else "The service does not answer", _with_hint(error))
+        sys.exit(1)
     except OSError as error:
         _print_error("The system refused", f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(1)
+
+
+def _with_hint(error: ClientError) -> str:
+    hint = "; start the service (emberpool up), or set its address with --server or EMBERPOOL_SERVER"
+    return error.detail + (hint if isinstance(error, Unreachable) else "")
 
 
 def _print_error(title: str, detail: str, *, begins_with_a_name: bool = False) -> None:

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from app.cli.client.listings import name_of
 from app.cli.client.printing import Json, make_console, seconds, tell
-from app.cli.client.service import Service
 from app.errors import EmberpoolError
+from emberpool.client import Client
 
 _REFRESH_SECONDS: Final = 0.5
 _FAILED: Final = frozenset({"failed", "absent", "expired", "released", "stalled", "paused", "drained", "deleting"})
@@ -37,7 +37,7 @@ class ItemProgress:
 
 
 def watch_progress(
-    service: Service,
+    client: Client,
     hrefs: Sequence[str],
     *,
     read: Callable[[str, Json], ItemProgress] | None = None,
@@ -51,7 +51,7 @@ def watch_progress(
     console = make_console(sys.stderr)
     with _bars(console) if console.is_terminal else _lines() as show:
         while True:
-            items = [read(href, service.get(href)) for href in hrefs]
+            items = [read(href, client.request("GET", href)) for href in hrefs]
             show(items)
             if all(item.share >= 1 or item.failed for item in items):
                 break

@@ -5,9 +5,8 @@ from typing import Annotated
 import typer
 
 from app.cli.client.listings import LISTINGS, Kind, find_claim, name_of
-from app.cli.client.options import OutputForm, Server, Token, connect
+from app.cli.client.options import DEFAULT_SERVER, OutputForm, Server, Token, connect
 from app.cli.client.printing import Output, show, tell
-from app.cli.client.service import DEFAULT_SERVER
 
 
 def release(
@@ -18,11 +17,11 @@ def release(
     token: Token = None,
 ) -> None:
     """Release claims. Their VMs are destroyed. A claim that has already ended is left as it is."""
-    with connect(server, token) as service:
+    with connect(server, token) as client:
         names = dict.fromkeys(name.removeprefix("claims/").removeprefix("claim/") for name in claims)
-        found = [find_claim(service, name) for name in names]
+        found = [find_claim(client, name) for name in names]
         for claim in found:
             if claim["ended_at"] is not None:
                 tell(f"Claim {name_of(claim)} had already ended: {claim['state']}.")
-        released = [service.ask("DELETE", f"/v1/claims/{claim['id']}") for claim in found]
+        released = [client.release_claim(claim["id"]) for claim in found]
     show(output, {"items": released}, LISTINGS[Kind.CLAIMS].columns, released)

@@ -5,10 +5,9 @@ from typing import Annotated
 import typer
 
 from app.cli.client.listings import LISTINGS, Kind
-from app.cli.client.options import OutputForm, Server, Token, connect
+from app.cli.client.options import DEFAULT_SERVER, OutputForm, Server, Token, connect
 from app.cli.client.printing import Json, Output, show, tell
 from app.cli.client.progress import ItemProgress, watch_progress
-from app.cli.client.service import DEFAULT_SERVER, in_path
 
 _STANDS = frozenset({"paused", "stalled", "deleting"})
 """Phases in which no VM is replaced."""
@@ -28,17 +27,16 @@ def rotate(
     token: Token = None,
 ) -> None:
     """Replace all unclaimed VMs of a pool, a few at a time and never below min_available. Claimed VMs stay."""
-    href = f"/v1/pools/{in_path(pool)}"
-    with connect(server, token) as service:
-        before = service.get(href)
-        found = service.ask("POST", f"{href}/rotate", params={"restart": "true"} if restart else {})
+    with connect(server, token) as client:
+        before = client.get_pool(pool)
+        found = client.rotate_pool(pool, restart=restart or None)
         rotation = found["status"]["rotation"]
         total = rotation["remaining"] if rotation is not None else 0
         show(output, found, LISTINGS[Kind.POOLS].columns, [found])
         if output is Output.TABLE:
             tell(_describe(found, again=not restart and _asked_at(before) is not None))
         if watch:
-            watch_progress(service, [href], read=lambda _, now: _progress_of(now, total))
+            watch_progress(client, [f"/v1/pools/{pool}"], read=lambda _, now: _progress_of(now, total))
 
 
 def _asked_at(pool: Json) -> str | None:

@@ -42,8 +42,8 @@ async def test_the_changes_are_told_and_the_vms_listed(run, monkeypatch):
         def __exit__(self, *_):
             pass
 
-        def ask(self, method, path, json):
-            assert (method, path, json["vm_pool"], json["dry_run"]) == ("POST", "/v1/pools/import", "web-servers", True)
+        def import_pool(self, body):
+            assert (body["vm_pool"], body["dry_run"]) == ("web-servers", True)
             return examples.load()["schemas"]["ImportView"][0]
 
     monkeypatch.setattr("app.cli.client.import_pool.connect", lambda *_: Canned())

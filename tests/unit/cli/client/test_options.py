@@ -11,7 +11,8 @@ from app.cli.client.options import connect
 )
 def test_white_space_around_a_token_is_no_part_of_it(token, sent):
     with connect("http://127.0.0.1", token) as service:
-        assert service._client.headers.get("Authorization") == sent
+        found = service.http.auth._source.read()
+        assert (f"Bearer {found}" if found else None) == sent
 
 
 @pytest.mark.parametrize("token", ["to\nken", "schlüssel"])

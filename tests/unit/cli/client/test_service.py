@@ -8,74 +8,11 @@ from app.cli.client.get import follow
 from app.cli.client.listings import LISTINGS, Kind
 from app.cli.client.printing import Output, seconds, size
 from app.cli.client.progress import NotReady, progress_of, watch_progress
-from app.cli.client.service import Service, ServiceRefused, ServiceUnreachable
-from tests.support.flaky_transport import Flaky
-
-
-def service(transport, *, token=None):
-    pauses = []
-    return Service("http://emberpool", token, transport=transport, pause=pauses.append), pauses
+from emberpool.client import Client
 
 
 def answer(code=200, /, **body):
     return httpx.Response(code, json=body)
-
-
-def test_a_broken_connection_is_tried_again_with_the_same_key():
-    transport = Flaky(httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError, answer=answer(201, id="c"))
-    asked, pauses = service(transport, token="secret")
-    assert asked.ask("POST", "/v1/claim", json={"pool": "web"}, headers={"Idempotency-Key": "k"}) == {"id": "c"}
-    assert {request.headers["idempotency-key"] for request in transport.requests} == {"k"}
-    assert {request.headers["authorization"] for request in transport.requests} == {"Bearer secret"}
-    assert len(pauses) == 3
-    assert pauses == sorted(pauses)
-
-
-def test_one_that_stays_broken_is_told():
-    transport = Flaky(*[httpx.ConnectError] * 9, answer=answer())
-    asked, _ = service(transport)
-    with pytest.raises(ServiceUnreachable, match="http://emberpool: broken; start the service"):
-        asked.get("/v1/pools")
-    assert len(transport.requests) == 5
-
-
-@pytest.mark.parametrize(
-    "other",
-    [httpx.Response(200, text="<html>"), httpx.Response(502, text="bad gateway"), httpx.Response(200, json=[1])],
-)
-def test_what_is_another_service_is_told(other):
-    asked, _ = service(Flaky(answer=other))
-    with pytest.raises(ServiceUnreachable, match="http://emberpool is not an Emberpool service"):
-        asked.get("/v1/pools")
-
-
-def test_a_problem_is_its_sentence():
-    asked, _ = service(Flaky(answer=answer(404, code="pool-not-found", detail="no pool is named 'x'")))
-    with pytest.raises(ServiceRefused, match="no pool is named 'x'"):
-        asked.get("/v1/pools/x")
-
-
-def test_lists_are_read_page_by_page():
-    pages = iter(
-        [
-            answer(items=[{"n": 1}, {"n": 2}], next="after-2"),
-            answer(items=[{"n": 3}], next="after-3"),
-            answer(items=[], next=None),
-        ]
-    )
-    asked_for = []
-
-    def respond(request):
-        asked_for.append(dict(request.url.params))
-        return next(pages)
-
-    asked = Service("http://emberpool", transport=httpx.MockTransport(respond))
-    assert [item["n"] for item in asked.pages("/v1/vms", {"pool": "web"})] == [1, 2, 3]
-    assert asked_for == [
-        {"pool": "web", "limit": "500"},
-        {"limit": "500", "pool": "web", "after": "after-2"},
-        {"limit": "500", "pool": "web", "after": "after-3"},
-    ]
 
 
 def test_a_claim_that_is_broken_off_while_it_waits_is_released(capsys):
@@ -85,9 +22,9 @@ def test_a_claim_that_is_broken_off_while_it_waits_is_released(capsys):
         calls.append((request.method, request.url.path))
         if request.method == "GET":
             raise KeyboardInterrupt
-        return answer(202, id="c", state="pending")
+        return answer(202, id="c", state="pending", ended_at=None)
 
-    asked = Service("http://emberpool", transport=httpx.MockTransport(respond))
+    asked = Client("http://emberpool", transport=httpx.MockTransport(respond))
     with pytest.raises(KeyboardInterrupt):
         claiming._claim(asked, {"pool": "web"}, "k", 60)
     assert calls == [("POST", "/v1/claim"), ("GET", "/v1/claims/c"), ("DELETE", "/v1/claims/c")]
@@ -134,7 +71,7 @@ def test_progress_ends_with_the_last_thing(capsys):
             {**claim, "state": "bound", "vm": {"name": "vm-1", "addresses": ["10.0.0.1"]}},
         ],
     }
-    asked = Service(
+    asked = Client(
         "http://emberpool", transport=httpx.MockTransport(lambda request: answer(**answers[request.url.path].pop(0)))
     )
     watch_progress(asked, list(answers), pause=lambda: None)
@@ -160,7 +97,7 @@ def test_a_pool_that_nobody_fills_is_not_waited_for(phase):
 
 def test_progress_says_what_failed(capsys):
     failed = {"state": "failed", "reason": "ImportFailed: 404", "progress": {"percent": 60.0}}
-    asked = Service("http://emberpool", transport=httpx.MockTransport(lambda _: answer(**failed)))
+    asked = Client("http://emberpool", transport=httpx.MockTransport(lambda _: answer(**failed)))
     with pytest.raises(NotReady, match="preloads/near: failed: ImportFailed: 404"):
         watch_progress(asked, ["/v1/preloads/near"], pause=lambda: None)
     assert capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""The client for threads, made of the one for asyncio by `make client`."""
