@@ -19,6 +19,11 @@ EventKind: TypeAlias = Literal["pool", "vm", "claim", "snapshot", "preload"]
 
 EventOrder: TypeAlias = Literal["oldest", "newest"]
 
+HandoverState: TypeAlias = Literal["pending", "taken", "done", "failed"]
+"""`pending`: the guest has not got it. `taken`: it has, and its hooks run. `done`: they have run. `failed`: one of them failed, or
+the guest will never get it.
+"""
+
 Labels: TypeAlias = dict[str, str]
 
 NodeSelector: TypeAlias = dict[str, str]
@@ -81,11 +86,12 @@ VmState: TypeAlias = Literal[
 
 VolumeMode: TypeAlias = Literal["Block", "Filesystem"]
 
-WarmWhen: TypeAlias = Literal["agent", "ready", "running"]
+WarmWhen: TypeAlias = Literal["agent", "ready", "running", "hello"]
 """What proves that a guest has booted.
 
 `agent`: the conditions Ready and AgentConnected are True. `ready`: only Ready, for guests without an agent but with a
-readiness probe. `running`: the domain runs, for guests that have neither.
+readiness probe. `running`: the domain runs, for guests that have neither. `hello`: the guest said so itself, through its
+channel.
 """
 
 Word: TypeAlias = Literal["adopt", "disown"]
@@ -141,6 +147,8 @@ class BatchBody(TypedDict):
     """How many VMs. Each gets its own claim."""
     all_or_nothing: NotRequired[bool]
     """Claim nothing if fewer VMs are ready. By default as many as are ready are claimed. Default: `false`."""
+    handovers: NotRequired[list[HandoverBody | None] | None]
+    """What each of the VMs gets, as many as `count`; null for one that gets nothing. A batch does not wait for hooks."""
 
 
 class BatchView(TypedDict):
@@ -242,6 +250,8 @@ class ClaimView(TypedDict):
     replacements: list[Replacement]
     restarts: list[Restart]
     """The last ten restarts of the claimed VM, oldest first."""
+    handover: HandoverView | None
+    """For a claim with `handover`."""
     estimate: Estimate | None
     """While the claim waits."""
     timings: ClaimTimings
@@ -350,6 +360,43 @@ class FoundVmView(TypedDict):
 class GcsSource(TypedDict):
     url: str
     secret_ref: NotRequired[str | None]
+
+
+class GuestSpec(TypedDict):
+    """With a channel each VM gets an identity disk, and its guest asks the service for what a claim hands over."""
+
+    channel: NotRequired[bool]
+    """Give each VM an identity disk with the guest program, by which a claim hands data over to its VM. VMs with the disk have another shape than VMs without. Default: `false`."""
+    user: NotRequired[str | None]
+    """The user of the guest for whom claims are meant."""
+    release_seconds: NotRequired[int]
+    """How long a released VM is kept at most while its guest runs `/etc/emberpool/released.d`. It is removed as soon as the guest says that it has, and at once if the guest took nothing over. Default: `5`."""
+
+
+class HandoverBody(TypedDict):
+    """What the guest of the VM gets. It is encrypted at rest, erased once the guest has it or the claim has ended, and shown nowhere."""
+
+    data: NotRequired[Any]
+    """Any JSON, up to 64 KiB: a token, an environment, what the job is to do."""
+    wait: NotRequired[bool]
+    """Answer once the guest's hooks have run, and with what they printed. Default: `false`."""
+    wait_seconds: NotRequired[float | None]
+    """With `wait`: how long to wait for the hooks, once the claim has its VM. Default: 30."""
+
+
+class HandoverView(TypedDict):
+    """How far the hand-over to the VM's guest is."""
+
+    state: HandoverState
+    exit_code: int | None
+    """Of the guest's hooks, once they have run."""
+    output: str | None
+    """The first 4 KiB of what they printed. Lists do not have it."""
+    taken_at: str | None
+    """When the guest first got it."""
+    done_at: str | None
+    reason: str | None
+    """What it waits for, or why it failed."""
 
 
 class HeldView(TypedDict):
@@ -643,6 +690,8 @@ class PoolClaim(TypedDict):
     """Claim from this pool. Give either `pool` or `vm`."""
     paths: NotRequired[list[StartPath] | None]
     """The paths that may serve the claim. Default: all of them with `vm`, only `pool` with a pool."""
+    handover: NotRequired[HandoverBody | None]
+    """What to hand over to the guest of the VM. The pool, or `guest`, needs a channel for that."""
     prefer: NotRequired[Prefer | None]
     """Which warm VM to prefer, among those that have been ready longest."""
     wait_seconds: NotRequired[float]
@@ -677,6 +726,8 @@ class PoolSpec(TypedDict):
     """`VirtualMachine`: the service creates each VM. `VirtualMachinePool`: the service creates a VirtualMachinePool, which is visible in the cluster and creates the VMs; changes that others make to it are reported and reverted. Default: `"VirtualMachine"`."""
     placement: NotRequired[Placement | None]
     """Which nodes the VMs may run on, and which resources they get there."""
+    guest: NotRequired[GuestSpec | None]
+    """A channel between the guests and the service, over which claims hand data over."""
     allow_unschedulable: NotRequired[bool]
     """Accept the pool and create its VMs even if the nodes have no room for them. Use it in clusters that add nodes for pending pods. Otherwise a pool is refused if its size exceeds the number of VMs that fit on empty nodes. Default: `false`."""
     min_available: NotRequired[int]
@@ -692,7 +743,7 @@ class PoolSpec(TypedDict):
     boot_timeout_seconds: NotRequired[int]
     """A VM that is not ready after this time has failed. Default: `600`."""
     warm_when: NotRequired[WarmWhen]
-    """What proves that the guest has booted: `agent` (Ready, and the guest agent is connected), `ready` or `running`. Default: `"agent"`."""
+    """What proves that the guest has booted: `agent` (Ready, and the guest agent is connected), `ready`, `running`, or `hello` (the guest says so itself, through its channel, which is the quickest and needs no agent). Default: `"agent"`."""
     default_lease_seconds: NotRequired[int]
     """Lease of a claim that does not set one. Default: `3600`."""
     max_lease_seconds: NotRequired[int]
@@ -1118,6 +1169,8 @@ class VmClaim(TypedDict):
     """With `vm`: start only from this snapshot or preload."""
     placement: NotRequired[Placement | None]
     """With `vm`: where the VM may run, and on what terms. Part of its shape."""
+    guest: NotRequired[GuestSpec | None]
+    """With `vm`: a channel to the guest, over which the claim can hand data over."""
     warm_when: NotRequired[WarmWhen | None]
     """With `vm`: what shows that the guest has booted. Default: `agent`."""
     paths: NotRequired[list[StartPath] | None]
@@ -1130,6 +1183,8 @@ class VmClaim(TypedDict):
     """With `vm`: accept the claim even if no node could ever take its VM. Use it in clusters that add nodes for pending pods. Default: `false`."""
     namespace: NotRequired[str | None]
     """With `vm`: the namespace that the service works in; any other is refused."""
+    handover: NotRequired[HandoverBody | None]
+    """What to hand over to the guest of the VM. The pool, or `guest`, needs a channel for that."""
     prefer: NotRequired[Prefer | None]
     """Which warm VM to prefer, among those that have been ready longest."""
     wait_seconds: NotRequired[float]

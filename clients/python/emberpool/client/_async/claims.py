@@ -22,7 +22,17 @@ from emberpool.client.errors import (
     Unauthenticated,
     Unreachable,
 )
-from emberpool.client.schemas import ClaimBody, ClaimView, Placement, Prefer, StartFrom, StartPath, WarmWhen
+from emberpool.client.schemas import (
+    ClaimBody,
+    ClaimView,
+    GuestSpec,
+    HandoverBody,
+    Placement,
+    Prefer,
+    StartFrom,
+    StartPath,
+    WarmWhen,
+)
 
 _LOOK_SECONDS: Final = 10.0
 """How long one look at a pending claim waits. The VM itself is reported at once."""
@@ -98,6 +108,8 @@ class AsyncClaims(AsyncEvents):
         prefer: Prefer | None = None,
         start_from: StartFrom | None = None,
         placement: Placement | None = None,
+        guest: GuestSpec | None = None,
+        handover: HandoverBody | None = None,
         warm_when: WarmWhen | None = None,
         deadline_seconds: float | None = None,
         remember: bool | None = None,
@@ -123,6 +135,8 @@ class AsyncClaims(AsyncEvents):
             "prefer": prefer,
             "start_from": start_from,
             "placement": placement,
+            "guest": guest,
+            "handover": handover,
             "warm_when": warm_when,
             "deadline_seconds": deadline_seconds,
             "remember": remember,
@@ -163,7 +177,7 @@ class AsyncClaims(AsyncEvents):
         if wait:
             body = cast("ClaimBody", {**body, "wait_seconds": min(wait, _MOST_SECONDS)})
         try:
-            claim = await self._submit(body, key, Patience(self.patience, wait), TIMEOUT_SECONDS + wait)
+            claim = await self._submit(body, key, Patience(self.patience, wait), _answer_seconds(body, wait))
             while claim["state"] == "pending" and (left := give_up - time.monotonic()) > 0:
                 if on_wait is not None:
                     on_wait(claim)
@@ -217,6 +231,13 @@ class AsyncClaims(AsyncEvents):
                 seconds = min(_SOON_SECONDS, vm.claim["lease_seconds"] / _SHARE)
                 if time.monotonic() - good > vm.claim["lease_seconds"]:
                     vm.lost = f"the lease of claim {vm.id} ended, and could not be renewed: {error.detail}"
+
+
+def _answer_seconds(body: ClaimBody, wait: float) -> float:
+    """How long the answer to a claim may take: also while the guest's hooks run, if it waits for them."""
+    handover: HandoverBody = body.get("handover") or {}
+    hooks = (handover.get("wait_seconds") or _MOST_SECONDS) if handover.get("wait") else 0.0
+    return TIMEOUT_SECONDS + min(wait, _MOST_SECONDS) + hooks
 
 
 def _run(words: list[str], timeout: float | None) -> Finished:
