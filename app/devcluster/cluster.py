@@ -231,6 +231,8 @@ class DevCluster:
         instances = InstanceController(api, durations, jitter, self.disruptions.refuse_pod)
         keeps_memory = self.config.keeps_memory and guests.keeps_memory
         memory = SnapshotMemory(api, guests if keeps_memory else None, faults)
+        # A guest that runs speaks for itself.
+        channels: list[Controller[Any]] = [] if self._real else [GuestChannels(api, lambda: self.guest_hooks)]
         self._controllers = (
             GarbageCollector(api, durations.collection),
             NamespaceController(api),
@@ -252,7 +254,7 @@ class DevCluster:
             Scheduler(api, self.ledger, durations, jitter),
             VirtHandler(api, durations, jitter, faults, self.power, starter, guests),
             Kubelet(api, durations, faults, self.power, starter),
-            *(() if self._real else (GuestChannels(api, lambda: self.guest_hooks),)),
+            *channels,
         )
         self.server = ApiServer(
             api,

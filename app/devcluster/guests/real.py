@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from app.devcluster.apiserver.status import ApiError, Json
+from app.devcluster.guests.console_file import ConsoleFile
 from app.devcluster.guests.disks.errors import DiskError
 from app.devcluster.guests.memory import MemoryOutcome
 from app.devcluster.guests.qemu.errors import MachineError, MachineGone
@@ -105,6 +106,13 @@ class QemuGuests:
         for uid, found in tuple(self._guests.items()):
             if found.node == node:
                 self.forget(uid)
+
+    def console(self, uid: str) -> ConsoleFile | None:
+        """What the guest of this VMI has printed, also once it has ended; None before its machine is there."""
+        found = self._guests.get(uid)
+        if found is None or found.machine is None:
+            return None
+        return ConsoleFile(found.machine.console, lambda: found.over)
 
     # Memory
 

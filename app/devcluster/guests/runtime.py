@@ -5,7 +5,7 @@ changes nothing. What comes of it is told to the listener on the event loop, so 
 VMI again. A guest is known by the UID of its VMI.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -87,6 +87,11 @@ class GuestListener(Protocol):
     def ended(self, key: Key, end: End) -> None: ...
 
 
+class Console(Protocol):
+    def read(self, *, lines: int | None, follow: bool) -> AsyncGenerator[bytes]:
+        """The last `lines` (None: all that is kept), and with `follow` what comes, until the guest has ended."""
+
+
 class GuestRuntime(Protocol):
     @property
     def keeps_memory(self) -> bool:
@@ -127,6 +132,9 @@ class GuestRuntime(Protocol):
 
     def switch_off(self, node: str) -> None:
         """The node lost its power, and its guests with it."""
+
+    def console(self, uid: str) -> Console | None:
+        """What the guest has printed, also once it has ended; None where it has no console: it is not there yet, or runs nothing."""
 
     # Memory
 

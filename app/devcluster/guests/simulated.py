@@ -14,7 +14,7 @@ from app.devcluster.apiserver.work import Timers
 from app.devcluster.clock import Clock
 from app.devcluster.durations import Durations, Jitter
 from app.devcluster.guests.memory import MemoryOutcome, restored_from
-from app.devcluster.guests.runtime import AgentFacts, Domain, End, Guest, GuestListener
+from app.devcluster.guests.runtime import AgentFacts, Console, Domain, End, Guest, GuestListener
 from app.devcluster.storage.volumes import boot_seconds
 
 _FINGERPRINT = "simulated"
@@ -95,6 +95,9 @@ class SimulatedGuests:
 
     def switch_off(self, node: str) -> None:
         """A simulated guest runs on when its node is back."""
+
+    def console(self, uid: str) -> Console | None:  # noqa: ARG002  # no simulated guest has one
+        return None
 
     @property
     def keeps_memory(self) -> bool:
