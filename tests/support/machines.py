@@ -18,9 +18,10 @@ from app.devcluster.guests.images.built_in import BuiltInGuest, built_in_guest
 from app.devcluster.guests.images.errors import ImageError
 from app.devcluster.guests.images.identity import HELPER_PATH, Identity, calls_to_become, new_identity
 from app.devcluster.guests.qemu.detect import Found, probe_machines
+from app.devcluster.guests.qemu.ends import End
 from app.devcluster.guests.qemu.errors import MachinesUnavailable
 from app.devcluster.guests.qemu.facts import Facts
-from app.devcluster.guests.qemu.machine import End, Machine
+from app.devcluster.guests.qemu.machine import Machine
 from app.devcluster.guests.qemu.machines import Machines, open_machines
 from app.devcluster.guests.qemu.memory_image import MemoryImage
 from app.devcluster.guests.qemu.plan import Disk, Errand, KernelBoot, MachinePlan, Nic

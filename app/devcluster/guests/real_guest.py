@@ -17,8 +17,8 @@ from app.devcluster.guests.images.errors import ImageError
 from app.devcluster.guests.memory import MISMATCH, NOT_RESTORED, restored_from
 from app.devcluster.guests.planning import NotBootable, Planned
 from app.devcluster.guests.qemu import errors
+from app.devcluster.guests.qemu.ends import End as MachineEnd
 from app.devcluster.guests.qemu.facts import Facts
-from app.devcluster.guests.qemu.machine import End as MachineEnd
 from app.devcluster.guests.qemu.machine import Machine
 from app.devcluster.guests.qemu.machines import Machines
 from app.devcluster.guests.qemu.memory_image import MemoryImage

@@ -16,8 +16,9 @@ from app.devcluster.guests.qemu.command import RAM_ATTRIBUTES, Wiring, machine_c
 from app.devcluster.guests.qemu.console import Console
 from app.devcluster.guests.qemu.detect import Found, kvm_groups
 from app.devcluster.guests.qemu.disks import OpenDisks
+from app.devcluster.guests.qemu.ends import Listener
 from app.devcluster.guests.qemu.handles import Handles, new_memory
-from app.devcluster.guests.qemu.machine import Listener, Machine
+from app.devcluster.guests.qemu.machine import Machine
 from app.devcluster.guests.qemu.monitor import Monitor
 from app.devcluster.guests.qemu.plan import KernelBoot, MachinePlan
 from app.devcluster.guests.qemu.process import QemuProcess
@@ -80,12 +81,11 @@ class Launcher:
             ends.ram = new_memory(plan.name, run)
             os.ftruncate(ends.ram, plan.memory_bytes)
             return {"ram": handles.path(os.dup(ends.ram)), "kept": False}
-        if self.found.version >= RAM_ATTRIBUTES:
-            return {"ram": handles.readable(image.ram), "kept": True}
         # An older QEMU opens it for writing, although it maps pages of its own and writes none of the file's.
+        read_only = self.found.version >= RAM_ATTRIBUTES
         if self._user is not None:
-            image.ram.chmod(0o666)
-        return {"ram": handles.path(os.open(image.ram, os.O_RDWR)), "kept": True}
+            image.ram.chmod(0o644 if read_only else 0o666)
+        return {"ram": handles.path(os.open(image.ram, os.O_RDONLY if read_only else os.O_RDWR)), "kept": True}
 
     def _order(self, plan: MachinePlan, command: list[str], handles: Handles) -> Launch:
         return {

@@ -3,15 +3,15 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, time, time_ns
-from typing import Final, Literal, Protocol
+from typing import Final
 
 from app.devcluster.guests.qemu.addresses import Endpoint
 from app.devcluster.guests.qemu.agent import Ran
 from app.devcluster.guests.qemu.command import AGENT_PORT
 from app.devcluster.guests.qemu.disks import OpenDisks
+from app.devcluster.guests.qemu.ends import PANIC, EndReason, Listener, describe_end, describe_stall
 from app.devcluster.guests.qemu.errors import (
     AgentSilent,
     GuestRefused,
@@ -26,40 +26,15 @@ from app.devcluster.guests.qemu.memory_image import MemoryImage, check_target
 from app.devcluster.guests.qemu.migration import load_state
 from app.devcluster.guests.qemu.monitor import Json
 from app.devcluster.guests.qemu.plan import Errand, MachinePlan
-from app.devcluster.guests.qemu.process import QemuProcess, describe_exit
+from app.devcluster.guests.qemu.process import QemuProcess
 from app.devcluster.guests.qemu.room import BootSlot
 
 _GREET_SECONDS: Final = 30.0
+_AGAIN_SECONDS: Final = 1.0
 _RESTORED_SECONDS: Final = 60.0
 _ERRAND_SECONDS: Final = 60.0
 _QUIT_SECONDS: Final = 5.0
 _BOOT_SECONDS: Final = 60.0
-_PANIC: Final = "Kernel panic - not syncing"
-
-EndReason = Literal["shutdown", "panicked", "crashed", "killed", "lost"]
-
-
-@dataclass(frozen=True)
-class End:
-    reason: EndReason
-    """`shutdown`: the guest switched itself off; `crashed`: QEMU died; `killed`: by us; `lost`: with the supervisor of all guests."""
-    detail: str
-    """A sentence."""
-
-
-class Listener(Protocol):
-    """Called on the event loop; a call must not block."""
-
-    def running(self) -> None:
-        """Once, when the guest runs; a restored one when it has its own identity. For a paused plan: when it is first resumed."""
-
-    def agent(self, connected: bool) -> None: ...  # noqa: FBT001 - a state
-
-    def stalled(self, sentence: str) -> None:
-        """QEMU stopped the guest because a disk cannot be written. `resume` tries again."""
-
-    def ended(self, end: End) -> None:
-        """Once, if the machine was started at all."""
 
 
 class Machine:
@@ -192,7 +167,12 @@ class Machine:
             was_paused = self._paused
             if was_paused:
                 await self._process.monitor.execute("cont")
-            await prepare_guest(self._process, self.plan.helper)
+            try:
+                await prepare_guest(self._process, self.plan.helper)
+            except BaseException:
+                if was_paused:
+                    await self._process.monitor.execute("stop")
+                raise
             await self._process.monitor.execute("stop")
             self._paused = was_paused or not go_on
 
@@ -230,7 +210,7 @@ class Machine:
         if self._is_up:
             self._slot.give_back()
             forget()
-            self._listener.ended(self._end(code))
+            self._listener.ended(describe_end(self._process, self._why, code))
 
     def expect_end(self) -> None:
         """All machines are about to be ended."""
@@ -272,7 +252,7 @@ class Machine:
             case "GUEST_PANICKED":
                 self._why = "panicked"
             case "BLOCK_IO_ERROR" if data.get("action") == "stop":
-                self._listener.stalled(_stalled(self.name, data))
+                self._listener.stalled(describe_stall(self.name, data))
             case "VSERPORT_CHANGE" if data.get("id") == AGENT_PORT:
                 self._agent_changed(opened=bool(data.get("open")))
 
@@ -284,7 +264,7 @@ class Machine:
 
     def _reset(self) -> None:
         """A guest that panics resets itself (panic=-1), and would do so for ever."""
-        if _PANIC in self._process.console.tail():
+        if PANIC in self._process.console.tail():
             self._why = "panicked"
             self._process.kill()
         else:
@@ -306,8 +286,11 @@ class Machine:
 
     async def _greet(self) -> None:
         while True:
-            with suppress(AgentSilent):
+            try:
                 await self._process.agent.sync(_GREET_SECONDS)
+            except AgentSilent:
+                await asyncio.sleep(_AGAIN_SECONDS)  # the machine may just be ending
+            else:
                 break
         self._greeted()
 
@@ -339,34 +322,3 @@ class Machine:
                 await self._process.wait()
                 return True
         return False
-
-    def _end(self, code: int) -> End:
-        if self._process.child.lost and self._why is None:
-            return End("lost", f"The supervisor of all guests died, and {self.name} with it.")
-        match self._why:
-            case "shutdown":
-                return End("shutdown", f"The guest {self.name} switched itself off.")
-            case "panicked":
-                return End(
-                    "panicked", f"The kernel of the guest {self.name} panicked: {_panic(self._process.console.tail())}"
-                )
-            case "killed":
-                return End("killed", f"The machine {self.name} was ended.")
-        said = self._process.last_words()
-        return End(
-            "crashed",
-            f"The machine {self.name} crashed: {describe_exit(code)}." + (f" It said: {said}" if said else ""),
-        )
-
-
-def _panic(console: str) -> str:
-    return next(
-        (line[line.index(_PANIC) :].strip() for line in console.splitlines() if _PANIC in line), "see its console."
-    )
-
-
-def _stalled(name: str, data: Json) -> str:
-    disk, reason = data.get("node-name") or data.get("device"), data.get("reason", "an I/O error")
-    if data.get("nospace"):
-        return f"The guest {name} stands still: no space is left for its disk {disk}. Make room on this host and resume it."
-    return f"The guest {name} stands still: its disk {disk} cannot be written ({reason})."

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from app.devcluster.guests.qemu.detect import Found
+from app.devcluster.guests.qemu.ends import Listener
 from app.devcluster.guests.qemu.errors import BadPlan, MemoryMismatch, StartFailed
 from app.devcluster.guests.qemu.fingerprint import difference, fingerprint_parts
 from app.devcluster.guests.qemu.launcher import Launcher
-from app.devcluster.guests.qemu.machine import Listener, Machine
+from app.devcluster.guests.qemu.machine import Machine
 from app.devcluster.guests.qemu.plan import MachinePlan, check_plan
 from app.devcluster.guests.qemu.room import BootSlot, Limits, open_boot_slots, open_room
 from app.devcluster.guests.qemu.supervision import Supervision

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,12 +65,3 @@ class QemuProcess:
             file.seek(max(0, self.errors.stat().st_size - _TAIL_BYTES))
             return "\n".join(file.read().decode(errors="replace").strip().splitlines()[-_TAIL_LINES:])
         return ""
-
-
-def describe_exit(code: int) -> str:
-    """How a process ended that should not have, in half a sentence."""
-    if code >= 0:
-        return f"QEMU ended with code {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-    return f"QEMU was ended by {name}{hint}"

@@ -50,6 +50,7 @@ class Supervision:
         self._children: dict[str, Child] = {}
         self._orders = asyncio.Lock()
         self._closing = False
+        self._killing: set[asyncio.Task[None]] = set()
 
     @property
     def pid(self) -> int | None:
@@ -78,9 +79,9 @@ class Supervision:
     def kill(self, name: str) -> None:
         """SIGKILL. Nothing happens if there is none of this name."""
         if self._channel is not None:
-            # An order of this size always fits: the supervisor reads, or it is dead.
-            with suppress(OSError):
-                self._channel.send(json.dumps({"kill": name}).encode() + b"\n")
+            killing = asyncio.create_task(self._send_kill(name), name=f"kill-{name}")
+            self._killing.add(killing)
+            killing.add_done_callback(self._killing.discard)
 
     async def close(self) -> None:
         """Ends all processes and removes the folders."""
@@ -93,6 +94,11 @@ class Supervision:
         await asyncio.to_thread(_wait, self._process)
         if self._reading is not None:
             await self._reading
+
+    async def _send_kill(self, name: str) -> None:
+        with suppress(OSError):  # the supervisor died, and the process with it
+            if self._channel is not None:
+                await self._send({"kill": name}, ())
 
     async def _send(self, order: dict[str, Any], files: Sequence[int]) -> None:
         async with self._orders:
