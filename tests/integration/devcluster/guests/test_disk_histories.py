@@ -5,9 +5,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from app.devcluster.guests.disks.disks import Disks
 from tests.support.disk_images import BLOCK, files, needs_qemu_img, raw_image, read, write
@@ -23,12 +23,18 @@ class Histories(RuleBasedStateMachine):
     volumes = Bundle("volumes")
     layers = Bundle("layers")
 
-    @initialize()
+    @initialize(target=volumes)
     def begin(self):
+        """Begins with a disk, and a copy of it that was written to."""
         self.place = Path(tempfile.mkdtemp())
         self.runner = asyncio.Runner()
         self.disks = self.runner.run(Disks.open(self.place / "disks"))
         self.written, self.frozen, self.made = {}, {}, 0
+        first = self.make()
+        self.import_into(first, 3)
+        copy = self.clone(first)
+        self.write(copy, 0, 4)
+        return multiple(first, copy)
 
     def name(self, kind):
         self.made += 1
@@ -119,5 +125,6 @@ TestHistories.settings = settings(
     stateful_step_count=20,
     deadline=None,
     derandomize=True,
+    phases=[Phase.generate],  # to shrink a failure would take many minutes
     suppress_health_check=[HealthCheck.too_slow],
 )
