@@ -7,6 +7,7 @@ The phase becomes Failed only where a retry cannot help.
 from typing_extensions import override
 
 from app.devcluster.apiserver.api import Api
+from app.devcluster.apiserver.events import EventRecorder
 from app.devcluster.apiserver.objects import (
     Key,
     annotations_of,
@@ -80,6 +81,7 @@ class DataVolumeController(FaultyController):
     ) -> None:
         super().__init__(api, durations, jitter, faults, durations.reaction)
         self._backend = backend
+        self._events = EventRecorder(api, "datavolume-import-controller")
 
     @override
     def _forget(self, uid: str) -> None:
@@ -248,6 +250,7 @@ class DataVolumeController(FaultyController):
 
     def _fail(self, stored: Stored, failure: TransferFailure, progress: str | None = None) -> None:
         phase = "Failed" if failure.fatal else "ImportInProgress"
+        self._events.record(stored.obj, failure.reason, failure.message, warning=True)
         self._set(stored, Told(phase, progress=progress, reason=failure.reason, message=failure.message))
 
     def _retry(self, key: Key) -> None:

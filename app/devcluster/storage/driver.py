@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Any
 
-import structlog
 from typing_extensions import override
 
 from app.devcluster.apiserver.api import Api
+from app.devcluster.apiserver.events import EventRecorder
 from app.devcluster.apiserver.objects import (
     Key,
     annotations_of,
@@ -51,7 +51,6 @@ PROTECTION = "kubernetes.io/pvc-protection"
 BIND_NOW = "cdi.kubevirt.io/storage.bind.immediate.requested"
 _SNAPSHOT_GROUP = "snapshot.storage.k8s.io"
 _RETRY_SECONDS = 5.0
-_log = structlog.get_logger(__name__)
 
 
 class StorageDriver(FaultyController):
@@ -62,6 +61,7 @@ class StorageDriver(FaultyController):
     ) -> None:
         super().__init__(api, durations, jitter, faults)
         self._backend = backend
+        self._events = EventRecorder(api, "external-provisioner")
 
     @override
     def _forget(self, uid: str) -> None:
@@ -117,7 +117,9 @@ class StorageDriver(FaultyController):
             )
 
     def _retry_later(self, stored: Stored, problem: str) -> None:
-        _log.warning("provisioning_failed", claim=stored.key, problem=problem)
+        storage_class = stored.obj["spec"]["storageClassName"]
+        told = f'failed to provision volume with StorageClass "{storage_class}": rpc error: code = Internal desc = {problem}'
+        self._events.record(stored.obj, "ProvisioningFailed", told, warning=True)
         self._timers.ensure(stored.uid, "retry", _RETRY_SECONDS, lambda: self._queue.add(stored.key))
 
     def _is_wanted(self, key: Key, claim: Json) -> bool:

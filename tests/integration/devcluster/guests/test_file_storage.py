@@ -7,11 +7,13 @@ import pytest
 
 from app.devcluster import DevCluster, DevClusterConfig, Durations
 from app.devcluster.apiserver.registry import PERSISTENT_VOLUMES, VOLUME_SNAPSHOT_CONTENTS
+from app.devcluster.guests.disks.errors import NoSpace
 from app.devcluster.guests.file_storage import FileStorage
 from app.devcluster.guests.images.sources import fetch
 from tests.support.devcluster_bench import MACHINES, Bench, until
 from tests.support.devcluster_disks import (
     CLAIMS,
+    CORE,
     DATA_VOLUMES,
     KUBEVIRT_SNAPSHOTS,
     SNAPSHOTS,
@@ -228,7 +230,7 @@ async def test_files_go_when_nothing_in_the_cluster_needs_them(bench, images, tm
     ("name", "body", "message"),
     [
         ("missing", None, "404"),
-        ("page.qcow2", b"<html>Please sign in</html>", "Unable to process data|not a disk image|HTML"),
+        ("page.qcow2", b"<html>Please sign in</html>", "Unexpected content type .text/html"),
         ("large.raw", bytes(2 * 1024 * 1024), "virtual image size 2097152 is larger than the reported available"),
     ],
 )
@@ -248,6 +250,9 @@ async def test_an_import_that_fails_says_why_and_is_tried_again(bench, images, n
     await until(told)
     failed = await bench.get(f"{DATA_VOLUMES}/bad")
     assert failed["status"]["phase"] == "ImportInProgress"
+    said = [item for item in (await bench.get(f"{CORE}/events"))["items"] if item["reason"] == "Error"]
+    assert {item["involvedObject"]["name"] for item in said} == {"bad"}
+    assert re.search(message, said[0]["message"])
 
     images.files[name] = bytes([3]) * BLOCK
     await until(lambda: succeeded(bench, "bad"))
@@ -320,3 +325,24 @@ async def test_the_disks_that_the_saved_state_knows_survive_and_no_others(start,
     assert await contents(bench, tmp_path, "image") == [6, 2, 0]
     await fill(bench, "restored", of_snapshot("kept"))
     assert await contents(bench, tmp_path, "restored") == [1, 2, 0]
+
+
+async def test_a_claim_whose_disk_cannot_be_made_says_why_and_is_tried_again(bench, images, monkeypatch):
+    disks = bench.cluster.storage.disks
+    make_blank, tried = disks.blank, []
+
+    async def full(name, size):
+        tried.append(name)
+        if len(tried) == 1:
+            raise NoSpace("No space left on device")
+        await make_blank(name, size)
+
+    monkeypatch.setattr(disks, "blank", full)
+    await make(bench, CLAIMS, claim("plain", size=SIZE))
+    await until(lambda: bound(bench, "plain"))
+
+    (said,) = (await bench.get(f"{CORE}/events"))["items"]
+    assert (said["reason"], said["type"]) == ("ProvisioningFailed", "Warning")
+    assert said["message"] == (
+        'failed to provision volume with StorageClass "standard": rpc error: code = Internal desc = No space left on device'
+    )
