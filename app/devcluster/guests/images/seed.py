@@ -46,7 +46,7 @@ def make_seed(
     if network_data:
         files["network-config"] = network_data
     if host_key:
-        keys = {"ed25519_private": host_key.private, "ed25519_public": host_key.public}
+        keys = {"ed25519_private": host_key.private, "ed25519_public": f"{host_key.public}\n"}
         files["vendor-data"] = f"#cloud-config\n{json.dumps({'ssh_keys': keys})}\n".encode()
     files[GUEST_SCRIPT] = guest_script(user_data, network_data, meta_data, host_key).encode()
     make_iso(path, files, "cidata")

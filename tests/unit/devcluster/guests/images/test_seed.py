@@ -68,7 +68,7 @@ def test_a_host_key_is_given_to_cloud_init_as_vendor_data(tmp_path):
 
     _, files = read_iso(tmp_path / "seed.iso")
     assert yaml.safe_load(files["vendor-data"]) == {
-        "ssh_keys": {"ed25519_private": key.private, "ed25519_public": key.public}
+        "ssh_keys": {"ed25519_private": key.private, "ed25519_public": f"{key.public}\n"}
     }
 
 
