@@ -9,7 +9,7 @@ import ipaddress
 import re
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 
@@ -37,6 +37,7 @@ _POOL_KIND = "VirtualMachinePool"
 _NO_DISKS = "Error encountered while creating DataVolumes: "
 _NO_DATA_SOURCE = re.compile(r'datasources\.cdi\.kubevirt\.io "([^"]+)" not found')
 _FINAL_SYNC_REASONS = frozenset({"FailedCreate"})
+_NO_DOMAIN = "Synchronizing with the Domain failed."
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +243,19 @@ def _find_failure(vm: ReducedVm, vmi: ReducedVmi | None) -> Failure | None:
     """The most serious failure that is reported: first those that do not go away by themselves."""
     return (
         _find_memory_refusal(vm, vmi)
-        or vm.crash
-        or (vmi.ended if vmi is not None else None)
+        or _explain(vm.crash, vm, vmi)
+        or _explain(vmi.ended if vmi is not None else None, vm, vmi)
         or _find_refused_start(vm, vmi)
         or _find_wait(vm, vmi)
     )
+
+
+def _explain(end: Failure | None, vm: ReducedVm, vmi: ReducedVmi | None) -> Failure | None:
+    """The end of a VM's instance, with the reason why its domain could not be started if that is told."""
+    for unsynced in (vmi.unsynced if vmi is not None else None, vm.unsynced):
+        if end is not None and unsynced is not None and unsynced.reason == _NO_DOMAIN:
+            return replace(end, message=f"{end.message}: {unsynced.message}")
+    return end
 
 
 def _find_memory_refusal(vm: ReducedVm, vmi: ReducedVmi | None) -> Failure | None:
@@ -316,7 +325,11 @@ def _failure_of(condition: Manifest) -> Failure:
 
 
 def _read_addresses(vmi_status: Manifest) -> list[str]:
-    """The addresses that a client can use, in the order of the interfaces. Agents also report link-local ones; they are left out."""
+    """The addresses that a client can use, in the order of the interfaces.
+
+    Agents also report link-local ones, and the guest's own loopback; they are left out. An interface of the spec, which has a name, may have
+    a loopback address of this machine: a guest of the dev cluster has.
+    """
     found: dict[str, None] = {}
     for interface in vmi_status.get("interfaces") or []:
         for text in interface.get("ipAddresses") or [interface.get("ipAddress")]:
@@ -324,7 +337,7 @@ def _read_addresses(vmi_status: Manifest) -> list[str]:
                 address = ipaddress.ip_address(text or "")
             except ValueError:
                 continue
-            if not address.is_link_local and not address.is_loopback:
+            if not address.is_link_local and (interface.get("name") or not address.is_loopback):
                 found[str(address)] = None
     return list(found)
 

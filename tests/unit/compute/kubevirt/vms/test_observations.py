@@ -11,6 +11,7 @@ PVC_MESSAGE = "PVC rec/nope does not exist, waiting for it to appear"
 ROOM_MESSAGE = "0/3 nodes are available: 3 Insufficient memory."
 QUOTA_MESSAGE = 'failed to create virtual machine pod: pods "virt-launcher-big-vdsrs" is forbidden: exceeded quota: q'
 MEMORY_MESSAGE = "Failure while starting VMI: no memory requested"
+NO_DISK = "No bootable device: the first disk has no boot sector."
 PULL_MESSAGE = 'Back-off pulling image "quay.io/containerdisks/fedora:42"'
 
 
@@ -86,6 +87,11 @@ def test_addresses_are_those_a_client_can_use_in_the_order_of_the_interfaces():
     assert observe_vm(vm(), vmi(status={"interfaces": interfaces})).addresses == ("10.244.0.2", "fd00::2", "192.0.2.7")
 
 
+def test_a_guest_of_the_dev_cluster_has_a_loopback_address_of_its_own():
+    interfaces = [{"name": "default", "ipAddress": "127.44.0.5"}, {"interfaceName": "lo", "ipAddress": "127.0.0.1"}]
+    assert observe_vm(vm(), vmi(status={"interfaces": interfaces})).addresses == ("127.44.0.5",)
+
+
 def refused_disks(why):
     message = f"Error encountered while creating DataVolumes: {why}"
     failure = {"type": "Failure", "status": "True", "reason": "FailedCreate", "message": message}
@@ -111,6 +117,11 @@ FAILURES = {
         {"printableStatus": "Starting", "startFailure": {"consecutiveFailCount": 1}},
         {"phase": "Scheduling"},
         ("CrashLoopBackOff", "1 time in a row", False),
+    ),
+    "crash loop of a guest that cannot even be started": (
+        {"printableStatus": "CrashLoopBackOff"},
+        {"phase": "Failed", "conditions": [false("Synchronized", "Synchronizing with the Domain failed.", NO_DISK)]},
+        ("CrashLoopBackOff", f"1 time in a row: {NO_DISK}", False),
     ),
     "guest died": ({"printableStatus": "Stopped"}, {"phase": "Failed"}, ("Failed", "phase Failed", False)),
     "guest shut down": (
