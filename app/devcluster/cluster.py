@@ -99,8 +99,8 @@ class DevCluster:
         self.jitter = Jitter(self.config.seed, self.config.jitter_share)
         self.store = Store()
         self.faults = FaultBook(self.jitter)
-        self.guest_hooks: Hooks = no_hooks
-        """What the hooks of simulated guests do with their claims."""
+        self.guest_hooks: Hooks | None = no_hooks
+        """What the hooks of simulated guests do with their claims; None: simulated guests have no channel."""
         self.images = ImageCache(self.store, self.config.image_cache_slots)
         self._state: StateFile | None = None
         self._storage = storage

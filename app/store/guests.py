@@ -25,9 +25,6 @@ _LEFT_OVER = text("""
     SELECT v.id AS vm_id, v.name, g.identity_uid AS uid FROM guest g JOIN vm v ON v.id = g.vm_id
     WHERE NOT g.identity_gone AND v.ended_at IS NOT NULL ORDER BY v.id LIMIT :limit
 """)
-_ORPHANED = text("""
-    SELECT g.vm_id FROM guest g WHERE NOT EXISTS (SELECT 1 FROM vm v WHERE v.id = g.vm_id) LIMIT :limit
-""")
 _FACTS = """
     SELECT g.vm_id, v.name AS vm_name, v.state AS vm_state, v.pool_id, p.name AS pool, p.spec->>'warm_when' AS warm_when,
         g.boot_id, g.former_boots, g.hello_at, g.conflict, g.claim_id AS told_id, g.settled_id,
@@ -159,16 +156,6 @@ async def wake(tx: Tx, vm_ids: Sequence[UUID]) -> None:
     """Guests of these VMs that wait are answered anew once `tx` has committed. VMs without a channel cost nothing more."""
     if vm_ids:
         await run(tx, _WAKE, ids=list(vm_ids))
-
-
-async def prune(tx: Tx, *, limit: int) -> int:
-    """Deletes the guests whose VMs are no longer in the history."""
-    rows = await mappings(tx, _ORPHANED, limit=limit)
-    if rows:
-        await run(
-            tx, text("DELETE FROM guest WHERE vm_id = ANY(CAST(:ids AS uuid[]))"), ids=[row["vm_id"] for row in rows]
-        )
-    return len(rows)
 
 
 def _facts(row: dict[str, Any]) -> GuestFacts:

@@ -28,9 +28,13 @@ _ENDED = """
         RETURNING ended_at, {kept} AS kept)
     SELECT count(*) AS n, max(ended_at) AS position, array_agg(kept) FILTER (WHERE kept IS NOT NULL) AS kept FROM gone
 """
-_CLAIMS = text(_ENDED.format(table="claim", kept="CASE WHEN labels <> '{}' THEN id END"))
-_VMS = text(_ENDED.format(table="vm", kept="CAST(NULL AS uuid)"))
+_WITH_MORE = "CASE WHEN labels <> '{}' OR EXISTS (SELECT FROM handover h WHERE h.claim_id = claim.id) THEN id END"
+_WITH_GUEST = "(SELECT g.vm_id FROM guest g WHERE g.vm_id = vm.id)"
+_CLAIMS = text(_ENDED.format(table="claim", kept=_WITH_MORE))
+_VMS = text(_ENDED.format(table="vm", kept=_WITH_GUEST))
 _LABELS = text("DELETE FROM claim_label WHERE claim_id = ANY(CAST(:ids AS uuid[]))")
+_HANDOVERS = text("DELETE FROM handover WHERE claim_id = ANY(CAST(:ids AS uuid[]))")
+_GUESTS = text("DELETE FROM guest WHERE vm_id = ANY(CAST(:ids AS uuid[]))")
 # The order of transaction ids is about the order of time: the first one that is not too old ends the batch.
 _EVENTS = text("""
     WITH gone AS (
@@ -69,17 +73,21 @@ async def begin(tx: Tx) -> bool:
 
 
 async def prune_claims(tx: Tx, *, seconds: float, limit: int, position: datetime | None = None) -> Pruned:
-    """Claims that ended more than `seconds` ago, with their idempotency keys and labels, those that ended first."""
+    """Claims that ended more than `seconds` ago, with their idempotency keys, labels and hand-overs, those that ended first."""
     row = (await run(tx, _CLAIMS, seconds=seconds, limit=limit, since=position or _BEGINNING)).one()
     if row.kept:
-        labelled: list[UUID] = row.kept
-        await run(tx, _LABELS, ids=labelled)
+        with_more: list[UUID] = row.kept
+        await run(tx, _LABELS, ids=with_more)
+        await run(tx, _HANDOVERS, ids=with_more)
     return Pruned(row.n, row.position or position)
 
 
 async def prune_vms(tx: Tx, *, seconds: float, limit: int, position: datetime | None = None) -> Pruned:
     """VMs that ended more than `seconds` ago, and with them the times that were measured, those that ended first."""
     row = (await run(tx, _VMS, seconds=seconds, limit=limit, since=position or _BEGINNING)).one()
+    if row.kept:
+        with_guest: list[UUID] = row.kept
+        await run(tx, _GUESTS, ids=with_guest)
     return Pruned(row.n, row.position or position)
 
 

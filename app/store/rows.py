@@ -67,6 +67,7 @@ class VmRow:
     source: str | None = None
     shape: str | None = None
     pool_kind: str = "pool"
+    guest: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,8 @@ def names_of(row: type) -> list[str]:
 
 
 POOL_COLUMNS = columns(PoolRow, "p")
-VM_COLUMNS = columns(VmRow, "v", pool="p.name", pool_kind="p.kind")
+_GUEST = "(SELECT jsonb_build_object('hello_at', g.hello_at, 'conflict', g.conflict) FROM guest g WHERE g.vm_id = v.id)"
+VM_COLUMNS = columns(VmRow, "v", pool="p.name", pool_kind="p.kind", guest=_GUEST)
 CLAIM_COLUMNS = """
     c.id, c.pool_id, p.name AS pool, c.state, c.labels, c.path, c.lease_seconds, c.lease_expires_at, c.created_at,
     c.bound_at, c.ended_at, c.reason, c.replacements, c.request_hash, c.vm_id, v.name AS vm_name, v.uid AS vm_uid,

@@ -4,13 +4,20 @@ from datetime import datetime
 from typing import Self
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from app.api.events.schemas import EventView
 from app.api.pages import Page
 from app.api.views import STAGES, Fingerprint, Milliseconds, Stages, View
 from app.domain.states import VmState
 from app.store.rows import VmRow
+
+
+class GuestView(BaseModel):
+    """What is known of the guest of a VM that has a channel."""
+
+    hello_at: datetime | None = Field(description="When it last said that it has booted; null: it has not yet.")
+    conflict: str | None = Field(description="Why nothing is handed over to it; null: it is.")
 
 
 class VmView(View):
@@ -40,6 +47,7 @@ class VmView(View):
         description="Fingerprint of what the VM is made from. VMs of one shape are interchangeable."
     )
     stages: Stages = Field(description=STAGES)
+    guest: GuestView | None = Field(description="Of a VM whose guest has a channel to the service.")
 
     @classmethod
     def of(cls, vm: VmRow, *, namespace: str, **more: object) -> Self:

@@ -45,7 +45,8 @@ class GuestChannels(KindController):
 
     resource = VIRTUAL_MACHINE_INSTANCES
 
-    def __init__(self, api: Api, hooks: Callable[[], Hooks]) -> None:
+    def __init__(self, api: Api, hooks: Callable[[], Hooks | None]) -> None:
+        """`hooks` tells None while there are no such guests: then somebody else plays them, or they run."""
         super().__init__(api)
         self._hooks = hooks
         self._guests: dict[str, asyncio.Task[None]] = {}
@@ -67,7 +68,7 @@ class GuestChannels(KindController):
         secret = _identity_of(vmi)
         conditions = vmi.get("status", {}).get("conditions")
         runs = phase_of(vmi) == "Running" and holds(conditions, "AgentConnected") and not holds(conditions, "Paused")
-        if secret is None or not runs:
+        if secret is None or not runs or self._hooks() is None:
             self._end(uid)
         elif uid not in self._guests:
             found = self._store.get(SECRETS, stored.key[0], secret)
@@ -82,7 +83,7 @@ class GuestChannels(KindController):
 
 
 class _Guest:
-    def __init__(self, disk: dict[str, str], hooks: Callable[[], Hooks]) -> None:
+    def __init__(self, disk: dict[str, str], hooks: Callable[[], Hooks | None]) -> None:
         self._disk = disk
         self._hooks = hooks
         self._boot_id = str(uuid.uuid4())
@@ -121,7 +122,7 @@ class _Guest:
             return
         self._known = {"known": claim, "lease": str(_seconds(told["lease_expires_at"]))}
         if told["event"] == "claimed":
-            exit_code, output = self._hooks()(told)
+            exit_code, output = (self._hooks() or no_hooks)(told)
             params = {"claim": claim, "exit_code": str(exit_code)}
             await self._insist(session, "handed-over", params=params, data=output)
 
