@@ -13,7 +13,7 @@ from tests.support.clusters import COLD_BOOT_SECONDS
 from tests.support.guests import KEY, NOWHERE, Guest, identity_of
 from tests.support.postgres import clone_database
 from tests.support.rows import execute, fetch, scalar
-from tests.support.service import Refused, check, figures, serve, until
+from tests.support.service import Gate, Refused, check, figures, serve, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CHANNEL = {"guest": {"channel": True, "release_seconds": 60}}
@@ -332,3 +332,36 @@ async def test_nothing_of_a_token_is_in_the_database(server, cluster):
     rows = await fetch(server.services.db, "SELECT guest::text AS row FROM guest")
     assert rows
     assert all(guest.disk["token"] not in row["row"] for row in rows)
+
+
+async def test_a_postgres_that_is_lost_between_claim_and_hand_over_loses_nothing(postgres, template_database, tmp_path):
+    folder = tmp_path / "gate"
+    folder.mkdir()
+    gate = Gate(folder, postgres.socket_dir)
+    config = DevClusterConfig(durations=Durations.for_cold_boot(COLD_BOOT_SECONDS))
+    given = {"guest_url": NOWHERE, "handover_key": KEY}
+    async with DevCluster(config) as cluster, clone_database(postgres, template_database) as url:
+        await gate.open()
+        async with serve(gate.url(url), cluster, tmp_path, **given) as server:
+            _, guest = await greeted(server, cluster, "lost")
+            key = {"Idempotency-Key": "over-the-outage"}
+            body = {"handover": {"data": "x"}}
+            claim = (await server.claim("lost", headers=key, **body)).json()
+            await gate.close()
+            check(await guest.look(), Refused(503, "database-unavailable"))
+            await gate.open()
+
+            async def told():
+                answer = await guest.look()
+                return answer.json() if answer.status_code == 200 else None
+
+            found = await until(told)
+            assert (found["claim"], found["data"]) == (claim["id"], "x")
+
+            async def reported():
+                return (await guest.report(claim["id"])).status_code == 204
+
+            await until(reported)
+            again = await server.claim("lost", headers=key, **body)
+            assert (again.json()["id"], again.json()["handover"]["state"]) == (claim["id"], "done")
+        await gate.close()

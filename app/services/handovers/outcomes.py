@@ -56,7 +56,7 @@ class HandoverOutcomes:
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             with self.health.attempt():
-                if waited_for := self.waiting.keys():
+                if waited_for := self.waiting.all():
                     async with self._db.once() as tx:
                         self.waiting.wake_each(await handovers.over(tx, waited_for))
             self.waiting.forget()

@@ -19,7 +19,7 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def keys(self) -> list[UUID]:
+    def all(self) -> list[UUID]:
         """What is waited for."""
         return list(self._waiting)
 
