@@ -24,8 +24,6 @@ def find_differences(
     ours, theirs = contents_of(spec), contents_of(kept)
     held = {disk.volume for disk in disks} if not has_own_disk(spec) else set()
     found = list(_disk_problems(ours, theirs, held, lambda name: fields.get(name) or at(_volume_field(spec, name))))
-    if held:
-        theirs.pop("unused", None)
     for key in sorted((ours.keys() | theirs.keys()) - {"disks"}):
         root = _ROOTS.get(key, f"spec.{key}")
         found += (FieldProblem(at(path), message) for path, message in _walk(root, ours.get(key), theirs.get(key)))
@@ -35,7 +33,7 @@ def find_differences(
 def _disk_problems(ours: Manifest, theirs: Manifest, held: Collection[str], at: Locate) -> Iterator[FieldProblem]:
     """`held`: disks of the snapshot that the VM gets without asking for them."""
     mine = {disk["name"]: disk for disk in ours.get("disks") or []}
-    its = {disk["name"]: disk for disk in theirs.get("disks") or [] if disk["name"] not in held}
+    its = {disk["name"]: disk for disk in theirs.get("disks") or [] if disk["name"] in mine or disk["name"] not in held}
     for name in mine.keys() - its.keys():
         yield FieldProblem(at(name), f"volume {name} is not in the VM whose memory was kept: leave it out")
     for name in sorted(its.keys() - mine.keys()):

@@ -69,6 +69,13 @@ def test_a_template_without_a_disk_gets_that_of_the_snapshot():
     assert list(differences({**diskless, "cpu": 3}, SHORT, disks=[BOOT], diskless=True)) == ["template.cpu"]
 
 
+def test_a_template_whose_only_disk_is_blank_is_compared_as_it_is_written():
+    blank = changed(WITH_DATA_VOLUME, "dataVolumeTemplates.0.spec.source", {"blank": {}})
+    name = blank["template"]["spec"]["volumes"][0]["name"]
+    disk = SnapshotDisk(name, "vs-1", "10Gi", None, ("ReadWriteOnce",), None)
+    assert differences(blank, blank, disks=[disk]) == {}
+
+
 def test_in_a_long_template_the_field_is_where_its_author_wrote_it():
     other = changed(VM_SPEC, "template.spec.domain.memory", {"guest": "7Gi"})
     assert list(differences(other, VM_SPEC)) == ["template.template.spec.domain.memory.guest"]
