@@ -19,7 +19,20 @@ from app.devcluster.guests.qemu.errors import (
     NoRoom,
 )
 from app.devcluster.guests.qemu.memory_image import MemoryImage
-from tests.support.machines import BOOT_SECONDS, TEMPLATE_MAC, Heard, find_guest, find_qemu, open_rig, overlay, shell
+from app.devcluster.guests.qemu.plan import Disk, FirmwareBoot, MachinePlan, Nic, Port
+from tests.support.machines import (
+    BOOT_SECONDS,
+    MEMORY,
+    TEMPLATE_MAC,
+    Heard,
+    create_disk,
+    find_guest,
+    find_qemu,
+    layer_of,
+    open_rig,
+    overlay,
+    shell,
+)
 from tests.support.patience import PATIENCE
 from tests.support.processes import is_alive
 
@@ -168,6 +181,48 @@ async def test_memory_kept_live_is_of_the_same_moment_as_the_disk_and_the_guest_
     assert heard.end is None
     await clone.kill()
     await machine.kill()
+
+
+async def test_memory_of_a_paused_guest_can_be_kept_and_it_stays_paused(rig):
+    machine, _, _ = await rig.clone()
+    await machine.pause()
+    image = await machine.save_memory(rig.folder / f"memory-of-{machine.name}", layer_of(f"{machine.name}.qcow2"))
+    with pytest.raises(AgentSilent):
+        await machine.ping(0.5)
+    await machine.kill()
+    clone, _, identity = await rig.clone(image)
+    assert await shell(clone, "cat /etc/hostname") == identity.hostname
+    await clone.kill()
+
+
+async def test_qemu_takes_a_machine_with_firmware_and_everything_that_a_plan_can_have(rig):
+    seed = rig.folder / "seed.iso"
+    seed.write_bytes(bytes(65536))
+    plan = MachinePlan(
+        "firmware",
+        MEMORY,
+        2,
+        FirmwareBoot(),
+        disks=(
+            Disk("root", create_disk(rig.folder, "a,b.qcow2"), serial="root-1"),
+            Disk("data", create_disk(rig.folder, "data.qcow2"), read_only=True),
+        ),
+        nics=(
+            Nic("52:54:00:e2:00:01", (Port(22), Port(80), Port(53, "udp"))),
+            Nic("52:54:00:e2:00:02", (), outward=False),
+        ),
+        seed=seed,
+        uuid="00000000-0000-0000-0000-000000000001",
+        paused=True,
+    )
+    heard = Heard()
+    machine = await rig.machines.start(plan, heard)
+    assert heard.told == []
+    await machine.resume()
+    assert heard.told == ["running"]
+    assert {end.guest_port for end in machine.endpoints} == {22, 80, 53}
+    await machine.kill()
+    assert (await heard.until_ended()).reason == "killed"
 
 
 async def test_a_save_whose_disks_cannot_be_frozen_leaves_nothing_and_the_guest_goes_on(rig):
