@@ -71,6 +71,33 @@ async def test_a_vm_boots_tells_what_it_is_is_paused_and_shuts_down(bench):
     await until(has_stopped, BOOT_PATIENCE)
 
 
+async def test_a_guest_sees_its_secrets_and_seed_is_probed_at_a_port_and_restarts_itself(bench):
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "stringData": {"token": "t"}}
+    assert (await bench.call("POST", "/api/v1/namespaces/default/secrets", secret))[0] == 201
+    obj = machine("x", probe=False)
+    spec = obj["spec"]["template"]["spec"]
+    spec["hostname"] = "named"
+    spec["readinessProbe"] = {"tcpSocket": {"port": 22}, "periodSeconds": 1}
+    spec["domain"]["devices"]["disks"].append({"name": "keys", "disk": {}})
+    spec["volumes"].append({"name": "keys", "secret": {"secretName": "keys", "volumeLabel": "MYKEYS"}})
+    spec["volumes"].append({"name": "init", "cloudInitNoCloud": {"userData": "#cloud-config\n"}})
+    await bench.boot(obj)
+
+    vmi = await bench.vmi()
+    labels = "for d in /dev/vd?; do dd if=$d bs=1 skip=32808 count=6 2>/dev/null; echo; done; hostname"
+    ran = await bench.guest(vmi).run("/bin/sh", "-c", labels)
+    assert ran.out.decode().split() == ["MYKEYS", "cidata", "named"]
+
+    assert await put(bench, "softreboot") == 200
+
+    async def has_lost_its_agent():
+        return not holds(await bench.vmi(), "AgentConnected")
+
+    await until(has_lost_its_agent, BOOT_PATIENCE)
+    again = await bench.ready()
+    assert again["metadata"]["uid"] == vmi["metadata"]["uid"]
+
+
 async def test_a_killed_guest_fails_and_the_vm_starts_another(bench):
     await bench.boot(machine("x"))
     vmi = await bench.vmi()
