@@ -30,8 +30,9 @@ class VolumeMissing(Exception):
 
 @dataclass(slots=True)
 class GuestDisks:
-    """`first` is the volume that the guest boots from; None: the built-in guest, which needs none."""
+    """`folder` is the guest's own. `first` is the volume that the guest boots from; None: the built-in guest, which needs none."""
 
+    folder: Path
     seed: Path
     disks: list[Disk] = field(default_factory=list)
     first: Path | None = None
@@ -52,7 +53,7 @@ class DiskMaker:
         own = self._folder / guest.uid
         shutil.rmtree(own, ignore_errors=True)
         own.mkdir(parents=True)
-        found = GuestDisks(seed=own / "seed.iso")
+        found = GuestDisks(own, own / "seed.iso")
         self._write_seed(guest, found.seed)
         for number, volume in enumerate(_in_boot_order(guest.vmi["spec"])):
             if _seed_of(volume) is None:

@@ -11,8 +11,9 @@ from app.devcluster.apiserver.status import Json
 from app.devcluster.guests.boot_sectors import Beginning, look_at
 from app.devcluster.guests.guest_disks import DiskMaker, GuestDisks, host_name
 from app.devcluster.guests.images.built_in import BuiltInGuest
-from app.devcluster.guests.images.identity import HELPER_PATH, calls_to_become, new_identity
+from app.devcluster.guests.images.identity import HELPER_PATH, RELOAD_SSH, calls_to_become, new_identity
 from app.devcluster.guests.images.system_calls import CallList, helper
+from app.devcluster.guests.images.uefi import find_uefi
 from app.devcluster.guests.memory import restored_from
 from app.devcluster.guests.qemu.memory_image import MemoryImage
 from app.devcluster.guests.qemu.plan import Errand, FirmwareBoot, Helper, KernelBoot, MachinePlan, Nic, Port
@@ -22,6 +23,11 @@ from app.devcluster.guests.shape import Network, fit_size, networks_of
 BOOT = "guests.emberpool.io/boot"
 NOTES = "guests.emberpool.io/notes"
 _UUIDS = uuid.UUID("6f5f2d2e-9f0f-5c0c-8a67-0d1d3b8c7a11")
+
+_RELOAD = Errand(
+    "/bin/sh", ("-c", RELOAD_SSH), lambda _: b"", lambda code, _: f"its SSH server did not reload ({code})"
+)
+"""For a clone of any other guest than the built-in one: its SSH server has the keys of its original in memory."""
 
 
 class NotBootable(Exception):
@@ -53,7 +59,7 @@ class Planner:
         size = fit_size(guest.vmi["spec"], self._most_memory)
         networks = networks_of(guest.vmi)
         disks = await self._disks.make(guest)
-        boot = await self._choose_boot(disks)
+        boot = await self._choose_boot(guest.vmi, disks)
         notes = [*size.notes, *disks.notes]
         plan = MachinePlan(
             name=machine_name(guest),
@@ -70,7 +76,8 @@ class Planner:
         handle = restored_from(guest.vmi)
         if handle is not None:
             image = await asyncio.to_thread(MemoryImage.open, self._memory / handle)
-            plan = replace(plan, restore=image, identity=(_errand(guest, networks),))
+            errands = (_errand(guest, networks), *([_RELOAD] if isinstance(boot, FirmwareBoot) else []))
+            plan = replace(plan, restore=image, identity=errands)
             annotations[BOOT] = "memory"
         if notes:
             annotations[NOTES] = " ".join(notes)
@@ -80,9 +87,9 @@ class Planner:
         """The guest has ended."""
         await self._disks.remove(uid)
 
-    async def _choose_boot(self, disks: GuestDisks) -> KernelBoot | FirmwareBoot:
+    async def _choose_boot(self, vmi: Json, disks: GuestDisks) -> KernelBoot | FirmwareBoot:
         if disks.first is not None and await self._boots_itself(disks.first):
-            return FirmwareBoot()
+            return _firmware(vmi, disks.folder)
         own = await self._built_in()
         return KernelBoot(own.kernel, own.initrd, own.append)
 
@@ -95,6 +102,19 @@ class Planner:
                 "Use an image that a BIOS can boot."
             )
         return found is Beginning.BOOTABLE
+
+
+def _firmware(vmi: Json, folder: Path) -> FirmwareBoot:
+    """A BIOS, or UEFI where the VMI says so."""
+    bootloader = (vmi["spec"]["domain"].get("firmware") or {}).get("bootloader") or {}
+    if "efi" not in bootloader:
+        return FirmwareBoot()
+    uefi = find_uefi()
+    if uefi is None:
+        raise NotBootable("The VM asks for UEFI, and this machine has no firmware for it: apt-get install ovmf.")
+    variables = folder / "uefi-variables.fd"
+    variables.write_bytes(uefi.variables.read_bytes())
+    return FirmwareBoot(uefi.code, variables)
 
 
 def machine_name(guest: Guest) -> str:
