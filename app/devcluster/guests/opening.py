@@ -54,8 +54,8 @@ async def open_guests(settings: RealGuests, store: Store, wanted: Iterable[str])
             maker = DiskMaker(store, storage.disks, images, volumes)
             runtime.use(Planner(maker, _built_in(settings), settings.memory, memory), storage.freeze_all)
             yield OpenGuests(runtime, storage, most)
-            await runtime.close()
         finally:
+            await runtime.close()
             await storage.close()
 
 

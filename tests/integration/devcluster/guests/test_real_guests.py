@@ -180,6 +180,23 @@ async def test_a_disk_that_cannot_be_booted_fails_the_vm_and_says_so(folder):
     assert told["message"].startswith("No bootable device: the first disk has no boot sector")
 
 
+async def test_an_image_that_cannot_be_fetched_is_tried_again_and_the_vm_says_why(folder):
+    nowhere = "http://127.0.0.1:1/fedora.qcow2"
+    async with running_cluster(await real_guests(folder, images={IMAGE: nowhere})) as bench:
+        await bench.create(machine("x"))
+
+        async def is_told():
+            return bool(await bench.events("SyncFailed"))
+
+        await until(is_told, BOOT_PATIENCE)
+        vmi = await bench.vmi()
+
+    told = next(item for item in vmi["status"]["conditions"] if item["type"] == "Synchronized")
+    assert vmi["status"]["phase"] == "Scheduled"
+    assert (told["status"], told["reason"]) == ("False", "Synchronizing with the Domain failed.")
+    assert "127.0.0.1" in told["message"]
+
+
 async def test_a_vm_more_than_the_machine_holds_waits_for_room(folder):
     async with running_cluster(await real_guests(folder, most=1)) as bench:
         await bench.create(machine("x"))
