@@ -21,7 +21,7 @@ printf '%s\n' "$sources" | mmdebstrap --mode=root --variant=minbase --include="$
     --customize-hook='printf "LABEL=root / ext4 defaults 0 1\n" > "$1/etc/fstab"' \
     --customize-hook='rm -f "$1"/etc/ssh/ssh_host_*; : > "$1/etc/machine-id"' \
     --customize-hook='printf "datasource_list: [NoCloud, ConfigDrive, None]\nlocale: false\n" > "$1/etc/cloud/cloud.cfg.d/90_sources.cfg"' \
-    "$suite" "$work/root"
+    "$suite" "$work/tree"
 
 mib=$((1024 * 1024))
 boot_at=1 boot_size=127 root_at=128 root_size=1792
@@ -39,13 +39,13 @@ label linux
     initrd initrd
     append root=LABEL=root ro console=ttyS0 net.ifnames=0
 END
-mcopy -i "$work/boot" "$work"/root/boot/vmlinuz-* ::vmlinuz
-mcopy -i "$work/boot" "$work"/root/boot/initrd.img-* ::initrd
+mcopy -i "$work/boot" "$work"/tree/boot/vmlinuz-* ::vmlinuz
+mcopy -i "$work/boot" "$work"/tree/boot/initrd.img-* ::initrd
 mcopy -i "$work/boot" "$work/syslinux.cfg" ::syslinux.cfg
 syslinux --install "$work/boot"
 dd if="$work/boot" of="$work/disk" bs=1M seek=$boot_at conv=notrunc,sparse status=none
 
-mke2fs -q -t ext4 -L root -d "$work/root" -E offset=$((root_at * mib)) "$work/disk" ${root_size}M
+mke2fs -q -t ext4 -L root -d "$work/tree" -E offset=$((root_at * mib)) "$work/disk" ${root_size}M
 qemu-img convert -f raw -O qcow2 -c "$work/disk" "$work/image.qcow2"
 mv "$work/image.qcow2" "$target"
 echo "made $target of $suite: $(stat -c %s "$target") bytes"

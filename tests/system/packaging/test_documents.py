@@ -19,7 +19,7 @@ OPENAPI = json.loads((ROOT / "openapi" / "openapi.json").read_text(encoding="utf
 READ_ELSEWHERE = {
     *("EMBERPOOL_ROOT", "EMBERPOOL_CLAIM", "EMBERPOOL_POOL", "EMBERPOOL_VM", "EMBERPOOL_LEASE"),  # in guests
     *("EMBERPOOL_SERVER", "EMBERPOOL_URL"),  # by the client commands and the Python client
-    *("EMBERPOOL_TEST_POSTGRES_BIN", "EMBERPOOL_TEST_FUZZ_SECONDS"),  # by the tests
+    *("EMBERPOOL_TEST_POSTGRES_BIN", "EMBERPOOL_TEST_FUZZ_SECONDS", "EMBERPOOL_TEST_CLONES"),  # by the tests
 }
 REFUSED_ON_PURPOSE = {"size": -1, "template": {"image": "a", "memory": "64Mi"}}
 

@@ -9,6 +9,8 @@ from tests.support.checkout import ROOT
 
 # In parts, so that this file does not find itself.
 MACHINE_PATHS = re.compile(r"(?<![\w.-])/(?:wo" + r"rk|ro" + r"ot|opt/py" + r"pi|opt/whe" + r"els)(?:/|\b(?!\w))")
+# The built-in guest has a home for its superuser, which is no place of anybody's machine.
+GUESTS = "app/devcluster/guests/images/"
 REGISTRIES = re.compile(r"py" + r"pi\.org|python" + r"hosted\.org|(?<!emit-)index" + r"-url|find" + r"-links")
 
 
@@ -31,7 +33,7 @@ def test_no_tracked_file_names_a_place_of_its_author(pattern):
         f"{name}:{number}: {line.strip()[:120]}"
         for name, text in tracked_texts()
         for number, line in enumerate(text.splitlines(), start=1)
-        if pattern.search(line)
+        if pattern.search(line) and not (pattern is MACHINE_PATHS and name.startswith(GUESTS))
     ]
     assert not hits, "\n".join(hits)
 

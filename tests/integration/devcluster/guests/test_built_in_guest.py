@@ -84,7 +84,7 @@ async def test_the_guest_does_what_its_seed_says_keeps_it_on_its_disk_and_is_ano
     key = new_host_key()
     machine, heard = await boot("i-1", host_key=key)
     assert await shell(machine, "hostname; cat /srv/greeting; stat -c %a /srv/greeting") == "web-1\nIt's $HOME\n640"
-    keys = await shell(machine, "cat /root/.ssh/authorized_keys ~ada/.ssh/authorized_keys")
+    keys = await shell(machine, "cat ~root/.ssh/authorized_keys ~ada/.ssh/authorized_keys")
     assert keys == "ssh-ed25519 AAAA-of-root\nssh-ed25519 AAAA-of-ada"
     assert await shell(machine, "cat /etc/ssh/ssh_host_ed25519_key.pub") == key.public
     await until_the_commands_ran(machine, 1)
