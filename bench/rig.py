@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,26 +143,28 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextmanager
-def serve_api(url: str, folder: Path) -> Iterator[Served]:
-    """One API process, without workers: what is measured is the claim, not the backfill."""
+def serve_api(url: str, folder: Path, **variables: str) -> Iterator[Served]:
+    """One API process, without workers: what is measured is the claim, not the backfill. `variables`: of its environment."""
     kubeconfig = folder / "kubeconfig"
     kubeconfig.write_text(json.dumps(_KUBECONFIG))
-    port = _free_port()
+    port = free_port()
     command = ["-m", "app", "serve", "--role", "api", "--database-url", url, "--kubeconfig", str(kubeconfig)]
-    with _served([*command, "--port", str(port)], port, "/healthz", folder / f"api-{port}.log") as served:
+    with _served([*command, "--port", str(port)], port, "/healthz", folder / f"api-{port}.log", variables) as served:
         yield served
 
 
 @contextmanager
 def serve_yardstick(folder: Path) -> Iterator[Served]:
-    port = _free_port()
+    port = free_port()
     with _served(["-m", "bench.yardstick", str(port)], port, "/openapi.json", folder / "yardstick.log") as served:
         yield served
 
 
 @contextmanager
-def _served(arguments: list[str], port: int, path: str, log: Path) -> Iterator[Served]:
-    environment = {**os.environ, "EMBERPOOL_LOG_LEVEL": "warning"}
+def _served(
+    arguments: list[str], port: int, path: str, log: Path, variables: Mapping[str, str] | None = None
+) -> Iterator[Served]:
+    environment = {**os.environ, "EMBERPOOL_LOG_LEVEL": "warning", **(variables or {})}
     with log.open("wb") as out, subprocess.Popen([sys.executable, *arguments], stderr=out, env=environment) as process:
         try:
             deadline = time.monotonic() + 20
@@ -183,7 +185,7 @@ def _answers(port: int, path: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
