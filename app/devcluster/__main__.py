@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import secrets
 import signal
 import sys
 import tempfile
@@ -88,11 +89,10 @@ async def _serve(config: DevClusterConfig, options: argparse.Namespace) -> None:
 
 def guest_wishes(options: argparse.Namespace) -> RealGuests:
     """How guests are run if they are. Their folder lies beside the state, or is one that goes with this process."""
-    folder = options.guest_folder or (options.state and options.state.with_name("guests"))
-    if folder is None and options.guests != "simulated":
-        folder = Path(tempfile.mkdtemp(prefix="emberpool-guests-"))
+    passing = Path(tempfile.gettempdir()) / f"emberpool-guests-{secrets.token_hex(4)}"
+    folder = options.guest_folder or (options.state.with_name("guests") if options.state else passing)
     return RealGuests(
-        folder=folder or Path(),
+        folder=folder,
         keeps_disks=options.state is not None,
         memory=whole(options.guest_memory),
         images=dict(options.guest_image),

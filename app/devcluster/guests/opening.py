@@ -43,7 +43,7 @@ async def open_guests(settings: RealGuests, store: Store, wanted: Iterable[str])
         shutil.rmtree(disks, ignore_errors=True)
         shutil.rmtree(memory, ignore_errors=True)
     shutil.rmtree(volumes, ignore_errors=True)
-    settings.folder.mkdir(parents=True, exist_ok=True)
+    settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = None if settings.keeps_disks else settings.folder
     async with open_machines(settings.folder, found, Limits(guests=most), ephemeral=temporary) as machines:
         runtime = QemuGuests(machines, memory)
