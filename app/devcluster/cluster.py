@@ -224,6 +224,8 @@ class DevCluster:
         self.storage: StorageBackend = self._storage or SimulatedStorage(self.clock, durations, jitter)
         if self._real is not None:
             guests, self.storage = self._real.runtime, self._real.storage
+            # Real guests have the program on their identity disks, and two guests with one token would be refused.
+            self.guest_hooks = None
         self.power = NodePower()
         self.lifecycle = NodeLifecycle(api, durations, self.power, self.images)
         self.crons = DataImportCronController(api, durations)
