@@ -24,6 +24,7 @@ from app.services.handovers.outcomes import HandoverOutcomes
 from app.services.handovers.sealing import Sealer
 from app.services.manifests.handlers import make_manifest_service
 from app.services.paths.selector import PathSelector
+from app.services.vms.console import Consoles
 from app.store.claims.warm import WarmClaimStore
 from app.store.database import Database
 from app.store.notices import Listener, Topic
@@ -105,6 +106,7 @@ async def run_services(settings: Settings, *, stopping: asyncio.Event) -> AsyncI
                 handovers=handovers,
                 guests=guests,
                 tail=tail,
+                consoles=Consoles(db, gateway, settings),
                 manifests=manifests,
                 stopping=stopping,
             )

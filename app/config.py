@@ -128,6 +128,10 @@ class Settings(BaseSettings):
     """How long a client may read nothing of an answer that waits for it before its connection is closed."""
     max_event_streams: int = Field(default=200, ge=1)
     """The most event streams that one process serves; a client beyond it gets 503 and reads pages, or tries again."""
+    max_console_streams: int = Field(default=50, ge=1)
+    """The most console logs that one process reads at the same time, those that are followed included; a client beyond it gets 503."""
+    console_idle_seconds: float = Field(default=600, gt=0)
+    """A console log that is followed ends after so long without a new line."""
     shutdown_grace_seconds: float = Field(default=25, gt=0)
     """How long a process that is told to stop lets running calls finish."""
 

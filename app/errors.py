@@ -40,6 +40,7 @@ EmberpoolError                     500 internal-error
 |   |-- VmClaimed                  409 vm-claimed
 |   |-- GuestReplaced              409 guest-replaced           another boot of the same VM said hello since
 |   |-- GuestConflict              409 guest-conflict           two guests have one token
+|   |-- NoConsoleLog               409 no-console-log           there is none yet, or not any more, or the cluster keeps none
 |   `-- ClaimEnded                 409 claim-ended
 |-- PreconditionFailed             412 precondition-failed      If-Match names another version
 |-- Unavailable                    503 unavailable              retry after `retry_after` seconds
@@ -47,7 +48,7 @@ EmberpoolError                     500 internal-error
 |   |-- NoPath                     503 no-path                  for a claim that describes its VM
 |   |-- DeadlineTooShort           503 deadline-too-short       the measured time of every path is longer
 |   |-- TooManyLists               503 too-many-lists           are read and waited for, in this process
-|   |-- TooManyStreams             503 too-many-streams         of events, in this process
+|   |-- TooManyStreams             503 too-many-streams         of events or of console logs, in this process
 |   |-- Overloaded                 503 overloaded               too many connections, or too much of requests held
 |   |-- OutcomeUnknown             503 outcome-unknown          a claim may have been made, or not
 |   |-- InstallationWaits          503 installation-waits       an operator has to decide whose the VMs in the cluster are
@@ -271,6 +272,9 @@ class GuestReplaced(Conflict, code="guest-replaced", title="Another boot of the 
 class GuestConflict(Conflict, code="guest-conflict", title="Two guests have the same token"): ...
 
 
+class NoConsoleLog(Conflict, code="no-console-log", title="The VM has no console log"): ...
+
+
 class ClaimEnded(Conflict, code="claim-ended", title="The claim has ended"): ...
 
 
@@ -305,9 +309,7 @@ class DeadlineTooShort(
 ): ...
 
 
-class TooManyStreams(
-    Unavailable, code="too-many-streams", title="The process serves as many event streams as it may"
-): ...
+class TooManyStreams(Unavailable, code="too-many-streams", title="The process serves as many streams as it may"): ...
 
 
 class TooManyLists(

@@ -54,6 +54,11 @@ EVENT_STREAMS_REFUSED = Counter(
     "emberpool_event_streams_refused_total",
     "Event streams that were refused because the process served EMBERPOOL_MAX_EVENT_STREAMS already.",
 )
+CONSOLE_STREAMS = Gauge("emberpool_console_streams", "Console logs that this process reads now.")
+CONSOLE_STREAMS_REFUSED = Counter(
+    "emberpool_console_streams_refused_total",
+    "Console logs that were refused because the process read EMBERPOOL_MAX_CONSOLE_STREAMS already.",
+)
 BACKGROUND_WAITS = Counter(
     "emberpool_background_waits_total",
     "Attempts of a part in the background that failed because of the database or the cluster. The part tries again.",

@@ -24,6 +24,7 @@ from app.api.pools import routes as pools
 from app.api.preloads import routes as preloads
 from app.api.queries import check_query
 from app.api.snapshots import routes as snapshots
+from app.api.vms import console
 from app.api.vms import routes as vms
 from app.config import Role
 from app.errors import NotFound
@@ -60,7 +61,7 @@ _TAGS = [
 _ASKING = 500
 _ROUTES = (
     *(claim_route, batch, claims, pools, preloads, snapshots),
-    *(paths, vms, nodes, placements, manifests, events, installation),
+    *(paths, vms, console, nodes, placements, manifests, events, installation),
 )
 """In the order in which the OpenAPI document lists them."""
 

@@ -18,6 +18,7 @@ from app.services.guests.service import GuestService
 from app.services.handovers.outcomes import HandoverOutcomes
 from app.services.manifests.service import ManifestService
 from app.services.paths.selector import PathSelector
+from app.services.vms.console import Consoles
 from app.store.database import Database
 
 
@@ -36,6 +37,7 @@ class Services:
     handovers: HandoverOutcomes
     guests: GuestService
     tail: EventTail
+    consoles: Consoles
     manifests: ManifestService
     stopping: asyncio.Event
 

@@ -1,4 +1,4 @@
-"""`up` and `demo`, which bring their own Postgres and cluster along; an installation for production leaves those out."""
+"""`up`, `demo` and `guests`, which bring their own Postgres and cluster along; an installation for production leaves those out."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -22,12 +22,13 @@ def add_local_commands(app: typer.Typer) -> None:
     """Adds them, or in their place commands that say what is missing."""
     if all(find_spec(part) is not None for part in _PARTS):
         from app.cli.demo.command import demo  # noqa: PLC0415 - what they import is not always there
+        from app.cli.guests import guests  # noqa: PLC0415 - likewise
         from app.cli.up import up  # noqa: PLC0415 - likewise
 
-        for command in (up, demo):
+        for command in (up, demo, guests):
             add_command(app, command)
         return
-    for name in ("up", "demo"):
+    for name in ("up", "demo", "guests"):
         app.command(name, context_settings=_ANY_ARGUMENTS, hidden=True)(_refuse(name))
 
 

@@ -14,3 +14,5 @@ class Capability(StrEnum):
     """The cluster fills pools of VMs by itself (`VmPoolGateway`)."""
     IDENTITIES = "identities"
     """VMs get identities (`IdentityGateway`) with which their guests find the service. It is answered without a call to the cluster."""
+    CONSOLE_LOGS = "console-logs"
+    """The cluster collects what VMs write to their serial consoles (`ConsoleGateway`)."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol
 
 from app.compute.capabilities import Capability
+from app.compute.console import ConsoleGateway
 from app.compute.identities import IdentityGateway
 from app.compute.nodes import NodeEvent
 from app.compute.ownership import OwnershipGateway
@@ -39,6 +40,9 @@ class Gateway(Protocol):
 
     @property
     def ownership(self) -> OwnershipGateway: ...
+
+    @property
+    def console(self) -> ConsoleGateway: ...
 
     async def unavailable(self, capability: Capability) -> str | None:
         """Why this cluster lacks the capability; None if it has it. WATCH_NODES is answered without a call to the cluster."""

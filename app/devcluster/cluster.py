@@ -41,6 +41,7 @@ from app.devcluster.faults.disruptions import Disruptions, ResetError, Stage
 from app.devcluster.guests.runtime import GuestRuntime
 from app.devcluster.guests.simulated import SimulatedGuests
 from app.devcluster.kubevirt.admission import KubeVirtWebhooks
+from app.devcluster.kubevirt.console_log import ConsoleLogs
 from app.devcluster.kubevirt.guest_channels import GuestChannels, Hooks, no_hooks
 from app.devcluster.kubevirt.pool_controller import PoolController
 from app.devcluster.kubevirt.snapshot_memory import SnapshotMemory
@@ -261,6 +262,7 @@ class DevCluster:
         self.server = ApiServer(
             api,
             Subresources(api, guests),
+            ConsoleLogs(api, guests),
             self.disruptions,
             self.config.tokens,
             keeps_memory=keeps_memory,

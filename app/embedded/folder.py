@@ -4,6 +4,7 @@
 <folder>/postgres/   the database
 <folder>/handover-key  the key that encrypts what claims hand over, readable for its owner alone
 <folder>/cluster/    the dev cluster's objects, and the kubeconfig that reaches it
+<folder>/guests/     the disks and logs of real guests, if the dev cluster runs some
 """
 
 import base64
@@ -47,6 +48,10 @@ class DataFolder:
     def cluster(self) -> Path:
         return self.path / "cluster"
 
+    @property
+    def guests(self) -> Path:
+        return self.path / "guests"
+
     def handover_key(self) -> SecretStr:
         """The key that encrypts what claims hand over, made at the first start and kept with the data."""
         path = self.path / "handover-key"
@@ -84,6 +89,11 @@ def lock_folder(path: Path) -> Iterator[DataFolder]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield DataFolder(path)
+
+
+def kubeconfig_in(path: Path) -> Path:
+    """The kubeconfig of the dev cluster of a data folder, whoever has locked it."""
+    return path / "cluster" / "kubeconfig"
 
 
 def read_tail(log: Path) -> str:

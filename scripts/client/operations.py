@@ -25,6 +25,8 @@ _NAMES: Final = {"claim": "create_claim"}
 _WITHIN: Final = "schemas."
 _LEFT_OUT: Final = "health"
 """The tag of operations that are for probes and scrapers."""
+_BY_HAND: Final = {"getVmConsole"}
+"""Their answers are no JSON."""
 _OF_STREAMS: Final = "last-event-id"
 
 
@@ -32,7 +34,7 @@ def operations_module(document: Json) -> str:
     methods = []
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            if operation["tags"] != [_LEFT_OUT]:
+            if operation["tags"] != [_LEFT_OUT] and operation["operationId"] not in _BY_HAND:
                 found = _Operation(method.upper(), path, operation)
                 methods.append(found.method())
                 if found.is_list:

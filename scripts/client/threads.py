@@ -15,6 +15,7 @@ _WORDS: Final = {
     "aclose": "close",
     "aread": "read",
     "aiter_sse": "iter_sse",
+    "aiter_bytes": "iter_bytes",
     "aconnect_sse": "connect_sse",
     "asynccontextmanager": "contextmanager",
     "async_auth_flow": "sync_auth_flow",

@@ -43,7 +43,7 @@ async def test_every_request_is_answered_as_the_document_says(
     database_url, dev_cluster, tmp_path: Path, first, later, seconds
 ):
     async with (
-        serve(database_url, dev_cluster, tmp_path, api_token=_TOKEN) as server,
+        serve(database_url, dev_cluster, tmp_path, api_token=_TOKEN, console_idle_seconds=1) as server,
         bind(server.app) as (_, port),
     ):
         process = await asyncio.create_subprocess_exec(

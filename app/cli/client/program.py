@@ -12,6 +12,7 @@ from app.cli.client.adopt import adopt, disown
 from app.cli.client.apply import apply
 from app.cli.client.claim import claim
 from app.cli.client.commands import add_command
+from app.cli.client.console import console
 from app.cli.client.delete import delete
 from app.cli.client.edit import patch, scale
 from app.cli.client.files import FileUnusable
@@ -29,6 +30,7 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "claim": claim,
     "release": release,
     "get": get,
+    "console": console,
     "scale": scale,
     "patch": patch,
     "rotate": rotate,

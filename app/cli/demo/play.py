@@ -18,6 +18,7 @@ from app.cli.demo.placement import MACHINES, show_placement
 from app.cli.demo.pool import PoolFile, show_pool
 from app.cli.demo.words import say
 from app.cli.embedded import run_embedded_cluster
+from app.cli.guest_options import GuestOptions, Guests
 from app.cli.settings import run_async
 from app.concurrency import first_of
 from app.config import Settings
@@ -63,7 +64,9 @@ def play(settings: Settings, pool: PoolFile, console: Console, *, cold_boot_seco
         say(console, f"OpenAPI UI: [bold]{address}/docs[/bold]")
 
     async def run() -> None:
-        async with run_embedded_cluster(own, folder, postgres, cold_boot_seconds=cold_boot_seconds) as embedded:
+        async with run_embedded_cluster(
+            own, folder, postgres, cold_boot_seconds=cold_boot_seconds, guests=GuestOptions(Guests.SIMULATED)
+        ) as (embedded, _):
             await _perform(embedded, show, console, stay=stay)
 
     with (

@@ -21,7 +21,7 @@ _RETRY_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What is asked of the cluster, in the words of its authorizer. Empty fields: all of them."""
+    """What is asked of the cluster, in the words of its authorizer. Empty fields: all of them. A subresource is `pods/log`."""
 
     verb: str
     group: str
@@ -30,7 +30,9 @@ class Access:
 
     def review(self) -> Manifest:
         """The SelfSubjectAccessReview that asks for it."""
-        attributes = {"verb": self.verb, "group": self.group, "resource": self.resource, "namespace": self.namespace}
+        resource, _, part = self.resource.partition("/")
+        attributes = {"verb": self.verb, "group": self.group, "resource": resource, "subresource": part}
+        attributes["namespace"] = self.namespace
         return {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",

@@ -62,10 +62,10 @@ class Connection:
         await self._client.close()
 
     @asynccontextmanager
-    async def _asking(self, verb: str, kind: Kind, doing: str) -> AsyncIterator[None]:
-        """Translates the errors of one call. A missing right, KubeVirt or namespace is told as such."""
+    async def _asking(self, verb: str, kind: Kind, doing: str, *, part: str = "") -> AsyncIterator[None]:
+        """Translates the errors of one call. A missing right, KubeVirt or namespace is told as such. `part`: a subresource."""
         namespace = self._namespace if kind.namespaced else ""
-        access = Access(verb, kind.group, kind.plural, namespace)
+        access = Access(verb, kind.group, kind.plural + (f"/{part}" if part else ""), namespace)
         try:
             with translating(doing):
                 yield
@@ -120,20 +120,20 @@ class Connection:
 
     async def _read(self, kind: Kind, query: Mapping[str, str | None], accept: str) -> Manifest:
         """The JSON of an answer about a kind, read as it came: the library's own reading costs several times as much."""
-        async with await self._open(kind, query, self._timeout, accept) as response:
+        async with await self._open(kind.path(self._namespace), query, self._timeout, accept) as response:
             await self._refuse(response)
             return as_object(orjson.loads(await response.read()))
 
     async def _open(
         self,
-        kind: Kind,
+        path: str,
         query: Mapping[str, str | None],
         limits: float | aiohttp.ClientTimeout,
         accept: str = JSON,
     ) -> aiohttp.ClientResponse:
         """The answer, whatever its status, as soon as it begins."""
         answer: aiohttp.ClientResponse = await self._client.call_api(
-            kind.path(self._namespace),
+            path,
             "GET",
             query_params=given(query),
             header_params={"Accept": accept},

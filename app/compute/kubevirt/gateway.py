@@ -12,6 +12,7 @@ from app.compute.capabilities import Capability
 from app.compute.kubevirt import labels
 from app.compute.kubevirt.client import AlreadyExists, KubeVirtClient
 from app.compute.kubevirt.connection import configure
+from app.compute.kubevirt.console import KubeVirtConsole
 from app.compute.kubevirt.identities import KubeVirtIdentities
 from app.compute.kubevirt.kinds import DATA_VOLUMES, PODS, PVCS, VMIS, VMS, Manifest, opened
 from app.compute.kubevirt.memory import ask_for_memory
@@ -78,6 +79,7 @@ class KubeVirtGateway:
         self.vm_pools = KubeVirtVmPools(settings, client)
         self.ownership = KubeVirtOwnership(settings, client)
         self.identities = KubeVirtIdentities(settings, client)
+        self.console = KubeVirtConsole(client)
 
     async def unavailable(self, capability: Capability) -> str | None:
         match capability:
@@ -89,6 +91,8 @@ class KubeVirtGateway:
                 return await self.vm_pools.why_unavailable()
             case Capability.IDENTITIES:
                 return None if self._settings.guest_url else _NO_GUEST_URL
+            case Capability.CONSOLE_LOGS:  # of which VMs, their pods tell
+                return None
 
     def expand(
         self,

@@ -1,7 +1,7 @@
-"""Reads the Kubernetes API: lists in pages, lists that are streamed, and watches. Of these nothing holds more than a page."""
+"""Reads the Kubernetes API: lists in pages, lists that are streamed, watches and logs. Of these nothing holds more than a page."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ import aiohttp
 from kubernetes_asyncio import client as kubernetes
 
 from app.compute.kubevirt.connection import JSON, Connection
-from app.compute.kubevirt.kinds import Kind, Manifest
+from app.compute.kubevirt.kinds import PODS, Kind, Manifest
 from app.compute.kubevirt.streams import Page, pages_of, read_events
 from app.config import Settings
 from app.errors import ClusterForbidden, ClusterRefused, ClusterUnavailable, WatchExpired
@@ -22,7 +22,7 @@ _WITH_LIST = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan
 
 
 class ClusterReader(Connection):
-    """Lists and watches."""
+    """Lists, watches and logs."""
 
     def __init__(self, settings: Settings, configuration: kubernetes.Configuration) -> None:
         super().__init__(settings, configuration)
@@ -114,7 +114,7 @@ class ClusterReader(Connection):
         limits = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=silence)
         async with self._asking("watch", kind, doing):
             async with asyncio.timeout(self._timeout):
-                response = await self._open(kind, query, limits)
+                response = await self._open(kind.path(self._namespace), query, limits)
             try:
                 await self._refuse(response)
             except BaseException:
@@ -125,6 +125,25 @@ class ClusterReader(Connection):
                 yield events
         finally:
             response.close()
+
+    async def open_log(
+        self, pod: str, query: Mapping[str, str | None], *, may_be_silent: bool
+    ) -> aiohttp.ClientResponse:
+        """The log of a pod's container, whose bytes the caller reads; it closes the answer.
+
+        Waits for the kubelet's first byte: of a log that is followed it may never come, so nothing but the connection is limited
+        then (`may_be_silent`).
+        """
+        silence = None if may_be_silent else self._timeout
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=silence)
+        async with self._asking("get", PODS, f"read the log of pod {pod}", part="log"):
+            response = await self._open(f"{PODS.path(self._namespace, pod)}/log", query, limits, "*/*")
+            try:
+                await self._refuse(response)
+            except BaseException:
+                response.close()
+                raise
+        return response
 
     def _selected(self, selector: str | None) -> str:
         return self._selector if selector is None else selector

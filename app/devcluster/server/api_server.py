@@ -31,8 +31,9 @@ from app.devcluster.apiserver.requests import Answer, Target, content_type_of, n
 from app.devcluster.apiserver.status import ApiError, Json, PlainError, bad_option
 from app.devcluster.apiserver.watch import Watch
 from app.devcluster.faults.disruptions import Disruptions, Stage
+from app.devcluster.kubevirt.console_log import ConsoleLogs
 from app.devcluster.kubevirt.subresources import GROUP, VERSIONS, Subresources
-from app.devcluster.server import access_reviews, discovery, scale
+from app.devcluster.server import access_reviews, discovery, pod_logs, scale
 
 BODY_LIMIT = 3 * 2**20
 BOOKMARK_SECONDS = 60.0
@@ -58,6 +59,7 @@ class ApiServer:
         self,
         api: Api,
         subresources: Subresources,
+        consoles: ConsoleLogs,
         disruptions: Disruptions,
         tokens: Mapping[str, Subject],
         *,
@@ -66,6 +68,7 @@ class ApiServer:
         """`keeps_memory`: discovery says that snapshots may keep the memory of VMs."""
         self._api = api
         self._subresources = subresources
+        self._consoles = consoles
         self._disruptions = disruptions
         self._tokens = tokens
         self._keeps_memory = keeps_memory
@@ -153,6 +156,9 @@ class ApiServer:
         else:
             self._check_subresource(call)
             match method:
+                case "GET" if target.subresource == "log":
+                    pod = self._api.get(call.resource, target.namespace, target.name)
+                    return await pod_logs.serve(call.request, pod.obj, self._consoles, self.closing)
                 case "GET":
                     return self._get(call)
                 case "PUT" | "PATCH":
@@ -172,6 +178,8 @@ class ApiServer:
         if not subresource or (subresource == "status" and call.resource.status):
             return
         if subresource == "scale" and call.resource.scale:
+            return
+        if subresource == "log" and call.resource is registry.PODS and call.request.method == "GET":
             return
         if subresource == "status":
             name = call.target.name

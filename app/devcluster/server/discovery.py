@@ -105,6 +105,8 @@ def _entries(resource: Resource) -> list[Json]:
     verbs = ["get", "patch", "update"]
     if resource.status:
         entries.append({"name": f"{resource.plural}/status", **common, "kind": resource.kind, "verbs": verbs})
+    if resource is registry.PODS:
+        entries.append({"name": "pods/log", **common, "kind": "Pod", "verbs": ["get"]})
     if resource.scale:
         entries.append(
             {

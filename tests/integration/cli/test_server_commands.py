@@ -80,6 +80,13 @@ def kubeconfig(folder: Path, url: str = "http://127.0.0.1:1") -> str:
             "can read a password in a command line",
         ),
         (["serve", "--kubeconfig", "/none"], 2, "kubeconfig: /none is not a file"),
+        (["up", "--guests", "xen"], 2, "Invalid value for '--guests'"),
+        (["up", "--guest-memory", "1Gi"], 2, "--guest-memory is for real guests: add --guests qemu, or auto"),
+        (["up", "--guest-image", "a=/b"], 2, "--guest-image is for real guests"),
+        (["up", "--guests", "qemu", "--guest-memory", "much"], 2, "--guest-memory: 'much' is no size"),
+        (["up", "--guests", "qemu", "--guest-image", "fedora"], 2, "--guest-image: 'fedora' is not NAME=IMAGE"),
+        (["up", "--guests", "auto", "--guest-image", "a=/none"], 2, "--guest-image: /none is not a file"),
+        (["guests", "--data-dir", "/none"], 1, "/none is no data folder of a dev cluster"),
         (["demo", "--pool", "/none"], 1, "The demo cannot go on. /none cannot be read: No such file or directory."),
     ],
 )
@@ -284,4 +291,4 @@ async def test_up_serves_until_it_is_stopped():
         async with httpx.AsyncClient(base_url=address) as client:
             assert (await client.get("/readyz")).status_code == 200
         assert await _stopped(process, signal.SIGINT) == 0
-        assert {each.name for each in folder.iterdir()} == {"cluster", "lock", "postgres"}
+        assert {each.name for each in folder.iterdir()} == {"cluster", "handover-key", "lock", "postgres"}

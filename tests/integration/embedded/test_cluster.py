@@ -1,6 +1,7 @@
 """The dev cluster as `up` runs it: there when the block begins, back when it dies, gone when the block ends."""
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from app.embedded.cluster import DevClusterFailed, run_cluster
+from app.embedded.cluster import DevClusterFailed, _Starting, run_cluster
 from app.embedded.folder import lock_folder
 from tests.support.patience import PATIENCE
 
@@ -62,8 +63,8 @@ def clusters_of(folder: Path) -> list[psutil.Process]:
 
 async def test_it_listens_on_loopback_while_the_block_lasts(tmp_path):
     with lock_folder(tmp_path) as folder:
-        async with run_cluster(folder) as kubeconfig:
-            url = url_in(kubeconfig)
+        async with run_cluster(folder) as cluster:
+            url = url_in(cluster.kubeconfig)
             assert url.startswith("http://127.0.0.1:")
             assert await answers(url)
         assert not await answers(url)
@@ -72,8 +73,8 @@ async def test_it_listens_on_loopback_while_the_block_lasts(tmp_path):
 
 async def test_it_comes_back_at_its_address_when_it_dies(tmp_path):
     with lock_folder(tmp_path) as folder:
-        async with run_cluster(folder) as kubeconfig:
-            url = url_in(kubeconfig)
+        async with run_cluster(folder) as cluster:
+            url = url_in(cluster.kubeconfig)
             for _ in range(2):
                 (before,) = clusters_of(tmp_path)
                 before.kill()
@@ -93,6 +94,31 @@ async def test_it_does_not_outlive_a_killed_starter(tmp_path):
     _, alive = psutil.wait_procs(clusters_of(tmp_path), timeout=PATIENCE)
     assert not alive
     assert not await answers(url)
+
+
+async def test_what_it_prepares_and_what_its_guests_are_is_passed_on(tmp_path):
+    told = []
+    said = [
+        {"progress": "Making the guest."},
+        {"url": "http://127.0.0.1:1", "guests": "qemu (tcg)", "note": "It is slow."},
+    ]
+    starting = _Starting(tmp_path / "log", PATIENCE, told.append)
+    process, ready = await starting.start(printing(*said))
+    await process.wait()
+    assert told == ["Making the guest."]
+    assert (ready["guests"], ready["note"]) == ("qemu (tcg)", "It is slow.")
+
+
+async def test_a_reason_in_a_sentence_is_told_instead_of_the_log(tmp_path):
+    starting = _Starting(tmp_path / "log", PATIENCE, lambda _: None)
+    with pytest.raises(DevClusterFailed) as raised:
+        await starting.start(printing({"error": "QEMU is not installed: apt-get install qemu-system-x86."}))
+    assert str(raised.value) == "The dev cluster cannot run: QEMU is not installed: apt-get install qemu-system-x86."
+
+
+def printing(*lines: dict[str, str]) -> list[str]:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    return [sys.executable, "-c", f"import sys; sys.stdout.write({text!r})"]
 
 
 async def test_one_that_cannot_start_says_why(tmp_path):

@@ -46,6 +46,8 @@ async def test_an_api_and_a_worker_with_their_own_accounts_are_refused_nothing(d
         for name, spec in (("plain", {}), ("backed", {"backing": "VirtualMachinePool"})):
             await api.fill(name, **spec)
             claim = await api.claim_one(name)
+            console = await api.client.get(f"/v1/vms/{claim['vm']['id']}/console")
+            assert console.status_code == 200, console.text
             released = await api.client.delete(f"/v1/claims/{claim['id']}")
             assert released.status_code == 200, released.text
         described = await api.client.post("/v1/claim", json={"vm": {**TEMPLATE, "memory": "96Mi"}, "wait_seconds": 60})

@@ -4,12 +4,14 @@ import ast
 import inspect
 import json
 from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 
 from app.compute.capabilities import Capability
+from app.compute.console import ConsoleGateway
 from app.compute.gateway import Gateway
 from app.compute.identities import IdentityGateway
 from app.compute.kubevirt.gateway import connect
@@ -37,11 +39,19 @@ from tests.support.vm_pool_work import keep_vm_pools
 
 TOKEN = "the-service-account"
 TEMPLATE = {"image": "registry.example/fedora:42", "cpu": 1, "memory": "1Gi"}
-PARTS = {"identities", "ownership", "preloads", "snapshots", "vm_pools", "pools"}
-GATEWAYS = (Gateway, IdentityGateway, OwnershipGateway, PreloadGateway, SnapshotGateway, VmPoolGateway)
+PARTS = {"console", "identities", "ownership", "preloads", "snapshots", "vm_pools", "pools"}
+GATEWAYS = (
+    Gateway,
+    ConsoleGateway,
+    IdentityGateway,
+    OwnershipGateway,
+    PreloadGateway,
+    SnapshotGateway,
+    VmPoolGateway,
+)
 
 
-async def ask(gateway: Gateway, *, vm: str, vm_pool: str) -> None:
+async def ask(gateway: Gateway, *, vm: Observation, vm_pool: str) -> None:
     """Everything that the API asks of a cluster, which has a VM and a VirtualMachinePool. Raises ClusterForbidden."""
     template = gateway.expand(TEMPLATE, WarmWhen.AGENT)
     await gateway.check(template)
@@ -50,7 +60,10 @@ async def ask(gateway: Gateway, *, vm: str, vm_pool: str) -> None:
     name = vm_pool_name("web", pool_id, 1)
     await gateway.vm_pools.check(VmPoolOrder(name, "web", pool_id, template.spec, template.fingerprint))
     assert await gateway.vm_pools.find(vm_pool) is not None
-    assert await gateway.snapshots.source(vm) is not None
+    assert await gateway.snapshots.source(vm.name) is not None
+    assert vm.vmi_uid is not None
+    async with gateway.console.open(vm=vm.name, instance=vm.vmi_uid, lines=1, follow=False) as pieces:
+        assert [piece async for piece in pieces]
     assert await gateway.ownership.read_lease() is None
     for body in (preload_work.HTTP, preload_work.NIGHTLY, preload_work.IMAGE):
         await gateway.preloads.check(PreloadOrder(new_id(), "fedora", 1, PreloadSpec.model_validate(body)))
@@ -133,9 +146,11 @@ async def ask_with(rights: list[Right], folder: Path) -> None:
         order = VmPoolOrder(name, "web", pool_id, template.spec, template.fingerprint)
         await worker.vm_pools.make(order, replicas=1, paused=False)
 
-        async def member() -> str | None:
+        async def member() -> Observation | None:
             found = await worker.vm_pools.find(name)
-            return found.members[0] if found is not None and found.members else None
+            members = found.members if found is not None else ()
+            seen = (await worker.list_vms()).observations
+            return next((each for each in seen if each.name in members and each.ready), None)
 
         await ask(gateway, vm=await eventually(member), vm_pool=name)
 
@@ -164,7 +179,7 @@ async def test_without_any_one_right_of_the_apis_role_something_fails(tmp_path, 
 
 def calls_to_the_cluster(*sources: str) -> set[str]:
     """The methods of gateways that these sources call, those of a part with its name: `check`, `vm_pools.check`."""
-    calling = {name for each in GATEWAYS for name, value in vars(each).items() if inspect.iscoroutinefunction(value)}
+    calling = {name for each in GATEWAYS for name, value in vars(each).items() if is_call(value)}
     found = set()
     for node in (node for source in sources for node in ast.walk(ast.parse(source))):
         if isinstance(node, ast.Call):
@@ -172,6 +187,12 @@ def calls_to_the_cluster(*sources: str) -> set[str]:
             if name in calling and owner in PARTS | {"gateway", "_gateway", "_cluster"}:
                 found.add(f"{owner}.{name}" if owner in PARTS else name)
     return found
+
+
+def is_call(value: object) -> bool:
+    """Whether a member of a gateway asks the cluster once it is awaited or entered."""
+    returned = getattr(value, "__annotations__", {}).get("return")
+    return inspect.iscoroutinefunction(value) or get_origin(returned) is AbstractAsyncContextManager
 
 
 def sources_of(*packages: str) -> list[str]:

@@ -373,6 +373,15 @@ class GuestSpec(TypedDict):
     """How long a released VM is kept at most while its guest runs `/etc/emberpool/released.d`. It is removed as soon as the guest says that it has, and at once if the guest took nothing over. Default: `5`."""
 
 
+class GuestView(TypedDict):
+    """What is known of the guest of a VM that has a channel."""
+
+    hello_at: str | None
+    """When it last said that it has booted; null: it has not yet."""
+    conflict: str | None
+    """Why nothing is handed over to it; null: it is."""
+
+
 class HandoverBody(TypedDict):
     """What the guest of the VM gets. It is encrypted at rest, erased once the guest has it or the claim has ended, and shown nowhere."""
 
@@ -1237,6 +1246,8 @@ class VmView(TypedDict):
     """Fingerprint of what the VM is made from. VMs of one shape are interchangeable."""
     stages: StageSeconds | None
     """Seconds by stage of the start; each stage begins when the previous one ends. `queue` ends when the service asks the cluster for the VM; `disk` when its DataVolumes exist, so that its instance can be created; `schedule` when its pod has a node; `image` when the pod runs, after pulling its images; `start` when the domain runs; `boot` when the guest agent connects or, without an agent, when the VM is ready; `agent` when the VM is ready. A stage is null if the cluster reports no time for it. The cluster reports whole seconds, so the stages may not add up exactly. The whole object is null for a moment after the VM becomes ready, until its pod has been read."""
+    guest: GuestView | None
+    """Of a VM whose guest has a channel to the service."""
 
 
 class VmWithHistory(TypedDict):
@@ -1270,6 +1281,8 @@ class VmWithHistory(TypedDict):
     """Fingerprint of what the VM is made from. VMs of one shape are interchangeable."""
     stages: StageSeconds | None
     """Seconds by stage of the start; each stage begins when the previous one ends. `queue` ends when the service asks the cluster for the VM; `disk` when its DataVolumes exist, so that its instance can be created; `schedule` when its pod has a node; `image` when the pod runs, after pulling its images; `start` when the domain runs; `boot` when the guest agent connects or, without an agent, when the VM is ready; `agent` when the VM is ready. A stage is null if the cluster reports no time for it. The cluster reports whole seconds, so the stages may not add up exactly. The whole object is null for a moment after the VM becomes ready, until its pod has been read."""
+    guest: GuestView | None
+    """Of a VM whose guest has a channel to the service."""
     history: list[EventView]
     """The VM's state changes, oldest first."""
 

@@ -88,4 +88,6 @@ def test_a_review_names_what_is_asked_and_leaves_out_what_is_not():
             "namespace": "vms",
         }
     }
+    log = Access("get", "", "pods/log").review()["spec"]["resourceAttributes"]
+    assert log == {"verb": "get", "resource": "pods", "subresource": "log"}
     assert Access("list", "", "nodes").review()["spec"] == {"resourceAttributes": {"verb": "list", "resource": "nodes"}}

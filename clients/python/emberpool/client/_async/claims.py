@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from emberpool.client._async.background import Background, Event, pause, to_its_end, to_thread
-from emberpool.client._async.events import AsyncEvents
+from emberpool.client._async.consoles import AsyncConsoles
 from emberpool.client._async.transport import TIMEOUT_SECONDS
 from emberpool.client._patience import Patience
 from emberpool.client._vm import Finished, VmFacts
@@ -90,7 +90,7 @@ class AsyncVm(VmFacts):
         return await to_thread(_run, words, timeout)
 
 
-class AsyncClaims(AsyncEvents):
+class AsyncClaims(AsyncConsoles):
     """Adds claims that wait, are kept, and are released to the operations."""
 
     _pause = staticmethod(pause)

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 from emberpool.client._patience import Patience
 from emberpool.client._sync.background import Background, Event, pause, to_its_end, to_thread
-from emberpool.client._sync.events import Events
+from emberpool.client._sync.consoles import Consoles
 from emberpool.client._sync.transport import TIMEOUT_SECONDS
 from emberpool.client._vm import Finished, VmFacts
 from emberpool.client.errors import (
@@ -90,7 +90,7 @@ class Vm(VmFacts):
         return to_thread(_run, words, timeout)
 
 
-class Claims(Events):
+class Claims(Consoles):
     """Adds claims that wait, are kept, and are released to the operations."""
 
     _pause = staticmethod(pause)
