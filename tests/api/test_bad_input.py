@@ -55,7 +55,10 @@ DOMAIN = {"memory": {"guest": "64Mi"}}
         ({"min_available": -1}, Refused(422, "invalid-request", "min_available")),
         ({"max_ready_age_seconds": 59}, Refused(422, "invalid-request", "max_ready_age_seconds", says="60")),
         ({"max_concurrent_creates": 0}, Refused(422, "invalid-request", "max_concurrent_creates")),
-        ({"warm_when": "maybe"}, Refused(422, "invalid-request", "warm_when", says="'agent', 'ready' or 'running'")),
+        (
+            {"warm_when": "maybe"},
+            Refused(422, "invalid-request", "warm_when", says="'agent', 'ready', 'running' or 'hello'"),
+        ),
         ({"max_lease_seconds": MAX_LEASE_SECONDS + 1}, Refused(422, "invalid-request", "max_lease_seconds")),
         (
             {"max_lease_seconds": 60},

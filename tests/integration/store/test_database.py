@@ -37,7 +37,7 @@ async def test_what_libpq_takes_in_a_url_is_taken_everywhere(db):
     """Managed databases hand out URLs with `sslmode`: one way to read them for transactions and for claims."""
     url = f"{db.url}{'&' if '?' in db.url else '?'}sslmode=prefer"
     database, lane = Database(url), WarmClaimStore(url)
-    async with database.read() as tx:
+    async with database.once() as tx:
         assert (await tx.execute(text("SHOW application_name"))).scalar() == "emberpool"
     await lane.warm_up()
     await database.close()

@@ -151,20 +151,20 @@ async def test_a_machine_whose_process_dies_has_crashed_and_the_others_go_on(rig
 
 async def test_a_disk_that_is_frozen_live_keeps_its_moment_while_the_guest_writes_on(rig):
     machine, _, _ = await rig.clone()
-    await shell(machine, "echo before > /srv/note; sync")
+    await shell(machine, "echo before > /etc/note; sync")
     top = rig.folder / f"{machine.name}.qcow2"
     await machine.snapshot_disk("root", overlay(rig.folder, f"{machine.name}-1.qcow2", top.name))
     frozen = top.read_bytes()
-    await shell(machine, "echo after > /srv/note; sync")
+    await shell(machine, "echo after > /etc/note; sync")
     await machine.snapshot_disk("root", overlay(rig.folder, f"{machine.name}-2.qcow2", f"{machine.name}-1.qcow2"))
-    assert await shell(machine, "cat /srv/note") == "after"
+    assert await shell(machine, "cat /etc/note") == "after"
     assert top.read_bytes() == frozen
     await machine.kill()
 
 
 async def test_memory_kept_live_is_of_the_same_moment_as_the_disk_and_the_guest_goes_on(rig):
     machine, heard, _ = await rig.clone()
-    await shell(machine, "echo kept > /srv/note; sync; echo in-memory > /run/note")
+    await shell(machine, "echo kept > /etc/note; sync; echo in-memory > /run/note")
     name = f"{machine.name}.qcow2"
 
     async def freeze():
@@ -174,10 +174,10 @@ async def test_memory_kept_live_is_of_the_same_moment_as_the_disk_and_the_guest_
     image = await machine.save_memory(rig.folder / f"memory-of-{machine.name}", freeze)
     assert image.stood_still > 0
     assert MemoryImage.open(image.folder) == image
-    await shell(machine, "echo later > /srv/note; echo later > /run/note")
+    await shell(machine, "echo later > /etc/note; echo later > /run/note")
     clone, _, identity = await rig.clone(image)
-    assert await shell(clone, "cat /srv/note /run/note /etc/hostname") == f"kept\nin-memory\n{identity.hostname}"
-    assert await shell(machine, "cat /srv/note /run/note /etc/hostname") == f"later\nlater\n{machine.name}"
+    assert await shell(clone, "cat /etc/note /run/note /etc/hostname") == f"kept\nin-memory\n{identity.hostname}"
+    assert await shell(machine, "cat /etc/note /run/note /etc/hostname") == f"later\nlater\n{machine.name}"
     assert heard.end is None
     await clone.kill()
     await machine.kill()

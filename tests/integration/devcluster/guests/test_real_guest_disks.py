@@ -92,18 +92,18 @@ async def test_each_guest_finds_the_files_of_the_moment_that_its_disk_was_made_o
         images.files["empty.raw"] = bytes(IMAGE_BYTES)
         await fill(bench, "root", {"http": {"url": images.url("empty.raw")}})
     await bench.boot(disk_machine("x", on_data_volume("root")))
-    await run(bench, "x", "echo first > /srv/mark")
+    await run(bench, "x", "echo first > /etc/mark")
     status = await keep(bench, "kept", "x")
-    await run(bench, "x", "echo second > /srv/mark")
+    await run(bench, "x", "echo second > /etc/mark")
     assert status["indications"] == ["GuestAgent", "Online"]
 
     await restore(bench, "kept", "y")
     await bench.ready("y")
-    assert await run(bench, "y", "cat /srv/mark") == "first"
-    assert await run(bench, "x", "cat /srv/mark") == "second"
-    await run(bench, "y", "echo other > /srv/mark")
+    assert await run(bench, "y", "cat /etc/mark") == "first"
+    assert await run(bench, "x", "cat /etc/mark") == "second"
+    await run(bench, "y", "echo other > /etc/mark")
 
     await stop(bench, "x")
     await fill(bench, "copy", of_claim("root"))
     await bench.boot(disk_machine("z", on_data_volume("copy")))
-    assert await run(bench, "z", "cat /srv/mark") == "second"
+    assert await run(bench, "z", "cat /etc/mark") == "second"

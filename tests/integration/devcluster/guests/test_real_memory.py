@@ -60,7 +60,7 @@ async def test_a_vm_goes_on_from_the_memory_of_another_as_one_of_its_own(bench):
     await post(bench, CLAIMS, claim("src", size="1Gi"))
     await bench.boot(disk_machine("src", on_claim("root", "src")))
     source = await bench.vmi("src")
-    await said_by(bench, source, "echo kept > /srv/on-disk; echo kept > /run/in-memory; sync")
+    await said_by(bench, source, "echo kept > /etc/on-disk; echo kept > /run/in-memory; sync")
     volume = await keep_memory(bench, "src")
     assert await said_by(bench, source, "cat /run/in-memory") == "kept"
 
@@ -70,7 +70,7 @@ async def test_a_vm_goes_on_from_the_memory_of_another_as_one_of_its_own(bench):
     await bench.boot(obj)
     clone = await bench.vmi("clone")
     assert clone["metadata"]["annotations"]["guests.emberpool.io/boot"] == "memory"
-    assert await said_by(bench, clone, "cat /run/in-memory /srv/on-disk") == "kept\nkept"
+    assert await said_by(bench, clone, "cat /run/in-memory /etc/on-disk") == "kept\nkept"
     assert await said_by(bench, clone, "hostname") == "clone"
     own = "cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1"
     assert await said_by(bench, clone, own) != await said_by(bench, source, own)
