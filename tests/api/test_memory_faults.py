@@ -51,7 +51,11 @@ async def test_memory_that_the_cluster_cannot_keep_leaves_nothing_behind(server,
     found = await state(server, "failed")
     assert found["reason"] == "KubeVirt could not take it: MemoryNotKept: no space left on device"
     async with kubernetes(server) as cluster:
-        assert (await cluster.list_all(VM_SNAPSHOTS, selector=""))[0] == []
+
+        async def nothing_is_left():
+            return (await cluster.list_all(VM_SNAPSHOTS, selector=""))[0] == []
+
+        await until(nothing_is_left)
     dev_cluster.faults.lift_all()
     await server.client.post("/v1/snapshots/kept/refresh")
     await ready(server.client, "kept", number=2)
