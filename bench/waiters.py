@@ -7,7 +7,7 @@ import time
 from datetime import datetime
 from uuid import UUID
 
-from app.reconcilers.vms.outcomes import follow_ready, make_ready
+from app.lifecycle.readiness import follow_ready, make_ready
 from app.store.database import Database
 from app.store.vms import observed
 from app.store.vms.observed import ObservedVm
