@@ -15,7 +15,7 @@ _INSTANCES: Final = "/apis/kubevirt.io/v1/virtualmachineinstances"
 _ANNOTATIONS: Final = "guests.emberpool.io/"
 _TIMEOUT_SECONDS: Final = 10.0
 _COLUMNS: Final = read_columns(
-    "NAME:name STATE:state ADDRESS:address PORTS:ports MEMORY:memory NODE:node BOOT:boot PID:pid NOTES:notes"
+    "NAME:name STATE:state ADDRESS:address SSH:ssh MEMORY:memory NODE:node BOOT:boot NOTES:notes"
 )
 
 
@@ -61,7 +61,7 @@ def _read_instances(folder: Path) -> list[Json]:
 
 
 def _describe(vmi: Json) -> Json:
-    """A row. `ports` are those of the guest with where they answer on this machine."""
+    """A row. `ssh` is where the guest's SSH server answers on this machine."""
     metadata, status = vmi["metadata"], vmi.get("status") or {}
     told = {
         key.removeprefix(_ANNOTATIONS): value
@@ -74,10 +74,9 @@ def _describe(vmi: Json) -> Json:
         "namespace": metadata["namespace"],
         "state": status.get("phase"),
         "address": interfaces[0].get("ipAddress"),
-        "ports": told.get("ports"),
+        "ssh": told.get("ssh"),
         "memory": (status.get("memory") or {}).get("guestCurrent"),
         "node": status.get("nodeName"),
         "boot": told.get("boot"),
-        "pid": told.get("pid"),
         "notes": told.get("notes"),
     }

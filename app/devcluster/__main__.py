@@ -24,11 +24,12 @@ from app.devcluster.nodes.node_shapes import SHAPE_FIELDS, NodeShape, change_sha
 
 def main(arguments: list[str] | None = None) -> int:
     options, config = parse(arguments)
-    # Standard output has one line only: where the cluster listens.
+    # Standard output has lines of JSON only: how far the start has come, then where the cluster listens, or why it cannot.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         asyncio.run(_serve(config, options))
     except GuestsUnavailable as error:
+        _say(error=str(error))
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
@@ -103,8 +104,15 @@ def guest_wishes(options: argparse.Namespace) -> RealGuests:
 
 
 def _tell(line: str) -> None:
+    """How far the start has come, for whoever started this and for a person."""
+    _say(progress=line)
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
+
+
+def _say(**said: object) -> None:
+    sys.stdout.write(json.dumps(said) + "\n")
+    sys.stdout.flush()
 
 
 def _write(path: Path, text: str) -> None:

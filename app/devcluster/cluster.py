@@ -1,7 +1,7 @@
 """The cluster put together: store, controllers and server, started and stopped as one."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -37,7 +37,7 @@ from app.devcluster.clock import Clock, LoopClock, ManualClock
 from app.devcluster.config import DevClusterConfig
 from app.devcluster.durations import Jitter
 from app.devcluster.faults.book import FaultBook
-from app.devcluster.faults.disruptions import Disruptions, ResetError, Stage
+from app.devcluster.faults.disruptions import Disruptions, Stage
 from app.devcluster.guests.runtime import GuestRuntime
 from app.devcluster.guests.simulated import SimulatedGuests
 from app.devcluster.kubevirt.admission import KubeVirtWebhooks
@@ -63,6 +63,7 @@ from app.devcluster.nodes.power import NodePower
 from app.devcluster.scheduling.ledger import Ledger
 from app.devcluster.scheduling.scheduler import Scheduler
 from app.devcluster.server.admin import PREFIX, Admin
+from app.devcluster.server.answers import quiet_cuts, sign
 from app.devcluster.server.api_server import BODY_LIMIT, ApiServer
 from app.devcluster.storage.backend import StorageBackend
 from app.devcluster.storage.driver import StorageDriver
@@ -78,7 +79,6 @@ if TYPE_CHECKING:
 _SHUTDOWN_SECONDS = 1.0
 _RESTART_GAP = 2
 _ANSWER_SECONDS = 0.05
-SERVER_NAME = "emberpool-devcluster"
 
 
 class DevCluster:
@@ -371,8 +371,8 @@ class DevCluster:
         self.store.forget_history()
 
     async def _listen(self) -> None:
-        application = web.Application(client_max_size=BODY_LIMIT, middlewares=[_quiet_cuts])
-        application.on_response_prepare.append(_sign)
+        application = web.Application(client_max_size=BODY_LIMIT, middlewares=[quiet_cuts])
+        application.on_response_prepare.append(sign)
         application.router.add_route("*", PREFIX + "{path:.*}", Admin(self).handle)
         application.router.add_route("*", "/{path:.*}", self.server.handle)
         self._runner = web.AppRunner(
@@ -383,19 +383,3 @@ class DevCluster:
         await self._site.start()
         addresses = self._runner.addresses
         self._port = int(addresses[0][1])
-
-
-async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
-    """Mark every answer as coming from a dev cluster."""
-    response.headers["Server"] = SERVER_NAME
-
-
-@web.middleware
-async def _quiet_cuts(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """A connection that was cut by an ordered fault needs no stack trace."""
-    try:
-        return await handler(request)
-    except ResetError:
-        return web.Response(status=499)

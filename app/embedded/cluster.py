@@ -128,10 +128,8 @@ class _Starting:
         except (TimeoutError, ValueError) as error:
             await _stop(process)
             late = isinstance(error, TimeoutError)
-            reason = f"it did not listen within {self.ready_seconds:g} s" if late else "it ended at once"
-            raise DevClusterFailed(
-                f"The dev cluster cannot run: {reason}. The end of {self.log}:\n{read_tail(self.log)}"
-            ) from error
+            reason = f"It did not listen within {self.ready_seconds:g} s" if late else "It ended at once"
+            raise DevClusterFailed(f"{reason}. The end of {self.log}:\n{read_tail(self.log)}") from error
         except BaseException:
             await _stop(process)
             raise
@@ -143,7 +141,7 @@ class _Starting:
             if "url" in said:
                 return said
             if "error" in said:
-                raise DevClusterFailed(f"The dev cluster cannot run: {said['error']}")
+                raise DevClusterFailed(str(said["error"]))
             self.on_progress(str(said.get("progress", "")))
 
 

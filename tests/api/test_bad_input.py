@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.api.claims.schemas import BatchBody
+from app.api.claims.bodies import BatchBody
 from app.api.placements.schemas import CheckBody
 from app.api.pools.schemas import ImportBody
 from app.api.problems import MEDIA_TYPE

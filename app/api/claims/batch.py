@@ -3,8 +3,9 @@
 from fastapi import APIRouter
 
 from app.api.bodies import BodyRoute
+from app.api.claims.bodies import BatchBody
 from app.api.claims.fast_path.route import Key, fingerprint, warm_view
-from app.api.claims.schemas import BatchBody, BatchView, ClaimView
+from app.api.claims.views import BatchView, ClaimView
 from app.api.dependencies import Svc
 from app.api.problems import responses
 from app.domain.claims import ClaimRequest, WarmClaim

@@ -7,7 +7,8 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from app.api.bodies import BodyRoute
-from app.api.claims.schemas import ClaimPage, ClaimView, RenewBody
+from app.api.claims.bodies import RenewBody
+from app.api.claims.views import ClaimPage, ClaimView
 from app.api.dependencies import Svc
 from app.api.lists import answer
 from app.api.pages import After, Limit, cut, decode_id

@@ -35,7 +35,8 @@ class HandoverOutcomes:
         looked_at = self.waiting.now
         ends_at = looked_at + handover.wait_seconds
         found = await self._read(claim_id, given)
-        while _goes_on(found):
+        waits = handover.wait_seconds > 0
+        while waits and _goes_on(found):
             waiting = asyncio.ensure_future(
                 self.waiting.wait(claim_id, ends_at - self.waiting.now, looked_at=looked_at)
             )
@@ -43,11 +44,10 @@ class HandoverOutcomes:
                 done = await first_of(waiting, until_disconnected())
             finally:
                 waiting.cancel()
-            if waiting not in done or not waiting.result():
-                break
+            waits = waiting in done and waiting.result()
             looked_at = self.waiting.now
             found = await self._read(claim_id, given)
-        return await self._read(claim_id, given)
+        return found
 
     async def read(self, answer: ClaimAnswer) -> StoredClaim:
         """The claim with how its hand-over stands now."""

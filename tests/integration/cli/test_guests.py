@@ -9,9 +9,8 @@ from tests.support.fake_api_server import ApiServer, kubeconfig, says, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 ANNOTATIONS = {
-    "guests.emberpool.io/ports": "22=127.0.0.5:2222",
+    "guests.emberpool.io/ssh": "127.0.0.5:2222",
     "guests.emberpool.io/boot": "built-in",
-    "guests.emberpool.io/pid": "4711",
     "guests.emberpool.io/notes": "Its memory is 128Mi instead of 2Gi.",
     "kubevirt.io/other": "x",
 }
@@ -41,10 +40,10 @@ async def test_each_guest_is_a_line_with_where_it_is_reached(run, tmp_path):
         folder = folder_of(tmp_path / "data", settings.kubeconfig.read_text(encoding="utf-8"))
         said = await run("guests", "--data-dir", folder)
         as_json = json.loads((await run("guests", "--data-dir", folder, "-o", "json")).out)
-    first, second = (line.split(maxsplit=8) for line in said.out.splitlines()[1:])
-    assert first[:8] == ["web-1", "Running", "127.0.0.5", "22=127.0.0.5:2222", "128Mi", "node1", "built-in", "4711"]
-    assert first[8].strip() == "Its memory is 128Mi instead of 2Gi."
-    assert [cell.strip() for cell in second] == ["web-2", "Scheduling", *["-"] * 7]
+    first, second = (line.split(maxsplit=7) for line in said.out.splitlines()[1:])
+    assert first[:7] == ["web-1", "Running", "127.0.0.5", "127.0.0.5:2222", "128Mi", "node1", "built-in"]
+    assert first[7].strip() == "Its memory is 128Mi instead of 2Gi."
+    assert [cell.strip() for cell in second] == ["web-2", "Scheduling", *["-"] * 6]
     assert [each["name"] for each in as_json["items"]] == ["web-1", "web-2"]
 
 

@@ -113,7 +113,7 @@ async def test_a_reason_in_a_sentence_is_told_instead_of_the_log(tmp_path):
     starting = _Starting(tmp_path / "log", PATIENCE, lambda _: None)
     with pytest.raises(DevClusterFailed) as raised:
         await starting.start(printing({"error": "QEMU is not installed: apt-get install qemu-system-x86."}))
-    assert str(raised.value) == "The dev cluster cannot run: QEMU is not installed: apt-get install qemu-system-x86."
+    assert str(raised.value) == "QEMU is not installed: apt-get install qemu-system-x86."
 
 
 def printing(*lines: dict[str, str]) -> list[str]:
@@ -124,7 +124,7 @@ def printing(*lines: dict[str, str]) -> list[str]:
 async def test_one_that_cannot_start_says_why(tmp_path):
     with (
         lock_folder(tmp_path) as folder,
-        pytest.raises(DevClusterFailed, match=r"(?s)it ended at once.*--no-such-flag"),
+        pytest.raises(DevClusterFailed, match=r"(?s)It ended at once.*--no-such-flag"),
     ):
         await run_cluster(folder, arguments=["--no-such-flag"]).__aenter__()
     assert clusters_of(tmp_path) == []

@@ -77,7 +77,7 @@ async def test_what_happens_in_the_cluster_is_written_down(db, gateway, settings
 async def test_events_that_come_together_are_applied_in_their_order(db, gateway, settings):
     ((vm_id, name),) = await made(db, gateway, settings)
     async with observing(db, gateway, settings):
-        await heard(db, lambda state: state.list_age_seconds is not None)  # the first list is written
+        await heard(db, lambda state: state.list_age_seconds is not None)  # what the first list signs has been told
         warm = gateway.boot(name)
         for event in (Changed(warm), Gone(name, warm.uid), Broken("cut"), gateway.listed(ago=timedelta(0))):
             gateway.watchers[0].put_nowait(event)

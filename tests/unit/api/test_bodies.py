@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from app.api import app as api
 from app.api.bodies import LARGE, BodyRoute, in_thread, in_turn, read_json
+from app.api.claims.bodies import ClaimBody
 from app.api.claims.fast_path import route as claim_route
-from app.api.claims.schemas import ClaimBody
 from app.errors import MalformedBody
 from app.manifests import json_text
 from app.manifests.values import MAX_DEPTH, MAX_VALUES_OF_BODY

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 import app.api
-from app.api.claims.schemas import ClaimBody
+from app.api.claims.bodies import ClaimBody
 from app.domain.pools import PoolSpec
 from app.domain.preloads import PreloadSpec
 from app.domain.sentences import PATTERNS_IN_WORDS, describe_invalid

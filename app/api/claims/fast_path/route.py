@@ -21,7 +21,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.bodies import LARGE, BodyForm, in_turn, read_whole
-from app.api.claims.schemas import ClaimBody, ClaimView
+from app.api.claims.bodies import ClaimBody
+from app.api.claims.views import ClaimView
 from app.api.dependencies import Services
 from app.api.problems import CLUSTER_ERRORS, render, render_crash, responses
 from app.api.text import MAX_KEY
