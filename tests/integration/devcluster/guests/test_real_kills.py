@@ -33,7 +33,8 @@ async def test_a_killed_cluster_leaves_no_guest_and_no_file(folder):
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        told = json.loads(await process.stdout.readline())
+        while "url" not in (told := json.loads(await process.stdout.readline())):
+            assert told.keys() == {"progress"}  # the guest is being made
         assert told["guests"].startswith("qemu (")
         async with aiohttp.ClientSession() as session:
             async with session.post(told["url"] + MACHINES, json=machine("x")) as answer:
