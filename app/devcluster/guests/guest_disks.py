@@ -126,7 +126,7 @@ class DiskMaker:
         )
 
     def _files(self, namespace: str, volume: Json) -> Mapping[str, bytes] | None:
-        """The files of a secret or configMap volume, and of a serviceAccount's; None for other kinds."""
+        """The files of a secret or configMap volume; None for other kinds."""
         if (secret := volume.get("secret")) is not None:
             return self._data(SECRETS, namespace, secret["secretName"], optional=bool(secret.get("optional")))
         if (given := volume.get("configMap")) is not None:

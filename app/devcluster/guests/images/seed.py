@@ -52,19 +52,6 @@ def make_seed(
     make_iso(path, files, "cidata")
 
 
-def make_config_drive(
-    path: Path, *, user_data: bytes, network_data: bytes = b"", instance_id: str, hostname: str
-) -> None:
-    """Write a config drive of OpenStack's form to `path`: a CD image with the label config-2. Raises SeedRefused."""
-    meta = json.dumps(
-        {"uuid": instance_id, "instance_id": instance_id, "hostname": hostname, "local_hostname": hostname}
-    )
-    files = {"openstack/latest/meta_data.json": meta.encode(), "openstack/latest/user_data": user_data}
-    if network_data:
-        files["openstack/latest/network_data.json"] = network_data
-    make_iso(path, files, "config-2")
-
-
 def _one(
     source: Mapping[str, Any], secret: Secret, key: str, references: tuple[str, ...], members: tuple[str, ...]
 ) -> bytes:

@@ -12,7 +12,7 @@ from pycdlib.pycdlib import PyCdlib
 from app.devcluster.guests.images.errors import SeedRefused
 from app.devcluster.guests.images.identity import new_host_key
 from app.devcluster.guests.images.iso import make_iso
-from app.devcluster.guests.images.seed import cloud_init_data, make_config_drive, make_seed
+from app.devcluster.guests.images.seed import cloud_init_data, make_seed
 from app.devcluster.guests.images.user_data import guest_script, meta_data
 
 META = meta_data("i-1", "web-1")
@@ -70,15 +70,6 @@ def test_a_host_key_is_given_to_cloud_init_as_vendor_data(tmp_path):
     assert yaml.safe_load(files["vendor-data"]) == {
         "ssh_keys": {"ed25519_private": key.private, "ed25519_public": f"{key.public}\n"}
     }
-
-
-def test_a_config_drive_has_openstacks_label_and_folders(tmp_path):
-    make_config_drive(tmp_path / "drive.iso", user_data=b"#cloud-config\n", instance_id="i-1", hostname="web-1")
-
-    label, files = read_iso(tmp_path / "drive.iso")
-
-    assert label == "config-2"
-    assert set(files) == {"openstack/latest/meta_data.json", "openstack/latest/user_data"}
 
 
 def test_files_of_a_secret_keep_their_names_and_folders(tmp_path):
