@@ -9,7 +9,6 @@ import shutil
 import socket
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -66,8 +65,3 @@ def new_memory(name: str, folder: Path) -> int:
         return os.memfd_create(name)
     with tempfile.TemporaryFile(dir=folder) as file:
         return os.dup(file.fileno())
-
-
-def close_quietly(file: int) -> None:
-    with suppress(OSError):
-        os.close(file)
